@@ -1,0 +1,91 @@
+# Each target makes .venv and installs what it needs by itself, once, and again when pyproject.toml or constraints.txt
+# change. `make` alone lists the targets.
+#
+# Variables, in the environment or on the command line:
+#   PYTHON           the interpreter that makes .venv (3.11, 3.12 or 3.13)
+#   LABKIT_PIP_ARGS  more arguments for pip. Without any, pip takes the torch build that the package index lists first,
+#                    on Linux one with CUDA, of several GB. Machines without an NVIDIA GPU do with much less: name the
+#                    CPU wheels here, for instance
+#                      LABKIT_PIP_ARGS="--extra-index-url <address of PyTorch's CPU wheels>" make course
+#                      LABKIT_PIP_ARGS="--no-index --find-links wheels/" make course          (a camp without network)
+#   CONSTRAINTS      the file of exact versions
+#   JOBS             lessons that run side by side
+#   PYTEST_ARGS      more arguments for pytest
+#   LAB_ARGS         more arguments for JupyterLab, for instance --no-browser --port=8890
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help course gpu smoke test check lab bench train install clean
+
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+LABKIT_PIP_ARGS ?=
+JOBS ?=
+PYTEST_ARGS ?=
+LAB_ARGS ?=
+
+VENV := .venv
+VENV_PYTHON := $(VENV)/bin/python
+LABKIT := $(VENV)/bin/labkit
+OFFLINE := HF_HUB_OFFLINE=1
+
+EXTRAS_course := course
+EXTRAS_test := course,dev
+EXTRAS_bench := course,dev,bench
+EXTRAS_gpu := course,gpu
+
+help: ## list the targets / ターゲットの一覧
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+
+course: $(VENV)/.installed-course ## run all lessons on the CPU tier, report in build/ / 全レッスンをCPUで実行(結果は build/)
+	$(OFFLINE) $(LABKIT) run --tier cpu --jobs $(or $(JOBS),1)
+
+gpu: $(VENV)/.installed-gpu ## run all lessons on the GPU tier / 全レッスンをGPUで実行
+	$(LABKIT) run --tier gpu --jobs $(or $(JOBS),1)
+
+smoke: $(VENV)/.installed-test ## run all lessons at their smallest, solved and unsolved / 最小構成で全レッスンを実行(解答版・学生版)
+	$(OFFLINE) $(LABKIT) run --tier smoke --lang en --jobs $(or $(JOBS),2)
+	$(OFFLINE) $(LABKIT) run --tier smoke --lang ja 00
+	$(OFFLINE) $(LABKIT) run --tier smoke --edition student --lang en --jobs $(or $(JOBS),2)
+
+# pytest comes last, so that its summary closes the output.
+test: check smoke ## lints, drift gate, smoke lanes, pytest / 全テスト
+	$(VENV_PYTHON) -m pytest --durations=15 $(PYTEST_ARGS)
+
+check: $(VENV)/.installed-test ## ruff, the course's own lints, generated files up to date / 静的検査
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(LABKIT) lint
+	$(LABKIT) build --check
+
+lab: $(VENV)/.installed-course ## open the lessons in JupyterLab on this machine / JupyterLabでレッスンを開く
+	LABKIT_RESULTS="$${LABKIT_RESULTS:-$(CURDIR)/build/results}" $(VENV)/bin/jupyter lab --ip=127.0.0.1 \
+	  --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \
+	  $$(test "$$(id -u)" != 0 || echo --allow-root) $(LAB_ARGS) notebooks
+
+bench: $(VENV)/.installed-bench ## measure speed and memory against peers / 速度・メモリの比較測定
+	$(VENV_PYTHON) -m pytest tests/benchmarks -s $(PYTEST_ARGS)
+
+train: $(VENV)/.installed-course ## retrain everything shipped in data/ (hours; resumes) / data/ の全モデルを再学習(数時間・再開可)
+	$(VENV_PYTHON) -m labkit.models.train all
+
+install: $(VENV)/.installed-test ## only make .venv and install / .venv の作成とインストールのみ
+
+clean: ## delete build/ (reports, executed notebooks, checkpoints) and caches / 生成物とキャッシュを削除
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
+	find labkit tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+
+$(VENV)/.installed-%: pyproject.toml $(CONSTRAINTS) | $(VENV_PYTHON)
+	$(VENV_PYTHON) -m pip install --disable-pip-version-check $(LABKIT_PIP_ARGS) -c $(CONSTRAINTS) -e ".[$(EXTRAS_$*)]"
+	@touch $@
+
+$(VENV_PYTHON):
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo "$(PYTHON) not found. Install Python 3.11, 3.12 or 3.13, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python" >&2; \
+	  echo "$(PYTHON) が見つかりません。Python 3.11〜3.13 をインストールするか、PYTHON=... で指定してください。" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "labkit needs Python 3.11, 3.12 or 3.13, but $(PYTHON) is $$("$(PYTHON)" -V). Name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; \
+	  echo "Python 3.11〜3.13 が必要です。PYTHON=python3.12 のように指定してください。" >&2; exit 1; }
+	"$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "$(PYTHON) cannot make a virtual environment. On Debian and Ubuntu: apt-get install python3-venv" >&2; \
+	  echo "仮想環境を作成できません。Debian / Ubuntu では apt-get install python3-venv を実行してください。" >&2; exit 1; }
