@@ -1,0 +1,117 @@
+"""The Makefile: installs by itself, explains what is wrong, and runs every lane."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+needs_make = pytest.mark.skipif(shutil.which("make") is None or os.name == "nt", reason="needs make and a POSIX shell")
+
+FAKE_PYTHON = """#!/bin/sh
+# Stands in for an interpreter: answers the version question, "makes" a virtual environment, records calls of pip.
+case "$1" in
+  -V) echo "Python $FAKE_VERSION" ;;
+  -c) exec "{python}" -c "import sys
+sys.version_info = tuple(map(int, '$FAKE_VERSION'.split('.')))
+exec(sys.argv[1])" "$2" ;;
+  -m) if [ "$2" = venv ]; then mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; else echo "$@" >> "$FAKE_LOG"; fi ;;
+esac
+"""
+
+
+@pytest.fixture
+def fake_checkout(tmp_path: Path):
+    """The Makefile in a folder of its own with a fake interpreter; returns (folder, run) where run calls make."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    python = tmp_path / "fakepython"
+    python.write_text(FAKE_PYTHON.format(python=sys.executable), encoding="utf-8")
+    python.chmod(0o755)
+
+    def run(*arguments: str, version: str = "3.12.1", **environment: str) -> subprocess.CompletedProcess:
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "LABKIT_"))}
+        return subprocess.run(
+            ["make", f"PYTHON={python}", *arguments],
+            cwd=tmp_path,
+            env={**inherited, "FAKE_VERSION": version, "FAKE_LOG": str(tmp_path / "pip.log"), **environment},
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+        )
+
+    return tmp_path, run
+
+
+@needs_make
+def test_make_installs_once_and_again_when_the_pins_change(fake_checkout):
+    folder, run = fake_checkout
+    log = folder / "pip.log"
+    assert run("install", LABKIT_PIP_ARGS="--find-links wheels").returncode == 0
+    (call,) = log.read_text().splitlines()
+    assert call.startswith("-m pip install")
+    assert call.endswith("--find-links wheels -c constraints.txt -e .[course,dev]")
+    assert run("install").returncode == 0
+    assert len(log.read_text().splitlines()) == 1
+    later = (folder / ".venv/.installed-test").stat().st_mtime + 10
+    os.utime(folder / "constraints.txt", (later, later))
+    assert run("install").returncode == 0
+    assert len(log.read_text().splitlines()) == 2
+
+
+@needs_make
+@pytest.mark.parametrize("version", ["3.10.13", "3.14.0"])
+def test_make_refuses_an_unsupported_python_and_says_what_to_do(fake_checkout, version: str):
+    folder, run = fake_checkout
+    done = run("install", version=version)
+    assert done.returncode != 0
+    assert "labkit needs Python 3.11, 3.12 or 3.13" in done.stderr
+    assert "make install PYTHON=" in done.stderr
+    assert version in done.stderr
+    assert not (folder / ".venv").exists()
+
+
+@needs_make
+def test_make_says_so_when_there_is_no_python(fake_checkout):
+    _, run = fake_checkout
+    done = run("install", "PYTHON=no-such-python")
+    assert done.returncode != 0
+    assert "no-such-python not found" in done.stderr
+
+
+@needs_make
+def test_make_help_lists_every_target(fake_checkout):
+    _, run = fake_checkout
+    phony = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)[1].split()
+    listed = re.findall(r"^make (\w+) ", run("help").stdout, re.MULTILINE)
+    assert sorted(listed) == sorted(phony)
+    assert {"course", "test", "lab", "smoke", "check", "bench", "train", "clean"} <= set(listed)
+
+
+@needs_make
+def test_make_test_runs_the_lints_all_lanes_and_last_of_all_pytest(fake_checkout):
+    _, run = fake_checkout
+    commands = run("--dry-run", "test").stdout.splitlines()
+    expected = [
+        "ruff check", "ruff format --check", "labkit lint", "labkit build --check", "run --tier smoke --lang en",
+        "run --tier smoke --lang ja 00", "run --tier smoke --edition student --lang en", "-m pytest",
+    ]  # fmt: skip
+    positions = [next(i for i, command in enumerate(commands) if part in command) for part in expected]
+    assert positions == sorted(positions)
+    assert positions[-1] == len(commands) - 1
+
+
+@needs_make
+def test_jupyterlab_listens_on_this_machine_alone_and_keeps_its_token(fake_checkout):
+    _, run = fake_checkout
+    commands = run("--dry-run", "lab").stdout.replace("\\\n", " ").splitlines()
+    (command,) = [command for command in commands if "jupyter lab" in command]
+    assert "--ip=127.0.0.1" in command
+    assert "token" not in command
+    assert "password" not in command
+    assert command.endswith("notebooks")

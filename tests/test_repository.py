@@ -1,0 +1,309 @@
+"""The repository itself: what is declared, pinned, allowed at the top, and shipped in a wheel."""
+
+import ast
+import importlib.metadata
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+DISTRIBUTION = "diffusion-labkit"
+COLAB_LIST = ROOT / "tests/data/colab-2026-08-19.txt"
+
+TOP_LEVEL = {
+    *(".ci", ".gitattributes", ".github", ".gitignore", "DEVELOPERS.md", "LICENSE", "LICENSE-text", "Makefile"),
+    *("README.ja.md", "README.md", "constraints.txt", "data", "docs", "environment.yml", "labkit", "notebooks"),
+    *("pyproject.toml", "tests"),
+}
+
+# The name labkit on the package index is somebody else's project.
+INSTALLS_SOMEBODY_ELSES_LABKIT = re.compile(
+    r"(?:pip3?|conda|mamba|pipx|uv|poetry)[ \t]+(?:install|add)[ \t]+(?:-{1,2}[\w-]+[ \t]+)*[\"']?labkit(?![\w./-])"
+)
+FORBIDDEN = {
+    "a command that installs an unrelated project": INSTALLS_SOMEBODY_ELSES_LABKIT,
+    "a path of somebody's machine": re.compile(r"(?<![\w.])/(?:work|root|farm)/|/tmp/prot[o]"),
+    "a package registry's host": re.compile(
+        r"pypi\.org|pythonhosted\.org|download\.pytorch\.org|registry\.npmjs\.org|conda\.anaconda\.org|deb\.debian\.org"
+    ),
+    "an unresolved merge": re.compile(r"^(?:<{7}|>{7}) ", re.MULTILINE),
+}
+
+
+def repository_files() -> list[Path]:
+    """Files that are in the repository or would be with the next commit."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in sorted(set(listed.stdout.split("\0"))) if name and (ROOT / name).is_file()]
+
+
+def python_files(*folders: str) -> list[Path]:
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def imported_packages(path: Path) -> set[str]:
+    """Top-level names that the file imports, at any depth."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def requirements(*extras: str) -> dict[str, Requirement]:
+    """The declared requirements, the base ones included, by canonical name."""
+    lines = [*PROJECT["dependencies"], *(line for extra in extras for line in EXTRAS[extra])]
+    return {canonicalize_name(requirement.name): requirement for requirement in map(Requirement, lines)}
+
+
+def pins(path: Path) -> dict[str, str]:
+    """Canonical name -> version, from a file of ``name==version`` lines."""
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    for line in lines:
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+]+", line), f"{path.name}: not an exact pin: {line}"
+    pairs = [line.split("==") for line in lines]
+    assert len({canonicalize_name(name) for name, _ in pairs}) == len(pairs), f"{path.name}: a package is pinned twice"
+    return {canonicalize_name(name): version for name, version in pairs}
+
+
+def test_constraints_lie_in_the_declared_ranges():
+    pinned = pins(ROOT / "constraints.txt")
+    for name, requirement in requirements("course", "bench", "dev").items():
+        assert name in pinned, f"constraints.txt has no pin for {name}"
+        assert requirement.specifier.contains(pinned[name]), f"{name}=={pinned[name]} is not {requirement}"
+
+
+def test_constraints_name_the_versions_that_draw_the_world():
+    pinned = pins(ROOT / "constraints.txt")
+    wanted = {"dicebear-core": "10.7.0", "dicebear-styles": "10.6.0", "resvg-py": "0.5.0", "torch": "2.13.0"}
+    assert {name: pinned[name] for name in wanted} == wanted
+
+
+def test_constraints_bring_neither_torchvision_nor_this_package_nor_a_build_tag():
+    pinned = pins(ROOT / "constraints.txt")
+    assert not {"torchvision", "torchaudio", "labkit", DISTRIBUTION} & set(pinned)
+    assert not [name for name, version in pinned.items() if "+" in version]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the pins were taken on Linux")
+def test_constraints_pin_everything_that_the_declared_packages_need():
+    pinned = pins(ROOT / "constraints.txt")
+    accelerator = re.compile(r"nvidia-|cuda-|triton|pytorch-triton|setuptools$")  # they come with the build of torch
+    todo = [(name, frozenset(requirement.extras)) for name, requirement in requirements("course", "dev").items()]
+    seen, unpinned = set(todo), set()
+    while todo:
+        name, extras = todo.pop()
+        if name not in pinned and not accelerator.match(name):
+            unpinned.add(name)
+        try:
+            lines = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        for requirement in map(Requirement, lines):
+            contexts = [{"extra": extra} for extra in extras or {""}]
+            if requirement.marker is None or any(requirement.marker.evaluate(context) for context in contexts):
+                entry = (canonicalize_name(requirement.name), frozenset(requirement.extras))
+                if entry not in seen:
+                    seen.add(entry)
+                    todo.append(entry)
+    assert len(seen) > 100, "the walk stopped early: run this test where course and dev are installed"
+    assert not unpinned, f"constraints.txt lacks {sorted(unpinned)}"
+
+
+def test_environment_yml_repeats_pyproject():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
+    (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    python = Requirement(next(entry for entry in conda if entry.startswith("python")))
+    assert python.specifier == SpecifierSet(PROJECT["requires-python"])
+    assert conda[1:] == ["pip"], "conda brings Python and pip alone: everything else must come from one resolver"
+    assert pip[:2] == ["-c constraints.txt", "-e ."]
+    assert pip[2:] == [*PROJECT["dependencies"], *EXTRAS["course"], *EXTRAS["dev"]]
+
+
+def test_ranges_admit_the_versions_of_colab():
+    listed = pins(COLAB_LIST)
+    declared = requirements("course", "bench", "dev")
+    assert {"torch", "diffusers", "transformers", "numpy", "ipywidgets", "ipython", "ipykernel"} <= set(listed)
+    refused = {
+        name: version
+        for name, version in listed.items()
+        if name in requirements("course") and not declared[name].specifier.contains(version)
+    }
+    assert not refused, f"Colab would have to change {refused}"
+    assert SpecifierSet(PROJECT["requires-python"]).contains("3.13")
+
+
+def test_the_copied_colab_list_holds_only_packages_that_are_declared():
+    assert set(pins(COLAB_LIST)) <= set(requirements("course", "bench", "dev"))
+
+
+def test_the_widget_release_that_breaks_vs_code_is_excluded():
+    widgets = requirements("course")["ipywidgets"].specifier
+    assert not widgets.contains("8.1.9")
+    assert widgets.contains("7.7.1")
+    assert widgets.contains("8.1.8")
+
+
+def test_supported_pythons_are_the_same_everywhere():
+    supported = SpecifierSet(PROJECT["requires-python"])
+    minors = [minor for minor in range(8, 20) if supported.contains(f"3.{minor}.1")]
+    classified = [int(c.rsplit(".", 1)[1]) for c in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", c)]
+    ci = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    matrix = ci["jobs"]["test"]["strategy"]["matrix"]["python"]
+    assert minors == [11, 12, 13]
+    assert classified == minors
+    assert matrix == [f"3.{minor}" for minor in minors]
+
+
+def test_every_package_that_labkit_imports_is_declared():
+    providers = importlib.metadata.packages_distributions()
+    declared = set(requirements(*EXTRAS))
+    undeclared = {}
+    for path in python_files("labkit"):
+        for package in imported_packages(path) - set(sys.stdlib_module_names) - {"labkit"}:
+            names = {canonicalize_name(name) for name in providers.get(package, [package])}
+            if not names & declared:
+                undeclared.setdefault(package, str(path.relative_to(ROOT)))
+    assert not undeclared, f"declare these in pyproject.toml: {undeclared}"
+
+
+def test_no_file_imports_torchvision():
+    files = python_files("labkit", "notebooks/src", "tests")
+    assert len(files) > 2
+    assert not [path for path in files if "torchvision" in imported_packages(path)]
+
+
+@pytest.mark.slow
+def test_importing_labkit_loads_no_torchvision():
+    candidates = ("portraits", "models", "diffusion", "metrics", "density", "fabric", "dpo", "pairwise", "course")
+    present = [f"labkit.{name}" for name in candidates if (ROOT / "labkit" / name / "__init__.py").exists()]
+    assert present
+    code = f"import sys, {', '.join(present)}; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    loaded = done.stdout.splitlines()[-1].split()
+    assert "labkit" in loaded
+    assert "torchvision" not in loaded
+
+
+def test_importing_labkit_alone_is_cheap():
+    code = "import sys, labkit; print(labkit.__version__, *sorted({m.split('.')[0] for m in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    version, *loaded = done.stdout.split()
+    assert Version(version) >= Version("0.1")
+    assert not {"torch", "numpy", "diffusers", "transformers", "matplotlib", "IPython"} & set(loaded)
+
+
+def test_top_level_holds_only_what_belongs_there():
+    found = {path.relative_to(ROOT).parts[0] for path in repository_files()}
+    assert found <= TOP_LEVEL, f"move or ignore: {sorted(found - TOP_LEVEL)}"
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_no_file_contains(what: str):
+    found = []
+    for path in repository_files():
+        content = path.read_bytes()
+        if b"\0" in content[:8192]:
+            continue
+        for match in FORBIDDEN[what].finditer(content.decode("utf-8")):
+            found.append(f"{path.relative_to(ROOT)}: {match.group()!r}")
+    assert not found, f"{what}: {found}"
+
+
+@pytest.mark.parametrize(
+    ("words", "wrong"),
+    [
+        (("pip", "install", "labkit"), True),
+        (("!pip", "install", "-q", "labkit"), True),
+        (("pip3", "install", "-U", "'labkit[course]'"), True),
+        (("uv", "add", "labkit"), True),
+        (("pip", "install", "diffusion-labkit"), False),
+        (("pip", "install", "-e", "."), False),
+        (("pip", "install", "labkit-tools"), False),
+        (("pip", "install", "labkit/"), False),
+    ],
+)
+def test_the_search_for_the_wrong_install_command_finds_it(words: tuple[str, ...], wrong: bool):
+    assert bool(INSTALLS_SOMEBODY_ELSES_LABKIT.search(" ".join(words))) is wrong
+
+
+def test_nothing_is_unpickled():
+    pattern = re.compile(r"\bpickle\.loads?\(|\btorch\.load\(|allow_pickle\s*=\s*True|weights_only\s*=\s*False")
+    files = python_files("labkit", "notebooks/src")
+    assert files
+    assert not [path for path in files if pattern.search(path.read_text(encoding="utf-8"))]
+
+
+def test_licences_are_the_full_texts():
+    code = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    text = (ROOT / "LICENSE-text").read_text(encoding="utf-8")
+    assert "Version 2.0, January 2004" in code
+    assert "END OF TERMS AND CONDITIONS" in code
+    assert text.startswith("Attribution 4.0 International")
+    assert [f"Section {n} --" in text for n in range(1, 9)] == [True] * 8
+
+
+def test_attribution_quotes_the_licence_of_each_style():
+    from labkit.portraits.attributes import HELD_OUT_STYLES, TRAINING_STYLES
+
+    rows = {}
+    for line in (ROOT / "data/ATTRIBUTION.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("|") and line.count("|") == 6:
+            style, artist, source, licence, use = (cell.strip() for cell in line.strip("|").split("|"))
+            rows[style] = (artist, source, licence, use)
+    assert {*TRAINING_STYLES, *HELD_OUT_STYLES, "bottts"} <= set(rows)
+    folder = Path(importlib.util.find_spec("dicebear_styles").submodule_search_locations[0])
+    for style in (*TRAINING_STYLES, *HELD_OUT_STYLES, "bottts"):
+        meta = json.loads((folder / f"{style}.json").read_text(encoding="utf-8"))["meta"]
+        quoted = tuple(f"[{meta[key]['name']}]({meta[key]['url']})" for key in ("creator", "source", "license"))
+        assert rows[style][:3] == quoted
+        assert rows[style][3].startswith("training") == (style in TRAINING_STYLES)
+
+
+@pytest.fixture(scope="module")
+def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    pytest.importorskip("hatchling")
+    target = tmp_path_factory.mktemp("wheel")
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", target], cwd=ROOT, check=True)
+    (wheel,) = target.glob("diffusion_labkit-*.whl")
+    return zipfile.ZipFile(wheel).namelist()
+
+
+def test_a_wheel_holds_every_file_of_the_package_and_the_data(wheel_names: list[str]):
+    expected = set()
+    for path in repository_files():
+        name = path.relative_to(ROOT).as_posix()
+        if name.startswith("labkit/"):
+            expected.add(name)
+        elif name.startswith("data/"):
+            expected.add(f"labkit/_data/{name.removeprefix('data/')}")
+    assert {"labkit/__init__.py", "labkit/_data/ATTRIBUTION.md"} <= expected
+    assert expected <= set(wheel_names)
+
+
+def test_a_wheel_holds_nothing_else(wheel_names: list[str]):
+    others = [name for name in wheel_names if not name.startswith("labkit/") and ".dist-info/" not in name]
+    assert not others
+    assert not [name for name in wheel_names if "__pycache__" in name or name.endswith((".ipynb", ".tmp"))]
+    licences = {Path(name).name for name in wheel_names if ".dist-info/licenses/" in name}
+    assert {"LICENSE", "LICENSE-text", "ATTRIBUTION.md"} <= licences

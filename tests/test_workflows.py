@@ -1,0 +1,112 @@
+"""What CI runs and who may start it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def workflow(name: str) -> dict:
+    loaded = yaml.safe_load((ROOT / ".github/workflows" / name).read_text(encoding="utf-8"))
+    loaded["on"] = loaded.pop(True)  # YAML 1.1 reads the bare key `on` as a truth value
+    return loaded
+
+
+def validate(schema: str, path: Path) -> subprocess.CompletedProcess:
+    pytest.importorskip("check_jsonschema")
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, str(path)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", ["ci.yml", "gpu.yml"])
+def test_workflows_are_valid(name: str):
+    done = validate("vendor.github-workflows", ROOT / ".github/workflows" / name)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_workflow_schema_notices_a_mistake(tmp_path: Path):
+    broken = tmp_path / "gpu.yml"
+    source = (ROOT / ".github/workflows/gpu.yml").read_text(encoding="utf-8")
+    broken.write_text(source.replace("runs-on:", "run-on:"), encoding="utf-8")
+    assert validate("vendor.github-workflows", broken).returncode == 1
+
+
+def test_error_report_form_is_valid():
+    folder = ROOT / ".github/ISSUE_TEMPLATE"
+    for schema, name in (("issue-forms", "error-report.yml"), ("issue-config", "config.yml")):
+        done = validate(f"vendor.github-{schema}", folder / name)
+        assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", ["ci.yml", "gpu.yml"])
+def test_workflows_only_read_the_repository_and_end_by_themselves(name: str):
+    loaded = workflow(name)
+    assert loaded["permissions"] == {"contents": "read"}
+    for job in loaded["jobs"].values():
+        assert job["timeout-minutes"] <= 180
+        checkouts = [step for step in job["steps"] if step.get("uses", "").startswith("actions/checkout@")]
+        assert [step["with"]["persist-credentials"] for step in checkouts] == [False]
+
+
+@pytest.mark.parametrize("name", ["ci.yml", "gpu.yml"])
+def test_every_job_keeps_its_reports_when_it_fails(name: str):
+    for job in workflow(name)["jobs"].values():
+        (upload,) = [step for step in job["steps"] if step.get("uses", "").startswith("actions/upload-artifact@")]
+        assert upload["if"] == "always()"
+        assert upload["with"]["path"] == "build/"
+        assert job["steps"][-1] is upload
+
+
+def github_condition(expression: str, event_name: str, label: str | None = None, head_is_fork: bool = False) -> bool:
+    """Evaluate the small part of GitHub's expression language that the label gate is written in."""
+    values = {
+        "github.event_name": event_name,
+        "github.event.label.name": label,
+        "github.event.pull_request.head.repo.fork": head_is_fork,
+    }
+    for name in sorted(values, key=len, reverse=True):
+        expression = expression.replace(name, repr(values[name]))
+    assert "github." not in expression, f"teach this test the name in {expression}"
+    return bool(eval(expression.replace("||", "or").replace("&&", "and"), {"__builtins__": {}}))
+
+
+@pytest.mark.parametrize(
+    ("event_name", "label", "runs"),
+    [
+        ("schedule", None, True),
+        ("workflow_dispatch", None, True),
+        ("pull_request", "gpu", True),
+        ("pull_request", "documentation", False),
+        ("pull_request", "gpu-later", False),
+        ("pull_request", None, False),
+        ("pull_request_target", "gpu", False),
+        ("push", None, False),
+    ],
+)
+def test_gpu_jobs_run_nightly_by_hand_or_on_the_label(event_name: str, label: str | None, runs: bool):
+    jobs = workflow("gpu.yml")["jobs"]
+    assert jobs
+    for job in jobs.values():
+        for fork in (False, True):
+            assert github_condition(job["if"], event_name, label, fork) is runs
+
+
+def test_a_pull_request_reaches_the_gpu_only_by_the_act_of_labelling():
+    triggers = workflow("gpu.yml")["on"]
+    assert set(triggers) == {"schedule", "workflow_dispatch", "pull_request"}
+    assert triggers["pull_request"] == {"types": ["labeled"]}  # pushing to a labelled pull request starts nothing
+    assert triggers["schedule"]
+
+
+def test_ci_runs_the_same_script_everywhere():
+    test_job = workflow("ci.yml")["jobs"]["test"]
+    assert "bash .ci/run" in [step.get("run") for step in test_job["steps"]]
+    script = ROOT / ".ci/run"
+    assert os.access(script, os.X_OK)
+    assert script.read_text(encoding="utf-8").rstrip().endswith("make test")
+    subprocess.run(["bash", "-n", script], check=True)
