@@ -7,7 +7,7 @@ A lesson has a number ("01"), a source `notebooks/src/01_name.py`, and a folder 
     title: {en: Diffusion essentials, ja: 拡散モデルの基礎}
     summary: {en: One or two sentences., ja: 一、二文の要約。}
     prerequisites: ["00"]                                    # lesson numbers, may be empty
-    references:                                              # papers and articles, may be empty
+    references:                                              # papers, articles (title: text or {en, ja}), may be empty
       - {id: ddpm, title: Denoising Diffusion Probabilistic Models, year: 2020, url: "https://arxiv.org/abs/2006.11239"}
     objectives: {en: [what the learner can do afterwards], ja: [学べること]}
     minutes: {smoke: 0.4, cpu: 6, gpu: null}                 # measured; null where nobody has measured yet

@@ -19,25 +19,26 @@ added by the builder: do not write them. What is known about the lesson (title, 
 have compared the two texts, `labkit build --reconcile forward` (or `01:forward`) writes both hashes; without uids,
 `--reconcile` does so for every pair that needs it and lists them. Edit one side later, and `labkit lint` reports the
 other one as stale until it has been looked at. A pair has the same formulas, links, images and heading levels. The body
-may also stand between two lines of three double quotes instead of behind `# `.
+may also stand between two lines of three double quotes instead of behind `# `. Links to files of the repository start
+with `../../` (`[licence](../../LICENSE)`), links to other lessons are their notebooks (`00_start_here.ipynb`).
 
 **Code cells** are shared by both languages, are plain Python (no `%magic`, no `!shell`), and carry a uid and tags:
 
     # %% uid="setup" tags=["setup"]
     # %% uid="noise" tags=["exercise"] exercise="add_noise"
 
-| tag                       | meaning                                                                                   |
-|---------------------------|-------------------------------------------------------------------------------------------|
-| `parameters`              | exactly one cell: `tier = "cpu"`, `lang = "en"`, `seed = 0`, `strict = False`,            |
-|                           | `interactive = True` and more simple literals; the builder writes the edition's language  |
-| `setup`                   | exactly one cell, after the parameters: `lab = start("01", tier=tier, lang=lang, ...)`    |
-| `exercise`                | has a solution region; `exercise="id"` names its entry in lesson.yaml; the builder adds a |
-|                           | line with difficulty, importance and minutes                                              |
-| `check`, `quiz`, `widget` | what the cell calls, for the website and for statistics                                   |
-| `gpu`, `slow`             | needs a GPU; gets the larger time limit                                                   |
-| `hide-input`              | folded code                                                                               |
-| `remove-cell`             | not shown on the website                                                                  |
-| `instructor`              | code or Markdown that stands in the solution edition only                                 |
+| tag                       | meaning                                                                                  |
+|---------------------------|------------------------------------------------------------------------------------------|
+| `parameters`              | exactly one cell: `tier = "cpu"`, `lang = "en"`, `seed = 0`, `strict = False`,           |
+|                           | `interactive = True` and more simple literals; the builder writes the edition's language |
+| `setup`                   | exactly one cell, after the parameters: `lab = start("01", tier=tier, lang=lang, ...)`   |
+| `exercise`                | has a solution region; `exercise="id"` names its entry in lesson.yaml; the builder adds |
+|                           | a line with difficulty, importance and minutes                                           |
+| `check`, `quiz`, `widget` | what the cell calls, for the website and for statistics                                  |
+| `gpu`, `slow`             | needs a GPU; gets the larger time limit                                                  |
+| `hide-input`              | folded code                                                                              |
+| `remove-cell`             | not shown on the website                                                                 |
+| `instructor`              | code or Markdown that stands in the solution edition only                                |
 
 uids are lower-case letters, digits and hyphens, unique in the file, and become the ids of the notebook's cells.
 `header`, `install`, `progress` and `footer` belong to the builder.
@@ -56,16 +57,17 @@ uids are lower-case letters, digits and hyphens, unique in the file, and become 
         # return mixed
         # END STUB
 
-The stub region is optional and directly follows the solution; its lines are commented out by `# ` and are uncommented in
-the student edition. Without one, the builder writes a stub that lets the notebook run on, so that `check` can answer "not
-done yet": inside a function `return None`; at top level every name that the solution assigns becomes None, and a function
-keeps its signature and docstring. (A class needs a hand-written stub.)
+The stub region is optional and directly follows the solution; its lines are commented out by `# ` and are uncommented
+in the student edition. Without one, the builder writes a stub that lets the notebook run on, so that `check` can answer
+"not done yet": inside a function `return None`; at top level every name that the solution assigns becomes None, and a
+function keeps its signature and docstring. (A class needs a hand-written stub.)
 
-**Comments in two languages**: a line that starts with `#en:` or `#ja:` stays in that edition only; write both, next to each
-other. All other comments are short plain English. **Texts that code shows** (prints, titles, labels) are never literals:
-write `t("key")` and put the text in both languages into messages.yaml. Plain symbols such as `r"$\\beta$"` are fine.
+**Comments in two languages**: a line that starts with `#en:` or `#ja:` stays in that edition only; write both, next to
+each other. All other comments are short plain English. **Texts that code shows** (prints, titles, labels) are never
+literals: write `t("key")` and put the text in both languages into messages.yaml. Symbols (`r"$\\beta$"`) are fine.
 
-`labkit lint` says what is wrong with a file, where, and how to mend it; `labkit build --tidy` puts it into canonical form.
+`labkit lint` says what is wrong with a file, where, and how to mend it; `labkit build --tidy` puts it into canonical
+form.
 '''
 
 from __future__ import annotations
