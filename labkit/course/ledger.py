@@ -1,0 +1,163 @@
+"""Shows claims: one verdict, the ledger over all lessons (`labkit claims`: table, HTML, JSON), and article maps."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from labkit.course.claims import (
+    NOT_RUN,
+    NOT_TESTABLE,
+    REPRODUCED,
+    VERDICTS,
+    Claim,
+    Record,
+    as_json,
+    declared,
+    latest,
+    load_records,
+    value_text,
+)
+from labkit.course.i18n import LANGUAGES, t
+from labkit.course.lesson_files import LessonFiles
+from labkit.course.manifest import TIERS, Project, lesson_numbers
+from labkit.course.render import box, language, page, pick, table
+
+SIGNS = {"reproduced": "✓", "not_reproduced": "✗", "not_testable": "–", NOT_RUN: "…"}
+
+
+def verdict_text(verdict: str) -> str:
+    """'✓ reproduced' in the current language."""
+    return f"{SIGNS[verdict]} {t(f'claim.{verdict}')}"
+
+
+def record_box(claim: Claim, record: Record) -> tuple[str, str]:
+    """(html, text) shown to the learner when a claim is recorded."""
+    kind = "pass" if record.verdict == REPRODUCED else "info" if record.verdict == NOT_TESTABLE else "fail"
+    lines = [
+        t("claim.source", paper=claim.paper, place=claim.place, statement=pick(claim.statement)),
+        t("claim.expected", region=claim.region.text()),
+    ]
+    if record.value is not None:
+        interval = (
+            ""
+            if record.interval is None
+            else t("claim.interval", lo=f"{record.interval[0]:.4g}", hi=f"{record.interval[1]:.4g}")
+        )
+        lines.append(
+            t(
+                "claim.measured",
+                measured=record.measured or t("claim.value"),
+                value=f"{record.value:.4g}",
+                interval=interval,
+                context=t("claim.seeds" if record.seeds else "claim.tier", n=len(record.seeds), tier=record.tier),
+            )
+        )
+    if record.undecided:
+        lines.append(t("claim.undecided"))
+    if record.reason:
+        lines.append(t("claim.reason", reason=record.reason))
+    return box(kind, t("claim.title", id=claim.id, verdict=t(f"claim.{record.verdict}")), *lines)
+
+
+def ledger_rows(
+    records: Iterable[Record], *, tier: str | None = None, lang: str | None = None, project: Project | None = None
+) -> list[dict[str, Any]]:
+    """One row per declared claim and tier it was measured on, and one per claim nobody has measured yet."""
+    newest = latest(records, tier=tier, lang=lang)
+    rows = []
+    for number in lesson_numbers(project):
+        for claim in declared(number, project).values():
+            mine = sorted((r for r in newest.values() if r.claim == claim.id), key=lambda r: TIERS.index(r.tier))
+            rows += [{"claim": claim, "record": r, "verdict": r.verdict} for r in mine]
+            if not mine:
+                rows.append({"claim": claim, "record": None, "verdict": NOT_RUN})
+    return rows
+
+
+def ledger(rows: list[dict[str, Any]]) -> tuple[str, str]:
+    """(html, text) of the ledger with a summary line, in the current language."""
+    columns = ("claim", "paper", "statement", "expected", "value", "seeds", "tier", "verdict")
+    cells = []
+    for row in rows:
+        claim, record = row["claim"], row["record"]
+        verdict = verdict_text(row["verdict"])
+        if record is not None and record.declaration != claim.digest:
+            verdict += f" ({t('claim.changed')})"
+        cells.append(
+            (
+                claim.id,
+                f"{claim.paper}, {claim.place}",
+                pick(claim.statement),
+                claim.region.text(),
+                value_text(record) if record else "",
+                str(len(record.seeds)) if record else "",
+                record.tier if record else "",
+                verdict,
+            )
+        )
+    counts = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in (*VERDICTS, NOT_RUN)}
+    html_text, text = table([t(f"claim.column.{name}") for name in columns], cells)
+    summary = t("claim.summary", **counts)
+    return f"{html_text}<p>{summary}</p>", f"{text}\n\n{summary}"
+
+
+def article_table(files: LessonFiles, records: Iterable[Record], tier: str) -> tuple[str, str]:
+    """(html, text): what the Japanese article says, what the paper says, and what was measured on this tier."""
+    newest = latest(records, tier=tier)
+    cells = []
+    for row in files.article_rows:
+        article = pick(row["article"])
+        if row["goes_beyond"]:
+            article += "\n" + t("article.goes_beyond")
+        record = newest.get((row["claim"], tier))
+        if row["claim"] is None:
+            measured = t("article.nothing")
+        elif record is None:
+            measured = t("article.not_yet", id=row["claim"])
+        else:
+            measured = f"{verdict_text(record.verdict)}\n{value_text(record)}".rstrip()
+        note = pick(row["note"])
+        cells.append((article, pick(row["paper"]) + (f"\n{note}" if note else ""), measured))
+    return table([t("article.article"), t("article.paper"), t("article.measured")], cells)
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register `labkit claims`."""
+    parser = subparsers.add_parser("claims", help="show which claims of the papers were reproduced")
+    parser.add_argument(
+        "--results", type=Path, help="folder with the results (default: LABKIT_RESULTS or build/results)"
+    )
+    parser.add_argument("--tier", choices=TIERS, help="only measurements on this tier")
+    parser.add_argument("--lang", choices=LANGUAGES, default="en", help="language of the table")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the ledger as an HTML page")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the ledger over all lessons (or write it as HTML); 0."""
+    project = Project(args.root) if args.root else None
+    with language(args.lang):
+        rows = ledger_rows(load_records(args.results), tier=args.tier, project=project)
+        html_text, text = ledger(rows)
+        if args.html:
+            args.html.parent.mkdir(parents=True, exist_ok=True)
+            args.html.write_text(page(t("claim.ledger_title"), html_text), encoding="utf-8")
+        if args.json:
+            print(json.dumps([_json_row(row) for row in rows], ensure_ascii=False, indent=1))
+        elif args.html:
+            print(args.html)
+        else:
+            print(text)
+    return 0
+
+
+def _json_row(row: dict[str, Any]) -> dict[str, Any]:
+    claim, record = row["claim"], row["record"]
+    source = {"id": claim.id, "paper": claim.paper, "place": claim.place, "statement": claim.statement}
+    return {**source, "verdict": row["verdict"], "record": as_json(record) if record else None}
