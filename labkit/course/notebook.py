@@ -118,9 +118,9 @@ def make_notebook(source: Source, frame: Frame, install: str) -> Any:
     }
     notebook = v4.new_notebook(cells=cells, metadata=metadata)
     if edition == "student":
-        leaks = solution_leaks(source, [(cell["id"], cell["source"]) for cell in cells], frame.source)
+        leaks = solution_leaks(source, [(cell["id"], cell["source"]) for cell in cells])
         if leaks:
-            raise SourceError(leaks)
+            raise SourceError([Problem(frame.source, line, "solution-leak", text, cure) for text, cure, line in leaks])
     return notebook
 
 
