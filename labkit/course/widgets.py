@@ -3,13 +3,12 @@
     def denoise(steps, guidance):
         return image_grid(...)
 
-    explore(denoise, {"steps": slider(t("w.steps"), 1, 50, 20), "guidance": slider(t("w.cfg"), 0, 9, 3, 0.5)},
-            interactive=lab.interactive)
+    explore(denoise, {"steps": slider(t("w.steps"), 1, 50, 20), "guidance": slider(t("w.cfg"), 0, 9, 3, 0.5)})
 
 The function is plain: it takes the controls' values by name and returns a figure, an image, or a list of images, so it
-can be tested without a browser. The figure for the initial values is always drawn as an ordinary picture. With
-`interactive=True` the controls follow below it, and the result of the learner's values appears beside the controls, to
-be compared with the first picture. With `interactive=False` (batch runs, static export) nothing follows the first one.
+can be tested without a browser. The figure for the initial values is always drawn as an ordinary picture. In a lesson
+started with `interactive=True` the controls follow below it, and the result of the learner's values appears beside the
+controls, to be compared with the first picture. With `interactive=False` (batch runs, exports) nothing follows it.
 Only core ipywidgets are used, in the subset that 7.7.1 (Colab) and 8.1 (JupyterLab) share.
 """
 
@@ -98,7 +97,7 @@ def explore(
     function: Callable[..., Any],
     controls: Mapping[str, Control],
     *,
-    interactive: bool = True,
+    interactive: bool | None = None,
     alt: str | Callable[..., str] | None = None,
     button: bool | str = False,
     slow: bool | None = None,
@@ -109,7 +108,8 @@ def explore(
     Args:
         function: plain function of the controls' values by name -> figure, image, or list of images.
         controls: argument name -> `slider(...)`, `choice(...)`, `steps(...)`, `toggle(...)` or `text(...)`.
-        interactive: False draws the picture for the initial values and nothing else.
+        interactive: False draws the picture for the initial values and nothing else; by default as the lesson was
+            started (`lab.interactive`), True where none is open.
         alt: description of the picture, a text or a function of the same values; by default the figure's own one,
             or the values.
         button: True or a caption: draw only when the button is pressed. For anything over about a second.
@@ -119,6 +119,8 @@ def explore(
     Raises:
         TypeError: the function lacks an argument of that name, or needs one without a control, or returned no picture.
     """
+    if interactive is None:
+        interactive = _lesson_is_interactive()
     return Exploration(function, controls, interactive=interactive, alt=alt, button=button, slow=slow, lang=lang)
 
 
@@ -253,6 +255,16 @@ class Exploration:
         return (
             f'<div role="status" style="color:{color};line-height:1.5;white-space:normal">{html.escape(message)}</div>'
         )
+
+
+def _lesson_is_interactive() -> bool:
+    from labkit.course.lesson_files import CourseError
+    from labkit.course.session import current
+
+    try:
+        return bool(current().interactive)
+    except CourseError:
+        return True
 
 
 def _check_controls(function: Callable[..., Any], controls: Mapping[str, Control]) -> None:

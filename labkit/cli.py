@@ -1,0 +1,50 @@
+"""The `labkit` command. Each subcommand lives in its own module, which is imported only when it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from labkit import __version__
+
+# command -> (module with add_parser(subparsers), line in the overview)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "env": ("labkit.course.envcheck", "check this machine: Python, packages, GPU, fonts, disk"),
+    "run": ("labkit.course.run", "execute lessons and judge them"),
+    "build": ("labkit.course.build", "make the notebooks from notebooks/src"),
+    "lint": ("labkit.course.lint", "check sources, catalogues and generated notebooks"),
+    "stamp": ("labkit.course.stamp", "write the repository's address into badges and install cells"),
+    "progress": ("labkit.course.progress", "show which exercises are solved"),
+    "claims": ("labkit.course.claims", "show which claims of the papers were reproduced"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code. Unknown commands and `--help` exit as argparse does (2 and 0)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    asked = next((word for word in argv if not word.startswith("-")), None)
+    parser = argparse.ArgumentParser(
+        prog="labkit", description="Course on aligning diffusion models / 拡散モデルのアラインメント講座"
+    )
+    parser.add_argument("--version", action="version", version=f"labkit {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, (module, line) in COMMANDS.items():
+        if name == asked:
+            importlib.import_module(module).add_parser(subparsers)
+        else:
+            subparsers.add_parser(name, help=line, add_help=False)
+    args = parser.parse_args(argv)
+    try:
+        return int(args.func(args) or 0)
+    except KeyboardInterrupt:
+        print("labkit: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as with `labkit claims | head`
+        sys.stderr.close()
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
