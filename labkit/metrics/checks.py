@@ -1,0 +1,75 @@
+"""Checks at the public boundary of every metric: one line that says what was wrong and how to fix it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def as_features(name: str, value: object, *, min_rows: int = 2) -> Tensor:
+    """Return `value` as a detached floating [N, d] tensor; integers become float64, floats keep their dtype and device.
+
+    Args:
+        name: the argument's name, for the error message ("real", "fake", ...).
+        value: tensor, array or nested list of shape [N, d].
+        min_rows: the smallest N that the caller can use.
+
+    Raises:
+        TypeError: not convertible to a real-valued array.
+        ValueError: not 2-D, no columns, fewer than `min_rows` rows, or NaN/inf entries.
+    """
+    if isinstance(value, Tensor):
+        features = value.detach()
+    else:
+        try:
+            features = torch.as_tensor(np.asarray(value))
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"{name} must be a [samples, features] tensor or array, got {type(value).__name__}: pass numbers"
+            ) from error
+    if features.is_complex():
+        raise TypeError(f"{name} must be real-valued, got {features.dtype}: pass real features")
+    if features.ndim != 2:
+        raise ValueError(
+            f"{name} must be 2-D [samples, features], got shape {tuple(features.shape)}: "
+            "flatten each sample to one row and keep the sample axis"
+        )
+    n, d = features.shape
+    if n < min_rows:
+        raise ValueError(f"{name} has {n} sample(s) but at least {min_rows} are needed: pass more samples")
+    if d < 1:
+        raise ValueError(f"{name} has no feature columns, got shape {tuple(features.shape)}: pass [samples, features]")
+    if not features.is_floating_point():
+        features = features.double()
+    finite = torch.isfinite(features)
+    if not finite.all():
+        rows = int((~finite).any(dim=1).sum())
+        raise ValueError(f"{name} has NaN or infinite values in {rows} of {n} rows: fix the extractor or drop the rows")
+    return features
+
+
+def same_width(real: Tensor, fake: Tensor, names: tuple[str, str] = ("real", "fake")) -> None:
+    """Raise ValueError unless the two feature sets have the same number of columns."""
+    if real.shape[1] != fake.shape[1]:
+        raise ValueError(
+            f"{names[0]} has {real.shape[1]} features but {names[1]} has {fake.shape[1]}: "
+            "use the same extractor for both"
+        )
+
+
+def check_k(k: int, n: int, name: str) -> None:
+    """Raise unless 1 <= k < n, n being the number of samples of `name` (a point is not its own neighbour)."""
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise TypeError(f"k must be an integer, got {k!r}: pass a neighbour count such as k=5")
+    if k < 1 or k >= n:
+        raise ValueError(
+            f"k = {k} but {name} has {n} samples, so k must be between 1 and {n - 1}: lower k or add samples"
+        )
+
+
+def work_device(*tensors: Tensor) -> torch.device:
+    """Where to compute: the tensors' device, or the CPU when they differ or the device has no float64 (MPS)."""
+    devices = {tensor.device for tensor in tensors}
+    device = devices.pop()
+    return torch.device("cpu") if devices or device.type == "mps" else device

@@ -1,0 +1,152 @@
+"""One image pipeline for reals and fakes, named, so that a result can say how its images were prepared.
+
+Every picture goes through the same steps: rounding to uint8 (what a saved file would hold), resize, normalisation.
+Resizing with another library's filter moves FID by up to 7 (Parmar et al. 2022, "On Aliased Resizing"), truncating
+instead of rounding darkens every image by half a level: so the pipeline is part of the statistics' fingerprint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+RESIZES = ("bicubic-antialias", "bilinear-antialias", "bilinear", "bilinear-tf1")
+
+
+def to_uint8(images: Tensor, *, value_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
+    """Float images in `value_range` -> uint8 of the same shape, rounded to the nearest level; uint8 passes through.
+
+    Values a little outside (decoders overshoot) are clamped.
+
+    Raises:
+        ValueError: NaN, or values more than half the range's width outside it: then the range is wrong.
+    """
+    if images.dtype == torch.uint8:
+        return images
+    low, high = value_range
+    if not images.is_floating_point() or not high > low:
+        raise ValueError(
+            f"images must be uint8, or float with value_range low < high, got {images.dtype}, {value_range}"
+        )
+    images = images.detach().float()
+    smallest, largest = (float(v) for v in images.aminmax())
+    margin = 0.5 * (high - low)
+    if not (smallest >= low - margin and largest <= high + margin):  # False for NaN too
+        raise ValueError(
+            f"image values run from {smallest:.4g} to {largest:.4g}, expected [{low:g}, {high:g}]: "
+            "pass value_range=(0, 1) or (0, 255) if that is what they are"
+        )
+    return ((images - low) * (255 / (high - low))).clamp(0, 255).round().to(torch.uint8)
+
+
+def uint8_images(images: object, *, value_range: tuple[float, float] = (-1.0, 1.0)) -> list[Tensor]:
+    """One, a list or a batch of PIL images, uint8 arrays [H, W, 3] or tensors [3, H, W], as uint8 tensors [3, H, W]."""
+    if isinstance(images, Image.Image) or (isinstance(images, np.ndarray | Tensor) and images.ndim == 3):
+        images = [images]
+    if isinstance(images, Tensor):
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(
+                f"an image batch must be [N, 3, H, W], got {tuple(images.shape)}: permute or convert to RGB"
+            )
+        return list(to_uint8(images, value_range=value_range))
+    if not isinstance(images, Sequence | np.ndarray) or len(images) == 0:
+        raise ValueError(f"images must be a non-empty batch of pictures, got {type(images).__name__}")
+    return [_one(image, value_range) for image in images]
+
+
+@dataclass(frozen=True)
+class ImagePipeline:
+    """uint8 rounding -> squash-resize to size x size (no crop) -> (x / 255 - mean) / std, float32.
+
+    Attributes:
+        name: goes into results. size: side of the network's input.
+        resize: "bicubic-antialias" (as Pillow and clean-fid), "bilinear-antialias" (torchmetrics since 1.8), "bilinear"
+            (torch without antialias, as pytorch-fid) or "bilinear-tf1" (the original FID graph, as torch-fidelity).
+            Images that already have the size are not touched.
+        mean, std: per channel, on the [0, 1] scale.
+    """
+
+    name: str
+    size: int
+    resize: str = "bicubic-antialias"
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        if self.resize not in RESIZES:
+            raise ValueError(f"unknown resize {self.resize!r}: use one of {', '.join(RESIZES)}")
+
+    def describe(self) -> str:
+        """One line with every setting: the fingerprint's `pipeline`."""
+        mean, std = (",".join(f"{v:.6g}" for v in values) for values in (self.mean, self.std))
+        return f"{self.name}: uint8 rounded, {self.resize} {self.size}x{self.size}, mean {mean}, std {std}"
+
+    def __call__(self, images: object, *, value_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
+        """Pictures of any accepted kind -> network input [N, 3, size, size] float32."""
+        pictures = uint8_images(images, value_range=value_range)
+        mean, std = (torch.tensor(v, device=pictures[0].device).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        if len({picture.shape for picture in pictures}) == 1:
+            levels = resize_levels(torch.stack(pictures).float(), self.size, self.resize)
+        else:
+            levels = torch.cat([resize_levels(picture[None].float(), self.size, self.resize) for picture in pictures])
+        return (levels / 255 - mean) / std  # [N, 3, size, size]
+
+
+# (x - 128) / 128, the scaling inside the FID graph, is mean = std = 128 / 255 here.
+_FID = (128 / 255,) * 3
+PIPELINES = {
+    pipeline.name: pipeline
+    for pipeline in (
+        ImagePipeline("clean-299", 299, "bicubic-antialias", _FID, _FID),
+        ImagePipeline("legacy-299", 299, "bilinear-tf1", _FID, _FID),
+        ImagePipeline("pytorch-fid-299", 299, "bilinear"),
+        ImagePipeline("portrait-64", 64),
+    )
+}
+
+
+def resize_levels(levels: Tensor, size: int, resize: str) -> Tensor:
+    """Resize float images [N, 3, H, W] on the 0..255 scale to [N, 3, size, size]; overshoot is clipped to 0..255."""
+    if levels.shape[-2:] == (size, size):
+        return levels
+    if resize == "bilinear-tf1":
+        return _tf1(_tf1(levels, size, dim=3), size, dim=2)
+    mode, antialias = resize.split("-")[0], resize.endswith("antialias")
+    out = F.interpolate(levels, (size, size), mode=mode, align_corners=False, antialias=antialias)
+    return out.clamp(0, 255)
+
+
+def _tf1(x: Tensor, size: int, *, dim: int) -> Tensor:
+    """TensorFlow 1's bilinear resize along one axis: source position i * (in / out), no half-pixel centres."""
+    length = x.shape[dim]
+    position = torch.arange(size, dtype=torch.float32, device=x.device) * (length / size)
+    start = position.floor().long().clamp(max=length - 1)
+    stop = (start + 1).clamp(max=length - 1)
+    weight = (position - start).view([-1 if axis == dim else 1 for axis in range(4)])
+    first = x.index_select(dim, start)
+    return first + (x.index_select(dim, stop) - first) * weight
+
+
+def _one(image: object, value_range: tuple[float, float]) -> Tensor:
+    if isinstance(image, Image.Image):
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    if isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8:
+        return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    if isinstance(image, Tensor) and image.ndim == 3 and image.shape[0] == 3:
+        return to_uint8(image, value_range=value_range)
+    shape = getattr(image, "shape", type(image).__name__)
+    raise ValueError(f"an image must be PIL, uint8 [H, W, 3] or a tensor [3, H, W], got {shape}: convert it first")
+
+
+def batches(images: object, size: int) -> Iterator[object]:
+    """Cut a batch of images (tensor, array or list) into pieces of at most `size`."""
+    if isinstance(images, Image.Image) or (isinstance(images, np.ndarray | Tensor) and images.ndim == 3):
+        images = [images]
+    for start in range(0, len(images), size):
+        yield images[start : start + size]

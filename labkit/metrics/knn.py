@@ -1,0 +1,200 @@
+"""Exact nearest neighbours in blocks: never the N x N matrix, and no digits lost to |a|^2 + |b|^2 - 2 a.b.
+
+Matrix products are fast but cancel: with features far from the origin, float32 loses every digit of a small distance.
+So (1) the common mean is subtracted and the scale divided out, (2) blocks of *lower bounds* of the squared distances
+come from matrix products under a byte budget (float32; float64 when d is small) and a few more than k candidates are
+kept per query, (3) candidates are measured again by direct subtraction in float64, and (4) whoever is not certified by
+the bounds is searched by brute force. The bounds allow for 4 sqrt(d) roundoffs (probabilistic rounding analysis, Higham
+& Mary 2019).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from labkit.metrics.checks import as_features, check_k, same_width, work_device
+
+BLOCK_BYTES = 128 * 2**20
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows `rows` of the first set against rows `cols` of the second, in units of `DistanceBlocks.unit`.
+
+    `lower` [r, c] is below the squared distance by at most `slack_rows[:, None] + slack_cols` ([r] and [c]).
+    """
+
+    rows: slice
+    cols: slice
+    lower: Tensor
+    slack_rows: Tensor
+    slack_cols: Tensor
+
+
+class DistanceBlocks:
+    """Squared Euclidean distances between two sets, block by block.
+
+    Args:
+        a: [N, d] features.
+        b: [M, d] features; None: `a` against itself, upper triangle of blocks only, diagonal masked with inf.
+        block_bytes: memory that one block and its temporaries may take.
+    """
+
+    def __init__(self, a: Tensor, b: Tensor | None = None, *, block_bytes: int = BLOCK_BYTES) -> None:
+        if block_bytes < 1:
+            raise ValueError(f"block_bytes = {block_bytes} must be positive: pass a memory budget in bytes")
+        self.self_mode = b is None
+        device = work_device(a) if b is None else work_device(a, b)
+        self.a = a.to(device)
+        self.b = self.a if b is None else b.to(device)
+        self.device, self.block_bytes, self.d = device, block_bytes, a.shape[1]
+        self.dtype = torch.float64 if self.d <= 32 else torch.float32
+        # A square block of side s takes about 3 matrices [s, s] and 3 of its features [s, d], 8 bytes an entry.
+        self.side = max(1, int((-self.d + (self.d**2 + block_bytes / 6) ** 0.5) / 2))
+        sets = (self.a,) if b is None else (self.a, self.b)
+        start = self.a[0].double()  # summing differences from it keeps constant features exactly constant
+        total = sum((x[s].double() - start).sum(dim=0) for x in sets for s in self._slices(x))
+        self.mean = start + total / sum(len(x) for x in sets)  # [d]
+        largest = max(float((x[s].double() - self.mean).abs().max()) for x in sets for s in self._slices(x))
+        self.scale = largest or 1.0
+        self.unit = self.scale**2
+        # Products may run in reduced precision when the user allowed it (TF32, bf16): the bound follows.
+        roundoff = torch.finfo(self.dtype).eps / 2
+        if self.dtype == torch.float32:
+            precision = torch.get_float32_matmul_precision()
+            roundoff = {"highest": roundoff, "high": 2.0**-11, "medium": 2.0**-8}[precision]
+        self.error = roundoff * (4 * self.d**0.5 + 16)
+
+    def __iter__(self) -> Iterator[Block]:
+        for rows in self._slices(self.a):
+            x = self._centred(self.a, rows)  # [r, d]
+            norm_x = x.square().sum(dim=1)
+            for cols in self._slices(self.b):
+                if self.self_mode and cols.start < rows.start:
+                    continue
+                y = self._centred(self.b, cols)  # [c, d]
+                norm_y = y.square().sum(dim=1)
+                shrink = 1 - self.error
+                lower = torch.addmm(shrink * (norm_x[:, None] + norm_y), x, y.T, alpha=-2)  # [r, c]
+                if self.self_mode and cols.start == rows.start:
+                    lower.fill_diagonal_(torch.inf)
+                yield Block(rows, cols, lower, 2 * self.error * norm_x, 2 * self.error * norm_y)
+
+    def exact(self, i: Tensor, j: Tensor) -> Tensor:
+        """Squared distances a[i] - b[j] by direct subtraction in float64; i, j index tensors of one shape or [Q, 1] and
+        [Q, K]; result in the broadcast shape."""
+        shape = torch.broadcast_shapes(i.shape, j.shape)
+        i, j = i.expand(shape).reshape(-1), j.expand(shape).reshape(-1)
+        out = torch.empty(len(i), dtype=torch.float64, device=self.device)
+        step = max(1, self.block_bytes // (32 * self.d))
+        for start in range(0, len(i), step):
+            s = slice(start, start + step)
+            out[s] = (self.a[i[s]].double() - self.b[j[s]].double()).square().sum(dim=1)
+        return out.reshape(shape)
+
+    def _centred(self, x: Tensor, rows: slice) -> Tensor:
+        return ((x[rows].double() - self.mean) / self.scale).to(self.dtype)
+
+    def _slices(self, x: Tensor) -> Iterator[slice]:
+        return (slice(start, min(start + self.side, len(x))) for start in range(0, len(x), self.side))
+
+
+class Candidates:
+    """The smallest lower bounds seen so far for each of n queries.
+
+    Args:
+        n: queries.
+        items: what they are compared with, all of it sooner or later through `merge`.
+        keep: candidates kept per query.
+    """
+
+    def __init__(self, n: int, items: int, keep: int, blocks: DistanceBlocks) -> None:
+        compared = items - blocks.self_mode  # a point is not its own neighbour
+        self.items, self.keep, self.complete = items, min(keep, compared), keep >= compared
+        self.block_bytes = blocks.block_bytes
+        self.bounds = torch.full((n, self.keep), torch.inf, dtype=blocks.dtype, device=blocks.device)
+        self.indices = torch.zeros((n, self.keep), dtype=torch.long, device=blocks.device)
+
+    def merge(self, queries: slice, lower: Tensor, offset: int) -> None:
+        """Take in lower bounds [q, c] of queries `queries` against items offset .. offset + c."""
+        bounds, indices = lower.topk(min(self.keep, lower.shape[1]), dim=1, largest=False, sorted=False)
+        bounds = torch.cat([self.bounds[queries], bounds], dim=1)
+        indices = torch.cat([self.indices[queries], indices + offset], dim=1)
+        self.bounds[queries], order = bounds.topk(self.keep, dim=1, largest=False, sorted=False)
+        self.indices[queries] = indices.gather(1, order)
+
+    def best(self, k: int, unit: float, measure: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """The k smallest exact values [n, k], ascending, and their items [n, k].
+
+        Args:
+            unit: what one unit of the bounds is in the exact measure.
+            measure: (queries [q, 1], items [q, c] or [1, c]) -> exact values [q, c], inf for a masked pair.
+        """
+        queries = torch.arange(len(self.bounds), device=self.bounds.device)
+        values, indices = _smallest(measure(queries[:, None], self.indices), self.indices, k)
+        if not self.complete:  # are those that were left out certainly no nearer than what was found?
+            left_out = self.bounds.max(dim=1).values.double() * unit
+            doubtful = queries[(values[:, k - 1] > left_out) & (values[:, k - 1] > 0)]
+            everything = torch.arange(self.items, device=queries.device)[None, :]
+            for part in doubtful.split(max(1, self.block_bytes // (48 * self.items))):
+                exact = measure(part[:, None], everything)
+                values[part], indices[part] = _smallest(exact, everything.expand_as(exact), k)
+        return values, indices
+
+
+def _smallest(values: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    values, order = values.topk(k, dim=1, largest=False)  # sorted ascending
+    return values, indices.gather(1, order)
+
+
+def nearest_neighbours(
+    points: object,
+    k: int,
+    *,
+    queries: object | None = None,
+    squared: bool = False,
+    spare: int = 16,
+    block_bytes: int = BLOCK_BYTES,
+) -> tuple[Tensor, Tensor]:
+    """Exact k nearest neighbours in `points` of every query, or of every point among the others.
+
+    Args:
+        points: features [N, d].
+        k: neighbours wanted, 1 <= k < N (k <= N with queries).
+        queries: features [Q, d]; None: the points themselves, each masked out of its own list. A query that equals a
+            point is at distance 0 from it: nothing is masked.
+        squared: return squared distances.
+        spare: candidates kept beyond k before the exact measurement.
+        block_bytes: memory that one block of distances may take.
+
+    Returns:
+        distances [Q, k] float64, ascending, and indices [Q, k] into points. Equal distances are in no particular order.
+
+    Raises:
+        ValueError: bad features, different widths, or k out of range.
+    """
+    points = as_features("points", points, min_rows=1 if queries is not None else 2)
+    if queries is None:
+        check_k(k, len(points), "points")
+        blocks, n = DistanceBlocks(points, block_bytes=block_bytes), len(points)
+    else:
+        queries = as_features("queries", queries, min_rows=1)
+        same_width(points, queries, ("points", "queries"))
+        check_k(k, len(points) + 1, "points")
+        blocks, n = DistanceBlocks(queries, points, block_bytes=block_bytes), len(queries)
+    candidates = Candidates(n, len(points), k + spare, blocks)
+    for block in blocks:
+        candidates.merge(block.rows, block.lower, block.cols.start)
+        if blocks.self_mode and block.cols.start > block.rows.start:
+            candidates.merge(block.cols, block.lower.T.contiguous(), block.rows.start)
+
+    def measure(i: Tensor, j: Tensor) -> Tensor:
+        values = blocks.exact(i, j)
+        return values.masked_fill(i == j, torch.inf) if blocks.self_mode else values
+
+    values, indices = candidates.best(k, blocks.unit, measure)
+    return (values if squared else values.sqrt()), indices
