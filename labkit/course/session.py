@@ -123,6 +123,8 @@ class Lesson:
         level = entry.get("hints", 0) + 1 if result.status == "failed" else None
         title, paragraphs = result_texts(result, hint_level=level)
         show_box(KIND_OF[result.status], title, *paragraphs)
+        if result.key == "check.raised":  # shows the first hint by itself
+            self.progress.record_help(self.number, exercise.id, hint=1)
         if self.strict and not result:
             raise CheckFailed(" ".join([title, *paragraphs]))
         return result

@@ -136,6 +136,8 @@ def unchanged(old: Any, new: Any) -> bool:
         return len(old) == len(new) and all(unchanged(a, b) for a, b in zip(old, new, strict=True))
     if type(old) is dict:
         return list(old) == list(new) and all(unchanged(old[k], new[k]) for k in old)
+    if isinstance(old, int | float | str | None):
+        return type(old) is type(new) and (old == new or old != old)  # NaN differs from itself
     return True  # other objects are passed through uncopied: nothing to compare with
 
 

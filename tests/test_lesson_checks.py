@@ -1,0 +1,166 @@
+"""Every lesson's exercises, quizzes, claims and article map, whichever lessons there are, and the fixture lesson.
+
+Per exercise: the reference passes, an untouched stub says "not done yet", and two to four stored wrong answers fail
+with the message they are stored for; every text exists in both languages with all its placeholders filled.
+"""
+
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from labkit.course.checker import TODO
+from labkit.course.checks import HINT_LEVELS, load_exercises, result_texts, run_check
+from labkit.course.claims import declared
+from labkit.course.i18n import LANGUAGES, catalogue, set_language, use_lesson
+from labkit.course.lesson_files import lesson_files
+from labkit.course.manifest import Project, lesson_numbers
+from labkit.course.quizzes import quiz_options
+
+FIXTURE = Project(Path(__file__).parent / "data" / "lesson_fixture")
+LESSONS = [(project, number) for project in (FIXTURE, Project()) for number in lesson_numbers(project)]
+JAPANESE = re.compile("[\u3040-\u30ff\u4e00-\u9fff]")
+
+
+def exercises():
+    """(lesson, exercise) for all lessons; a checks.py that cannot be loaded becomes a case that shows its error."""
+    for project, number in LESSONS:
+        try:
+            found = load_exercises(project.folder(number))
+        except Exception as error:
+            yield pytest.param(project, number, error, id=f"l{number}-cannot-be-loaded")
+            continue
+        for id, exercise in found.items():
+            yield pytest.param(project, number, exercise, id=id)
+
+
+each_exercise = pytest.mark.parametrize(("project", "number", "exercise"), list(exercises()))
+each_lesson = pytest.mark.parametrize(("project", "number"), LESSONS, ids=[f"l{number}" for _, number in LESSONS])
+
+
+@pytest.fixture(autouse=True)
+def _lesson_texts(request):
+    """The lesson's own messages, and English and no lesson again afterwards."""
+    if isinstance(error := request.node.callspec.params.get("exercise"), Exception):
+        raise error
+    use_lesson(request.getfixturevalue("project").folder(request.getfixturevalue("number")))
+    yield
+    use_lesson(None)
+    set_language("en")
+
+
+def assert_readable(key: str, details: dict) -> None:
+    """The message exists in both languages, is filled, and the Japanese one is Japanese."""
+    texts = {lang: catalogue().text(key, lang, strict=True, **details) for lang in LANGUAGES}
+    assert JAPANESE.search(texts["ja"])
+    assert not JAPANESE.search(texts["en"].replace(str(details.get("got")), ""))
+
+
+@each_exercise
+def test_reference_passes_again_and_again(project, number, exercise):
+    first, second = (run_check(exercise, exercise.reference_object()) for _ in range(2))
+    assert first.ok, result_texts(first)
+    assert first == second
+    assert_readable(first.key, first.details)
+
+
+@each_exercise
+def test_untouched_stub_is_not_done_yet(project, number, exercise):
+    for stub in exercise.stubs():
+        result = run_check(exercise, stub)
+        assert (result.key, result.status) == (TODO, "todo"), (stub, result)
+        assert_readable(result.key, result.details)
+
+
+@each_exercise
+def test_stored_wrong_answers_fail_with_their_message(project, number, exercise):
+    assert 2 <= len(exercise.wrong_answers) <= 4
+    for expected, obj in exercise.wrong_answers:
+        result = run_check(exercise, exercise.make(obj))
+        assert (result.ok, result.key) == (False, expected), (obj, result, result_texts(result))
+        assert_readable(result.key, result.details)
+        for lang in LANGUAGES:
+            title, paragraphs = result_texts(result, hint_level=1, lang=lang)
+            assert exercise.short in title and len(paragraphs) == 2 + (expected == "check.raised")
+
+
+@each_exercise
+def test_three_hints_in_both_languages(project, number, exercise):
+    texts = {catalogue().text(f"hint.{exercise.id}.{level}", "en", strict=True) for level in HINT_LEVELS}
+    assert len(texts) == len(HINT_LEVELS)
+    for level in HINT_LEVELS:
+        assert_readable(f"hint.{exercise.id}.{level}", {})
+
+
+@each_exercise
+def test_solution_can_be_shown(project, number, exercise):
+    source = exercise.source()
+    assert exercise.reference.__name__ in source
+    compile(source, exercise.id, "exec")
+
+
+@each_exercise
+def test_check_leaves_global_random_state_alone(project, number, exercise):
+    torch.manual_seed(1)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
+    run_check(exercise, exercise.reference_object())
+    assert random.getstate() == before[0]
+    assert np.random.get_state()[1].tolist() == before[1]  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), before[2])
+
+
+@each_lesson
+def test_lesson_file_and_checks_list_the_same_exercises(project, number):
+    info = lesson_files(number, project).exercise_info
+    assert set(info) == set(load_exercises(project.folder(number)))
+
+
+@each_lesson
+def test_quizzes_have_one_right_option_and_explanations(project, number):
+    for id, question in lesson_files(number, project).questions.items():
+        for lang in LANGUAGES:
+            set_language(lang)
+            options = quiz_options(id, question)
+            assert len(options) == len(question["options"]) >= 2
+            assert sum(option.correct for option in options) == 1
+            assert all(option.explain and option.text for option in options)
+            assert len({option.explain for option in options}) == len(options)
+
+
+@each_lesson
+def test_quiz_options_have_the_same_order_in_both_languages(project, number):
+    for id, question in lesson_files(number, project).questions.items():
+        orders = []
+        for lang in LANGUAGES:
+            set_language(lang)
+            written = [entry["text"][lang] for entry in question["options"]]
+            orders.append([written.index(option.text) for option in quiz_options(id, question)])
+        assert orders[0] == orders[1]
+
+
+@each_lesson
+def test_predictions_are_complete(project, number):
+    for prompt in lesson_files(number, project).predictions.values():
+        assert not (prompt.get("options") and prompt.get("number"))
+        if prompt.get("options"):
+            assert len({option["id"] for option in prompt["options"]}) == len(prompt["options"]) >= 2
+
+
+@each_lesson
+def test_claims_are_declared_and_article_rows_name_them(project, number):
+    claims = declared(number, project)
+    for claim in claims.values():
+        assert claim.paper and claim.place and claim.testable
+        assert JAPANESE.search(claim.statement["ja"])
+    for row in lesson_files(number, project).article_rows:
+        assert row["claim"] is None or row["claim"] in claims
+        assert JAPANESE.search(row["article"]["ja"])
+
+
+@each_lesson
+def test_lesson_messages_have_both_languages(project, number):
+    for key, entry in catalogue().layers[0].items():
+        assert set(entry) == set(LANGUAGES), key
