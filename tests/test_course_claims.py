@@ -292,6 +292,8 @@ def test_lesson_records_shows_and_saves_a_claim(tmp_path, capsys):
     assert saved == shown and saved.seeds == [0, 1, 2] and saved.at.endswith("+00:00")
     lab.claim("worse", value=0.4, interval=(0.3, 0.9))
     assert "境界をまたいでいる" in capsys.readouterr().out
+    lab.claim("same", value=math.nan)
+    assert "有限の数ではありません" in capsys.readouterr().out
     lab.claim("same", reason="評価者が必要です")
     assert "評価者が必要です" in capsys.readouterr().out
     with pytest.raises(CourseError, match="no claim 'bettr'; it has: l90.better"):
@@ -359,6 +361,12 @@ def test_labkit_claims_prints_table_json_and_html(tmp_path, capsys):
     html_text = page.read_text(encoding="utf-8")
     assert '<html lang="ja">' in html_text and "学習済みモデルはベースモデルを上回る。" in html_text
     assert html_text.count("<tr>") == 5 and "http" not in html_text
+
+
+def test_labkit_claims_names_a_broken_file_in_one_line(tmp_path, copied, capsys):
+    (copied.folder("90") / "claims.yaml").write_text("- {id: x}\n", encoding="utf-8")
+    assert cli("--results", tmp_path, "--root", copied.root) == 2
+    assert capsys.readouterr().err.startswith("labkit claims: l90/claims.yaml:1: entry 'x' lacks paper")
 
 
 def test_html_escapes_what_lessons_and_learners_write(tmp_path):

@@ -35,7 +35,8 @@ A reference solution, a check, and two to four stored wrong answers that prove t
   `c.close` alone already looks at type, shape, dtype kind, device and NaN. All steps: `labkit.course.checker.Checker`.
 - Failing steps without `key=` say something general and still useful: check.sign, check.factor, check.offset,
   check.transposed, check.value, check.hand, check.shape, check.shape_scalar, check.dtype, check.not_finite,
-  check.raised, check.mutated, check.signature ... (texts: messages/checks.yaml). Wrong answers may name these keys too.
+  check.raised, check.mutated, check.signature ... (texts: messages/checks.yaml). Wrong answers may name these keys too,
+  and `c.mistake("check.axis", ...)` is there for a mean over the wrong axis.
 - A check is pure and quick (well under a second, CPU, float64 where float32 noise would confuse), draws only from
   `c.randn / c.rand / c.randint / c.generator`, and never prints. Choose inputs where a mistake differs from the truth.
 - The learner wrote the argument: it may be None, raise, return another type. Let `c.call` and the steps deal with that.

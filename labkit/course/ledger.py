@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,8 @@ def record_box(claim: Claim, record: Record) -> tuple[str, str]:
                 context=t("claim.seeds" if record.seeds else "claim.tier", n=len(record.seeds), tier=record.tier),
             )
         )
+    if record.value is not None and not math.isfinite(record.value):
+        lines.append(t("claim.not_finite"))
     if record.undecided:
         lines.append(t("claim.undecided"))
     if record.reason:
@@ -140,7 +144,15 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the ledger over all lessons (or write it as HTML); 0."""
+    """Print the ledger over all lessons (or write it as HTML): 0; 2 with one line where a lesson's file is wrong."""
+    try:
+        return _run(args)
+    except ValueError as error:
+        print(f"labkit claims: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(args: argparse.Namespace) -> int:
     project = Project(args.root) if args.root else None
     with language(args.lang):
         rows = ledger_rows(load_records(args.results), tier=args.tier, project=project)

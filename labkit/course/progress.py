@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -238,7 +239,15 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the learner's state; 0."""
+    """Print the learner's state: 0; 2 with one line for an unknown lesson or a lesson file that is wrong."""
+    try:
+        return _run(args)
+    except ValueError as error:
+        print(f"labkit progress: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(args: argparse.Namespace) -> int:
     from labkit.course.lesson_files import lesson_files
     from labkit.course.manifest import Project
 
