@@ -1,0 +1,106 @@
+"""The diffusion layer that all papers share: small pure functions, one sampler, a cost ledger and safe adapters."""
+
+from .adapters import (
+    AdapterError,
+    active_adapters,
+    adapter_names,
+    adapter_parameters,
+    disabled_adapters,
+    use_adapters,
+)
+from .ddim import ddim_mean_sigma, ddim_step, density_sigma, gaussian_log_prob, log_prob_ratio, step_kl
+from .guards import base_fingerprint, base_parameters, check_gradients
+from .guidance import PromptConditions, encode_prompts, predict_noise, unet_output
+from .images import (
+    decode_latents,
+    encode_images,
+    from_pil,
+    from_uint8,
+    scale_latents,
+    to_pil,
+    to_uint8,
+    unscale_latents,
+    vae_scale_factor,
+)
+from .ledger import Counts, NFELedger
+from .lora_adapters import (
+    adapter_state,
+    add_lora,
+    load_adapter_state,
+    lora,
+    lora_targets,
+    merge_lora,
+    remove_lora,
+)
+from .noise import draw_noise, image_generators
+from .sample import SampledLatents, SamplerStep, initial_latents, sample, sample_latents
+from .schedule import (
+    add_noise,
+    alpha_bar,
+    epsilon_from_v,
+    epsilon_from_x0,
+    predict_x0,
+    sd_alphas_cumprod,
+    to_epsilon,
+    v_from_epsilon,
+    v_target,
+)
+from .steps import ddim_timesteps, is_plain_ddim
+
+__all__ = [
+    "AdapterError",
+    "Counts",
+    "NFELedger",
+    "PromptConditions",
+    "SampledLatents",
+    "SamplerStep",
+    "active_adapters",
+    "adapter_names",
+    "adapter_parameters",
+    "adapter_state",
+    "add_lora",
+    "add_noise",
+    "alpha_bar",
+    "base_fingerprint",
+    "base_parameters",
+    "check_gradients",
+    "ddim_mean_sigma",
+    "ddim_step",
+    "ddim_timesteps",
+    "decode_latents",
+    "density_sigma",
+    "disabled_adapters",
+    "draw_noise",
+    "encode_images",
+    "encode_prompts",
+    "epsilon_from_v",
+    "epsilon_from_x0",
+    "from_pil",
+    "from_uint8",
+    "gaussian_log_prob",
+    "image_generators",
+    "initial_latents",
+    "is_plain_ddim",
+    "load_adapter_state",
+    "log_prob_ratio",
+    "lora",
+    "lora_targets",
+    "merge_lora",
+    "predict_noise",
+    "predict_x0",
+    "remove_lora",
+    "sample",
+    "sample_latents",
+    "scale_latents",
+    "sd_alphas_cumprod",
+    "step_kl",
+    "to_epsilon",
+    "to_pil",
+    "to_uint8",
+    "unet_output",
+    "unscale_latents",
+    "use_adapters",
+    "v_from_epsilon",
+    "v_target",
+    "vae_scale_factor",
+]

@@ -1,0 +1,54 @@
+"""Guards of a training loop: the base stays what it was, and whatever should be trained is trained."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from .adapters import AdapterError, adapter_layers
+
+
+def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameter path -> parameter, for everything that belongs to no adapter; paths as before adapters were added."""
+    layers = adapter_layers(model).values()
+    in_adapters = {
+        id(p)
+        for layer in layers
+        for attribute in layer.adapter_layer_names
+        for p in getattr(layer, attribute).parameters()
+    }
+    found = {name: p for name, p in model.named_parameters() if id(p) not in in_adapters}
+    return {name.replace(".base_layer.", "."): p for name, p in found.items()}
+
+
+def base_fingerprint(model: nn.Module) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of the base weights: equal before and after training an adapter."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(base_parameters(model).items()):
+        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def check_gradients(parameters: Mapping[str, nn.Parameter] | Sequence[nn.Parameter]) -> int:
+    """After backward: every trainable parameter must have a finite gradient. Returns how many there are.
+
+    Catches adapters left disabled during the policy forward, which gives no gradient and no error.
+    """
+    values = list(parameters.values()) if isinstance(parameters, Mapping) else list(parameters)
+    trainable = [p for p in values if p.requires_grad]
+    if not trainable:
+        raise AdapterError(f"none of {len(values)} tensors requires a gradient: unfreeze those to train")
+    with_gradient = [p for p in trainable if p.grad is not None]
+    if len(with_gradient) < len(trainable):
+        raise AdapterError(
+            f"only {len(with_gradient)} of {len(trainable)} trainable tensors have a gradient: adapters were off in the "
+            "forward pass or backward did not run; compute the reference first, inside disabled_adapters"
+        )
+    bad = sum(not bool(torch.isfinite(p.grad).all()) for p in with_gradient)
+    if bad:
+        raise AdapterError(f"{bad} of {len(trainable)} gradients are not finite: lower the learning rate")
+    return len(trainable)

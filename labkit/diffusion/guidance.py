@@ -1,0 +1,121 @@
+"""What the U-Net is asked: text conditions, classifier-free guidance, one prediction.
+
+Classifier-free guidance (arXiv 2207.12598, in SD's convention): eps = eps_uncond + g (eps_cond - eps_uncond), so
+g = 1 is the conditional prediction, g = 0 the unconditional one. Rows of a guided batch are [uncond, cond], as in
+diffusers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from .schedule import Timestep, to_epsilon
+
+
+@dataclass(frozen=True)
+class PromptConditions:
+    """Text conditions of B images. The last three fields are SDXL's and None for Stable Diffusion.
+
+    cond, uncond: [B, tokens, d]; pooled, pooled_uncond: [B, p]; time_ids: [B, 6].
+    """
+
+    cond: Tensor
+    uncond: Tensor
+    pooled: Tensor | None = None
+    pooled_uncond: Tensor | None = None
+    time_ids: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.cond)
+
+    def select(self, index: slice | Sequence[int]) -> PromptConditions:
+        """The conditions of some rows: a slice or a list of row numbers (which may repeat)."""
+        index = index if isinstance(index, slice) else list(index)
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return PromptConditions(**{name: None if v is None else v[index] for name, v in values.items()})
+
+
+def encode_prompts(
+    pipe,
+    prompts: Sequence[str],
+    negative_prompts: Sequence[str] | None = None,
+    *,
+    height: int | None = None,
+    width: int | None = None,
+) -> PromptConditions:
+    """Encode prompts with the pipeline's own text encoder(s); equal (prompt, negative) pairs are encoded once.
+
+    negative_prompts=None is the pipeline's default (the empty prompt; zeros for SDXL). height, width in pixels: SDXL's
+    size condition, by default the pipeline's native size. Gradients flow if a text encoder requires them.
+    """
+    if not prompts:
+        raise ValueError("got no prompts: expected at least one")
+    if negative_prompts is not None and len(negative_prompts) != len(prompts):
+        raise ValueError(f"got {len(negative_prompts)} negative prompts for {len(prompts)} prompts: give one each")
+    pairs = [(str(p), None if negative_prompts is None else str(negative_prompts[i])) for i, p in enumerate(prompts)]
+    unique = list(dict.fromkeys(pairs))
+    encoded = pipe.encode_prompt(
+        prompt=[p for p, _ in unique],
+        device=pipe.unet.device,
+        num_images_per_prompt=1,
+        do_classifier_free_guidance=True,
+        negative_prompt=None if negative_prompts is None else [n for _, n in unique],
+    )
+    cond, uncond, *pooled = encoded  # SDXL returns two pooled embeddings as well
+    extra = {}
+    if pooled:
+        native = pipe.unet.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+        height, width = height or native, width or native
+        # original size, crop corner, target size
+        time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=cond.dtype, device=cond.device)
+        extra = {"pooled": pooled[0], "pooled_uncond": pooled[1], "time_ids": time_ids.expand(len(unique), -1)}
+    conditions = PromptConditions(cond=cond, uncond=uncond, **extra)
+    return conditions.select([unique.index(pair) for pair in pairs])
+
+
+def unet_output(unet, x_t: Tensor, t: Timestep, conditions: PromptConditions, *, guidance_scale: float = 1.0) -> Tensor:
+    """The U-Net's guided output [B, C, h, w] in float32, in whatever the network predicts (epsilon, v, ...).
+
+    x_t: [B, C, h, w] (scaled by the scheduler where it wants that); t: int or LongTensor [B]. One call of 2B rows, or
+    of B rows when guidance_scale is 1 (conditional only).
+    """
+    if len(conditions) != len(x_t):
+        raise ValueError(f"got conditions for {len(conditions)} images but {len(x_t)} latents: expected equal numbers")
+    guided = guidance_scale != 1.0
+
+    def rows(cond: Tensor, uncond: Tensor) -> Tensor:
+        stacked = torch.cat([uncond, cond]) if guided else cond  # [2B, ...] or [B, ...]
+        return stacked.to(unet.device, unet.dtype)
+
+    if isinstance(t, Tensor) and t.ndim == 1:
+        t = (torch.cat([t, t]) if guided else t).to(unet.device)
+    added = None
+    if conditions.pooled is not None:
+        added = {
+            "text_embeds": rows(conditions.pooled, conditions.pooled_uncond),
+            "time_ids": rows(conditions.time_ids, conditions.time_ids),
+        }
+    output = unet(
+        rows(x_t, x_t),
+        t,
+        encoder_hidden_states=rows(conditions.cond, conditions.uncond),
+        added_cond_kwargs=added,
+        return_dict=False,
+    )[0].float()
+    if not guided:
+        return output
+    uncond, cond = output.chunk(2)
+    return uncond + guidance_scale * (cond - uncond)
+
+
+def predict_noise(
+    pipe, x_t: Tensor, t: Timestep, conditions: PromptConditions, *, guidance_scale: float = 1.0
+) -> Tensor:
+    """The pipeline's guided noise prediction [B, C, h, w], float32, whatever its prediction_type. See `unet_output`."""
+    output = unet_output(pipe.unet, x_t, t, conditions, guidance_scale=guidance_scale)
+    scheduler = pipe.scheduler
+    return to_epsilon(output, x_t.float(), t, scheduler.alphas_cumprod, scheduler.config.prediction_type)

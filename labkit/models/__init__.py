@@ -1,0 +1,15 @@
+"""The models of the course: where they are, how they are loaded and checked."""
+
+from .errors import LabkitError, ModelLoadError
+from .load import load_clip, load_pipeline, load_reader
+from .paths import data_dir, models_dir
+
+__all__ = [
+    "LabkitError",
+    "ModelLoadError",
+    "data_dir",
+    "load_clip",
+    "load_pipeline",
+    "load_reader",
+    "models_dir",
+]

@@ -1,0 +1,89 @@
+"""data/checksums.json: the SHA-256 of every shipped file, so that a damaged download is noticed before it is used.
+
+Format: {"portrait-sd/unet/config.json": "<64 hex digits>", ...}, paths relative to the data folder, sorted.
+A file is hashed once per process and again only if its size or modification time changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from .errors import ModelLoadError
+from .paths import data_dir
+
+CHECKSUMS = "checksums.json"
+_hashed: dict[tuple[str, int, int], str] = {}  # (path, size, modification time in ns) -> hex digest
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file, remembered under its path, size and modification time."""
+    stat = path.stat()
+    key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+    if key not in _hashed:
+        with path.open("rb") as file:
+            _hashed[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _hashed[key]
+
+
+def read_checksums(data: Path | None = None) -> dict[str, str]:
+    """The table of the data folder; empty if there is none. Raises ModelLoadError if it is not readable JSON."""
+    path = (data or data_dir()) / CHECKSUMS
+    try:
+        table = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"{path} is not readable ({error}): restore it, for example with git checkout") from None
+    if not isinstance(table, dict):
+        raise ModelLoadError(
+            f"{path} is not a table of file names and digests: restore it, for example with git checkout"
+        )
+    return table
+
+
+def write_checksums(data: Path | None = None, folders: Iterable[str] | None = None) -> dict[str, str]:
+    """Hash all files of the data folder, or of some of its folders (other entries stay), and write the table.
+
+    Hidden files and the table itself are left out. Written to a temporary file first, then renamed. Returns the table.
+    """
+    data = data or data_dir()
+    roots = [data] if folders is None else [data / name for name in folders]
+    table = {} if folders is None else read_checksums(data)
+    for root in roots:
+        prefix = "" if root == data else f"{root.relative_to(data).as_posix()}/"
+        table = {name: digest for name, digest in table.items() if not (prefix and name.startswith(prefix))}
+        for path in sorted(root.rglob("*")):
+            name = path.relative_to(data)
+            if path.is_file() and name.as_posix() != CHECKSUMS and not any(p.startswith(".") for p in name.parts):
+                table[name.as_posix()] = sha256(path)
+    target = data / CHECKSUMS
+    temporary = target.with_name(f".{CHECKSUMS}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(dict(sorted(table.items())), indent=1) + "\n", "utf-8")
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return table
+
+
+def verify(folder: str, data: Path | None = None) -> int:
+    """Check every listed file of a data folder's subfolder. Returns how many were checked (0: none is listed).
+
+    Raises ModelLoadError naming the first file that is missing or differs.
+    """
+    data = data or data_dir()
+    listed = {name: digest for name, digest in read_checksums(data).items() if name.startswith(f"{folder}/")}
+    for name, digest in listed.items():
+        path = data / name
+        if not path.is_file():
+            raise ModelLoadError(f"{path} is missing: restore the data folder (git checkout) or set LABKIT_DATA")
+        if sha256(path) != digest:
+            raise ModelLoadError(
+                f"{path} is damaged (its SHA-256 is not the one in {CHECKSUMS}): restore it with git checkout; "
+                "if you retrained it, run `make train` to its end, which updates the table"
+            )
+    return len(listed)

@@ -1,0 +1,259 @@
+"""One call for every tier: `load_pipeline`, `load_clip`, `load_reader`.
+
+smoke and cpu load the small models shipped in data/ (checked against data/checksums.json); gpu loads Stable Diffusion
+1.5 and OpenAI's CLIP from the hub, or from a local folder given by argument or under LABKIT_MODELS. Weights are
+safetensors only and come back in eval mode and frozen (a trainer unfreezes what it trains). Whatever can go wrong is a
+ModelLoadError of one line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .checksums import verify
+from .errors import ModelLoadError
+from .paths import data_dir, local_model
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+    from transformers import CLIPModel
+
+    from .clip_inputs import ClipInputs
+    from .reader import AttributeReader
+
+TIERS = ("smoke", "cpu", "gpu")
+VARIANTS = ("portrait-sd", "portrait-sd-base")
+SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+CLIP_GPU = "openai/clip-vit-base-patch32"
+
+
+def load_pipeline(
+    tier: str,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    variant: str = "portrait-sd",
+    folder: str | Path | None = None,
+) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+    """The text-to-image pipeline of a tier, with a DDIM scheduler, no safety checker and no progress bar.
+
+    device   default: the CPU for smoke and cpu, the GPU for gpu.
+    dtype    default: float32, or float16 for the gpu tier on a GPU. float16 on a CPU is an error.
+    variant  smoke, cpu: "portrait-sd", or the early checkpoint "portrait-sd-base". Without effect on the gpu tier.
+    folder   a local folder in diffusers layout (Stable Diffusion or SDXL) to load instead of the tier's own model.
+
+    The scheduler is DDIM with set_alpha_to_one=False and clip_sample=False, built from the folder's own betas, offset
+    and prediction type: the settings under which every step has a finite log-probability.
+    """
+    device, dtype = _device_and_dtype(tier, device, dtype)
+    if variant not in VARIANTS:
+        raise ModelLoadError(f"variant is {variant!r}, expected one of {', '.join(VARIANTS)}")
+    source = _source(tier, folder, shipped=variant, hub=SD15)
+    with quiet():
+        from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+
+        pipeline_class: Any = StableDiffusionPipeline
+        options: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        if isinstance(source, Path):
+            name = _check_layout(source)
+            if name == "StableDiffusionXLPipeline":
+                pipeline_class, options = StableDiffusionXLPipeline, {}
+            elif name != "StableDiffusionPipeline":
+                raise ModelLoadError(
+                    f"{source} holds a {name}: expected StableDiffusionPipeline or StableDiffusionXLPipeline"
+                )
+        pipe = _load(
+            lambda: pipeline_class.from_pretrained(
+                str(source),
+                use_safetensors=True,
+                **_dtype_argument(dtype),
+                **_file_variant(source, dtype),
+                **_local(source),
+                **options,
+            ),
+            source,
+        )
+        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, set_alpha_to_one=False, clip_sample=False)
+        for component in pipe.components.values():
+            if isinstance(component, torch.nn.Module):
+                component.eval().requires_grad_(False)
+        pipe.to(device)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def load_clip(
+    tier: str, device: torch.device | str | None = None, *, folder: str | Path | None = None
+) -> tuple[CLIPModel, ClipInputs]:
+    """(CLIPModel in float32, the function that makes its inputs from texts and image tensors) of a tier."""
+    device, _ = _device_and_dtype(tier, device, torch.float32)
+    source = _source(tier, folder, shipped="portrait-clip", hub=CLIP_GPU)
+    with quiet():
+        from transformers import CLIPModel, CLIPTokenizer
+
+        from .clip_inputs import ClipInputs
+
+        if isinstance(source, Path):
+            _need(source / "config.json", source)
+            _need_weights(source, source)
+        model = _load(
+            lambda: CLIPModel.from_pretrained(str(source), use_safetensors=True, dtype=torch.float32, **_local(source)),
+            source,
+        )
+        tokenizer = _load(lambda: CLIPTokenizer.from_pretrained(str(source), **_local(source)), source)
+    model.eval().requires_grad_(False).to(device)
+    return model, ClipInputs(tokenizer, model.config, shipped=tier != "gpu")
+
+
+def load_reader(device: torch.device | str = "cpu", *, folder: str | Path | None = None) -> AttributeReader:
+    """The AttributeReader, the gold judge of the course: the same for every tier. Nothing may be trained against it."""
+    source = _source("cpu", folder, shipped="attribute-reader", hub="")
+    _need(source / "config.json", source)
+    _need(source / "model.safetensors", source)
+    from .reader import AttributeReader
+
+    return _load(lambda: AttributeReader.from_pretrained(source), source).to(device)
+
+
+def _device_and_dtype(
+    tier: str, device: torch.device | str | None, dtype: torch.dtype | None
+) -> tuple[torch.device, torch.dtype]:
+    """Fill in the tier's defaults and refuse combinations that cannot run."""
+    if tier not in TIERS:
+        raise ModelLoadError(f"tier is {tier!r}, expected one of {', '.join(TIERS)}")
+    try:
+        device = torch.device(device if device is not None else ("cuda" if tier == "gpu" else "cpu"))
+    except RuntimeError:
+        raise ModelLoadError(f"device {device!r} is not a torch device: use 'cpu', 'cuda' or 'cuda:0'") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ModelLoadError(
+            "no CUDA GPU was found: use tier='cpu', or device='cpu' to run this tier slowly on the CPU"
+        )
+    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        raise ModelLoadError(
+            f"device {device} does not exist: there are {torch.cuda.device_count()} GPUs, counted from 0"
+        )
+    dtype = dtype or (torch.float16 if tier == "gpu" and device.type == "cuda" else torch.float32)
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ModelLoadError(f"dtype is {dtype}, expected torch.float32, torch.bfloat16 or torch.float16")
+    if dtype == torch.float16 and device.type == "cpu":
+        raise ModelLoadError("float16 does not run on a CPU: use dtype=torch.float32 (or torch.bfloat16) there")
+    return device, dtype
+
+
+def _source(tier: str, folder: str | Path | None, *, shipped: str, hub: str) -> Path | str:
+    """The folder to load, or the hub's name of the model. A folder inside data/ is checked against its checksums."""
+    if folder is not None:
+        path = Path(folder).expanduser()
+        if not path.is_dir():
+            raise ModelLoadError(f"{path} is not a folder: give the folder that holds the model")
+        return path
+    if tier == "gpu":
+        return local_model(hub) or hub
+    path = data_dir() / shipped
+    if not path.is_dir():
+        raise ModelLoadError(
+            f"{path} is missing: get it with git checkout, set LABKIT_DATA to a data folder, or run `make train`"
+        )
+    verify(shipped)
+    return path
+
+
+def _check_layout(folder: Path) -> str:
+    """Check that a local pipeline folder is complete before anything is loaded; returns its pipeline class name."""
+    _need(folder / "model_index.json", folder)
+    try:
+        index = json.loads((folder / "model_index.json").read_text("utf-8"))
+        name = index["_class_name"]
+    except (ValueError, KeyError, TypeError):
+        raise ModelLoadError(f"{folder / 'model_index.json'} is damaged: copy the model again") from None
+    for component, entry in index.items():
+        if not isinstance(entry, list) or entry[0] is None or component in ("safety_checker", "feature_extractor"):
+            continue
+        if component in ("unet", "vae", "text_encoder", "text_encoder_2"):
+            _need(folder / component / "config.json", folder)
+            _need_weights(folder / component, folder)
+        elif not (folder / component).is_dir():
+            raise ModelLoadError(f"{folder} is incomplete: {component}/ is missing, copy the model again")
+    return name
+
+
+def _need(path: Path, folder: Path) -> None:
+    if not path.is_file():
+        raise ModelLoadError(f"{folder} is incomplete: {path.relative_to(folder)} is missing, copy the model again")
+
+
+def _need_weights(path: Path, folder: Path) -> None:
+    """At least one safetensors file; pickled weights are never opened."""
+    if any(path.glob("*.safetensors")):
+        return
+    where = path.relative_to(folder).as_posix()
+    if any(path.glob("*.bin")) or any(path.glob("*.ckpt")):
+        raise ModelLoadError(f"{folder} has only pickled weights in {where}: get the safetensors version of this model")
+    raise ModelLoadError(f"{folder} is incomplete: no *.safetensors in {where}, copy the model again")
+
+
+def _load(load: Callable[[], Any], source: Path | str) -> Any:
+    """Run a loader; turn whatever it raises into a ModelLoadError of one line (the cause stays attached)."""
+    try:
+        return load()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:200]}"
+        if isinstance(source, Path):
+            raise ModelLoadError(
+                f"{source} could not be loaded, a file may be damaged ({reason}): copy the model again"
+            ) from error
+        raise ModelLoadError(
+            f"{source} could not be loaded from the hub ({reason}): check the network, or put a copy into "
+            f"LABKIT_MODELS/{source.split('/')[-1]} or give folder="
+        ) from error
+
+
+def _dtype_argument(dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """diffusers renamed torch_dtype to dtype in 0.42; an older one would ignore the new name."""
+    import diffusers
+
+    major, minor = (int(part) for part in diffusers.__version__.split(".")[:2])
+    return {"dtype" if (major, minor) >= (0, 42) else "torch_dtype": dtype}
+
+
+def _file_variant(source: Path | str, dtype: torch.dtype) -> dict[str, str]:
+    """Take the fp16 files (half the download) where they exist and either fp16 is wanted or nothing else is there."""
+    if not isinstance(source, Path):
+        return {"variant": "fp16"} if dtype == torch.float16 else {}
+    half = any((source / "unet").glob("*.fp16*.safetensors"))
+    full = any(".fp16" not in path.name for path in (source / "unet").glob("*.safetensors"))
+    return {"variant": "fp16"} if half and (dtype == torch.float16 or not full) else {}
+
+
+def _local(source: Path | str) -> dict[str, bool]:
+    """A local folder is never completed from the network."""
+    return {"local_files_only": True} if isinstance(source, Path) else {}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, diffusers and transformers show no loading bars and only errors; their settings come back afterwards."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    loggings = (diffusers_logging, transformers_logging)
+    before = [(log, log.is_progress_bar_enabled(), log.get_verbosity()) for log in loggings]
+    try:
+        for log, _, _ in before:
+            log.disable_progress_bar()
+            log.set_verbosity_error()
+        yield
+    finally:
+        for log, bars, verbosity in before:
+            if bars:
+                log.enable_progress_bar()
+            log.set_verbosity(verbosity)
