@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from labkit.course.regions import split
+from labkit.course.regions import RegionError, split
 from labkit.course.source import Cell, Source
 
 Leak = tuple[str, str, int]  # message, cure, line of the source
@@ -22,7 +22,11 @@ def solution_leaks(source: Source, cells: Iterable[tuple[str, str]]) -> list[Lea
     shown: set[str] = set()  # lines of code outside of solutions
     solutions: list[tuple[Cell, int, list[str]]] = []
     for cell in source.code_cells:
-        for block in split(cell.source):
+        try:
+            blocks = split(cell.source)
+        except RegionError:  # a lint of its own; the builder stops there
+            continue
+        for block in blocks:
             if block.kind == "solution":
                 solutions.append((cell, cell.body_line + block.offset, _lines("\n".join(block.lines), comments=False)))
             elif block.kind == "text" and "instructor" not in cell.tags:

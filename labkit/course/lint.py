@@ -23,6 +23,7 @@ from labkit.course.lint_files import (
 from labkit.course.lint_lesson import Names, declared_exercises, lint_lesson
 from labkit.course.lint_text import lint_pairs, lint_terms
 from labkit.course.manifest import ManifestError, Project, lesson_numbers, lesson_problems, load_lesson
+from labkit.course.regions import only_language
 from labkit.course.source import Problem, Source, SourceError, read_source, write_source
 from labkit.course.yamlfile import YamlError, load_with_lines
 
@@ -56,16 +57,17 @@ RULES = {
 }
 
 
-def lint(project: Project | None = None, numbers: Iterable[str] = ()) -> list[Problem]:
+def lint(project: Project | None = None, numbers: Iterable[str] = (), *, generated: bool = True) -> list[Problem]:
     """All findings, sorted by file and line. `numbers` restricts them to some lessons (and skips what all share).
 
-    Raises ManifestError for an unknown lesson number.
+    `generated=False` leaves out the comparison of committed notebooks with what the builder makes. Raises ManifestError
+    for an unknown lesson number.
     """
     project, numbers = project or Project(), list(numbers)
     problems = [problem for path in select(project, numbers) for problem in _lint_lesson(path, project)]
     if not numbers:
         problems += _lint_shared(project)
-    if not any(problem.rule in _UNBUILDABLE for problem in problems):
+    if generated and not any(problem.rule in _UNBUILDABLE for problem in problems):
         try:
             problems += drift(project, numbers)
         except SourceError as error:
@@ -80,7 +82,8 @@ _UNBUILDABLE = ("malformed-source", "duplicate-uid", "unknown-tag", "pair-missin
 
 def _lint_lesson(path: Path, project: Project) -> Iterator[Problem]:
     file, number = project.relative(path), path.name[:2]
-    folder, catalogue = project.folder(number), Catalogue(common_messages())
+    folder = project.folder(number)
+    catalogue: Catalogue | None = Catalogue(common_messages())
     try:
         source = read_source(path, file)
     except SourceError as error:
@@ -90,22 +93,25 @@ def _lint_lesson(path: Path, project: Project) -> Iterator[Problem]:
     yield from _format(source, file)
     yield from lint_pairs(source, file)
     for cell in source.cells:
-        if cell.lang == "ja":
-            yield from lint_terms(cell.source, cell.body_line, file)
-    names = Names(number, folder=project.relative(folder))
-    names.checks = declared_exercises(folder / "checks.py")
+        prose = cell.source if cell.lang == "ja" else only_language(cell.source, "ja") if cell.kind == "code" else ""
+        yield from lint_terms(prose, cell.body_line, file)
+    names = Names(number, project.relative(folder))
+    checks = project.relative(folder / "checks.py")
+    try:
+        names.checks = declared_exercises(folder / "checks.py")
+    except SyntaxError as error:
+        yield Problem(checks, error.lineno or 1, "lesson-files", f"not Python: {error.msg}", "correct the code")
     if (folder / "messages.yaml").exists():
         yield from lint_yaml(folder / "messages.yaml", project.relative(folder / "messages.yaml"), catalogue=True)
         try:
             catalogue = Catalogue(load_messages(folder / "messages.yaml"), common_messages())
-        except YamlError:
-            pass  # reported above
+        except YamlError:  # reported above
+            catalogue = None
     yield from _lesson_yaml(path, project, names)
     yield from lint_code(source, catalogue, file)
     yield from lint_lesson(source, names, file)
-    if (folder / "checks.py").exists():
-        name = project.relative(folder / "checks.py")
-        yield from lint_python_messages(folder / "checks.py", catalogue, set(names.checks), name)
+    if names.checks and catalogue:
+        yield from lint_python_messages(folder / "checks.py", catalogue, set(names.checks), checks)
     for lang in ("en", "ja"):
         notebook = project.notebook(path.stem, lang)
         if notebook.exists() and not source.problems:

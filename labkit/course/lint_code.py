@@ -9,7 +9,7 @@ import tokenize
 from collections.abc import Iterable, Iterator
 
 from labkit.course.i18n import Catalogue, placeholders
-from labkit.course.regions import RegionError, in_language, one_sided_comments, split
+from labkit.course.regions import RegionError, in_language, one_sided_comments, split, student_code
 from labkit.course.source import Cell, Problem, Source
 
 _SHOWN_BY = frozenset(
@@ -23,8 +23,8 @@ _TEXT_METHODS = frozenset("format join upper lower strip replace ljust rjust cen
 _JAPANESE = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uff00-\uffef]")
 
 
-def lint_code(source: Source, catalogue: Catalogue, file: str) -> Iterator[Problem]:
-    """All lints that look at one code cell at a time."""
+def lint_code(source: Source, catalogue: Catalogue | None, file: str) -> Iterator[Problem]:
+    """All lints that look at one code cell at a time. Without a catalogue, its keys are not looked at."""
     for cell in source.code_cells:
         found = list(_regions(cell, file))
         yield from found
@@ -39,15 +39,22 @@ def lint_code(source: Source, catalogue: Catalogue, file: str) -> Iterator[Probl
         if not found:
             yield from _stub_literals(cell, file)
         yield from literals(tree, file, cell.body_line)
-        yield from messages(tree, catalogue, file, cell.body_line)
+        if catalogue is not None:
+            yield from messages(tree, catalogue, file, cell.body_line)
 
 
 def _regions(cell: Cell, file: str) -> Iterator[Problem]:
     try:
         solved = any(block.kind == "solution" for block in split(cell.source))
+        student = student_code(cell.source, "en", "")
     except RegionError as error:
         yield Problem(file, cell.body_line + error.offset, "malformed-source", error.message, error.cure)
         return
+    try:
+        ast.parse(student if solved else "")
+    except SyntaxError as error:
+        message = f"the student edition of {cell.uid!r} is not Python: {error.msg} ({(error.text or '').strip()})"
+        yield Problem(file, cell.line, "malformed-source", message, "correct the stub region")
     if solved != ("exercise" in cell.tags):
         message = "a solution region outside of an exercise cell" if solved else "an exercise without a solution region"
         cure = "an exercise has the tag, an exercise id and # BEGIN SOLUTION ... # END SOLUTION"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,16 @@ Trees = list[tuple[Cell, ast.Module]]
 
 @dataclass
 class Names:
-    """What a lesson's other files define: ids in full ("l01.add_noise") and sizes by name."""
+    """What a lesson's other files define: ids in full ("l01.add_noise"), sizes by name; None for files with errors."""
 
     number: str
-    exercises: dict[str, int] = field(default_factory=dict)  # lesson.yaml: id -> line
-    checks: dict[str, int] = field(default_factory=dict)  # checks.py: id -> line
-    questions: set[str] = field(default_factory=set)
-    predictions: set[str] = field(default_factory=set)
-    claims: set[str] = field(default_factory=set)
-    sizes: set[str] = field(default_factory=set)
-    folder: str = ""  # as problems call it
+    folder: str  # as problems call it
+    exercises: dict[str, int] | None = None  # lesson.yaml: id -> line
+    sizes: set[str] | None = None  # lesson.yaml
+    checks: dict[str, int] | None = None  # checks.py: id -> line
+    questions: set[str] | None = None
+    predictions: set[str] | None = None
+    claims: set[str] | None = None
 
 
 def lint_lesson(source: Source, names: Names, file: str) -> Iterator[Problem]:
@@ -47,6 +47,8 @@ def lint_lesson(source: Source, names: Names, file: str) -> Iterator[Problem]:
 
 
 def _sizes(tree: ast.Module, names: Names, file: str, first_line: int) -> Iterator[Problem]:
+    if names.sizes is None:
+        return
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute) and node.value.attr == "sizes":
             if getattr(node.value.value, "id", "") == "lab" and node.attr not in names.sizes:
@@ -121,6 +123,8 @@ def _ids(trees: Trees, names: Names, file: str) -> Iterator[Problem]:
         ("claim-id", ("claim",), names.claims, "claims.yaml", "claim"),
     )
     for rule, functions, defined, where, kind in kinds:
+        if defined is None:
+            continue
         used: dict[str, set[str]] = {}
         for cell, tree in trees:
             for node, short in calls(tree, functions):
@@ -133,6 +137,8 @@ def _ids(trees: Trees, names: Names, file: str) -> Iterator[Problem]:
             if not (functions[0] == "quiz" and all_asked):
                 cure = f'call lab.{functions[0]}("{full.split(".", 1)[1]}") in the lesson, or remove it from {where}'
                 yield Problem(f"{names.folder}/{where}", 1, rule, f"{kind} {full!r} is never used in the lesson", cure)
+    if names.exercises is None:
+        return
     cells = {full_id(number, cell.exercise): cell for cell, _ in trees if cell.exercise}
     for full, cell in cells.items():
         if full not in names.exercises:

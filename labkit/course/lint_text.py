@@ -126,14 +126,20 @@ def glossary(path: Path = GLOSSARY) -> tuple[Term, ...]:
 def lint_terms(text: str, line: int, file: str) -> Iterator[Problem]:
     """Rejected variants in a Japanese text that begins at `line` of `file`."""
     prose = blank(_LINK_TARGET, blank(_MATH, blank(_CODE, text)))
-    agreed = re.compile("|".join(re.escape(term.ja) for term in sorted(glossary(), key=lambda term: -len(term.ja))))
-    prose = blank(agreed, prose)
-    for term in glossary():
-        for variant in term.variants:
-            for match in re.finditer(re.escape(variant), prose):
-                message = f"{variant!r} is not the agreed term for {term.en!r}"
-                where = line + prose.count("\n", 0, match.start())
-                yield Problem(file, where, "glossary", message, f"write {term.ja} (labkit/course/glossary.yaml)")
+    agreed = [match.span() for term in glossary() for match in re.finditer(re.escape(term.ja), prose)]
+    found = [
+        (match.span(), term)
+        for term in glossary()
+        for variant in term.variants
+        for match in re.finditer(re.escape(variant), prose)
+    ]
+    spans = [span for span, _ in found]
+    for span, term in found:
+        inside = [other for other in [*agreed, *spans] if other != span and other[0] <= span[0] and span[1] <= other[1]]
+        if not inside:
+            message = f"{prose[slice(*span)]!r} is not the agreed term for {term.en!r}"
+            where = line + prose.count("\n", 0, span[0])
+            yield Problem(file, where, "glossary", message, f"write {term.ja} (labkit/course/glossary.yaml)")
 
 
 _LINK_TARGET = re.compile(r"(?<=\]\()[^)]*(?=\))|https?://[^\s<>()\[\]\"'、。]+|<[^<>\n]+>|\{[^{}\n]*\}")

@@ -283,9 +283,9 @@ def _exercises(data: dict, lines: Lines, path: Path) -> Iterator[tuple[int, str,
         seen.add(str(id))
         for key in ("difficulty", "importance"):
             if isinstance(entry[key], bool) or entry[key] not in (1, 2, 3, 4, 5):
-                yield line, f"{key} of {id!r} is {entry[key]!r}", "give a whole number from 1 to 5"
+                yield line, f"{key} of exercise {id!r} is {entry[key]!r}", "give a whole number from 1 to 5"
         if isinstance(entry["minutes"], bool) or not isinstance(entry["minutes"], int | float) or entry["minutes"] <= 0:
-            yield line, f"minutes of {id!r} is {entry['minutes']!r}", "give the minutes a learner needs"
+            yield line, f"minutes of exercise {id!r} is {entry['minutes']!r}", "give the minutes a learner needs"
 
 
 def _links(data: dict, lines: Lines, path: Path) -> Iterator[tuple[int, str, str]]:

@@ -93,6 +93,12 @@ def in_language(code: str, lang: str) -> str:
     return "\n".join(lines)
 
 
+def only_language(code: str, lang: str) -> str:
+    """The comment lines of one language, each in its line; all other lines empty."""
+    matches = (_LANGUAGE.fullmatch(line.replace("# #", "#")) for line in code.split("\n"))
+    return "\n".join(match[3] if match and match[2] == lang else "" for match in matches)
+
+
 def one_sided_comments(code: str) -> list[tuple[int, str]]:
     """Groups of `#en:`/`#ja:` lines that lack one language, as (offset, the language that is missing)."""
     found, group, start = [], set(), 0
