@@ -55,7 +55,7 @@ def adapter_parameters(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
 
 def names_on(layer: nn.Module) -> set[str]:
     """Adapters present on one layer."""
-    return {n for attribute in layer.adapter_layernames_on for n in getattr(layer, attribute).keys()}
+    return {n for attribute in layer.adapter_layer_names for n in getattr(layer, attribute).keys()}
 
 
 class AdapterSnapshot:

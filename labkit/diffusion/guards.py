@@ -41,12 +41,12 @@ def check_gradients(parameters: Mapping[str, nn.Parameter] | Sequence[nn.Paramet
     values = list(parameters.values()) if isinstance(parameters, Mapping) else list(parameters)
     trainable = [p for p in values if p.requires_grad]
     if not trainable:
-        raise AdapterError(f"none of {len(values)} tensors requires a gradient: unfreeze those to train")
+        raise AdapterError(f"none of {len(values)} tensors needs a gradient: unfreeze those to train")
     with_gradient = [p for p in trainable if p.grad is not None]
     if len(with_gradient) < len(trainable):
         raise AdapterError(
-            f"only {len(with_gradient)} of {len(trainable)} trainable tensors have a gradient: adapters were off in the "
-            "forward pass or backward did not run; compute the reference first, inside disabled_adapters"
+            f"only {len(with_gradient)} of {len(trainable)} trainable tensors have a gradient: adapters were off in "
+            "the forward pass or backward did not run; compute the reference first, inside disabled_adapters"
         )
     bad = sum(not bool(torch.isfinite(p.grad).all()) for p in with_gradient)
     if bad:

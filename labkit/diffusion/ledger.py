@@ -72,6 +72,8 @@ class NFELedger:
         if self._started is not None:
             raise RuntimeError("this ledger is already open: use a new NFELedger for a nested count")
         unet = getattr(self._models, "unet", self._models)
+        # counted on the way in: a checkpoint's recomputation stops before the way out
+        self._handles.append(unet.register_forward_pre_hook(self._before_unet, with_kwargs=True))
         self._handles.append(unet.register_forward_hook(self._after_unet))
         vae = getattr(self._models, "vae", None)
         if vae is not None:  # encode() and decode() are no forward calls, their inner modules are
@@ -110,11 +112,13 @@ class NFELedger:
 
         return after
 
+    def _before_unet(self, unet: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        self.counts.unet_calls += 1
+        self.counts.unet_rows += _rows(args[0] if args else kwargs["sample"])
+
     def _after_unet(self, unet: torch.nn.Module, args: tuple, output: Any) -> None:
         prediction = output[0]  # tuple and UNet2DConditionOutput alike
         rows = prediction.shape[0]
-        self.counts.unet_calls += 1
-        self.counts.unet_rows += rows
         if prediction.requires_grad:
             recomputes = getattr(unet, "is_gradient_checkpointing", False)
 

@@ -7,6 +7,7 @@ The weights are float32 whatever the base model's dtype, and come from the seed 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -68,7 +69,8 @@ def add_lora(
     config = LoraConfig(
         r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=targets, lora_dropout=dropout
     )
-    with torch.random.fork_rng(devices=[]):  # PEFT draws from the global generator: throw its draw away
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # PEFT draws from the global generator
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are meant
         model.add_adapter(config, adapter_name=name)
     state.restore(activate=(name,))
     for parameter in base_parameters(model).values():
