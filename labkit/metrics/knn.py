@@ -3,9 +3,9 @@
 Matrix products are fast but cancel: with features far from the origin, float32 loses every digit of a small distance.
 So (1) the common mean is subtracted and the scale divided out, (2) blocks of *lower bounds* of the squared distances
 come from matrix products under a byte budget (float32; float64 when d is small) and a few more than k candidates are
-kept per query, (3) candidates are measured again by direct subtraction in float64, and (4) whoever is not certified by
-the bounds is searched by brute force. The bounds allow for 4 sqrt(d) roundoffs (probabilistic rounding analysis, Higham
-& Mary 2019).
+kept per query, (3) candidates are measured again by direct subtraction in float64, and (4) where the bounds do not prove
+that nothing was missed, everything that they leave possible is measured. The bounds allow for 4 sqrt(d) roundoffs
+(probabilistic rounding analysis, Higham & Mary 2019).
 """
 
 from __future__ import annotations
@@ -56,10 +56,12 @@ class DistanceBlocks:
         # A square block of side s takes about 3 matrices [s, s] and 3 of its features [s, d], 8 bytes an entry.
         self.side = max(1, int((-self.d + (self.d**2 + block_bytes / 6) ** 0.5) / 2))
         sets = (self.a,) if b is None else (self.a, self.b)
+        # Any common shift near the mean will do, as long as subtracting it rounds only once.
+        self.work = torch.float64 if any(x.dtype == torch.float64 for x in sets) else torch.float32
         start = self.a[0].double()  # summing differences from it keeps constant features exactly constant
         total = sum((x[s].double() - start).sum(dim=0) for x in sets for s in self._slices(x))
-        self.mean = start + total / sum(len(x) for x in sets)  # [d]
-        largest = max(float((x[s].double() - self.mean).abs().max()) for x in sets for s in self._slices(x))
+        self.shift = (start + total / sum(len(x) for x in sets)).to(self.work)  # [d]
+        largest = max(float((x[s].to(self.work) - self.shift).abs().max()) for x in sets for s in self._slices(x))
         self.scale = largest or 1.0
         self.unit = self.scale**2
         # Products may run in reduced precision when the user allowed it (TF32, bf16): the bound follows.
@@ -78,26 +80,41 @@ class DistanceBlocks:
                     continue
                 y = self._centred(self.b, cols)  # [c, d]
                 norm_y = y.square().sum(dim=1)
-                shrink = 1 - self.error
-                lower = torch.addmm(shrink * (norm_x[:, None] + norm_y), x, y.T, alpha=-2)  # [r, c]
+                lower = self._lower(x, norm_x, y, norm_y)  # [r, c]
                 if self.self_mode and cols.start == rows.start:
                     lower.fill_diagonal_(torch.inf)
                 yield Block(rows, cols, lower, 2 * self.error * norm_x, 2 * self.error * norm_y)
 
     def exact(self, i: Tensor, j: Tensor) -> Tensor:
-        """Squared distances a[i] - b[j] by direct subtraction in float64; i, j index tensors of one shape or [Q, 1] and
-        [Q, K]; result in the broadcast shape."""
+        """Squared distances [Q, K] of a[i] and b[j] by direct subtraction in float64; i and j are [Q, 1] or [Q, K]."""
         shape = torch.broadcast_shapes(i.shape, j.shape)
-        i, j = i.expand(shape).reshape(-1), j.expand(shape).reshape(-1)
-        out = torch.empty(len(i), dtype=torch.float64, device=self.device)
-        step = max(1, self.block_bytes // (32 * self.d))
-        for start in range(0, len(i), step):
+        out = torch.empty(shape, dtype=torch.float64, device=self.device)
+        step = max(1, 2**18 // (shape[1] * self.d))  # 2 MB: stays in the cache
+        for start in range(0, shape[0], step):
             s = slice(start, start + step)
-            out[s] = (self.a[i[s]].double() - self.b[j[s]].double()).square().sum(dim=1)
-        return out.reshape(shape)
+            out[s] = (self.a[i[s]].double() - self.b[j[s]].double()).square_().sum(dim=2)
+        return out
 
-    def _centred(self, x: Tensor, rows: slice) -> Tensor:
-        return ((x[rows].double() - self.mean) / self.scale).to(self.dtype)
+    def lower_rows(self, i: Tensor) -> Tensor:
+        """Lower bounds [q, M] of the squared distances of a[i] to all of b, in units of `unit`."""
+        return self._lower_all(self._centred(self.a, i), self.b)
+
+    def lower_columns(self, j: Tensor) -> Tensor:
+        """Lower bounds [q, N] of the squared distances of b[j] to all of a, in units of `unit`."""
+        return self._lower_all(self._centred(self.b, j), self.a)
+
+    def _lower_all(self, x: Tensor, others: Tensor) -> Tensor:
+        norm_x, parts = x.square().sum(dim=1), []
+        for rows in self._slices(others):
+            y = self._centred(others, rows)
+            parts.append(self._lower(x, norm_x, y, y.square().sum(dim=1)))
+        return torch.cat(parts, dim=1)
+
+    def _lower(self, x: Tensor, norm_x: Tensor, y: Tensor, norm_y: Tensor) -> Tensor:
+        return torch.addmm((1 - self.error) * (norm_x[:, None] + norm_y), x, y.T, alpha=-2)
+
+    def _centred(self, x: Tensor, rows: slice | Tensor) -> Tensor:
+        return ((x[rows].to(self.work) - self.shift) / self.scale).to(self.dtype)
 
     def _slices(self, x: Tensor) -> Iterator[slice]:
         return (slice(start, min(start + self.side, len(x))) for start in range(0, len(x), self.side))
@@ -127,22 +144,31 @@ class Candidates:
         self.bounds[queries], order = bounds.topk(self.keep, dim=1, largest=False, sorted=False)
         self.indices[queries] = indices.gather(1, order)
 
-    def best(self, k: int, unit: float, measure: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def best(
+        self,
+        k: int,
+        unit: float,
+        measure: Callable[[Tensor, Tensor], Tensor],
+        bounds: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor]:
         """The k smallest exact values [n, k], ascending, and their items [n, k].
 
         Args:
             unit: what one unit of the bounds is in the exact measure.
-            measure: (queries [q, 1], items [q, c] or [1, c]) -> exact values [q, c], inf for a masked pair.
+            measure: (queries [Q, 1], items [Q, K]) -> exact values [Q, K].
+            bounds: queries [q] -> lower bounds [q, items], inf for a masked pair.
         """
         queries = torch.arange(len(self.bounds), device=self.bounds.device)
         values, indices = _smallest(measure(queries[:, None], self.indices), self.indices, k)
         if not self.complete:  # are those that were left out certainly no nearer than what was found?
             left_out = self.bounds.max(dim=1).values.double() * unit
             doubtful = queries[(values[:, k - 1] > left_out) & (values[:, k - 1] > 0)]
-            everything = torch.arange(self.items, device=queries.device)[None, :]
-            for part in doubtful.split(max(1, self.block_bytes // (48 * self.items))):
-                exact = measure(part[:, None], everything)
-                values[part], indices[part] = _smallest(exact, everything.expand_as(exact), k)
+            for part in doubtful.split(max(1, self.block_bytes // (64 * self.items))):
+                possible = bounds(part).double() * unit <= values[part, k - 1, None]  # [q, items]
+                row, item = possible.nonzero(as_tuple=True)
+                exact = torch.full(possible.shape, torch.inf, dtype=torch.float64, device=part.device)
+                exact[row, item] = measure(part[row, None], item[:, None])[:, 0]
+                values[part], indices[part] = exact.topk(k, dim=1, largest=False)
         return values, indices
 
 
@@ -157,7 +183,7 @@ def nearest_neighbours(
     *,
     queries: object | None = None,
     squared: bool = False,
-    spare: int = 16,
+    spare: int = 4,
     block_bytes: int = BLOCK_BYTES,
 ) -> tuple[Tensor, Tensor]:
     """Exact k nearest neighbours in `points` of every query, or of every point among the others.
@@ -192,9 +218,9 @@ def nearest_neighbours(
         if blocks.self_mode and block.cols.start > block.rows.start:
             candidates.merge(block.cols, block.lower.T.contiguous(), block.rows.start)
 
-    def measure(i: Tensor, j: Tensor) -> Tensor:
-        values = blocks.exact(i, j)
-        return values.masked_fill(i == j, torch.inf) if blocks.self_mode else values
+    def bounds(i: Tensor) -> Tensor:
+        lower = blocks.lower_rows(i)
+        return lower.scatter(1, i[:, None], torch.inf) if blocks.self_mode else lower
 
-    values, indices = candidates.best(k, blocks.unit, measure)
+    values, indices = candidates.best(k, blocks.unit, blocks.exact, bounds)
     return (values if squared else values.sqrt()), indices

@@ -171,8 +171,8 @@ class _CrossPass:
         self.fake_balls = torch.zeros(n_fake, dtype=torch.long, device=device)
         self.covered = torch.zeros(n_real, dtype=torch.bool, device=device)
         self.recalled = torch.zeros(n_real, dtype=torch.bool, device=device)
-        self.nearest_candidates = Candidates(n_fake, n_real, 4, blocks)
-        self.realism_candidates = Candidates(n_fake, n_real, 4, blocks)
+        self.nearest_candidates = Candidates(n_fake, n_real, 3, blocks)
+        self.realism_candidates = Candidates(n_fake, n_real, 3, blocks)
         # Realism is 1 / min of distance / radius. Balls of radius 0 and pruned balls never attain the minimum.
         usable = square_real > 0
         if prune:
@@ -188,10 +188,13 @@ class _CrossPass:
         ).any(dim=1)
         by_fake = block.lower.T.contiguous()  # [c, r]
         self.nearest_candidates.merge(block.cols, by_fake, block.rows.start)
-        weight = self.blocks.unit / self.realism_radius[block.rows]  # [r], inf for balls that do not count
-        limits = torch.finfo(by_fake.dtype)
-        weight = (weight * (1 - 4 * limits.eps)).to(by_fake.dtype)  # the product stays a lower bound
-        self.realism_candidates.merge(block.cols, by_fake.clamp_(min=limits.tiny) * weight, block.rows.start)
+        by_fake.clamp_(min=torch.finfo(by_fake.dtype).tiny).mul_(self._weight(block.rows))
+        self.realism_candidates.merge(block.cols, by_fake, block.rows.start)
+
+    def _weight(self, rows: slice) -> Tensor:
+        """Factor [r] that turns a lower bound into one of distance^2 / radius^2; inf for balls that do not count."""
+        weight = self.blocks.unit / self.realism_radius[rows]
+        return (weight * (1 - 4 * torch.finfo(self.blocks.dtype).eps)).to(self.blocks.dtype)
 
     def _inside(self, block: Block, square: Tensor, slack_rows: Tensor, slack_cols: Tensor) -> Tensor:
         """Bool [r, c]: distance <= (or <) radius, the squared radii [r, 1] or [1, c] in float64."""
@@ -205,7 +208,7 @@ class _CrossPass:
         inside = self._within(block.lower, sure.to(block.lower.dtype)) & maybe
         i, j = (maybe ^ inside).nonzero(as_tuple=True)
         if len(i):
-            exact = self.blocks.exact(i + block.rows.start, j + block.cols.start)
+            exact = self.blocks.exact(i[:, None] + block.rows.start, j[:, None] + block.cols.start)[:, 0]
             inside[i, j] = self._within(exact, square.expand_as(block.lower)[i, j])
         return inside
 
@@ -214,15 +217,20 @@ class _CrossPass:
 
     def nearest(self) -> tuple[Tensor, Tensor]:
         """Distance [n_fake] to and index [n_fake] of the nearest real."""
-        values, indices = self.nearest_candidates.best(1, self.blocks.unit, lambda j, i: self.blocks.exact(i, j))
+        values, indices = self.nearest_candidates.best(
+            1, self.blocks.unit, lambda j, i: self.blocks.exact(i, j), self.blocks.lower_columns
+        )
         return values[:, 0].sqrt(), indices[:, 0]
 
     def realism(self) -> Tensor:
         """max radius / distance [n_fake]; inf on top of a real, 0 if no ball counts."""
 
         def ratio(j: Tensor, i: Tensor) -> Tensor:
-            square = self.realism_radius[i].expand(torch.broadcast_shapes(i.shape, j.shape))
+            square = self.realism_radius[i]
             return torch.where(square > 0, self.blocks.exact(i, j) / square, torch.inf)
 
-        values, _ = self.realism_candidates.best(1, 1.0, ratio)
+        def bounds(j: Tensor) -> Tensor:
+            return self.blocks.lower_columns(j).clamp(min=0) * self._weight(slice(None))
+
+        values, _ = self.realism_candidates.best(1, 1.0, ratio, bounds)
         return values[:, 0].rsqrt()

@@ -128,7 +128,7 @@ def wilson_interval(wins: int, n: int, *, level: float = 0.95) -> tuple[float, f
     p, shrink = wins / n, 1 + z * z / n
     centre = (p + z * z / (2 * n)) / shrink
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / shrink
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return (0.0 if wins == 0 else max(0.0, centre - half)), (1.0 if wins == n else min(1.0, centre + half))
 
 
 def cluster_bootstrap(

@@ -88,7 +88,7 @@ class ManifoldMetric(Metric):
 
     def reset(self) -> None:
         """Forget the fakes, and the reals unless reset_real_features=False."""
-        kept = self.real_features
+        kept = list(self.real_features)
         super().reset()
         if not self.reset_real_features:
             self.real_features = kept

@@ -1,0 +1,304 @@
+"""Speed, accuracy and memory of labkit.metrics against its peers, measured in one run so that the ratios hold.
+
+    python tests/benchmarks/bench_metrics.py [--small] [--threads N] [--only frechet_small frechet_full prdc knn]
+    python -m pytest tests/benchmarks -q -s          # full sizes; LABKIT_BENCH=small for the small ones
+
+Every task runs in a fresh process: its peak memory is its own. Times are the best of the repeats. Peers that are not
+installed are named as missing (extra `bench`). Peers:
+
+- pytorch-fid's formula: np.cov of stored features and scipy.linalg.sqrtm of the product of the covariances
+- torchmetrics FrechetInceptionDistance with an identity network
+- prdc (Naeem et al.), with sklearn's full distance matrices
+- faiss-cpu IndexFlatL2 for exact nearest neighbours
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SIZES = {
+    "frechet_small": {"small": {"n": 60, "d": 256}, "full": {"n": 500, "d": 2048}},
+    "frechet_full": {"small": {"n": 1200, "d": 384}, "full": {"n": 6000, "d": 2048}},
+    "prdc": {"small": {"n": 1000, "d": 256}, "full": {"n": 10_000, "d": 2048}},
+    "knn": {"small": {"n": 2000, "d": 128}, "full": {"n": 20_000, "d": 768}},
+}
+CONTESTANTS = {
+    "frechet_small": ("labkit", "scipy sqrtm", "torchmetrics"),
+    "frechet_full": ("labkit", "scipy sqrtm", "torchmetrics"),
+    "prdc": ("labkit", "prdc"),
+    "knn": ("labkit", "faiss-cpu"),
+}
+PACKAGES = {"scipy sqrtm": "scipy", "torchmetrics": "torchmetrics", "prdc": "prdc", "faiss-cpu": "faiss"}
+
+
+# ---- one contestant, in a process of its own ----------------------------------------------------------------------
+
+
+def features(n: int, d: int, seed: int):
+    """Correlated non-negative features [n, d] float32 with a decaying spectrum, as pooled network activations have."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    decay = torch.arange(1, d + 1, dtype=torch.float32) ** -0.5  # covariance eigenvalues ~ 1 / i
+    basis = torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(99)))[0]
+    x = torch.randn(n, d, generator=generator) * decay @ basis
+    return (0.4 + x * (1.0 + 0.05 * seed)).clamp(min=0)
+
+
+def frechet_labkit(x, y) -> dict:
+    from labkit.metrics import frechet_distance
+
+    result = frechet_distance(real=x, fake=y)
+    return {"value": result.value, "solver": result.solver}
+
+
+def frechet_sqrtm(x, y) -> dict:
+    """What pytorch-fid computes, restated."""
+    import numpy as np
+    from scipy.linalg import sqrtm
+
+    x, y = x.double().numpy(), y.double().numpy()
+    s1, s2 = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    root = sqrtm(s1 @ s2)
+    difference = x.mean(0) - y.mean(0)
+    value = difference @ difference + np.trace(s1) + np.trace(s2) - 2 * np.trace(root.real)
+    return {"value": float(value), "solver": "sqrtm"}
+
+
+def frechet_torchmetrics(x, y) -> dict:
+    import torch
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    class Identity(torch.nn.Module):
+        num_features = x.shape[1]
+
+        def forward(self, rows):
+            return rows
+
+    metric = FrechetInceptionDistance(feature=Identity()).set_dtype(torch.float64)
+    for real, rows in ((True, x), (False, y)):
+        for part in rows.double().split(512):
+            metric.update(part, real=real)
+    return {"value": float(metric.compute()), "solver": "eigvals"}
+
+
+def prdc_labkit(x, y) -> dict:
+    from labkit.metrics import manifold_metrics
+
+    return manifold_metrics(real=x, fake=y, k=5, boundary="open").as_dict()
+
+
+def prdc_peer(x, y) -> dict:
+    import contextlib
+    import io
+
+    from prdc import compute_prdc
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        return {k: float(v) for k, v in compute_prdc(x.numpy(), y.numpy(), nearest_k=5).items()}
+
+
+def knn_labkit(x, y) -> dict:
+    from labkit.metrics import nearest_neighbours
+
+    return {"sum": float(nearest_neighbours(x, 10)[0].sum())}
+
+
+def knn_faiss(x, y) -> dict:
+    import faiss
+    import numpy as np
+
+    rows = x.numpy()
+    index = faiss.IndexFlatL2(rows.shape[1])
+    index.add(rows)
+    squared, _ = index.search(rows, 11)  # the first is meant to be the point itself
+    return {"sum": float(np.sqrt(np.maximum(squared[:, 1:], 0)).astype(np.float64).sum())}
+
+
+RUN: dict[tuple[str, str], Callable] = {
+    ("frechet_small", "labkit"): frechet_labkit,
+    ("frechet_small", "scipy sqrtm"): frechet_sqrtm,
+    ("frechet_small", "torchmetrics"): frechet_torchmetrics,
+    ("frechet_full", "labkit"): frechet_labkit,
+    ("frechet_full", "scipy sqrtm"): frechet_sqrtm,
+    ("frechet_full", "torchmetrics"): frechet_torchmetrics,
+    ("prdc", "labkit"): prdc_labkit,
+    ("prdc", "prdc"): prdc_peer,
+    ("knn", "labkit"): knn_labkit,
+    ("knn", "faiss-cpu"): knn_faiss,
+}
+
+
+def resident_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class PeakMemory:
+    """Largest resident set while inside, above what it was on entry (inputs and libraries excluded), in MB."""
+
+    def __enter__(self) -> PeakMemory:
+        self.start = self.peak = resident_bytes()
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self.stop.wait(0.005):
+            self.peak = max(self.peak, resident_bytes())
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        self.thread.join()
+        self.megabytes = (max(self.peak, resident_bytes()) - self.start) / 1e6
+
+
+def one(task: str, contestant: str, n: int, d: int, threads: int, repeats: int) -> dict:
+    """Run a contestant in this process; returns its result with seconds and megabytes."""
+    import warnings
+
+    import torch
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(threads)
+    run = RUN[task, contestant]
+    warm = features(40, 16, 0), features(40, 16, 1)
+    run(*warm)  # imports and first-call costs
+    x, y = features(n, d, 0), features(n, d, 1)
+    seconds = []
+    with PeakMemory() as memory:
+        for _ in range(repeats):
+            start = time.perf_counter()
+            result = run(x, y)
+            seconds.append(time.perf_counter() - start)
+    return result | {"seconds": min(seconds), "megabytes": memory.megabytes}
+
+
+# ---- the table ----------------------------------------------------------------------------------------------------
+
+
+def measure(task: str, size: str, threads: int) -> dict[str, dict | None]:
+    """{contestant: result or None if its package is missing}."""
+    results: dict[str, dict | None] = {}
+    environment = os.environ | {
+        name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    }
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    for contestant in CONTESTANTS[task]:
+        package = PACKAGES.get(contestant)
+        if package and importlib.util.find_spec(package) is None:
+            results[contestant] = None
+            continue
+        repeats = 3 if size == "small" or (contestant == "labkit" and task.startswith("frechet")) else 1
+        arguments = json.dumps(
+            {"task": task, "contestant": contestant, "threads": threads, "repeats": repeats} | SIZES[task][size]
+        )
+        done = subprocess.run(
+            [sys.executable, __file__, "--one", arguments], env=environment, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(f"{contestant} failed on {task}: {done.stderr.strip().splitlines()[-1]}")
+        results[contestant] = json.loads(done.stdout.strip().splitlines()[-1])
+    return results
+
+
+def report(task: str, size: str, threads: int) -> dict[str, dict | None]:
+    """Measure and print one table."""
+    shape = SIZES[task][size]
+    print(f"\n{task}: {shape['n']} x {shape['n']} x {shape['d']}, {threads} thread(s)", flush=True)
+    results = measure(task, size, threads)
+    ours = results["labkit"]
+    for contestant, result in results.items():
+        if result is None:
+            print(f"  {contestant:13} not installed (extra `bench`)")
+            continue
+        rest = {k: v for k, v in result.items() if k not in ("seconds", "megabytes")}
+        values = ", ".join(f"{k} {v:.12g}" if isinstance(v, float) else f"{k} {v}" for k, v in rest.items())
+        ratio = f"{result['seconds'] / ours['seconds']:8.2f}x"
+        print(
+            f"  {contestant:13} {result['seconds']:9.3f} s {ratio} {result['megabytes']:8.0f} MB   {values}", flush=True
+        )
+    return results
+
+
+def gram_reference(n: int, d: int) -> float:
+    """Frechet distance by an independent route: QR of the centred rows, then singular values of a small product."""
+    import torch
+
+    x, y = features(n, d, 0).double(), features(n, d, 1).double()
+    roots = [torch.linalg.qr((s - s.mean(0)) / (n - 1) ** 0.5)[1] for s in (x, y)]
+    nuclear = torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
+    traces = sum(r.square().sum() for r in roots)
+    return float((x.mean(0) - y.mean(0)).square().sum() + traces - 2 * nuclear)
+
+
+def size_asked() -> str:
+    return "small" if os.environ.get("LABKIT_BENCH", "full") == "small" else "full"
+
+
+def threads_asked() -> int:
+    return int(os.environ.get("OMP_NUM_THREADS", "1"))
+
+
+def test_frechet_with_few_samples():
+    size = size_asked()
+    results = report("frechet_small", size, threads_asked())
+    assert abs(results["labkit"]["value"] - gram_reference(**SIZES["frechet_small"][size])) <= 1e-9
+    if size == "full" and results["scipy sqrtm"]:
+        assert results["scipy sqrtm"]["seconds"] >= 100 * results["labkit"]["seconds"]
+
+
+def test_frechet_at_full_rank():
+    size = size_asked()
+    results = report("frechet_full", size, threads_asked())
+    assert abs(results["labkit"]["value"] - gram_reference(**SIZES["frechet_full"][size])) <= 1e-9
+    if size == "full" and results["torchmetrics"]:
+        assert results["torchmetrics"]["seconds"] >= 3 * results["labkit"]["seconds"]
+
+
+def test_precision_recall_density_coverage():
+    size = size_asked()
+    results = report("prdc", size, threads_asked())
+    ours, theirs = results["labkit"], results["prdc"]
+    assert ours["megabytes"] <= 500
+    if theirs:
+        for name in ("precision", "recall", "density", "coverage"):
+            assert abs(ours[name] - theirs[name]) < 2e-3
+        if size == "full":
+            assert theirs["seconds"] > ours["seconds"]
+
+
+def test_nearest_neighbours():
+    results = report("knn", size_asked(), threads_asked())
+    if results["faiss-cpu"]:
+        assert abs(results["labkit"]["sum"] / results["faiss-cpu"]["sum"] - 1) < 1e-4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Benchmarks of labkit.metrics against its peers")
+    parser.add_argument("--small", action="store_true", help="seconds instead of minutes; ratios are less telling")
+    parser.add_argument("--threads", type=int, default=threads_asked())
+    parser.add_argument("--only", nargs="+", choices=sorted(SIZES), default=list(SIZES))
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(one(**json.loads(arguments.one))))
+        return
+    for task in arguments.only:
+        report(task, "small" if arguments.small else "full", arguments.threads)
+
+
+if __name__ == "__main__":
+    main()
