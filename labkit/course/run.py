@@ -224,7 +224,7 @@ def run_and_report(rows: Sequence[Row], options: Options, project: Project) -> i
     finished = execute(rows, options, project)
     seconds = time.perf_counter() - clock
     about = {"started": started, "seconds": round(seconds, 1), "interrupted": not finished, **environment_versions()}
-    print("\n" + write_reports(rows, options.output, about))
+    print("\n" + write_reports(rows, options.output, about, project))
     if not finished:
         return 130
     return 0 if all(row.passed for row in rows) else 1

@@ -32,6 +32,7 @@ from labkit.course.run_kernel import (
 
 PASSED, FAILED, TIMEOUT, KERNEL_DIED, NO_KERNEL = "passed", "failed", "timeout", "kernel-died", "no-kernel"
 SLOWEST = 3  # cells named in the summary
+STATE = "state.json"  # in the job's folder: {"cell": position from 1, "id": ...} of the cell that was started last
 START_RETRIES = 1  # only for a kernel that does not come up; a failed cell is never tried again
 _WARNING = re.compile(r"\b(?!Py)\w*Warning: ")
 
@@ -106,6 +107,7 @@ def execute(job: Job) -> Outcome:
         outcome.peak_gpu = ask_kernel(manager, GPU_PEAK)
     except Exception as error:  # papermill, nbclient and the kernel raise many kinds
         _blame(outcome, error)
+        outcome.where = last_cell(Path(job.folder))
     finally:
         memory.stop()
         shut_down(manager)
@@ -154,7 +156,7 @@ def _papermill(job: Job, manager: Any) -> None:
     def limit(cell: Any) -> float:
         return job.slow_timeout if "slow" in cell.metadata.get("tags", []) else job.cell_timeout
 
-    state = Path(job.folder) / "state.json"
+    state = Path(job.folder) / STATE
 
     def tell(cell: Any, cell_index: int) -> None:
         state.write_text(json.dumps({"cell": cell_index + 1, "id": cell.get("id", "")}), encoding="utf-8")
@@ -208,6 +210,14 @@ def _end_with_parent() -> None:
         os._exit(3)  # the kernel notices by itself that its parent has gone
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def last_cell(folder: Path) -> str:
+    """Id of the cell that was started last; "" before the first one."""
+    try:
+        return str(json.loads((folder / STATE).read_text(encoding="utf-8")).get("id", ""))
+    except (OSError, ValueError):
+        return ""
 
 
 def _first_line(source: str) -> str:

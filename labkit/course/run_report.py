@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 from labkit.course import claims
 from labkit.course.i18n import get_language, t
 from labkit.course.ledger import ledger, ledger_rows
+from labkit.course.manifest import Project
 from labkit.course.render import table
 from labkit.course.run_job import KERNEL_DIED, NO_KERNEL, PASSED
 from labkit.course.run_plan import Row
@@ -45,7 +46,7 @@ table { border-collapse: collapse; font-size: .9rem; width: 100%; } td, th { bor
 """
 
 
-def write_reports(rows: Sequence[Row], output: Path, about: Mapping[str, Any]) -> str:
+def write_reports(rows: Sequence[Row], output: Path, about: Mapping[str, Any], project: Project | None = None) -> str:
     """Write report.html, summary.json and junit.xml into `output`; returns the summary as text for the terminal."""
     passed = sum(row.passed for row in rows)
     summary = {
@@ -56,7 +57,7 @@ def write_reports(rows: Sequence[Row], output: Path, about: Mapping[str, Any]) -
     }
     (output / "summary.json").write_text(json.dumps(summary, ensure_ascii=False, indent=1), encoding="utf-8")
     (output / "junit.xml").write_bytes(junit(rows, about))
-    (output / "report.html").write_text(report_page(rows, output, about), encoding="utf-8")
+    (output / "report.html").write_text(report_page(rows, output, about, project), encoding="utf-8")
     _, text = table(_headers(), [_cells(row) for row in rows])
     lines = [text, "", _verdict(rows, about), t("run.report_at", path=output / "report.html")]
     return "\n".join(lines)
@@ -91,7 +92,7 @@ def junit(rows: Iterable[Row], about: Mapping[str, Any]) -> bytes:
     return ElementTree.tostring(suites, encoding="utf-8", xml_declaration=True)
 
 
-def report_page(rows: Sequence[Row], output: Path, about: Mapping[str, Any]) -> str:
+def report_page(rows: Sequence[Row], output: Path, about: Mapping[str, Any], project: Project | None = None) -> str:
     """The HTML report: verdict, a card with a picture for each notebook, the table, failures, and the claims."""
     lang = get_language()
     ok = all(row.passed for row in rows) and not about.get("interrupted")
@@ -109,7 +110,7 @@ def report_page(rows: Sequence[Row], output: Path, about: Mapping[str, Any]) -> 
     for row in failed:
         words = row.outcome.traceback or "\n".join(row.gate) or row.outcome.error
         parts.append(f'<p><b>{html.escape(row.name)}</b></p><div class="error">{html.escape(words)}</div>')
-    parts += _claims(rows, output)
+    parts += _claims(rows, output, project)
     parts += _other_lanes(rows, output)
     return (
         f'<!doctype html>\n<html lang="{lang}"><head><meta charset="utf-8">'
@@ -197,14 +198,14 @@ def _card(row: Row, output: Path) -> str:
     return f'<a class="card" href="{html.escape(row.name, quote=True)}.html">{body}</a>'
 
 
-def _claims(rows: Sequence[Row], output: Path) -> list[str]:
+def _claims(rows: Sequence[Row], output: Path, project: Project | None) -> list[str]:
     """The ledger of every lane that recorded claims."""
     parts = []
     for lane in dict.fromkeys(row.lane for row in rows if row.claims):
         ran = {row.number: row for row in rows if row.lane == lane}
         first = next(iter(ran.values()))
         records = claims.load_records(output / lane / "results")
-        entries = ledger_rows(records, tier=first.tier, lang=first.lang)
+        entries = ledger_rows(records, tier=first.tier, lang=first.lang, project=project)
         entries = [one for one in entries if one["record"] and one["record"].lesson in ran]
         if entries:
             parts.append(f"<h2>{html.escape(t('run.claims_of', lane=lane))}</h2>{ledger(entries)[0]}")

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from labkit.course.controls import Choice, Control, Slider, Text, Toggle, choice, slider, steps, text, toggle
+from labkit.course.figure_base import text_width
 from labkit.course.i18n import get_language, t
 from labkit.course.images import as_pixels, data_uri, png_bytes
 from labkit.course.style import FIGURE_DPI, SCREEN_DPI
@@ -167,6 +168,9 @@ class Exploration:
         self.inputs = {name: control.widget(continuous=not self.slow) for name, control in self.controls.items()}
         for one in self.inputs.values():
             one.observe(self._changed, names="value")
+        for one in self.inputs.values():
+            if hasattr(one.style, "description_width") and not isinstance(one, ipywidgets.Checkbox):
+                one.style.description_width = f"{self._label_width()}px"  # the controls line up
         self.reset_button = ipywidgets.Button(description=self._t("widget.reset"))
         self.reset_button.on_click(lambda _: self.reset())
         buttons = [self.reset_button]
@@ -181,10 +185,12 @@ class Exploration:
             [*self.inputs.values(), ipywidgets.HBox(buttons), self.status],
             layout={"width": "370px", "flex": "0 0 auto"},
         )
-        picture_box = ipywidgets.VBox([self.live], layout={"flex": "1 1 320px", "min_width": "0"})
+        # Beside the controls where it fits at its own size, else below them.
+        picture_box = ipywidgets.VBox([self.live], layout={"flex": f"0 1 {self.first.width}px", "min_width": "0"})
         self.widget = ipywidgets.HBox(
             [column, picture_box], layout={"flex_flow": "row wrap", "align_items": "flex-start"}
         )
+        self.widget.add_class("labkit-explore")
         return self.widget
 
     def update(self) -> None:
@@ -246,6 +252,10 @@ class Exploration:
     def _describe(self, values: Mapping[str, Any]) -> str:
         comma = "、" if self._lang == "ja" else ", "
         return comma.join(f"{one.label} {one.text(values[name], self._lang)}" for name, one in self.controls.items())
+
+    def _label_width(self) -> int:
+        longest = max((text_width(one.label, 10) for one in self.controls.values()), default=0)
+        return min(200, round(longest * SCREEN_DPI) + 14)
 
     def _key(self) -> tuple[str, ...]:
         return tuple(repr(value) for value in self.values.values())
