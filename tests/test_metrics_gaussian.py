@@ -31,6 +31,13 @@ def test_matches_numpy_for_both_ddof():
         np.testing.assert_allclose(stats.mean.numpy(), x.mean(0).numpy(), rtol=1e-12)
 
 
+def test_wide_features_take_the_blocked_product_to_the_same_covariance():
+    x = rows(50, 300)
+    covariance = GaussianStats.from_features(x).covariance
+    np.testing.assert_allclose(covariance.numpy(), np.cov(x.numpy(), rowvar=False), rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(covariance, covariance.T, rtol=1e-12, atol=1e-14)
+
+
 @settings(max_examples=15)
 @given(cuts=st.lists(st.integers(1, 39), max_size=6), seed=st.integers(0, 99))
 def test_any_split_and_merge_order_gives_the_batch_statistics(cuts, seed):

@@ -136,7 +136,7 @@ def _check_pair(real: Tensor | GaussianStats, fake: Tensor | GaussianStats) -> l
 
 def _mean_and_trace(side: Tensor | GaussianStats, ddof: int) -> tuple[Tensor, float]:
     if isinstance(side, GaussianStats):
-        return side.mean.cpu(), float(side.covariance.trace())
+        return side.mean.cpu(), side.total_variance
     rows = side.to(work_device(side)).double()
     mean = rows.mean(dim=0)
     return mean.cpu(), float((rows - mean).square().sum()) / (len(rows) - ddof)
@@ -146,17 +146,19 @@ def _singular_values(
     real: Tensor | GaussianStats, fake: Tensor | GaussianStats, ddof: int, solver: str
 ) -> tuple[Tensor, str]:
     """Singular values of A B^T, so that their sum is tr (S_1 S_2)^(1/2), and the solver that found them."""
-    full_rank = all(isinstance(side, GaussianStats) and _cholesky(side) is not None for side in (real, fake))
-    if solver == "eigvalsh" and not full_rank:
+    enough = all(
+        isinstance(side, GaussianStats) and (side.n is None or side.n > side.dimension) for side in (real, fake)
+    )
+    if solver == "eigvalsh" and not (enough and all(_cholesky(side) is not None for side in (real, fake))):
         raise ValueError('solver "eigvalsh" needs covariances of full rank: use solver="auto" or more samples')
-    if solver != "svd" and full_rank:
+    if solver != "svd" and enough and _cholesky(real) is not None:
         lower = _cholesky(real)
         sandwich = _lower_of_triangular_sandwich(lower, fake.covariance.to(lower.device))
         squared = torch.linalg.eigvalsh(sandwich).clamp(min=0)
-        # Each eigenvalue errs by about EPS * max, at random; the effect on the sum of the square roots:
+        # Each eigenvalue errs by about EPS * max, at random; the effect on the sum of the square roots is small unless
+        # some are near 0, which also tells when the fake side is not of full rank.
         error = 4 * EPS * squared.max() * (1 / (4 * squared.clamp(min=EPS * squared.max()))).sum().sqrt()
-        scale = float(real.covariance.trace()) + float(fake.covariance.trace())
-        if solver == "eigvalsh" or float(error) <= 1e-10 * scale:
+        if solver == "eigvalsh" or float(error) <= 1e-10 * (real.total_variance + fake.total_variance):
             return squared.sqrt(), "eigvalsh"
     roots = [rows_root(side, ddof) if isinstance(side, Tensor) else _stats_root(side) for side in (real, fake)]
     return torch.linalg.svdvals(roots[0] @ roots[1].to(roots[0].device).T), "svd"
@@ -190,9 +192,9 @@ def _stats_root(stats: GaussianStats) -> Tensor:
     return stats.cache["root"]
 
 
-def _lower_of_triangular_sandwich(lower: Tensor, symmetric: Tensor, blocks: int = 8) -> Tensor:
+def _lower_of_triangular_sandwich(lower: Tensor, symmetric: Tensor, blocks: int = 4) -> Tensor:
     """L^T S L [d, d] with the zero blocks of L skipped and only the lower triangle filled (eigvalsh reads no more):
-    0.8 instead of 2 matrix products."""
+    0.94 instead of 2 matrix products."""
     d = len(lower)
     edges = [round(i * d / blocks) for i in range(blocks + 1)]
     out = torch.zeros_like(symmetric)

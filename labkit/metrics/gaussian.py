@@ -116,6 +116,12 @@ class GaussianStats:
         self._require_rows(self.ddof + 1)
         return self.m2 / (1 if self.n is None else self.n - self.ddof)
 
+    @property
+    def total_variance(self) -> float:
+        """Trace of the covariance."""
+        self._require_rows(self.ddof + 1)
+        return float(self.m2.trace()) / (1 if self.n is None else self.n - self.ddof)
+
     def update(self, features: object) -> GaussianStats:
         """Add a batch of feature rows [B, d]; returns self."""
         self._add(as_features("features", features, min_rows=1))
@@ -207,7 +213,7 @@ class GaussianStats:
             batch = batch.to(self.mean.device)
         mean = batch.mean(dim=0)  # [d]
         centred = batch - mean  # [B, d]
-        self._combine(len(batch), mean, centred.T @ centred)
+        self._combine(len(batch), mean, _gram(centred))
 
     def _combine(self, n: int, mean: Tensor, m2: Tensor) -> None:
         """Chan's pairwise update: m2 = m2_a + m2_b + delta delta^T n_a n_b / (n_a + n_b)."""
@@ -226,6 +232,19 @@ class GaussianStats:
         self.mean = self.mean + delta * (n / total)
         self.m2 = self.m2 + m2.to(self.m2) + torch.outer(delta, delta) * (self.n * n / total)
         self.n = total
+
+
+def _gram(rows: Tensor, blocks: int = 8) -> Tensor:
+    """rows^T rows [d, d], the blocks below the diagonal mirrored: 0.56 of the work of a full product."""
+    d = rows.shape[1]
+    if d < 256:
+        return rows.T @ rows
+    out = rows.new_empty(d, d)
+    edges = [round(i * d / blocks) for i in range(blocks + 1)]
+    for start, stop in zip(edges, edges[1:], strict=False):
+        out[start:stop, start:] = rows[:, start:stop].T @ rows[:, start:]
+        out[stop:, start:stop] = out[start:stop, stop:].T
+    return out
 
 
 def require_same_fingerprint(first: GaussianStats, second: GaussianStats, names: tuple[str, str]) -> None:

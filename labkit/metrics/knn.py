@@ -3,8 +3,8 @@
 Matrix products are fast but cancel: with features far from the origin, float32 loses every digit of a small distance.
 So (1) the common mean is subtracted and the scale divided out, (2) blocks of *lower bounds* of the squared distances
 come from matrix products under a byte budget (float32; float64 when d is small) and a few more than k candidates are
-kept per query, (3) candidates are measured again by direct subtraction in float64, and (4) where the bounds do not prove
-that nothing was missed, everything that they leave possible is measured. The bounds allow for 4 sqrt(d) roundoffs
+kept per query, (3) candidates are measured again by direct subtraction in float64, and (4) where the bounds do not
+prove that nothing was missed, everything that they leave possible is measured. The bounds allow for 4 sqrt(d) roundoffs
 (probabilistic rounding analysis, Higham & Mary 2019).
 """
 
@@ -111,7 +111,8 @@ class DistanceBlocks:
         return torch.cat(parts, dim=1)
 
     def _lower(self, x: Tensor, norm_x: Tensor, y: Tensor, norm_y: Tensor) -> Tensor:
-        return torch.addmm((1 - self.error) * (norm_x[:, None] + norm_y), x, y.T, alpha=-2)
+        shrink = 1 - self.error
+        return (shrink * norm_x[:, None] + shrink * norm_y).addmm_(x, y.T, alpha=-2)
 
     def _centred(self, x: Tensor, rows: slice | Tensor) -> Tensor:
         return ((x[rows].to(self.work) - self.shift) / self.scale).to(self.dtype)
