@@ -24,6 +24,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Unknown commands and `--help` exit as argparse does (2 and 0)."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    # With this package, jsonschema (imported by nbformat) compiles a grammar of web addresses: 2 s for nothing here.
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     asked = next((word for word in argv if not word.startswith("-")), None)
     parser = argparse.ArgumentParser(
         prog="labkit", description="Course on aligning diffusion models / 拡散モデルのアラインメント講座"

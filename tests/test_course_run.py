@@ -64,6 +64,7 @@ NOTEBOOKS = {
         "import labkit\nblock = bytearray(200_000_000)\nlen(block)",
         PICTURE,
         "import warnings\nwarnings.warn('beware')",
+        ("1 / 0", "skip-execution"),
         "del block",
     ],
     "broken": ["1 + 1", "raise ValueError('no <good>')", "2 + 2"],
@@ -76,10 +77,8 @@ NOTEBOOKS = {
         "[time.sleep(1.5) for _ in range(60)]"
     ],
     "dead": ["import os\nos._exit(9)", "2 + 2"],
-    "skipping": [("1 / 0", "skip-execution"), "2 + 2"],
     "claim-good": [RECORD],
     "claim-bad": [RECORD],
-    "claim-none": ["2 + 2"],
 }
 NUMBERS = {name: f"{index:02}" for index, name in enumerate(NOTEBOOKS)}
 
@@ -165,7 +164,10 @@ class TestExecution:
     def test_a_good_notebook_passes_with_every_cell_executed(self, batch):
         outcome = batch[0]["good"].outcome
         assert (outcome.status, outcome.error, outcome.kernel_starts) == ("passed", "", 1)
-        assert all(cell.execution_count for cell in executed(batch, "good").cells if cell.cell_type == "code")
+        code = [cell for cell in executed(batch, "good").cells if cell.cell_type == "code"]
+        skipped = [cell for cell in code if "skip-execution" in cell.metadata.tags]
+        assert [cell.execution_count for cell in skipped] == [None]  # the one kind of cell that may stay unexecuted
+        assert all(cell.execution_count for cell in code if cell not in skipped)
 
     def test_parameters_are_those_of_a_batch_run(self, batch):
         told = json.loads(executed(batch, "good").cells[2].outputs[0].text)
@@ -213,9 +215,6 @@ class TestExecution:
     def test_a_dead_kernel_is_told_apart(self, batch):
         outcome = batch[0]["dead"].outcome
         assert outcome.status == "kernel-died" and "memory" in outcome.error and outcome.kernel_starts == 1
-
-    def test_cells_that_are_to_be_skipped_may_be_unexecuted(self, batch):
-        assert batch[0]["skipping"].outcome.status == "passed"
 
     def test_no_process_of_a_run_is_left(self, batch):
         for process in psutil.process_iter(["cmdline"]):
@@ -281,17 +280,19 @@ class TestClaims:
 
     def test_a_gated_claim_outside_its_band_fails_a_notebook_without_errors(self, batch):
         row = batch[0]["claim-bad"]
-        assert row.outcome.status == "claim" and "l08.rises" in row.outcome.error
+        assert row.outcome.status == "claim" and "l07.rises" in row.outcome.error
         assert row.claims == {"not_reproduced": 1}
 
-    def test_a_gated_claim_that_is_not_recorded_fails(self, batch):
-        row = batch[0]["claim-none"]
+    def test_a_gated_claim_that_is_not_recorded_fails(self, batch, tmp_path):
+        project = batch[2]
+        row = make_row(project.root, "claim-good", outcome=Outcome("passed"))
+        run._judge_claims(row, tmp_path, project)
         assert row.outcome.status == "claim" and "recorded nothing" in row.outcome.error
 
     def test_records_of_an_earlier_run_do_not_count(self, batch, tmp_path):
         rows, options, project = batch
-        kept = options.output / rows["claim-good"].lane / "results" / "claims" / "l07.smoke.en.jsonl"
-        row = make_row(project.root, "claim-none", number="07")
+        kept = options.output / rows["claim-good"].lane / "results" / "claims" / "l06.smoke.en.jsonl"
+        row = make_row(project.root, "claim-good")
         other = Options(output=tmp_path)
         stale = tmp_path / row.lane / "results" / "claims" / kept.name
         stale.parent.mkdir(parents=True)
@@ -301,7 +302,7 @@ class TestClaims:
 
     def test_student_editions_are_not_gated(self, batch, tmp_path):
         rows, options, project = batch
-        row = make_row(project.root, "claim-none", edition="student", outcome=Outcome("passed"))
+        row = make_row(project.root, "claim-good", edition="student", outcome=Outcome("passed"))
         run._judge_claims(row, tmp_path, project)
         assert row.outcome.status == "passed"
 
@@ -434,19 +435,19 @@ class TestReports:
         lines = reports[0].splitlines()
         for name in NOTEBOOKS:
             assert sum(f"_{name} " in line for line in lines) == 1
-        assert "4 of 10 notebooks passed" in reports[0]
+        assert "3 of 8 notebooks passed" in reports[0]
 
     def test_summary_json_holds_every_row(self, reports):
         summary = json.loads((reports[1] / "summary.json").read_text(encoding="utf-8"))
         assert summary["passed"] is False and len(summary["rows"]) == len(NOTEBOOKS)
         passed = [row["stem"][3:] for row in summary["rows"] if row["outcome"]["status"] == "passed"]
-        assert passed == ["good", "slow", "skipping", "claim-good"]
-        assert summary["counts"]["passed"] == 4
+        assert passed == ["good", "slow", "claim-good"]
+        assert summary["counts"]["passed"] == 3
 
     def test_junit_counts_failures_and_errors(self, reports):
         suite = ElementTree.parse(reports[1] / "junit.xml").getroot().find("testsuite")
         counts = {name: int(suite.get(name)) for name in ("tests", "failures", "errors", "skipped")}
-        assert counts == {"tests": 10, "failures": 5, "errors": 1, "skipped": 0}
+        assert counts == {"tests": 8, "failures": 4, "errors": 1, "skipped": 0}
         broken = next(case for case in suite if case.get("name").endswith("broken"))
         assert broken.get("classname") == "smoke-solution-en"
         assert "no <good>" in broken.find("failure").get("message")
@@ -461,7 +462,7 @@ class TestReports:
     def test_the_html_report_shows_pictures_failures_and_claims_offline(self, reports):
         page = (reports[1] / "report.html").read_text(encoding="utf-8")
         assert page.count('<img src="data:image/png') == 1  # one notebook has a picture
-        assert "no &lt;good&gt;" in page and "l07.rises" in page
+        assert "no &lt;good&gt;" in page and "l06.rises" in page
         assert not re.search(r'(src|href)="(https?:)?//', page) and "<script" not in page
         for link in re.findall(r'href="([^"]+)"', page):
             assert (reports[1] / link).exists()
@@ -486,7 +487,7 @@ class TestReports:
         address = thumbnail(options.output / f"{rows['good'].name}.ipynb")
         picture = Image.open(io.BytesIO(base64.b64decode(address.split(",")[1])))
         assert picture.size == (360, 120) and picture.getpixel((5, 5)) == (0, 0x72, 0xB2)
-        assert thumbnail(options.output / f"{rows['skipping'].name}.ipynb") is None
+        assert thumbnail(options.output / f"{rows['slow'].name}.ipynb") is None
 
 
 class TestHtml:
