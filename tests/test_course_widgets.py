@@ -33,6 +33,18 @@ def test_without_interaction_only_the_first_picture_is_drawn(monkeypatch):
     assert [type(one).__name__ for one in shown] == ["Picture"]
 
 
+def test_a_lesson_in_a_batch_run_needs_no_argument(monkeypatch):
+    from types import SimpleNamespace
+
+    from labkit.course import session
+
+    controls = {"level": slider("level", 0, 255, 9)}
+    monkeypatch.setattr(session, "_current", None)
+    assert explore(tone, controls).interactive is True
+    monkeypatch.setattr(session, "_current", SimpleNamespace(interactive=False))
+    assert explore(tone, controls).interactive is False
+
+
 def test_with_interaction_the_first_picture_stands_beside_the_controls(monkeypatch):
     exploration = explore(tone, {"level": slider("level", 0, 255, 9)})
     shown = displayed(monkeypatch, exploration)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from functools import lru_cache
 from typing import Any
@@ -12,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
+from labkit.course.images import image_bundle
 from labkit.course.style import FIGURE_DPI, SCREEN_DPI, font_families, style_settings
 
 # Japanese line breaking: these never stand at a line's start
@@ -43,9 +43,7 @@ class CourseFigure(Figure):
         return buffer.getvalue()
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, str], dict[str, Any]]:
-        width, height = (round(inches * SCREEN_DPI) for inches in self.get_size_inches())
-        data = {"image/png": base64.b64encode(self.png()).decode("ascii"), "text/plain": self.alt or repr(self)}
-        return data, {"image/png": {"width": width, "height": height, "alt": self.alt}}
+        return image_bundle(self.png(), width=round(self.get_size_inches()[0] * SCREEN_DPI), alt=self.alt)
 
 
 def new_figure(width: float, height: float, *, layout: str | None = None) -> CourseFigure:

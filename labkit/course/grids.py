@@ -43,7 +43,7 @@ def image_grid(
     Args:
         images: N images (PIL, uint8 [H, W, 3], float [3, H, W] in [-1, 1]) or a batch tensor [N, 3, H, W].
         captions: N texts; wrapped to the image's width, three lines at most.
-        scores: N numbers, written as `score_format` with `score_label` in front.
+        scores: N numbers (NaN: none for this image), written as `score_format` with `score_label` in front.
         columns: images per row; by default whatever fills a notebook's width well.
         row_labels, column_labels: texts at the left of the rows and over the columns.
         frames: index -> role ("winner", "loser", "good", "bad", ...) or colour of a frame around that image.
@@ -69,7 +69,9 @@ def image_grid(
     _expect_length("scores", None if scores is None else values, count)
     _expect_length("row_labels", row_labels, rows)
     _expect_length("column_labels", column_labels, columns)
-    score_texts = [f"{score_label} {score_format.format(value)}".strip() for value in values]
+    score_texts = [
+        "" if math.isnan(value) else f"{score_label} {score_format.format(value)}".strip() for value in values
+    ]
 
     figure = _draw_grid(
         pixels, columns, captions, score_texts, title, row_labels, column_labels, frames or {}, size, smooth
@@ -234,11 +236,13 @@ def _draw_grid(
     line = small * _LINE / 72
     wrapped = [wrap_text(text, size + GAP * 0.6, small) for text in captions] if captions else []
     below = [  # height of the text under each row, inches
-        (0.19 if score_texts else 0)
+        (0.19 if any(score_texts[r * columns : (r + 1) * columns]) else 0)
         + line * max((len(wrapped[i]) for i in range(r * columns, min((r + 1) * columns, len(wrapped)))), default=0)
         for r in range(rows)
     ]
     width = left + right + columns * size + (columns - 1) * GAP
+    if title:
+        width = max(width, min(text_width(title, 12) + 2 * margin, 5.5))
     title_lines = wrap_text(title, width - 2 * margin, 12, max_lines=2) if title else []
     head = margin + 0.22 * len(title_lines) + (0.07 if title_lines else 0)
     head_labels = 0.2 if column_labels else 0
@@ -267,9 +271,8 @@ def _draw_grid(
                 axes = figure.add_axes((x / width, 1 - (y + tall) / height, size / width, tall / height))
                 _show(axes, pixels[index], frames.get(index), smooth)
                 text_y = y + tall + 0.155
-                if score_texts:
-                    if "nan" not in score_texts[index]:
-                        put(x + size / 2, text_y, score_texts[index], fontsize=9, weight="bold", ha="center")
+                if any(score_texts[row * columns : (row + 1) * columns]):
+                    put(x + size / 2, text_y, score_texts[index], fontsize=9, weight="bold", ha="center")
                     text_y += 0.17
                 for text in wrapped[index] if wrapped else ():
                     put(x + size / 2, text_y, text, fontsize=small, color=MUTED, ha="center", va="baseline")
@@ -328,7 +331,7 @@ def _describe(
 ) -> str:
     parts = []
     for index in range(min(len(pixels), 16)):
-        words = [captions[index] if captions else "", f"({scores[index]})" if scores else ""]
+        words = [captions[index] if captions else "", f"({scores[index]})" if scores and scores[index] else ""]
         text = " ".join(str(word).replace("\n", " ") for word in words if word)
         parts += [f"{index + 1}: {text}"] if text else []
     values = {"n": len(pixels), "title": f"{title}: " if title else "", "items": "; ".join(parts)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 from collections.abc import Iterable
 from typing import Any
@@ -79,6 +80,24 @@ def png_bytes(pixels: np.ndarray) -> bytes:
 def data_uri(png: bytes) -> str:
     """PNG bytes as a `data:` address for the `src` of an HTML image."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def image_html(png: bytes, *, width: int, alt: str, kind: str = "labkit-figure") -> str:
+    """An HTML image with a description, `width` pixels wide where there is room; needs no file and no network."""
+    return (
+        f'<img class="{kind}" src="{data_uri(png)}" alt="{html.escape(alt, quote=True)}" '
+        f'style="max-width:100%;width:{width}px;height:auto">'
+    )
+
+
+def image_bundle(png: bytes, *, width: int, alt: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """(data, metadata) of a notebook output: HTML first, since JupyterLab gives a plain PNG no description."""
+    data = {
+        "text/html": image_html(png, width=width, alt=alt),
+        "image/png": base64.b64encode(png).decode("ascii"),
+        "text/plain": alt,
+    }
+    return data, {"image/png": {"width": width, "alt": alt}}
 
 
 def _over_white(rgba: np.ndarray) -> np.ndarray:

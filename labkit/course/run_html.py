@@ -35,7 +35,8 @@ pre { font: 13px/1.5 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospac
 .output_stderr pre { background: #fff5ec; padding: .5rem .8rem; } 
 .output_error pre { background: #fdeeee; padding: .5rem .8rem; }
 .output_text pre, .output_stdout pre { white-space: pre-wrap; } .prompt, .anchor-link { display: none; }
-math[display=block] { margin: .8em 0; overflow-x: auto; } math { font-size: 1.06em; }
+math[display=block] { margin: .8em 0; overflow-x: auto; } 
+math { font-family: "STIX Two Math", "Latin Modern Math", "Cambria Math", math; font-size: 1.06em; }
 blockquote { border-left: 4px solid #d0d4da; margin: 1em 0; padding: .1em 1em; color: #444; }
 """
 

@@ -168,9 +168,9 @@ def _table(rows: Sequence[Row]) -> str:
     for row in rows:
         cells = _cells(row)
         slow = "<br>".join(
-            f"<code>{html.escape(one['id'])}</code> {one['seconds']:.1f} s"
+            f'<code title="{html.escape(one["line"], quote=True)}">{one["id"]}</code> {one["seconds"]:.1f} s'
             for one in row.outcome.cells
-            if one["seconds"]
+            if one["seconds"] >= 0.05
         )
         marks = {0: f'<a href="{html.escape(row.name)}.html">{html.escape(row.stem)}</a>', 6: slow}
         marks[2] = f'<b class="{_kind(row)}">{html.escape(cells[2])}</b>'

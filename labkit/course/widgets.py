@@ -14,7 +14,6 @@ Only core ipywidgets are used, in the subset that 7.7.1 (Colab) and 8.1 (Jupyter
 
 from __future__ import annotations
 
-import base64
 import html
 import inspect
 import time
@@ -25,7 +24,7 @@ from typing import Any
 from labkit.course.controls import Choice, Control, Slider, Text, Toggle, choice, slider, steps, text, toggle
 from labkit.course.figure_base import text_width
 from labkit.course.i18n import get_language, t
-from labkit.course.images import as_pixels, data_uri, png_bytes
+from labkit.course.images import as_pixels, image_bundle, image_html, png_bytes
 from labkit.course.style import FIGURE_DPI, SCREEN_DPI
 
 __all__ = ["Exploration", "Picture", "choice", "explore", "picture", "slider", "steps", "text", "toggle"]
@@ -43,15 +42,11 @@ class Picture:
     alt: str
 
     def html(self) -> str:
-        """The picture as an HTML image that needs no file and no network."""
-        return (
-            f'<img class="labkit-live" src="{data_uri(self.png)}" alt="{html.escape(self.alt, quote=True)}" '
-            f'style="max-width:100%;width:{self.width}px;height:auto">'
-        )
+        """The picture as the HTML of a widget."""
+        return image_html(self.png, width=self.width, alt=self.alt, kind="labkit-live")
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, str], dict[str, Any]]:
-        data = {"image/png": base64.b64encode(self.png).decode("ascii"), "text/plain": self.alt}
-        return data, {"image/png": {"width": self.width, "alt": self.alt}}
+        return image_bundle(self.png, width=self.width, alt=self.alt)
 
 
 def picture(result: Any, alt: str = "") -> Picture:
