@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -586,7 +587,15 @@ class TestCommand:
     @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
     def test_an_interruption_ends_the_kernels_and_leaves_a_report(self, course, sent):
         command = labkit("run", "00", "--root", course, "--tier", "smoke", "-p", "seed=300")
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+        scratch = Path(tempfile.mkdtemp(prefix="lkt"))
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "TMPDIR": str(scratch)},
+        )
         try:
             told = course / "build/run/smoke-solution-en/results/pid.en"
             _until(lambda: told.exists() and told.read_text(), 300)
@@ -594,7 +603,10 @@ class TestCommand:
             output, _ = process.communicate(timeout=120)
         finally:
             process.kill()
+            process.wait()
         _until(lambda: not psutil.pid_exists(int(told.read_text())), 60)
+        _until(lambda: not list(scratch.glob("lk-*")), 30)
+        scratch.rmdir()
         if sent != signal.SIGKILL:
             assert process.returncode == 130 and "interrupted: 0 of 1" in output
             summary = json.loads((course / "build/run/summary.json").read_text(encoding="utf-8"))

@@ -11,14 +11,10 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
-from labkit.course.figure_base import CourseFigure, figure_style, new_figure, text_width, wrap_text
+from labkit.course.figure_base import CourseFigure, figure_style
+from labkit.course.grid_layout import default_columns, draw_grid, expect_length
 from labkit.course.i18n import t
 from labkit.course.images import as_pixel_list
-from labkit.course.style import INK, MUTED, ROLES
-
-MAX_WIDTH = 9.0  # inches; fits a notebook's cell on a laptop
-GAP = 0.09  # inches between images
-_LINE = 1.32  # line height, in font sizes
 
 
 def image_grid(
@@ -61,19 +57,19 @@ def image_grid(
         raise ValueError("no images to show; expected at least one")
     if columns is not None and columns < 1:
         raise ValueError(f"columns is {columns}; expected 1 or more")
-    columns = min(columns or _default_columns(count), count)
+    columns = min(columns or default_columns(count), count)
     rows = math.ceil(count / columns)
     captions = None if captions is None else [str(caption) for caption in captions]
     values = [] if scores is None else [float(score) for score in scores]
-    _expect_length("captions", captions, count)
-    _expect_length("scores", None if scores is None else values, count)
-    _expect_length("row_labels", row_labels, rows)
-    _expect_length("column_labels", column_labels, columns)
+    expect_length("captions", captions, count)
+    expect_length("scores", None if scores is None else values, count)
+    expect_length("row_labels", row_labels, rows)
+    expect_length("column_labels", column_labels, columns)
     score_texts = [
         "" if math.isnan(value) else f"{score_label} {score_format.format(value)}".strip() for value in values
     ]
 
-    figure = _draw_grid(
+    figure = draw_grid(
         pixels, columns, captions, score_texts, title, row_labels, column_labels, frames or {}, size, smooth
     )
     figure.alt = alt or _describe(pixels, captions, score_texts, title, lang)
@@ -104,7 +100,7 @@ def strips(
     if len(set(lengths.values())) != 1:
         raise ValueError(f"rows of different length {lengths}; expected the same seeds in every row")
     columns = next(iter(lengths.values()))
-    _expect_length("seeds", seeds, columns)
+    expect_length("seeds", seeds, columns)
     lang = options.get("lang")
     flat_captions = [text for label in lists for text in (captions or {}).get(label, [""] * columns)]
     flat_scores = [value for label in lists for value in (scores or {}).get(label, [math.nan] * columns)]
@@ -188,9 +184,9 @@ def heatmap_overlay(
     high = max(float(one.max()) for one in maps) if vmax is None else vmax
     norm = Normalize(low, high if high > low else low + 1e-9, clip=True)
     blended = [_blend(image, one, norm, strength) for image, one in zip(pixels, maps, strict=True)]
-    columns = min(columns or _default_columns(len(maps)), len(maps))
-    _expect_length("captions", captions, len(maps))
-    figure = _draw_grid(blended, columns, captions, [], title, None, None, {}, size, True, right=0.85)
+    columns = min(columns or default_columns(len(maps)), len(maps))
+    expect_length("captions", captions, len(maps))
+    figure = draw_grid(blended, columns, captions, [], title, None, None, {}, size, True, right=0.85)
     width, height = figure.get_size_inches()
     boxes = [axes.get_position() for axes in figure.axes]
     top, bottom = max(box.y1 for box in boxes), min(box.y0 for box in boxes)
@@ -205,88 +201,6 @@ def heatmap_overlay(
     items = _describe_peaks(maps, peaks, captions, lang)
     figure.alt = alt or t("fig.alt.heat", lang=lang, n=len(maps), label=label, items=items)
     return figure
-
-
-def _draw_grid(
-    pixels: list[np.ndarray],
-    columns: int,
-    captions: Sequence[str] | None,
-    score_texts: Sequence[str],
-    title: str | None,
-    row_labels: Sequence[str] | None,
-    column_labels: Sequence[str] | None,
-    frames: Mapping[int, str],
-    size: float | None,
-    smooth: bool,
-    right: float = 0.06,
-) -> CourseFigure:
-    """Lay the grid out in inches, top to bottom: title, column labels, then image + score + caption per row."""
-    rows = math.ceil(len(pixels) / columns)
-    margin = 0.06
-    left = margin
-    label_lines: list[list[str]] = []
-    if row_labels:
-        label_lines = [wrap_text(text, 1.25, 9.5, max_lines=4) for text in row_labels]
-        left += max(text_width(line, 9.5) for lines in label_lines for line in lines) + 0.12
-    size = size or (1.7 if columns <= 4 else 1.4 if columns <= 6 else 1.15)
-    size = min(size, (MAX_WIDTH - left - right - GAP * (columns - 1)) / columns)
-    ratio = max(image.shape[0] / image.shape[1] for image in pixels)
-    tall = size * ratio
-    small = 8.5 if size >= 1.1 else 7.5
-    line = small * _LINE / 72
-    wrapped = [wrap_text(text, size + GAP * 0.6, small) for text in captions] if captions else []
-    below = [  # height of the text under each row, inches
-        (0.19 if any(score_texts[r * columns : (r + 1) * columns]) else 0)
-        + line * max((len(wrapped[i]) for i in range(r * columns, min((r + 1) * columns, len(wrapped)))), default=0)
-        for r in range(rows)
-    ]
-    width = left + right + columns * size + (columns - 1) * GAP
-    if title:
-        width = max(width, min(text_width(title, 12) + 2 * margin, 5.5))
-    title_lines = wrap_text(title, width - 2 * margin, 12, max_lines=2) if title else []
-    head = margin + 0.22 * len(title_lines) + (0.07 if title_lines else 0)
-    head_labels = 0.2 if column_labels else 0
-    height = head + head_labels + rows * tall + sum(below) + (rows - 1) * (GAP + (0.05 if any(below) else 0)) + 0.08
-
-    figure = new_figure(width, height)
-
-    def put(x: float, y: float, text: str, **style: Any) -> None:
-        figure.text(x / width, 1 - y / height, text, **{"color": INK, **style})
-
-    with figure_style():
-        for index, text in enumerate(title_lines):
-            put(margin, margin + 0.22 * index, text, fontsize=12, va="top")
-        for column, text in enumerate(column_labels or ()):
-            center = left + column * (size + GAP) + size / 2
-            put(center, head + 0.13, text, fontsize=8.5, color=MUTED, ha="center", va="baseline")
-        y = head + head_labels
-        for row in range(rows):
-            if row_labels:
-                put(left - 0.1, y + tall / 2, "\n".join(label_lines[row]), fontsize=9.5, ha="right", va="center")
-            for column in range(columns):
-                index = row * columns + column
-                if index >= len(pixels):
-                    break
-                x = left + column * (size + GAP)
-                axes = figure.add_axes((x / width, 1 - (y + tall) / height, size / width, tall / height))
-                _show(axes, pixels[index], frames.get(index), smooth)
-                text_y = y + tall + 0.155
-                if any(score_texts[row * columns : (row + 1) * columns]):
-                    put(x + size / 2, text_y, score_texts[index], fontsize=9, weight="bold", ha="center")
-                    text_y += 0.17
-                for text in wrapped[index] if wrapped else ():
-                    put(x + size / 2, text_y, text, fontsize=small, color=MUTED, ha="center", va="baseline")
-                    text_y += line
-            y += tall + below[row] + GAP + (0.05 if any(below) else 0)
-    return figure
-
-
-def _show(axes: Any, pixels: np.ndarray, frame: str | None, smooth: bool) -> None:
-    axes.imshow(pixels, interpolation="lanczos" if smooth else "nearest", interpolation_stage="rgba")
-    axes.set(xticks=[], yticks=[])
-    axes.grid(False)
-    axes.spines[:].set_visible(True)
-    axes.spines[:].set(color=ROLES.get(frame, frame) if frame else "#D9D9D9", linewidth=3 if frame else 0.6)
 
 
 def _blend(image: np.ndarray, heat: np.ndarray, norm: Normalize, strength: float) -> np.ndarray:
@@ -311,19 +225,6 @@ def _as_map(heat: Any, index: int) -> np.ndarray:
     if not np.isfinite(array).all():
         raise ValueError(f"map {index} contains NaN or infinite values; check the step that made it")
     return array
-
-
-def _default_columns(count: int) -> int:
-    if count <= 6 or count == 7:
-        return count
-    if count <= 12:
-        return math.ceil(count / 2)
-    return 8
-
-
-def _expect_length(name: str, values: Sequence[Any] | None, count: int) -> None:
-    if values is not None and len(values) != count:
-        raise ValueError(f"{len(values)} {name}; expected {count}")
 
 
 def _describe(

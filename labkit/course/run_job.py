@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 import threading
 import time
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     path = Path((argv or sys.argv[1:])[0])
     job = Job(**json.loads(path.read_text(encoding="utf-8")))
-    _end_with_parent()
+    _end_with_parent(path.parent)
     outcome = execute(job)
     if job.html:
         from labkit.course.run_html import write_html
@@ -198,16 +199,21 @@ def _blame(outcome: Outcome, error: Exception) -> None:
     outcome.error = " ".join(outcome.error.split())
 
 
-def _end_with_parent() -> None:
-    """Leave, and let the kernel leave, when the runner that started this process is gone."""
+def _end_with_parent(folder: Path) -> None:
+    """When the runner is gone (killed, say), end the kernel and this process and remove the job's folder."""
     if os.name == "nt":
         return
+    import psutil
+
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
-        os._exit(3)  # the kernel notices by itself that its parent has gone
+        for process in psutil.Process().children(recursive=True):
+            process.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(3)
 
     threading.Thread(target=watch, daemon=True).start()
 
