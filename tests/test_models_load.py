@@ -10,7 +10,7 @@ import torch
 from labkit.diffusion import image_generators, sample
 from labkit.models import LabkitError, ModelLoadError, checksums, data_dir, load, load_clip, load_pipeline, load_reader
 from labkit.models.checksums import read_checksums, sha256, verify, write_checksums
-from labkit.models.clip_inputs import ClipInputs
+from labkit.models.local_folder import OPENAI_MEAN, OPENAI_STD
 from labkit.models.paths import local_model, models_dir
 from labkit.models.sd_layout import clip_tokenizer
 from tests.tiny_models import seeded, tiny_pipeline
@@ -231,8 +231,9 @@ def test_clip_loads_with_its_inputs(data):
 
 
 def test_openai_clip_inputs_are_resized_and_normalised_and_stay_differentiable(data):
-    model, portrait = load_clip("cpu")
-    inputs = ClipInputs(portrait.tokenizer, model.config, shipped=False)
+    statistics = {"image_mean": OPENAI_MEAN, "image_std": OPENAI_STD}
+    (data / "portrait-clip" / "preprocessor_config.json").write_text(json.dumps(statistics))
+    _, inputs = load_clip("gpu", device="cpu", folder=data / "portrait-clip")
     white = torch.ones((1, 3, 128, 96), requires_grad=True)
     pixels = inputs.pixels(white)
     assert pixels.shape == (1, 3, 64, 64)
@@ -242,6 +243,9 @@ def test_openai_clip_inputs_are_resized_and_normalised_and_stay_differentiable(d
     torch.testing.assert_close(pixels[0, :, 32, 32], expected, rtol=1e-4, atol=1e-4)
     pixels.sum().backward()
     assert white.grad.abs().sum() > 0
+    (data / "portrait-clip" / "preprocessor_config.json").write_text("{}")
+    with pytest.raises(ModelLoadError, match="preprocessor_config.json is damaged"):
+        load_clip("gpu", device="cpu", folder=data / "portrait-clip")
 
 
 def test_missing_clip_and_reader_are_errors_of_one_line(data):

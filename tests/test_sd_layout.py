@@ -1,5 +1,7 @@
 """Random-weight folders: the module trees of SD 1.5 and SDXL, loaded by `load_pipeline` and run by the sampler."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ from labkit.diffusion import (
     sample,
     sample_latents,
 )
-from labkit.models import load_pipeline
+from labkit.models import load, load_pipeline
 from labkit.models.sd_layout import (
     build_sd15,
     clip_tokenizer,
@@ -100,6 +102,14 @@ def test_sdxl_samples_as_its_own_call_does_with_its_added_conditions(sdxl):
     assert ledger.nfe == 8 and ledger.counts.text_rows == 4  # zeros are its negative: two prompts in two encoders
 
 
+def test_float16_sdxl_keeps_its_vae_in_float32(tmp_path, monkeypatch):
+    folder = write_layout(tmp_path / "model", "sdxl")
+    # float16 does not run on a CPU and is refused there: look at the loading alone
+    monkeypatch.setattr(load, "_device_and_dtype", lambda *_: (torch.device("cpu"), torch.float16))
+    pipe = load_pipeline("gpu", folder=folder)
+    assert (pipe.unet.dtype, pipe.text_encoder_2.dtype, pipe.vae.dtype) == (torch.float16, torch.float16, torch.float32)
+
+
 def test_adapters_find_their_places_in_both(sd15, sdxl):
     assert len(lora_targets(sd15.unet)) == 128 and len(lora_targets(sdxl.unet)) == 560
     assert len(lora_targets(sd15.text_encoder)) == 48 and len(lora_targets(sdxl.text_encoder_2)) == 128
@@ -156,3 +166,4 @@ def test_the_full_width_folder_loads_and_steps(tmp_path):
             pipe, "a cat", generators=image_generators(1, 0), steps=1, guidance_scale=1.0, height=128, width=128
         )
     assert ledger.nfe == 1 and bool(torch.isfinite(out.latents).all())
+    shutil.rmtree(folder)  # pytest would keep it

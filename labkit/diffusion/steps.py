@@ -35,7 +35,7 @@ def ddim_timesteps(scheduler, steps: int) -> list[tuple[int, int]]:
 
 def _pairs(timesteps: Sequence[int]) -> list[tuple[int, int]]:
     """Each timestep with the next one in the list; the last goes to the clean end."""
-    return list(zip(timesteps, [*timesteps[1:], -1], strict=True))
+    return list(zip(timesteps, [*timesteps[1:], -1][: len(timesteps)], strict=True))
 
 
 class DDIMPlan:

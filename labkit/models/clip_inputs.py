@@ -8,22 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
-OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
-
 
 class ClipInputs:
     """Callable: texts -> {"input_ids", "attention_mask"}, each int64 [N, context]; `pixels` does the same for images.
 
-    PortraitCLIP (shipped=True) takes images [-1, 1] as they are; OpenAI's CLIP takes them resized to its size (bicubic,
-    antialiased) and normalised with its own mean and standard deviation. Both stay differentiable.
+    Pixels are resized to the model's size (bicubic, antialiased) if they have another, and normalised with `mean` and
+    `std`, which refer to [0, 1]: 0.5 and 0.5 leave [-1, 1] as it is (PortraitCLIP). Both stay differentiable.
     """
 
-    def __init__(self, tokenizer, config, *, shipped: bool):
+    def __init__(self, tokenizer, config, *, mean: Sequence[float], std: Sequence[float]):
         self.tokenizer = tokenizer
         self.context: int = config.text_config.max_position_embeddings
         self.image_size: int = config.vision_config.image_size
-        self.mean, self.std = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)) if shipped else (OPENAI_MEAN, OPENAI_STD)
+        self.mean, self.std = tuple(mean), tuple(std)
 
     def __call__(
         self, texts: Sequence[str], *, truncate: bool = False, device: torch.device | str = "cpu"

@@ -8,7 +8,6 @@ ModelLoadError of one line.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 
 from .checksums import verify
 from .errors import ModelLoadError
+from .local_folder import check_layout, file_variant, need, need_weights, pixel_statistics
 from .paths import data_dir, local_model
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 TIERS = ("smoke", "cpu", "gpu")
 VARIANTS = ("portrait-sd", "portrait-sd-base")
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-CLIP_GPU = "openai/clip-vit-base-patch32"
+CLIP_GPU = "openai/clip-vit-large-patch14"  # the text tower of Stable Diffusion 1.5
 
 
 def load_pipeline(
@@ -50,6 +50,8 @@ def load_pipeline(
 
     The scheduler is DDIM with set_alpha_to_one=False and clip_sample=False, built from the folder's own betas, offset
     and prediction type: the settings under which every step has a finite log-probability.
+    SDXL's VAE overflows in float16 and stays in float32 (for a plain `pipe(...)` call, `pipe.vae.to(torch.float16)`:
+    diffusers then casts it up and down itself).
     """
     device, dtype = _device_and_dtype(tier, device, dtype)
     if variant not in VARIANTS:
@@ -61,7 +63,7 @@ def load_pipeline(
         pipeline_class: Any = StableDiffusionPipeline
         options: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
         if isinstance(source, Path):
-            name = _check_layout(source)
+            name = check_layout(source)
             if name == "StableDiffusionXLPipeline":
                 pipeline_class, options = StableDiffusionXLPipeline, {}
             elif name != "StableDiffusionPipeline":
@@ -73,7 +75,7 @@ def load_pipeline(
                 str(source),
                 use_safetensors=True,
                 **_dtype_argument(dtype),
-                **_file_variant(source, dtype),
+                **file_variant(source, dtype),
                 **_local(source),
                 **options,
             ),
@@ -84,6 +86,8 @@ def load_pipeline(
             if isinstance(component, torch.nn.Module):
                 component.eval().requires_grad_(False)
         pipe.to(device)
+        if dtype == torch.float16 and pipeline_class is StableDiffusionXLPipeline:
+            pipe.vae.to(torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -100,22 +104,22 @@ def load_clip(
         from .clip_inputs import ClipInputs
 
         if isinstance(source, Path):
-            _need(source / "config.json", source)
-            _need_weights(source, source)
+            need(source / "config.json", source)
+            need_weights(source, source)
         model = _load(
             lambda: CLIPModel.from_pretrained(str(source), use_safetensors=True, dtype=torch.float32, **_local(source)),
             source,
         )
         tokenizer = _load(lambda: CLIPTokenizer.from_pretrained(str(source), **_local(source)), source)
     model.eval().requires_grad_(False).to(device)
-    return model, ClipInputs(tokenizer, model.config, shipped=tier != "gpu")
+    return model, ClipInputs(tokenizer, model.config, **pixel_statistics(source))
 
 
 def load_reader(device: torch.device | str = "cpu", *, folder: str | Path | None = None) -> AttributeReader:
     """The AttributeReader, the gold judge of the course: the same for every tier. Nothing may be trained against it."""
     source = _source("cpu", folder, shipped="attribute-reader", hub="")
-    _need(source / "config.json", source)
-    _need(source / "model.safetensors", source)
+    need(source / "config.json", source)
+    need(source / "model.safetensors", source)
     from .reader import AttributeReader
 
     return _load(lambda: AttributeReader.from_pretrained(source), source).to(device)
@@ -165,40 +169,6 @@ def _source(tier: str, folder: str | Path | None, *, shipped: str, hub: str) -> 
     return path
 
 
-def _check_layout(folder: Path) -> str:
-    """Check that a local pipeline folder is complete before anything is loaded; returns its pipeline class name."""
-    _need(folder / "model_index.json", folder)
-    try:
-        index = json.loads((folder / "model_index.json").read_text("utf-8"))
-        name = index["_class_name"]
-    except (ValueError, KeyError, TypeError):
-        raise ModelLoadError(f"{folder / 'model_index.json'} is damaged: copy the model again") from None
-    for component, entry in index.items():
-        if not isinstance(entry, list) or entry[0] is None or component in ("safety_checker", "feature_extractor"):
-            continue
-        if component in ("unet", "vae", "text_encoder", "text_encoder_2"):
-            _need(folder / component / "config.json", folder)
-            _need_weights(folder / component, folder)
-        elif not (folder / component).is_dir():
-            raise ModelLoadError(f"{folder} is incomplete: {component}/ is missing, copy the model again")
-    return name
-
-
-def _need(path: Path, folder: Path) -> None:
-    if not path.is_file():
-        raise ModelLoadError(f"{folder} is incomplete: {path.relative_to(folder)} is missing, copy the model again")
-
-
-def _need_weights(path: Path, folder: Path) -> None:
-    """At least one safetensors file; pickled weights are never opened."""
-    if any(path.glob("*.safetensors")):
-        return
-    where = path.relative_to(folder).as_posix()
-    if any(path.glob("*.bin")) or any(path.glob("*.ckpt")):
-        raise ModelLoadError(f"{folder} has only pickled weights in {where}: get the safetensors version of this model")
-    raise ModelLoadError(f"{folder} is incomplete: no *.safetensors in {where}, copy the model again")
-
-
 def _load(load: Callable[[], Any], source: Path | str) -> Any:
     """Run a loader; turn whatever it raises into a ModelLoadError of one line (the cause stays attached)."""
     try:
@@ -223,15 +193,6 @@ def _dtype_argument(dtype: torch.dtype) -> dict[str, torch.dtype]:
 
     major, minor = (int(part) for part in diffusers.__version__.split(".")[:2])
     return {"dtype" if (major, minor) >= (0, 42) else "torch_dtype": dtype}
-
-
-def _file_variant(source: Path | str, dtype: torch.dtype) -> dict[str, str]:
-    """Take the fp16 files (half the download) where they exist and either fp16 is wanted or nothing else is there."""
-    if not isinstance(source, Path):
-        return {"variant": "fp16"} if dtype == torch.float16 else {}
-    half = any((source / "unet").glob("*.fp16*.safetensors"))
-    full = any(".fp16" not in path.name for path in (source / "unet").glob("*.safetensors"))
-    return {"variant": "fp16"} if half and (dtype == torch.float16 or not full) else {}
 
 
 def _local(source: Path | str) -> dict[str, bool]:
