@@ -58,7 +58,7 @@ def file_variant(source: Path | str, dtype: torch.dtype) -> dict[str, str]:
 
 
 def pixel_statistics(source: Path | str) -> dict[str, tuple[float, ...]]:
-    """Mean and std by which a CLIP wants pixels in [0, 1] normalised: the folder's own, 0.5 if it has none; OpenAI's."""
+    """Mean and std by which a CLIP wants pixels of [0, 1] scaled: the folder's own, 0.5 if it has none; OpenAI's."""
     if not isinstance(source, Path):
         return {"mean": OPENAI_MEAN, "std": OPENAI_STD}
     path = source / "preprocessor_config.json"
