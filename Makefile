@@ -43,10 +43,12 @@ course: $(VENV)/.installed-course ## run all lessons on the CPU tier, report in 
 gpu: $(VENV)/.installed-gpu ## run all lessons on the GPU tier / 全レッスンをGPUで実行
 	$(LABKIT) run --tier gpu --jobs $(or $(JOBS),1)
 
+HAS_LESSONS = ls notebooks/src/[0-9]*.py >/dev/null 2>&1 || { echo "no lesson yet: nothing to execute"; exit 0; }
+
 smoke: $(VENV)/.installed-test ## run all lessons at their smallest, solved and unsolved / 最小構成で全レッスンを実行(解答版・学生版)
-	$(OFFLINE) $(LABKIT) run --tier smoke --lang en --jobs $(or $(JOBS),2)
-	$(OFFLINE) $(LABKIT) run --tier smoke --lang ja 00
-	$(OFFLINE) $(LABKIT) run --tier smoke --edition student --lang en --jobs $(or $(JOBS),2)
+	@$(HAS_LESSONS); $(OFFLINE) $(LABKIT) run --tier smoke --lang en --jobs $(or $(JOBS),2)
+	@$(HAS_LESSONS); $(OFFLINE) $(LABKIT) run --tier smoke --lang ja 00
+	@$(HAS_LESSONS); $(OFFLINE) $(LABKIT) run --tier smoke --edition student --lang en --jobs $(or $(JOBS),2)
 
 # pytest comes last, so that its summary closes the output.
 test: check smoke ## lints, drift gate, smoke lanes, pytest / 全テスト

@@ -1,0 +1,56 @@
+"""``python -m labkit.models.train PART``: retrain what ``data/`` ships. Every part resumes where it was stopped.
+
+Order: data, vae, clip, reader, unet, then export (writes ``data/``) and evaluate (measures it). ``all`` does
+everything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from labkit.models.train import parts
+
+
+def _worker(rank: int, processes: int, rendezvous: str, part: str, folders: parts.Folders) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=processes)
+    try:
+        parts.PARTS[part](folders)
+    finally:
+        dist.destroy_process_group()
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m labkit.models.train", description=__doc__)
+    parser.add_argument("part", choices=[*parts.PARTS, "all"])
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/train"), help="checkpoints and logs (default: build/train)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=None, help="where to export (default: the data folder of the repository)"
+    )
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
+    arguments = parser.parse_args(argv)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    folders = parts.Folders.of(arguments.work, arguments.out)
+    for part in parts.PARTS if arguments.part == "all" else [arguments.part]:
+        print(f"== {part}", flush=True)
+        if part in parts.PARALLEL and (processes := parts.PARALLEL[part]) > 1:
+            with tempfile.TemporaryDirectory() as folder:
+                mp.spawn(_worker, (processes, f"{folder}/rendezvous", part, folders), nprocs=processes)
+        else:
+            parts.PARTS[part](folders)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,163 @@
+"""The recipe: seeds, sizes and steps of every shipped model, in the order in which they are trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from labkit.models.train.loop import LoopConfig
+from labkit.portraits import (
+    HELD_OUT_COMBINATIONS,
+    PortraitSpec,
+    build_dataset,
+    load_dataset,
+    render_tensor,
+    sample_specs,
+)
+from labkit.portraits.attributes import HELD_OUT_STYLES, TRAINING_STYLES
+from labkit.portraits.captions import random_caption
+from labkit.portraits.dataset import write_atomically
+
+TRAIN_SIZE, READER_SIZE, VALIDATION_SIZE = 49_152, 6_144, 512
+UNET_IMAGES = 16_384  # of the training images
+TRAIN_SEED, READER_SEED, VALIDATION_SEED = 1, 3, 2026
+CAPTIONS_PER_IMAGE = 2
+
+# The first part of the U-Net's training sees a skewed world; its checkpoint is shipped as portrait-sd-base.
+BASE_SKEW: dict[str, dict[str, float]] = {
+    "mood": {"happy": 6.0},
+    "hair_color": {"brown": 3.0},
+    "skin": {"light": 3.0},
+    "glasses": {"none": 3.0},
+}
+
+
+@dataclass(frozen=True)
+class Folders:
+    work: Path
+    out: Path
+
+    @classmethod
+    def of(cls, work: Path, out: Path | None) -> Folders:
+        from labkit.models.paths import data_dir
+
+        return cls(work, out or data_dir())
+
+
+def validation_specs() -> list[PortraitSpec]:
+    """The 512 frozen specs; none of them is in any training set."""
+    return sample_specs(VALIDATION_SIZE, seed=VALIDATION_SEED, exclude=HELD_OUT_COMBINATIONS)
+
+
+def data(folders: Folders) -> None:
+    held_out = validation_specs()
+    train = sample_specs(TRAIN_SIZE, seed=TRAIN_SEED, exclude=HELD_OUT_COMBINATIONS, avoid=held_out)
+    build_dataset(folders.work / "portraits", train)
+    every_style = (
+        TRAINING_STYLES + HELD_OUT_STYLES
+    )  # the judge must know combinations and styles that the models never see
+    build_dataset(
+        folders.work / "reader-portraits",
+        sample_specs(READER_SIZE, seed=READER_SEED, styles=every_style, avoid=held_out),
+    )
+    build_dataset(folders.out / "portraits", held_out)
+
+
+def vae(folders: Folders) -> None:
+    from labkit.models.train.vae import train_vae
+
+    images, _ = load_dataset(folders.work / "portraits")
+    model = train_vae(
+        images, render_tensor(validation_specs()[:128]), folders.work / "vae", steps=4000, batch=8, lr=1e-3
+    )
+    model.save_pretrained(folders.work / "vae" / "model")
+
+
+def clip(folders: Folders) -> None:
+    from labkit.models.clip import train_tokenizer
+    from labkit.models.train.clip import train_clip
+
+    images, specs = load_dataset(folders.work / "portraits")
+    rng = np.random.default_rng(5)
+    tokenizer = train_tokenizer([random_caption(s, rng, full_share=0.5).text for s in specs[:20_000]])
+    validation = validation_specs()
+    model = train_clip(
+        images, specs, (render_tensor(validation), validation), tokenizer, folders.work / "clip", steps=2000, batch=64
+    )
+    model.save_pretrained(folders.work / "clip" / "model")
+    tokenizer.save_pretrained(folders.work / "clip" / "model")
+
+
+def reader(folders: Folders) -> None:
+    from diffusers import AutoencoderKL
+
+    from labkit.models.train.reader import train_reader
+    from labkit.models.train.unet import encode_images
+
+    a_images, a_specs = load_dataset(folders.work / "portraits", limit=16_384)
+    b_images, b_specs = load_dataset(folders.work / "reader-portraits")
+    images = np.concatenate([a_images, b_images])
+    autoencoder = AutoencoderKL.from_pretrained(folders.work / "vae" / "model")
+    cache = folders.work / "reader" / "reconstructions.safetensors"
+    if not cache.exists():
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        latents = encode_images(autoencoder, images)
+        with torch.no_grad():
+            decoded = [
+                autoencoder.decode(z.float()).sample.clamp(-1, 1).add(1).mul(127.5).round().byte()
+                for z in latents.split(128)
+            ]
+        stacked = torch.cat(decoded).permute(0, 2, 3, 1).contiguous()
+        write_atomically(cache, lambda p: save_file({"images": stacked}, str(p)))
+    reconstructions = load_file(cache)["images"].numpy()
+    model = train_reader(images, [*a_specs, *b_specs], reconstructions, folders.work / "reader", steps=3000)
+    model.save_pretrained(folders.work / "reader" / "model")
+
+
+def unet(folders: Folders) -> None:
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    from labkit.models.clip import tokenize
+    from labkit.models.train import unet as U
+
+    images, specs = load_dataset(folders.work / "portraits", limit=UNET_IMAGES)
+    cache = folders.work / "unet" / "inputs.safetensors"
+    if not cache.exists():
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        tokenizer = CLIPTokenizer.from_pretrained(folders.work / "clip" / "model")
+        text_encoder = CLIPTextModel.from_pretrained(folders.work / "clip" / "model").eval()
+        rng = np.random.default_rng(7)
+        texts = [random_caption(s, rng).text for s in specs for _ in range(CAPTIONS_PER_IMAGE)]
+        inputs = {
+            "latents": U.encode_images(AutoencoderKL.from_pretrained(folders.work / "vae" / "model"), images),
+            "states": U.encode_texts(text_encoder, tokenize(tokenizer, texts)),
+            "empty": U.encode_texts(text_encoder, tokenize(tokenizer, [""]))[0],
+        }
+        write_atomically(cache, lambda p: save_file(inputs, str(p)))
+    inputs = load_file(cache)
+    conditions = U.Conditions(inputs["states"], CAPTIONS_PER_IMAGE, inputs["empty"].float())
+    skew = torch.tensor(
+        [np.prod([w.get(getattr(s, a), 1.0) for a, w in BASE_SKEW.items()]) for s in specs], dtype=torch.double
+    )
+    steps, base_until = 2200, 700
+    torch.manual_seed(0)  # the initial weights
+    model = U.train_unet(
+        U.new_unet(),
+        inputs["latents"],
+        conditions,
+        folders.work / "unet",
+        config=LoopConfig(steps=steps, lr=1e-3, ema=0.999, weight_decay=0.01, warmup=200, decay=0.5, seed=11),
+        batch=24,  # per process
+        weights=[(base_until, skew / skew.sum())],
+        keep=(base_until,),
+    )
+    model.save_pretrained(folders.work / "unet" / "model")
+
+
+PARTS = {"data": data, "vae": vae, "clip": clip, "reader": reader, "unet": unet}
+PARALLEL = {"unet": 2}  # part -> number of single-threaded processes that average their gradients

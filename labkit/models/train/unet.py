@@ -1,0 +1,126 @@
+"""PortraitSD's U-Net: noise prediction on 8x8x8 latents with cross-attention to PortraitCLIP's text states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+
+from labkit.models.train.loop import LoopConfig, run
+
+MIN_SNR_GAMMA = 5.0
+
+
+def new_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's scaled-linear schedule with its DDIM conventions."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="epsilon",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def new_unet() -> UNet2DConditionModel:
+    """Self- and cross-attention at 8x8 and 4x4, plain blocks at 2x2."""
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=8,
+        out_channels=8,
+        layers_per_block=1,
+        block_out_channels=(96, 160, 160),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=128,
+        attention_head_dim=4,  # the number of heads, by diffusers' historical name
+        norm_num_groups=16,
+    )
+
+
+class Conditions:
+    """Text states of training captions: ``variants`` captions per image, drawn once, embedded in fp16, [N * variants,
+    40, 128]."""
+
+    def __init__(self, states: Tensor, variants: int, empty: Tensor):
+        self.states, self.variants, self.empty = states, variants, empty
+
+    def __call__(self, index: Tensor, generator: torch.Generator, dropout: float) -> Tensor:
+        """Text states [B, 40, 128] of a random caption of each image; the empty prompt with probability ``dropout``
+        (for guidance)."""
+        variant = torch.randint(self.variants, index.shape, generator=generator)
+        states = self.states[index * self.variants + variant].float()
+        dropped = torch.rand(len(index), generator=generator) < dropout
+        states[dropped] = self.empty
+        return states
+
+
+def train_unet(
+    unet: UNet2DConditionModel,
+    latents: Tensor,
+    conditions: Conditions,
+    folder: Path,
+    *,
+    config: LoopConfig,
+    batch: int,
+    weights: Sequence[tuple[int, Tensor]] = (),
+    keep: tuple[int, ...] = (),
+    dropout: float = 0.1,
+) -> nn.Module:
+    """Noise prediction with min-SNR weights (gamma 5, Hang et al. 2303.09556): weight min(SNR, 5) / SNR on the
+    epsilon error.
+
+    Args:
+        latents: scaled latents [N, 8, 8, 8].
+        weights: ``(until, p)``: before step ``until`` images are drawn with probabilities ``p`` [N] instead of
+        uniformly.
+        keep: steps whose EMA weights are kept.
+    """
+    alphas = new_scheduler().alphas_cumprod  # [1000]
+    snr = alphas / (1 - alphas)
+    timestep_weight = snr.clamp(max=MIN_SNR_GAMMA) / snr
+
+    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        skew = next((p for until, p in weights if step < until), None)
+        if skew is None:
+            index = torch.randint(len(latents), (batch,), generator=generator)
+        else:
+            index = torch.multinomial(skew, batch, replacement=True, generator=generator)
+        x0 = latents[index].float()
+        t = (torch.arange(batch) * 1000 // batch + torch.randint(1000, (1,), generator=generator)) % 1000  # stratified
+        epsilon = torch.randn(x0.shape, generator=generator)
+        a = alphas[t][:, None, None, None]
+        x_t = a.sqrt() * x0 + (1 - a).sqrt() * epsilon
+        prediction = unet(x_t, t, encoder_hidden_states=conditions(index, generator, dropout)).sample
+        error = (prediction - epsilon).square().mean((1, 2, 3))  # [B]
+        return (timestep_weight[t] * error).mean(), {
+            "mse": error.mean().item(),
+            "weighted": (timestep_weight[t] * error).mean().item(),
+        }
+
+    ema = run("unet", unet, loss, config, folder, keep=keep)
+    unet.load_state_dict(ema)
+    return unet.eval()
+
+
+@torch.no_grad()
+def encode_texts(text_encoder: nn.Module, ids: Tensor, batch: int = 512) -> Tensor:
+    """Last hidden states [N, 40, 128] as Stable Diffusion's pipeline computes them (no attention mask), in fp16."""
+    return torch.cat([text_encoder(part).last_hidden_state.half() for part in ids.split(batch)])
+
+
+@torch.no_grad()
+def encode_images(vae: nn.Module, images: np.ndarray, batch: int = 128) -> Tensor:
+    """Scaled latent means [N, 8, 8, 8] in fp16 of uint8 images [N, 64, 64, 3]."""
+    parts = []
+    for start in range(0, len(images), batch):
+        x = torch.from_numpy(images[start : start + batch]).permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
+        parts.append((vae.encode(x).latent_dist.mode() * vae.config.scaling_factor).half())
+    return torch.cat(parts).contiguous()
