@@ -37,13 +37,13 @@ EXTRAS_gpu := course,gpu
 help: ## list the targets / ターゲットの一覧
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 
+HAS_LESSONS = ls notebooks/src/[0-9]*.py >/dev/null 2>&1 || { echo "no lesson yet: nothing to execute"; exit 0; }
+
 course: $(VENV)/.installed-course ## run all lessons on the CPU tier, report in build/ / 全レッスンをCPUで実行(結果は build/)
-	$(OFFLINE) $(LABKIT) run --tier cpu --jobs $(or $(JOBS),1)
+	@$(HAS_LESSONS); $(OFFLINE) $(LABKIT) run --tier cpu --jobs $(or $(JOBS),1)
 
 gpu: $(VENV)/.installed-gpu ## run all lessons on the GPU tier / 全レッスンをGPUで実行
 	$(LABKIT) run --tier gpu --jobs $(or $(JOBS),1)
-
-HAS_LESSONS = ls notebooks/src/[0-9]*.py >/dev/null 2>&1 || { echo "no lesson yet: nothing to execute"; exit 0; }
 
 smoke: $(VENV)/.installed-test ## run all lessons at their smallest, solved and unsolved / 最小構成で全レッスンを実行(解答版・学生版)
 	@$(HAS_LESSONS); $(OFFLINE) $(LABKIT) run --tier smoke --lang en --jobs $(or $(JOBS),2)
