@@ -287,10 +287,11 @@ class TestStyle:
                 use_style("fr")
 
     def test_a_figure_shows_itself_once_with_its_description(self):
+        import matplotlib.pyplot as plt
+
+        before = plt.get_fignums()  # whatever another test has left open
         figure = image_grid([flat("#808080")], alt="a grey square")
         data, metadata = figure._repr_mimebundle_()
         assert data["text/plain"] == metadata["image/png"]["alt"] == "a grey square"
         assert data["text/html"].count(data["image/png"]) == 1 and 'alt="a grey square"' in data["text/html"]
-        import matplotlib.pyplot as plt
-
-        assert plt.get_fignums() == []
+        assert plt.get_fignums() == before

@@ -7,25 +7,13 @@ everything.
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from labkit.models.train import parts
-
-
-def _worker(rank: int, processes: int, rendezvous: str, part: str, folders: parts.Folders) -> None:
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=processes)
-    try:
-        parts.PARTS[part](folders)
-    finally:
-        dist.destroy_process_group()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"== {part}", flush=True)
         if part in parts.PARALLEL and (processes := parts.PARALLEL[part]) > 1:
             with tempfile.TemporaryDirectory() as folder:
-                mp.spawn(_worker, (processes, f"{folder}/rendezvous", part, folders), nprocs=processes)
+                mp.spawn(parts.run_worker, (processes, f"{folder}/rendezvous", part, folders), nprocs=processes)
         else:
             parts.PARTS[part](folders)
     return 0

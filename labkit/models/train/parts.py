@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from labkit.models.train.loop import LoopConfig
@@ -161,3 +163,14 @@ def unet(folders: Folders) -> None:
 
 PARTS = {"data": data, "vae": vae, "clip": clip, "reader": reader, "unet": unet}
 PARALLEL = {"unet": 2}  # part -> number of single-threaded processes that average their gradients
+
+
+def run_worker(rank: int, processes: int, rendezvous: str, part: str, folders: Folders) -> None:
+    """One single-threaded process of a parallel part; it meets the others at the file ``rendezvous``."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=processes)
+    try:
+        PARTS[part](folders)
+    finally:
+        dist.destroy_process_group()
