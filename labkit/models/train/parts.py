@@ -28,6 +28,7 @@ TRAIN_SIZE, READER_SIZE, VALIDATION_SIZE = 49_152, 6_144, 512
 UNET_IMAGES = 16_384  # of the training images
 TRAIN_SEED, READER_SEED, VALIDATION_SEED = 1, 3, 2026
 CAPTIONS_PER_IMAGE = 2
+UNET_STEPS, BASE_STEPS = 2200, 700
 
 # The first part of the U-Net's training sees a skewed world; its checkpoint is shipped as portrait-sd-base.
 BASE_SKEW: dict[str, dict[str, float]] = {
@@ -146,22 +147,54 @@ def unet(folders: Folders) -> None:
     skew = torch.tensor(
         [np.prod([w.get(getattr(s, a), 1.0) for a, w in BASE_SKEW.items()]) for s in specs], dtype=torch.double
     )
-    steps, base_until = 2200, 700
     torch.manual_seed(0)  # the initial weights
     model = U.train_unet(
         U.new_unet(),
         inputs["latents"],
         conditions,
         folders.work / "unet",
-        config=LoopConfig(steps=steps, lr=1e-3, ema=0.999, weight_decay=0.01, warmup=200, decay=0.5, seed=11),
+        config=LoopConfig(steps=UNET_STEPS, lr=1e-3, ema=0.999, weight_decay=0.01, warmup=200, decay=0.5, seed=11),
         batch=24,  # per process
-        weights=[(base_until, skew / skew.sum())],
-        keep=(base_until,),
+        weights=[(BASE_STEPS, skew / skew.sum())],
+        keep=(BASE_STEPS, UNET_STEPS),
     )
     model.save_pretrained(folders.work / "unet" / "model")
 
 
-PARTS = {"data": data, "vae": vae, "clip": clip, "reader": reader, "unet": unet}
+def export(folders: Folders) -> None:
+    from labkit.models.train.export import export_all
+
+    base = folders.work / "unet" / f"ema-{BASE_STEPS}.safetensors"
+    export_all(folders.work, folders.out, base, folders.work / "unet" / f"ema-{UNET_STEPS}.safetensors")
+
+
+def evaluate(folders: Folders) -> None:
+    import json
+
+    from labkit.models.checksums import write_checksums
+    from labkit.models.train import evaluate as E
+
+    training = {
+        part: json.loads((folders.work / part / "log.jsonl").read_text("utf-8").splitlines()[-1])
+        for part in ("vae", "clip", "reader", "unet")
+        if (folders.work / part / "log.jsonl").exists()
+    }
+    results = {"parts": E.evaluate_parts()}
+    for variant, n in (("portrait-sd", VALIDATION_SIZE), ("portrait-sd-base", 128)):
+        results[variant] = E.evaluate_pipeline(variant, n)
+    E.write_cards(results, folders.out, training)
+    write_checksums(folders.out)
+
+
+PARTS = {
+    "data": data,
+    "vae": vae,
+    "clip": clip,
+    "reader": reader,
+    "unet": unet,
+    "export": export,
+    "evaluate": evaluate,
+}
 PARALLEL = {"unet": 2}  # part -> number of single-threaded processes that average their gradients
 
 

@@ -1,0 +1,49 @@
+"""Writing the trained parts to ``data/`` as fp16 safetensors, with checksums."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+
+from labkit.models.checksums import write_checksums
+from labkit.models.load import quiet
+from labkit.models.reader import AttributeReader
+from labkit.models.train.unet import new_scheduler, new_unet
+
+
+def export_pipeline(unet: UNet2DConditionModel, work: Path, folder: Path) -> None:
+    """Assemble a ``StableDiffusionPipeline`` from the trained parts and save it in diffusers layout."""
+    with quiet():
+        pipe = StableDiffusionPipeline(
+            vae=AutoencoderKL.from_pretrained(work / "vae" / "model"),
+            text_encoder=CLIPTextModel.from_pretrained(work / "clip" / "model"),
+            tokenizer=CLIPTokenizer.from_pretrained(work / "clip" / "model"),
+            unet=unet,
+            scheduler=new_scheduler(),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        for module in (pipe.vae, pipe.text_encoder, pipe.unet):
+            module.half()
+        pipe.save_pretrained(folder, safe_serialization=True)
+
+
+def export_all(work: Path, out: Path, base_checkpoint: Path, final: Path) -> None:
+    """The four model folders under ``out``, then ``checksums.json``.
+
+    Args:
+        base_checkpoint, final: EMA weights of the U-Net (safetensors).
+    """
+    for name, weights in (("portrait-sd", final), ("portrait-sd-base", base_checkpoint)):
+        unet = new_unet()
+        unet.load_state_dict(load_file(weights))
+        export_pipeline(unet, work, out / name)
+    with quiet():
+        CLIPModel.from_pretrained(work / "clip" / "model").half().save_pretrained(out / "portrait-clip")
+        CLIPTokenizer.from_pretrained(work / "clip" / "model").save_pretrained(out / "portrait-clip")
+    AttributeReader.from_pretrained(work / "reader" / "model").save_pretrained(out / "attribute-reader")
+    write_checksums(out)
