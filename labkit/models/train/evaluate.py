@@ -68,8 +68,8 @@ def named_accuracy(
 def open_entropy_ratio(
     pipe, reader: AttributeReader, prompts: int, images_per_prompt: int, seed: int
 ) -> dict[str, float]:
-    """Per attribute: entropy among the images of one prompt that leaves it open, over the entropy of as many specs of the
-    world that fulfil the prompt; the mean over prompts of the first divided by the mean of the second."""
+    """Per attribute: entropy among the images of one prompt that leaves it open, over the entropy of as many specs of
+    the world that fulfil the prompt; the mean over prompts of the first divided by the mean of the second."""
     rng = np.random.default_rng(seed)
     generated: dict[str, list[float]] = {a: [] for a in ATTRIBUTES}
     world: dict[str, list[float]] = {a: [] for a in ATTRIBUTES}
@@ -192,7 +192,9 @@ def write_cards(results: dict, out: Path, training: dict[str, dict]) -> None:
             + trained("unet")
             + f"\nVAE: {parts['vae_psnr_db']:.2f} dB PSNR on 512 validation portraits (goal 33).\n\n"
             + f"{r['prompts']} held-out prompts, {STEPS} DDIM steps, guidance {GUIDANCE:g}. "
-            + f"Accuracy of named attributes in % (mean {100 * r['accuracy_mean']:.1f}, goal 92):\n\n{_table(r['accuracy'])}\n\n"
+            + f"Accuracy of named attributes in % (mean {100 * r['accuracy_mean']:.1f}, goal 92):\n\n"
+            + _table(r["accuracy"])
+            + "\n\n"
             + "Prompts with combinations held out of training "
             + f"(mean {100 * r['held_out_combinations_mean']:.1f}, goal 85):\n\n"
             + _table(r["held_out_combinations"])
