@@ -101,7 +101,7 @@ def reader(folders: Folders) -> None:
     from labkit.models.train.reader import train_reader
     from labkit.models.train.unet import encode_images
 
-    a_images, a_specs = load_dataset(folders.work / "portraits", limit=16_384)
+    a_images, a_specs = load_dataset(folders.work / "portraits", limit=8_192)
     b_images, b_specs = load_dataset(folders.work / "reader-portraits")
     images = np.concatenate([a_images, b_images])
     autoencoder = AutoencoderKL.from_pretrained(folders.work / "vae" / "model")
@@ -117,7 +117,7 @@ def reader(folders: Folders) -> None:
         stacked = torch.cat(decoded).permute(0, 2, 3, 1).contiguous()
         write_atomically(cache, lambda p: save_file({"images": stacked}, str(p)))
     reconstructions = load_file(cache)["images"].numpy()
-    model = train_reader(images, [*a_specs, *b_specs], reconstructions, folders.work / "reader", steps=3000)
+    model = train_reader(images, [*a_specs, *b_specs], reconstructions, folders.work / "reader", steps=1500)
     model.save_pretrained(folders.work / "reader" / "model")
 
 

@@ -41,7 +41,7 @@ def train_reader(
     folder: Path,
     *,
     steps: int,
-    batch: int = 96,
+    batch: int = 64,
 ) -> AttributeReader:
     """Cross-entropy summed over attributes.
 
