@@ -1,0 +1,180 @@
+# %% uid="parameters" tags=["parameters"]
+tier = "cpu"
+lang = "en"
+seed = 0
+strict = False
+interactive = True
+
+# %% uid="setup" tags=["setup"]
+from labkit.course import start, t
+
+lab = start("00", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
+
+# %% [markdown] lang="en" uid="environment" pair="b14d2ea5"
+# ## 1. Is this machine ready?
+#
+# The cell below looks at Python, packages, GPU, fonts and disk. Each problem comes with what to do about it.
+
+# %% [markdown] lang="ja" uid="environment" pair="2ca36a4f"
+# ## 1. 環境の確認
+#
+# 次のセルで Python、パッケージ、GPU、フォント、ディスクの状態を調べます。問題があれば、対処方法も表示されます。
+
+# %% uid="check-environment"
+from labkit.course.envcheck import show_environment
+
+show_environment(tier)
+# %% [markdown] lang="en" uid="world" pair="0df852c9"
+# ## 2. A world whose ground truth we know
+#
+# Everything in this course runs on drawn portraits. A portrait is decided by a handful of attributes, so every picture has an exact answer to
+# the question what it shows. That is what makes claims measurable here.
+
+# %% [markdown] lang="ja" uid="world" pair="eb905a26"
+# ## 2. 正解が分かっている世界
+#
+# この教材では、絵として描かれたポートレートを使います。ポートレートはいくつかの属性だけで決まるため、「何が描かれているか」には必ず正解があります。
+# だからこそ、この教材では主張を数値で確かめられます。
+
+# %% uid="portraits"
+from labkit.course.figures import image_grid
+from labkit.portraits import ATTRIBUTES, attribute_name, caption, differences, render, sample_specs, value_name
+
+specs = sample_specs(lab.sizes.portraits, seed=lab.seed)
+shown = [", ".join(value_name(a, getattr(s, a), lang) for a in ("mood", "hair_color")) for s in specs]
+image_grid([render(s) for s in specs], captions=shown, columns=8, title=t("l00.world"))
+
+# %% [markdown] lang="en" uid="captions" pair="a8791125"
+# A **caption** puts a portrait into words and may leave attributes open. It knows which ones it names; faithfulness is judged on those alone.
+
+# %% [markdown] lang="ja" uid="captions" pair="3c86ee2a"
+# **キャプション**はポートレートを言葉で表したものです。一部の属性には触れないこともあります。キャプションは自分がどの属性を指定しているかを知っており、
+# 忠実度は指定された属性だけで評価します。
+
+# %% uid="caption"
+for drop in ([], ["skin", "background", "clothes"], [a for a in ATTRIBUTES if a != "mood"]):
+    words = caption(specs[0], lang, drop=drop)
+    print(words.text)
+    print("  ", t("l00.open", names=", ".join(attribute_name(a, lang) for a in drop)))
+
+# %% uid="difference"
+for sentence in differences(specs[0], specs[1], lang):
+    print(sentence)
+
+# %% [markdown] lang="en" uid="warm-up" pair="003caac2"
+# ## 3. Warm-up: how exercises work
+#
+# Replace the body of `open_attributes` so that it returns the names of the attributes that a caption leaves open, in the order of `ATTRIBUTES`.
+# Then run the cell after it. Stuck? `lab.hint("open_attributes")` gives a hint, three levels in all; `lab.solution("open_attributes")` shows
+# the reference. If you go on without a solution, `lab.use` takes the reference and says so: every lesson runs to its end.
+
+# %% [markdown] lang="ja" uid="warm-up" pair="87c36681"
+# ## 3. ウォームアップ: 課題の進め方
+#
+# `open_attributes` の中身を書き換え、キャプションが指定していない属性の名前を `ATTRIBUTES` の順に返してください。書けたら次のセルを実行します。
+# 行き詰まったら `lab.hint("open_attributes")` でヒントを表示できます(全3段階)。`lab.solution("open_attributes")` は解答例を表示します。
+# 解かずに先へ進むと `lab.use` が解答例を使い、その旨を表示します。どのレッスンも最後まで実行できます。
+
+
+# %% uid="open-attributes" tags=["exercise"] exercise="open_attributes"
+def open_attributes(caption):
+    """The attributes that a caption leaves open, in the order of ATTRIBUTES."""
+    # BEGIN SOLUTION
+    return [name for name in ATTRIBUTES if name not in caption.named]
+    # END SOLUTION
+
+
+# %% uid="open-attributes-check" tags=["check"]
+lab.check("open_attributes", open_attributes)
+open_attributes = lab.use("open_attributes", open_attributes)
+
+# %% [markdown] lang="en" uid="first-picture" pair="25ceb6e8"
+# ## 4. The first pictures from words
+#
+# `load_pipeline` gives a small but genuine Stable Diffusion on the smoke and cpu tiers, and Stable Diffusion 1.5 on the gpu tier. The prompt
+# below names only a mood. Predict first, then run.
+
+# %% [markdown] lang="ja" uid="first-picture" pair="31ed419a"
+# ## 4. 言葉から最初の画像を作る
+#
+# `load_pipeline` は、smoke と cpu のティアでは小さいながらも本物の Stable Diffusion を、gpu のティアでは Stable Diffusion 1.5 を読み込みます。
+# 次のプロンプトは表情だけを指定しています。結果を予想してから実行してください。
+
+# %% uid="predict" tags=["quiz"]
+lab.predict("vary")
+
+# %% uid="generate"
+import time
+
+from labkit.diffusion import image_generators, sample
+from labkit.models import load_pipeline
+from labkit.portraits import describe
+
+begin = time.perf_counter()
+pipe = load_pipeline(tier)
+
+
+def portraits(prompt, count, first_seed=0):
+    """Images [count, 3, H, W] in [-1, 1] of one prompt, one seed each."""
+    generators = image_generators(count, first_seed)
+    options = {"steps": lab.sizes.steps, "guidance_scale": lab.sizes.guidance}
+    return sample(pipe, [prompt] * count, generators=generators, **options)
+
+
+prompt = describe({"mood": "happy"})
+images = portraits(prompt.text, lab.sizes.images)
+print(t("l00.seconds", seconds=time.perf_counter() - begin))
+image_grid(images, columns=4, title=t("l00.same_prompt"))
+
+# %% uid="reveal"
+lab.reveal("vary", "open")
+
+# %% [markdown] lang="en" uid="compose" pair="3f44c926"
+# ## 5. Compose a prompt
+#
+# Choose attributes or leave them open, and look at four portraits. The seeds stay the same, so what changes is due to your words.
+
+# %% [markdown] lang="ja" uid="compose" pair="8cbe8cb6"
+# ## 5. プロンプトを組み立てる
+#
+# 属性を選ぶか、指定なしのままにして、4枚のポートレートを見てみましょう。シードは同じなので、変化は言葉によるものです。
+
+# %% uid="widget" tags=["widget"]
+from labkit.course.widgets import choice, explore
+
+
+def compose(mood, hair_color, background):
+    chosen = {"mood": mood, "hair_color": hair_color, "background": background}
+    prompt = describe({a: v for a, v in chosen.items() if v})
+    return image_grid(portraits(prompt.text, 4), columns=4, title=prompt.text)
+
+
+def values(attribute):
+    """What the list offers: open, then every value."""
+    offered = {value_name(attribute, v, lang): v for v in ATTRIBUTES[attribute] if v != "none"}
+    return {t("l00.anything"): ""} | offered
+
+
+explore(
+    compose,
+    {
+        "mood": choice(t("l00.mood"), values("mood")),
+        "hair_color": choice(t("l00.hair"), values("hair_color")),
+        "background": choice(t("l00.background"), values("background")),
+    },
+)
+
+# %% [markdown] lang="en" uid="tiers" pair="011613bb"
+# ## 6. Tiers
+#
+# `tier` in the first cell chooses the size of everything: `smoke` (tests, seconds), `cpu` (a laptop, minutes), `gpu` (Stable Diffusion 1.5). The
+# code is the same. A last question:
+
+# %% [markdown] lang="ja" uid="tiers" pair="165ed99d"
+# ## 6. ティア
+#
+# 最初のセルの `tier` で全体の規模が決まります。`smoke` はテスト用(数秒)、`cpu` はノートPC向け(数分)、`gpu` は Stable Diffusion 1.5 です。
+# コードは同じです。最後に確認問題をひとつ解いてみましょう。
+
+# %% uid="quiz" tags=["quiz"]
+lab.quiz("open")
