@@ -23,7 +23,7 @@ lab = start("00", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # %% uid="check-environment"
 from labkit.course.envcheck import show_environment
 
-show_environment(tier)
+findings = show_environment(tier)
 # %% [markdown] lang="en" uid="world" pair="0df852c9"
 # ## 2. A world whose ground truth we know
 #
@@ -104,14 +104,11 @@ open_attributes = lab.use("open_attributes", open_attributes)
 lab.predict("vary")
 
 # %% uid="generate"
-import time
-
 from labkit.diffusion import image_generators, sample
 from labkit.models import load_pipeline
 from labkit.portraits import describe
 
-begin = time.perf_counter()
-pipe = load_pipeline(tier)
+pipe = load_pipeline(tier, lab.device)
 
 
 def portraits(prompt, count, first_seed=0):
@@ -123,11 +120,33 @@ def portraits(prompt, count, first_seed=0):
 
 prompt = describe({"mood": "happy"})
 images = portraits(prompt.text, lab.sizes.images)
-print(t("l00.seconds", seconds=time.perf_counter() - begin))
 image_grid(images, columns=4, title=t("l00.same_prompt"))
 
 # %% uid="reveal"
-lab.reveal("vary", "open")
+spread = float(images.std(dim=0).mean())  # standard deviation of a pixel over the pictures, in units of [-1, 1]
+print(t("l00.spread", spread=spread))
+lab.reveal("vary", "open" if spread > 0.02 else "nothing")
+
+# %% [markdown] lang="en" uid="cold" pair="2a2a8bfe"
+# How long does a first picture take on this machine from a cold start? A fresh Python process imports everything, loads the model and makes one.
+
+# %% [markdown] lang="ja" uid="cold" pair="0919aba9"
+# この環境では、何も読み込んでいない状態から最初の1枚まで何秒かかるでしょうか。新しい Python プロセスで、インポート、モデルの読み込み、生成までを計測します。
+
+# %% uid="cold-start"
+import subprocess
+import sys
+import time
+
+program = f"""
+from labkit.diffusion import image_generators, sample
+from labkit.models import load_pipeline
+pipe = load_pipeline({tier!r}, {str(lab.device)!r})
+sample(pipe, ["a portrait of a person"], generators=image_generators(1, 0), steps={lab.sizes.steps})
+"""
+begin = time.perf_counter()
+subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+print(t("l00.seconds", seconds=time.perf_counter() - begin))
 
 # %% [markdown] lang="en" uid="compose" pair="3f44c926"
 # ## 5. Compose a prompt
