@@ -19,6 +19,7 @@ from labkit.models.clip import (
     new_clip,
     retrieval_at_1,
     tokenize,
+    value_embeddings,
     zero_shot_accuracy,
 )
 from labkit.models.reader import spec_indices
@@ -127,6 +128,57 @@ def train_clip(
 def _shorten(ids: Tensor) -> Tensor:
     """Cut the columns that are padding (id 0) in every row."""
     return ids[:, : int((ids != 0).sum(1).max())]
+
+
+def train_image_tower(
+    clip: CLIPModel,
+    images: np.ndarray,
+    specs: Sequence[PortraitSpec],
+    validation: tuple[Tensor, Sequence[PortraitSpec]],
+    tokenizer: CLIPTokenizer,
+    folder: Path,
+    *,
+    steps: int,
+    batch: int = 64,
+) -> CLIPModel:
+    """Go on with the image tower alone: every attribute's values against each other, and full captions among the batch.
+
+    The text tower stays as it is (PortraitSD was trained on its states), so the value embeddings are computed once.
+    """
+    for name, parameter in clip.named_parameters():
+        parameter.requires_grad_(name.startswith(("vision_model.", "visual_projection.")))
+    pixels = torch.from_numpy(images)
+    answers = {a: value_embeddings(clip, tokenizer, a, captionable_values(a)) for a in NAMES}
+    targets = {a: torch.tensor([_index(a, s) for s in specs]) for a in NAMES}
+    scale = float(clip.logit_scale.detach().exp().clamp(max=100))
+    with torch.no_grad():
+        parts = [[caption(s).text for s in specs[i : i + 256]] for i in range(0, len(specs), 256)]
+        sentences = torch.cat([embed_text(clip, _shorten(tokenize(tokenizer, part))) for part in parts])  # [N, 128]
+
+    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        index = torch.randint(len(pixels), (batch,), generator=generator)
+        pictures = embed_images(clip, pixels[index].permute(0, 3, 1, 2).float().div(127.5).sub(1.0))
+        losses = {}
+        for name in NAMES:
+            target = targets[name][index]
+            logits = scale * pictures[target >= 0] @ answers[name].T
+            losses[name] = F.cross_entropy(logits, target[target >= 0])
+        matching = F.cross_entropy(scale * pictures @ sentences[index].T, torch.arange(batch))
+        total = sum(losses.values()) + matching
+        return total, {f"asked.{k}": v.item() for k, v in losses.items()} | {"matching": matching.item()}
+
+    full = [caption(s).text for s in validation[1]]
+
+    def evaluate(model: CLIPModel) -> dict[str, float]:
+        zero_shot = zero_shot_accuracy(model, tokenizer, *validation)
+        return {"retrieval": retrieval_at_1(model, tokenizer, validation[0], full)} | {
+            f"zero_shot.{k}": v for k, v in zero_shot.items()
+        }
+
+    config = LoopConfig(steps=steps, lr=1e-3, ema=0.995, weight_decay=0.05, warmup=100, decay=0.6, seed=1)
+    ema = run("clip images", clip, loss, config, folder, evaluate=evaluate, evaluate_every=250)
+    clip.load_state_dict(ema)
+    return clip.eval()
 
 
 def _rewrite(original: Caption, changed: PortraitSpec, rng: np.random.Generator) -> Caption:

@@ -18,7 +18,7 @@ def export_pipeline(unet: UNet2DConditionModel, work: Path, folder: Path) -> Non
     """Assemble a ``StableDiffusionPipeline`` from the trained parts and save it in diffusers layout."""
     with quiet():
         pipe = StableDiffusionPipeline(
-            vae=AutoencoderKL.from_pretrained(work / "vae" / "model"),
+            vae=AutoencoderKL.from_pretrained(work / "decoder" / "model"),
             text_encoder=CLIPTextModel.from_pretrained(work / "clip" / "model"),
             tokenizer=CLIPTokenizer.from_pretrained(work / "clip" / "model"),
             unet=unet,
@@ -43,7 +43,7 @@ def export_all(work: Path, out: Path, base_checkpoint: Path, final: Path) -> Non
         unet.load_state_dict(load_file(weights))
         export_pipeline(unet, work, out / name)
     with quiet():
-        CLIPModel.from_pretrained(work / "clip" / "model").half().save_pretrained(out / "portrait-clip")
+        CLIPModel.from_pretrained(work / "clip-images" / "model").half().save_pretrained(out / "portrait-clip")
         CLIPTokenizer.from_pretrained(work / "clip" / "model").save_pretrained(out / "portrait-clip")
     AttributeReader.from_pretrained(work / "reader" / "model").save_pretrained(out / "attribute-reader")
     write_checksums(out)

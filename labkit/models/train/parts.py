@@ -28,7 +28,7 @@ TRAIN_SIZE, READER_SIZE, VALIDATION_SIZE = 49_152, 6_144, 512
 UNET_IMAGES = 16_384  # of the training images
 TRAIN_SEED, READER_SEED, VALIDATION_SEED = 1, 3, 2026
 CAPTIONS_PER_IMAGE = 2
-UNET_STEPS, BASE_STEPS = 2200, 700
+UNET_STEPS, BASE_STEPS, DECODER_STEPS, CLIP_IMAGE_STEPS = 2200, 700, 6000, 2500
 
 # The first part of the U-Net's training sees a skewed world; its checkpoint is shipped as portrait-sd-base.
 BASE_SKEW: dict[str, dict[str, float]] = {
@@ -161,6 +161,42 @@ def unet(folders: Folders) -> None:
     model.save_pretrained(folders.work / "unet" / "model")
 
 
+def decoder(folders: Folders) -> None:
+    """The decoder alone, after the U-Net has been started: the encoder, and so every latent, stays as it is."""
+    from diffusers import AutoencoderKL
+
+    from labkit.models.train.vae import train_decoder
+
+    latents = load_file(folders.work / "unet" / "inputs.safetensors")["latents"]
+    images, _ = load_dataset(folders.work / "portraits", limit=len(latents))
+    model = AutoencoderKL.from_pretrained(folders.work / "vae" / "model")
+    validation = render_tensor(validation_specs()[:128])
+    model = train_decoder(model, images, latents, validation, folders.work / "decoder", steps=DECODER_STEPS, batch=8)
+    model.save_pretrained(folders.work / "decoder" / "model")
+
+
+def clip_images(folders: Folders) -> None:
+    """The image tower alone: it learns small shapes (mouths, hair outlines) later than colours."""
+    from transformers import CLIPModel, CLIPTokenizer
+
+    from labkit.models.train.clip import train_image_tower
+
+    images, specs = load_dataset(folders.work / "portraits", limit=UNET_IMAGES)
+    source, validation = folders.work / "clip" / "model", validation_specs()
+    tokenizer = CLIPTokenizer.from_pretrained(source)
+    model = train_image_tower(
+        CLIPModel.from_pretrained(source),
+        images,
+        specs,
+        (render_tensor(validation), validation),
+        tokenizer,
+        folders.work / "clip-images",
+        steps=CLIP_IMAGE_STEPS,
+    )
+    model.save_pretrained(folders.work / "clip-images" / "model")
+    tokenizer.save_pretrained(folders.work / "clip-images" / "model")
+
+
 def export(folders: Folders) -> None:
     from labkit.models.train.export import export_all
 
@@ -192,6 +228,8 @@ PARTS = {
     "clip": clip,
     "reader": reader,
     "unet": unet,
+    "decoder": decoder,
+    "clip-images": clip_images,
     "export": export,
     "evaluate": evaluate,
 }

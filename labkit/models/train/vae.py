@@ -81,6 +81,36 @@ def train_vae(
     )
 
 
+def train_decoder(
+    vae: AutoencoderKL, images: np.ndarray, latents: Tensor, validation: Tensor, folder: Path, *, steps: int, batch: int
+) -> AutoencoderKL:
+    """Go on with the decoder alone: the latents stay as they are, so everything trained on them stays valid.
+
+    Args:
+        images: uint8 [N, 64, 64, 3]. latents: their scaled means [N, 8, 8, 8]; noise of standard deviation 0.1 is added to
+            them, since a sampler's latents are never exact.
+    """
+    for name, parameter in vae.named_parameters():
+        parameter.requires_grad_(name.startswith(("decoder.", "post_quant_conv.")))
+    pixels = torch.from_numpy(images)
+
+    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        index = torch.randint(len(pixels), (batch,), generator=generator)
+        x = pixels[index].permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)  # [B, 3, 64, 64]
+        z = latents[index].float()
+        y = vae.decode(z + 0.1 * torch.randn(z.shape, generator=generator)).sample
+        l1 = F.l1_loss(y, x)
+        edge = sum(F.l1_loss(a, b) for a, b in zip(edges(y), edges(x), strict=True)) / 2
+        return l1 + 0.5 * edge, {"l1": l1.item(), "edge": edge.item()}
+
+    config = LoopConfig(steps=steps, lr=1e-3, ema=0.998, weight_decay=0.0, decay=0.5, seed=1)
+    ema = run(
+        "decoder", vae, loss, config, folder, evaluate=lambda m: {"psnr": psnr(m, validation)}, evaluate_every=500
+    )
+    vae.load_state_dict(ema)
+    return vae.eval()
+
+
 @torch.no_grad()
 def normalise_latents(vae: AutoencoderKL, images: Tensor) -> AutoencoderKL:
     """Give every latent channel mean 0 and standard deviation 1 by folding the affine map into the two 1x1
