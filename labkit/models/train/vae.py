@@ -87,8 +87,9 @@ def train_decoder(
     """Go on with the decoder alone: the latents stay as they are, so everything trained on them stays valid.
 
     Args:
-        images: uint8 [N, 64, 64, 3]. latents: their scaled means [N, 8, 8, 8]; noise of standard deviation 0.1 is added to
-            them, since a sampler's latents are never exact.
+        images: uint8 [N, 64, 64, 3].
+        latents: their scaled means [N, 8, 8, 8]; noise of standard deviation 0.1 is added, as a sampler's latents are
+            never exact.
     """
     for name, parameter in vae.named_parameters():
         parameter.requires_grad_(name.startswith(("decoder.", "post_quant_conv.")))
