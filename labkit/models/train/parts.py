@@ -28,7 +28,7 @@ TRAIN_SIZE, READER_SIZE, VALIDATION_SIZE = 49_152, 6_144, 512
 UNET_IMAGES = 16_384  # of the training images
 TRAIN_SEED, READER_SEED, VALIDATION_SEED = 1, 3, 2026
 CAPTIONS_PER_IMAGE = 2
-UNET_STEPS, BASE_STEPS, DECODER_STEPS, CLIP_IMAGE_STEPS = 2200, 700, 6000, 2500
+UNET_STEPS, BASE_STEPS, DECODER_STEPS, CLIP_IMAGE_STEPS = 2200, 700, 3000, 2500
 
 # The first part of the U-Net's training sees a skewed world; its checkpoint is shipped as portrait-sd-base.
 BASE_SKEW: dict[str, dict[str, float]] = {
