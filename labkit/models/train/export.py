@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
@@ -12,6 +13,7 @@ from labkit.models.checksums import write_checksums
 from labkit.models.load import quiet
 from labkit.models.reader import AttributeReader
 from labkit.models.train.unet import new_scheduler, new_unet
+from labkit.portraits.dataset import write_atomically
 
 
 def export_pipeline(unet: UNet2DConditionModel, work: Path, folder: Path) -> None:
@@ -30,6 +32,19 @@ def export_pipeline(unet: UNet2DConditionModel, work: Path, folder: Path) -> Non
         for module in (pipe.vae, pipe.text_encoder, pipe.unet):
             module.half()
         pipe.save_pretrained(folder, safe_serialization=True)
+    compute_in_fp32(folder / "text_encoder" / "config.json")
+
+
+def compute_in_fp32(config_file: Path) -> None:
+    """Stored in half, computed in single precision: transformers takes the dtype to load from ``config.json``.
+
+    Without this, plain ``from_pretrained`` gives a half-precision text encoder beside a single-precision U-Net.
+    """
+    config = json.loads(config_file.read_text("utf-8"))
+    for part in (config, config.get("text_config", {}), config.get("vision_config", {})):
+        if "dtype" in part:
+            part["dtype"] = "float32"
+    write_atomically(config_file, lambda p: p.write_text(json.dumps(config, indent=2) + "\n", "utf-8"))
 
 
 def export_all(work: Path, out: Path, base_checkpoint: Path, final: Path) -> None:
@@ -45,5 +60,6 @@ def export_all(work: Path, out: Path, base_checkpoint: Path, final: Path) -> Non
     with quiet():
         CLIPModel.from_pretrained(work / "clip-images" / "model").half().save_pretrained(out / "portrait-clip")
         CLIPTokenizer.from_pretrained(work / "clip" / "model").save_pretrained(out / "portrait-clip")
+    compute_in_fp32(out / "portrait-clip" / "config.json")
     AttributeReader.from_pretrained(work / "reader" / "model").save_pretrained(out / "attribute-reader")
     write_checksums(out)
