@@ -162,9 +162,15 @@ def describe(values: Mapping[str, str], lang: str = "en", *, template: int = 0) 
     """A caption from any subset of attributes; see ``caption``.
 
     A hair colour of ``"none"`` is not wording of its own ("bald" says it), so it is never counted as named.
+
+    Raises:
+        ValueError: unknown attribute, value, language or template, or a hair colour for a bald head.
     """
     for attribute, value in values.items():
         check_value(attribute, value)
+    if values.get("hair_style") == "bald" and values.get("hair_color", "none") != "none":
+        color = values["hair_color"]
+        raise ValueError(f"a bald head has no {color} hair: leave hair_color out or choose another hair_style")
     index = _index(lang)
     if not 0 <= template < TEMPLATES[lang]:
         raise ValueError(f"template {template}: expected 0 to {TEMPLATES[lang] - 1} for language {lang!r}")

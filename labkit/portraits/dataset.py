@@ -23,7 +23,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from labkit.portraits.attributes import ATTRIBUTES
-from labkit.portraits.render import render
+from labkit.portraits.render import check_size, render
 from labkit.portraits.spec import PortraitSpec
 
 SHARD = 1024
@@ -61,22 +61,29 @@ def build_dataset(
 
     Raises:
         FileExistsError: the folder holds something else than this data set.
+        ValueError: no specs, or a size that ``render`` does not take; nothing is written then.
     """
     folder = Path(folder)
+    if not specs:
+        raise ValueError("specs is empty: a data set needs at least one portrait")
+    check_size(size)
     record = {"n": len(specs), "size": size, "first": specs[0].to_dict(), "last": specs[-1].to_dict(), "shard": SHARD}
     record_file = folder / "dataset.json"
+    foreign = FileExistsError(
+        f"{folder} is not empty and holds another data set: choose a new folder or delete this one"
+    )
     if folder.exists() and any(folder.iterdir()):
         if not record_file.exists() or json.loads(record_file.read_text("utf-8")) != record:
-            raise FileExistsError(
-                f"{folder} is not empty and holds another data set: choose a new folder or delete this one"
-            )
+            raise foreign
+    jobs = []
+    for start in range(0, len(specs), SHARD):
+        path, part = folder / f"shard-{start // SHARD:05d}.parquet", specs[start : start + SHARD]
+        if not path.exists():
+            jobs.append((path, part))
+        elif pq.read_table(path, columns=list(ATTRIBUTES)).to_pylist() != [spec.to_dict() for spec in part]:
+            raise foreign  # same ends, other middle: drawn with other conditions
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(record_file, lambda p: p.write_text(json.dumps(record, indent=1), "utf-8"))
-    jobs = [
-        (path, specs[start : start + SHARD])
-        for start in range(0, len(specs), SHARD)
-        if not (path := folder / f"shard-{start // SHARD:05d}.parquet").exists()
-    ]
     if not jobs:
         return folder
     with ProcessPoolExecutor(processes or os.cpu_count()) as pool:

@@ -202,16 +202,21 @@ def svg(spec: PortraitSpec) -> str:
     return drawing
 
 
+def check_size(size: int) -> None:
+    """Raise a ``ValueError`` unless ``size`` is a positive multiple of 8."""
+    if size <= 0 or size % 8:
+        raise ValueError(
+            f"size {size} is not a positive multiple of 8: the VAE divides the side by 8, so use 64, 128, ..."
+        )
+
+
 def render(spec: PortraitSpec, size: int = 64) -> Image.Image:
     """The portrait as an RGB image of ``size`` x ``size`` pixels.
 
     Raises:
         ValueError: ``size`` is not a positive multiple of 8 (the VAE takes no others).
     """
-    if size <= 0 or size % 8:
-        raise ValueError(
-            f"size {size} is not a positive multiple of 8: the VAE divides the side by 8, so use 64, 128, ..."
-        )
+    check_size(size)
     zoom = max(160, 2 * size)  # always draw larger than the result, then shrink
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg(spec), width=zoom, height=zoom))
     drawing = Image.open(io.BytesIO(png)).convert("RGB")

@@ -155,8 +155,11 @@ def run(
         range(start, config.steps), desc=name, initial=start, total=config.steps, mininterval=10, disable=rank > 0
     )
     for step in bar:
-        value, numbers = loss(step, step_generator(config.seed, step * world + rank))
-        value.backward()
+        generator = step_generator(config.seed, step * world + rank)
+        with torch.random.fork_rng(devices=[]):  # dropout knows the global generator only: seed it too, then restore it
+            torch.manual_seed(generator.initial_seed() ^ (1 << 62))
+            value, numbers = loss(step, generator)
+            value.backward()
         if world > 1:
             average_gradients(optimizer.parameters)
         numbers["gradient_norm"] = optimizer.step(learning_rate(config, step))
