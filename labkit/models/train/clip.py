@@ -19,7 +19,6 @@ from labkit.models.clip import (
     new_clip,
     retrieval_at_1,
     tokenize,
-    value_embeddings,
     zero_shot_accuracy,
 )
 from labkit.models.reader import spec_indices
@@ -70,14 +69,16 @@ def train_clip(
     folder: Path,
     *,
     steps: int,
-    batch: int = 128,
+    batch: int = 64,
+    start: CLIPModel | None = None,
 ) -> CLIPModel:
     """Symmetric multi-positive contrastive loss + hard negatives (own caption against copies with one attribute
     changed) + one attribute's
     values against each other (the zero-shot question itself)."""
     torch.manual_seed(0)  # the initial weights
-    clip, pixels = new_clip(tokenizer), torch.from_numpy(images)
-    clip.logit_scale.data.fill_(np.log(10.0))
+    clip, pixels = start or new_clip(tokenizer), torch.from_numpy(images)
+    if start is None:
+        clip.logit_scale.data.fill_(np.log(10.0))
     questions = {
         (a, k): _shorten(tokenize(tokenizer, [describe({a: v}, template=k).text for v in captionable_values(a)]))
         for a in NAMES
@@ -101,14 +102,14 @@ def train_clip(
         contrastive = (multi_positive(logits, truth) + multi_positive(logits.T, truth.T)) / 2
         margin = scale * (pictures[rows] * (true[rows] - false)).sum(-1)
         hard = F.softplus(-margin).mean()
-        names = [NAMES[i] for i in rng.choice(len(NAMES), 3, replace=False)]
-        asked = 0.0
-        for name in names:
-            answers = embed_text(clip, questions[name, int(rng.integers(TEMPLATES["en"]))])
-            target = indices[name][index]
-            asked = asked + F.cross_entropy(scale * pictures[target >= 0] @ answers.T, target[target >= 0])
-        total = contrastive + hard + asked / len(names)
-        return total, {"contrastive": contrastive.item(), "hard": hard.item(), "asked": float(asked) / len(names)}
+        template = int(rng.integers(TEMPLATES["en"]))
+        asked = {}
+        for name in NAMES:
+            answers, target = embed_text(clip, questions[name, template]), indices[name][index]
+            asked[name] = F.cross_entropy(scale * pictures[target >= 0] @ answers.T, target[target >= 0])
+        total = contrastive + hard + sum(asked.values())
+        numbers = {"contrastive": contrastive.item(), "hard": hard.item()}
+        return total, numbers | {f"asked.{k}": v.item() for k, v in asked.items()}
 
     full = [caption(s).text for s in validation[1]]
 
@@ -128,57 +129,6 @@ def train_clip(
 def _shorten(ids: Tensor) -> Tensor:
     """Cut the columns that are padding (id 0) in every row."""
     return ids[:, : int((ids != 0).sum(1).max())]
-
-
-def train_image_tower(
-    clip: CLIPModel,
-    images: np.ndarray,
-    specs: Sequence[PortraitSpec],
-    validation: tuple[Tensor, Sequence[PortraitSpec]],
-    tokenizer: CLIPTokenizer,
-    folder: Path,
-    *,
-    steps: int,
-    batch: int = 64,
-) -> CLIPModel:
-    """Go on with the image tower alone: every attribute's values against each other, and full captions among the batch.
-
-    The text tower stays as it is (PortraitSD was trained on its states), so the value embeddings are computed once.
-    """
-    for name, parameter in clip.named_parameters():
-        parameter.requires_grad_(name.startswith(("vision_model.", "visual_projection.")))
-    pixels = torch.from_numpy(images)
-    answers = {a: value_embeddings(clip, tokenizer, a, captionable_values(a)) for a in NAMES}
-    targets = {a: torch.tensor([_index(a, s) for s in specs]) for a in NAMES}
-    scale = float(clip.logit_scale.detach().exp().clamp(max=100))
-    with torch.no_grad():
-        parts = [[caption(s).text for s in specs[i : i + 256]] for i in range(0, len(specs), 256)]
-        sentences = torch.cat([embed_text(clip, _shorten(tokenize(tokenizer, part))) for part in parts])  # [N, 128]
-
-    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        index = torch.randint(len(pixels), (batch,), generator=generator)
-        pictures = embed_images(clip, pixels[index].permute(0, 3, 1, 2).float().div(127.5).sub(1.0))
-        losses = {}
-        for name in NAMES:
-            target = targets[name][index]
-            logits = scale * pictures[target >= 0] @ answers[name].T
-            losses[name] = F.cross_entropy(logits, target[target >= 0])
-        matching = F.cross_entropy(scale * pictures @ sentences[index].T, torch.arange(batch))
-        total = sum(losses.values()) + matching
-        return total, {f"asked.{k}": v.item() for k, v in losses.items()} | {"matching": matching.item()}
-
-    full = [caption(s).text for s in validation[1]]
-
-    def evaluate(model: CLIPModel) -> dict[str, float]:
-        zero_shot = zero_shot_accuracy(model, tokenizer, *validation)
-        return {"retrieval": retrieval_at_1(model, tokenizer, validation[0], full)} | {
-            f"zero_shot.{k}": v for k, v in zero_shot.items()
-        }
-
-    config = LoopConfig(steps=steps, lr=1e-3, ema=0.995, weight_decay=0.05, warmup=100, decay=0.6, seed=1)
-    ema = run("clip images", clip, loss, config, folder, evaluate=evaluate, evaluate_every=250)
-    clip.load_state_dict(ema)
-    return clip.eval()
 
 
 def _rewrite(original: Caption, changed: PortraitSpec, rng: np.random.Generator) -> Caption:

@@ -25,10 +25,10 @@ from labkit.portraits.captions import random_caption
 from labkit.portraits.dataset import write_atomically
 
 TRAIN_SIZE, READER_SIZE, VALIDATION_SIZE = 49_152, 6_144, 512
-UNET_IMAGES = 16_384  # of the training images
+UNET_IMAGES = 32_768  # of the training images
 TRAIN_SEED, READER_SEED, VALIDATION_SEED = 1, 3, 2026
-CAPTIONS_PER_IMAGE = 2
-UNET_STEPS, BASE_STEPS, DECODER_STEPS, CLIP_IMAGE_STEPS = 2200, 700, 3000, 2500
+CAPTIONS_PER_IMAGE = 3
+UNET_STEPS, BASE_STEPS, DECODER_STEPS = 6200, 700, 3000
 
 # The first part of the U-Net's training sees a skewed world; its checkpoint is shipped as portrait-sd-base.
 BASE_SKEW: dict[str, dict[str, float]] = {
@@ -89,7 +89,7 @@ def clip(folders: Folders) -> None:
     tokenizer = train_tokenizer([random_caption(s, rng, full_share=0.5).text for s in specs[:20_000]])
     validation = validation_specs()
     model = train_clip(
-        images, specs, (render_tensor(validation), validation), tokenizer, folders.work / "clip", steps=2000, batch=64
+        images, specs, (render_tensor(validation), validation), tokenizer, folders.work / "clip", steps=3500
     )
     model.save_pretrained(folders.work / "clip" / "model")
     tokenizer.save_pretrained(folders.work / "clip" / "model")
@@ -121,15 +121,29 @@ def reader(folders: Folders) -> None:
     model.save_pretrained(folders.work / "reader" / "model")
 
 
-def unet(folders: Folders) -> None:
+def latents_of(images: np.ndarray, folders: Folders) -> torch.Tensor:
+    """Scaled latent means [N, 8, 8, 8] in fp16, computed once."""
     from diffusers import AutoencoderKL
+
+    from labkit.models.train.unet import encode_images
+
+    cache = folders.work / "unet" / f"latents-{len(images)}.safetensors"
+    if not cache.exists():
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        latents = encode_images(AutoencoderKL.from_pretrained(folders.work / "vae" / "model"), images)
+        write_atomically(cache, lambda p: save_file({"latents": latents}, str(p)))
+    return load_file(cache)["latents"]
+
+
+def unet(folders: Folders) -> None:
     from transformers import CLIPTextModel, CLIPTokenizer
 
     from labkit.models.clip import tokenize
     from labkit.models.train import unet as U
 
     images, specs = load_dataset(folders.work / "portraits", limit=UNET_IMAGES)
-    cache = folders.work / "unet" / "inputs.safetensors"
+    latents = latents_of(images, folders)
+    cache = folders.work / "unet" / "texts.safetensors"
     if not cache.exists():
         cache.parent.mkdir(parents=True, exist_ok=True)
         tokenizer = CLIPTokenizer.from_pretrained(folders.work / "clip" / "model")
@@ -137,7 +151,6 @@ def unet(folders: Folders) -> None:
         rng = np.random.default_rng(7)
         texts = [random_caption(s, rng).text for s in specs for _ in range(CAPTIONS_PER_IMAGE)]
         inputs = {
-            "latents": U.encode_images(AutoencoderKL.from_pretrained(folders.work / "vae" / "model"), images),
             "states": U.encode_texts(text_encoder, tokenize(tokenizer, texts)),
             "empty": U.encode_texts(text_encoder, tokenize(tokenizer, [""]))[0],
         }
@@ -150,10 +163,10 @@ def unet(folders: Folders) -> None:
     torch.manual_seed(0)  # the initial weights
     model = U.train_unet(
         U.new_unet(),
-        inputs["latents"],
+        latents,
         conditions,
         folders.work / "unet",
-        config=LoopConfig(steps=UNET_STEPS, lr=1e-3, ema=0.999, weight_decay=0.01, warmup=200, decay=0.5, seed=11),
+        config=LoopConfig(steps=UNET_STEPS, lr=1e-3, ema=0.999, weight_decay=0.01, warmup=200, decay=0.6, seed=11),
         batch=24,  # per process
         weights=[(BASE_STEPS, skew / skew.sum())],
         keep=(BASE_STEPS, UNET_STEPS),
@@ -167,34 +180,12 @@ def decoder(folders: Folders) -> None:
 
     from labkit.models.train.vae import train_decoder
 
-    latents = load_file(folders.work / "unet" / "inputs.safetensors")["latents"]
-    images, _ = load_dataset(folders.work / "portraits", limit=len(latents))
+    images, _ = load_dataset(folders.work / "portraits", limit=UNET_IMAGES)
+    latents = latents_of(images, folders)
     model = AutoencoderKL.from_pretrained(folders.work / "vae" / "model")
     validation = render_tensor(validation_specs()[:128])
     model = train_decoder(model, images, latents, validation, folders.work / "decoder", steps=DECODER_STEPS, batch=8)
     model.save_pretrained(folders.work / "decoder" / "model")
-
-
-def clip_images(folders: Folders) -> None:
-    """The image tower alone: it learns small shapes (mouths, hair outlines) later than colours."""
-    from transformers import CLIPModel, CLIPTokenizer
-
-    from labkit.models.train.clip import train_image_tower
-
-    images, specs = load_dataset(folders.work / "portraits", limit=UNET_IMAGES)
-    source, validation = folders.work / "clip" / "model", validation_specs()
-    tokenizer = CLIPTokenizer.from_pretrained(source)
-    model = train_image_tower(
-        CLIPModel.from_pretrained(source),
-        images,
-        specs,
-        (render_tensor(validation), validation),
-        tokenizer,
-        folders.work / "clip-images",
-        steps=CLIP_IMAGE_STEPS,
-    )
-    model.save_pretrained(folders.work / "clip-images" / "model")
-    tokenizer.save_pretrained(folders.work / "clip-images" / "model")
 
 
 def export(folders: Folders) -> None:
@@ -229,7 +220,6 @@ PARTS = {
     "reader": reader,
     "unet": unet,
     "decoder": decoder,
-    "clip-images": clip_images,
     "export": export,
     "evaluate": evaluate,
 }
