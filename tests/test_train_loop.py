@@ -1,9 +1,14 @@
 """Training survives a kill: the resumed run ends with the same bits."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from labkit.models.train import loop
 from labkit.models.train.loop import LoopConfig, learning_rate, load_checkpoint, run
@@ -17,7 +22,9 @@ def fresh() -> torch.nn.Linear:
     return model
 
 
-def train(model: torch.nn.Module, folder: Path, *, stop_at: int | None = None, **options):
+def train(
+    model: torch.nn.Module, folder: Path, *, stop_at: int | None = None, save_seconds: float = -1.0, **options
+) -> dict[str, torch.Tensor]:
     def loss(step, generator):
         if step == stop_at:
             raise KeyboardInterrupt
@@ -25,7 +32,8 @@ def train(model: torch.nn.Module, folder: Path, *, stop_at: int | None = None, *
         value = (model(x) - x[:, :3]).square().mean()
         return value, {"loss": value.item()}
 
-    return run("test", model, loss, LoopConfig(steps=12, lr=0.1, warmup=2, save_seconds=-1.0), folder, **options)
+    config = LoopConfig(steps=12, lr=0.1, warmup=2, save_seconds=save_seconds)
+    return run("test", model, loss, config, folder, **options)
 
 
 def test_a_killed_run_ends_with_the_same_bits(tmp_path):
@@ -38,12 +46,158 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     assert (tmp_path / "whole" / "ema-5.safetensors").exists()
 
 
+def test_a_run_with_dropout_and_batch_norm_resumes_with_the_same_bits_and_leaves_the_global_generator_alone(tmp_path):
+    def net():
+        net = torch.nn.Sequential(fresh(), torch.nn.BatchNorm1d(3), torch.nn.Dropout(0.5), torch.nn.Linear(3, 3))
+        with torch.no_grad():
+            net[3].weight.copy_(torch.eye(3))
+            net[3].bias.zero_()
+        return net
+
+    torch.manual_seed(1)
+    whole = train(net(), tmp_path / "whole")
+    torch.manual_seed(2)
+    model = net()
+    before = torch.get_rng_state()
+    with pytest.raises(KeyboardInterrupt):
+        train(model, tmp_path / "killed", stop_at=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(3)
+    resumed = train(net(), tmp_path / "killed")
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+def test_a_run_between_two_saves_goes_on_from_the_last_one(tmp_path, monkeypatch):
+    """A clock that advances one second each time the loop looks at it; what came after the last save is done again."""
+    clock = iter(range(10_000))
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    options = {"save_seconds": 2.5}
+    whole = train(fresh(), tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        train(fresh(), tmp_path / "killed", stop_at=8, **options)
+    step = load_checkpoint(tmp_path / "killed" / "checkpoint.safetensors", fresh(), {}, None)
+    assert 0 < step < 8
+    resumed = train(fresh(), tmp_path / "killed", **options)
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    whole = train(fresh(), tmp_path)
+    again = train(fresh(), tmp_path, stop_at=0)  # would raise at its first step
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
+
+
+def test_kept_weights_are_the_average_after_that_step(tmp_path):
+    """EMA with decay min(0.5, (1 + k) / (10 + k)), written out beside the run."""
+    seen, model = [], fresh()
+
+    def loss(step, generator):
+        seen.append({k: v.clone() for k, v in model.state_dict().items()})
+        return model(torch.randn(8, 4, generator=generator)).square().mean(), {}
+
+    ema = run("t", model, loss, LoopConfig(steps=12, lr=0.1, warmup=1, ema=0.5), tmp_path, keep=(4, 9))
+    seen.append(model.state_dict())
+    expected = seen[0]
+    for step, live in enumerate(seen[1:]):
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = {k: decay * expected[k] + (1 - decay) * live[k] for k in live}
+        if step + 1 in (4, 9):
+            kept = load_file(tmp_path / f"ema-{step + 1}.safetensors")
+            assert all(torch.allclose(kept[k], expected[k], atol=1e-6) for k in live)
+    assert all(torch.allclose(ema[k], expected[k], atol=1e-6) for k in ema)
+    assert sorted(p.name for p in tmp_path.glob("ema-*")) == ["ema-4.safetensors", "ema-9.safetensors"]
+
+
+def test_evaluation_sees_the_average_and_changes_nothing(tmp_path):
+    seen = []
+
+    def evaluate(model):
+        seen.append((model.training, model.weight.detach().clone()))
+        return {"score": 7.0}
+
+    plain = train(fresh(), tmp_path / "plain")
+    model = fresh()
+    measured = train(model, tmp_path / "measured", evaluate=evaluate, evaluate_every=12)
+    assert all(torch.equal(plain[k], measured[k]) for k in plain)
+    ((training, weight),) = seen
+    assert not training
+    assert torch.equal(weight, measured["weight"])
+    assert not torch.equal(weight, model.weight)  # the live weights are back
+    (record,) = [json.loads(line) for line in (tmp_path / "measured" / "log.jsonl").read_text("utf-8").splitlines()]
+    assert record["step"] == 12
+    assert record["score"] == 7.0
+    assert {"loss", "gradient_norm", "seconds"} <= set(record)
+
+
+def test_steps_and_seeds_have_generators_of_their_own():
+    draws = {
+        (seed, step): tuple(torch.rand(3, generator=loop.step_generator(seed, step)).tolist())
+        for seed in range(3)
+        for step in range(50)
+    }
+    assert len(set(draws.values())) == len(draws)
+    assert draws[2, 7] == tuple(torch.rand(3, generator=loop.step_generator(2, 7)).tolist())
+
+
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+import torch, torch.distributed as dist
+from labkit.models.train.loop import LoopConfig, average_gradients, run
+rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+p = [torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(4))]
+for i, q in enumerate(p):
+    q.grad = torch.arange(q.numel()).view_as(q) * 1.0 + 10 * i + 100 * rank
+average_gradients(p)
+for i, q in enumerate(p):
+    assert torch.equal(q.grad, torch.arange(q.numel()).view_as(q) * 1.0 + 10 * i + 50), q.grad
+model = torch.nn.Linear(4, 3)
+torch.nn.init.constant_(model.weight, 0.1)
+torch.nn.init.zeros_(model.bias)
+def loss(step, generator):
+    x = torch.randn(8, 4, generator=generator)
+    return (model(x) - x[:, :3]).square().mean(), {}
+ema = run("two", model, loss, LoopConfig(steps=6, lr=0.1, warmup=2), folder / f"run")
+print(*ema["weight"].flatten().tolist())
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_train_as_one_with_both_batches(tmp_path, monkeypatch):
+    """Gradients are the mean over the processes, so process r's batch of step k is draw 2 k + r of one process."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    command = [sys.executable, "-c", TWO_PROCESSES]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([*command, str(rank), str(tmp_path)], **pipes) for rank in (0, 1)]
+    try:
+        outputs = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], outputs[0][1][-1000:] + outputs[1][1][-1000:]
+    first, second = ([float(x) for x in out.split()] for out, _ in outputs)
+    assert first == second
+
+    model = fresh()
+
+    def loss(step, _):
+        x = torch.cat([torch.randn(8, 4, generator=loop.step_generator(0, 2 * step + r)) for r in (0, 1)])
+        return (model(x) - x[:, :3]).square().mean(), {}
+
+    alone = run("one", model, loss, LoopConfig(steps=6, lr=0.1, warmup=2), tmp_path / "one")
+    assert torch.allclose(torch.tensor(first), alone["weight"].flatten(), atol=1e-5)
+
+
 def test_a_failing_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     train(fresh(), tmp_path)
     path = tmp_path / "checkpoint.safetensors"
     before = path.read_bytes()
 
-    def full_disk(*_, **__):
+    def full_disk(tensors, filename, **_):
+        Path(filename).write_bytes(before[: len(before) // 2])
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(loop, "save_file", full_disk)
@@ -52,6 +206,7 @@ def test_a_failing_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         loop.save_checkpoint(path, model, {}, loop.Optimizer(model, LoopConfig(steps=1, lr=0.1)), 99)
     assert path.read_bytes() == before
     assert load_checkpoint(path, fresh(), {}, None) == 12
+    assert {p.name for p in tmp_path.iterdir()} == {"checkpoint.safetensors", "log.jsonl"}
 
 
 def test_the_learning_rate_rises_stays_and_falls():
