@@ -51,7 +51,7 @@ BACKGROUND = {
     "pink": "ffccd9",
     "lemon": "fff1b8",
 }
-BALD_BEARD = "4b342a"  # a bald head has no hair colour to borrow
+BALD_BEARD = "241c22"  # a bald head has no hair colour to borrow
 
 # left, top, right, bottom as fractions of the drawing: the head fills the frame
 CROP = {
