@@ -28,7 +28,7 @@ TRAIN_SIZE, READER_SIZE, VALIDATION_SIZE = 49_152, 6_144, 512
 UNET_IMAGES = 32_768  # of the training images
 TRAIN_SEED, READER_SEED, VALIDATION_SEED = 1, 3, 2026
 CAPTIONS_PER_IMAGE = 3
-UNET_STEPS, BASE_STEPS, DECODER_STEPS = 6200, 700, 3000
+UNET_STEPS, BASE_STEPS, DECODER_STEPS = 4700, 700, 3000
 
 # The first part of the U-Net's training sees a skewed world; its checkpoint is shipped as portrait-sd-base.
 BASE_SKEW: dict[str, dict[str, float]] = {
@@ -166,7 +166,7 @@ def unet(folders: Folders) -> None:
         latents,
         conditions,
         folders.work / "unet",
-        config=LoopConfig(steps=UNET_STEPS, lr=1e-3, ema=0.999, weight_decay=0.01, warmup=200, decay=0.6, seed=11),
+        config=LoopConfig(steps=UNET_STEPS, lr=1e-3, ema=0.999, weight_decay=0.01, warmup=200, decay=0.45, seed=11),
         batch=24,  # per process
         weights=[(BASE_STEPS, skew / skew.sum())],
         keep=(BASE_STEPS, UNET_STEPS),
