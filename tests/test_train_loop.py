@@ -81,6 +81,15 @@ def test_a_run_between_two_saves_goes_on_from_the_last_one(tmp_path, monkeypatch
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
 
 
+def test_a_resumed_run_forgets_what_was_logged_after_its_checkpoint(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(fresh(), tmp_path, stop_at=7)
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps({"step": step}) + "\n" for step in (5, 7, 9)))  # 9: logged, then killed
+    train(fresh(), tmp_path)
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [5, 7, 12]
+
+
 def test_a_finished_run_is_not_trained_again(tmp_path):
     whole = train(fresh(), tmp_path)
     again = train(fresh(), tmp_path, stop_at=0)  # would raise at its first step

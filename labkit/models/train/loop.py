@@ -148,6 +148,9 @@ def run(
     ema = {k: v.detach().clone() for k, v in model.state_dict().items()}
     start = load_checkpoint(checkpoint, model, ema, optimizer) if checkpoint.exists() else 0
     rank, world = workers()
+    if rank == 0 and log.exists():  # a killed run has logged steps that its checkpoint does not know
+        kept = [line for line in log.read_text("utf-8").splitlines() if json.loads(line)["step"] <= start]
+        write_atomically(log, lambda p: p.write_text("".join(f"{line}\n" for line in kept), "utf-8"))
     model.train()
     saved = begun = time.monotonic()
     window: dict[str, list[float]] = {}
