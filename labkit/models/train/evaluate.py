@@ -12,11 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from labkit.diffusion import decode_latents, image_generators, sample
+from labkit import __version__
+from labkit.diffusion import decode_latents, image_generators, sample, to_pil
 from labkit.metrics import frechet_distance
 from labkit.models import data_dir, load_clip, load_pipeline, load_reader
+from labkit.models.checksums import sha256
 from labkit.models.clip import retrieval_at_1, zero_shot_accuracy
 from labkit.models.reader import AttributeReader, spec_indices
 from labkit.models.train.vae import psnr
@@ -155,42 +158,73 @@ def _table(numbers: dict[str, float]) -> str:
     )
 
 
-def write_cards(results: dict, out: Path, training: dict[str, dict]) -> None:
-    """``README.md`` in each model folder and ``evaluation.json`` beside them, made from the measured numbers."""
+def draw_curve(log: Path, path: Path, part: str) -> None:
+    """The logged losses of one part against the step, on logarithmic axes."""
+    from matplotlib.figure import Figure
+
+    records = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    names = [k for k in records[0] if k not in ("step", "seconds", "gradient_norm", "psnr") and "." not in k]
+    figure = Figure(figsize=(6.0, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for name in names:
+        axes.plot([r["step"] for r in records], [r[name] for r in records], label=name)
+    axes.set(xlabel="step", ylabel="training loss (mean over 50 steps)", title=part, yscale="log")
+    axes.legend()
+    figure.savefig(path, dpi=80)
+
+
+def write_cards(results: dict, out: Path, work: Path, notes: dict[str, str] | None = None) -> None:
+    """``README.md`` and loss curves in each model folder and ``evaluation.json`` beside them, from measured numbers.
+
+    Args:
+        work: the folder with the logs of the training runs.
+        notes: part -> a sentence on how it was trained, where that differs from the recipe.
+    """
     parts = results["parts"]
     day = date.today().isoformat()
-    head = (
-        "Trained by `python -m labkit.models.train {}`: {}. Measured by `python -m labkit.models.train evaluate`, "
-        + day
-        + ".\n"
-    )
 
-    def trained(part: str) -> str:
-        record = training.get(part, {})
-        loss = ", ".join(f"{k} {v:.4g}" for k, v in record.items() if k not in ("step", "seconds"))
-        return head.format(part, f"{record.get('step', '?')} steps, last logged {loss}")
+    def trained(part: str, folder: str) -> str:
+        log = work / part / "log.jsonl"
+        if not log.exists():
+            return ""
+        draw_curve(log, out / folder / f"loss-{part}.png", part)
+        steps = json.loads(log.read_text("utf-8").splitlines()[-1])["step"]
+        note = (notes or {}).get(part, "")
+        return f"{part}: `python -m labkit.models.train {part}`, {steps} steps. {note}\n\n![loss](loss-{part}.png)\n\n"
+
+    def weights(folder: str) -> str:
+        files = sorted((out / folder).rglob("*.safetensors"))
+        rows = [f"| {f.relative_to(out / folder)} | {f.stat().st_size / 1e6:.1f} | `{sha256(f)}` |" for f in files]
+        return "\n".join(
+            [f"Measured {day} with labkit {__version__}, torch {torch.__version__}. fp16 safetensors:\n"]
+            + ["| file | MB | sha256 |\n|---|---|---|", *rows, ""]
+        )
 
     cards = {
         "portrait-clip": "# PortraitCLIP\n\n"
-        + trained("clip")
-        + f"\nImage->text R@1 among 512 validation captions: {100 * parts['clip_retrieval']:.1f} % (goal 98).\n\n"
+        + trained("clip", "portrait-clip")
+        + f"Image->text R@1 among 512 validation captions: {100 * parts['clip_retrieval']:.1f} % (goal 98).\n\n"
         + "Zero-shot accuracy per attribute in % (goal 95):\n\n"
         + _table(parts["clip_zero_shot"])
-        + "\n",
+        + "\n\n"
+        + weights("portrait-clip"),
         "attribute-reader": "# AttributeReader\n\n"
-        + trained("reader")
-        + "\nThe gold judge: nothing may be trained against it. Accuracy in % on 512 clean renders (goal 99):\n\n"
+        + trained("reader", "attribute-reader")
+        + "The gold judge: nothing may be trained against it. Accuracy in % on 512 clean renders (goal 99):\n\n"
         + _table(parts["reader_clean"])
         + "\n\nand on their VAE reconstructions (goal 97; confusion matrices in ../evaluation.json):\n\n"
         + _table(parts["reader_reconstructions"])
-        + "\n",
+        + "\n\n"
+        + weights("attribute-reader"),
     }
     for variant in ("portrait-sd", "portrait-sd-base"):
         r = results[variant]
         cards[variant] = (
             f"# {variant}\n\n"
-            + trained("unet")
-            + f"\nVAE: {parts['vae_psnr_db']:.2f} dB PSNR on 512 validation portraits (goal 33).\n\n"
+            + trained("vae", variant)
+            + trained("decoder", variant)
+            + trained("unet", variant)
+            + f"VAE: {parts['vae_psnr_db']:.2f} dB PSNR on 512 validation portraits (goal 33).\n\n"
             + f"{r['prompts']} held-out prompts, {STEPS} DDIM steps, guidance {GUIDANCE:g}. "
             + f"Accuracy of named attributes in % (mean {100 * r['accuracy_mean']:.1f}, goal 92):\n\n"
             + _table(r["accuracy"])
@@ -203,22 +237,24 @@ def write_cards(results: dict, out: Path, training: dict[str, dict]) -> None:
             + _table(r["open_entropy_ratio"])
             + f"\n\nFrechet distance in reader features {r['frechet']['value']:.2f} "
             + f"(noise floor {r['frechet']['noise_floor']:.2f}). "
-            + f"16 images in {r['seconds_16_images']:.1f} s on the machine of the measurement (goal 3 on two cores).\n"
+            + f"16 images in {r['seconds_16_images']:.1f} s on two cores of the measuring machine (goal 3).\n\n"
+            + weights(variant)
         )
     for name, text in cards.items():
         write_atomically(out / name / "README.md", lambda p, text=text: p.write_text(text, "utf-8"))
     write_atomically(out / "evaluation.json", lambda p: p.write_text(json.dumps(results, indent=1) + "\n", "utf-8"))
 
 
-def picture(path: Path, seed: int = 8) -> None:
-    """Sixteen portraits from prompts that leave most attributes open."""
-    from labkit.course.figures import image_grid
-
-    pipe = load_pipeline("cpu")
-    prompts = [
-        random_caption(s, np.random.default_rng([seed, i])).text for i, s in enumerate(sample_specs(18, seed=seed))
-    ]
-    image_grid(list(generate(pipe, prompts, seed)), columns=9).savefig(path, dpi=120)
+def picture(path: Path, columns: int = 9, rows: int = 3, seed: int = 8) -> None:
+    """A wall of portraits from prompts that leave attributes open: what the seed gives, nothing chosen by hand."""
+    pipe, gap, side = load_pipeline("cpu"), 4, 128
+    specs = sample_specs(columns * rows, seed=seed)
+    prompts = [random_caption(spec, np.random.default_rng([seed, i])).text for i, spec in enumerate(specs)]
+    wall = Image.new("RGB", (columns * (side + gap) - gap, rows * (side + gap) - gap), "white")
+    for i, image in enumerate(to_pil(generate(pipe, prompts, seed).clamp(-1, 1))):
+        place = (i % columns * (side + gap), i // columns * (side + gap))
+        wall.paste(image.resize((side, side), Image.Resampling.LANCZOS), place)
+    wall.save(path, optimize=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,20 +197,15 @@ def export(folders: Folders) -> None:
 
 
 def evaluate(folders: Folders) -> None:
-    import json
-
     from labkit.models.checksums import write_checksums
     from labkit.models.train import evaluate as E
 
-    training = {
-        part: json.loads((folders.work / part / "log.jsonl").read_text("utf-8").splitlines()[-1])
-        for part in ("vae", "clip", "reader", "unet")
-        if (folders.work / part / "log.jsonl").exists()
-    }
     results = {"parts": E.evaluate_parts()}
     for variant, n in (("portrait-sd", VALIDATION_SIZE), ("portrait-sd-base", 128)):
         results[variant] = E.evaluate_pipeline(variant, n)
-    E.write_cards(results, folders.out, training)
+    notes_file = folders.work / "notes.json"  # part -> a sentence, where a run differed from the recipe
+    notes = json.loads(notes_file.read_text("utf-8")) if notes_file.exists() else {}
+    E.write_cards(results, folders.out, folders.work, notes)
     write_checksums(folders.out)
 
 
