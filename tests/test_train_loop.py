@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from labkit.models.train import loop
-from labkit.models.train.loop import LoopConfig, learning_rate, load_checkpoint, run
+from labkit.models.train.loop import LoopConfig, Optimizer, learning_rate, load_checkpoint, run, save_checkpoint
 
 
 def fresh() -> torch.nn.Linear:
@@ -34,6 +34,11 @@ def train(
 
     config = LoopConfig(steps=12, lr=0.1, warmup=2, save_seconds=save_seconds)
     return run("test", model, loss, config, folder, **options)
+
+
+def saved_step(path: Path) -> int:
+    model = fresh()
+    return load_checkpoint(path, model, {}, Optimizer(model, LoopConfig(steps=1, lr=0.1)))[0]
 
 
 def test_a_killed_run_ends_with_the_same_bits(tmp_path):
@@ -75,8 +80,7 @@ def test_a_run_between_two_saves_goes_on_from_the_last_one(tmp_path, monkeypatch
     whole = train(fresh(), tmp_path / "whole", **options)
     with pytest.raises(KeyboardInterrupt):
         train(fresh(), tmp_path / "killed", stop_at=8, **options)
-    step = load_checkpoint(tmp_path / "killed" / "checkpoint.safetensors", fresh(), {}, None)
-    assert 0 < step < 8
+    assert 0 < saved_step(tmp_path / "killed" / "checkpoint.safetensors") < 8
     resumed = train(fresh(), tmp_path / "killed", **options)
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
 
@@ -214,8 +218,27 @@ def test_a_failing_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         loop.save_checkpoint(path, model, {}, loop.Optimizer(model, LoopConfig(steps=1, lr=0.1)), 99)
     assert path.read_bytes() == before
-    assert load_checkpoint(path, fresh(), {}, None) == 12
+    assert saved_step(path) == 12
     assert {p.name for p in tmp_path.iterdir()} == {"checkpoint.safetensors", "log.jsonl"}
+
+
+def test_weights_without_optimizer_state_go_on_with_a_new_warm_up(tmp_path):
+    published = {k: v + 1 for k, v in fresh().state_dict().items()}
+    model = fresh()
+    model.load_state_dict(published)
+    save_checkpoint(tmp_path / "checkpoint.safetensors", model, published, None, 6, fresh=6)
+    with pytest.raises(KeyboardInterrupt):  # and a kill after that keeps the step of the new start
+        train(fresh(), tmp_path, stop_at=9)
+    ema = train(fresh(), tmp_path)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert steps == [12]
+    assert not torch.equal(ema["weight"], published["weight"])
+    config = LoopConfig(steps=100, lr=1.0, warmup=10, decay=0.1)
+    assert [round(learning_rate(config, k, fresh=40), 3) for k in (40, 44, 49, 60)] == [0.1, 0.5, 1.0, 1.0]
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    save_checkpoint(whole / "checkpoint.safetensors", model, published, None, 6, fresh=6)
+    assert all(torch.equal(v, ema[k]) for k, v in train(fresh(), whole).items())
 
 
 def test_the_learning_rate_rises_stays_and_falls():

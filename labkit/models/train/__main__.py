@@ -1,7 +1,7 @@
 """``python -m labkit.models.train PART``: retrain what ``data/`` ships. Every part resumes where it was stopped.
 
-Order: data, vae, clip, reader, unet, then export (writes ``data/``) and evaluate (measures it). ``all`` does
-everything.
+Order: data, vae, clip, decoder, reader, unet, then export (writes ``data/``) and evaluate (measures it). ``all`` does
+everything. ``restore`` rebuilds checkpoints from the shipped weights when those of the training run are gone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from labkit.models.train import parts
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m labkit.models.train", description=__doc__)
-    parser.add_argument("part", choices=[*parts.PARTS, "all"])
+    parser.add_argument("part", choices=[*parts.PARTS, *parts.CONTINUE, "all"])
     parser.add_argument(
         "--work", type=Path, default=Path("build/train"), help="checkpoints and logs (default: build/train)"
     )
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
             with tempfile.TemporaryDirectory() as folder:
                 mp.spawn(parts.run_worker, (processes, f"{folder}/rendezvous", part, folders), nprocs=processes)
         else:
-            parts.PARTS[part](folders)
+            (parts.PARTS | parts.CONTINUE)[part](folders)
     return 0
 
 

@@ -46,9 +46,10 @@ class LoopConfig:
     save_seconds: float = 60.0
 
 
-def learning_rate(config: LoopConfig, step: int) -> float:
-    """The factor of ``config.lr`` at ``step``, in [0, 1]."""
-    rise = min(1.0, (step + 1) / max(1, config.warmup))
+def learning_rate(config: LoopConfig, step: int, fresh: int = 0) -> float:
+    """The factor of ``config.lr`` at ``step``, in [0, 1]; it rises from the step ``fresh`` at which the optimizer was
+    new."""
+    rise = min(1.0, (step - fresh + 1) / max(1, config.warmup))
     start = config.steps * (1 - config.decay)
     fall = 1.0 if step < start else 0.5 * (1 + math.cos(math.pi * (step - start) / max(1.0, config.steps - start)))
     return rise * fall
@@ -106,23 +107,31 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
         p.grad.copy_(part.view_as(p))
 
 
-def save_checkpoint(path: Path, model: nn.Module, ema: dict[str, Tensor], optimizer: Optimizer, step: int) -> None:
+def save_checkpoint(
+    path: Path, model: nn.Module, ema: dict[str, Tensor], optimizer: Optimizer | None, step: int, fresh: int = 0
+) -> None:
+    """Write weights, EMA and optimizer state after ``step`` steps; ``fresh`` is the step at which the optimizer was
+    new."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    tensors |= {f"ema.{k}": v for k, v in ema.items()} | {f"optimizer.{k}": v for k, v in optimizer.tensors().items()}
+    tensors |= {f"ema.{k}": v for k, v in ema.items()} | {
+        f"optimizer.{k}": v for k, v in (optimizer.tensors() if optimizer else {}).items()
+    }
     tensors = {k: v.detach().clone().contiguous() for k, v in tensors.items()}
-    write_atomically(path, lambda p: save_file(tensors, str(p), metadata={"step": str(step)}))
+    write_atomically(path, lambda p: save_file(tensors, str(p), metadata={"step": str(step), "fresh": str(fresh)}))
 
 
-def load_checkpoint(path: Path, model: nn.Module, ema: dict[str, Tensor], optimizer: Optimizer | None) -> int:
-    """Restore in place and return the step to go on with."""
+def load_checkpoint(path: Path, model: nn.Module, ema: dict[str, Tensor], optimizer: Optimizer) -> tuple[int, int]:
+    """Restore in place and return the step to go on with and the step at which the optimizer was new (a checkpoint
+    that was rebuilt from published weights has no optimizer state: the learning rate warms up again from there)."""
     with safe_open(str(path), framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        step = int(file.metadata()["step"])
+        step, fresh = int(file.metadata()["step"]), int(file.metadata().get("fresh", 0))
     model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     ema.update({k.removeprefix("ema."): v for k, v in tensors.items() if k.startswith("ema.")})
-    if optimizer is not None:
-        optimizer.load({k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")})
-    return step
+    state = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
+    if state:
+        optimizer.load(state)
+    return step, fresh
 
 
 def run(
@@ -146,7 +155,7 @@ def run(
     checkpoint, log = folder / "checkpoint.safetensors", folder / "log.jsonl"
     optimizer = Optimizer(model, config)
     ema = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    start = load_checkpoint(checkpoint, model, ema, optimizer) if checkpoint.exists() else 0
+    start, fresh = load_checkpoint(checkpoint, model, ema, optimizer) if checkpoint.exists() else (0, 0)
     rank, world = workers()
     if rank == 0 and log.exists():  # a killed run has logged steps that its checkpoint does not know
         kept = [line for line in log.read_text("utf-8").splitlines() if json.loads(line)["step"] <= start]
@@ -165,7 +174,7 @@ def run(
             value.backward()
         if world > 1:
             average_gradients(optimizer.parameters)
-        numbers["gradient_norm"] = optimizer.step(learning_rate(config, step))
+        numbers["gradient_norm"] = optimizer.step(learning_rate(config, step, fresh))
         decay = min(config.ema, (1 + step) / (10 + step))
         for key, current in model.state_dict().items():
             if current.dtype.is_floating_point:
@@ -200,6 +209,6 @@ def run(
                 lambda p: save_file({k: v.contiguous() for k, v in ema.items()}, str(p)),
             )
         if done == config.steps or time.monotonic() - saved > config.save_seconds:
-            save_checkpoint(checkpoint, model, ema, optimizer, done)
+            save_checkpoint(checkpoint, model, ema, optimizer, done, fresh)
             saved = time.monotonic()
     return ema

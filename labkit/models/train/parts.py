@@ -25,11 +25,10 @@ from labkit.portraits.attributes import HELD_OUT_STYLES, TRAINING_STYLES
 from labkit.portraits.captions import random_caption
 from labkit.portraits.dataset import write_atomically
 
-TRAIN_SIZE, READER_SIZE, VALIDATION_SIZE = 49_152, 6_144, 512
-UNET_IMAGES = 32_768  # of the training images
+TRAIN_SIZE, READER_SIZE, VALIDATION_SIZE = 32_768, 6_144, 512
 TRAIN_SEED, READER_SEED, VALIDATION_SEED = 1, 3, 2026
 CAPTIONS_PER_IMAGE = 3
-UNET_STEPS, BASE_STEPS, DECODER_STEPS = 4700, 700, 3000
+VAE_STEPS, CLIP_STEPS, READER_STEPS, UNET_STEPS, BASE_STEPS, DECODER_STEPS = 4000, 2600, 1500, 4700, 700, 3000
 
 # The first part of the U-Net's training sees a skewed world; its checkpoint is shipped as portrait-sd-base.
 BASE_SKEW: dict[str, dict[str, float]] = {
@@ -71,26 +70,66 @@ def data(folders: Folders) -> None:
     build_dataset(folders.out / "portraits", held_out)
 
 
+def restore(folders: Folders) -> None:
+    """Rebuild checkpoints from the weights that are shipped, so that training goes on where their steps ended.
+
+    Shipped weights are EMA weights in half precision without optimizer state: a run that is continued from them does
+    not end with the same bits as one that was never interrupted, and its model card says so.
+    """
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPModel, CLIPTokenizer
+
+    from labkit.models.reader import AttributeReader
+    from labkit.models.train.loop import save_checkpoint
+
+    steps = json.loads((folders.out / "training.json").read_text("utf-8"))
+    shipped = folders.out / "portrait-sd"
+    parts = {
+        "vae": AutoencoderKL.from_pretrained(shipped / "vae"),
+        "clip": CLIPModel.from_pretrained(folders.out / "portrait-clip"),
+        "reader": AttributeReader.from_pretrained(folders.out / "attribute-reader"),
+        "unet": UNet2DConditionModel.from_pretrained(shipped / "unet"),
+    }
+    for name, model in parts.items():
+        checkpoint = folders.work / name / "checkpoint.safetensors"
+        if checkpoint.exists():
+            continue  # it knows more than the shipped weights
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        weights = {k: v.float() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+        model.load_state_dict(weights)
+        save_checkpoint(checkpoint, model.float(), weights, None, steps[name], fresh=steps[name])
+        model.save_pretrained(folders.work / name / "model")
+    CLIPTokenizer.from_pretrained(folders.out / "portrait-clip").save_pretrained(folders.work / "clip" / "model")
+    if steps["decoder"]:
+        parts["vae"].save_pretrained(folders.work / "decoder" / "model")
+
+
 def vae(folders: Folders) -> None:
     from labkit.models.train.vae import train_vae
 
     images, _ = load_dataset(folders.work / "portraits")
     model = train_vae(
-        images, render_tensor(validation_specs()[:128]), folders.work / "vae", steps=4000, batch=8, lr=1e-3
+        images, render_tensor(validation_specs()[:128]), folders.work / "vae", steps=VAE_STEPS, batch=8, lr=1e-3
     )
     model.save_pretrained(folders.work / "vae" / "model")
 
 
 def clip(folders: Folders) -> None:
+    from transformers import CLIPTokenizer
+
     from labkit.models.clip import train_tokenizer
     from labkit.models.train.clip import train_clip
 
     images, specs = load_dataset(folders.work / "portraits")
-    rng = np.random.default_rng(5)
-    tokenizer = train_tokenizer([random_caption(s, rng, full_share=0.5).text for s in specs[:20_000]])
+    model_folder = folders.work / "clip" / "model"
+    if (model_folder / "tokenizer.json").exists():  # restored: its vocabulary is part of the weights
+        tokenizer = CLIPTokenizer.from_pretrained(model_folder)
+    else:
+        rng = np.random.default_rng(5)
+        tokenizer = train_tokenizer([random_caption(s, rng, full_share=0.5).text for s in specs[:20_000]])
     validation = validation_specs()
     model = train_clip(
-        images, specs, (render_tensor(validation), validation), tokenizer, folders.work / "clip", steps=3500
+        images, specs, (render_tensor(validation), validation), tokenizer, folders.work / "clip", steps=CLIP_STEPS
     )
     model.save_pretrained(folders.work / "clip" / "model")
     tokenizer.save_pretrained(folders.work / "clip" / "model")
@@ -118,7 +157,7 @@ def reader(folders: Folders) -> None:
         stacked = torch.cat(decoded).permute(0, 2, 3, 1).contiguous()
         write_atomically(cache, lambda p: save_file({"images": stacked}, str(p)))
     reconstructions = load_file(cache)["images"].numpy()
-    model = train_reader(images, [*a_specs, *b_specs], reconstructions, folders.work / "reader", steps=1500)
+    model = train_reader(images, [*a_specs, *b_specs], reconstructions, folders.work / "reader", steps=READER_STEPS)
     model.save_pretrained(folders.work / "reader" / "model")
 
 
@@ -142,7 +181,7 @@ def unet(folders: Folders) -> None:
     from labkit.models.clip import tokenize
     from labkit.models.train import unet as U
 
-    images, specs = load_dataset(folders.work / "portraits", limit=UNET_IMAGES)
+    images, specs = load_dataset(folders.work / "portraits")
     latents = latents_of(images, folders)
     cache = folders.work / "unet" / "texts.safetensors"
     if not cache.exists():
@@ -181,7 +220,7 @@ def decoder(folders: Folders) -> None:
 
     from labkit.models.train.vae import train_decoder
 
-    images, _ = load_dataset(folders.work / "portraits", limit=UNET_IMAGES)
+    images, _ = load_dataset(folders.work / "portraits")
     latents = latents_of(images, folders)
     model = AutoencoderKL.from_pretrained(folders.work / "vae" / "model")
     validation = render_tensor(validation_specs()[:128])
@@ -209,6 +248,7 @@ def evaluate(folders: Folders) -> None:
     write_checksums(folders.out)
 
 
+CONTINUE = {"restore": restore}
 PARTS = {
     "data": data,
     "vae": vae,
