@@ -19,6 +19,7 @@ from labkit.models.clip import (
     new_clip,
     retrieval_at_1,
     tokenize,
+    value_embeddings,
     zero_shot_accuracy,
 )
 from labkit.models.reader import spec_indices
@@ -70,15 +71,13 @@ def train_clip(
     *,
     steps: int,
     batch: int = 64,
-    start: CLIPModel | None = None,
 ) -> CLIPModel:
     """Symmetric multi-positive contrastive loss + hard negatives (own caption against copies with one attribute
     changed) + one attribute's
     values against each other (the zero-shot question itself)."""
     torch.manual_seed(0)  # the initial weights
-    clip, pixels = start or new_clip(tokenizer), torch.from_numpy(images)
-    if start is None:
-        clip.logit_scale.data.fill_(np.log(10.0))
+    clip, pixels = new_clip(tokenizer), torch.from_numpy(images)
+    clip.logit_scale.data.fill_(np.log(10.0))
     questions = {
         (a, k): _shorten(tokenize(tokenizer, [describe({a: v}, template=k).text for v in captionable_values(a)]))
         for a in NAMES
@@ -111,6 +110,59 @@ def train_clip(
         numbers = {"contrastive": contrastive.item(), "hard": hard.item()}
         return total, numbers | {f"asked.{k}": v.item() for k, v in asked.items()}
 
+    config = LoopConfig(steps=steps, lr=1e-3, ema=0.995, weight_decay=0.05, warmup=200, decay=0.6)
+    ema = run("clip", clip, loss, config, folder, evaluate=_evaluation(tokenizer, validation), evaluate_every=250)
+    clip.load_state_dict(ema)
+    return clip.eval()
+
+
+def train_image_tower(
+    clip: CLIPModel,
+    images: np.ndarray,
+    specs: Sequence[PortraitSpec],
+    validation: tuple[Tensor, Sequence[PortraitSpec]],
+    tokenizer: CLIPTokenizer,
+    folder: Path,
+    *,
+    steps: int,
+    batch: int = 64,
+) -> CLIPModel:
+    """Go on with the image tower alone: every attribute's values against each other, and full captions among the batch.
+
+    It learns small shapes (mouths, hair outlines) much later than colours. The text tower, on whose states PortraitSD
+    is trained, stays as it is, so the embeddings of all words are computed once.
+    """
+    for name, parameter in clip.named_parameters():
+        parameter.requires_grad_(name.startswith(("vision_model.", "visual_projection.")))
+    pixels = torch.from_numpy(images)
+    answers = {a: value_embeddings(clip, tokenizer, a, captionable_values(a)) for a in NAMES}
+    indices = {a: torch.tensor([_index(a, s) for s in specs]) for a in NAMES}
+    scale = float(clip.logit_scale.detach().exp().clamp(max=100))
+    with torch.no_grad():
+        texts = [[caption(s).text for s in specs[i : i + 256]] for i in range(0, len(specs), 256)]
+        sentences = torch.cat([embed_text(clip, _shorten(tokenize(tokenizer, part))) for part in texts])  # [N, 128]
+
+    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        index = torch.randint(len(pixels), (batch,), generator=generator)
+        pictures = embed_images(clip, pixels[index].permute(0, 3, 1, 2).float().div(127.5).sub(1.0))
+        asked = {}
+        for name in NAMES:
+            target = indices[name][index]
+            asked[name] = F.cross_entropy(scale * pictures[target >= 0] @ answers[name].T, target[target >= 0])
+        matching = F.cross_entropy(scale * pictures @ sentences[index].T, torch.arange(batch))
+        numbers = {f"asked.{k}": v.item() for k, v in asked.items()}
+        return sum(asked.values()) + matching, numbers | {"matching": matching.item()}
+
+    config = LoopConfig(steps=steps, lr=1e-3, ema=0.995, weight_decay=0.05, warmup=100, decay=0.6, seed=1)
+    ema = run(
+        "clip images", clip, loss, config, folder, evaluate=_evaluation(tokenizer, validation), evaluate_every=250
+    )
+    clip.load_state_dict(ema)
+    return clip.eval()
+
+
+def _evaluation(tokenizer: CLIPTokenizer, validation: tuple[Tensor, Sequence[PortraitSpec]]):
+    """Retrieval among full captions, and zero-shot accuracy per attribute and at the worst one."""
     full = [caption(s).text for s in validation[1]]
 
     def evaluate(model: CLIPModel) -> dict[str, float]:
@@ -120,10 +172,7 @@ def train_clip(
             "zero_shot_min": min(zero_shot.values()),
         } | {f"zero_shot.{k}": v for k, v in zero_shot.items()}
 
-    config = LoopConfig(steps=steps, lr=1e-3, ema=0.995, weight_decay=0.05, warmup=200, decay=0.6)
-    ema = run("clip", clip, loss, config, folder, evaluate=evaluate, evaluate_every=250)
-    clip.load_state_dict(ema)
-    return clip.eval()
+    return evaluate
 
 
 def _shorten(ids: Tensor) -> Tensor:

@@ -173,24 +173,23 @@ def draw_curve(log: Path, path: Path, part: str) -> None:
     figure.savefig(path, dpi=80)
 
 
-def write_cards(results: dict, out: Path, work: Path, notes: dict[str, str] | None = None) -> None:
+def write_cards(results: dict, out: Path, work: Path, record: dict[str, dict]) -> None:
     """``README.md`` and loss curves in each model folder and ``evaluation.json`` beside them, from measured numbers.
 
     Args:
         work: the folder with the logs of the training runs.
-        notes: part -> a sentence on how it was trained, where that differs from the recipe.
+        record: part -> its steps and a note on how it was trained, where that differs from the recipe.
     """
     parts = results["parts"]
     day = date.today().isoformat()
 
     def trained(part: str, folder: str) -> str:
-        log = work / part / "log.jsonl"
-        if not log.exists():
-            return ""
-        draw_curve(log, out / folder / f"loss-{part}.png", part)
-        steps = json.loads(log.read_text("utf-8").splitlines()[-1])["step"]
-        note = (notes or {}).get(part, "")
-        return f"{part}: `python -m labkit.models.train {part}`, {steps} steps. {note}\n\n![loss](loss-{part}.png)\n\n"
+        log, curve = work / part / "log.jsonl", out / folder / f"loss-{part}.png"
+        if log.exists():
+            draw_curve(log, curve, part)
+        steps, note = record[part]["steps"], record[part]["note"]
+        text = f"{part}: `python -m labkit.models.train {part}`, {steps} steps. {note}\n\n"
+        return text + (f"![loss]({curve.name})\n\n" if curve.exists() else "")
 
     def weights(folder: str) -> str:
         files = sorted((out / folder).rglob("*.safetensors"))
@@ -203,6 +202,7 @@ def write_cards(results: dict, out: Path, work: Path, notes: dict[str, str] | No
     cards = {
         "portrait-clip": "# PortraitCLIP\n\n"
         + trained("clip", "portrait-clip")
+        + trained("clip-images", "portrait-clip")
         + f"Image->text R@1 among 512 validation captions: {100 * parts['clip_retrieval']:.1f} % (goal 98).\n\n"
         + "Zero-shot accuracy per attribute in % (goal 95):\n\n"
         + _table(parts["clip_zero_shot"])

@@ -62,8 +62,8 @@ def export_all(work: Path, out: Path, base_checkpoint: Path, final: Path) -> Non
         unet.load_state_dict(load_file(weights))
         export_pipeline(unet, work, out / name)
     with quiet():
-        CLIPModel.from_pretrained(work / "clip" / "model").half().save_pretrained(out / "portrait-clip")
-        CLIPTokenizer.from_pretrained(work / "clip" / "model").save_pretrained(out / "portrait-clip")
+        CLIPModel.from_pretrained(work / "clip-images" / "model").half().save_pretrained(out / "portrait-clip")
+        CLIPTokenizer.from_pretrained(work / "clip-images" / "model").save_pretrained(out / "portrait-clip")
     clean_config(out / "portrait-clip" / "config.json")
     AttributeReader.from_pretrained(work / "reader" / "model").save_pretrained(out / "attribute-reader")
     write_checksums(out)

@@ -28,7 +28,8 @@ from labkit.portraits.dataset import write_atomically
 TRAIN_SIZE, READER_SIZE, VALIDATION_SIZE = 32_768, 6_144, 512
 TRAIN_SEED, READER_SEED, VALIDATION_SEED = 1, 3, 2026
 CAPTIONS_PER_IMAGE = 3
-VAE_STEPS, CLIP_STEPS, READER_STEPS, UNET_STEPS, BASE_STEPS, DECODER_STEPS = 4000, 2600, 1500, 4700, 700, 3000
+VAE_STEPS, DECODER_STEPS, CLIP_STEPS, CLIP_IMAGE_STEPS, READER_STEPS = 4000, 3000, 2600, 2500, 1500
+UNET_STEPS, BASE_STEPS = 4700, 700
 
 # The first part of the U-Net's training sees a skewed world; its checkpoint is shipped as portrait-sd-base.
 BASE_SKEW: dict[str, dict[str, float]] = {
@@ -82,7 +83,8 @@ def restore(folders: Folders) -> None:
     from labkit.models.reader import AttributeReader
     from labkit.models.train.loop import save_checkpoint
 
-    steps = json.loads((folders.out / "training.json").read_text("utf-8"))
+    record = json.loads((folders.out / "training.json").read_text("utf-8"))
+    steps = {part: entry["steps"] for part, entry in record.items()}
     shipped = folders.out / "portrait-sd"
     parts = {
         "vae": AutoencoderKL.from_pretrained(shipped / "vae"),
@@ -100,7 +102,7 @@ def restore(folders: Folders) -> None:
         save_checkpoint(checkpoint, model.float(), weights, None, steps[name], fresh=steps[name])
         model.save_pretrained(folders.work / name / "model")
     CLIPTokenizer.from_pretrained(folders.out / "portrait-clip").save_pretrained(folders.work / "clip" / "model")
-    if steps["decoder"]:
+    if steps.get("decoder"):
         parts["vae"].save_pretrained(folders.work / "decoder" / "model")
 
 
@@ -135,6 +137,22 @@ def clip(folders: Folders) -> None:
     tokenizer.save_pretrained(folders.work / "clip" / "model")
 
 
+def clip_images(folders: Folders) -> None:
+    """The image tower alone, after the text tower is final; the folder ``clip`` keeps what the U-Net is trained on."""
+    from transformers import CLIPModel, CLIPTokenizer
+
+    from labkit.models.train.clip import train_image_tower
+
+    images, specs = load_dataset(folders.work / "portraits")
+    source, target, validation = folders.work / "clip" / "model", folders.work / "clip-images", validation_specs()
+    model, tokenizer = CLIPModel.from_pretrained(source), CLIPTokenizer.from_pretrained(source)
+    model = train_image_tower(
+        model, images, specs, (render_tensor(validation), validation), tokenizer, target, steps=CLIP_IMAGE_STEPS
+    )
+    model.save_pretrained(target / "model")
+    tokenizer.save_pretrained(target / "model")
+
+
 def reader(folders: Folders) -> None:
     from diffusers import AutoencoderKL
 
@@ -144,7 +162,7 @@ def reader(folders: Folders) -> None:
     a_images, a_specs = load_dataset(folders.work / "portraits", limit=8_192)
     b_images, b_specs = load_dataset(folders.work / "reader-portraits")
     images = np.concatenate([a_images, b_images])
-    autoencoder = AutoencoderKL.from_pretrained(folders.work / "vae" / "model")
+    autoencoder = AutoencoderKL.from_pretrained(folders.work / "decoder" / "model")
     cache = folders.work / "reader" / "reconstructions.safetensors"
     if not cache.exists():
         cache.parent.mkdir(parents=True, exist_ok=True)
@@ -215,7 +233,7 @@ def unet(folders: Folders) -> None:
 
 
 def decoder(folders: Folders) -> None:
-    """The decoder alone, after the U-Net has been started: the encoder, and so every latent, stays as it is."""
+    """The decoder alone: the encoder, and so every latent, stays as it is."""
     from diffusers import AutoencoderKL
 
     from labkit.models.train.vae import train_decoder
@@ -231,6 +249,13 @@ def decoder(folders: Folders) -> None:
 def export(folders: Folders) -> None:
     from labkit.models.train.export import export_all
 
+    record_file = folders.out / "training.json"
+    record = json.loads(record_file.read_text("utf-8")) if record_file.exists() else {}
+    for part in ("vae", "decoder", "clip", "clip-images", "reader", "unet"):
+        log = folders.work / part / "log.jsonl"
+        if log.exists():  # restored parts that were not trained further have none
+            record.setdefault(part, {"note": ""})["steps"] = json.loads(log.read_text("utf-8").splitlines()[-1])["step"]
+    write_atomically(record_file, lambda p: p.write_text(json.dumps(record, indent=1) + "\n", "utf-8"))
     base = folders.work / "unet" / f"ema-{BASE_STEPS}.safetensors"
     export_all(folders.work, folders.out, base, folders.work / "unet" / f"ema-{UNET_STEPS}.safetensors")
 
@@ -242,9 +267,8 @@ def evaluate(folders: Folders) -> None:
     results = {"parts": E.evaluate_parts()}
     for variant, n in (("portrait-sd", VALIDATION_SIZE), ("portrait-sd-base", 128)):
         results[variant] = E.evaluate_pipeline(variant, n)
-    notes_file = folders.work / "notes.json"  # part -> a sentence, where a run differed from the recipe
-    notes = json.loads(notes_file.read_text("utf-8")) if notes_file.exists() else {}
-    E.write_cards(results, folders.out, folders.work, notes)
+    record = json.loads((folders.out / "training.json").read_text("utf-8"))
+    E.write_cards(results, folders.out, folders.work, record)
     write_checksums(folders.out)
 
 
@@ -252,10 +276,11 @@ CONTINUE = {"restore": restore}
 PARTS = {
     "data": data,
     "vae": vae,
+    "decoder": decoder,
     "clip": clip,
+    "clip-images": clip_images,
     "reader": reader,
     "unet": unet,
-    "decoder": decoder,
     "export": export,
     "evaluate": evaluate,
 }
