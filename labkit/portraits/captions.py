@@ -57,7 +57,7 @@ _WORDS: dict[str, dict[str, tuple[str, str]]] = {
         "pink": ("pink", "ピンクの髪"),
         "white": ("white", "白髪"),
         "blue": ("blue", "青い髪"),
-        "none": ("no", "髪なし"),
+        "none": ("none", "髪なし"),
     },
     "skin": {
         "light": ("light", "明るい肌"),

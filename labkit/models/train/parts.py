@@ -193,14 +193,13 @@ def latents_of(images: np.ndarray, folders: Folders) -> torch.Tensor:
     return load_file(cache)["latents"]
 
 
-def unet(folders: Folders) -> None:
+def texts_of(specs: list[PortraitSpec], folders: Folders) -> dict[str, torch.Tensor]:
+    """Text states of ``CAPTIONS_PER_IMAGE`` captions per portrait and of the empty prompt in fp16, computed once."""
     from transformers import CLIPTextModel, CLIPTokenizer
 
     from labkit.models.clip import tokenize
-    from labkit.models.train import unet as U
+    from labkit.models.train.unet import encode_texts
 
-    images, specs = load_dataset(folders.work / "portraits")
-    latents = latents_of(images, folders)
     cache = folders.work / "unet" / "texts.safetensors"
     if not cache.exists():
         cache.parent.mkdir(parents=True, exist_ok=True)
@@ -209,11 +208,18 @@ def unet(folders: Folders) -> None:
         rng = np.random.default_rng(7)
         texts = [random_caption(s, rng).text for s in specs for _ in range(CAPTIONS_PER_IMAGE)]
         inputs = {
-            "states": U.encode_texts(text_encoder, tokenize(tokenizer, texts)),
-            "empty": U.encode_texts(text_encoder, tokenize(tokenizer, [""]))[0],
+            "states": encode_texts(text_encoder, tokenize(tokenizer, texts)),
+            "empty": encode_texts(text_encoder, tokenize(tokenizer, [""]))[0],
         }
         write_atomically(cache, lambda p: save_file(inputs, str(p)))
-    inputs = load_file(cache)
+    return load_file(cache)
+
+
+def unet(folders: Folders) -> None:
+    from labkit.models.train import unet as U
+
+    images, specs = load_dataset(folders.work / "portraits")
+    latents, inputs = latents_of(images, folders), texts_of(specs, folders)
     conditions = U.Conditions(inputs["states"], CAPTIONS_PER_IMAGE, inputs["empty"].float())
     skew = torch.tensor(
         [np.prod([w.get(getattr(s, a), 1.0) for a, w in BASE_SKEW.items()]) for s in specs], dtype=torch.double
