@@ -102,10 +102,8 @@ def train_clip(
         margin = scale * (pictures[rows] * (true[rows] - false)).sum(-1)
         hard = F.softplus(-margin).mean()
         template = int(rng.integers(TEMPLATES["en"]))
-        asked = {}
-        for name in NAMES:
-            answers, target = embed_text(clip, questions[name, template]), indices[name][index]
-            asked[name] = F.cross_entropy(scale * pictures[target >= 0] @ answers.T, target[target >= 0])
+        answers = {a: embed_text(clip, questions[a, template]) for a in NAMES}
+        asked = _asked(scale * pictures, answers, indices, index)
         total = contrastive + hard + sum(asked.values())
         numbers = {"contrastive": contrastive.item(), "hard": hard.item()}
         return total, numbers | {f"asked.{k}": v.item() for k, v in asked.items()}
@@ -145,10 +143,7 @@ def train_image_tower(
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         index = torch.randint(len(pixels), (batch,), generator=generator)
         pictures = embed_images(clip, pixels[index].permute(0, 3, 1, 2).float().div(127.5).sub(1.0))
-        asked = {}
-        for name in NAMES:
-            target = indices[name][index]
-            asked[name] = F.cross_entropy(scale * pictures[target >= 0] @ answers[name].T, target[target >= 0])
+        asked = _asked(scale * pictures, answers, indices, index)
         matching = F.cross_entropy(scale * pictures @ sentences[index].T, torch.arange(batch))
         numbers = {f"asked.{k}": v.item() for k, v in asked.items()}
         return sum(asked.values()) + matching, numbers | {"matching": matching.item()}
@@ -159,6 +154,16 @@ def train_image_tower(
     )
     clip.load_state_dict(ema)
     return clip.eval()
+
+
+def _asked(pictures: Tensor, answers: dict[str, Tensor], indices: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
+    """Per attribute: cross-entropy of the scaled embeddings [B, 128] against one answer per value [V, 128]; portraits
+    whose value no caption can name (``indices`` -1) are left out."""
+    losses = {}
+    for name, values in answers.items():
+        target = indices[name][index]
+        losses[name] = F.cross_entropy(pictures[target >= 0] @ values.T, target[target >= 0])
+    return losses
 
 
 def _evaluation(tokenizer: CLIPTokenizer, validation: tuple[Tensor, Sequence[PortraitSpec]]):
