@@ -156,7 +156,9 @@ def train_image_tower(
     return clip.eval()
 
 
-def _asked(pictures: Tensor, answers: dict[str, Tensor], indices: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
+def _asked(
+    pictures: Tensor, answers: dict[str, Tensor], indices: dict[str, Tensor], index: Tensor
+) -> dict[str, Tensor]:
     """Per attribute: cross-entropy of the scaled embeddings [B, 128] against one answer per value [V, 128]; portraits
     whose value no caption can name (``indices`` -1) are left out."""
     losses = {}
