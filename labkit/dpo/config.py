@@ -1,0 +1,75 @@
+"""What a run of DPO is, in one frozen object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CHOICES = {
+    "trainable": ("lora", "full"),
+    "model": ("unet", "text_encoder"),
+    "reference": ("adapter", "copy"),
+    "precision": ("fp32", "bf16"),
+}
+
+
+@dataclass(frozen=True)
+class DPOConfig:
+    """steps, batch_size: pairs per process and step; micro_batch: pairs per forward (None: all of them at once).
+
+    lr rises linearly over `warmup` steps and stays. clip: norm of the gradient.
+    trainable   "lora" of `rank` on every attention projection (trained under the name `adapter`), or "full".
+    model       "unet", or "text_encoder" (the U-Net stays, prompts are encoded in every step).
+    reference   "adapter": the same model without the new adapter; "copy": a frozen copy made at the start. Same bits.
+    t_window    train on timesteps first .. last + 1 only.
+    prompt_dropout   share of pairs trained with the empty prompt, for classifier-free guidance.
+    cached_draws     K > 0: every pair has K fixed (t, noise) draws whose reference errors are computed once.
+    foreign_pairs    allow pairs whose images another U-Net made (stages of a curriculum, bought data).
+    precision   "bf16" computes the networks under autocast; weights that train and all errors stay float32.
+    checkpointing    recompute activations in backward: less memory, a quarter more time.
+    save_every  steps between checkpoints, a multiple of log_every; 0: none.
+    """
+
+    steps: int = 200
+    batch_size: int = 16
+    micro_batch: int | None = None
+    lr: float = 1e-4
+    warmup: int = 10
+    clip: float = 1.0
+    weight_decay: float = 0.0
+    seed: int = 0
+    trainable: str = "lora"
+    model: str = "unet"
+    rank: int = 8
+    adapter: str = "dpo"
+    reference: str = "adapter"
+    t_window: tuple[int, int] = (0, 1000)
+    prompt_dropout: float = 0.0
+    cached_draws: int = 0
+    foreign_pairs: bool = False
+    precision: str = "fp32"
+    checkpointing: bool = False
+    log_every: int = 10
+    save_every: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "t_window", tuple(int(t) for t in self.t_window))
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(choices)}")
+        for name in ("steps", "batch_size", "rank", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ValueError(f"micro_batch is {self.micro_batch}, expected a positive number or None")
+        if not self.lr > 0 or not self.clip > 0:
+            raise ValueError(f"lr is {self.lr} and clip {self.clip}: expected positive numbers")
+        if not 0.0 <= self.prompt_dropout < 1.0:
+            raise ValueError(f"prompt_dropout is {self.prompt_dropout}, expected a share from 0 to below 1")
+        if len(self.t_window) != 2 or not 0 <= self.t_window[0] < self.t_window[1]:
+            raise ValueError(f"t_window is {self.t_window}, expected (first, last + 1), for example (0, 1000)")
+        if self.save_every < 0 or self.save_every % self.log_every:
+            raise ValueError(
+                f"save_every is {self.save_every}, expected a multiple of log_every ({self.log_every}) or 0"
+            )
+        if self.trainable == "full" and self.reference == "adapter":
+            raise ValueError('full training has no adapter to switch off: use reference="copy"')

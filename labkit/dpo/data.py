@@ -1,0 +1,118 @@
+"""Preference pairs in memory, and the fingerprints that say which model they were made for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from labkit.diffusion import PromptConditions, base_fingerprint, encode_prompts
+
+
+@dataclass(frozen=True)
+class PreferencePairs:
+    """n pairs of latents, as the U-Net sees them (`encode_images`, `sample_latents`).
+
+    prompts: n texts. winner, loser: float [n, C, h, w]. margin: [n] score gaps > 0, or None where not known. hashes:
+    any of the keys of `fingerprints`, of the pipeline that made the latents; a key that is absent is not checked.
+
+    Raises ValueError for anything that cannot be trained on: no pairs (a set of ties alone), shapes that differ, NaN,
+    a winner equal to its loser, margins that are not positive.
+    """
+
+    prompts: tuple[str, ...]
+    winner: Tensor
+    loser: Tensor
+    margin: Tensor | None = None
+    hashes: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompts", tuple(str(p) for p in self.prompts))
+        n = len(self.prompts)
+        if n == 0:
+            raise ValueError("got no pairs: ties never train, so a set of ties alone is empty; score more images")
+        for name, latents in (("winner", self.winner), ("loser", self.loser)):
+            if latents is None or latents.ndim != 4 or len(latents) != n:
+                got = "nothing" if latents is None else f"shape {tuple(latents.shape)}"
+                raise ValueError(f"{name} latents: got {got}, expected [{n}, C, h, w], one per prompt")
+            bad = (~torch.isfinite(latents).flatten(1).all(1)).nonzero().flatten().tolist()
+            if bad:
+                raise ValueError(f"{name} latents of {len(bad)} pairs are not finite (first: pair {bad[0]}): drop them")
+        if self.winner.shape != self.loser.shape:
+            raise ValueError(
+                f"winner {tuple(self.winner.shape)} and loser {tuple(self.loser.shape)} latents differ in shape"
+            )
+        same = (self.winner == self.loser).flatten(1).all(1).nonzero().flatten().tolist()
+        if same:
+            raise ValueError(f"winner and loser are the same image in {len(same)} pairs (first: pair {same[0]}): drop")
+        if self.margin is not None:
+            if self.margin.shape != (n,):
+                raise ValueError(f"margin has shape {tuple(self.margin.shape)}, expected ({n},)")
+            if bool(torch.isnan(self.margin).any()):
+                raise ValueError("margins hold NaN: a scorer failed on these images, drop their pairs")
+            if not bool((self.margin > 0).all()):
+                bad = int((self.margin <= 0).sum())
+                raise ValueError(
+                    f"{bad} of {n} margins are not positive: ties never train, and a negative gap is a swap"
+                )
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def select(self, indices: Sequence[int]) -> PreferencePairs:
+        """Some pairs, in the order given."""
+        rows = list(indices)
+        return PreferencePairs(
+            prompts=tuple(self.prompts[i] for i in rows),
+            winner=self.winner[rows],
+            loser=self.loser[rows],
+            margin=None if self.margin is None else self.margin[rows],
+            hashes=self.hashes,
+        )
+
+    def swapped(self) -> PreferencePairs:
+        """The same pairs with their labels exchanged (margins stay: they are sizes of gaps)."""
+        return replace(self, winner=self.loser, loser=self.winner)
+
+
+def fingerprints(pipe) -> dict[str, str]:
+    """SHA-256 of what decides whether latents and cached errors still hold: U-Net base, VAE, text encoder, scheduler.
+
+    The scheduler enters with its noise levels and prediction type; adapters do not enter.
+    """
+    scheduler = hashlib.sha256(pipe.scheduler.alphas_cumprod.double().numpy().tobytes())
+    scheduler.update(json.dumps(pipe.scheduler.config.prediction_type).encode())
+    found = {
+        "base": base_fingerprint(pipe.unet),
+        "vae": base_fingerprint(pipe.vae),
+        "text": base_fingerprint(pipe.text_encoder),
+        "scheduler": scheduler.hexdigest(),
+    }
+    if getattr(pipe, "text_encoder_2", None) is not None:
+        found["text_2"] = base_fingerprint(pipe.text_encoder_2)
+    return found
+
+
+def check_hashes(pairs: PreferencePairs, actual: Mapping[str, str], ignore: Sequence[str] = ()) -> None:
+    """Raise ValueError if the pairs were made with another VAE, text encoder, ...; `ignore` names exceptions."""
+    for key in sorted((set(pairs.hashes) & set(actual)) - set(ignore)):
+        if pairs.hashes[key] != actual[key]:
+            raise ValueError(
+                f"these pairs were made with another {key} ({pairs.hashes[key][:12]}, the pipeline has "
+                f"{actual[key][:12]}): build them again, or load the pipeline they were made with"
+            )
+
+
+def encode_unique(pipe, prompts: Sequence[str], chunk: int = 64) -> tuple[PromptConditions, list[int]]:
+    """Conditions of the distinct prompts, encoded once without gradient, and each prompt's row in them."""
+    unique = list(dict.fromkeys(prompts))
+    with torch.no_grad():
+        parts = [encode_prompts(pipe, unique[i : i + chunk]) for i in range(0, len(unique), chunk)]
+    names = ("cond", "uncond", "pooled", "pooled_uncond", "time_ids")
+    joined = {n: None if getattr(parts[0], n) is None else torch.cat([getattr(p, n) for p in parts]) for n in names}
+    position = {prompt: i for i, prompt in enumerate(unique)}
+    return PromptConditions(**joined), [position[p] for p in prompts]
