@@ -89,12 +89,15 @@ def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
     return torch.tensor(ids)
 
 
+def pool_text(clip: CLIPModel, ids: Tensor) -> Tensor:
+    """The text transformer's state [N, 128] at the end of each text, before the projection."""
+    mask = (ids != clip.config.text_config.pad_token_id).long()
+    return clip.text_model(input_ids=ids, attention_mask=mask).pooler_output
+
+
 def embed_text(clip: CLIPModel, ids: Tensor) -> Tensor:
     """Unit-length text embeddings [N, 128]."""
-    pooled = clip.text_model(
-        input_ids=ids, attention_mask=(ids != clip.config.text_config.pad_token_id).long()
-    ).pooler_output
-    return F.normalize(clip.text_projection(pooled), dim=-1)
+    return F.normalize(clip.text_projection(pool_text(clip, ids)), dim=-1)
 
 
 def embed_images(clip: CLIPModel, images: Tensor, batch: int = 256) -> Tensor:

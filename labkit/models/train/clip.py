@@ -17,9 +17,9 @@ from labkit.models.clip import (
     embed_images,
     embed_text,
     new_clip,
+    pool_text,
     retrieval_at_1,
     tokenize,
-    value_embeddings,
     zero_shot_accuracy,
 )
 from labkit.models.reader import spec_indices
@@ -125,26 +125,41 @@ def train_image_tower(
     steps: int,
     batch: int = 64,
 ) -> CLIPModel:
-    """Go on with the image tower alone: every attribute's values against each other, and full captions among the batch.
+    """Go on with the image tower and both projections: every attribute's values against each other, and full captions
+    among the batch.
 
-    It learns small shapes (mouths, hair outlines) much later than colours. The text tower, on whose states PortraitSD
-    is trained, stays as it is, so the embeddings of all words are computed once.
+    The tower learns small shapes (mouths, hair outlines) much later than colours. The text transformer, on whose
+    states PortraitSD is trained, stays as it is, so its pooled states are computed once.
     """
+    trained = ("vision_model.", "visual_projection.", "text_projection.")
     for name, parameter in clip.named_parameters():
-        parameter.requires_grad_(name.startswith(("vision_model.", "visual_projection.")))
+        parameter.requires_grad_(name.startswith(trained))
     pixels = torch.from_numpy(images)
-    answers = {a: value_embeddings(clip, tokenizer, a, captionable_values(a)) for a in NAMES}
     indices = {a: torch.tensor([_index(a, s) for s in specs]) for a in NAMES}
     scale = float(clip.logit_scale.detach().exp().clamp(max=100))
     with torch.no_grad():
+        words = {
+            a: torch.stack(
+                [
+                    pool_text(clip, tokenize(tokenizer, [describe({a: v}, template=k).text for v in values]))
+                    for k in range(TEMPLATES["en"])
+                ]
+            )  # [templates, V, 128]
+            for a in NAMES
+            for values in [captionable_values(a)]
+        }
         texts = [[caption(s).text for s in specs[i : i + 256]] for i in range(0, len(specs), 256)]
-        sentences = torch.cat([embed_text(clip, _shorten(tokenize(tokenizer, part))) for part in texts])  # [N, 128]
+        sentences = torch.cat([pool_text(clip, _shorten(tokenize(tokenizer, part))) for part in texts])  # [N, 128]
+
+    def project(pooled: Tensor) -> Tensor:
+        return F.normalize(clip.text_projection(pooled), dim=-1)
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         index = torch.randint(len(pixels), (batch,), generator=generator)
         pictures = embed_images(clip, pixels[index].permute(0, 3, 1, 2).float().div(127.5).sub(1.0))
+        answers = {a: F.normalize(project(pooled).mean(0), dim=-1) for a, pooled in words.items()}
         asked = _asked(scale * pictures, answers, indices, index)
-        matching = F.cross_entropy(scale * pictures @ sentences[index].T, torch.arange(batch))
+        matching = F.cross_entropy(scale * pictures @ project(sentences[index]).T, torch.arange(batch))
         numbers = {f"asked.{k}": v.item() for k, v in asked.items()}
         return sum(asked.values()) + matching, numbers | {"matching": matching.item()}
 
