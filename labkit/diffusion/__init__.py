@@ -10,7 +10,7 @@ from .adapters import (
 )
 from .ddim import ddim_mean_sigma, ddim_step, density_sigma, gaussian_log_prob, log_prob_ratio, step_kl
 from .guards import base_fingerprint, base_parameters, check_gradients
-from .guidance import PromptConditions, encode_prompts, predict_noise, unet_output
+from .guidance import PromptConditions, encode_prompts, labelled_rows, predict_noise, row_labels, unet_output
 from .images import (
     decode_latents,
     encode_images,
@@ -81,6 +81,7 @@ __all__ = [
     "image_generators",
     "initial_latents",
     "is_plain_ddim",
+    "labelled_rows",
     "load_adapter_state",
     "log_prob_ratio",
     "lora",
@@ -89,6 +90,7 @@ __all__ = [
     "predict_noise",
     "predict_x0",
     "remove_lora",
+    "row_labels",
     "sample",
     "sample_latents",
     "scale_latents",

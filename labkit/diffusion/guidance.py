@@ -7,13 +7,38 @@ diffusers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from .schedule import Timestep, to_epsilon
+
+_ROWS: ContextVar[tuple[str, ...] | None] = ContextVar("labels of the U-Net's rows", default=None)
+
+
+@contextmanager
+def labelled_rows(labels: Sequence[str]) -> Iterator[None]:
+    """Inside, every row of a U-Net call is known to be "cond" or "uncond"; hooks read it with `row_labels`.
+
+    `unet_output` labels its own calls. Use this around direct calls of a U-Net. Raises ValueError for other labels.
+    """
+    unknown = sorted(set(labels) - {"cond", "uncond"})
+    if unknown:
+        raise ValueError(f"row labels are 'cond' or 'uncond', got {unknown}")
+    token = _ROWS.set(tuple(labels))
+    try:
+        yield
+    finally:
+        _ROWS.reset(token)
+
+
+def row_labels() -> tuple[str, ...] | None:
+    """The labels of the rows of the U-Net call that is going on, None if nobody labelled them."""
+    return _ROWS.get()
 
 
 @dataclass(frozen=True)
@@ -99,13 +124,15 @@ def unet_output(unet, x_t: Tensor, t: Timestep, conditions: PromptConditions, *,
             "text_embeds": rows(conditions.pooled, conditions.pooled_uncond),
             "time_ids": rows(conditions.time_ids, conditions.time_ids),
         }
-    output = unet(
-        rows(x_t, x_t),
-        t,
-        encoder_hidden_states=rows(conditions.cond, conditions.uncond),
-        added_cond_kwargs=added,
-        return_dict=False,
-    )[0].float()
+    labels = ["uncond"] * len(x_t) + ["cond"] * len(x_t) if guided else ["cond"] * len(x_t)
+    with labelled_rows(labels):
+        output = unet(
+            rows(x_t, x_t),
+            t,
+            encoder_hidden_states=rows(conditions.cond, conditions.uncond),
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0].float()
     if not guided:
         return output
     uncond, cond = output.chunk(2)

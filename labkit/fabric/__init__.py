@@ -1,0 +1,48 @@
+"""FABRIC: personalising diffusion models with liked and disliked images, without training (arXiv 2307.10159)."""
+
+from .attention import attend_biased, attend_merged, attention_with_lse, pool_tokens, reference_attention
+from .cache import ReferenceCache
+from .loop import FeedbackLoop, Round, RoundSummary, drop_words, pairwise_diversity
+from .processor import FabricProcessor, Layer, Observation, SignStates
+from .references import Reference, ReferenceSet, alpha_bar_at, noised_reference, reference_noise
+from .schedule import SHAPES, depth_ramp, flat_mass, scheduled_weight, step_position, time_position
+from .session import Session, fabric
+from .settings import PRESETS, FabricError, FabricWarning, Preset, Settings
+from .unet import self_attentions
+
+__all__ = [
+    "FabricError",
+    "FabricProcessor",
+    "FabricWarning",
+    "FeedbackLoop",
+    "Layer",
+    "Observation",
+    "PRESETS",
+    "Preset",
+    "Reference",
+    "ReferenceCache",
+    "ReferenceSet",
+    "Round",
+    "RoundSummary",
+    "SHAPES",
+    "Session",
+    "Settings",
+    "SignStates",
+    "alpha_bar_at",
+    "attend_biased",
+    "attend_merged",
+    "attention_with_lse",
+    "depth_ramp",
+    "drop_words",
+    "fabric",
+    "flat_mass",
+    "noised_reference",
+    "pairwise_diversity",
+    "pool_tokens",
+    "reference_attention",
+    "reference_noise",
+    "scheduled_weight",
+    "self_attentions",
+    "step_position",
+    "time_position",
+]

@@ -1,0 +1,106 @@
+"""The one formula of FABRIC: self-attention that also sees reference tokens, re-weighted (arXiv 2307.10159, eq. 2).
+
+    a_ij = w_j exp(s_ij) / sum_l w_l exp(s_il) = softmax_j(s_ij + log w_j),        s_ij = q_i . k_j / sqrt(d)
+
+with w_j = 1 for own tokens. (The printed eq. 2 lacks the normalisation of the row; all code has it.) Equivalently
+
+    o = (1 - m) o_self + m o_ref,       logit m = LSE(s_ref) + log w - LSE(s_self)
+
+where m is the share of attention on the references: log w shifts the log-odds of looking at them. The two functions
+compute the two forms. Shapes: q [B, heads, N, d]; k, v [B, heads, N, d] own; k_ref, v_ref [1, heads, M, d] shared by
+all rows; log_w [M], finite (leave out tokens of weight 0).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attend_biased(
+    q: Tensor, k: Tensor, v: Tensor, k_ref: Tensor, v_ref: Tensor, log_w: Tensor, scale: float | None = None
+) -> Tensor:
+    """softmax(s + log w) v in one fused call, [B, heads, N, d]. The bias is [1, 1, 1, N + M] and broadcasts."""
+    rows = len(q)
+    bias = torch.cat([log_w.new_zeros(k.shape[2]), log_w]).to(q.dtype)  # [N + M]
+    keys = torch.cat([k, k_ref.expand(rows, -1, -1, -1)], dim=2)  # [B, heads, N + M, d]
+    values = torch.cat([v, v_ref.expand(rows, -1, -1, -1)], dim=2)
+    return F.scaled_dot_product_attention(q, keys, values, attn_mask=bias[None, None, None], scale=scale)
+
+
+def attend_merged(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_ref: Tensor,
+    v_ref: Tensor,
+    log_w: Tensor,
+    scale: float | None = None,
+    cap: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Two attentions merged by their log-sum-exp: output [B, heads, N, d] and mass on the references [B, heads, N].
+
+    The references' K and V are used once for all rows (the queries of the batch are laid end to end), never copied.
+    cap limits the mass, which softens every query that would look at almost nothing else.
+    """
+    rows, heads, tokens, d = q.shape
+    own, lse_own = attention_with_lse(q, k, v, scale=scale)
+    folded = q.transpose(0, 1).reshape(1, heads, rows * tokens, d)  # all rows share the references
+    ref, lse_ref = attention_with_lse(folded, k_ref, v_ref, log_w, scale=scale)
+    ref = ref.reshape(heads, rows, tokens, d).transpose(0, 1)  # [B, heads, N, d]
+    lse_ref = lse_ref.reshape(heads, rows, tokens).transpose(0, 1)
+    mass = torch.sigmoid(lse_ref - lse_own)  # [B, heads, N]
+    if cap is not None:
+        mass = mass.clamp(max=cap)
+    m = mass[..., None].to(q.dtype)
+    return (1 - m) * own + m * ref, mass
+
+
+def attention_with_lse(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention [B, heads, N, d] and the log-sum-exp of its logits [B, heads, N]. bias: [keys], added to the logits.
+
+    The CPU's fused kernel returns both. Elsewhere, and for gradients, the bias-free attention is PyTorch's own and the
+    log-sum-exp is computed in blocks of queries, so that no [N, keys] table of a whole batch is ever stored.
+    """
+    mask = None if bias is None else bias.to(q.dtype)[None, None, None]  # [1, 1, 1, keys]
+    if q.device.type == "cpu" and not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)):
+        full = None if mask is None else mask.expand(q.shape[0], q.shape[1], q.shape[2], -1)  # no copy: strides of 0
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, False, attn_mask=full, scale=scale
+        )
+        return out, lse
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    blocks = []
+    for block in q.split(256, dim=2):
+        logits = (block.float() @ k.float().transpose(-1, -2)) * factor  # [B, heads, 256, keys]
+        blocks.append(torch.logsumexp(logits if mask is None else logits + mask.float(), dim=-1))
+    return out, torch.cat(blocks, dim=2)
+
+
+def reference_attention(
+    q: Tensor, k: Tensor, k_ref: Tensor, log_w: Tensor, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """The explicit table for pictures: attention on own tokens [B, heads, N, N] and on references [B, heads, N, M]."""
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    own = q @ k.transpose(-1, -2) * factor
+    ref = q @ k_ref.transpose(-1, -2) * factor + log_w
+    table = torch.cat([own, ref], dim=-1).softmax(-1)
+    return table[..., : k.shape[2]], table[..., k.shape[2] :]
+
+
+def pool_tokens(x: Tensor, grid: tuple[int, int], pool: int) -> Tensor:
+    """Average tokens [R, heads, H W, d] over squares of pool x pool: [R, heads, H W / pool^2, d].
+
+    Give the pooled tokens the weight pool^2 w: their logits then carry about the mass of the tokens they stand for.
+    Unchanged if the grid cannot be divided.
+    """
+    height, width = grid
+    if pool == 1 or height % pool or width % pool:
+        return x
+    rows, heads, _, d = x.shape
+    image = x.permute(0, 1, 3, 2).reshape(rows, heads * d, height, width)
+    return F.avg_pool2d(image, pool).reshape(rows, heads, d, -1).permute(0, 1, 3, 2)

@@ -1,0 +1,95 @@
+"""Keys and values of references, kept across steps, batches and rounds."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+from .settings import FabricError
+
+LayerStates = dict[str, tuple[Tensor, Tensor]]  # layer -> K, V, each [1, heads, tokens, d]
+
+
+def size_of(states: LayerStates) -> int:
+    """Bytes of one entry."""
+    return sum(x.numel() * x.element_size() for pair in states.values() for x in pair)
+
+
+@dataclass
+class ReferenceCache:
+    """Least recently used K and V of references up to `max_bytes`, to be given to several sessions.
+
+    It hits only for the same image, size, timestep, noise, text, precision and weights (adapters included): sessions
+    with different seeds share nothing. SD 1.5 at 512 x 512 in half precision takes 46 MB per reference and step.
+    """
+
+    max_bytes: int = 2 * 2**30
+    hits: int = 0
+    misses: int = 0
+    bytes: int = 0
+    _entries: OrderedDict[Hashable, LayerStates] = field(default_factory=OrderedDict, repr=False)
+    _serials: WeakKeyDictionary = field(default_factory=WeakKeyDictionary, repr=False)
+    _count: itertools.count = field(default_factory=itertools.count, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.max_bytes < 0:
+            raise FabricError(f"max_bytes is {self.max_bytes}, expected at least 0 (0 keeps nothing)")
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: Hashable) -> LayerStates | None:
+        """The entry, now the most recently used one, or None."""
+        states = self._entries.get(key)
+        if states is None:
+            self.misses += 1
+            return None
+        self.hits += 1
+        self._entries.move_to_end(key)
+        return states
+
+    def put(self, key: Hashable, states: LayerStates) -> None:
+        """Store an entry and drop the oldest ones beyond max_bytes."""
+        if key in self._entries:
+            self.bytes -= size_of(self._entries.pop(key))
+        self._entries[key] = states
+        self.bytes += size_of(states)
+        while self.bytes > self.max_bytes and self._entries:
+            self.bytes -= size_of(self._entries.popitem(last=False)[1])
+
+    def clear(self) -> None:
+        """Free everything."""
+        self._entries.clear()
+        self.bytes = 0
+
+    def revision(self, unet: nn.Module) -> str:
+        """Changes whenever weights are written, replaced, moved or cast, or adapters are switched or rescaled.
+
+        Reads version counters and addresses, not the weights: microseconds per tensor. Valid within this process.
+        """
+        if unet not in self._serials:
+            self._serials[unet] = next(self._count)
+        digest = hashlib.sha256(str(self._serials[unet]).encode())
+        for parameter in unet.parameters():
+            digest.update(f"{parameter.data_ptr()} {parameter._version} {parameter.dtype} {parameter.device}".encode())
+        for module in unet.modules():
+            if hasattr(module, "active_adapters") and hasattr(module, "scaling"):
+                state = module.active_adapters, module.disable_adapters, sorted(module.scaling.items())
+                digest.update(repr(state).encode())
+        return digest.hexdigest()
+
+
+def digest_of(*tensors: Tensor | None) -> str:
+    """SHA-256 over the bytes of tensors."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        if tensor is not None:
+            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,69 @@
+"""The history of a feedback loop on disk: pictures as PNG, everything else in one JSON file that is replaced whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from labkit.diffusion import to_pil
+
+from .settings import FabricError
+
+STATE = "state.json"
+
+
+def write_round(folder: Path, configuration: dict[str, Any], rounds: Sequence[Any]) -> None:
+    """Write the pictures that are not there yet, then the state: a kill in between leaves the previous state valid."""
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for number, one in enumerate(rounds):
+        names = [f"round-{number:03d}-image-{i}.png" for i in range(len(one.images))]
+        for name, picture in zip(names, to_pil(one.images), strict=True):
+            if number == len(rounds) - 1 or not (folder / name).exists():
+                _replace(folder / name, lambda path, picture=picture: picture.save(path, format="PNG"))
+        entry = {"prompts": list(one.prompts), "liked": list(one.liked), "disliked": list(one.disliked)}
+        entries.append(entry | {"images": names})
+    text = json.dumps({"configuration": configuration, "rounds": entries}, indent=1, ensure_ascii=False)
+    _replace(folder / STATE, lambda path: path.write_text(text, "utf-8"))
+
+
+def read_rounds(folder: Path, configuration: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rounds as keyword arguments of `Round`, with `pixels` uint8 [B, H, W, 3]; none if there is no history.
+
+    Raises FabricError if the history is damaged or belongs to another configuration.
+    """
+    path = folder / STATE
+    if not path.exists():
+        return []
+    try:
+        state = json.loads(path.read_text("utf-8"))
+        stored, rounds = state["configuration"], state["rounds"]
+        result = [
+            {
+                "pixels": np.stack([np.asarray(Image.open(folder / name).convert("RGB")) for name in entry["images"]]),
+                "prompts": tuple(entry["prompts"]),
+                "liked": tuple(entry["liked"]),
+                "disliked": tuple(entry["disliked"]),
+            }
+            for entry in rounds
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FabricError(f"{path} or its pictures cannot be read ({error}): choose another folder") from None
+    different = sorted(name for name in configuration if stored.get(name) != configuration[name])
+    if different:
+        raise FabricError(
+            f"{folder} holds a loop with other {', '.join(different)}: use the same values or another folder"
+        )
+    return result
+
+
+def _replace(path: Path, write) -> None:
+    temporary = path.with_suffix(path.suffix + ".part")
+    write(temporary)
+    os.replace(temporary, path)

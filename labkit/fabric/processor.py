@@ -1,0 +1,131 @@
+"""The hook itself: an attention processor on one self-attention layer, which records or reads references.
+
+Idle, it hands the call to the processor it replaced. During the reference pass it keeps K and V. During a generation it
+lets the rows of each sign also attend to that sign's references; rows without references compute plain attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .attention import attend_biased, attend_merged
+from .settings import FabricError
+
+Observer = Callable[["Observation"], None]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One self-attention: its path in the U-Net and its depth, 0 (outermost) .. 1 (middle)."""
+
+    name: str
+    depth: float
+
+
+@dataclass(frozen=True)
+class SignStates:
+    """What the rows of one sign read in one layer: K, V [1, heads, M, d], log weights [M], tokens per reference."""
+
+    k: Tensor
+    v: Tensor
+    log_w: Tensor
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What an observer sees: one layer, the rows of one sign. q, k: [B, heads, N, d]."""
+
+    layer: Layer
+    t: float
+    sign: str
+    rows: tuple[int, ...]
+    q: Tensor
+    k: Tensor
+    reference: SignStates
+    scale: float | None
+
+
+@dataclass
+class Context:
+    """What all processors of a session share. `mode` is "idle", "record" or "inject"."""
+
+    mode: str = "idle"
+    t: float = 0.0
+    backend: str = "sdpa"
+    cap: float | None = None
+    rows: dict[str, tuple[int, ...]] = field(default_factory=dict)  # sign -> rows of the batch
+    states: Callable[[str, Layer], SignStates | None] | None = None
+    recorded: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    injections: int = 0
+    observer: Observer | None = None
+    on_mass: Callable[[Layer, str, Tensor], None] | None = None
+
+
+class FabricProcessor:
+    """Drop-in for `AttnProcessor2_0` on `attn1`."""
+
+    def __init__(self, layer: Layer, original, context: Context):
+        self.layer, self.original, self.context = layer, original, context
+
+    def __call__(
+        self,
+        attn,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        context = self.context
+        by_sign = {}
+        if context.mode == "inject":
+            by_sign = {sign: context.states(sign, self.layer) for sign in context.rows}
+            by_sign = {sign: states for sign, states in by_sign.items() if states is not None}
+        if context.mode == "idle" or (context.mode == "inject" and not by_sign):
+            return self.original(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        if encoder_hidden_states is not None or attention_mask is not None or hidden_states.ndim != 3:
+            raise FabricError(
+                f"{self.layer.name} is called with a mask or another text: FABRIC needs plain self-attention"
+            )
+
+        def heads(x: Tensor) -> Tensor:  # [B, N, C] -> [B, heads, N, d]
+            return x.view(len(x), -1, attn.heads, x.shape[-1] // attn.heads).transpose(1, 2)
+
+        q, k, v = (heads(project(hidden_states)) for project in (attn.to_q, attn.to_k, attn.to_v))
+        q = q if attn.norm_q is None else attn.norm_q(q)
+        k = k if attn.norm_k is None else attn.norm_k(k)
+        scale = None if attn.scale_qk else attn.scale  # None is 1 / sqrt(d), as the processor that is replaced has it
+        if context.mode == "record":
+            context.recorded[self.layer.name] = (k, v)
+            out = F.scaled_dot_product_attention(q, k, v, scale=scale)
+        else:
+            out = self._inject(q, k, v, by_sign, scale)
+        out = out.transpose(1, 2).reshape(len(q), -1, attn.heads * q.shape[-1]).to(q.dtype)  # [B, N, C]
+        out = attn.to_out[1](attn.to_out[0](out))
+        out = out + hidden_states if attn.residual_connection else out
+        return out / attn.rescale_output_factor
+
+    def _inject(self, q: Tensor, k: Tensor, v: Tensor, by_sign: dict[str, SignStates], scale: float | None) -> Tensor:
+        context, out = self.context, torch.empty_like(q)
+        plain = sorted(set(range(len(q))) - {row for sign in by_sign for row in context.rows[sign]})
+        if plain:
+            i = torch.tensor(plain, device=q.device)
+            out[i] = F.scaled_dot_product_attention(q[i], k[i], v[i], scale=scale)
+        for sign, states in by_sign.items():
+            i = torch.tensor(context.rows[sign], device=q.device)
+            reference = (states.k, states.v, states.log_w)
+            if context.observer is not None:
+                seen = Observation(self.layer, context.t, sign, context.rows[sign], q[i], k[i], states, scale)
+                context.observer(seen)
+            if context.backend == "sdpa":
+                out[i] = attend_biased(q[i], k[i], v[i], *reference, scale=scale)
+            else:
+                out[i], mass = attend_merged(q[i], k[i], v[i], *reference, scale=scale, cap=context.cap)
+                context.on_mass(self.layer, sign, mass)
+            context.injections += 1
+        return out

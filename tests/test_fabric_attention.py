@@ -1,0 +1,294 @@
+"""FABRIC's formula, its schedules and its noise: identities that need no network."""
+
+import pytest
+import torch
+from fabric_reference import obvious_attention
+
+from labkit.fabric import (
+    PRESETS,
+    FabricError,
+    Settings,
+    alpha_bar_at,
+    attend_biased,
+    attend_merged,
+    attention_with_lse,
+    depth_ramp,
+    flat_mass,
+    noised_reference,
+    pool_tokens,
+    reference_attention,
+    reference_noise,
+    scheduled_weight,
+    step_position,
+    time_position,
+)
+
+WEIGHTS = (1e-4, 0.1, 0.8, 1.0, 10.0)
+
+
+def case(seed=0, rows=3, heads=2, own=10, references=14, d=8, dtype=torch.float64):
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(b, n):
+        return torch.randn(b, heads, n, d, generator=g, dtype=dtype)
+
+    return draw(rows, own), draw(rows, own), draw(rows, own), draw(1, references), draw(1, references)
+
+
+def log_weights(w, references=14, dtype=torch.float64):
+    return torch.full((references,), w, dtype=dtype).log()
+
+
+@pytest.mark.parametrize("w", WEIGHTS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
+def test_log_bias_and_lse_merge_and_renormalised_probabilities_agree(w, dtype, tolerance):
+    for seed, (rows, heads, own, references, d) in enumerate([(3, 2, 10, 14, 8), (1, 1, 1, 1, 4), (2, 4, 64, 192, 24)]):
+        parts = case(seed, rows, heads, own, references, d, dtype)
+        expected = obvious_attention(*parts, torch.full((references,), w, dtype=dtype))
+        log_w = log_weights(w, references, dtype)
+        assert (attend_biased(*parts, log_w) - expected).abs().max() < tolerance
+        assert (attend_merged(*parts, log_w)[0] - expected).abs().max() < tolerance
+
+
+def test_an_extra_channel_carries_the_weight_without_a_bias():
+    q, k, v, k_ref, v_ref = case()
+    scale = q.shape[-1] ** -0.5
+    one = torch.ones_like(q[..., :1])
+    keys = torch.cat([k, k_ref.expand(3, -1, -1, -1)], 2)
+    channel = torch.zeros_like(keys[..., :1])
+    channel[:, :, k.shape[2] :] = torch.tensor(0.3).log() / scale
+    values = torch.cat([v, v_ref.expand(3, -1, -1, -1)], 2)
+    out = torch.nn.functional.scaled_dot_product_attention(
+        torch.cat([q, one], -1), torch.cat([keys, channel], -1), torch.nn.functional.pad(values, (0, 1)), scale=scale
+    )
+    assert (out[..., :-1] - attend_biased(q, k, v, k_ref, v_ref, log_weights(0.3))).abs().max() < 1e-7
+
+
+def test_half_precision_stays_close():
+    parts = case(dtype=torch.float32)
+    exact = attend_biased(*parts, log_weights(0.8, dtype=torch.float32))
+    half = [x.bfloat16() for x in parts]
+    assert (attend_biased(*half, log_weights(0.8, dtype=torch.float32)).float() - exact).abs().max() < 2e-2
+    assert (attend_merged(*half, log_weights(0.8, dtype=torch.float32))[0].float() - exact).abs().max() < 4e-2
+
+
+def test_gradients_flow_through_both_forms_alike():
+    grads = []
+    for attend in (attend_biased, lambda *a: attend_merged(*a)[0]):
+        parts = [x.requires_grad_() for x in case(dtype=torch.float32)]
+        attend(*parts, log_weights(0.5, dtype=torch.float32)).square().sum().backward()
+        grads.append(parts[0].grad)
+    assert (grads[0] - grads[1]).abs().max() < 1e-4
+
+
+def test_effective_attention_is_a_distribution():
+    q, k, _, k_ref, _ = case()
+    own, ref = reference_attention(q, k, k_ref, log_weights(0.4))
+    assert torch.cat([own, ref], -1).min() >= 0
+    assert (own.sum(-1) + ref.sum(-1) - 1).abs().max() < 1e-12
+    merged = attend_merged(*case(), log_weights(0.4))[1]
+    assert (ref.sum(-1) - merged).abs().max() < 1e-12
+
+
+def test_integer_weight_is_repetition():
+    q, k, v, k_ref, v_ref = case()
+    weighted = attend_biased(q, k, v, k_ref, v_ref, log_weights(3.0))
+    repeated = attend_biased(q, k, v, k_ref.repeat(1, 1, 3, 1), v_ref.repeat(1, 1, 3, 1), log_weights(1.0, 42))
+    assert (weighted - repeated).abs().max() < 1e-12
+
+
+def test_order_of_references_does_not_matter():
+    q, k, v, k_ref, v_ref = case()
+    order = torch.randperm(14, generator=torch.Generator().manual_seed(1))
+    log_w = torch.linspace(-3, 1, 14, dtype=torch.float64)
+    permuted = attend_biased(q, k, v, k_ref[:, :, order], v_ref[:, :, order], log_w[order])
+    assert (permuted - attend_biased(q, k, v, k_ref, v_ref, log_w)).abs().max() < 1e-12
+
+
+def test_mass_grows_with_the_weight_and_its_slope_is_m_times_one_minus_m():
+    parts, h = case(), 1e-5
+    masses = [attend_merged(*parts, log_weights(w))[1] for w in (0.01, 0.1, 1.0, 10.0)]
+    assert all(bool((a < b).all()) for a, b in zip(masses, masses[1:], strict=False))
+    up, down = (attend_merged(*parts, log_weights(0.5) + s * h)[1] for s in (1, -1))
+    m = attend_merged(*parts, log_weights(0.5))[1]
+    assert ((up - down) / (2 * h) - m * (1 - m)).abs().max() < 1e-8
+
+
+def test_limits_of_the_weight_are_own_and_reference_attention():
+    q, k, v, k_ref, v_ref = case()
+    none = attend_merged(q, k, v, k_ref, v_ref, log_weights(1e-12))[0]
+    every = attend_merged(q, k, v, k_ref, v_ref, log_weights(1e12))[0]
+    assert (none - attention_with_lse(q, k, v)[0]).abs().max() < 1e-8
+    folded = attention_with_lse(q, k_ref.expand(3, -1, -1, -1), v_ref.expand(3, -1, -1, -1))[0]
+    assert (every - folded).abs().max() < 1e-8
+
+
+def test_flat_logits_give_the_closed_form_of_the_mass():
+    q = torch.zeros(1, 1, 5, 4)
+    for w, n in ((0.1, 1), (0.8, 1), (0.8, 4), (0.8, 8), (0.3, 3)):
+        x, refs = torch.randn(1, 1, 5, 4), torch.randn(1, 1, 5 * n, 4)
+        mass = attend_merged(q, x, x, refs, refs, log_weights(w, 5 * n, torch.float32))[1]
+        assert mass.mean().item() == pytest.approx(flat_mass(w * n), abs=1e-6)
+    assert [round(flat_mass(s), 2) for s in (0.1, 0.8, 3.2, 6.4)] == [0.09, 0.44, 0.76, 0.86]
+
+
+def test_cap_limits_the_mass_and_keeps_what_is_below():
+    parts = case()
+    free_out, free = attend_merged(*parts, log_weights(1.0))
+    out, mass = attend_merged(*parts, log_weights(1.0), cap=float(free.median()))
+    below = free < free.median()
+    assert bool((mass <= free.median()).all()) and below.any()
+    assert torch.equal(out[below], free_out[below])
+    assert not torch.equal(out[~below], free_out[~below])
+
+
+def test_pooling_constant_tokens_with_the_area_as_weight_is_exact():
+    q, k, v, *_ = case(own=16)
+    constant = torch.randn(1, 2, 1, 8, dtype=torch.float64).expand(1, 2, 16, 8)
+    pooled = pool_tokens(constant, (4, 4), 2)
+    assert pooled.shape == (1, 2, 4, 8)
+    full = attend_biased(q, k, v, constant, constant, log_weights(0.5, 16))
+    assert (attend_biased(q, k, v, pooled, pooled, log_weights(2.0, 4)) - full).abs().max() < 1e-12
+    assert pool_tokens(constant, (2, 8), 3) is constant
+
+
+# ---- schedules ------------------------------------------------------------------------------------------------------
+
+
+def active_steps(start, end, steps=20):
+    return [i for i in range(steps) if step_position(i, steps, start, end) is not None]
+
+
+def test_boxcar_has_the_official_step_sets():
+    counts = [len(active_steps(*w)) for w in ((0, 0.8), (0.33, 0.66), (0, 0.5), (0, 1))]
+    assert counts == [17, 7, 11, 20]
+    assert active_steps(0.33, 0.66) == list(range(7, 14))
+    assert active_steps(0.9, 0.1) == []
+
+
+def test_training_time_counts_one_step_less_than_step_time():
+    timesteps = [i * 50 + 1 for i in range(20)][::-1]
+    inside = [t for t in timesteps if time_position(t, 1000, 0, 0.8) is not None]
+    assert len(inside) == 16
+
+
+def test_shapes_hit_both_ends():
+    def weight(u, shape):
+        return scheduled_weight(u, max_weight=0.9, min_weight=0.1, shape=shape)
+
+    assert weight(0.0, "boxcar") == weight(1.0, "boxcar") == 0.9
+    for shape in ("linear", "cosine"):
+        assert weight(0.0, shape) == pytest.approx(0.9)
+        assert weight(0.5, shape) == pytest.approx(0.5)
+        assert weight(1.0, shape) == pytest.approx(0.1)
+    assert weight(None, "linear") == 0.1
+    assert scheduled_weight(None, max_weight=0.4, min_weight=0.4, shape="boxcar") == 0.4
+
+
+def test_depth_ramp_is_flat_by_default_and_reaches_the_scale_in_the_middle():
+    assert [depth_ramp(d, 1.0) for d in (0.0, 0.3, 1.0)] == [1.0, 1.0, 1.0]
+    assert [depth_ramp(d, 0.5) for d in (0.0, 0.5, 1.0)] == [1.0, 0.75, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("name", "window", "weights", "scale", "clock", "sampling"),
+    [
+        ("paper", (0, 1), (0.8, 0.8), 0.5, "steps", (20, 6.0, 4, 3)),
+        ("paper-preference", (0, 1), (0.1, 0.1), 0.5, "steps", (20, 6.0, 4, 3)),
+        ("repo", (0, 0.8), (0.0, 0.3), 0.5, "steps", (20, 6.0, 4, 3)),
+        ("repo-single-round", (0.33, 0.66), (0.05, 0.8), 0.5, "steps", (20, 7.0, 4, None)),
+        ("repo-notebook", (0, 0.8), (0.0, 0.8), 0.5, "steps", (20, 6.0, 4, None)),
+        ("diffusers", (0.33, 0.66), (0.05, 0.8), 0.5, "steps", (20, 7.0, 4, None)),
+        ("webui", (0, 0.8), (0.0, 0.8), 0.5, "training", (None, None, None, None)),
+        ("comfy", (0, 0.8), (0.0, 1.0), 1.0, "steps", (None, None, None, None)),
+        ("linear-decay", (0, 0.8), (0.05, 0.9), 0.0, "steps", (100, 6.0, 1, None)),
+    ],
+)
+def test_presets_are_the_published_settings(name, window, weights, scale, clock, sampling):
+    preset = PRESETS[name]
+    s = preset.settings
+    assert (s.start, s.end, s.min_weight, s.max_weight) == (*window, *weights)
+    assert (s.negative_scale, s.clock, s.reference_prompt) == (scale, clock, "")
+    assert s.shape == ("linear" if name == "linear-decay" else "boxcar")
+    assert (preset.steps, preset.guidance_scale, preset.images, preset.rounds) == sampling
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"max_weight": -1}, "at least 0"),
+        ({"max_weight": float("nan")}, "at least 0"),
+        ({"level_weights": {1: -2}}, r"level_weights\[1\]"),
+        ({"shape": "square"}, "boxcar, linear, cosine"),
+        ({"end": 1.2}, "0 .pure noise"),
+        ({"mass_cap": 0.5}, "backend='lse'"),
+        ({"pool": 0}, "pool is 0"),
+        ({"noise": "none"}, "step, image"),
+    ],
+)
+def test_bad_settings_say_what_is_expected(bad, message):
+    with pytest.raises(FabricError, match=message):
+        Settings(**bad)
+
+
+# ---- noise ----------------------------------------------------------------------------------------------------------
+
+SCHEDULERS = {
+    "DDIMScheduler": {},
+    "PNDMScheduler": {"skip_prk_steps": True},
+    "EulerDiscreteScheduler": {},
+    "EulerDiscreteScheduler karras": {"use_karras_sigmas": True},
+    "EulerAncestralDiscreteScheduler": {},
+    "HeunDiscreteScheduler": {},
+    "LMSDiscreteScheduler": {},
+    "DPMSolverMultistepScheduler": {},
+    "UniPCMultistepScheduler": {},
+    "DEISMultistepScheduler": {},
+    "LCMScheduler": {},
+}
+
+
+def scheduler(name):
+    import diffusers
+
+    from labkit.models.sd_layout import SD_SCHEDULE
+
+    return getattr(diffusers, name.split()[0])(**{**SD_SCHEDULE, **SCHEDULERS[name]})
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_noised_reference_is_what_the_sampler_would_show_the_unet(name):
+    if "LMS" in name:
+        pytest.importorskip("scipy")
+    sampler = scheduler(name)
+    sampler.set_timesteps(8)
+    g = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(1, 4, 8, 8, generator=g), torch.randn(1, 4, 8, 8, generator=g)
+    for t in list(dict.fromkeys(sampler.timesteps.tolist()))[:-1]:
+        sampler._step_index = None
+        at = torch.as_tensor(t, dtype=sampler.timesteps.dtype)
+        shown = sampler.scale_model_input(sampler.add_noise(x, noise, at[None]), at)
+        assert (noised_reference(x, noise, t, sampler.alphas_cumprod) - shown).abs().max() < 2e-4, t
+
+
+def test_reference_is_pure_noise_at_the_start_and_clean_at_the_end():
+    from labkit.diffusion import sd_alphas_cumprod
+
+    abar = sd_alphas_cumprod()
+    assert alpha_bar_at(999, abar) == pytest.approx(float(abar[999]), rel=1e-5)
+    assert alpha_bar_at(0, abar) == pytest.approx(float(abar[0]), rel=1e-5)
+    assert float(abar[500]) > alpha_bar_at(500.5, abar) > float(abar[501])
+    latent, noise = torch.full((4, 64, 64), 3.0), reference_noise("a" * 64, 0, 1.0, (4, 64, 64))
+    assert (noised_reference(latent, noise, 0, abar) - latent).abs().mean() < 0.05
+    late = noised_reference(latent, noise, 999, abar)
+    assert late.mean().item() == pytest.approx(3 * float(abar[999]) ** 0.5, abs=0.03)
+    assert late.var().item() == pytest.approx(1 - float(abar[999]), abs=0.03)
+
+
+def test_reference_noise_depends_on_image_seed_and_timestep_alone():
+    state = torch.random.get_rng_state()
+    a = reference_noise("0a" * 32, 0, 500.0, (4, 8, 8))
+    assert torch.equal(a, reference_noise("0a" * 32, 0, 500.0, (4, 8, 8)))
+    others = [("0b" * 32, 0, 500.0), ("0a" * 32, 1, 500.0), ("0a" * 32, 0, 500.5), ("0a" * 32, 0, None)]
+    assert not any(torch.equal(a, reference_noise(*other, (4, 8, 8))) for other in others)
+    assert torch.equal(state, torch.random.get_rng_state())
