@@ -1,0 +1,259 @@
+"""HG-DPO: reconstructions, stages, hand-over and inference rules. Numbers in brackets: tests of dpo.md, section 4."""
+
+import copy
+import math
+
+import pytest
+import torch
+from tiny_models import tiny_pipeline
+
+from labkit.diffusion import (
+    active_adapters,
+    adapter_names,
+    adapter_parameters,
+    add_lora,
+    base_fingerprint,
+    encode_prompts,
+    image_generators,
+    merge_lora,
+    sd_alphas_cumprod,
+    unet_output,
+)
+from labkit.dpo import (
+    DPOConfig,
+    Pool,
+    Stage,
+    attach,
+    best_level,
+    best_vs_worst,
+    dpo,
+    hard_pairs,
+    leap_pairs,
+    normal_pairs,
+    recon_levels,
+    recon_timesteps,
+    run_stages,
+    scaled_adapters,
+    sd_recon,
+    statistics,
+    statistics_order,
+    text_window,
+    up_blocks,
+)
+
+PROMPTS = ("a happy person", "a person with red hair", "a person wearing blue clothes")
+
+
+@pytest.fixture
+def pipe():
+    return tiny_pipeline()
+
+
+@pytest.fixture
+def real():
+    return torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(9))
+
+
+def easy_pairs(pipe, scores=None):
+    latents = torch.randn(3, 3, 4, 8, 8, generator=torch.Generator().manual_seed(4))
+    scores = torch.tensor([[0.1, 0.5, 0.3], [0.2, 0.9, 0.4], [0.6, 0.0, 0.1]]) if scores is None else scores
+    return best_vs_worst(Pool(PROMPTS, latents, {"judge": scores}), "judge")
+
+
+# ---- SDRecon [31] ----------------------------------------------------------------------------------------------
+
+
+def test_t_0_returns_the_picture_and_more_noise_goes_further_from_it(pipe, real):
+    levels = recon_levels(pipe, real, PROMPTS, (0, 100, 500, 1000), seed=0, steps=10, guidance_scale=1.0)
+    assert torch.equal(levels[0], real)
+    distance = [float((levels[t] - real).square().mean()) for t in (100, 500, 1000)]
+    assert distance == sorted(distance)
+    assert distance[0] < distance[2] / 4
+
+
+@pytest.mark.parametrize(("t", "kept"), [(100, 0.946), (500, 0.526), (1000, 0.068)])
+def test_the_start_keeps_the_published_share_of_the_picture_even_at_full_noise(pipe, real, t, kept):
+    seen = []
+    pipe.unet.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    for picture in (real, torch.zeros_like(real)):
+        options = {"generators": image_generators(3, 0), "steps": 1, "guidance_scale": 1.0}
+        sd_recon(pipe, picture, PROMPTS, t, **options)
+    assert torch.allclose(seen[0] - seen[1], kept * real, atol=3e-3)
+
+
+def test_timesteps_begin_at_t_and_keep_the_spacing_of_the_whole_range():
+    assert recon_timesteps(1000, 10)[0] == 999
+    assert recon_timesteps(400, 10) == [400, 300, 200, 100]
+    assert recon_timesteps(30, 10) == [30]
+    assert recon_timesteps(0, 10) == []
+    for t in (-1, 1001):
+        with pytest.raises(ValueError, match="expected 0"):
+            recon_timesteps(t, 10)
+
+
+def test_the_best_level_is_the_smallest_among_equal_scores():
+    level, score = best_level({500: torch.tensor([0.5, 0.1]), 400: torch.tensor([0.5, 0.0])})
+    assert level.tolist() == [400, 500]
+    assert score.tolist() == pytest.approx([0.5, 0.1])
+    with pytest.raises(ValueError, match="NaN"):
+        best_level({400: torch.tensor([float("nan")])})
+
+
+# ---- pairs of the stages ---------------------------------------------------------------------------------------
+
+
+def test_normal_winners_are_the_best_reconstructions_and_lose_where_they_score_less(pipe, real):
+    easy = easy_pairs(pipe)  # winners score 0.5, 0.9, 0.6
+    recons = {400: real, 500: real + 1}
+    scores = {400: torch.tensor([0.7, 0.8, 0.6]), 500: torch.tensor([0.6, 0.7, 0.1])}
+    normal = normal_pairs(easy, recons, scores, "judge")
+    assert normal.column("tie") == [False, True, True]  # worse, equal: neither trains
+    training = normal.training()
+    assert torch.equal(training.winner[0], real[0])
+    assert torch.equal(training.loser[0], easy.training().winner[0])
+    assert training.margin.tolist() == pytest.approx([0.2])
+
+
+def test_the_hard_stage_takes_the_pictures_that_normal_kept_against_its_winners(pipe, real):
+    normal = normal_pairs(easy_pairs(pipe), {400: real}, {400: torch.tensor([0.7, 0.8, 0.9])}, "judge")
+    hard = hard_pairs(normal, real * 2)
+    assert hard.column("tie") == normal.column("tie") == [False, True, False]
+    training = hard.training()
+    assert torch.equal(training.winner, real[[0, 2]] * 2)
+    assert torch.equal(training.loser, real[[0, 2]])
+    assert training.margin is None
+
+
+def test_the_leap_sets_real_pictures_against_generated_losers(pipe, real):
+    easy = easy_pairs(pipe)
+    training = leap_pairs(easy, real).training()
+    assert torch.equal(training.winner, real)
+    assert torch.equal(training.loser, easy.training().loser)
+
+
+def test_pictures_in_another_order_or_shape_are_refused(pipe, real):
+    with pytest.raises(ValueError, match="one per prompt"):
+        leap_pairs(easy_pairs(pipe), real[:2])
+    with pytest.raises(ValueError, match="one per prompt"):
+        leap_pairs(easy_pairs(pipe), torch.zeros(3, 4, 4, 4))
+
+
+# ---- hand-over [28] --------------------------------------------------------------------------------------------
+
+
+def stages(pipe, real, steps=4, names=("easy", "hard")):
+    easy = easy_pairs(pipe)
+    pairs = (easy.training(), leap_pairs(easy, real).training())
+    config = DPOConfig(steps=steps, batch_size=3, lr=1e-2, log_every=1, rank=2, warmup=0)
+    terms = ([dpo(500.0), statistics()], [dpo(500.0)])
+    return [Stage(n, p, t, config) for n, p, t in zip(names, pairs, terms, strict=True)]
+
+
+def output(pipe):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 4, 8, 8, generator=generator)
+    with torch.no_grad():
+        return unet_output(pipe.unet, x, 500, encode_prompts(pipe, PROMPTS[:2]))
+
+
+def test_every_stage_starts_at_ln_2_and_the_next_reference_is_the_last_policy(pipe, real):
+    before = base_fingerprint(pipe.unet)
+    logs = run_stages(pipe, stages(pipe, real))
+    for name in ("easy", "hard"):
+        assert logs[name][0]["dpo"] == pytest.approx(math.log(2), abs=1e-6)
+        assert logs[name][-1]["dpo"] < math.log(2)
+    assert base_fingerprint(pipe.unet) == before
+    assert active_adapters(pipe.unet) == ("easy", "hard")
+    assert not any(p.requires_grad for p in pipe.unet.parameters())
+
+
+def test_adapters_side_by_side_compute_what_the_merged_stages_computed(pipe, real):
+    merged = copy.deepcopy(pipe)
+    run_stages(pipe, stages(pipe, real))
+    for name in ("easy", "hard"):
+        state = {k: v.detach().clone() for k, v in adapter_parameters(pipe.unet, name).items()}
+        attach(merged.unet, name, state, rank=2)
+        merge_lora(merged.unet, name)
+    assert torch.allclose(output(pipe), output(merged), atol=1e-5)
+    assert not torch.allclose(output(pipe), output(tiny_pipeline()), atol=1e-3)
+
+
+def test_with_the_base_as_reference_later_stages_do_not_start_at_ln_2(pipe, real):
+    logs = run_stages(pipe, stages(pipe, real, steps=10), reference="base")
+    assert logs["easy"][0]["dpo"] == pytest.approx(math.log(2), abs=1e-6)
+    assert abs(logs["hard"][0]["dpo"] - math.log(2)) > 1e-4
+
+
+def test_a_failing_stage_leaves_the_base_weights_and_no_adapter(pipe, real):
+    before = base_fingerprint(pipe.unet)
+
+    def fail(name, record):
+        if name == "hard":
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        run_stages(pipe, stages(pipe, real), callback=fail)
+    assert base_fingerprint(pipe.unet) == before
+    assert adapter_names(pipe.unet) == ()
+
+
+def test_names_that_repeat_and_unknown_references_are_refused(pipe, real):
+    with pytest.raises(ValueError, match="distinct"):
+        run_stages(pipe, stages(pipe, real, names=("easy", "easy")))
+    with pytest.raises(ValueError, match="'stage'"):
+        run_stages(pipe, stages(pipe, real), reference="policy")
+
+
+# ---- inference rules [29] --------------------------------------------------------------------------------------
+
+
+def with_random_lora(pipe, name="hard"):
+    add_lora(pipe.unet, name, seed=0, rank=2)
+    generator = torch.Generator().manual_seed(7)
+    for parameter in adapter_parameters(pipe.unet, name).values():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+
+
+def test_scale_0_is_the_base_bitwise_and_half_the_scale_about_half_the_change(pipe):
+    base = output(pipe)
+    with_random_lora(pipe)
+    with scaled_adapters(pipe.unet, {"hard": 0.0}):
+        assert torch.equal(output(pipe), base)
+    with scaled_adapters(pipe.unet, {"hard": 0.5}):
+        half = (output(pipe) - base).norm()
+    whole = (output(pipe) - base).norm()
+    assert 0.35 < half / whole < 0.65
+
+
+def test_the_last_stage_can_be_kept_to_the_up_blocks_and_everything_comes_back(pipe):
+    with_random_lora(pipe)
+    whole, active = output(pipe), active_adapters(pipe.unet)
+    with scaled_adapters(pipe.unet, {"hard": 1.0}, where={"hard": up_blocks}):
+        masked = output(pipe)
+    for path, parameter in adapter_parameters(pipe.unet, "hard").items():
+        if ".lora_B." in path and not up_blocks(path):
+            parameter.data.zero_()
+    assert torch.allclose(masked, output(pipe), atol=1e-6)
+    assert not torch.allclose(masked, whole, atol=1e-5)
+    assert active_adapters(pipe.unet) == active
+
+
+def test_the_text_encoder_is_switched_by_timestep(pipe):
+    base, tuned = encode_prompts(pipe, PROMPTS[:1]), encode_prompts(pipe, PROMPTS[1:2])
+    conditions = text_window(base, tuned)
+    assert [conditions(t) is tuned for t in (0, 899, 900, 999, 1000)] == [False, False, True, True, True]
+    with pytest.raises(ValueError, match="same prompts"):
+        text_window(base, encode_prompts(pipe, PROMPTS))
+
+
+def test_an_adapter_that_is_not_there_is_named(pipe):
+    with pytest.raises(RuntimeError, match="normal"):
+        with scaled_adapters(pipe.unet, {"normal": 1.0}):
+            pass
+
+
+# ---- the weight of statistics matching -------------------------------------------------------------------------
+
+
+def test_ten_thousand_is_half_on_the_schedule_of_stable_diffusion():
+    assert statistics_order(10_000, sd_alphas_cumprod()) == pytest.approx(0.515, abs=0.01)
