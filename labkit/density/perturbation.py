@@ -1,0 +1,108 @@
+"""Pushing one sample up or down in density by changing its initial noise a little (method i).
+
+    maximise or minimise  rho(F(G(z + delta)))   over the box  max |delta| <= eps,  delta = 0 at the start
+
+"sign" takes steps of step_size * sign(gradient), as the released code does (projected gradient ascent in the maximum
+norm; 10 steps of eps / 4 reach the box's wall); "gradient" takes step_size * gradient, as the paper's figure writes it;
+"random" takes random signs, the control. The score that is climbed may be a stand-in, so the ends are scored again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+METHODS = ("sign", "gradient", "random")
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """B perturbed samples.
+
+    Attributes:
+        z: [B, ...] the changed noise; delta: [B, ...] the change.
+        before, after: [B] float64, the exact score of both ends.
+        climbed: [steps + 1, B] the score that was climbed, at the start and after each step.
+    """
+
+    z: Tensor = field(repr=False)
+    delta: Tensor = field(repr=False)
+    before: Tensor
+    after: Tensor
+    climbed: Tensor = field(repr=False)
+
+
+def perturb(
+    score: Callable[[Tensor], Tensor],
+    z: Tensor,
+    *,
+    exact: Callable[[Tensor], Tensor],
+    direction: str,
+    eps: float = 0.1,
+    steps: int = 10,
+    step_size: float | None = None,
+    method: str = "sign",
+    generator: torch.Generator | None = None,
+) -> Perturbation:
+    """Change noise z [B, ...] within +-eps per coordinate to raise or lower its score.
+
+    Args:
+        score: z -> [B], differentiable, one row not depending on another; what is climbed.
+        exact: z -> [B]; the judge, called on z and on z + delta without gradients.
+        direction: "up" (more typical) or "down" (rarer).
+        step_size: default eps / 4. method: "sign", "gradient" or "random" (which needs a generator).
+
+    z is not modified and no model parameter receives a gradient.
+
+    Raises:
+        ValueError: unknown direction or method, eps < 0, steps < 0, a score without gradient or not finite.
+    """
+    if direction not in ("up", "down"):
+        raise ValueError(f"direction is {direction!r}, expected 'up' (more typical) or 'down' (rarer)")
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
+    if not eps >= 0 or steps < 0:
+        raise ValueError(f"eps = {eps} and steps = {steps} must not be negative")
+    if method == "random" and generator is None:
+        raise ValueError("method 'random' draws signs: pass generator=torch.Generator().manual_seed(...)")
+    z = z.detach()
+    towards = 1.0 if direction == "up" else -1.0
+    length = eps / 4 if step_size is None else step_size
+    delta, climbed = torch.zeros_like(z), []
+    for _ in range(steps):
+        if method == "random":
+            with torch.no_grad():
+                climbed.append(_checked(score(z + delta), len(z)))
+            step = torch.randint(2, z.shape, generator=generator).to(z) * 2 - 1
+        else:
+            value, gradient = _value_and_gradient(score, z + delta)
+            climbed.append(value)
+            step = towards * (gradient.sign() if method == "sign" else gradient)
+        delta = (delta + length * step).clamp(-eps, eps)
+    with torch.no_grad():
+        climbed.append(_checked(score(z + delta), len(z)))
+        before, after = (_checked(exact(x), len(z)) for x in (z, z + delta))
+    return Perturbation(z + delta, delta, before, after, torch.stack(climbed))
+
+
+def _value_and_gradient(score: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
+    """Score [B] and its gradient [B, ...]. Rows do not mix, so the gradient of the sum is each row's own."""
+    with torch.enable_grad():
+        z = z.detach().requires_grad_(True)
+        value = score(z)
+        if not value.requires_grad:
+            raise ValueError("the score does not depend on z: compute it with gradients, all the way from the noise")
+        (gradient,) = torch.autograd.grad(value.sum(), z)  # reaches z alone: parameters get no .grad
+    if not bool(torch.isfinite(gradient).all()):
+        raise ValueError("the gradient of the score is not finite: use fewer steps, or float32")
+    return _checked(value, len(z)), gradient
+
+
+def _checked(value: Tensor, n: int) -> Tensor:
+    value = value.detach().double().cpu()
+    if value.shape != (n,) or not bool(torch.isfinite(value).all()):
+        raise ValueError(f"the score must be {n} finite numbers, got shape {tuple(value.shape)}: one per sample")
+    return value
