@@ -1,0 +1,62 @@
+"""Comparative prompting: moving the text embedding of a class by what tells it from another class.
+
+The paper's update, with class embeddings e and the embedding t_ij of "how i differs from j": since t_ij should point
+along e_i - e_j, class j should be near e_i - t_ij, so e_j' = unit(alpha e_j + (1 - alpha) mean(e_i - beta t_ij)).
+Only the second class of a pair moves. t_ij has length 1 but e_i - e_j is short when the classes are alike: beta makes
+the lengths agree (beta = 1 is the paper). Pairs come from a validation split here, never from the test set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .geometry import unit
+
+Comparative = tuple[int, int, Tensor]
+"""(class i, class j, embedding [d] of how i differs from j)"""
+
+
+def comparative_prompts(
+    classes: Tensor, comparatives: Sequence[Comparative], alpha: float, beta: float = 1.0
+) -> Tensor:
+    """Updated class embeddings [C, d] from unit embeddings `classes` [C, d]; classes that are never second stay.
+
+    Raises:
+        ValueError: alpha outside [0, 1], a class number that does not exist, or a class compared with itself.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}, expected a number from 0 to 1")
+    proposals: dict[int, list[Tensor]] = {}
+    for i, j, text in comparatives:
+        if i == j or not (0 <= i < len(classes) and 0 <= j < len(classes)):
+            raise ValueError(f"classes {i} and {j}: expected two different numbers below {len(classes)}")
+        proposals.setdefault(j, []).append(classes[i] - beta * text)
+    updated = classes.clone()
+    if alpha < 1:
+        for j, own in proposals.items():
+            updated[j] = unit(alpha * classes[j] + (1 - alpha) * torch.stack(own).mean(0))
+    return updated
+
+
+def mean_gap(classes: Tensor, comparatives: Sequence[Comparative]) -> float:
+    """Mean length of e_i - e_j over the pairs: the beta that makes the update's lengths agree."""
+    return float(torch.stack([(classes[i] - classes[j]).norm() for i, j, _ in comparatives]).mean())
+
+
+def confused_pairs(predicted: Tensor, truth: Tensor, k: int) -> list[tuple[int, int]]:
+    """The `k` unordered pairs of classes that are confused most often, most confused first, from predictions and true
+    classes [N] of a validation split; pairs that are never confused are left out."""
+    n = int(max(predicted.max(), truth.max())) + 1
+    counts = torch.bincount(truth * n + predicted, minlength=n * n).reshape(n, n)
+    both = (counts + counts.T).triu(1)  # [C, C]
+    order = both.flatten().argsort(descending=True, stable=True)[:k].tolist()
+    return [divmod(place, n) for place in order if both.flatten()[place] > 0]
+
+
+def shuffled_texts(comparatives: Sequence[Comparative], generator: torch.Generator) -> list[Comparative]:
+    """The control: the same pairs with one another's texts. Gains that survive it are not due to what the texts say."""
+    order = torch.randperm(len(comparatives), generator=generator).tolist()
+    return [(i, j, comparatives[k][2]) for (i, j, _), k in zip(comparatives, order, strict=True)]

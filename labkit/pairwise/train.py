@@ -1,0 +1,177 @@
+"""Finetuning the text tower on differences; the image tower stays frozen and its embeddings are cached.
+
+Scope: the paper trains the blocks of the text transformer and nothing else (no token embedding, no final norm, no
+projection); "lora" adds low-rank updates to their attention instead.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import CLIPModel
+
+from labkit.diffusion import add_lora
+from labkit.models.clip_inputs import ClipInputs
+
+from .config import PairwiseConfig
+from .geometry import pair_differences, unit
+from .loss import duplicate_floor, matching, squared_error, symmetric_nce, two_sided_cross_entropy
+from .pairs import Codes, Values
+from .records import DifferenceRecord
+from .towers import TextTower
+from .wording import Wording
+
+LORA_NAME = "pairwise"
+
+
+@dataclass
+class RunCard:
+    """What was trained and how it went; `asdict(card)` goes into a JSON file."""
+
+    config: dict
+    records: int
+    dropped: int
+    trainable: int
+    seconds: float = 0.0
+    seconds_per_1000_pairs: float = 0.0
+    loss: list[float] = field(default_factory=list)
+    floor: list[float] = field(default_factory=list)
+    drift: float = 0.0
+    history: list[dict] = field(default_factory=list)
+
+
+def trainable_parameters(clip: CLIPModel, config: PairwiseConfig, seed: int) -> list[torch.nn.Parameter]:
+    """Freeze everything but the scope (adding the LoRA adapter if asked); the parameters that will be trained."""
+    clip.requires_grad_(False)
+    if config.scope == "lora":
+        return add_lora(clip, LORA_NAME, seed=seed, rank=config.rank, where=lambda name: name.startswith("text_model."))
+    parameters = list(clip.text_model.encoder.parameters())
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    return parameters
+
+
+def copy_with_shared_images(clip: CLIPModel) -> CLIPModel:
+    """A copy whose text side is its own and whose frozen image tower is the original object."""
+    shared = (clip.vision_model, clip.visual_projection)
+    return copy.deepcopy(clip, {id(module): module for module in shared})
+
+
+def train_pairwise(
+    clip: CLIPModel,
+    inputs: ClipInputs,
+    images: Tensor,
+    values: Sequence[Values],
+    records: Sequence[DifferenceRecord],
+    config: PairwiseConfig,
+    *,
+    wording: Wording,
+    generator: torch.Generator,
+    captions: Sequence[tuple[str, Mapping[str, str]]] | None = None,
+    monitor: Callable[[int, CLIPModel], Mapping[str, float]] | None = None,
+    every: int = 0,
+    on_step: Callable[[int], None] | None = None,
+) -> tuple[CLIPModel, RunCard]:
+    """Train a copy of `clip` on difference records; the original stays as it is.
+
+    Args:
+        images: cached unit embeddings [N, d] of the frozen image tower (see `embed_images`).
+        values: the attributes of the N images (for exact targets).
+        records: sentences about pairs of these images, from any writer.
+        captions: for rehearsal, one (caption, the values that it names) per image.
+        generator: draws the batches and every choice; the same generator state gives the same run.
+        monitor: called as monitor(step, model) every `every` steps and at the end; its numbers go into the history.
+        on_step: called after every step (progress bars).
+
+    Raises:
+        ValueError: no records or no usable pair, or rehearsal without captions.
+    """
+    if not records:
+        raise ValueError("there are no records: write some sentences first")
+    if config.rehearsal and (captions is None or len(captions) != len(images)):
+        raise ValueError(f"rehearsal needs one caption for each of the {len(images)} images: pass captions=")
+    foreign = {a for _, named in captions or () for a in named} - set(wording)
+    if config.rehearsal and foreign:
+        raise ValueError(f"captions name {', '.join(sorted(foreign))}, which the wording does not know: widen wording")
+    pairs = torch.tensor([(r.first, r.second) for r in records])  # [R, 2]
+    usable = pair_differences(images, pairs[:, 0], pairs[:, 1])
+    model = copy_with_shared_images(clip).eval()  # eval: CLIP has no dropout to switch on, and none is wanted
+    seed = int(torch.randint(2**31, (1,), generator=generator))
+    parameters = trainable_parameters(model, config, seed)
+    before = [p.detach().clone() for p in parameters]
+    tower = TextTower(model, inputs)
+    optimizer = torch.optim.Adam(parameters, lr=config.lr)
+    codes, scale = Codes(wording), model.logit_scale.detach().exp()
+    per_pass = max(1, math.ceil(len(usable.kept) / config.batch))
+    card = RunCard(asdict(config), len(records), usable.dropped, sum(p.numel() for p in parameters))
+    clock = 0.0
+    for step in range(config.steps):
+        start = time.perf_counter()
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * config.decay ** (step // per_pass)
+        loss = torch.zeros((), device=images.device)
+        if config.difference:
+            drawn = usable.kept[torch.randint(len(usable.kept), (config.batch,), generator=generator)].tolist()
+            part, floor = _difference_loss(tower, images, values, [records[k] for k in drawn], config, codes, generator)
+            loss = loss + config.difference * part
+            card.loss.append(float(part.detach()))
+            card.floor.append(floor)
+        if config.rehearsal:
+            loss = loss + config.rehearsal * _caption_loss(
+                tower, images, values, captions, config, codes, scale, generator
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        clock += time.perf_counter() - start
+        if monitor and (step + 1 == config.steps or (every and (step + 1) % every == 0)):
+            with torch.no_grad():
+                card.history.append({"step": step + 1, **monitor(step + 1, model)})
+        if on_step:
+            on_step(step + 1)
+    model.requires_grad_(False)
+    moved = sum((p.detach() - b).square().sum() for p, b in zip(parameters, before, strict=True))
+    card.drift = float((moved / sum(b.square().sum() for b in before).clamp(min=1e-12)).sqrt())
+    card.seconds = clock
+    card.seconds_per_1000_pairs = clock / (config.steps * config.batch) * 1000
+    return model, card
+
+
+def _difference_loss(tower, images, values, batch, config, codes, generator) -> tuple[Tensor, float]:
+    """The difference loss of one batch of records, and the floor that repeated sentences imply."""
+    n = len(batch)
+    flip = torch.randint(2, (2, n), generator=generator).bool()
+    mirror = (flip[0] & config.mirrored).tolist()
+    other = (flip[1] & config.both_orders).tolist()
+    texts, first, second = [], [], []
+    for record, turned, swapped in zip(batch, mirror, other, strict=True):
+        choice = record.mirrored if turned else record.sentences
+        texts.append(choice[-1 if swapped else 0])
+        first.append(record.second if turned else record.first)
+        second.append(record.first if turned else record.second)
+    text = tower(texts)  # [B, d]
+    if config.loss == "mse":
+        return squared_error(text, images[first] - images[second]), 0.0
+    positives = None
+    if config.true_targets:
+        said = [r.statement.mirrored() if turned else r.statement for r, turned in zip(batch, mirror, strict=True)]
+        truth = codes.truth([values[i] for i in first], [values[j] for j in second], said).T  # [sentences, pairs]
+        positives = (truth | torch.eye(n, dtype=torch.bool)).to(text.device)
+    direction = unit(images[first] - images[second])  # [B, d]
+    floor = duplicate_floor(positives) if positives is not None else 0.0
+    return symmetric_nce(text, direction, config.tau, positives), floor
+
+
+def _caption_loss(tower, images, values, captions, config, codes, scale, generator) -> Tensor:
+    """CLIP's own loss on a batch of images and captions, each caption counted as true wherever it is."""
+    index = torch.randint(len(images), (config.batch,), generator=generator).tolist()
+    texts = tower([captions[i][0] for i in index])  # [B, d]
+    truth = matching(codes.of([values[i] for i in index]), codes.of([captions[i][1] for i in index])).T
+    truth = truth | torch.eye(len(index), dtype=torch.bool)
+    return two_sided_cross_entropy(scale * texts @ images[index].T, truth.to(texts.device))

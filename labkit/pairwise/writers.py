@@ -1,0 +1,183 @@
+"""Who writes the difference sentences: a template, a local language model, or an OpenAI-compatible endpoint.
+
+All are called as writer(pairs, values) and return `Written`. The template knows the truth and is the default; it also
+stands in wherever a language model's answer is rejected. A language model sees two captions, never the images, so it
+can only repeat what captions mention, and its mistakes are systematic: every answer is checked against the attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+
+from labkit.models.clip_inputs import ClipInputs
+
+from .filters import judge
+from .pairs import Pair, Values
+from .records import AnswerCache, DifferenceRecord, WriteReport, Written, content_hash, template_record
+from .wording import FORMS, ORDERS, Wording, pick, sentence, swap_markers
+
+TEMPLATE_VERSION = "template-1"
+PROMPT_VERSION = "prompt-1"
+SYSTEM = (
+    "You compare two pictures that you know from their descriptions. Answer with one JSON object and nothing else: "
+    '{"sentence": "..."}. The sentence has two clauses, "the first ..." and "the second ...", and names one visible '
+    "difference in the words of the descriptions. Never guess what the descriptions do not say."
+)
+
+
+def question(first: str, second: str) -> list[dict[str, str]]:
+    """The chat messages that ask for one difference between two described pictures."""
+    asked = f"First picture: {first}\nSecond picture: {second}\nHow does the first differ from the second?"
+    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": asked}]
+
+
+def token_budget(inputs: ClipInputs) -> Callable[[str], str | None]:
+    """A check for `judge`: "over the token budget" if a text or its mirror does not fit the context."""
+
+    def problem(text: str) -> str | None:
+        try:
+            inputs([text, swap_markers(text)])
+        except ValueError:
+            return "over the token budget"
+        return None
+
+    return problem
+
+
+class TemplateWriter:
+    """Sentences from the attributes, both clause orders; the paraphrase follows from a hash of the pair."""
+
+    def __init__(self, wording: Wording, *, forms: int = FORMS):
+        self.wording, self.forms = wording, forms
+
+    def write(self, pair: Pair) -> DifferenceRecord:
+        """The record of one pair."""
+        form = pick(f"{TEMPLATE_VERSION}:{pair.id}", self.forms)
+        mirror = pair.statement.mirrored()
+        said, back = (
+            tuple(sentence(s, self.wording, order=order, form=form) for order in ORDERS)
+            for s in (pair.statement, mirror)
+        )
+        return template_record(pair, said, back, TEMPLATE_VERSION)
+
+    def __call__(self, pairs: Sequence[Pair], values: Sequence[Values]) -> Written:
+        records = [self.write(pair) for pair in pairs]
+        return Written(records, WriteReport(asked=len(pairs), accepted=len(pairs)))
+
+
+class LanguageModelWriter:
+    """What the two language-model writers share: questions, cache, judgement, the template as a stand-in."""
+
+    backend = ""
+
+    def __init__(
+        self,
+        model: str,
+        wording: Wording,
+        describe: Callable[[Values], str],
+        *,
+        cache: AnswerCache | None = None,
+        seed: int = 0,
+        inputs: ClipInputs | None = None,
+    ):
+        self.model, self.wording, self.describe, self.seed = model, wording, describe, seed
+        self.cache = AnswerCache() if cache is None else cache
+        self.template = TemplateWriter(wording)
+        self.token_problem = token_budget(inputs) if inputs is not None else (lambda text: None)
+
+    def ask(self, questions: list[tuple[str, list[dict[str, str]]]]) -> Iterable[tuple[str, str]]:
+        """Yield (key, answer) for each (key, messages) as the answers come in, in any order."""
+        raise NotImplementedError
+
+    def __call__(self, pairs: Sequence[Pair], values: Sequence[Values]) -> Written:
+        """Sentences for the pairs. Answers of the cache are used first and new ones are stored as they come; they are
+        judged anew each time. Rejected answers are replaced by the template's (backend "template")."""
+        messages = [question(self.describe(values[p.first]), self.describe(values[p.second])) for p in pairs]
+        keys = [content_hash([self.backend, self.model, PROMPT_VERSION, self.seed, m]) for m in messages]
+        missing = {k: m for k, m in zip(keys, messages, strict=True) if self.cache.get(k) is None}
+        report = WriteReport(asked=len(pairs), from_cache=sum(k not in missing for k in keys))
+        if missing:
+            for key, answer in self.ask(list(missing.items())):
+                self.cache.put(key, answer)
+        records = []
+        for pair, key in zip(pairs, keys, strict=True):
+            answer = self.cache.get(key) or ""
+            verdict = judge(
+                answer, pair, dict(values[pair.first]), dict(values[pair.second]), self.wording, self.token_problem
+            )
+            if isinstance(verdict, str):
+                report.rejected[verdict] += 1
+                report.examples.append((verdict, answer))
+                records.append(self.template.write(pair))
+                continue
+            text, said = verdict
+            report.accepted += 1
+            records.append(
+                DifferenceRecord(
+                    pair.first,
+                    pair.second,
+                    said,
+                    (text,),
+                    (swap_markers(text),),
+                    self.backend,
+                    self.model,
+                    PROMPT_VERSION,
+                    self.seed,
+                )
+            )
+        return Written(records, report)
+
+
+class TransformersWriter(LanguageModelWriter):
+    """A chat model of transformers: greedy, left-padded batches, the tokenizer's own chat template.
+
+    Raises:
+        ValueError: the tokenizer has no chat template.
+    """
+
+    backend = "transformers"
+
+    def __init__(
+        self,
+        language_model,
+        tokenizer,
+        wording: Wording,
+        describe: Callable[[Values], str],
+        *,
+        max_new_tokens: int = 60,
+        batch: int = 16,
+        **options,
+    ):
+        name = getattr(language_model.config, "name_or_path", "") or type(language_model).__name__
+        super().__init__(name, wording, describe, **options)
+        if not getattr(tokenizer, "chat_template", None):
+            raise ValueError("the tokenizer has no chat template: choose an instruction-tuned model")
+        self.language_model, self.tokenizer = language_model.eval(), tokenizer
+        self.max_new_tokens, self.batch = max_new_tokens, batch
+
+    @torch.no_grad()
+    def ask(self, questions: list[tuple[str, list[dict[str, str]]]]) -> Iterable[tuple[str, str]]:
+        device = next(self.language_model.parameters()).device
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+        for start in range(0, len(questions), self.batch):
+            part = questions[start : start + self.batch]
+            rows = [
+                self.tokenizer.apply_chat_template(m, add_generation_prompt=True, tokenize=True, return_dict=True)[
+                    "input_ids"
+                ]
+                for _, m in part
+            ]
+            length = max(len(row) for row in rows)
+            ids = torch.tensor([[pad] * (length - len(row)) + list(row) for row in rows])
+            mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
+            out = self.language_model.generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                do_sample=False,
+                max_new_tokens=self.max_new_tokens,
+                pad_token_id=pad,
+            )
+            for (key, _), row in zip(part, out[:, length:], strict=True):
+                yield key, self.tokenizer.decode(row, skip_special_tokens=True)
