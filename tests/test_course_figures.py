@@ -189,6 +189,17 @@ class TestCharts:
         with pytest.raises(ValueError, match="outside its interval"):
             bar_with_interval(["a"], ([4.0], [0.5], [3.0]), xlabel="x")
 
+    def test_equal_runs_have_an_interval_of_width_zero(self):
+        runs = np.full((3, 2), 0.1)  # their mean rounds to more than 0.1
+        assert runs.mean(axis=0)[0] != 0.1
+        figure = bar_with_interval(["a", "b"], runs, xlabel="x")
+        assert np.ptp(np.asarray(figure.axes[0].collections[0].get_segments())[:, :, 0], axis=1).tolist() == [0, 0]
+
+    def test_few_numbers_on_a_logarithmic_axis_are_written_out(self):
+        axes = curve_with_interval([64, 128, 256], [1, 2, 3], xlabel="x", ylabel="y", log_x=True).axes[0]
+        assert [text.get_text() for text in axes.get_xticklabels()] == ["64", "128", "256"]
+        assert not len(axes.get_xticks(minor=True))
+
     def test_axes_carry_the_labels_with_units_and_series_their_names(self):
         series = {"direct": [1, 2], "直接": [1, 2.02]}
         figure = curve_with_interval([0, 1], series, xlabel="steps", ylabel="reward (nats)", reference={"chance": 0.5})

@@ -69,6 +69,9 @@ def curve_with_interval(
         axes.set(xlabel=xlabel, ylabel=ylabel)
         if log_x:
             axes.set_xscale("log")
+            if len(x) <= 10:  # the numbers themselves instead of powers of ten
+                axes.set_xticks(x, [f"{value:g}" for value in x])
+                axes.set_xticks([], minor=True)
         if log_y:
             axes.set_yscale("log")
         if ylim:
@@ -196,7 +199,8 @@ def _series(values: Any, length: int, label: str) -> Series:
     else:
         array = np.asarray(values.detach().float().cpu() if hasattr(values, "detach") else values, dtype=np.float64)
         if array.ndim == 2 and len(array):
-            one = Series(array.mean(axis=0), array.min(axis=0), array.max(axis=0))
+            low, high = array.min(axis=0), array.max(axis=0)
+            one = Series(array.mean(axis=0).clip(low, high), low, high)  # a mean of equal numbers may round off
         else:
             one = Series(_numbers(array, what))
     lengths = {len(part) for part in (one.y, one.low, one.high) if part is not None}

@@ -1,0 +1,174 @@
+"""Exercises of lesson 02."""
+
+import torch
+
+from labkit.course.checks import exercise
+
+
+def frechet(mean_1, cov_1, mean_2, cov_2):
+    """|m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2) (Dowson & Landau 1982; Heusel et al. 2017, eq. 6)."""
+    values, vectors = torch.linalg.eigh(cov_1)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T  # S1^(1/2)
+    product = torch.linalg.eigvalsh(root @ cov_2 @ root)  # the eigenvalues of S1 S2
+    covariance_term = cov_1.trace() + cov_2.trace() - 2 * product.clamp(min=0).sqrt().sum()
+    return (mean_1 - mean_2).square().sum() + covariance_term
+
+
+@exercise("l02.frechet", reference=frechet)
+def check_frechet(c, fn):
+    c.callable(fn)
+    x, y = c.randn(40, 3, dtype=torch.float64), c.randn(40, 3, dtype=torch.float64)
+    y = y @ torch.tensor([[2.0, 0.5, 0.0], [0.0, 1.0, -0.7], [0.3, 0.0, 0.5]], dtype=torch.float64) + 3
+    m1, s1, m2, s2 = x.mean(0), torch.cov(x.T), y.mean(0), torch.cov(y.T)
+    got = c.call(fn, m1, s1, m2, s2)
+    c.number(got)
+    gap, traces = (m1 - m2).square().sum(), s1.trace() + s2.trace()
+    root = torch.linalg.eigvals(s1 @ s2).sqrt().real.sum()
+    c.mistake("l02.no_two", got=got, looks_like=gap + traces - root)
+    c.mistake("l02.elementwise", got=got, looks_like=gap + traces - 2 * (s1.diagonal() * s2.diagonal()).sqrt().sum())
+    c.mistake("l02.not_squared", got=got, looks_like=gap.sqrt() + traces - 2 * root)
+    zero = torch.zeros(3, dtype=torch.float64)
+    small, large = (torch.tensor(d, dtype=torch.float64).diag() for d in ([1.0, 4.0, 9.0], [4.0, 9.0, 16.0]))
+    c.hand(c.call(fn, zero, small, zero, large), 3.0)
+    c.close(got, float(gap + traces - 2 * root))
+    flat = torch.ones(3, 3, dtype=torch.float64)
+    c.close(c.call(fn, zero, flat, zero + 1, flat), 3.0)  # covariances of rank one
+
+
+@check_frechet.wrong("l02.no_two")
+def _(mean_1, cov_1, mean_2, cov_2):
+    root = torch.linalg.eigvals(cov_1 @ cov_2).sqrt().real.sum()
+    return (mean_1 - mean_2).square().sum() + cov_1.trace() + cov_2.trace() - root
+
+
+@check_frechet.wrong("l02.elementwise")
+def _(mean_1, cov_1, mean_2, cov_2):
+    root = (cov_1.diagonal() * cov_2.diagonal()).sqrt().sum()
+    return (mean_1 - mean_2).square().sum() + cov_1.trace() + cov_2.trace() - 2 * root
+
+
+@check_frechet.wrong("l02.not_squared")
+def _(mean_1, cov_1, mean_2, cov_2):
+    root = torch.linalg.eigvals(cov_1 @ cov_2).sqrt().real.sum()
+    return (mean_1 - mean_2).norm() + cov_1.trace() + cov_2.trace() - 2 * root
+
+
+def coverage(real, fake, k):
+    """Share of real points with a fake no farther than their k-th nearest other real (Naeem et al. 2020, eq. 6)."""
+    between_reals = torch.cdist(real, real).fill_diagonal_(float("inf"))  # [n, n]
+    radius = between_reals.kthvalue(k, dim=1).values  # [n]
+    nearest_fake = torch.cdist(real, fake).min(dim=1).values  # [n]
+    return (nearest_fake <= radius).double().mean()
+
+
+def _shares(real, fake, k):
+    """Shares that get mixed up with coverage, by plain loops: of fakes in real balls, of reals in fake balls."""
+
+    def radius(points, i):
+        return sorted(float((points[i] - points[j]).norm()) for j in range(len(points)) if j != i)[k - 1]
+
+    def inside(points, balls):
+        radii = [radius(balls, i) for i in range(len(balls))]
+        hits = [any(float((p - b).norm()) <= r for b, r in zip(balls, radii, strict=True)) for p in points]
+        return sum(hits) / len(hits)
+
+    return inside(fake, real), inside(real, fake)
+
+
+@exercise("l02.coverage", reference=coverage)
+def check_coverage(c, fn):
+    c.callable(fn)
+    real, fake = c.randn(30, 2, dtype=torch.float64), 0.6 * c.randn(20, 2, dtype=torch.float64) + 0.7
+    got = c.call(fn, real, fake, 3)
+    c.number(got, 0, 1)
+    distance = [[float((a - b).norm()) for b in real] for a in real]
+    to_fake = [min(float((a - b).norm()) for b in fake) for a in real]
+
+    def share(skip):
+        """Coverage by loops; skip = 1 leaves the point itself out of its neighbours."""
+        radii = [sorted(row)[2 + skip] for row in distance]
+        return sum(d <= r for d, r in zip(to_fake, radii, strict=True)) / len(radii)
+
+    precision, recall = _shares(real, fake, 3)
+    c.mistake("l02.self_counted", got=got, looks_like=share(0))
+    c.mistake("l02.is_precision", got=got, looks_like=precision)
+    c.mistake("l02.is_recall", got=got, looks_like=recall)
+    line = torch.tensor([[0.0], [1.0], [2.0], [10.0]], dtype=torch.float64)
+    c.hand(c.call(fn, line, torch.tensor([[0.5], [0.6]], dtype=torch.float64), 1), 0.5)
+    c.close(got, share(1))
+    c.close(c.call(fn, real, fake + 100, 3), 0.0)
+
+
+@check_coverage.wrong("l02.self_counted")
+def _(real, fake, k):
+    radius = torch.cdist(real, real).kthvalue(k, dim=1).values
+    return (torch.cdist(real, fake).min(dim=1).values <= radius).double().mean()
+
+
+@check_coverage.wrong("l02.is_precision")
+def _(real, fake, k):
+    radius = torch.cdist(real, real).kthvalue(k + 1, dim=1).values
+    return (torch.cdist(real, fake) <= radius[:, None]).any(dim=0).double().mean()
+
+
+@check_coverage.wrong("l02.is_recall")
+def _(real, fake, k):
+    radius = torch.cdist(fake, fake).kthvalue(k + 1, dim=1).values
+    return (torch.cdist(real, fake) <= radius).any(dim=1).double().mean()
+
+
+def cluster_interval(values, prompts, generator, resamples=2000):
+    """95 % percentile interval of the mean over prompts: whole prompts are resampled (Efron 1979, by cluster)."""
+    count = torch.bincount(prompts)  # [P]
+    per_prompt = torch.bincount(prompts, weights=values) / count  # [P]
+    chosen = torch.randint(len(count), (resamples, len(count)), generator=generator)  # [resamples, P]
+    means = per_prompt[chosen].mean(dim=1)
+    return float(means.quantile(0.025)), float(means.quantile(0.975))
+
+
+@exercise("l02.cluster_interval", reference=cluster_interval)
+def check_cluster_interval(c, fn):
+    c.callable(fn)
+    per_prompt, copies = c.rand(40, dtype=torch.float64), 8
+    prompts = torch.arange(40).repeat_interleave(copies)
+    got = c.call(fn, per_prompt.repeat_interleave(copies), prompts, c.generator)
+    c.instance(got, (tuple, list))
+    c.length(got, 2)
+    low, high = (c.number(v) for v in got)
+    c.mistake("l02.order", when=low > high)
+    ratio = (high - low) / (2 * 1.96 * float(per_prompt.std(correction=0)) / 40**0.5)
+    c.mistake("l02.naive", when=0.25 < ratio < 0.5)
+    c.mistake("l02.no_mean", when=ratio > 3)
+    c.require(0.8 < ratio < 1.25, "l02.width", ratio=f"{ratio:.2f}")
+    c.require(low < float(per_prompt.mean()) < high, "l02.off_centre")
+    heavy = torch.cat([torch.zeros(500, dtype=torch.long), torch.arange(1, 40)])  # one prompt with 500 comparisons
+    won = (heavy == 0).double()
+    c.require(c.number(c.call(fn, won, heavy, c.generator)[1]) < 0.3, "l02.heavy_prompt")
+    same = c.call(fn, torch.full((80,), 0.5, dtype=torch.float64), torch.arange(40).repeat(2), c.generator)
+    c.close(tuple(float(v) for v in same), (0.5, 0.5))
+
+
+@check_cluster_interval.wrong("l02.naive")
+def _(values, prompts, generator, resamples=2000):
+    means = values[torch.randint(len(values), (resamples, len(values)), generator=generator)].mean(dim=1)
+    return float(means.quantile(0.025)), float(means.quantile(0.975))
+
+
+@check_cluster_interval.wrong("l02.no_mean")
+def _(values, prompts, generator, resamples=2000):
+    per_prompt = torch.bincount(prompts, weights=values) / torch.bincount(prompts)
+    return float(per_prompt.quantile(0.025)), float(per_prompt.quantile(0.975))
+
+
+@check_cluster_interval.wrong("l02.order")
+def _(values, prompts, generator, resamples=2000):
+    low, high = cluster_interval(values, prompts, generator, resamples)
+    return high, low
+
+
+@check_cluster_interval.wrong("l02.heavy_prompt")
+def _(values, prompts, generator, resamples=2000):
+    count = torch.bincount(prompts)
+    chosen = torch.randint(len(count), (resamples, len(count)), generator=generator)
+    means = torch.bincount(prompts, weights=values)[chosen].sum(dim=1) / count[chosen].sum(dim=1)
+    return float(means.quantile(0.025)), float(means.quantile(0.975))
