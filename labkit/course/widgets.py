@@ -116,7 +116,7 @@ def explore(
         TypeError: the function lacks an argument of that name, or needs one without a control, or returned no picture.
     """
     if interactive is None:
-        interactive = _lesson_is_interactive()
+        interactive = lesson_is_interactive()
     return Exploration(function, controls, interactive=interactive, alt=alt, button=button, slow=slow, lang=lang)
 
 
@@ -262,7 +262,7 @@ class Exploration:
         )
 
 
-def _lesson_is_interactive() -> bool:
+def lesson_is_interactive() -> bool:
     from labkit.course.lesson_files import CourseError
     from labkit.course.session import current
 

@@ -1,0 +1,236 @@
+"""Time and peak memory of a guided U-Net step with feedback, against the official way, measured in one run.
+
+    python tests/benchmarks/bench_fabric.py [--small] [--threads N]
+    python -m pytest tests/benchmarks/bench_fabric.py -q -s          # LABKIT_BENCH=small for the small size
+
+The model has Stable Diffusion 1.5's module tree with random weights, a tenth of the channels and 32 x 32 latents (full;
+16 x 16 small), so self-attention weighs more than in the real one. Every contestant runs in a process of its own and
+does the same calls: n references of one sign for 2 B rows. Times are the best of the repeats.
+
+- plain       no feedback
+- official    the published code's way, restated: stored layer inputs, kept in host memory, K and V projected again for
+              every row, probabilities as a table, multiplied by the weights and divided by their sum
+- fresh       labkit, round 1: the reference pass runs
+- cached      labkit from round 2 on: K and V come from the cache
+- lse         the same with the back end that reports the mass
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CONTESTANTS = ("plain", "official", "fresh", "cached", "lse")
+SIZES = {"small": {"side": 16, "repeats": 2}, "full": {"side": 32, "repeats": 3}}
+CELLS = [(batch, n) for batch in (1, 4) for n in (0, 1, 2, 4, 8)]
+WEIGHT, T = 0.1, 500
+
+
+class Official:
+    """Stores the inputs of self-attention in one pass and reads them in the next."""
+
+    def __init__(self):
+        self.mode, self.bank, self.sign_rows, self.weights = "plain", None, 0, None
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+        import torch
+
+        if self.mode == "store":
+            self.bank = hidden_states.cpu().clone()  # [n, N, C]
+        if self.mode != "read" or self.bank is None:
+            return self.attend(attn, hidden_states, hidden_states, None)
+        rows, tokens, channels = hidden_states.shape
+        refs = self.bank.to(hidden_states.device).reshape(1, -1, channels)  # [1, n N, C]
+        half = rows // 2
+        cond = hidden_states[half:]
+        context = torch.cat([cond, refs.expand(half, -1, -1).contiguous()], dim=1)  # [B, (1 + n) N, C]
+        weights = torch.full((context.shape[1],), WEIGHT)
+        weights[:tokens] = 1.0
+        outs = (
+            self.attend(attn, hidden_states[:half], hidden_states[:half], None),
+            self.attend(attn, cond, context, weights),
+        )
+        return torch.cat(outs)
+
+    def attend(self, attn, x, context, weights):
+        q = attn.head_to_batch_dim(attn.to_q(x))
+        k, v = (attn.head_to_batch_dim(project(context)) for project in (attn.to_k, attn.to_v))
+        table = attn.get_attention_scores(q, k)
+        if weights is not None:
+            table = table * weights
+            table = table / table.sum(-1, keepdim=True)
+        return attn.to_out[0](attn.batch_to_head_dim(table @ v))
+
+
+def resident_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class PeakMemory:
+    """Largest resident set while inside, above what it was on entry, in MB."""
+
+    def __enter__(self):
+        gc.collect()
+        self.start = self.peak = resident_bytes()
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self.stop.wait(0.002):
+            self.peak = max(self.peak, resident_bytes())
+
+    def __exit__(self, *_) -> None:
+        self.stop.set()
+        self.thread.join()
+        self.megabytes = (self.peak - self.start) / 1e6
+
+
+def one(contestant: str, side: int, repeats: int, threads: int) -> list[dict]:
+    """All cells of one contestant: seconds, megabytes and a checksum of the output."""
+    import torch
+
+    from labkit.diffusion import encode_prompts, labelled_rows
+    from labkit.fabric import Reference, ReferenceCache, fabric, noised_reference, reference_noise, self_attentions
+    from labkit.models.sd_layout import build_sd15
+
+    torch.set_num_threads(threads)
+    warnings.simplefilter("ignore")
+    pipe = build_sd15()
+    g = torch.Generator().manual_seed(0)
+    images = torch.rand(8, 3, 8 * side, 8 * side, generator=g) * 2 - 1
+    references = [Reference(image) for image in images]
+    with torch.no_grad():
+        latents = torch.cat([pipe.vae.encode(image[None]).latent_dist.mode() for image in images])
+    latents = latents * pipe.vae.config.scaling_factor
+    noises = torch.stack([reference_noise(r.key, 0, T, latents.shape[1:]) for r in references])
+    noised = noised_reference(latents, noises, T, pipe.scheduler.alphas_cumprod)
+    text = encode_prompts(pipe, ["a house"], [""])
+    empty = encode_prompts(pipe, [""]).cond
+
+    def cell(batch, n):
+        x = torch.randn(batch, 4, side, side, generator=torch.Generator().manual_seed(1)).repeat(2, 1, 1, 1)
+        states = torch.cat([text.uncond.expand(batch, -1, -1), text.cond.expand(batch, -1, -1)])
+        labels = ["uncond"] * batch + ["cond"] * batch
+
+        def call():
+            with torch.no_grad(), labelled_rows(labels):
+                return pipe.unet(x, T, encoder_hidden_states=states)[0]
+
+        def timed(step):
+            step()
+            times = []
+            with PeakMemory() as memory:
+                for _ in range(repeats):
+                    start = time.perf_counter()
+                    out = step()
+                    times.append(time.perf_counter() - start)
+            return {"seconds": min(times), "megabytes": memory.megabytes, "sum": float(out.double().abs().sum())}
+
+        if contestant == "plain" or n == 0:
+            result = timed(call)
+        elif contestant == "official":
+            attentions = self_attentions(pipe.unet)
+            before = [attn.processor for _, attn in attentions]
+            mine = [Official() for _ in attentions]
+            for (_, attn), processor in zip(attentions, mine, strict=True):
+                attn.set_processor(processor)
+
+            def step():
+                for processor in mine:
+                    processor.mode = "store"
+                with torch.no_grad():
+                    pipe.unet(noised[:n], T, encoder_hidden_states=empty.expand(n, -1, -1))
+                for processor in mine:
+                    processor.mode = "read"
+                return call()
+
+            result = timed(step)
+            for (_, attn), processor in zip(attentions, before, strict=True):
+                attn.set_processor(processor)
+        else:
+            cache = ReferenceCache()
+            options = {"max_weight": WEIGHT, "backend": "lse" if contestant == "lse" else "sdpa", "cache": cache}
+            with fabric(pipe, liked=references[:n], chunk=n, **options):
+
+                def step():
+                    if contestant == "fresh":
+                        cache.clear()
+                    return call()
+
+                result = timed(step)
+        return {"batch": batch, "n": n} | result
+
+    return [cell(batch, n) for batch, n in CELLS]
+
+
+def measure(size: str, threads: int) -> dict[str, list[dict]]:
+    environment = os.environ | {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    environment |= {"PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536"}  # freed tables go back to the system
+    results = {}
+    for contestant in CONTESTANTS:
+        arguments = json.dumps({"contestant": contestant, "threads": threads} | SIZES[size])
+        done = subprocess.run(
+            [sys.executable, __file__, "--one", arguments], env=environment, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(f"{contestant} failed: {done.stderr.strip().splitlines()[-1]}")
+        results[contestant] = json.loads(done.stdout.strip().splitlines()[-1])
+    return results
+
+
+def report(size: str, threads: int) -> dict[str, list[dict]]:
+    """Measure and print: time as a ratio to plain, memory in MB, per batch and number of references."""
+    results = measure(size, threads)
+    side = SIZES[size]["side"]
+    print(f"\none guided step, {side} x {side} latents, {threads} thread(s): seconds / plain, peak MB")
+    print("  B  n " + "".join(f"{name:>22}" for name in CONTESTANTS))
+    for i, (batch, n) in enumerate(CELLS):
+        base = results["plain"][i]["seconds"]
+        row = [f"{results[c][i]['seconds'] / base:9.2f}x {results[c][i]['megabytes']:8.0f} MB" for c in CONTESTANTS]
+        print(f"  {batch}  {n} " + "".join(f"{text:>22}" for text in row), flush=True)
+    return results
+
+
+def test_feedback_costs_less_than_the_official_way():
+    size = "small" if os.environ.get("LABKIT_BENCH") == "small" else "full"
+    results = report(size, int(os.environ.get("OMP_NUM_THREADS", "1")))
+    cells = {cell: i for i, cell in enumerate(CELLS)}
+    for cell, i in cells.items():
+        ours = results["cached"][i]
+        if cell[1]:
+            assert abs(ours["sum"] / results["official"][i]["sum"] - 1) < 1e-4
+            assert abs(results["lse"][i]["sum"] / results["official"][i]["sum"] - 1) < 1e-4
+            if size == "full":
+                assert ours["seconds"] < results["official"][i]["seconds"]
+                assert ours["megabytes"] < results["official"][i]["megabytes"]
+    if size == "full":
+        i = cells[1, 2]
+        assert results["cached"][i]["seconds"] <= 1.25 * results["plain"][i]["seconds"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Benchmark of labkit.fabric against the official way")
+    parser.add_argument("--small", action="store_true", help="smaller latents and fewer repeats")
+    parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")))
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(one(**json.loads(arguments.one))))
+        return
+    report("small" if arguments.small else "full", arguments.threads)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The feedback game without a browser: votes reach the loop, rounds can be taken back, the status says where one is."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from labkit.course.feedback_game import DISLIKE, LIKE, NEUTRAL, FeedbackGame
+from labkit.course.i18n import LANGUAGES, set_language
+
+
+@dataclass(frozen=True)
+class Round:
+    images: torch.Tensor
+    liked: tuple = ()
+    disliked: tuple = ()
+
+
+class Loop:
+    """Every round is a little brighter."""
+
+    def __init__(self):
+        self.rounds = ()
+
+    def generate(self):
+        images = torch.linspace(-1, 0, 3).view(3, 1, 1, 1).expand(3, 3, 8, 8) + 0.2 * len(self.rounds)
+        self.rounds += (Round(images),)
+
+    def feedback(self, *, liked, disliked):
+        self.rounds = (*self.rounds[:-1], replace(self.rounds[-1], liked=tuple(liked), disliked=tuple(disliked)))
+
+    def undo(self):
+        self.rounds = self.rounds[:-1]
+
+
+def brightness(images):
+    return images.mean((1, 2, 3))
+
+
+def game(**options):
+    return FeedbackGame(Loop(), brightness, **({"goal": 0.3} | options))
+
+
+def test_votes_reach_the_loop_and_the_goal_is_noticed():
+    one = game()
+    one.vote(0, DISLIKE)
+    one.vote(2, LIKE)
+    one.next_round()
+    assert (one.loop.rounds[0].liked, one.loop.rounds[0].disliked) == ((2,), (0,))
+    assert one.votes == [NEUTRAL] * 3
+    assert one.best == pytest.approx(0.2)
+    assert not one.won
+    one.next_round()
+    assert one.won
+
+
+def test_undo_goes_back_to_the_votes_of_the_round_before():
+    one = game()
+    one.vote(1, LIKE)
+    one.next_round()
+    assert one.undo()
+    assert one.votes == [NEUTRAL, LIKE, NEUTRAL]
+    assert not one.undo()
+
+
+def test_impossible_votes_are_refused():
+    for bad in ((3, LIKE), (-1, LIKE), (0, 2)):
+        with pytest.raises(ValueError, match="expected an image below 3"):
+            game().vote(*bad)
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_buttons_do_what_the_methods_do(lang):
+    pytest.importorskip("ipywidgets")
+    set_language(lang)
+    try:
+        one = game()
+        one.build()
+        first = one.pictures[0].value
+        one.choices[2].value = LIKE
+        one.next_button.click()
+        assert one.loop.rounds[0].liked == (2,)
+        assert one.choices[2].value == NEUTRAL
+        assert one.pictures[0].value != first
+        assert "2" in one.line.value
+        one.undo_button.click()
+        assert one.choices[2].value == LIKE
+        assert one.votes == [NEUTRAL, NEUTRAL, LIKE]
+        one.undo_button.click()
+        assert one.line.value
+    finally:
+        set_language("en")
+
+
+def test_the_first_round_is_an_ordinary_figure():
+    figure = game().figure()
+    assert "goal" in figure.alt or "Round 1" in figure.alt
