@@ -71,7 +71,9 @@ from labkit.fabric import flat_mass
 log_weights = np.linspace(-4, 4, 33)
 series = {t("l04.this_row"): [reweight(own, refs, np.exp(v))[3:].sum() for v in log_weights]}
 series |= {t("l04.flat", n=n): [flat_mass(n * np.exp(v)) for v in log_weights] for n in (1, 8)}
-curve_with_interval(log_weights, series, xlabel=r"$\log w$", ylabel=t("l04.mass"), title=t("l04.mass_title"), ylim=(0, 1))
+curve_with_interval(
+    log_weights, series, xlabel=r"$\log w$", ylabel=t("l04.mass"), title=t("l04.mass_title"), ylim=(0, 1)
+)
 
 # %% [markdown] lang="en" uid="hook" pair="c202eb68"
 # ## 2. Write the hook
