@@ -1,0 +1,179 @@
+"""Exercises of lesson 07."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from labkit.course.checks import exercise
+
+
+def arrow(first, second, eps=1e-6):
+    """Difference embedding: both to length 1, subtract, to length 1 again; zeros for equal pictures."""
+    u = first / first.norm(dim=-1, keepdim=True).clamp(min=eps)
+    v = second / second.norm(dim=-1, keepdim=True).clamp(min=eps)
+    length = (u - v).norm(dim=-1, keepdim=True)
+    return (u - v) / length.clamp(min=eps)
+
+
+@exercise("l07.arrow", reference=arrow)
+def check_arrow(c, fn):
+    c.callable(fn)
+    a, b = 3 * c.randn(4, 6), c.randn(4, 6)
+    got = c.call(fn, a, b)
+    c.tensor(got, shape=(4, 6), dtype=torch.float32, finite=False)
+    raw = F.normalize(a, dim=-1) - F.normalize(b, dim=-1)
+    c.mistake("l07.not_renormalised", got=got, looks_like=raw)
+    c.mistake("l07.not_normalised_first", got=got, looks_like=F.normalize(a - b, dim=-1))
+    c.mistake("l07.wrong_way", got=got, looks_like=-F.normalize(raw, dim=-1))
+    c.hand(
+        c.call(fn, torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 5.0]])),
+        torch.tensor([[math.sqrt(0.5), -math.sqrt(0.5)]]),
+    )
+    c.close(got, F.normalize(raw, dim=-1))
+    same = c.call(fn, a, a.clone())
+    c.require(bool(torch.isfinite(same).all()), "l07.nan_for_equal")
+    c.close(same, torch.zeros(4, 6))
+
+
+@check_arrow.wrong("l07.not_renormalised")
+def _(first, second, eps=1e-6):
+    return F.normalize(first, dim=-1) - F.normalize(second, dim=-1)
+
+
+@check_arrow.wrong("l07.not_normalised_first")
+def _(first, second, eps=1e-6):
+    return F.normalize(first - second, dim=-1)
+
+
+@check_arrow.wrong("l07.wrong_way")
+def _(first, second, eps=1e-6):
+    return arrow(second, first)
+
+
+@check_arrow.wrong("l07.nan_for_equal")
+def _(first, second, eps=1e-6):
+    raw = first / first.norm(dim=-1, keepdim=True) - second / second.norm(dim=-1, keepdim=True)
+    return raw / raw.norm(dim=-1, keepdim=True)
+
+
+def counterbalanced(true, mirror):
+    """(mean accuracy, share right in both clause orders); ties are wrong."""
+    right = true > mirror
+    return right.float().mean().item(), right.all(1).float().mean().item()
+
+
+@exercise("l07.counterbalanced", reference=counterbalanced)
+def check_counterbalanced(c, fn):
+    c.callable(fn)
+    true = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0], [0.0, 1.0]])
+    mirror = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0], [0.5, 0.2]])
+    got = c.call(fn, true, mirror)
+    c.instance(got, tuple)
+    c.length(got, 2)
+    mean, both = c.number(got[0], 0, 1), c.number(got[1], 0, 1)
+    c.mistake("l07.first_order_only", got=torch.tensor(mean), looks_like=torch.tensor(0.4))
+    c.mistake("l07.any_order", got=torch.tensor(both), looks_like=torch.tensor(0.8))
+    c.hand(torch.tensor([mean, both]), torch.tensor([0.5, 0.2]))
+    tie = c.call(fn, torch.zeros(2, 2), torch.zeros(2, 2))
+    c.require(float(tie[0]) == 0, "l07.tie_counts")
+
+
+@check_counterbalanced.wrong("l07.first_order_only")
+def _(true, mirror):
+    right = true > mirror
+    return right[:, 0].float().mean().item(), right.all(1).float().mean().item()
+
+
+@check_counterbalanced.wrong("l07.any_order")
+def _(true, mirror):
+    right = true > mirror
+    return right.float().mean().item(), right.any(1).float().mean().item()
+
+
+@check_counterbalanced.wrong("l07.tie_counts")
+def _(true, mirror):
+    right = true >= mirror
+    return right.float().mean().item(), right.all(1).float().mean().item()
+
+
+def pair_loss(text, arrows, tau):
+    """Mean of the two cross-entropies of text @ arrows.T / tau with the diagonal as target."""
+    logits = text @ arrows.T / tau
+    target = torch.arange(len(text), device=text.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+@exercise("l07.pair_loss", reference=pair_loss)
+def check_pair_loss(c, fn):
+    c.callable(fn)
+    x, y = F.normalize(c.randn(5, 8), dim=-1), F.normalize(c.randn(5, 8), dim=-1)
+    got = c.call(fn, x, y, 0.2)
+    c.tensor(got, shape=(), dtype=torch.float32)
+    logits = x @ y.T
+    rows = -(logits / 0.2).log_softmax(1).diagonal().mean()
+    columns = -(logits / 0.2).log_softmax(0).diagonal().mean()
+    c.mistake("l07.one_side", got=got, looks_like=rows)
+    c.mistake("l07.one_side", got=got, looks_like=columns)
+    hot = -((logits * 0.2).log_softmax(1).diagonal().mean() + (logits * 0.2).log_softmax(0).diagonal().mean()) / 2
+    c.mistake("l07.tau_multiplied", got=got, looks_like=hot)
+    c.mistake("l07.sum_of_sides", got=got, looks_like=rows + columns)
+    c.close(got, (rows + columns) / 2)
+    same = torch.ones(7, 4) / 2
+    c.hand(c.call(fn, same, same, 0.3), torch.tensor(math.log(7)))
+
+
+@check_pair_loss.wrong("l07.one_side")
+def _(text, arrows, tau):
+    return F.cross_entropy(text @ arrows.T / tau, torch.arange(len(text)))
+
+
+@check_pair_loss.wrong("l07.tau_multiplied")
+def _(text, arrows, tau):
+    return pair_loss(text, arrows, 1 / tau)
+
+
+@check_pair_loss.wrong("l07.sum_of_sides")
+def _(text, arrows, tau):
+    return 2 * pair_loss(text, arrows, tau)
+
+
+def comparative(e_i, e_j, t_ij, alpha, beta=1.0):
+    """unit(alpha e_j + (1 - alpha) (e_i - beta t_ij))."""
+    moved = alpha * e_j + (1 - alpha) * (e_i - beta * t_ij)
+    return moved / moved.norm()
+
+
+@exercise("l07.comparative", reference=comparative)
+def check_comparative(c, fn):
+    c.callable(fn)
+    e_i, e_j, t_ij = (F.normalize(c.randn(8), dim=-1) for _ in range(3))
+    got = c.call(fn, e_i, e_j, t_ij, 0.7)
+    c.tensor(got, shape=(8,), dtype=torch.float32)
+    c.mistake("l07.class_not_unit", got=got, looks_like=0.7 * e_j + 0.3 * (e_i - t_ij))
+    c.mistake("l07.plus_difference", got=got, looks_like=F.normalize(0.7 * e_j + 0.3 * (e_i + t_ij), dim=-1))
+    c.mistake("l07.alpha_swapped", got=got, looks_like=F.normalize(0.3 * e_j + 0.7 * (e_i - t_ij), dim=-1))
+    c.close(got, F.normalize(0.7 * e_j + 0.3 * (e_i - t_ij), dim=-1))
+    c.close(c.call(fn, e_i, e_j, e_i - e_j, 0.4), e_j)
+    short = c.call(fn, e_i, e_j, t_ij, 0.4, 0.5)
+    c.require(c.is_close(short, F.normalize(0.4 * e_j + 0.6 * (e_i - 0.5 * t_ij), dim=-1)), "l07.beta_ignored")
+
+
+@check_comparative.wrong("l07.class_not_unit")
+def _(e_i, e_j, t_ij, alpha, beta=1.0):
+    return alpha * e_j + (1 - alpha) * (e_i - beta * t_ij)
+
+
+@check_comparative.wrong("l07.plus_difference")
+def _(e_i, e_j, t_ij, alpha, beta=1.0):
+    return comparative(e_i, e_j, -t_ij, alpha, beta)
+
+
+@check_comparative.wrong("l07.alpha_swapped")
+def _(e_i, e_j, t_ij, alpha, beta=1.0):
+    return comparative(e_i, e_j, t_ij, 1 - alpha, beta)
+
+
+@check_comparative.wrong("l07.beta_ignored")
+def _(e_i, e_j, t_ij, alpha, beta=1.0):
+    return comparative(e_i, e_j, t_ij, alpha)
