@@ -70,14 +70,17 @@ def train_clip(
     folder: Path,
     *,
     steps: int,
+    lr: float = 1e-3,
     batch: int = 64,
+    start: CLIPModel | None = None,
 ) -> CLIPModel:
     """Symmetric multi-positive contrastive loss + hard negatives (own caption against copies with one attribute
     changed) + one attribute's
     values against each other (the zero-shot question itself)."""
     torch.manual_seed(0)  # the initial weights
-    clip, pixels = new_clip(tokenizer), torch.from_numpy(images)
-    clip.logit_scale.data.fill_(np.log(10.0))
+    clip, pixels = start or new_clip(tokenizer), torch.from_numpy(images)
+    if start is None:
+        clip.logit_scale.data.fill_(np.log(10.0))
     questions = {
         (a, k): _shorten(tokenize(tokenizer, [describe({a: v}, template=k).text for v in captionable_values(a)]))
         for a in NAMES
@@ -108,7 +111,7 @@ def train_clip(
         numbers = {"contrastive": contrastive.item(), "hard": hard.item()}
         return total, numbers | {f"asked.{k}": v.item() for k, v in asked.items()}
 
-    config = LoopConfig(steps=steps, lr=1e-3, ema=0.995, weight_decay=0.05, warmup=200, decay=0.6)
+    config = LoopConfig(steps=steps, lr=lr, ema=0.995, weight_decay=0.05, warmup=min(200, steps // 5), decay=0.6)
     ema = run("clip", clip, loss, config, folder, evaluate=_evaluation(tokenizer, validation), evaluate_every=250)
     clip.load_state_dict(ema)
     return clip.eval()
@@ -128,8 +131,8 @@ def train_image_tower(
     """Go on with the image tower and both projections: every attribute's values against each other, and full captions
     among the batch.
 
-    The tower learns small shapes (mouths, hair outlines) much later than colours. The text transformer, on whose
-    states PortraitSD is trained, stays as it is, so its pooled states are computed once.
+    The tower learns small shapes (mouths, hair outlines) much later than colours. The text transformer stays as it
+    is, so its pooled states are computed once.
     """
     trained = ("vision_model.", "visual_projection.", "text_projection.")
     for name, parameter in clip.named_parameters():

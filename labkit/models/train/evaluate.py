@@ -203,6 +203,7 @@ def write_cards(results: dict, out: Path, work: Path, record: dict[str, dict]) -
         "portrait-clip": "# PortraitCLIP\n\n"
         + trained("clip", "portrait-clip")
         + trained("clip-images", "portrait-clip")
+        + trained("clip-both", "portrait-clip")
         + f"Image->text R@1 among 512 validation captions: {100 * parts['clip_retrieval']:.1f} % (goal 98).\n\n"
         + "Zero-shot accuracy per attribute in % (goal 95):\n\n"
         + _table(parts["clip_zero_shot"])

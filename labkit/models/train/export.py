@@ -21,8 +21,8 @@ def export_pipeline(unet: UNet2DConditionModel, work: Path, folder: Path) -> Non
     with quiet():
         pipe = StableDiffusionPipeline(
             vae=AutoencoderKL.from_pretrained(work / "decoder" / "model"),
-            text_encoder=CLIPTextModel.from_pretrained(work / "clip" / "model"),
-            tokenizer=CLIPTokenizer.from_pretrained(work / "clip" / "model"),
+            text_encoder=CLIPTextModel.from_pretrained(work / "clip-both" / "model"),
+            tokenizer=CLIPTokenizer.from_pretrained(work / "clip-both" / "model"),
             unet=unet,
             scheduler=new_scheduler(),
             safety_checker=None,
@@ -55,15 +55,18 @@ def export_all(work: Path, out: Path, base_checkpoint: Path, final: Path) -> Non
     """The four model folders under ``out``, then ``checksums.json``.
 
     Args:
-        base_checkpoint, final: EMA weights of the U-Net (safetensors).
+        base_checkpoint, final: EMA weights of the U-Net (safetensors). A training run that was restored from shipped
+            weights has no early checkpoint: portrait-sd-base then stays what it is.
     """
     for name, weights in (("portrait-sd", final), ("portrait-sd-base", base_checkpoint)):
+        if weights == base_checkpoint and not weights.exists():
+            continue
         unet = new_unet()
         unet.load_state_dict(load_file(weights))
         export_pipeline(unet, work, out / name)
     with quiet():
-        CLIPModel.from_pretrained(work / "clip-images" / "model").half().save_pretrained(out / "portrait-clip")
-        CLIPTokenizer.from_pretrained(work / "clip-images" / "model").save_pretrained(out / "portrait-clip")
+        CLIPModel.from_pretrained(work / "clip-both" / "model").half().save_pretrained(out / "portrait-clip")
+        CLIPTokenizer.from_pretrained(work / "clip-both" / "model").save_pretrained(out / "portrait-clip")
     clean_config(out / "portrait-clip" / "config.json")
     AttributeReader.from_pretrained(work / "reader" / "model").save_pretrained(out / "attribute-reader")
     write_checksums(out)

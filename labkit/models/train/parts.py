@@ -28,8 +28,9 @@ from labkit.portraits.dataset import write_atomically
 TRAIN_SIZE, READER_SIZE, VALIDATION_SIZE = 32_768, 6_144, 512
 TRAIN_SEED, READER_SEED, VALIDATION_SEED = 1, 3, 2026
 CAPTIONS_PER_IMAGE = 3
-VAE_STEPS, DECODER_STEPS, CLIP_STEPS, CLIP_IMAGE_STEPS, READER_STEPS = 4000, 3000, 2600, 2100, 2200
-UNET_STEPS, BASE_STEPS = 4700, 700
+VAE_STEPS, DECODER_STEPS, READER_STEPS = 4000, 3000, 2200
+CLIP_STEPS, CLIP_IMAGE_STEPS, CLIP_BOTH_STEPS = 2600, 2100, 350
+UNET_STEPS, BASE_STEPS = 6000, 700
 
 # The first part of the U-Net's training sees a skewed world; its checkpoint is shipped as portrait-sd-base.
 BASE_SKEW: dict[str, dict[str, float]] = {
@@ -88,7 +89,7 @@ def restore(folders: Folders) -> None:
     shipped = folders.out / "portrait-sd"
     parts = {
         "vae": AutoencoderKL.from_pretrained(shipped / "vae"),
-        "clip": CLIPModel.from_pretrained(folders.out / "portrait-clip"),
+        "clip-both": CLIPModel.from_pretrained(folders.out / "portrait-clip"),
         "reader": AttributeReader.from_pretrained(folders.out / "attribute-reader"),
         "unet": UNet2DConditionModel.from_pretrained(shipped / "unet"),
     }
@@ -101,7 +102,7 @@ def restore(folders: Folders) -> None:
         model.load_state_dict(weights)
         save_checkpoint(checkpoint, model.float(), weights, None, steps[name], fresh=steps[name])
         model.save_pretrained(folders.work / name / "model")
-    CLIPTokenizer.from_pretrained(folders.out / "portrait-clip").save_pretrained(folders.work / "clip" / "model")
+    CLIPTokenizer.from_pretrained(folders.out / "portrait-clip").save_pretrained(clip_folder(folders))
     if steps.get("decoder"):
         parts["vae"].save_pretrained(folders.work / "decoder" / "model")
 
@@ -117,18 +118,12 @@ def vae(folders: Folders) -> None:
 
 
 def clip(folders: Folders) -> None:
-    from transformers import CLIPTokenizer
-
     from labkit.models.clip import train_tokenizer
     from labkit.models.train.clip import train_clip
 
     images, specs = load_dataset(folders.work / "portraits")
-    model_folder = folders.work / "clip" / "model"
-    if (model_folder / "tokenizer.json").exists():  # restored: its vocabulary is part of the weights
-        tokenizer = CLIPTokenizer.from_pretrained(model_folder)
-    else:
-        rng = np.random.default_rng(5)
-        tokenizer = train_tokenizer([random_caption(s, rng, full_share=0.5).text for s in specs[:20_000]])
+    rng = np.random.default_rng(5)
+    tokenizer = train_tokenizer([random_caption(s, rng, full_share=0.5).text for s in specs[:20_000]])
     validation = validation_specs()
     model = train_clip(
         images, specs, (render_tensor(validation), validation), tokenizer, folders.work / "clip", steps=CLIP_STEPS
@@ -138,7 +133,7 @@ def clip(folders: Folders) -> None:
 
 
 def clip_images(folders: Folders) -> None:
-    """The image tower alone, after the text tower is final; the folder ``clip`` keeps what the U-Net is trained on."""
+    """The image tower and the projections alone."""
     from transformers import CLIPModel, CLIPTokenizer
 
     from labkit.models.train.clip import train_image_tower
@@ -151,6 +146,35 @@ def clip_images(folders: Folders) -> None:
     )
     model.save_pretrained(target / "model")
     tokenizer.save_pretrained(target / "model")
+
+
+def clip_both(folders: Folders) -> None:
+    """Both towers again: now that the images show moods and beards, the words for them move apart in the text
+    transformer too. The U-Net is trained on its states."""
+    from transformers import CLIPModel, CLIPTokenizer
+
+    from labkit.models.train.clip import train_clip
+
+    images, specs = load_dataset(folders.work / "portraits")
+    source, target, validation = folders.work / "clip-images" / "model", clip_folder(folders), validation_specs()
+    model, tokenizer = CLIPModel.from_pretrained(source), CLIPTokenizer.from_pretrained(source)
+    model = train_clip(
+        images,
+        specs,
+        (render_tensor(validation), validation),
+        tokenizer,
+        target.parent,
+        steps=CLIP_BOTH_STEPS,
+        lr=5e-4,
+        start=model,
+    )
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def clip_folder(folders: Folders) -> Path:
+    """The final PortraitCLIP."""
+    return folders.work / "clip-both" / "model"
 
 
 def reader(folders: Folders) -> None:
@@ -203,8 +227,8 @@ def texts_of(specs: list[PortraitSpec], folders: Folders) -> dict[str, torch.Ten
     cache = folders.work / "unet" / "texts.safetensors"
     if not cache.exists():
         cache.parent.mkdir(parents=True, exist_ok=True)
-        tokenizer = CLIPTokenizer.from_pretrained(folders.work / "clip" / "model")
-        text_encoder = CLIPTextModel.from_pretrained(folders.work / "clip" / "model").eval()
+        tokenizer = CLIPTokenizer.from_pretrained(clip_folder(folders))
+        text_encoder = CLIPTextModel.from_pretrained(clip_folder(folders)).eval()
         rng = np.random.default_rng(7)
         texts = [random_caption(s, rng).text for s in specs for _ in range(CAPTIONS_PER_IMAGE)]
         inputs = {
@@ -257,7 +281,7 @@ def export(folders: Folders) -> None:
 
     record_file = folders.out / "training.json"
     record = json.loads(record_file.read_text("utf-8")) if record_file.exists() else {}
-    for part in ("vae", "decoder", "clip", "clip-images", "reader", "unet"):
+    for part in ("vae", "decoder", "clip", "clip-images", "clip-both", "reader", "unet"):
         log = folders.work / part / "log.jsonl"
         if log.exists():  # restored parts that were not trained further have none
             record.setdefault(part, {"note": ""})["steps"] = json.loads(log.read_text("utf-8").splitlines()[-1])["step"]
@@ -285,6 +309,7 @@ PARTS = {
     "decoder": decoder,
     "clip": clip,
     "clip-images": clip_images,
+    "clip-both": clip_both,
     "reader": reader,
     "unet": unet,
     "export": export,
