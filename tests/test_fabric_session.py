@@ -583,6 +583,42 @@ def test_controlnet_residuals_do_not_reach_the_references(pipe):
     assert sorted(residuals) == [False, False, True, True]
 
 
+def test_ip_adapter_keeps_its_processors_and_references_get_no_image_prompt():
+    from tiny_models import TEXT_WIDTH
+
+    p, width, g = tiny_pipeline(), 24, torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=g) * 0.1
+
+    layers = [name for name in p.unet.attn_processors if "attn2" in name]
+    adapter = {}
+    for number in range(len(layers)):
+        for kind in ("k", "v"):
+            adapter[f"{2 * number + 1}.to_{kind}_ip.weight"] = draw(32, TEXT_WIDTH)
+    projection = {"proj.weight": draw(4 * TEXT_WIDTH, width), "proj.bias": draw(4 * TEXT_WIDTH)}
+    projection |= {"norm.weight": torch.ones(TEXT_WIDTH), "norm.bias": torch.zeros(TEXT_WIDTH)}
+    p.unet._load_ip_adapter_weights([{"image_proj": projection, "ip_adapter": adapter}])
+    x, t, text, labels = one_call(p)
+    embeds = {"image_embeds": [draw(2, 1, width)]}
+    seen = []
+    p.unet.encoder_hid_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0][0]))
+
+    def run():
+        with torch.no_grad(), labelled_rows(labels):
+            return p.unet(x, t, encoder_hidden_states=text, added_cond_kwargs=embeds)[0]
+
+    plain, before = run(), dict(p.unet.attn_processors)
+    seen.clear()
+    with fabric(p, liked=pictures(3), chunk=3):
+        assert all(p.unet.attn_processors[name] is before[name] for name in layers)
+        assert (run() - plain).abs().max() > 1e-4
+    assert [len(one) for one in seen] == [3, 2]
+    assert not seen[0].any()
+    assert torch.equal(seen[1], embeds["image_embeds"][0])
+    assert all(p.unet.attn_processors[name] is one for name, one in before.items())
+
+
 def test_alpha_bar_is_that_of_the_training_schedule(pipe):
     abar = pipe.scheduler.alphas_cumprod
     assert alpha_bar_at(500, abar) == pytest.approx(float(abar[500]), rel=1e-5)
