@@ -264,15 +264,15 @@ shown = torch.cat([portraits[:1], ranked[0][:few], ranked[0][-few:]])
 captions = [t("l04.target"), *[t("l04.liked")] * few, *[t("l04.disliked")] * few]
 image_grid(shown, captions=captions, columns=len(captions), scores=similarity(shown, portraits[:1]), score_label="CLIP")
 
-# %% [markdown] lang="en" uid="same-seed" pair="1313d7c0"
+# %% [markdown] lang="en" uid="same-seed" pair="947fe473"
 # ### Same seed, more weight, more references
 #
-# One seed, only the feedback changes. With flat logits the mass is $wn/(1+wn)$: where do the pictures begin to burn?
+# One seed, only the feedback changes. With flat logits the mass is $wn/(1+wn)$: where does the picture stop being itself?
 
-# %% [markdown] lang="ja" uid="same-seed" pair="e58242e4"
+# %% [markdown] lang="ja" uid="same-seed" pair="28952f0c"
 # ### シードは同じ、重みと枚数を変える
 #
-# シードは 1 つに固定し、フィードバックだけを変えます。ロジットが一様なら質量は $wn/(1+wn)$ です。画像はどこから崩れ始めるでしょうか。
+# シードは 1 つに固定し、フィードバックだけを変えます。ロジットが一様なら質量は $wn/(1+wn)$ です。元の画像らしさは、どこで失われるでしょうか。
 
 # %% uid="same-seed-grid" tags=["slow"]
 import warnings
