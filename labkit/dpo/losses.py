@@ -113,10 +113,11 @@ def kto_loss(
 
 def step_coefficient(t: Tensor, alphas_cumprod: Tensor) -> Tensor:
     """c_t [B] = beta_t / (sqrt(alpha_t) sqrt(1 - alpha_bar_t)): how far a DDPM step moves per unit of noise."""
-    abar = alphas_cumprod.to(t.device, torch.float64)
-    before = torch.cat([torch.ones(1, dtype=abar.dtype, device=abar.device), abar[:-1]])  # alpha_bar_{t-1}, 1 at t = 0
-    alpha = (abar / before)[t]
-    return ((1 - alpha) / (alpha.sqrt() * (1 - abar[t]).sqrt())).float()
+    abar = alphas_cumprod.cpu().double()  # on the CPU: some accelerators have no float64
+    before = torch.cat([torch.ones(1, dtype=abar.dtype), abar[:-1]])  # alpha_bar_{t-1}, 1 at t = 0
+    alpha = abar / before
+    coefficient = (1 - alpha) / (alpha.sqrt() * (1 - abar).sqrt())  # [T]
+    return coefficient[t.cpu()].float().to(t.device)
 
 
 def statistics_loss(prediction: Tensor, ref_prediction: Tensor, t: Tensor, alphas_cumprod: Tensor) -> Tensor:
