@@ -193,7 +193,7 @@ curve_with_interval(
     made_n, few, xlabel=t("l02.pictures_each"), ylabel=t("l02.relative"), title=t("l02.few_title"), log_x=True
 )
 
-# %% [markdown] lang="en" uid="damage" pair="adf96f46"
+# %% [markdown] lang="en" uid="damage" pair="8f2b6100"
 # ## 3. Damage that nobody sees
 #
 # The same pictures, saved as JPEG, truncated instead of rounded to uint8, or reduced from 256 pixels by a filter with and without antialiasing.
@@ -201,7 +201,7 @@ curve_with_interval(
 # %% [markdown] lang="ja" uid="damage" pair="811d1544"
 # ## 3. 目に見えない劣化
 #
-# 同じ画像を JPEG で保存する、uint8 への変換で四捨五入せずに切り捨てる、256 画素からアンチエイリアスあり・なしのフィルタで縮小する、という処理を加えます。
+# 同じ画像を JPEG で保存する、uint8 への変換で四捨五入せずに切り捨てる、256 画素からアンチエイリアス (AA) あり・なしのフィルタで縮小する、という処理を加えます。
 
 # %% uid="damage-run" tags=["slow"]
 import io
@@ -540,33 +540,30 @@ from labkit.course.figures import figure_style, new_figure
 
 heads = [*metrics, *names, t("l02.faithful")]
 means = np.column_stack([scores.mean(1), [share for _, share in changes.values()]])  # [change, metric + 1]
+outside = (means[:, :-1] < usual[0]) | (means[:, :-1] > usual[1])
+outside[0] = False  # the row that sets the range
+seen = {
+    name: [head for head, mark in zip(heads, row, strict=False) if mark]
+    for name, row in zip(changes, outside, strict=True)
+}
 with figure_style():
     figure = new_figure(8.2, 0.9 + 0.36 * len(changes), layout="constrained")
     axes = figure.add_subplot()
     axes.set(xlim=(-2.6, len(heads)), ylim=(len(changes), -1))
     axes.axis("off")
+    place = {"ha": "center", "va": "center", "fontsize": 9}
     for j, head in enumerate(heads):
-        axes.text(j + 0.5, -0.5, head, ha="center", va="center", fontsize=9, fontweight="bold")
+        axes.text(j + 0.5, -0.5, head, **place)
     for i, (name, row) in enumerate(zip(changes, means, strict=True)):
-        axes.text(-2.6, i + 0.5, name, ha="left", va="center", fontsize=9)
+        axes.text(-2.6, i + 0.5, name, va="center", fontsize=9)
         for j, number in enumerate(row):
-            marked = j < len(usual[0]) and i > 0 and not usual[0][j] <= number <= usual[1][j]
-            if marked:
+            if heads[j] in seen[name]:
                 axes.add_patch(Rectangle((j + 0.06, i + 0.08), 0.88, 0.84, color="#F6D5C3", lw=0))
-            text = (
-                "-"
-                if np.isnan(number)
-                else f"{number:.1f}"
-                if j == 0
-                else f"{number:.3f}"
-                if j == 1
-                else f"{number:.2f}"
-            )
-            axes.text(
-                j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=9, fontweight="bold" if marked else None
-            )
+            shape = "{:.0f}" if j < len(metrics) else "{:.2f}"
+            axes.text(j + 0.5, i + 0.5, "-" if np.isnan(number) else shape.format(number), **place)
     axes.set_title(t("l02.overview_title", n=size, rounds=rounds))
-figure.alt = t("l02.overview_title", n=size, rounds=rounds)
+marked = "; ".join(name + ": " + (", ".join(found) or "-") for name, found in seen.items())
+figure.alt = t("l02.overview_title", n=size, rounds=rounds) + ". " + marked
 figure
 
 # %% [markdown] lang="en" uid="wins" pair="f1c92287"
