@@ -19,7 +19,7 @@ class PairwiseConfig:
     tau          temperature of the difference loss; a constant
     decay        learning-rate factor after every pass over the records
     both_orders  draw each sentence in either clause order, instead of the first as written
-    mirrored     exchange the images (and the sentence) of every second pair at random
+    mirrored     half of a batch are the other half's pairs with images and sentence exchanged: hard negatives
     true_targets multi-positive targets from the attributes, instead of the diagonal
     difference   weight of the difference loss; 0 leaves the captions alone (a control)
     rehearsal    weight of CLIP's own loss on captions, with CLIP's own temperature

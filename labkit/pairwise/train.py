@@ -117,7 +117,8 @@ def train_pairwise(
             group["lr"] = config.lr * config.decay ** (step // per_pass)
         loss = torch.zeros((), device=images.device)
         if config.difference:
-            drawn = usable.kept[torch.randint(len(usable.kept), (config.batch,), generator=generator)].tolist()
+            count = config.batch // 2 if config.mirrored else config.batch
+            drawn = usable.kept[torch.randint(len(usable.kept), (count,), generator=generator)].tolist()
             part, floor = _difference_loss(tower, images, values, [records[k] for k in drawn], config, codes, generator)
             loss = loss + config.difference * part
             card.loss.append(float(part.detach()))
@@ -145,12 +146,12 @@ def train_pairwise(
 
 def _difference_loss(tower, images, values, batch, config, codes, generator) -> tuple[Tensor, float]:
     """The difference loss of one batch of records, and the floor that repeated sentences imply."""
-    n = len(batch)
-    flip = torch.randint(2, (2, n), generator=generator).bool()
-    mirror = (flip[0] & config.mirrored).tolist()
-    other = (flip[1] & config.both_orders).tolist()
+    sides = [(record, False) for record in batch]
+    if config.mirrored:  # the same words with "first" and "second" exchanged: only reading tells them apart
+        sides += [(record, True) for record in batch]
+    other = (torch.rand(len(sides), generator=generator) < 0.5) & config.both_orders
     texts, first, second = [], [], []
-    for record, turned, swapped in zip(batch, mirror, other, strict=True):
+    for (record, turned), swapped in zip(sides, other.tolist(), strict=True):
         choice = record.mirrored if turned else record.sentences
         texts.append(choice[-1 if swapped else 0])
         first.append(record.second if turned else record.first)
@@ -160,9 +161,9 @@ def _difference_loss(tower, images, values, batch, config, codes, generator) -> 
         return squared_error(text, images[first] - images[second]), 0.0
     positives = None
     if config.true_targets:
-        said = [r.statement.mirrored() if turned else r.statement for r, turned in zip(batch, mirror, strict=True)]
+        said = [r.statement.mirrored() if turned else r.statement for r, turned in sides]
         truth = codes.truth([values[i] for i in first], [values[j] for j in second], said).T  # [sentences, pairs]
-        positives = (truth | torch.eye(n, dtype=torch.bool)).to(text.device)
+        positives = (truth | torch.eye(len(sides), dtype=torch.bool)).to(text.device)
     direction = unit(images[first] - images[second])  # [B, d]
     floor = duplicate_floor(positives) if positives is not None else 0.0
     return symmetric_nce(text, direction, config.tau, positives), floor

@@ -300,7 +300,11 @@ from labkit.pairwise import preset, train_pairwise, zero_shot
 from labkit.portraits import ATTRIBUTES, TEMPLATES, describe, random_caption
 
 rng = np.random.default_rng(lab.seed)
-told = [random_caption(spec, rng, full_share=0.3) for spec in specs]
+told = []  # to rehearse: captions of many attributes, and of one alone
+for k, spec in enumerate(specs):
+    name = list(ATTRIBUTES)[int(rng.integers(len(ATTRIBUTES)))]
+    one = describe({name: getattr(spec, name)}, template=int(rng.integers(TEMPLATES["en"])))
+    told.append(one if k % 2 else random_caption(spec, rng, full_share=0.3))
 captions = [(c.text, {a: row[a] for a in c.named}) for c, row in zip(told, values, strict=True)]
 prompts = {
     a: {v: [describe({a: v}, template=k).text for k in range(TEMPLATES["en"])] for v in captionable_values(a)}
