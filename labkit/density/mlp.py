@@ -38,7 +38,7 @@ class MLPScorer:
     def soft_score(self, features: Tensor) -> Tensor:
         """rho [Q] of features [Q, d], float32, with gradients with respect to the features."""
         same_width(self.mean[None], features, ("real", "features"))
-        return self.network((features.float() - self.mean) / self.scale).squeeze(1).exp()
+        return self.network((features.to(self.mean) - self.mean) / self.scale).squeeze(1).exp()
 
     @torch.no_grad()
     def score(self, features: object) -> Tensor:

@@ -1,0 +1,184 @@
+"""Exercises of lesson 03."""
+
+import math
+
+import torch
+
+from labkit.course.checks import exercise
+
+
+def pseudo_density(features, k):
+    """rho of Li et al. 2024 with n = 1: inverse mean distance to the k nearest others, divided by its mean."""
+    distances = torch.cdist(features, features)
+    distances.fill_diagonal_(torch.inf)
+    d_k = distances.topk(k, largest=False).values.mean(dim=1)
+    return (1 / d_k) / (1 / d_k).mean()
+
+
+def _nearest(features, k, start):
+    distances = (features[:, None] - features[None]).norm(dim=2).sort(dim=1).values
+    return distances[:, start : start + k]
+
+
+@exercise("l03.pseudo_density", reference=pseudo_density)
+def check_pseudo_density(c, fn):
+    c.callable(fn)
+    x = c.randn(20, 3, dtype=torch.float64)
+    got = c.call(fn, x, 4)
+    c.tensor(got, shape=(20,), dtype=torch.float64)
+    want = 1 / _nearest(x, 4, 1).mean(dim=1)
+    c.mistake(
+        "l03.itself", got=got, looks_like=(1 / _nearest(x, 4, 0).mean(dim=1)) / (1 / _nearest(x, 4, 0).mean(1)).mean()
+    )
+    kth = 1 / _nearest(x, 4, 1)[:, -1]
+    c.mistake("l03.kth", got=got, looks_like=kth / kth.mean())
+    c.mistake("l03.not_normalised", got=got, looks_like=want)
+    c.mistake("l03.sums_to_one", got=got, looks_like=want / want.sum())
+    line = torch.arange(11, dtype=torch.float64)[:, None]
+    c.hand(c.call(fn, line, 4)[:3], torch.tensor([0.66571, 0.95101, 1.10951], dtype=torch.float64), atol=1e-4)
+    c.close(got, want / want.mean())
+
+
+@check_pseudo_density.wrong("l03.itself")
+def _(features, k):
+    d_k = torch.cdist(features, features).topk(k, largest=False).values.mean(dim=1)
+    return (1 / d_k) / (1 / d_k).mean()
+
+
+@check_pseudo_density.wrong("l03.kth")
+def _(features, k):
+    distances = torch.cdist(features, features)
+    distances.fill_diagonal_(torch.inf)
+    d_k = distances.topk(k, largest=False).values[:, -1]
+    return (1 / d_k) / (1 / d_k).mean()
+
+
+@check_pseudo_density.wrong("l03.not_normalised")
+def _(features, k):
+    distances = torch.cdist(features, features)
+    distances.fill_diagonal_(torch.inf)
+    return 1 / distances.topk(k, largest=False).values.mean(dim=1)
+
+
+@check_pseudo_density.wrong("l03.sums_to_one")
+def _(features, k):
+    rho = pseudo_density(features, k)
+    return rho / rho.sum()
+
+
+def acceptance(rho, tau, w):
+    """The two-level rule of Li et al. 2024, with a tie on the lower side."""
+    above, below = (1.0, 1 / w) if w >= 1 else (w, 1.0)
+    return torch.where(rho > tau, above, below).to(rho.dtype)
+
+
+@exercise("l03.acceptance", reference=acceptance)
+def check_acceptance(c, fn):
+    c.callable(fn)
+    rho = torch.tensor([0.5, 1.0, 1.5, 2.0], dtype=torch.float64)
+    high, low = c.call(fn, rho, 1.2, 4.0), c.call(fn, rho, 1.2, 0.25)
+    c.tensor(high, shape=(4,), dtype=torch.float64)
+    c.tensor(low, shape=(4,), dtype=torch.float64)
+    c.mistake("l03.weights", got=high, looks_like=torch.tensor([1.0, 1.0, 4.0, 4.0], dtype=torch.float64))
+    c.mistake("l03.wrong_side", got=high, looks_like=torch.tensor([1.0, 1.0, 0.25, 0.25], dtype=torch.float64))
+    c.mistake("l03.above_one", got=low, looks_like=torch.tensor([4.0, 4.0, 1.0, 1.0], dtype=torch.float64))
+    c.hand(high, torch.tensor([0.25, 0.25, 1.0, 1.0], dtype=torch.float64))
+    c.hand(low, torch.tensor([1.0, 1.0, 0.25, 0.25], dtype=torch.float64))
+    c.close(c.call(fn, rho, 1.0, 2.0), torch.tensor([0.5, 0.5, 1.0, 1.0], dtype=torch.float64), key="l03.tie")
+
+
+@check_acceptance.wrong("l03.weights")
+def _(rho, tau, w):
+    return torch.where(rho > tau, w, 1.0).to(rho.dtype)
+
+
+@check_acceptance.wrong("l03.wrong_side")
+def _(rho, tau, w):
+    return acceptance(rho, tau, 1 / w)
+
+
+@check_acceptance.wrong("l03.above_one")
+def _(rho, tau, w):
+    return torch.where(rho > tau, 1.0, 1 / w).to(rho.dtype)
+
+
+@check_acceptance.wrong("l03.tie")
+def _(rho, tau, w):
+    above, below = (1.0, 1 / w) if w >= 1 else (w, 1.0)
+    return torch.where(rho >= tau, above, below).to(rho.dtype)
+
+
+def forecast(pi, w):
+    """Closed forms of the two-level rule."""
+    above, below = (pi, (1 - pi) / w) if w >= 1 else (w * pi, 1 - pi)
+    rate = above + below
+    return rate, above / rate, 1 / rate
+
+
+@exercise("l03.forecast", reference=forecast)
+def check_forecast(c, fn):
+    c.callable(fn)
+    got = c.call(fn, 0.2, 4.0)
+    c.length(got, 3)
+    rate, share, calls = (c.number(value) for value in got)
+    c.require(not math.isclose(rate, 0.2 + 0.8 / 4) or not math.isclose(share, 0.2), "l03.share_before")
+    c.require(not math.isclose(calls, rate), "l03.not_inverted")
+    c.close(rate, 0.4)
+    c.close(share, 0.5)
+    c.close(calls, 2.5)
+    rate, share, calls = c.call(fn, 0.2, 0.25)
+    c.close(rate, 0.85, key="l03.below_one")
+    c.close(share, 0.05 / 0.85, key="l03.below_one")
+
+
+@check_forecast.wrong("l03.share_before")
+def _(pi, w):
+    rate, _, calls = forecast(pi, w)
+    return rate, pi, calls
+
+
+@check_forecast.wrong("l03.not_inverted")
+def _(pi, w):
+    rate, share, _ = forecast(pi, w)
+    return rate, share, rate
+
+
+@check_forecast.wrong("l03.below_one")
+def _(pi, w):
+    rate = pi + (1 - pi) / w
+    return rate, pi / rate, 1 / rate
+
+
+def push_step(delta, gradient, alpha, eps):
+    """One step of projected sign ascent in the maximum norm."""
+    return (delta + alpha * gradient.sign()).clamp(-eps, eps)
+
+
+@exercise("l03.push_step", reference=push_step)
+def check_push_step(c, fn):
+    c.callable(fn)
+    delta = torch.tensor([0.0, 0.09, -0.09, 0.05], dtype=torch.float64)
+    gradient = torch.tensor([3.0, 0.2, -5.0, -0.4], dtype=torch.float64)
+    got = c.call(fn, delta, gradient, 0.025, 0.1)
+    c.tensor(got, shape=(4,), dtype=torch.float64)
+    c.mistake("l03.no_sign", got=got, looks_like=(delta + 0.025 * gradient).clamp(-0.1, 0.1))
+    c.mistake("l03.no_box", got=got, looks_like=delta + 0.025 * gradient.sign())
+    c.mistake("l03.downhill", got=got, looks_like=(delta - 0.025 * gradient.sign()).clamp(-0.1, 0.1))
+    c.hand(got, torch.tensor([0.025, 0.1, -0.1, 0.025], dtype=torch.float64))
+    far = c.call(fn, torch.zeros(3), torch.ones(3), 5.0, 0.5)
+    c.close(far, torch.full((3,), 0.5))
+
+
+@check_push_step.wrong("l03.no_sign")
+def _(delta, gradient, alpha, eps):
+    return (delta + alpha * gradient).clamp(-eps, eps)
+
+
+@check_push_step.wrong("l03.no_box")
+def _(delta, gradient, alpha, eps):
+    return delta + alpha * gradient.sign()
+
+
+@check_push_step.wrong("l03.downhill")
+def _(delta, gradient, alpha, eps):
+    return (delta - alpha * gradient.sign()).clamp(-eps, eps)
