@@ -294,7 +294,8 @@ def typical_or_rare(log_w, quantile):
             (accepted, PALETTE[0], t("l03.accepted")),
         ):
             axes.scatter(*pool_points[mask].T, s=5, color=colour, label=label)
-        axes.set(aspect="equal", xticks=[], yticks=[], title=title)
+        axes.set(aspect="equal", xticks=[], yticks=[])
+        figure.suptitle(title, fontsize=12)
         axes.set_xlabel(t("l03.slider_axis", precision=precision, coverage=coverage, fd=fd))
         axes.grid(visible=False)
         figure.legend(loc="outside lower right", ncols=2, markerscale=3)
@@ -534,7 +535,8 @@ def push_on_ring(which, direction, scorer):
         axes.scatter(*reals.T, s=4, color="#C9C9C9")
         axes.plot(*path[0], color=PALETTE[0], marker="o", markersize=8)
         axes.plot(*path.T, color=PALETTE[1], marker=".", linewidth=1.5)
-        axes.set(aspect="equal", xticks=[], yticks=[], title=title)
+        axes.set(aspect="equal", xticks=[], yticks=[])
+        figure.suptitle(title, fontsize=12)
         axes.grid(visible=False)
     figure.alt = title
     return figure
