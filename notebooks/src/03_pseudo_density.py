@@ -10,7 +10,7 @@ from labkit.course import start, t
 
 lab = start("03", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
 
-# %% [markdown] lang="en" uid="see" pair="bf18b626"
+# %% [markdown] lang="en" uid="see" pair="c49adab3"
 # ## 1. Density that can be seen
 #
 # How typical is a sample $x$ of a data set? Take its features $F(x)$ and the $k$ nearest real samples, $x$ itself left out:
@@ -18,9 +18,9 @@ lab = start("03", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # $$d_k(x) = \frac{1}{k}\sum_{j=1}^{k}\lVert F(x) - F(\mathrm{nn}_j(x))\rVert, \qquad \rho(x) = \frac{(1/d_k(x))^n}{\frac{1}{N}\sum_m (1/d_k(x_m))^n}$$
 #
 # $\rho$ is the pseudo density, in multiples of the average; the authors' code has $n = 1$. Our first world is a ring of eight modes whose true
-# density is known. Before you compute anything: where is $\rho$ highest?
+# density is known. Before you compute anything: where is $\rho$ highest on average?
 
-# %% [markdown] lang="ja" uid="see" pair="271f7c6e"
+# %% [markdown] lang="ja" uid="see" pair="37ed84c8"
 # ## 1. 目に見える密度
 #
 # サンプル $x$ は、データの中でどれくらい典型的でしょうか。特徴量 $F(x)$ を求め、$x$ 自身を除いて近い順に $k$ 個の実サンプルを取ります。
@@ -28,7 +28,7 @@ lab = start("03", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # $$d_k(x) = \frac{1}{k}\sum_{j=1}^{k}\lVert F(x) - F(\mathrm{nn}_j(x))\rVert, \qquad \rho(x) = \frac{(1/d_k(x))^n}{\frac{1}{N}\sum_m (1/d_k(x_m))^n}$$
 #
 # $\rho$ が擬似密度で、平均の何倍かを表します。著者のコードでは $n = 1$ です。最初の題材は、真の密度がわかっている 8 つの山のリングです。
-# 計算する前に予想してください。$\rho$ が最も高いのはどこでしょうか。
+# 計算する前に予想してください。$\rho$ の平均が最も高いのはどこでしょうか。
 
 # %% uid="densest-predict" tags=["quiz"]
 lab.predict("densest")
@@ -69,8 +69,9 @@ difference = float((pseudo_density(reals, 10) - ring.rho).abs().max())
 x, y = ring_density(reals).log(), ring.rho.log()
 slope = float(((x - x.mean()) * y).sum() / (x - x.mean()).square().sum())
 print(t("l03.agreement", difference=difference, rank=rank_correlation(x, y), slope=slope))
-nearest = torch.cdist(reals[ring.rho.argmax()][None], ring_centres())[0]  # [8]
-lab.reveal("densest", "between" if nearest.min() > 0.6 else "biggest" if nearest.argmin() == 0 else "other")
+mode = torch.cdist(reals, ring_centres()).argmin(dim=1)  # [N]; mode 0 has the most points
+by_mode = torch.stack([ring.rho[mode == m].mean() for m in range(8)])
+lab.reveal("densest", "biggest" if by_mode.argmax() == 0 else "other")
 
 # %% [markdown] lang="en" uid="ring-look" pair="e6b9308a"
 # In two dimensions $\log\rho$ follows half of $\log p$: distances shrink with the $d$-th root of the density. The scale of $\rho$ therefore means
