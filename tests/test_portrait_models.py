@@ -68,10 +68,9 @@ def test_the_reader_reads_clean_renders():
 def test_clip_finds_the_caption_of_an_image():
     clip, inputs = load_clip("cpu")
     images = render_tensor(SPECS[:256])
-    assert retrieval_at_1(clip, inputs.tokenizer, images, [caption(s).text for s in SPECS[:256]]) >= 0.95
+    assert retrieval_at_1(clip, inputs.tokenizer, images, [caption(s).text for s in SPECS[:256]]) >= 0.98
     scores = zero_shot_accuracy(clip, inputs.tokenizer, images, SPECS[:256])
-    for attribute in ("style", "hair_color", "skin", "glasses", "clothes", "background"):
-        assert scores[attribute] >= 0.95, json.dumps(scores)
+    assert min(scores.values()) >= 0.95, json.dumps(scores)
 
 
 def test_the_final_model_is_more_faithful_than_its_early_checkpoint():
