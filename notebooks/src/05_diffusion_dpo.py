@@ -314,8 +314,8 @@ museum = {}
 for name in lab.progress_bar(exhibits, t("l05.museum_runs"), len(exhibits)):
     first, second, function = exhibits[name]
     museum[name] = train_toy(bases[lab.seed], first, second, function, seed=lab.seed, steps=lab.sizes.toy_steps)
-columns = ("loss", "accuracy", "d_w", "d_l", "weight")
-heads = [t("l05.loss"), t("l05.accuracy"), "$d_w$", "$d_l$", r"$\sigma(-s)$"]
+columns = ("loss", "accuracy", "d_w", "d_l")
+heads = [t("l05.loss"), t("l05.accuracy"), "$d_w$", "$d_l$"]
 rows = [[name, *(f"{run.log[-1][c]:.3f}" for c in columns)] for name, run in museum.items()]
 table(heads, rows, t("l05.museum_title"))
 
