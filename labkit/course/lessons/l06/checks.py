@@ -1,0 +1,139 @@
+"""Exercises of lesson 06."""
+
+import torch
+
+from labkit.course.checks import exercise
+
+
+def best_and_worst(scores):
+    """Columns of the extremes of each row; among equal scores the first (HG-DPO, section 3: best and worst of N)."""
+    columns = torch.arange(scores.shape[1])
+    top, bottom = scores.max(1, keepdim=True).values, scores.min(1, keepdim=True).values
+    best = torch.where(scores == top, columns, scores.shape[1]).min(1).values
+    worst = torch.where(scores == bottom, columns, scores.shape[1]).min(1).values
+    return best, worst
+
+
+@exercise("l06.best_and_worst", reference=best_and_worst)
+def check_best_and_worst(c, fn):
+    c.callable(fn)
+    scores = torch.tensor([[0.1, 0.9, 0.5], [3.0, 1.0, 2.0], [0.2, 0.3, 0.1], [0.0, 5.0, 4.0]])
+    got = c.call(fn, scores)
+    c.instance(got, (tuple, list))
+    c.length(got, 2)
+    c.mistake("l06.swapped", got=got[0], looks_like=scores.argmin(1))
+    c.mistake("l06.wrong_axis", when=hasattr(got[0], "shape") and tuple(got[0].shape) == (3,))
+    c.mistake("l06.values", got=got[0], looks_like=scores.max(1).values)
+    c.equal(got[0], torch.tensor([1, 0, 1, 1]))
+    c.equal(got[1], torch.tensor([0, 1, 2, 0]))
+    tied = c.call(fn, torch.tensor([[1.0, 2.0, 2.0, 1.0]]))
+    c.equal(tied[0], torch.tensor([1]), key="l06.last_of_equals")
+    c.equal(tied[1], torch.tensor([0]), key="l06.last_of_equals")
+
+
+@check_best_and_worst.wrong("l06.swapped")
+def _(scores):
+    return scores.argmin(1), scores.argmax(1)
+
+
+@check_best_and_worst.wrong("l06.wrong_axis")
+def _(scores):
+    return scores.argmax(0), scores.argmin(0)
+
+
+@check_best_and_worst.wrong("l06.values")
+def _(scores):
+    return scores.max(1).values, scores.min(1).values
+
+
+@check_best_and_worst.wrong("l06.last_of_equals")
+def _(scores):
+    n = scores.shape[1]
+    return n - 1 - scores.flip(1).argmax(1), n - 1 - scores.flip(1).argmin(1)
+
+
+def cohen_kappa(first, second):
+    """kappa = (p_o - p_e) / (1 - p_e) (Cohen 1960); 1 where both raters only ever give one and the same label."""
+    n = len(first)
+    observed = sum(a == b for a, b in zip(first, second, strict=True)) / n
+    chance = sum((first.count(v) / n) * (second.count(v) / n) for v in set(first) | set(second))
+    return 1.0 if chance == 1 else (observed - chance) / (1 - chance)
+
+
+@exercise("l06.cohen_kappa", reference=cohen_kappa)
+def check_cohen_kappa(c, fn):
+    c.callable(fn)
+    first = ["left", "left", "right", "right", "tie", "left", "right", "left", "left", "right"]
+    second = ["left", "right", "right", "right", "left", "left", "right", "left", "tie", "left"]
+    got = c.number(c.call(fn, first, second), hi=1.0)
+    observed, chance = 0.6, 0.5 * 0.5 + 0.4 * 0.4 + 0.1 * 0.1
+    c.mistake("l06.raw_agreement", got=got, looks_like=observed)
+    c.mistake("l06.uniform_chance", got=got, looks_like=(observed - 1 / 3) / (2 / 3))
+    c.mistake("l06.not_rescaled", got=got, looks_like=observed - chance)
+    c.hand(got, (observed - chance) / (1 - chance))
+    c.close(c.call(fn, ["left", "right"] * 3, ["right", "left"] * 3), -1.0)
+    c.close(c.call(fn, ["left", "left", "right", "right"], ["left", "right", "left", "right"]), 0.0)
+    c.close(c.call(fn, ["tie"] * 4, ["tie"] * 4), 1.0, key="l06.one_label")
+
+
+@check_cohen_kappa.wrong("l06.raw_agreement")
+def _(first, second):
+    return sum(a == b for a, b in zip(first, second, strict=True)) / len(first)
+
+
+@check_cohen_kappa.wrong("l06.uniform_chance")
+def _(first, second):
+    observed = sum(a == b for a, b in zip(first, second, strict=True)) / len(first)
+    return (observed - 1 / 3) / (2 / 3)
+
+
+@check_cohen_kappa.wrong("l06.not_rescaled")
+def _(first, second):
+    n = len(first)
+    observed = sum(a == b for a, b in zip(first, second, strict=True)) / n
+    return observed - sum((first.count(v) / n) * (second.count(v) / n) for v in set(first) | set(second))
+
+
+@check_cohen_kappa.wrong("l06.one_label")
+def _(first, second):
+    n = len(first)
+    observed = sum(a == b for a, b in zip(first, second, strict=True)) / n
+    chance = sum((first.count(v) / n) * (second.count(v) / n) for v in set(first) | set(second))
+    return 0.0 if chance == 1 else (observed - chance) / (1 - chance)
+
+
+def statistics_loss(eps, eps_ref, c):
+    """c_t^2 times the squared difference of channel means, summed over channels (HG-DPO, section 3.1, closed form)."""
+    shift = (eps - eps_ref).mean((2, 3))
+    return c**2 * (shift**2).sum(1)
+
+
+@exercise("l06.statistics_loss", reference=statistics_loss)
+def check_statistics_loss(c, fn):
+    c.callable(fn)
+    eps, ref, factor = c.randn(3, 4, 5, 6), c.randn(3, 4, 5, 6), c.rand(3) + 0.5
+    got = c.call(fn, eps, ref, factor)
+    c.mistake("l06.pixelwise", got=got, looks_like=factor**2 * ((eps - ref) ** 2).mean((2, 3)).sum(1))
+    c.tensor(got, shape=(3,), dtype=torch.float32)
+    c.mistake("l06.c_not_squared", got=got, looks_like=factor * (eps - ref).mean((2, 3)).square().sum(1))
+    c.mistake("l06.mean_of_channels", got=got, looks_like=factor**2 * (eps - ref).mean((2, 3)).square().mean(1))
+    c.hand(c.call(fn, torch.full((1, 2, 2, 2), 3.0), torch.ones(1, 2, 2, 2), torch.tensor([0.5])), torch.tensor([2.0]))
+    means = torch.stack([torch.stack([(eps - ref)[b, k].sum() / 30 for k in range(4)]) for b in range(3)])
+    c.close(got, factor * factor * (means * means).sum(1))
+    mixed = (eps - ref).flatten(2)[:, :, torch.arange(29, -1, -1)].view_as(eps) + ref
+    c.close(c.call(fn, mixed, ref, factor), got, key="l06.pixelwise")
+
+
+@check_statistics_loss.wrong("l06.pixelwise")
+def _(eps, eps_ref, c):
+    return c**2 * ((eps - eps_ref) ** 2).mean((2, 3)).sum(1)
+
+
+@check_statistics_loss.wrong("l06.c_not_squared")
+def _(eps, eps_ref, c):
+    return c * (eps - eps_ref).mean((2, 3)).square().sum(1)
+
+
+@check_statistics_loss.wrong("l06.mean_of_channels")
+def _(eps, eps_ref, c):
+    return c**2 * (eps - eps_ref).mean((2, 3)).square().mean(1)

@@ -1,0 +1,668 @@
+# %% uid="parameters" tags=["parameters"]
+tier = "cpu"
+lang = "en"
+seed = 0
+strict = False
+interactive = True
+
+# %% uid="setup" tags=["setup"]
+from labkit.course import start, t
+
+lab = start("06", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
+
+# %% [markdown] lang="en" uid="story" pair="d561edf4"
+# ## 1. Three steps, and what they miss
+#
+# The article tells version 1 of the paper: fine-tune a model for people, let an AI judge make preference pairs, train on them with DPO. Version 2
+# ([arXiv 2405.20216](https://arxiv.org/abs/2405.20216)) found three things missing: real photographs as winners, a curriculum that leads up to them,
+# and a cure for the colours that the judge smuggles in. Here all of it is measured on portraits whose truth is known. The base model is
+# PortraitSD's early checkpoint. Two judges are kept apart: the **training judge** (PortraitCLIP) makes the pairs, the **gold judge** (the
+# AttributeReader, never trained against) measures.
+#
+# Written down before the run: the primary metric is the gold judge's share of named attributes that are right, on held-out prompts, and prompts
+# are the unit of every interval.
+
+# %% [markdown] lang="ja" uid="story" pair="da50fdb5"
+# ## 1. 3 つの手順と、そこに欠けているもの
+#
+# 記事が紹介しているのは論文の第 1 版です。人物向けにモデルをファインチューニングし、AI に選好ペアを作らせ、DPO で学習します。第 2 版
+# ([arXiv 2405.20216](https://arxiv.org/abs/2405.20216))で著者らは、欠けていたものを 3 つ挙げました。実写画像を勝者にすること、そこへ段階的に
+# 近づくカリキュラム、そして評価モデルが持ち込む色の偏りへの対策です。このレッスンでは、正解が分かっているポートレートですべてを実測します。
+# 出発点は PortraitSD の学習初期のチェックポイントです。評価役は 2 つに分けます。選好ペアを作る**学習用の評価役**は PortraitCLIP、測定専用の
+# **正解の評価役**は、学習には決して使わない AttributeReader です。
+#
+# 実行前に決めておくこと: 主要指標は、未使用のプロンプトで指定した属性のうち、正解の評価役が正しいと読み取った割合です。区間はすべてプロンプトを
+# 単位として求めます。
+
+# %% uid="models"
+import numpy as np
+import torch
+
+from labkit.course.figures import bar_with_interval, curve_with_interval, image_grid, strips
+from labkit.course.widgets import choice, explore, slider, text
+from labkit.diffusion import decode_latents, encode_images, image_generators, sample
+from labkit.models import load_clip, load_pipeline, load_reader
+from labkit.portraits import ATTRIBUTES, caption, render_tensor, sample_specs
+from labkit.portraits.parse import parse_caption
+
+sizes = lab.sizes
+pipe, reader = load_pipeline("cpu", variant="portrait-sd-base"), load_reader()
+clip, clip_inputs = load_clip("cpu")
+
+
+def half_named(n, seed):
+    """n specs and captions that name about half of the attributes, and at least one."""
+    rng, found = np.random.default_rng(seed), []
+    for spec in sample_specs(4 * n + 8, seed=seed):
+        said = caption(spec, drop=[name for name in ATTRIBUTES if rng.random() < 0.5])
+        found += [(spec, said.text)] if said.named else []
+    return [spec for spec, _ in found[:n]], [text for _, text in found[:n]]
+
+
+def gold(images, prompts):
+    """Share of the named attributes that the AttributeReader finds right, per image."""
+    read = reader.read(images)
+    return np.array(
+        [np.mean([ATTRIBUTES[a][read[a][i]] == v for a, v in parse_caption(p).items()]) for i, p in enumerate(prompts)]
+    )
+
+
+specs, prompts = half_named(sizes.prompts, lab.seed + 1)
+_, held_out = half_named(sizes.test_prompts, lab.seed + 2)
+test = [p for p in held_out for _ in range(sizes.copies)]
+
+# %% [markdown] lang="en" uid="pool" pair="cf21e9ea"
+# ## 2. The pool
+#
+# For every prompt the base model draws $N$ pictures and the judge scores them: best against worst becomes a pair. The expected gap grows with $N$
+# like the range of $N$ normal numbers. Write `best_and_worst`; candidates are columns, and where scores are equal the first one counts.
+
+# %% [markdown] lang="ja" uid="pool" pair="21b6e738"
+# ## 2. 候補画像のプール
+#
+# プロンプトごとに基準モデルで $N$ 枚を生成し、評価役が採点します。最高と最低の 2 枚が選好ペアになります。得点差の期待値は、$N$ 個の正規乱数の
+# 範囲と同じように $N$ とともに増えます。`best_and_worst` を書いてください。候補は列方向に並び、同点なら先にある方を採用します。
+
+
+# %% uid="best-and-worst" tags=["exercise"] exercise="best_and_worst"
+def best_and_worst(scores):
+    """Column of the highest and of the lowest score of each row: scores [prompts, N] -> two int64 tensors [prompts]."""
+    # BEGIN SOLUTION
+    columns = torch.arange(scores.shape[1])
+    top, bottom = scores.max(1, keepdim=True).values, scores.min(1, keepdim=True).values
+    best = torch.where(scores == top, columns, scores.shape[1]).min(1).values
+    worst = torch.where(scores == bottom, columns, scores.shape[1]).min(1).values
+    return best, worst
+    # END SOLUTION
+
+
+# %% uid="best-and-worst-check" tags=["check"]
+lab.check("best_and_worst", best_and_worst)
+best_and_worst = lab.use("best_and_worst", best_and_worst)
+
+# %% uid="pool-run" tags=["slow"]
+from labkit.diffusion import NFELedger
+from labkit.dpo import blend, build_pool, expected_range, faithfulness, warmth
+
+judge = faithfulness(clip, clip_inputs)
+biased = blend([(judge, 1.0), (warmth(), sizes.bias)])  # a faithful judge with a secret taste for warm colours
+shard = max(1, sizes.prompts // 8)
+bar = iter(lab.progress_bar(range(-(-sizes.prompts // shard)), t("l06.pool"), -(-sizes.prompts // shard)))
+next(bar)
+with NFELedger(pipe) as pool_cost:
+    pool = build_pool(
+        pipe, prompts, sizes.candidates, scorers=[judge, biased], seed=lab.seed, steps=sizes.steps, shard=shard,
+        progress=lambda done, total: next(bar, None),
+    )  # fmt: skip
+scores = pool.scores[judge.name]
+print(t("l06.pool_cost", images=scores.numel(), rows=pool_cost.nfe, seconds=pool_cost.seconds))
+
+# %% uid="gaps"
+counts = list(range(2, sizes.candidates + 1))
+gaps = np.array([(scores[:, :n].max(1).values - scores[:, :n].min(1).values).numpy() for n in counts]).T  # [prompts, N]
+half = 1.96 * gaps.std(0) / len(gaps) ** 0.5
+spread = scores.std(1).mean().item()
+curve_with_interval(
+    counts,
+    {
+        t("l06.measured_gap"): (gaps.mean(0), gaps.mean(0) - half, gaps.mean(0) + half),
+        t("l06.normal_gap"): [spread * expected_range(n) for n in counts],
+    },
+    xlabel=t("l06.n"),
+    ylabel=t("l06.gap"),
+    title=t("l06.gap_title"),
+)
+
+# %% uid="pool-widget" tags=["widget"]
+
+
+def winners_and_losers(n):
+    best, worst = best_and_worst(scores[:4, :n])
+    rows = {}
+    for name, chosen in ((t("l06.best"), best), (t("l06.worst"), worst)):
+        with torch.no_grad():
+            images = decode_latents(pipe, pool.latents[torch.arange(len(chosen)), chosen]).clamp(-1, 1)
+        rows[name] = list(images)
+    return strips(rows, captions=dict.fromkeys(rows, prompts[:4]))
+
+
+explore(winners_and_losers, {"n": slider(t("l06.n"), 2, sizes.candidates, sizes.candidates, 1)})
+
+# %% [markdown] lang="en" uid="judging" pair="ef3b8790"
+# ## 3. Be the judge
+#
+# Which picture keeps its prompt better? Type one letter per pair: l for left, r for right, t for a tie; the next pair appears, and a deleted letter takes
+# a vote back. Below ten votes a simulated colleague stands in: it sees what the gold judge sees, guesses on one pair in five, and likes the left side. Agreement is Cohen's $\kappa = (p_o - p_e)/(1 - p_e)$: the share of equal
+# labels $p_o$, corrected by the share $p_e$ that two raters with these label frequencies reach by chance. Write it.
+
+# %% [markdown] lang="ja" uid="judging" pair="ea812b39"
+# ## 3. 自分で評価する
+#
+# どちらの画像がプロンプトに忠実でしょうか。1 組ごとに 1 文字、左なら l、右なら r、引き分けなら t と入力すると、次のペアが表示されます。文字を消せば投票を取り消せます。
+# 投票が 10 組に満たない場合は、仮想の同僚の投票を使います。この同僚は正解の評価役と同じものを見ますが、5 組に 1 組は当てずっぽうで、左側をやや好みます。一致度にはコーエンの $\kappa = (p_o - p_e)/(1 - p_e)$ を使います。一致した割合
+# $p_o$ を、同じラベル頻度の 2 人が偶然一致する割合 $p_e$ で補正した値です。これを書いてください。
+
+
+# %% uid="kappa" tags=["exercise"] exercise="cohen_kappa"
+def cohen_kappa(first, second):
+    """Agreement of two raters beyond chance: two equally long lists of labels -> float; 1 is perfect, 0 is chance.
+
+    Raters who both give one and the same label throughout agree perfectly by convention.
+    """
+    # BEGIN SOLUTION
+    labels = set(first) | set(second)
+    observed = np.mean([a == b for a, b in zip(first, second, strict=True)])
+    chance = sum((first.count(v) / len(first)) * (second.count(v) / len(second)) for v in labels)
+    return 1.0 if chance == 1 else float((observed - chance) / (1 - chance))
+    # END SOLUTION
+
+
+# %% uid="kappa-check" tags=["check"]
+lab.check("cohen_kappa", cohen_kappa)
+cohen_kappa = lab.use("cohen_kappa", cohen_kappa)
+
+# %% uid="vote-widget" tags=["widget"]
+rng = np.random.default_rng(lab.seed)
+duels = [(p, *rng.choice(pool.n, 2, replace=False)) for p in rng.integers(0, len(prompts), sizes.duels)]
+with torch.no_grad():
+    sides = [decode_latents(pipe, torch.stack([pool.latents[d[0], d[k]] for d in duels])).clamp(-1, 1) for k in (1, 2)]
+
+
+def show_duel(votes):
+    k = min(len(votes), len(duels) - 1)
+    number = t("l06.duel", number=k + 1, total=len(duels), prompt=prompts[duels[k][0]])
+    return image_grid([sides[0][k], sides[1][k]], columns=2, title=number)
+
+
+voting = explore(show_duel, {"votes": text(t("l06.votes"))})
+voting
+
+# %% uid="agreement"
+from labkit.metrics import sign_test
+
+duel_prompts = [prompts[p] for p, _, _ in duels]
+
+
+def labels(left, right, margin=0.0):
+    return ["tie" if abs(a - b) <= margin else "left" if a > b else "right" for a, b in zip(left, right, strict=True)]
+
+
+truth = labels(gold(sides[0], duel_prompts), gold(sides[1], duel_prompts))
+machine = labels(*[[float(scores[d[0], d[k]]) for d in duels] for k in (1, 2)], margin=0.02)
+colleague = [rng.choice(["left", "left", "right"]) if rng.random() < 0.2 else label for label in truth]
+keys = {"l": "left", "r": "right", "t": "tie"}
+mine = [keys[key] for key in voting.values["votes"].lower() if key in keys][: len(duels)]
+person = mine if len(mine) >= 10 else [str(label) for label in colleague]
+seen = range(len(person))
+judged = {t("l06.judge"): [machine[k] for k in seen], t("l06.gold"): [truth[k] for k in seen]}
+draws = [rng.integers(0, len(seen), len(seen)) for _ in range(300)]
+
+
+def kappa_interval(other):
+    """kappa and its bootstrap interval over pairs."""
+    values = [cohen_kappa([person[i] for i in d], [other[i] for i in d]) for d in draws]
+    middle = cohen_kappa(person, other)
+    low, high = np.nanquantile(values, [0.025, 0.975]) if np.isfinite(values).any() else (middle, middle)
+    return middle, min(low, middle), max(high, middle)
+
+
+found = np.array([kappa_interval(other) for other in judged.values()]).T
+left, right = person.count("left"), person.count("right")
+print(t("l06.position", left=left, right=right, p=sign_test(left, right)))
+bar_with_interval(list(judged), tuple(found), xlabel=t("l06.kappa"), title=t("l06.kappa_title", n=len(seen)))
+
+# %% [markdown] lang="en" uid="colour" pair="b3cb239e"
+# ## 4. The colours that the judge smuggles in
+#
+# Let the judge have a secret taste for warm colours. More candidates pick its taste more sharply: the larger $N$, the more the winners differ from
+# the losers in their mean colour, and DPO learns it. The cure of the paper compares one denoising step of the model with one of its reference and punishes a
+# difference of channel means; in closed form $L = c_t^2\,\sum_k \big(\mathrm{mean}_{hw}(\epsilon_\theta - \epsilon_{\mathrm{ref}})_k\big)^2$. Write it: no
+# further forward pass is needed.
+
+# %% [markdown] lang="ja" uid="colour" pair="7fe0408d"
+# ## 4. 評価役が持ち込む色
+#
+# 評価役に、暖色をひそかに好む偏りを持たせます。候補が多いほどその偏りは強く選ばれます。$N$ が大きいほど勝者と敗者の平均色の差が広がり、DPO はそれを
+# 学習してしまいます。論文の対策は、モデルと参照モデルでノイズ除去を 1 ステップ進め、チャネル平均の差に罰則を与えることです。閉じた形では
+# $L = c_t^2\,\sum_k \big(\mathrm{mean}_{hw}(\epsilon_\theta - \epsilon_{\mathrm{ref}})_k\big)^2$ となり、順伝播を追加する必要はありません。これを書いてください。
+
+
+# %% uid="statistics" tags=["exercise"] exercise="statistics_loss"
+def statistics_loss(eps, eps_ref, c):
+    """Statistics matching per image: eps, eps_ref [B, C, h, w], c [B] -> [B]."""
+    # BEGIN SOLUTION
+    shift = (eps - eps_ref).mean((2, 3))  # [B, C]
+    return c**2 * (shift**2).sum(1)
+    # END SOLUTION
+
+
+# %% uid="statistics-check" tags=["check"]
+lab.check("statistics_loss", statistics_loss)
+statistics_loss = lab.use("statistics_loss", statistics_loss)
+
+# %% uid="statistics-term"
+from labkit.diffusion import adapter_names, adapter_state, remove_lora
+from labkit.dpo import (
+    DPOConfig,
+    Stage,
+    Term,
+    attach,
+    best_vs_worst,
+    channel_gap,
+    dpo,
+    run_stages,
+    step_coefficient,
+    warmth_of,
+)
+
+
+def matching(step):
+    c = step_coefficient(step.t, step.alphas_cumprod)
+    return 10_000 * statistics_loss(step.winner_pred, step.ref_winner_pred, c)
+
+
+your_term = Term("statistics", matching, {"weight": 10_000.0}, needs="predictions")
+seeds = list(range(lab.seed, lab.seed + sizes.seeds))
+
+
+def align(stages, seed, start=()):
+    """Train (name, pairs, terms) stages after the stages in `start`: adapter states by name, pictures of the test prompts."""
+    config = DPOConfig(
+        steps=sizes.train_steps, batch_size=sizes.batch, lr=sizes.lr, rank=sizes.rank, seed=seed, log_every=sizes.train_steps
+    )  # fmt: skip
+    try:
+        for name, state in dict(start).items():
+            attach(pipe.unet, name, state, rank=sizes.rank)
+        if stages:
+            run_stages(pipe, [Stage(name, pairs, terms, config) for name, pairs, terms in stages])
+        states = {name: adapter_state(pipe.unet, name) for name in adapter_names(pipe.unet)}
+        return states, pictures(seed)
+    finally:
+        for name in adapter_names(pipe.unet):
+            remove_lora(pipe.unet, name)
+
+
+def pictures(seed):
+    generators = image_generators(len(test), 1000 + seed)
+    return sample(pipe, test, generators=generators, steps=sizes.steps, batch_size=48)
+
+
+def by_prompt(values):
+    """Numbers [seeds, prompts * copies] -> mean per prompt [prompts]."""
+    return np.asarray(values, dtype=float).reshape(len(values), -1, sizes.copies).mean((0, 2))
+
+
+# %% uid="colour-run" tags=["slow"]
+arms = {
+    "l06.n2": (best_vs_worst(pool.first(2), biased.name).training(), [dpo(sizes.kappa)]),
+    "l06.n_all": (best_vs_worst(pool, biased.name).training(), [dpo(sizes.kappa)]),
+    "l06.n_all_cured": (best_vs_worst(pool, biased.name).training(), [dpo(sizes.kappa), your_term]),
+}
+for key, (pairs, _) in arms.items():
+    print(t("l06.channel_gap", arm=t(key, n=pool.n), gap=float(channel_gap(pairs).norm())))
+base = [pictures(s) for s in seeds]
+colour = {key: [] for key in arms}
+jobs = [(key, s) for s in seeds for key in arms]
+for key, s in lab.progress_bar(jobs, t("l06.training"), len(jobs)):
+    colour[key].append(align([("colour", *arms[key])], s)[1])
+
+# %% uid="colour-picture"
+shift = {
+    key: by_prompt([(warmth_of(x) - warmth_of(b)).numpy() for x, b in zip(images, base, strict=True)])
+    for key, images in colour.items()
+}
+score = {
+    key: by_prompt([(judge(x, test) - judge(b, test)).numpy() for x, b in zip(images, base, strict=True)])
+    for key, images in colour.items()
+}
+
+
+def with_interval(values):
+    """Mean and 95 % interval over prompts for each row of values."""
+    mean = np.mean(values, axis=1)
+    half = 1.96 * np.std(values, axis=1, ddof=1) / np.shape(values)[1] ** 0.5
+    return mean, mean - half, mean + half
+
+
+names = [t(key, n=pool.n) for key in arms]
+bar_with_interval(
+    names,
+    {t("l06.warmer"): with_interval(list(shift.values())), t("l06.score_gain"): with_interval(list(score.values()))},
+    xlabel=t("l06.against_base"),
+    title=t("l06.colour_title", seeds=len(seeds)),
+    value_format="{:+.3f}",
+)
+
+# %% uid="colour-pictures"
+shown = [i * sizes.copies for i in range(min(6, sizes.test_prompts))]
+rows = {t("l06.base"): [base[0][i] for i in shown]}
+strips(rows | {t(key, n=pool.n): [colour[key][0][i] for i in shown] for key in arms}, title=t("l06.same_seeds"))
+
+# %% uid="colour-claims"
+from labkit.metrics import cluster_bootstrap
+
+
+def claim(id, measured, differences):
+    """Mean difference over prompts with its bootstrap interval, into the ledger."""
+    interval = cluster_bootstrap(differences, generator=np.random.default_rng(lab.seed), method="percentile")
+    value = float(np.mean(differences))
+    lab.claim(
+        id, measured=measured, value=value, interval=(min(interval[0], value), max(interval[1], value)), seeds=seeds
+    )
+
+
+claim("colour_grows", t("l06.measure_colour", n=pool.n), shift["l06.n_all"] - shift["l06.n2"])
+claim("statistics_cure", t("l06.measure_cure"), shift["l06.n_all"] - shift["l06.n_all_cured"])
+claim("cure_is_free", t("l06.measure_free"), score["l06.n_all_cured"] - score["l06.n_all"])
+
+# %% [markdown] lang="en" uid="leap" pair="4909c33e"
+# ## 5. The leap that fails, and what lies between
+#
+# Why not let the real picture win and a generated one lose, in one step? The two are easily told apart without looking at the prompt, and the model learns
+# that difference. SDRecon makes winners in between: noise the real picture to timestep $t$ and let the base model denoise it.
+
+# %% [markdown] lang="ja" uid="leap" pair="0fb86bd5"
+# ## 5. 失敗する飛躍と、その中間
+#
+# 本物の画像を勝者、生成画像を敗者として、一度に学習してはいけないのでしょうか。両者はプロンプトを見なくても簡単に区別できるので、モデルはその違いの方を
+# 学習してしまいます。SDRecon はその中間の勝者を作ります。本物の画像にタイムステップ $t$ までノイズを加え、基準モデルでノイズ除去します。
+
+# %% uid="recon" tags=["slow"]
+from labkit.dpo import recon_levels, sd_recon
+
+with torch.no_grad():
+    real = encode_images(pipe, render_tensor(specs))
+    recons = recon_levels(
+        pipe, real, prompts, (100, 400, 500, 600, 700), seed=lab.seed, steps=sizes.steps, batch_size=64
+    )
+    judged_recons = {t_: judge(decode_latents(pipe, x).clamp(-1, 1), prompts) for t_, x in recons.items()}
+    real_score = judge(decode_latents(pipe, real).clamp(-1, 1), prompts)
+levels = [0, *recons]
+per_level = np.stack([real_score.numpy(), *(s.numpy() for s in judged_recons.values())], 1)  # [prompts, levels]
+curve_with_interval(
+    levels,
+    {t("l06.recon_score"): tuple(with_interval(per_level.T))},
+    xlabel=t("l06.timestep"),
+    ylabel=t("l06.judge_score"),
+    reference={t("l06.easy_winners"): float(scores.max(1).values.mean()), t("l06.pool_mean"): float(scores.mean())},
+    title=t("l06.recon_title"),
+)
+
+# %% uid="recon-widget" tags=["widget"]
+
+
+def reconstructed(level):
+    x = sd_recon(pipe, real[:4], prompts[:4], level, generators=image_generators(4, lab.seed), steps=sizes.steps)
+    with torch.no_grad():
+        rows = {
+            t("l06.real"): decode_latents(pipe, real[:4]).clamp(-1, 1),
+            t("l06.recon"): decode_latents(pipe, x).clamp(-1, 1),
+        }
+    return strips({name: list(images) for name, images in rows.items()}, captions={t("l06.recon"): prompts[:4]})
+
+
+explore(reconstructed, {"level": slider(t("l06.timestep"), 0, 1000, 500, 50)})
+
+# %% [markdown] lang="en" uid="curriculum" pair="26a06a7c"
+# ## 6. The curriculum and its ablations
+#
+# *Easy*: best of the pool against its worst. *Normal*: the best reconstruction from $t$ = 400 to 700 against the easy winner, if the judge prefers it. *Hard*: an
+# almost real picture ($t$ = 100) against the normal winner. After every stage the adapter is merged; the next reference is the stage's own start. All arms with
+# several stages spend the same number of steps. Predict which one wins.
+
+# %% [markdown] lang="ja" uid="curriculum" pair="b3c27582"
+# ## 6. カリキュラムと、その要素を除いた比較
+#
+# *easy* ではプールの最高と最低を比べます。*normal* では $t$ = 400〜700 の復元画像のうち最良のものを、評価役が上と認めた場合に限り easy の勝者と比べます。*hard* では
+# ほぼ本物の画像($t$ = 100)を normal の勝者と比べます。段階が終わるたびにアダプタを統合し、次の参照モデルはその段階の出発点とします。複数の段階を持つ条件は、
+# すべて同じステップ数を使います。どの条件が勝つか、予想してください。
+
+# %% uid="curriculum-predict" tags=["quiz"]
+lab.predict("order")
+
+# %% uid="curriculum-run" tags=["slow"]
+from labkit.dpo import PreferencePairs, hard_pairs, leap_pairs, normal_pairs, sft
+
+easy_set = best_vs_worst(pool, judge.name)
+middle = [t_ for t_ in recons if t_ != 100]
+normal_set = normal_pairs(easy_set, {k: recons[k] for k in middle}, {k: judged_recons[k] for k in middle}, judge.name)
+if all(normal_set.column("tie")):  # a handful of pictures may leave nothing: take the leap's pairs then
+    normal_set = leap_pairs(easy_set, recons[400])
+easy, normal = easy_set.training(), normal_set.training()
+hard = hard_pairs(normal_set, recons[100]).training()
+leap = leap_pairs(easy_set, real).training()
+print(t("l06.kept", kept=len(normal), total=len(prompts)))
+together = PreferencePairs(
+    easy.prompts + normal.prompts + hard.prompts,
+    torch.cat([easy.winner, normal.winner, hard.winner]),
+    torch.cat([easy.loser, normal.loser, hard.loser]),
+    hashes=easy.hashes,
+)
+term = [dpo(sizes.kappa)]
+a, b, c = ("easy", easy, term), ("normal", normal, term), ("hard", hard, term)
+plans = {  # arm -> (stages, trained after "easy")
+    "l06.easy": ([a], False),
+    "l06.hg": ([b, c], True),
+    "l06.no_easy": ([b, c, ("more", hard, term)], False),
+    "l06.no_normal": ([c, ("more", hard, term)], True),
+    "l06.at_once": ([("one", together, term), ("two", together, term), ("three", together, term)], False),
+    "l06.leap": ([("leap", leap, term)], False),
+    "l06.sft": ([("sft", hard, [sft(sizes.kappa / 2)])], True),
+}
+results = {key: [] for key in plans}
+states = {}
+jobs = [(key, s) for s in seeds for key in plans]
+with NFELedger(pipe) as train_cost:
+    for key, s in lab.progress_bar(jobs, t("l06.training"), len(jobs)):
+        stages, after_easy = plans[key]
+        states[key, s], images = align(stages, s, states["l06.easy", s] if after_easy else ())
+        results[key].append(images)
+
+# %% uid="curriculum-table"
+gold_base = [gold(x, test) for x in base]
+gains = {
+    key: by_prompt([gold(x, test) - g for x, g in zip(images, gold_base, strict=True)])
+    for key, images in results.items()
+}
+bar_with_interval(
+    [t(key) for key in plans],
+    tuple(with_interval(list(gains.values()))),
+    xlabel=t("l06.gold_gain"),
+    title=t("l06.gains_title", base=float(np.mean(gold_base)), seeds=len(seeds)),
+    value_format="{:+.3f}",
+)
+
+# %% uid="curriculum-pictures"
+rows = {t("l06.base"): [base[0][i] for i in shown]}
+strips(rows | {t(key): [images[0][i] for i in shown] for key, images in results.items()}, title=t("l06.same_seeds"))
+
+# %% uid="curriculum-claims"
+lab.reveal("order", max(("hg", "easy", "leap", "at_once"), key=lambda name: gains["l06." + name].mean()))
+claim("leap_collapses", t("l06.measure_gold", a=t("l06.leap"), b=t("l06.base")), gains["l06.leap"])
+claim("curriculum_beats_base", t("l06.measure_gold", a=t("l06.hg"), b=t("l06.base")), gains["l06.hg"])
+claim("easy_matters", t("l06.measure_gold", a=t("l06.hg"), b=t("l06.no_easy")), gains["l06.hg"] - gains["l06.no_easy"])
+claim(
+    "normal_matters",
+    t("l06.measure_gold", a=t("l06.hg"), b=t("l06.no_normal")),
+    gains["l06.hg"] - gains["l06.no_normal"],
+)
+claim("order_matters", t("l06.measure_gold", a=t("l06.hg"), b=t("l06.at_once")), gains["l06.hg"] - gains["l06.at_once"])
+claim("sft_erases", t("l06.measure_gold", a=t("l06.sft"), b=t("l06.easy")), gains["l06.sft"] - gains["l06.easy"])
+
+# %% [markdown] lang="en" uid="proof" pair="1512e86f"
+# ## 7. Prove it
+#
+# A judge that made the pairs cannot prove anything: the training score must be read beside a judge that it never saw. Sharpness is a third one, and easily
+# pleased. Under each: the win rate against the base with the same seeds.
+
+# %% [markdown] lang="ja" uid="proof" pair="824b7718"
+# ## 7. 証明する
+#
+# 選好ペアを作った評価役では、何も証明できません。学習用の得点は、学習で一度も使っていない評価役の得点と並べて読む必要があります。第 3 の尺度である鮮鋭度は、
+# 簡単に高得点が出ます。それぞれについて、同じシードの基準モデルに対する勝率を求めます。
+
+# %% uid="proof-run"
+from labkit.dpo import sharpness
+from labkit.metrics import outcomes, win_rate
+
+judges = {"l06.judge": judge, "l06.gold": gold, "l06.sharp": sharpness()}
+table = {}
+for key, images in results.items():
+    for name, measure in judges.items():
+        scored = [
+            np.concatenate([np.asarray(measure(x, test), dtype=float) for x in group]) for group in (images, base)
+        ]
+        won = outcomes(candidate=scored[0], baseline=scored[1])
+        rate = win_rate(won, prompts=test * len(seeds), generator=np.random.default_rng(lab.seed), resamples=2000)
+        table[key, name] = (rate.value, min(rate.low, rate.value), max(rate.high, rate.value))
+bar_with_interval(
+    [t(key) for key in plans],
+    {t(name): tuple(np.array([table[key, name] for key in plans]).T) for name in judges},
+    xlabel=t("l06.win_rate"),
+    reference={t("l06.chance"): 0.5},
+    value_format="{:.0%}",
+)
+
+# %% uid="proof-claims"
+value, low, high = table["l06.hg", "l06.gold"]
+lab.claim("wins_by_gold", measured=t("l06.measure_win"), value=value, interval=(low, high), seeds=seeds)
+both = [
+    sharpness()(x, test).numpy() - sharpness()(b_, test).numpy()
+    for x, b_ in zip(results["l06.leap"], base, strict=True)
+]
+claim("sharper_is_not_better", t("l06.measure_sharp"), by_prompt(both))
+
+# %% [markdown] lang="en" uid="side" pair="7a2611dc"
+# ## 8. Side effects
+#
+# What happened to attributes that no prompt asked for? The gold judge reads how their shares moved between the base and the curriculum's model. Intervals and
+# p-values count prompts; the p-values are corrected for the number of attributes.
+
+# %% [markdown] lang="ja" uid="side" pair="5327c5e5"
+# ## 8. 副作用
+#
+# プロンプトが指定していない属性には何が起きたでしょうか。基準モデルとカリキュラム後のモデルで割合がどう動いたかを、正解の評価役で読み取ります。区間と p 値は
+# プロンプトを単位とし、p 値は属性の数で補正してあります。
+
+# %% uid="side-run"
+from labkit.dpo import side_effects
+from labkit.portraits import attribute_name, value_name
+
+report = side_effects(
+    reader,
+    before=torch.cat(base),
+    after=torch.cat(results["l06.hg"]),
+    prompts=test * len(seeds),
+    generator=np.random.default_rng(lab.seed),
+)
+largest = report.largest(8)
+for effect in report.attributes:
+    print(t("l06.moved", name=attribute_name(effect.attribute, lab.lang), distance=effect.distance, p=effect.p_value))
+print(
+    t(
+        "l06.diversity",
+        before=report.diversity_before,
+        after=report.diversity_after,
+        low=report.diversity_low,
+        high=report.diversity_high,
+    )
+)
+changes = np.array([(s.change, min(s.low, s.change), max(s.high, s.change)) for s in largest]).T
+bar_with_interval(
+    [": ".join((attribute_name(s.attribute, lab.lang), value_name(s.attribute, s.value, lab.lang))) for s in largest],
+    tuple(changes),
+    xlabel=t("l06.share_change"),
+    title=t("l06.side_title"),
+    value_format="{:+.2f}",
+)
+
+# %% uid="side-claim"
+smallest = min(effect.p_value for effect in report.attributes)
+lab.claim("side_effects", measured=t("l06.measure_side"), value=smallest, seeds=seeds)
+
+# %% [markdown] lang="en" uid="finish" pair="0bde2bdf"
+# ## 9. Finish like the paper
+#
+# At inference the paper runs its adapters at half their scale, and the last stage in the decoder blocks alone. The adapters lie side by side, so this is one
+# context manager. What does it cost, and what does it keep?
+
+# %% [markdown] lang="ja" uid="finish" pair="60f4649f"
+# ## 9. 論文の仕上げ
+#
+# 論文は推論時にアダプタの強さを半分にし、最後の段階のアダプタはデコーダ側のブロックだけで使います。アダプタは別々に保持しているので、コンテキストマネージャ
+# 1 つで済みます。何が失われ、何が残るでしょうか。
+
+# %% uid="finish-widget" tags=["widget"]
+from labkit.dpo import scaled_adapters, up_blocks
+
+
+def finished(scale, decoder_only):
+    try:
+        for name, state in states["l06.hg", seeds[0]].items():
+            attach(pipe.unet, name, state, rank=sizes.rank)
+        scales = dict.fromkeys(adapter_names(pipe.unet), scale)
+        with scaled_adapters(pipe.unet, scales, where={"hard": up_blocks} if decoder_only else {}):
+            images = sample(pipe, held_out[:6], generators=image_generators(len(held_out[:6]), 7), steps=sizes.steps)
+    finally:
+        for name in adapter_names(pipe.unet):
+            remove_lora(pipe.unet, name)
+    return image_grid(images, captions=held_out[:6], scores=gold(images, held_out[:6]), columns=6)
+
+
+explore(
+    finished,
+    {
+        "scale": slider(t("l06.scale"), 0.0, 1.5, 0.5, 0.25),
+        "decoder_only": choice(t("l06.where"), {t("l06.all_blocks"): False, t("l06.decoder"): True}),
+    },
+)
+
+# %% [markdown] lang="en" uid="cost" pair="b1941069"
+# ## 10. The manager's questions
+#
+# The article asks what it costs and who is still needed. In U-Net rows (one picture through the U-Net once; a training row costs three), and in labels: the judge gave
+# one label per candidate; a person who compares pairs would have given one vote per pair.
+
+# %% [markdown] lang="ja" uid="cost" pair="21af423d"
+# ## 10. 経営者の質問
+#
+# 記事の問いは、費用と人の役割です。費用は U-Net の行数で数えます(1 行は画像 1 枚を U-Net に 1 回通すこと、学習の 1 行は 3 行分)。ラベルについては、評価役は候補ごとに
+# 1 回採点しました。人がペアを比べるなら、ペアごとに 1 票が必要です。
+
+# %% uid="cost-run"
+rows_per_picture = 2 * sizes.steps
+per_model = train_cost.nfe / len(jobs) - len(test) * rows_per_picture  # without the pictures it was judged on
+print(t("l06.cost", pool=pool_cost.nfe, train=per_model, labels=scores.numel(), votes=len(easy) + len(normal)))
+won_share = table["l06.hg", "l06.gold"][0]
+print(
+    t(
+        "l06.break_even",
+        pictures=(pool_cost.nfe + 3 * per_model) / (rows_per_picture * (pool.n - 1)),
+        n=pool.n,
+        won=won_share,
+    )
+)
+lab.article_map()
+
+# %% uid="quiz" tags=["quiz"]
+lab.quiz()
