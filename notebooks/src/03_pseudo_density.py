@@ -236,7 +236,7 @@ from labkit.course.style import MARKERS, PALETTE
 
 def plane(groups, title):
     """Precision against coverage; groups: label -> {setting: (precision, coverage)}."""
-    title = "\n".join(wrap_text(title, 6.6, 12))
+    title = "\n".join(wrap_text(title, 5.9, 12))
     with figure_style():
         figure = new_figure(7.0, 4.4, layout="constrained")
         axes = figure.add_subplot()
@@ -485,6 +485,14 @@ lab.claim("mild_portraits", **against_plain("w 2, q 0.1", 2))
 lab.claim("extreme_portraits", **against_plain("w 33, q 0.5", 2))
 gain = {space: (scores["w 33, q 0.5", space] - scores["w 1", space])[:, 0] for space in ("judge", "control")}
 lab.claim("own_space", **paired(t("l03.own_space"), gain["control"], gain["judge"]))
+
+# %% [markdown] lang="en" uid="coverage-note" pair="43b7f9c0"
+# Read coverage with care: it counts the reals that have a generated sample in their ball. A sample in a dense region lies in many balls, a rare one in
+# few, so a handful of rare samples can be more diverse and still cover less. And a precision near 1 before the selection leaves nothing to gain.
+
+# %% [markdown] lang="ja" uid="coverage-note" pair="b454918d"
+# 被覆率は注意して読んでください。被覆率は、自分の球の中に生成サンプルがある実サンプルを数えます。密な領域のサンプルは多くの球に入り、珍しいサンプルは少ししか入りません。
+# そのため、少数の珍しいサンプルは、多様であっても被覆率が低くなることがあります。また、選別前の適合率が 1 に近ければ、それ以上は上がりません。
 
 # %% [markdown] lang="en" uid="push" pair="d6abfcfe"
 # ## 5. Pushing one sample
