@@ -329,7 +329,8 @@ def finetune(config, k, tick=None, **options):
     return train_pairwise(clip, inputs, images, values, records, config, on_step=tick, **data, **options)
 
 
-config = preset("robust", steps=lab.sizes.steps, batch=lab.sizes.batch, lr=lab.sizes.lr)
+sizes = lab.sizes
+config = preset("robust", steps=sizes.steps, batch=sizes.batch, lr=sizes.lr, tau=sizes.tau)
 bar = iter(lab.progress_bar(range(config.steps + 1), t("l07.training"), config.steps + 1))
 tuned, card = finetune(config, 0, lambda step: next(bar, None), monitor=gauges, every=max(1, config.steps // 5))
 next(bar, None)
