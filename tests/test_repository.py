@@ -18,6 +18,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from labkit.course.manifest import lesson_numbers, load_lesson
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -307,3 +309,13 @@ def test_a_wheel_holds_nothing_else(wheel_names: list[str]):
     assert not [name for name in wheel_names if "__pycache__" in name or name.endswith((".ipynb", ".tmp"))]
     licences = {Path(name).name for name in wheel_names if ".dist-info/licenses/" in name}
     assert {"LICENSE", "LICENSE-text", "ATTRIBUTION.md"} <= licences
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.ja.md"])
+def test_the_lesson_table_gives_the_measured_minutes_of_each_lesson(readme):
+    text = (ROOT / readme).read_text("utf-8")
+    for number in lesson_numbers():
+        minutes = load_lesson(number).minutes
+        times = " / ".join("–" if minutes[tier] is None else f"{minutes[tier]:g}" for tier in ("smoke", "cpu", "gpu"))
+        row = next(line for line in text.splitlines() if line.startswith(f"| {number} |"))
+        assert row.endswith(f"| {times} |"), row
