@@ -12,7 +12,10 @@ import pytest
 import torch
 
 from labkit.diffusion import (
+    NFELedger,
     PromptConditions,
+    active_adapters,
+    add_lora,
     ddim_step,
     encode_images,
     encode_prompts,
@@ -23,6 +26,8 @@ from labkit.diffusion import (
     sample,
     sample_latents,
     to_pil,
+    unet_output,
+    use_adapters,
     v_from_epsilon,
 )
 from tests.tiny_models import tiny_pipeline, tiny_scheduler
@@ -176,6 +181,39 @@ def test_rows_may_have_different_timesteps_under_guidance(pipe):
     for i, t in enumerate((951, 401, 1)):
         alone = predict_noise(pipe, x[i : i + 1], t, conditions.select([i]), guidance_scale=2.0)
         torch.testing.assert_close(together[i : i + 1], alone, **CLOSE)
+
+
+def test_the_unconditional_branch_may_run_with_other_adapters():
+    pipe, x, scale = tiny_pipeline(), latents_of(), 2.5
+    conditions = encode_prompts(pipe, PROMPTS)
+
+    def prediction(g, **options):
+        return unet_output(pipe.unet, x, 400, conditions, guidance_scale=g, **options)
+
+    bare, plain = prediction(0.0), prediction(1.0)
+    for name in ("negative", "positive"):
+        for p in add_lora(pipe.unet, name, seed=0, rank=2):
+            p.data.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
+    with use_adapters(pipe.unet, {"positive": 1.0}), torch.no_grad():
+        both = prediction(scale)
+        torch.testing.assert_close(prediction(scale, negative_adapters={"positive": 1.0}), both, **CLOSE)
+        with use_adapters(pipe.unet, {"negative": 0.5}):
+            uncond = prediction(0.0)
+        cond = prediction(1.0)
+        with NFELedger(pipe) as ledger:
+            got = prediction(scale, negative_adapters={"negative": 0.5})
+        assert ledger.counts.unet_rows == 2 * len(x)
+        torch.testing.assert_close(got, uncond + scale * (cond - uncond), **CLOSE)
+        assert not torch.allclose(got, both, atol=1e-3)
+        torch.testing.assert_close(prediction(scale, negative_adapters={}), bare + scale * (cond - bare), **CLOSE)
+        assert active_adapters(pipe.unet) == ("positive",)
+        images = [
+            sample_latents(pipe, PROMPTS, generators=image_generators(3, 0), steps=3, **options).latents
+            for options in ({}, {"negative_adapters": {"positive": 1.0}}, {"negative_adapters": {"negative": 0.5}})
+        ]
+    torch.testing.assert_close(images[1], images[0], **CLOSE)
+    assert not torch.allclose(images[2], images[0], atol=1e-2)
+    assert not torch.allclose(cond, plain, atol=1e-3)
 
 
 def test_guidance_window_guides_exactly_the_steps_inside(pipe):

@@ -8,6 +8,7 @@ import torch
 from tiny_models import tiny_pipeline
 
 from labkit.diffusion import (
+    AdapterError,
     active_adapters,
     adapter_names,
     adapter_parameters,
@@ -18,6 +19,7 @@ from labkit.diffusion import (
     merge_lora,
     sd_alphas_cumprod,
     unet_output,
+    use_adapters,
 )
 from labkit.dpo import (
     DPOConfig,
@@ -33,7 +35,6 @@ from labkit.dpo import (
     recon_levels,
     recon_timesteps,
     run_stages,
-    scaled_adapters,
     sd_recon,
     statistics,
     statistics_order,
@@ -217,9 +218,9 @@ def with_random_lora(pipe, name="hard"):
 def test_scale_0_is_the_base_bitwise_and_half_the_scale_about_half_the_change(pipe):
     base = output(pipe)
     with_random_lora(pipe)
-    with scaled_adapters(pipe.unet, {"hard": 0.0}):
+    with use_adapters(pipe.unet, {"hard": 0.0}):
         assert torch.equal(output(pipe), base)
-    with scaled_adapters(pipe.unet, {"hard": 0.5}):
+    with use_adapters(pipe.unet, {"hard": 0.5}):
         half = (output(pipe) - base).norm()
     whole = (output(pipe) - base).norm()
     assert 0.35 < half / whole < 0.65
@@ -228,7 +229,7 @@ def test_scale_0_is_the_base_bitwise_and_half_the_scale_about_half_the_change(pi
 def test_the_last_stage_can_be_kept_to_the_up_blocks_and_everything_comes_back(pipe):
     with_random_lora(pipe)
     whole, active = output(pipe), active_adapters(pipe.unet)
-    with scaled_adapters(pipe.unet, {"hard": 1.0}, where={"hard": up_blocks}):
+    with use_adapters(pipe.unet, {"hard": 1.0}, where={"hard": up_blocks}):
         masked = output(pipe)
     for path, parameter in adapter_parameters(pipe.unet, "hard").items():
         if ".lora_B." in path and not up_blocks(path):
@@ -236,6 +237,16 @@ def test_the_last_stage_can_be_kept_to_the_up_blocks_and_everything_comes_back(p
     assert torch.allclose(masked, output(pipe), atol=1e-6)
     assert not torch.allclose(masked, whole, atol=1e-5)
     assert active_adapters(pipe.unet) == active
+
+
+def test_a_rule_for_one_adapter_leaves_the_other_whole(pipe):
+    with_random_lora(pipe, "easy")
+    easy = output(pipe)
+    with_random_lora(pipe, "hard")
+    with use_adapters(pipe.unet, {"easy": 1.0, "hard": 1.0}, where={"hard": lambda path: False}):
+        assert torch.equal(output(pipe), easy)
+    with pytest.raises(AdapterError, match="ghost"), use_adapters(pipe.unet, {"easy": 1.0}, where={"ghost": up_blocks}):
+        pass
 
 
 def test_the_text_encoder_is_switched_by_timestep(pipe):
@@ -248,7 +259,7 @@ def test_the_text_encoder_is_switched_by_timestep(pipe):
 
 def test_an_adapter_that_is_not_there_is_named(pipe):
     with pytest.raises(RuntimeError, match="normal"):
-        with scaled_adapters(pipe.unet, {"normal": 1.0}):
+        with use_adapters(pipe.unet, {"normal": 1.0}):
             pass
 
 

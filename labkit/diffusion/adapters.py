@@ -98,20 +98,24 @@ def disabled_adapters(*models: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def use_adapters(
-    model: nn.Module, scales: Mapping[str, float], *, where: Callable[[str], bool] | None = None
+    model: nn.Module,
+    scales: Mapping[str, float],
+    *,
+    where: Callable[[str], bool] | Mapping[str, Callable[[str], bool]] | None = None,
 ) -> Iterator[None]:
     """Inside, exactly the adapters in `scales` are active, each with its update multiplied by its scale.
 
     {"easy": 1.0, "hard": 0.5} combines two, {} switches all off. `where` restricts them to some layers by name, for
-    example `lambda name: name.startswith("up_blocks")`. State, scales and flags come back afterwards.
-    Raises AdapterError for a name the model does not have.
+    example `lambda name: name.startswith("up_blocks")`; as a mapping, each adapter that it names has its own rule.
+    State, scales and flags come back afterwards. Raises AdapterError for a name the model does not have.
     """
-    unknown = sorted(set(scales) - set(adapter_names(model)))
+    rules = where if isinstance(where, Mapping) else dict.fromkeys(scales, where) if where else {}
+    unknown = sorted((set(scales) | set(rules)) - set(adapter_names(model)))
     if unknown:
         raise AdapterError(f"no adapter named {unknown}: the model has {list(adapter_names(model)) or 'none'}")
 
     def switch(path: str, layer: nn.Module) -> None:
-        names = [n for n in scales if n in names_on(layer)] if where is None or where(path) else []
+        names = [n for n in scales if n in names_on(layer) and (n not in rules or rules[n](path))]
         layer.enable_adapters(True)
         layer.set_adapter(names)
         for n in names:

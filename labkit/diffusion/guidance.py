@@ -7,7 +7,7 @@ diffusers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from .adapters import use_adapters
 from .schedule import Timestep, to_epsilon
 
 _ROWS: ContextVar[tuple[str, ...] | None] = ContextVar("labels of the U-Net's rows", default=None)
@@ -102,40 +103,50 @@ def encode_prompts(
     return conditions.select([unique.index(pair) for pair in pairs])
 
 
-def unet_output(unet, x_t: Tensor, t: Timestep, conditions: PromptConditions, *, guidance_scale: float = 1.0) -> Tensor:
+def unet_output(
+    unet,
+    x_t: Tensor,
+    t: Timestep,
+    conditions: PromptConditions,
+    *,
+    guidance_scale: float = 1.0,
+    negative_adapters: Mapping[str, float] | None = None,
+) -> Tensor:
     """The U-Net's guided output [B, C, h, w] in float32, in whatever the network predicts (epsilon, v, ...).
 
     x_t: [B, C, h, w] (scaled by the scheduler where it wants that); t: int or LongTensor [B]. One call of 2B rows, or
-    of B rows when guidance_scale is 1 (conditional only).
+    of B rows when guidance_scale is 1 (conditional only). negative_adapters: the unconditional half runs with exactly
+    these adapters (name -> scale), in a call of its own; {} is the bare base model.
     """
     if len(conditions) != len(x_t):
         raise ValueError(f"got conditions for {len(conditions)} images but {len(x_t)} latents: expected equal numbers")
-    guided = guidance_scale != 1.0
 
-    def rows(cond: Tensor, uncond: Tensor) -> Tensor:
-        stacked = torch.cat([uncond, cond]) if guided else cond  # [2B, ...] or [B, ...]
-        return stacked.to(unet.device, unet.dtype)
+    def call(labels: list[str], text: list[Tensor], pooled: list[Tensor | None]) -> Tensor:
+        def rows(parts: list[Tensor]) -> Tensor:
+            return torch.cat(parts).to(unet.device, unet.dtype)  # [B, ...] or [2B, ...]
 
-    if isinstance(t, Tensor) and t.ndim == 1:
-        t = (torch.cat([t, t]) if guided else t).to(unet.device)
-    added = None
-    if conditions.pooled is not None:
-        added = {
-            "text_embeds": rows(conditions.pooled, conditions.pooled_uncond),
-            "time_ids": rows(conditions.time_ids, conditions.time_ids),
-        }
-    labels = ["uncond"] * len(x_t) + ["cond"] * len(x_t) if guided else ["cond"] * len(x_t)
-    with labelled_rows(labels):
-        output = unet(
-            rows(x_t, x_t),
-            t,
-            encoder_hidden_states=rows(conditions.cond, conditions.uncond),
-            added_cond_kwargs=added,
-            return_dict=False,
-        )[0].float()
-    if not guided:
-        return output
-    uncond, cond = output.chunk(2)
+        times = torch.cat([t] * len(text)).to(unet.device) if isinstance(t, Tensor) and t.ndim == 1 else t
+        added = None
+        if conditions.pooled is not None:
+            added = {"text_embeds": rows(pooled), "time_ids": rows([conditions.time_ids] * len(text))}
+        with labelled_rows([label for label in labels for _ in range(len(x_t))]):
+            return unet(
+                rows([x_t] * len(text)),
+                times,
+                encoder_hidden_states=rows(text),
+                added_cond_kwargs=added,
+                return_dict=False,
+            )[0].float()
+
+    c = conditions
+    if guidance_scale == 1.0:
+        return call(["cond"], [c.cond], [c.pooled])
+    if negative_adapters is None:
+        uncond, cond = call(["uncond", "cond"], [c.uncond, c.cond], [c.pooled_uncond, c.pooled]).chunk(2)
+    else:
+        with use_adapters(unet, negative_adapters):
+            uncond = call(["uncond"], [c.uncond], [c.pooled_uncond])
+        cond = call(["cond"], [c.cond], [c.pooled])
     return uncond + guidance_scale * (cond - uncond)
 
 

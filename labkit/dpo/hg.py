@@ -28,7 +28,6 @@ from labkit.diffusion import (
     load_adapter_state,
     merge_lora,
 )
-from labkit.diffusion.adapters import AdapterError, names_on, switched
 
 from .data import PreferencePairs
 from .losses import step_coefficient
@@ -199,31 +198,6 @@ def attach(model: torch.nn.Module, name: str, state: Mapping[str, Tensor], *, ra
     load_adapter_state(model, name, state)
     for parameter in parameters:
         parameter.requires_grad_(False)
-
-
-@contextmanager
-def scaled_adapters(
-    model: torch.nn.Module, scales: Mapping[str, float], *, where: Mapping[str, Callable[[str], bool]] | None = None
-) -> Iterator[None]:
-    """Inference rules: inside, exactly the adapters in `scales` are on, each at its scale and only where it may be.
-
-    {"easy": 0.5, "normal": 0.5, "hard": 0.5} with where={"hard": up_blocks} is the paper's setting. State, scales and
-    flags come back afterwards. Raises AdapterError for an adapter that the model does not have.
-    """
-    where = where or {}
-    unknown = sorted((set(scales) | set(where)) - set(adapter_names(model)))
-    if unknown:
-        raise AdapterError(f"no adapter named {unknown}: the model has {list(adapter_names(model)) or 'none'}")
-
-    def switch(path: str, layer: torch.nn.Module) -> None:
-        names = [n for n in scales if n in names_on(layer) and (n not in where or where[n](path))]
-        layer.enable_adapters(True)
-        layer.set_adapter(names)
-        for n in names:
-            layer.scaling[n] = layer.scaling[n] * scales[n]
-
-    with switched(model, switch):
-        yield
 
 
 def text_window(

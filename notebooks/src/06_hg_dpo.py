@@ -620,13 +620,14 @@ lab.claim("side_effects", measured=t("l06.measure_side"), value=smallest, seeds=
 # 1 つで済みます。何が失われ、何が残るでしょうか。
 
 # %% uid="finish-widget" tags=["widget"]
-from labkit.dpo import scaled_adapters, up_blocks
+from labkit.diffusion import use_adapters
+from labkit.dpo import up_blocks
 
 
 def finished(scale, decoder_only):
     with adapters(states["l06.hg", seeds[0]]):
         scales = dict.fromkeys(adapter_names(pipe.unet), scale)
-        with scaled_adapters(pipe.unet, scales, where={"hard": up_blocks} if decoder_only else {}):
+        with use_adapters(pipe.unet, scales, where={"hard": up_blocks} if decoder_only else None):
             images = sample(pipe, held_out[:6], generators=image_generators(len(held_out[:6]), 7), steps=sizes.steps)
     return image_grid(images, captions=held_out[:6], scores=gold(images, held_out[:6]), columns=6)
 
