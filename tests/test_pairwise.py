@@ -16,6 +16,7 @@ from labkit.pairwise import (
     Statement,
     TemplateWriter,
     all_comparisons,
+    attribute_ranking,
     auroc,
     candidates,
     choose_held_out,
@@ -30,8 +31,10 @@ from labkit.pairwise import (
     kendall_tau,
     loss_floor,
     mean_gap,
+    mirror_cosine,
     mirrored_choice,
     natural_pairs,
+    ordinal_ranking,
     pair_differences,
     portrait_wording,
     read,
@@ -51,6 +54,7 @@ from labkit.pairwise.inspection import (
     pixel_distance,
     sentence_alarm,
 )
+from labkit.pairwise.loss import two_sided_cross_entropy
 from labkit.pairwise.products import PARTS, PRODUCT_WORDING, Photo, ProductSpec, render_products, sample_products
 from labkit.pairwise.wording import FORMS
 from labkit.portraits import sample_specs
@@ -178,6 +182,15 @@ def test_the_loss_falls_when_a_matched_pair_gets_closer():
         x[0, 1], x[0, 2] = x[0, 2] / 2**0.5, x[0, 2] / 2**0.5
         values.append(float(symmetric_nce(x, y, 0.3)))
     assert values[0] > values[1] > values[2]
+
+
+def test_a_constant_added_to_all_logits_changes_nothing():
+    logits = 5 * randn(6, 6)
+    torch.testing.assert_close(
+        two_sided_cross_entropy(logits + 3), two_sided_cross_entropy(logits), atol=1e-5, rtol=1e-6
+    )
+    by_row = logits + randn(6, 1, seed=1)  # a constant per row is no such thing: the columns notice
+    assert (two_sided_cross_entropy(by_row) - two_sided_cross_entropy(logits)).abs() > 0.01
 
 
 def test_repeated_sentences_need_several_positives():
@@ -397,6 +410,41 @@ def test_rank_statistics_have_their_known_values():
     assert tied == pytest.approx(4 / 5)  # 4 concordant pairs, 5 without a tie in either
 
 
+def test_rankings_by_sentences_are_perfect_for_a_perfect_reader_and_even_for_a_reader_of_positions():
+    values = portraits()
+    images = perfect_images(values)
+    ranked = attribute_ranking(perfect_reader, images, values, WORDING)
+    assert ranked == dict.fromkeys(WORDING, 1.0)
+    assert attribute_ranking(position_reader, images, values, WORDING) == dict.fromkeys(WORDING, 0.5)
+    swapped = attribute_ranking(lambda texts: -perfect_reader(texts), images, values, WORDING)
+    assert swapped == dict.fromkeys(WORDING, 0.0)
+
+
+def test_ordered_values_are_ranked_by_the_sentence_about_their_extremes():
+    values = portraits()
+    order = {"hair_style": ("bald", "bob", "long")}
+    places = {v: float(k) for k, v in enumerate(order["hair_style"])}
+    length = torch.tensor([places.get(v["hair_style"], 9.0) for v in values])  # 9: must be left out
+    images = unit(torch.stack([torch.ones_like(length), length, torch.zeros_like(length)], 1))
+
+    def reader(texts):
+        sign = [1.0 if read(text, WORDING)[0]["hair_style"] == "long" else -1.0 for text in texts]
+        return torch.tensor([[0.0, s, 0.0] for s in sign])
+
+    assert ordinal_ranking(reader, images, values, WORDING, order) == {"hair_style": 1.0}
+    assert ordinal_ranking(lambda texts: -reader(texts), images, values, WORDING, order) == {"hair_style": -1.0}
+    with pytest.raises(ValueError, match="nothing can be ranked"):
+        ordinal_ranking(reader, images, values, WORDING, {"hair_style": ("bald",)})
+
+
+def test_a_perfect_reader_opposes_a_sentence_and_its_mirror():
+    texts = [sentence(s, WORDING) for s in candidates(WORDING)]
+    mirrors = [sentence(s.mirrored(), WORDING) for s in candidates(WORDING)]
+    assert mirror_cosine(perfect_reader, texts, mirrors) == pytest.approx(-1)
+    assert mirror_cosine(perfect_reader, texts, [swap_markers(m) for m in mirrors]) == pytest.approx(1)
+    assert mirror_cosine(lambda t: unit(torch.ones(len(t), 3)), texts, mirrors) == pytest.approx(1)
+
+
 def test_intervals_over_images_are_wider_than_over_pairs_that_share_them():
     n = 12
     pairs = [Pair(i, j, Statement({"mood": "sad"}, {"mood": "calm"})) for i in range(n) for j in range(n) if i != j]
@@ -448,6 +496,12 @@ def test_confused_pairs_come_from_the_confusion_matrix():
     mixed = shuffled_texts(texts, generator(1))
     assert [(i, j) for i, j, _ in mixed] == [(0, 1), (1, 0), (0, 2)]
     assert sorted(float(t) for *_, t in mixed) == [1, 2, 3]
+    for seed in range(10):  # nobody keeps its own text, so the control cannot be the treatment by chance
+        assert all(
+            float(x[2]) != float(y[2]) for x, y in zip(texts, shuffled_texts(texts, generator(seed)), strict=True)
+        )
+    with pytest.raises(ValueError, match="1 comparatives cannot exchange"):
+        shuffled_texts(texts[:1], generator())
     with pytest.raises(ValueError, match="two different numbers"):
         comparative_prompts(unit(randn(2, 3)), [(1, 1, torch.ones(3))], 0.5)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny_models import seeded
 
-from labkit.diffusion import merge_lora
+from labkit.diffusion import disabled_adapters, merge_lora
 from labkit.models import load_clip
 from labkit.models.clip_inputs import ClipInputs
 from labkit.models.sd_layout import clip_tokenizer
@@ -112,6 +112,28 @@ def test_embeddings_have_length_one_and_do_not_depend_on_padding_batch_or_repeti
         torch.testing.assert_close(unit(as_tensor(world.clip.get_text_features(**given))), one, atol=1e-5, rtol=0)
 
 
+def test_a_sentence_is_read_at_its_first_end_token(world):
+    batch = world.inputs(["a sad face", "the first has red hair, the second has a bald head"])
+    end = (batch["input_ids"] == 513).int().argmax(1)  # the padding is the same token: the first one counts
+    with torch.no_grad():
+        states = world.clip.text_model(**batch).last_hidden_state[torch.arange(2), end]
+        expected = unit(world.clip.text_projection(states))
+    got = TextTower(world.clip, world.inputs)(["a sad face", "the first has red hair, the second has a bald head"])
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+
+
+def test_measurements_do_not_depend_on_the_batch_size(world):
+    pairs = natural_pairs(world.values, 30, WORDING, generator(5))
+    reports = [
+        evaluate_pairs(
+            TextTower(world.clip, world.inputs, batch=b), world.images, pairs, WORDING, generator=generator()
+        )
+        for b in (1, 7, 512)
+    ]
+    assert reports[0] == reports[1] == reports[2]
+    assert 0 < reports[0].low < reports[0].high < 1
+
+
 def test_images_are_encoded_the_same_in_any_batch_size(world):
     pictures = render_tensor(world.specs[:5], 32)
     parts = embed_images(world.clip, world.inputs, pictures, batch=2)
@@ -181,6 +203,8 @@ def test_only_the_text_blocks_move_and_the_original_stays_bit_for_bit(world):
     assert model.vision_model is world.clip.vision_model
     assert card.trainable == sum(p.numel() for p in world.clip.text_model.encoder.parameters())
     assert card.drift > 0.01
+    assert all(-1 <= c <= 1 for c in card.mirror_cosine)
+    assert card.mirror_cosine[0] != card.mirror_cosine[1]
     assert not any(p.requires_grad for p in model.parameters())
 
 
@@ -245,6 +269,15 @@ def test_the_control_without_differences_needs_no_sentences_to_learn_captions(wo
     assert card.seconds > 0
 
 
+def test_targets_from_the_attributes_give_shuffled_sentences_back(world):
+    """Why the control trains with true_targets=False: its loss must not know what the sentences say."""
+    mixed = SimpleNamespace(**vars(world) | {"records": shuffled(world.records, generator(3))})
+    config = preset("robust", steps=1, batch=16, rehearsal=0.0)
+    blind = [train(w, replace(config, true_targets=False))[1] for w in (world, mixed)]
+    assert blind[0].floor == blind[1].floor == [0.0]
+    assert train(mixed, config)[1].floor[0] > 0
+
+
 def test_squared_error_trains_too(world):
     _, card = train(world, preset("robust", steps=4, batch=16, loss="mse", rehearsal=0.0, lr=3e-3))
     assert card.loss[-1] < card.loss[0]
@@ -259,6 +292,9 @@ def test_lora_changes_nothing_at_first_and_merging_changes_nothing_at_last(world
     after = TextTower(tuned, world.inputs)(texts)
     assert (after - base).abs().max() > 1e-3
     assert card.trainable < sum(p.numel() for p in world.clip.text_model.encoder.parameters()) / 2
+    with disabled_adapters(tuned):
+        torch.testing.assert_close(TextTower(tuned, world.inputs)(texts), base, atol=1e-6, rtol=0)
+    assert torch.equal(TextTower(tuned, world.inputs)(texts), after)
     with pytest.raises(ValueError, match="merge a LoRA adapter first"):
         interpolate(world.clip, tuned, 0.5)
     merge_lora(tuned, "pairwise")

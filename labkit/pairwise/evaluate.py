@@ -3,7 +3,7 @@
 M1 mirrored choice: the true sentence against its mirror, in both clause orders. A model that only looks at the place of
 a word gets one order right and the other wrong: 50 % on average, and 0 % "both right".
 M2 retrieval: the true sentence among all directed one-attribute sentences.
-M3 ranking: images ordered by u(x) . t, judged by AUROC (two values) or Kendall's tau-b (ordinal attributes).
+M3 ranking: images ordered by u(x) . t, judged by AUROC (two values) or Kendall's tau-b (values that have an order).
 Retention: zero-shot accuracy with plain captions, before and after.
 The paper's own test, the sign of cos(t, d), is `sign_test`: over all cross pairs it equals the AUROC of M3, so it says
 nothing about the direction words.
@@ -20,7 +20,7 @@ from torch import Tensor
 from .geometry import difference, unit
 from .pairs import Pair, Values
 from .towers import Encoder
-from .wording import ORDERS, Statement, Wording, sentence
+from .wording import ORDERS, Statement, Wording, candidates, sentence
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def difference_retrieval(
     missing = [p for p in pairs if _key(p.statement) not in place]
     if missing:
         raise ValueError(f"{len(missing)} statements are not among the candidates: pass candidates(wording)")
-    texts = unit(sum(encode([sentence(s, wording, order=o) for s in among]) for o in ORDERS))  # [K, d]
+    texts = _both_orders(encode, among, wording)  # [K, d]
     scores = directions(images, pairs) @ texts.T  # [P, K]
     own = scores[torch.arange(len(pairs)), [place[_key(p.statement)] for p in pairs]]
     rank = (scores > own[:, None]).sum(1) + 1
@@ -172,19 +172,49 @@ def sign_test(encode: Encoder, images: Tensor, pairs: Sequence[Pair], texts: Seq
 def attribute_ranking(encode: Encoder, images: Tensor, values: Sequence[Values], wording: Wording) -> dict[str, float]:
     """M3: attribute -> AUROC of u(x) . t("first v, second w") for telling v from w, averaged over its value pairs that
     have images of both kinds; both clause orders averaged."""
+    result: dict[str, list[float]] = {}
+    said = candidates(wording)
+    for statement, text in zip(said, _both_orders(encode, said, wording), strict=True):
+        attribute = statement.attributes[0]
+        v, w = statement.first[attribute], statement.second[attribute]
+        has = [torch.tensor([row[attribute] == x for row in values]) for x in (v, w)]
+        if has[0].any() and has[1].any():
+            result.setdefault(attribute, []).append(auroc(images[has[0]] @ text, images[has[1]] @ text))
+    return {attribute: sum(aurocs) / len(aurocs) for attribute, aurocs in result.items()}
+
+
+@torch.no_grad()
+def ordinal_ranking(
+    encode: Encoder, images: Tensor, values: Sequence[Values], wording: Wording, order: Mapping[str, Sequence[str]]
+) -> dict[str, float]:
+    """M3 for attributes whose values have an order: attribute -> Kendall's tau-b between u(x) . t("first has the
+    most, second has the least") and the place of the image's value in `order` (from least to most). Images with
+    another value are left out; both clause orders averaged.
+
+    Raises:
+        ValueError: fewer than two of an attribute's ordered values occur.
+    """
     result = {}
-    for attribute, words in wording.items():
-        aurocs = []
-        for v in words:
-            for w in words:
-                has = [torch.tensor([row[attribute] == x for row in values]) for x in (v, w)]
-                if v != w and has[0].any() and has[1].any():
-                    said = Statement({attribute: v}, {attribute: w})
-                    text = unit(sum(encode([sentence(said, wording, order=o)]) for o in ORDERS))[0]
-                    aurocs.append(auroc(images[has[0]] @ text, images[has[1]] @ text))
-        if aurocs:
-            result[attribute] = sum(aurocs) / len(aurocs)
+    for attribute, ranked in order.items():
+        rows = [k for k, row in enumerate(values) if row[attribute] in ranked]
+        place = torch.tensor([list(ranked).index(values[k][attribute]) for k in rows])
+        if len(place.unique()) < 2:
+            raise ValueError(f"{attribute}: fewer than two of {', '.join(ranked)} occur: nothing can be ranked")
+        text = _both_orders(encode, [Statement({attribute: ranked[-1]}, {attribute: ranked[0]})], wording)[0]
+        result[attribute] = kendall_tau(images[rows] @ text, place.to(images.device))
     return result
+
+
+@torch.no_grad()
+def mirror_cosine(encode: Encoder, texts: Sequence[str], mirrors: Sequence[str]) -> float:
+    """Mean cosine of sentences and their mirrors, from -1 to 1: a perfect reader of signed differences has -1, and
+    nothing in a text tower makes it so by construction."""
+    return float((encode(texts) * encode(mirrors)).sum(-1).mean())
+
+
+def _both_orders(encode: Encoder, said: Sequence[Statement], wording: Wording) -> Tensor:
+    """Unit vectors [K, d] of statements, the mean of both clause orders."""
+    return unit(sum(encode([sentence(s, wording, order=o) for s in said]) for o in ORDERS))
 
 
 def auroc(positive: Tensor, negative: Tensor) -> float:

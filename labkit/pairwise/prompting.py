@@ -57,6 +57,15 @@ def confused_pairs(predicted: Tensor, truth: Tensor, k: int) -> list[tuple[int, 
 
 
 def shuffled_texts(comparatives: Sequence[Comparative], generator: torch.Generator) -> list[Comparative]:
-    """The control: the same pairs with one another's texts. Gains that survive it are not due to what the texts say."""
-    order = torch.randperm(len(comparatives), generator=generator).tolist()
-    return [(i, j, comparatives[k][2]) for (i, j, _), k in zip(comparatives, order, strict=True)]
+    """The control: the same pairs with one another's texts, none with its own. Gains that survive it are not due to
+    what the texts say.
+
+    Raises:
+        ValueError: fewer than two comparatives: there is no other text to give.
+    """
+    n = len(comparatives)
+    if n < 2:
+        raise ValueError(f"{n} comparatives cannot exchange their texts: pass at least 2")
+    cycle = torch.randperm(n, generator=generator).tolist()
+    donor = {k: cycle[(place + 1) % n] for place, k in enumerate(cycle)}  # one cycle through all: nobody keeps its own
+    return [(i, j, comparatives[donor[k]][2]) for k, (i, j, _) in enumerate(comparatives)]

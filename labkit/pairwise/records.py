@@ -73,7 +73,8 @@ class Written:
 
 
 def shuffled(records: Sequence[DifferenceRecord], generator: torch.Generator) -> list[DifferenceRecord]:
-    """The control: the same sentences, each given to a pair drawn at random."""
+    """The control: the same sentences, each given to a pair drawn at random. Train on them with true_targets=False:
+    targets from the attributes would give every sentence back to the pairs that it is true of."""
     order = torch.randperm(len(records), generator=generator).tolist()
     return [
         DifferenceRecord(

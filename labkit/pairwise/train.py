@@ -20,6 +20,7 @@ from labkit.diffusion import add_lora
 from labkit.models.clip_inputs import ClipInputs
 
 from .config import PairwiseConfig
+from .evaluate import mirror_cosine
 from .geometry import pair_differences, unit
 from .loss import duplicate_floor, matching, squared_error, symmetric_nce, two_sided_cross_entropy
 from .pairs import Codes, Values
@@ -28,11 +29,16 @@ from .towers import TextTower
 from .wording import Wording
 
 LORA_NAME = "pairwise"
+WATCHED = 64  # sentences whose mirrors the run card watches
 
 
 @dataclass
 class RunCard:
-    """What was trained and how it went; `asdict(card)` goes into a JSON file."""
+    """What was trained and how it went; `asdict(card)` goes into a JSON file.
+
+    drift           |w - w0| / |w0| over all trained weights
+    mirror_cosine   mean cosine of sentences and their mirrors before and after: a number to watch, not a goal
+    """
 
     config: dict
     records: int
@@ -43,6 +49,7 @@ class RunCard:
     loss: list[float] = field(default_factory=list)
     floor: list[float] = field(default_factory=list)
     drift: float = 0.0
+    mirror_cosine: tuple[float, float] = (0.0, 0.0)
     history: list[dict] = field(default_factory=list)
 
 
@@ -110,6 +117,9 @@ def train_pairwise(
     codes, scale = Codes(wording), model.logit_scale.detach().exp()
     per_pass = max(1, math.ceil(len(usable.kept) / config.batch))
     card = RunCard(asdict(config), len(records), usable.dropped, sum(p.numel() for p in parameters))
+    watched = [records[k] for k in usable.kept[:WATCHED].tolist()]
+    mirrors = [r.sentences[0] for r in watched], [r.mirrored[0] for r in watched]
+    opposed = mirror_cosine(tower, *mirrors)
     clock = 0.0
     for step in range(config.steps):
         start = time.perf_counter()
@@ -139,6 +149,7 @@ def train_pairwise(
     model.requires_grad_(False)
     moved = sum((p.detach() - b).square().sum() for p, b in zip(parameters, before, strict=True))
     card.drift = float((moved / sum(b.square().sum() for b in before).clamp(min=1e-12)).sqrt())
+    card.mirror_cosine = opposed, mirror_cosine(tower, *mirrors)
     card.seconds = clock
     card.seconds_per_1000_pairs = clock / (config.steps * config.batch) * 1000
     return model, card

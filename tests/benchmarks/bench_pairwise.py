@@ -4,7 +4,8 @@
     python -m pytest tests/benchmarks/bench_pairwise.py -q -s      # LABKIT_BENCH=small for the small size
 
 Both contestants train PortraitCLIP on the same pairs and sentences in one process, turn about, with the same loss and
-the same text tower; the one without a cache runs the image tower as a plain training loop over pictures would.
+the same text tower; the one without a cache runs the frozen image tower (no gradient) over the pictures of each batch,
+as a plain training loop would. A mirrored pair shows the same two pictures: they are encoded once.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def measure(size: str, threads: int) -> dict[str, float]:
         kind = ("cached", "uncached")[step % 2]
         extra = 0.0
         if kind == "uncached":
-            rows = torch.randint(n, (2 * batch,), generator=torch.Generator().manual_seed(step))
+            # batch / 2 pairs and their mirrors: `batch` pictures
+            rows = torch.randint(n, (batch,), generator=torch.Generator().manual_seed(step))
             start = time.perf_counter()
             embed_images(clip, inputs, pictures[rows])
             extra = time.perf_counter() - start
@@ -68,7 +70,7 @@ def size_asked() -> str:
 
 def test_cached_image_features():
     results = report(size_asked(), int(os.environ.get("OMP_NUM_THREADS", "1")))
-    assert results["uncached"] > results["cached"]
+    assert results["uncached"] > 1.1 * results["cached"]
 
 
 def main() -> None:
