@@ -60,6 +60,20 @@ def test_points_on_a_circle_have_one_density():
     assert float(density.distances[0]) == pytest.approx(0.5146857797917748, rel=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["cube corners", "torus grid"])
+def test_rho_is_one_wherever_all_points_look_alike(kind):
+    """Vertex-transitive sets: every point has the same distances to the others."""
+    if kind == "cube corners":
+        points = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 4).double()  # [16, 4]
+    else:
+        angle = torch.arange(7, dtype=torch.float64) * (2 * math.pi / 7)
+        circle = torch.stack([angle.cos(), angle.sin()], 1)  # [7, 2]
+        points = torch.cat([circle.repeat(7, 1), 2 * circle.repeat_interleave(7, 0)], 1)  # [49, 4], flat torus
+    for k in (1, 3, 6, len(points) - 1):
+        rho = PseudoDensity(k=k).fit(points).rho
+        torch.testing.assert_close(rho, torch.ones_like(rho), rtol=1e-9, atol=0)
+
+
 def test_points_on_a_line_have_the_check_values():
     """D2: the ends are sparser."""
     density = PseudoDensity(k=4).fit(torch.arange(11.0).double()[:, None])

@@ -155,6 +155,9 @@ acceptance = lab.use("acceptance", acceptance)
 # コストはどうなるでしょうか。*生成した*サンプルのうち割合 $\pi$ が $\tau$ より上だとします。受理率、受理後に $\tau$ より上になる割合、受理 1 枚あたりの生成枚数を返す
 # `forecast` を書いてください。
 
+# %% uid="cost-predict" tags=["quiz"]
+lab.predict("cost")
+
 
 # %% uid="forecast-exercise" tags=["exercise"] exercise="forecast"
 def forecast(pi, w):
@@ -169,6 +172,9 @@ def forecast(pi, w):
 # %% uid="forecast-check" tags=["check"]
 lab.check("forecast", forecast)
 forecast = lab.use("forecast", forecast)
+for share in (0.9, 0.5, 0.1):
+    print(t("l03.closed_form", pi=share, high=forecast(share, 33)[2], low=forecast(share, 0.03)[2]))
+lab.reveal("cost", min({"two": 2, "eight": 8, "all": 33}.items(), key=lambda o: abs(o[1] - forecast(0.1, 33)[2]))[0])
 
 # %% [markdown] lang="en" uid="ring-run" pair="6b21e29c"
 # The ring has a generator that knows all modes but smears a fifth of its samples over the bridges between them. Several settings, each with fresh
@@ -184,32 +190,38 @@ from labkit.density import importance_sample, pilot
 from labkit.metrics import frechet_distance, manifold_metrics
 
 T95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # Student's t
+METRICS = tuple(t(f"l03.{name}") for name in ("precision", "recall", "coverage", "frechet"))
 
 
-def paired(measured, a, b=0.0):
+def half_width(values):
+    """Half the 95 % interval of a mean."""
+    n = len(values)
+    return T95.get(n, 1.96 + 2.37 / (n - 1) + 2.8 / (n - 1) ** 2) * values.std(ddof=1) / n**0.5
+
+
+def paired(measured, a, b=0.0, seeds=(seed,)):
     """What `lab.claim` records: the mean of a - b over paired repetitions with its 95 % interval."""
     gap = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     gap = gap[~np.isnan(gap)]
     if len(gap) < 2:
         return {"measured": measured, "reason": t("l03.too_few")}
-    half = T95[len(gap)] * gap.std(ddof=1) / len(gap) ** 0.5
-    interval = (float(gap.mean() - half), float(gap.mean() + half))
-    return {"measured": measured, "value": float(gap.mean()), "interval": interval, "seeds": [seed]}
+    low, high = float(gap.mean() - half_width(gap)), float(gap.mean() + half_width(gap))
+    return {"measured": measured, "value": float(gap.mean()), "interval": (low, high), "seeds": list(seeds)}
 
 
-def quality(real, fake):
-    """Precision, coverage and squared Frechet distance of fake features; NaN for fewer than seven of them."""
+def quality(real, fake, k=5):
+    """Precision, recall, coverage and squared Frechet distance of fake features; NaN for fewer than seven of them."""
     if len(fake) < 7:
-        return np.nan, np.nan, np.nan
-    found = manifold_metrics(real=real, fake=fake, k=5)
-    return found.precision, found.coverage, float(frechet_distance(real=real, fake=fake))
+        return (np.nan,) * 4
+    found = manifold_metrics(real=real, fake=fake, k=k)
+    return found.precision, found.recall, found.coverage, float(frechet_distance(real=real, fake=fake))
 
 
 selections = {"w = 1": (0.1, 1.0), "q 0.1, w 2": (0.1, 2.0), "q 0.1, w 33": (0.1, 33.0), "q 0.5, w 33": (0.5, 33.0)}
 selections |= {"q 0.8, w 33": (0.8, 33.0), "q 0.1, w 0.03": (0.1, 0.03)}
 truncations = {"truncation 0.7": 0.7, "truncation 0.3": 0.3}
 n = lab.sizes.ring_kept
-measured = {name: [] for name in [*selections, *truncations]}  # name -> repetitions of (P, C, FD, calls, forecast)
+measured = {name: [] for name in [*selections, *truncations]}  # name -> repetitions of (*quality, calls, forecast)
 for r in lab.progress_bar(range(lab.sizes.repeats), t("l03.repetitions"), lab.sizes.repeats):
     z = torch.randn(25 * n, 3, generator=lab.generator(100 + r), dtype=torch.float64)
     points = ring_generator(z)
@@ -225,8 +237,8 @@ for r in lab.progress_bar(range(lab.sizes.repeats), t("l03.repetitions"), lab.si
         measured[name].append((*quality(reals, kept.samples), kept.calls_per_sample, first.calls_per_sample))
     for name, psi in truncations.items():
         measured[name].append((*quality(reals, ring_generator(psi * z[:n])), 1.0, 1.0))
-measured = {name: np.array(rows) for name, rows in measured.items()}  # [repetitions, 5]
-head = [t("l03.setting"), t("l03.precision"), t("l03.coverage"), t("l03.frechet"), t("l03.calls"), t("l03.forecast")]
+measured = {name: np.array(rows) for name, rows in measured.items()}  # [repetitions, 6]
+head = [t("l03.setting"), *METRICS, t("l03.calls"), t("l03.forecast")]
 show(*table(head, [[name, *(f"{v:.3f}" for v in rows.mean(0))] for name, rows in measured.items()]))
 
 # %% uid="ring-plane"
@@ -244,7 +256,8 @@ def plane(groups, title):
             across, up = [v[1] for v in settings.values()], [v[0] for v in settings.values()]
             axes.scatter(across, up, s=46, color=PALETTE[index], marker=MARKERS[index], label=label, zorder=3)
             for i, (name, right, height) in enumerate(zip(settings, across, up, strict=True)):
-                axes.annotate(name, (right, height), (6, -12 if i % 2 else 4), textcoords="offset points", fontsize=8)
+                place = {"textcoords": "offset points", "fontsize": 8, "ha": "right" if index else "left"}
+                axes.annotate(name, (right, height), (-6 if index else 6, -12 if i % 2 else 4), **place)
         axes.set(xlabel=t("l03.coverage_axis"), ylabel=t("l03.precision_axis"), title=title)
         axes.margins(0.16)
         figure.legend(loc="outside lower right", ncols=len(groups))
@@ -254,53 +267,78 @@ def plane(groups, title):
 
 
 means = {name: rows.mean(0) for name, rows in measured.items()}
-groups = {t("l03.selection"): {name: means[name][:2] for name in selections}}
-groups[t("l03.truncation")] = {name: means[name][:2] for name in truncations}
+groups = {t("l03.selection"): {name: means[name][[0, 2]] for name in selections}}
+groups[t("l03.truncation")] = {name: means[name][[0, 2]] for name in truncations}
 plane(groups, t("l03.ring_plane", repeats=lab.sizes.repeats, n=n))
 
 # %% uid="ring-claims"
-distance = {name: rows[:, 2] for name, rows in measured.items()}
-cost_ratio = np.stack([measured[name][:, 3] / measured[name][:, 4] for name in selections]).mean(0)  # [repetitions]
+distance = {name: rows[:, 3] for name, rows in measured.items()}
+cost_ratio = np.stack([measured[name][:, 4] / measured[name][:, 5] for name in selections]).mean(0)  # [repetitions]
 mild, extreme = "q 0.1, w 2", "q 0.8, w 33"
-lab.claim("mild_ring", **paired(t("l03.change", metric=head[3], name=mild), distance[mild], distance["w = 1"]))
-lab.claim("extreme_ring", **paired(t("l03.change", metric=head[3], name=extreme), distance[extreme], distance["w = 1"]))
+lab.claim("mild_ring", **paired(t("l03.change", metric=METRICS[3], name=mild), distance[mild], distance["w = 1"]))
+lab.claim(
+    "extreme_ring", **paired(t("l03.change", metric=METRICS[3], name=extreme), distance[extreme], distance["w = 1"])
+)
 lab.claim("cost_forecast", **paired(t("l03.cost_ratio"), cost_ratio))
 
-# %% [markdown] lang="en" uid="ring-slider" pair="30965fef"
-# From typical to rare with one slider. Blue points are accepted. Find a setting that beats the truncation above in both directions, and the one
-# with the smallest Fréchet distance.
+# %% [markdown] lang="en" uid="ring-slider" pair="1e0d45f7"
+# From typical to rare with one slider. Blue points are accepted; every stop of the sliders leaves a point in the plane on the right. Find a setting that
+# beats truncation in both directions, and the one with the smallest Fréchet distance. The overlay draws as many points as were accepted, made
+# without any selection: with shrunken noise, or at random.
 
-# %% [markdown] lang="ja" uid="ring-slider" pair="03ee2c38"
-# 1 つのスライダーで、典型的なサンプルから珍しいサンプルまで動かします。青い点が受理されたサンプルです。上の truncation を両方の軸で上回る設定と、フレシェ距離が最小になる
-# 設定を探してください。
+# %% [markdown] lang="ja" uid="ring-slider" pair="c63517f1"
+# 1 つのスライダーで、典型的なサンプルから珍しいサンプルまで動かします。青い点が受理されたサンプルです。スライダーを止めるたびに、右の平面に点が残ります。
+# truncation を両方の軸で上回る設定と、フレシェ距離が最小になる設定を探してください。重ね描きでは、受理された数と同じだけの点を選別なし(縮めたノイズ、または無作為)で
+# 生成して比べます。
 
 # %% uid="ring-slider-widget" tags=["widget"]
-pool_points = ring_generator(torch.randn(1500, 3, generator=lab.generator(300), dtype=torch.float64))
+z_pool = torch.randn(1500, 3, generator=lab.generator(300), dtype=torch.float64)
+pool_points = ring_generator(z_pool)
 pool_rho = ring.score(pool_points)
+stops = {}  # (log10 w, quantile) -> (precision, coverage, Frechet distance, generated per kept)
 
 
-def typical_or_rare(log_w, quantile):
-    """Accepted and rejected points of one pool, with forecast and cost."""
-    w, tau = 10.0**log_w, ring.threshold(quantile)
+def stop(log_w, quantile):
+    """Which points of the pool a setting accepts; what comes of it joins `stops`."""
     u = torch.rand(len(pool_rho), generator=lab.generator(301), dtype=torch.float64)
-    accepted = u < acceptance(pool_rho, tau, w)
-    _, share, calls = forecast(float((pool_rho > tau).double().mean()), w)
-    precision, coverage, fd = quality(reals, pool_points[accepted])
-    title = "\n".join(wrap_text(t("l03.slider_title", w=w, calls=calls, share=share), 6.6, 12))
+    accepted = u < acceptance(pool_rho, ring.threshold(quantile), 10.0**log_w)
+    precision, _, coverage, fd = quality(reals, pool_points[accepted])
+    stops[log_w, quantile] = precision, coverage, fd, len(accepted) / max(int(accepted.sum()), 1)
+    return accepted
+
+
+def without_selection(kind, count):
+    """Precision and coverage of `count` points: shrunken noise at four scales, or the first ones of the pool."""
+    z = [psi * z_pool[:count] for psi in {"truncation": (0.9, 0.7, 0.5, 0.3), "random": (1.0,)}.get(kind, ())]
+    return np.array([quality(reals, ring_generator(one))[::2] for one in z]).reshape(-1, 2)
+
+
+def typical_or_rare(log_w, quantile, overlay):
+    """The pool, the plane with all stops so far, and what a kept point costs."""
+    accepted, w = stop(log_w, quantile), 10.0**log_w
+    precision, coverage, fd, paid = stops[log_w, quantile]
+    above = pool_rho > ring.threshold(quantile)
+    _, share, calls = forecast(float(above.double().mean()), w)
+    found = float(above[accepted].double().mean())
+    bare = without_selection(overlay, int(accepted.sum()))
     with figure_style():
-        figure = new_figure(7.0, 4.2, layout="constrained")
-        axes = figure.add_subplot()
-        for mask, colour, label in (
-            (~accepted, "#C9C9C9", t("l03.rejected")),
-            (accepted, PALETTE[0], t("l03.accepted")),
-        ):
-            axes.scatter(*pool_points[mask].T, s=5, color=colour, label=label)
-        axes.set(aspect="equal", xticks=[], yticks=[])
-        figure.suptitle(title, fontsize=12)
-        axes.set_xlabel(t("l03.slider_axis", precision=precision, coverage=coverage, fd=fd))
-        axes.grid(visible=False)
-        figure.legend(loc="outside lower right", ncols=2, markerscale=3)
-    figure.alt = title
+        figure = new_figure(8.6, 4.4, layout="constrained")
+        axes = figure.subplot_mosaic([["points", "plane"], ["cost", "plane"]], height_ratios=[6, 1])
+        axes["points"].scatter(*pool_points[~accepted].T, s=5, color="#C9C9C9", label=t("l03.rejected"))
+        axes["points"].scatter(*pool_points[accepted].T, s=5, color=PALETTE[0], label=t("l03.accepted"))
+        axes["points"].set(aspect="equal", xticks=[], yticks=[], title=t("l03.slider_share", found=found, share=share))
+        axes["plane"].plot(*np.array(list(stops.values()))[:, [1, 0]].T, color="#9A9A9A", marker="o", markersize=4)
+        axes["plane"].plot(coverage, precision, color=PALETTE[0], marker="o", markersize=9)
+        axes["plane"].plot(*bare[:, ::-1].T, color=PALETTE[1], marker="s", linestyle="none")
+        axes["plane"].set(
+            xlabel=t("l03.coverage_axis"), ylabel=t("l03.precision_axis"), title=f"{METRICS[3]}: {fd:.3f}"
+        )
+        axes["cost"].barh([t("l03.forecast"), t("l03.paid")], [calls, paid], color=["#9A9A9A", PALETTE[0]])
+        axes["cost"].set(xlabel=t("l03.calls"), xlim=(0, max(8, calls, paid)))
+        for name in ("points", "cost"):
+            axes[name].grid(visible=False)
+        axes["points"].legend(loc="center", markerscale=3)
+    figure.alt = t("l03.slider_alt", w=w, precision=precision, coverage=coverage, fd=fd, calls=calls, paid=paid)
     return figure
 
 
@@ -308,7 +346,34 @@ slider_controls = {
     "log_w": slider(t("l03.log_w"), -1.5, 1.5, 1.5, 0.25),
     "quantile": slider(t("l03.quantile"), 0.05, 0.95, 0.1, 0.05),
 }
-explore(typical_or_rare, slider_controls)
+overlays = {t("l03.nothing"): "nothing", t("l03.truncation"): "truncation", t("l03.at_random"): "random"}
+explore(typical_or_rare, slider_controls | {"overlay": choice(t("l03.overlay"), overlays, "truncation")})
+
+# %% [markdown] lang="en" uid="learner-curve" pair="3f7e861d"
+# Your curve: all stops so far, a few of which are there from the start. Run this cell again after moving the sliders; it saves the picture as well.
+
+# %% [markdown] lang="ja" uid="learner-curve" pair="a7315a04"
+# あなたの曲線です。これまでに止めた設定をすべて描きます(いくつかは最初から入っています)。スライダーを動かしたら、このセルをもう一度実行してください。図はファイルにも保存されます。
+
+# %% uid="learner-curve-run"
+from labkit.course.claims import results_folder
+
+for log_w, quantile in ((-1.5, 0.1), (-0.75, 0.1), (0.0, 0.1), (0.75, 0.1), (1.5, 0.5), (1.5, 0.8)):
+    stop(log_w, quantile)
+bare = without_selection("truncation", len(pool_points))
+yours = {f"w {10**log_w:.2g}, q {quantile:g}": found[:2] for (log_w, quantile), found in sorted(stops.items())}
+groups = {
+    t("l03.selection"): yours,
+    t("l03.truncation"): dict(zip((r"$\psi$ 0.9", "0.7", "0.5", "0.3"), bare, strict=True)),
+}
+figure = plane(groups, t("l03.your_curve"))
+path = results_folder(lab.results) / "l03.curve.png"
+path.parent.mkdir(parents=True, exist_ok=True)
+figure.savefig(path)
+best = min(stops, key=lambda setting: stops[setting][2])
+better = sum(bool((np.array(found) > bare).all(1).any()) for found in yours.values())
+print(t("l03.best_stop", w=10 ** best[0], q=best[1], fd=stops[best][2], better=better, n=len(stops), file=path.name))
+figure
 
 # %% [markdown] lang="en" uid="portraits" pair="ef31ca0c"
 # ## 3. Portraits: what is typical, what is rare
@@ -421,54 +486,68 @@ def chosen_portraits(log_w, quantile):
 
 explore(chosen_portraits, {**slider_controls, "quantile": slider(t("l03.quantile"), 0.05, 0.95, 0.5, 0.05)})
 
-# %% [markdown] lang="en" uid="curve" pair="a48b3cc4"
+# %% [markdown] lang="en" uid="curve" pair="02c5e97d"
 # ## 4. The curve, and who measures it
 #
-# Selection against what a diffusion model offers otherwise: the guidance scale and the scale of the initial noise. Precision and coverage are
-# measured in the AttributeReader's space, which had no say in the selection, and once more in the control space.
+# Selection against what a diffusion model offers otherwise: the guidance scale and the scale of the initial noise. Precision, recall and coverage are
+# measured in the AttributeReader's space, which had no say in the selection, and once more in the control space. The pool is cut into folds that
+# share no picture, and every setting keeps the same number of each: an interval over the folds says how far another pool would differ.
+# Balls reach to the third neighbour, as in the paper: with the fifth nearly all portraits are inside of one, and precision has nowhere to rise.
+# Before anything runs, the closed form says whether a fold is large enough; it is fed with the first fold only.
 
-# %% [markdown] lang="ja" uid="curve" pair="dc3f35a0"
+# %% [markdown] lang="ja" uid="curve" pair="e9242cf2"
 # ## 4. トレードオフ曲線と、それを測る空間
 #
-# 選別を、拡散モデルのほかの調整手段である誘導スケールと初期ノイズの大きさと比べます。適合率と被覆率は、選別に関わっていない AttributeReader の空間で測り、
-# さらに制御用の空間でも測ります。
+# 選別を、拡散モデルのほかの調整手段である誘導スケールと初期ノイズの大きさと比べます。適合率、再現率、被覆率は、選別に関わっていない AttributeReader の空間で測り、
+# さらに制御用の空間でも測ります。プールを互いに重ならない分割に分け、どの設定も各分割から同じ枚数を残します。分割に関する区間は、プールを取り直したときのばらつきを表します。
+# 球は、論文と同じく 3 番目の近傍まで取ります。5 番目まで取ると、ほとんどのポートレートがどれかの球に入り、適合率は上がりようがなくなります。
+# 実行する前に、1 つの分割で足りるかどうかを閉じた式で確かめます。式に入れるのは最初の分割の値だけです。
+
+# %% uid="curve-forecast"
+folds, n_kept = lab.sizes.folds, lab.sizes.kept
+settings = {"w 33, q 0.5": (0.5, 33.0), "w 2, q 0.1": (0.1, 2.0), "w 0.03, q 0.5": (0.5, 0.03), "w 1": (0.5, 1.0)}
+parts = torch.arange(len(pool)).tensor_split(folds)
+predicted = {}  # setting -> (acceptance, share above tau afterwards, generated per kept)
+for name, (quantile, w) in settings.items():
+    predicted[name] = forecast(float((rho[parts[0]] > typical.threshold(quantile)).double().mean()), w)
+head = [t("l03.setting"), t("l03.forecast"), t("l03.needed", n=n_kept, size=len(parts[0]))]
+show(*table(head, [[name, f"{calls:.2f}", f"{calls * n_kept:.0f}"] for name, (*_, calls) in predicted.items()]))
 
 # %% uid="curve-run" tags=["slow"]
-folds, kept_per_fold = lab.sizes.folds, lab.sizes.kept
-count = folds * kept_per_fold
-settings = {"w 33, q 0.5": (0.5, 33.0), "w 2, q 0.1": (0.1, 2.0), "w 0.03, q 0.5": (0.5, 0.03), "w 1": (0.5, 1.0)}
-baselines = {"guidance 1": (1.0, 1.0), "guidance 6": (6.0, 1.0), "noise 0.8": (3.0, 0.8), "noise 1.1": (3.0, 1.1)}
-real_features, pool_features = {"judge": judge(pictures)}, {"judge": judge(pool)}
-real_features["control"], pool_features["control"] = typical.features, control(pool)
-scores = {}  # (setting, space) -> [folds, 3] precision, coverage, Frechet distance
+spaces = {"judge": (judge(pictures), judge(pool)), "control": (typical.features, control(pool))}  # reals, pool
+scores = {(name, space): [] for name in settings for space in spaces}  # -> [folds, metric]
 paid = {name: [] for name in settings}
-for name, (quantile, w) in settings.items():
-    picked = []
-    for f, rows in enumerate(torch.arange(len(pool)).tensor_split(folds)):
-        chosen, calls = select(rows, quantile, w, kept_per_fold, f)
-        picked.append(chosen)
-        paid[name].append(calls)
-    for space in ("judge", "control"):
-        values = [quality(real_features[space], pool_features[space][chosen]) for chosen in picked]
-        scores[name, space] = np.array(values)
+for f, rows in lab.progress_bar(enumerate(parts), t("l03.folds"), folds):
+    for name, (quantile, w) in settings.items():
+        found = {space: [] for space in spaces}
+        for r in range(lab.sizes.reruns):  # other orders and decisions on the same fold: less chance in what is kept
+            shuffled = rows[torch.randperm(len(rows), generator=lab.generator(3000 + 100 * f + r))]
+            chosen, calls = select(shuffled, quantile, w, n_kept, 100 * f + r)
+            paid[name].append(calls)
+            for space, (real, fake) in spaces.items():
+                found[space].append(quality(real, fake[chosen], 3) if len(chosen) == n_kept else (np.nan,) * 4)
+        for space in spaces:
+            scores[name, space].append(np.mean(found[space], axis=0))
+
+# %% uid="baselines-run" tags=["slow"]
+baselines = {"guidance 1": (1.0, 1.0), "guidance 6": (6.0, 1.0), "noise 0.8": (3.0, 0.8), "noise 1.1": (3.0, 1.1)}
 for name, (guidance, noise) in baselines.items():
     stream = Candidates(pipe, prompts, **options, guidance_scale=guidance, noise_scale=noise)
-    images = draw(stream, count, name)
-    values = [quality(real_features["judge"], part) for part in judge(images).split(kept_per_fold)]
-    scores[name, "judge"] = np.array(values)
+    images = draw(stream, lab.sizes.baseline_folds * n_kept, name)
+    scores[name, "judge"] = [quality(spaces["judge"][0], part, 3) for part in judge(images).split(n_kept)]
+scores = {key: np.array(values) for key, values in scores.items()}
 
 # %% uid="curve-picture"
-middle = {name: np.nanmean(scores[name, "judge"], axis=0) for name in [*settings, *baselines]}
-groups = {t("l03.selection"): {name: middle[name][:2] for name in settings}}
-groups[t("l03.guidance")] = {name: middle[name][:2] for name in baselines if name.startswith("guidance")}
-groups[t("l03.noise")] = {name: middle[name][:2] for name in baselines if name.startswith("noise")}
-head = [t("l03.setting"), t("l03.precision"), t("l03.coverage"), t("l03.frechet"), t("l03.calls")]
-cost = {name: np.mean(paid[name]) if name in paid else 1.0 for name in middle}
-show(*table(head, [[name, *(f"{v:.3f}" for v in row), f"{cost[name]:.2f}"] for name, row in middle.items()]))
-plane(groups, t("l03.portrait_plane", folds=folds, n=kept_per_fold))
+middle = {name: np.nanmean(values, axis=0) for (name, space), values in scores.items() if space == "judge"}
+groups = {t("l03.selection"): {name: middle[name][[0, 2]] for name in settings}}
+groups[t("l03.guidance")] = {name: middle[name][[0, 2]] for name in baselines if name.startswith("guidance")}
+groups[t("l03.noise")] = {name: middle[name][[0, 2]] for name in baselines if name.startswith("noise")}
+head = [t("l03.setting"), *METRICS, t("l03.calls"), t("l03.forecast")]
+cost = {name: (np.mean(paid[name]), predicted[name][2]) if name in paid else (1.0, 1.0) for name in middle}
+show(*table(head, [[k, *(f"{v:.3f}" for v in row), *(f"{v:.2f}" for v in cost[k])] for k, row in middle.items()]))
+plane(groups, t("l03.portrait_plane", n=n_kept))
 
 # %% uid="curve-claims"
-METRICS = (t("l03.precision"), t("l03.coverage"), t("l03.frechet"))
 
 
 def against_plain(name, column):
@@ -479,11 +558,13 @@ def against_plain(name, column):
 
 lab.claim("fidelity_up", **against_plain("w 33, q 0.5", 0))
 lab.claim("diversity_down", **against_plain("w 33, q 0.5", 1))
+lab.claim("coverage_down", **against_plain("w 33, q 0.5", 2))
 lab.claim("fidelity_down", **against_plain("w 0.03, q 0.5", 0))
 lab.claim("diversity_up", **against_plain("w 0.03, q 0.5", 1))
-lab.claim("mild_portraits", **against_plain("w 2, q 0.1", 2))
-lab.claim("extreme_portraits", **against_plain("w 33, q 0.5", 2))
-gain = {space: (scores["w 33, q 0.5", space] - scores["w 1", space])[:, 0] for space in ("judge", "control")}
+lab.claim("coverage_up", **against_plain("w 0.03, q 0.5", 2))
+lab.claim("mild_portraits", **against_plain("w 2, q 0.1", 3))
+lab.claim("extreme_portraits", **against_plain("w 33, q 0.5", 3))
+gain = {space: (scores["w 33, q 0.5", space] - scores["w 1", space])[:, 0] for space in spaces}
 lab.claim("own_space", **paired(t("l03.own_space"), gain["control"], gain["judge"]))
 
 # %% [markdown] lang="en" uid="coverage-note" pair="43b7f9c0"
@@ -529,24 +610,31 @@ def push_on_ring(which, direction, scorer):
     """The path of one generated point under ten steps in a box of 0.3, and what the climbed and the exact score say."""
     score = {"exact": ring.soft_score, "mlp": ring_mlp.soft_score}[scorer]
     z, delta = z_ring[which : which + 1], torch.zeros(1, 3, dtype=torch.float64)
-    path = [ring_generator(z)]
+    path, deltas = [ring_generator(z)], [delta]
     for _ in range(10):
         moved = (z + delta).requires_grad_(True)
         (gradient,) = torch.autograd.grad(score(ring_generator(moved)).sum(), moved)
         delta = push_step(delta, direction * gradient, 0.075, 0.3)
         path.append(ring_generator(z + delta))
+        deltas.append(delta)
     path = torch.cat(path)  # [11, 2]
     said, true = (float(f(path[-1:]) / f(path[:1])) for f in (score, ring.score))
-    path, title = path.numpy(), "\n".join(wrap_text(t("l03.push_title", said=said, true=true), 5.6, 12))
+    path, title = path.numpy(), "\n".join(wrap_text(t("l03.push_title", said=said, true=true), 7.8, 12))
     with figure_style():
-        figure = new_figure(6.0, 4.4, layout="constrained")
-        axes = figure.add_subplot()
-        axes.scatter(*reals.T, s=4, color="#C9C9C9")
-        axes.plot(*path[0], color=PALETTE[0], marker="o", markersize=8)
-        axes.plot(*path.T, color=PALETTE[1], marker=".", linewidth=1.5)
-        axes.set(aspect="equal", xticks=[], yticks=[])
+        figure = new_figure(8.4, 4.0, layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for i, line in enumerate(torch.cat(deltas).T):
+            left.plot(line, color=PALETTE[i], marker=MARKERS[i], markersize=4)
+            left.annotate(f"$\\delta_{i + 1}$", (10, line[-1]), (8, 0), textcoords="offset points", color=PALETTE[i])
+        for wall in (-0.3, 0.3):
+            left.axhline(wall, color="#6B6B6B", linestyle=(0, (4, 3)))
+        left.set(xlabel=t("l03.step"), ylabel=t("l03.delta_axis"), title=t("l03.in_the_box"))
+        right.scatter(*reals.T, s=4, color="#C9C9C9")
+        right.plot(*path[0], color=PALETTE[0], marker="o", markersize=8)
+        right.plot(*path.T, color=PALETTE[1], marker=".", linewidth=1.5)
+        right.set(aspect="equal", xticks=[], yticks=[], title=t("l03.in_the_data"))
+        right.grid(visible=False)
         figure.suptitle(title, fontsize=12)
-        axes.grid(visible=False)
     figure.alt = title
     return figure
 
@@ -602,85 +690,115 @@ log_gain = {name: (run.after / run.before).log().numpy() for name, run in pushed
 labels = {"up": t("l03.up"), "down": t("l03.down"), "up, MLP": t("l03.up_mlp"), "random": t("l03.random")}
 
 
-def over_images(values):
-    """Mean and 95 % interval over images (normal)."""
-    half = 1.96 * values.std(ddof=1) / len(values) ** 0.5
-    return {"value": float(values.mean()), "interval": (float(values.mean() - half), float(values.mean() + half))}
-
-
 promised = (pushed["up, MLP"].climbed[-1] / pushed["up, MLP"].climbed[0]).log().numpy()
-said = {"measured": t("l03.log_ratio"), "seeds": [seed]}
-lab.claim("push_up", **said, **over_images(log_gain["up"] - log_gain["random"]))
-lab.claim("push_down", **said, **over_images(log_gain["down"] - log_gain["random"]))
-lab.claim("mlp_overrates", **said, **over_images(promised - log_gain["up, MLP"]))
-bars = [over_images(values) for values in log_gain.values()]
-numbers = np.array([[bar["value"], *bar["interval"]] for bar in bars]).T
+lab.claim("push_up", **paired(t("l03.log_ratio"), log_gain["up"], log_gain["random"]))
+lab.claim("push_down", **paired(t("l03.log_ratio"), log_gain["down"], log_gain["random"]))
+lab.claim("mlp_overrates", **paired(t("l03.log_ratio"), promised, log_gain["up, MLP"]))
+centre = np.array([values.mean() for values in log_gain.values()])
+half = np.array([half_width(values) for values in log_gain.values()])
 bar_with_interval(
     [labels[name] for name in log_gain],
-    tuple(numbers),
+    (centre, centre - half, centre + half),
     xlabel=t("l03.log_ratio"),
     title=t("l03.push_bars"),
     value_format="{:.3f}",
 )
 
-# %% [markdown] lang="en" uid="tune" pair="13cf3ffd"
+# %% [markdown] lang="en" uid="tune" pair="de7a99ba"
 # ## 6. Fine-tuning with weights
 #
-# The third method changes the model: training pictures above $\tau$ are drawn $w$ times as often. A diffusion model sees no fakes in training, so its
-# fixed point is $p \propto p_{\text{data}}\,w$. (A GAN weighted with $w$ on reals and $1/w$ on fakes would go to $w^2$; labkit calls the effective number
-# `ratio`.) The paper compares with the pretrained model. Here the same steps also run **without weights**: whatever they do is not due to pseudo
-# density. The prompt is open, "a portrait of a person", so that the model itself decides how typical its pictures are.
+# The third method changes the model: training pictures above $\tau$ are drawn $w$ times as often. Where does that lead? First a GAN on two bins, whose
+# discriminator is ideal: it sees reals above $\tau$ with weight $w_{\text{real}}$ and fakes above $\tau$ with $w_{\text{fake}}$, and the generator follows its odds. At
+# the fixed point $p \propto p_{\text{data}}\,w_{\text{real}}/w_{\text{fake}}$. The paper sets $w_{\text{fake}} = 1/w_{\text{real}}$; a diffusion model sees no fakes in training. labkit calls the
+# effective number `ratio`.
 
-# %% [markdown] lang="ja" uid="tune" pair="1a927ad4"
+# %% [markdown] lang="ja" uid="tune" pair="35dc6d0d"
 # ## 6. 重み付きファインチューニング
 #
-# 3 つ目の方法はモデル自体を変えます。$\tau$ より上の学習画像を $w$ 倍の頻度で引きます。拡散モデルの学習には生成画像が現れないので、収束先は $p \propto p_{\text{data}}\,w$ です。
-# (実データに $w$、生成画像に $1/w$ の重みを付ける GAN では $w^2$ になります。labkit では、実効的な値を `ratio` と呼びます。)論文の比較対象は事前学習済みモデルです。
-# ここでは同じステップを**重みなし**でも実行します。そこで生じる変化は、擬似密度の効果ではありません。プロンプトは "a portrait of a person" だけにして、
-# どれくらい典型的な画像にするかをモデルに任せます。
+# 3 つ目の方法はモデル自体を変えます。$\tau$ より上の学習画像を $w$ 倍の頻度で引きます。その結果、どこに収束するでしょうか。まず、2 つのビンだけの GAN で確かめます。理想的な
+# 識別器は、$\tau$ より上の実データを重み $w_{\text{real}}$、生成データを重み $w_{\text{fake}}$ で見て、生成器はそのオッズに従って動きます。不動点は
+# $p \propto p_{\text{data}}\,w_{\text{real}}/w_{\text{fake}}$ です。論文では $w_{\text{fake}} = 1/w_{\text{real}}$ とします。拡散モデルの学習には生成画像が現れません。labkit では、実効的な値を
+# `ratio` と呼びます。
+
+# %% uid="histogram-gan"
+from labkit.course.figures import curve_with_interval
+
+
+def histogram_gan(w_real, w_fake, updates=40):
+    """How often above : below the fakes lie, relative to the reals, before and after each update."""
+    real = torch.tensor([0.5, 0.5])  # shares below and above the median
+    fake, odds = real.clone(), []
+    for _ in range(updates + 1):
+        odds.append(float((fake[1] / fake[0]) / (real[1] / real[0])))
+        seen_real, seen_fake = (w / (w @ p) * p for w, p in ((w_real, real), (w_fake, fake)))
+        fake = fake * (seen_real / seen_fake) ** 0.2  # D / (1 - D) of the ideal discriminator, in small steps
+        fake = fake / fake.sum()
+    return odds
+
+
+w = torch.tensor([1.0, 4.0])
+odds = {t("l03.weights_reals"): histogram_gan(w, torch.ones(2)), t("l03.weights_both"): histogram_gan(w, 1 / w)}
+print(t("l03.gan_end", one=odds[t("l03.weights_reals")][-1], both=odds[t("l03.weights_both")][-1]))
+curve_with_interval(
+    range(41), odds, xlabel=t("l03.updates"), ylabel=t("l03.odds"), title=t("l03.gan_title"),
+    reference={"$w$": 4, "$w^2$": 16}, log_y=True,
+)  # fmt: skip
+
+# %% [markdown] lang="en" uid="tune-portraits" pair="6e62ca24"
+# Now PortraitSD. The paper compares with the pretrained model. Here the same steps also run **without weights**: whatever they do is not due to pseudo
+# density. Everything is repeated with several seeds, and the intervals are over the seeds. The prompt is open, "a portrait of a person", so that
+# the model itself decides how typical its pictures are.
+
+# %% [markdown] lang="ja" uid="tune-portraits" pair="15d75967"
+# 次は PortraitSD です。論文の比較対象は事前学習済みモデルです。ここでは同じステップを**重みなし**でも実行します。そこで生じる変化は、擬似密度の効果ではありません。
+# すべてを複数のシードで繰り返し、区間はシードに関するものです。プロンプトは "a portrait of a person" だけにして、どれくらい典型的な画像にするかをモデルに任せます。
 
 # %% uid="tune-run" tags=["slow"]
+from contextlib import nullcontext
+
 from labkit.density import fine_tune, training_weights
 from labkit.diffusion import encode_images, encode_prompts
 
-tau = typical.threshold(0.5)
+tau, tune_seeds = typical.threshold(0.5), range(lab.seed, lab.seed + lab.sizes.tune_seeds)
 with torch.no_grad():
     latents = encode_images(pipe, pictures, batch_size=64)
     conditions = encode_prompts(pipe, [random_caption(spec, rng).text for spec in specs])
-runs = {t("l03.pretrained"): None}
-for label, w in {t("l03.control"): 1.0, t("l03.typical"): 33.0, t("l03.rare"): 0.03}.items():
-    bar = iter(lab.progress_bar(range(lab.sizes.tune_steps + 1), label, lab.sizes.tune_steps + 1))
-    runs[label] = fine_tune(
-        pipe, latents, conditions, weights=training_weights(typical.rho, threshold=tau, ratio=w),
-        steps=lab.sizes.tune_steps, seed=lab.seed, batch=lab.sizes.tune_batch, learning_rate=lab.sizes.learning_rate,
-        progress=lambda *_, bar=bar: next(bar),
-    )  # fmt: skip
-    list(bar)
+weights = {t("l03.pretrained"): None, t("l03.control"): 1.0, t("l03.typical"): 33.0, t("l03.rare"): 0.03}
+tuned, shares, shown = {label: [] for label in weights}, {label: [] for label in weights}, {}
+total = len(tune_seeds) * 3 * lab.sizes.tune_steps
+bar = iter(lab.progress_bar(range(total), t("l03.tuning"), total))
+for s in tune_seeds:
+    for label, w in weights.items():
+        run = w and fine_tune(
+            pipe, latents, conditions, weights=training_weights(typical.rho, threshold=tau, ratio=w), seed=s,
+            steps=lab.sizes.tune_steps, batch=lab.sizes.tune_batch, learning_rate=lab.sizes.learning_rate,
+            progress=lambda *_: next(bar),
+        )  # fmt: skip
+        stream = Candidates(pipe, "a portrait of a person", seed=s, steps=lab.sizes.steps, batch_size=lab.sizes.batch)
+        with run.applied(pipe) if run else nullcontext():
+            images = stream(0, lab.sizes.tune_images).cpu()
+        values = typical.score(control(images))
+        shares[label].append(float((values > tau).double().mean()))
+        tuned[label].append(quality(spaces["judge"][0], judge(images), 3))
+        shown.setdefault(label, (images[:8], values[:8].tolist()))
 
-# %% uid="tune-measure" tags=["slow"]
-from contextlib import nullcontext
-
-tuned, tuned_rho, shown = {}, {}, {}
-for label, run in runs.items():
-    with run.applied(pipe) if run else nullcontext():
-        images = draw(Candidates(pipe, "a portrait of a person", **options), count, label)
-    shown[label], tuned_rho[label] = images[:8], typical.score(control(images))
-    parts = judge(images).split(kept_per_fold)
-    tuned[label] = np.array([quality(real_features["judge"], part) for part in parts])  # [folds, 3]
-shares = {label: (values > tau).double().reshape(folds, -1).mean(1).numpy() for label, values in tuned_rho.items()}
-head = [t("l03.run"), t("l03.precision"), t("l03.coverage"), t("l03.frechet"), t("l03.share")]
-show(*table(head, [[k, *(f"{v:.3f}" for v in tuned[k].mean(0)), f"{shares[k].mean():.3f}"] for k in runs]))
+# %% uid="tune-look"
+tuned, shares = ({label: np.array(rows) for label, rows in found.items()} for found in (tuned, shares))
+head = [t("l03.run"), *METRICS, t("l03.share")]
+show(*table(head, [[k, *(f"{v:.3f}" for v in tuned[k].mean(0)), f"{shares[k].mean():.3f}"] for k in weights]))
 pi = shares[t("l03.control")].mean()
 for w in (33.0, 0.03):
     print(t("l03.fixed_point", w=w, pi=pi, share=w * pi / (w * pi + 1 - pi)))
-strips(shown, scores={k: tuned_rho[k][:8].tolist() for k in runs}, score_label=r"$\rho$", title=t("l03.same_noise"))
+images, values = ({label: pair[i] for label, pair in shown.items()} for i in range(2))
+strips(images, scores=values, score_label=r"$\rho$", title=t("l03.same_noise"))
 
 # %% uid="tune-claims"
 plain, typ, rare = t("l03.control"), t("l03.typical"), t("l03.rare")
-lab.claim("tune_share", **paired(t("l03.share"), shares[typ], shares[plain]))
-lab.claim("tune_fidelity", **paired(METRICS[0], tuned[typ][:, 0], tuned[plain][:, 0]))
-lab.claim("tune_diversity", **paired(METRICS[1], tuned[rare][:, 1], tuned[plain][:, 1]))
-lab.claim("control_alone", **paired(METRICS[2], tuned[plain][:, 2], tuned[t("l03.pretrained")][:, 2]))
+lab.claim("tune_share", **paired(t("l03.share"), shares[typ], shares[plain], tune_seeds))
+lab.claim("tune_fidelity", **paired(METRICS[0], tuned[typ][:, 0], tuned[plain][:, 0], tune_seeds))
+lab.claim("tune_diversity", **paired(METRICS[1], tuned[rare][:, 1], tuned[plain][:, 1], tune_seeds))
+lab.claim("tune_coverage", **paired(METRICS[2], tuned[rare][:, 2], tuned[plain][:, 2], tune_seeds))
+lab.claim("control_alone", **paired(METRICS[3], tuned[plain][:, 3], tuned[t("l03.pretrained")][:, 3], tune_seeds))
 
 # %% [markdown] lang="en" uid="end" pair="d453d92a"
 # ## 7. What the article says, and what was measured
