@@ -8,12 +8,14 @@ from labkit.fabric import (
     PRESETS,
     FabricError,
     Settings,
+    adain,
     alpha_bar_at,
     attend_biased,
     attend_merged,
     attention_with_lse,
     depth_ramp,
     flat_mass,
+    moments,
     noised_reference,
     pool_tokens,
     reference_attention,
@@ -64,12 +66,14 @@ def test_an_extra_channel_carries_the_weight_without_a_bias():
     assert (out[..., :-1] - attend_biased(q, k, v, k_ref, v_ref, log_weights(0.3))).abs().max() < 1e-7
 
 
-def test_half_precision_stays_close():
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_stays_close(dtype):
     parts = case(dtype=torch.float32)
     exact = attend_biased(*parts, log_weights(0.8, dtype=torch.float32))
-    half = [x.bfloat16() for x in parts]
-    assert (attend_biased(*half, log_weights(0.8, dtype=torch.float32)).float() - exact).abs().max() < 2e-2
-    assert (attend_merged(*half, log_weights(0.8, dtype=torch.float32))[0].float() - exact).abs().max() < 4e-2
+    half, log_w = [x.to(dtype) for x in parts], log_weights(0.8, dtype=torch.float32)
+    for out in (attend_biased(*half, log_w), attend_merged(*half, log_w)[0]):
+        assert out.dtype == dtype
+        assert (out.float() - exact).abs().max() < 2e-2
 
 
 def test_gradients_flow_through_both_forms_alike():
@@ -81,13 +85,14 @@ def test_gradients_flow_through_both_forms_alike():
     assert (grads[0] - grads[1]).abs().max() < 1e-4
 
 
-def test_effective_attention_is_a_distribution():
-    q, k, _, k_ref, _ = case()
+def test_effective_attention_is_a_distribution_and_the_output_its_mean():
+    q, k, v, k_ref, v_ref = case()
     own, ref = reference_attention(q, k, k_ref, log_weights(0.4))
     assert torch.cat([own, ref], -1).min() >= 0
     assert (own.sum(-1) + ref.sum(-1) - 1).abs().max() < 1e-12
-    merged = attend_merged(*case(), log_weights(0.4))[1]
-    assert (ref.sum(-1) - merged).abs().max() < 1e-12
+    out, mass = attend_merged(*case(), log_weights(0.4))
+    assert (ref.sum(-1) - mass).abs().max() < 1e-12
+    assert (own @ v + ref @ v_ref - out).abs().max() < 1e-12  # so it lies in the convex hull of the values
 
 
 def test_integer_weight_is_repetition():
@@ -140,6 +145,15 @@ def test_cap_limits_the_mass_and_keeps_what_is_below():
     assert bool((mass <= free.median()).all()) and below.any()
     assert torch.equal(out[below], free_out[below])
     assert not torch.equal(out[~below], free_out[~below])
+
+
+def test_adain_takes_mean_and_variance_and_leaves_its_own_alone():
+    x, other = case()[0], 3 + 2 * case(seed=1)[0][:1]
+    assert (adain(x, *moments(x)) - x).abs().max() < 1e-12
+    mean, square = moments(adain(x, *moments(other)))
+    assert (mean - moments(other)[0]).abs().max() < 1e-12
+    assert (square - moments(other)[1]).abs().max() < 1e-3  # the variance has an epsilon
+    assert (adain(7 * x - 5, *moments(other)) - adain(x, *moments(other))).abs().max() < 1e-3
 
 
 def test_pooling_constant_tokens_with_the_area_as_weight_is_exact():
@@ -196,6 +210,8 @@ def test_depth_ramp_is_flat_by_default_and_reaches_the_scale_in_the_middle():
         ("paper", (0, 1), (0.8, 0.8), 0.5, "steps", (20, 6.0, 4, 3)),
         ("paper-preference", (0, 1), (0.1, 0.1), 0.5, "steps", (20, 6.0, 4, 3)),
         ("repo", (0, 0.8), (0.0, 0.3), 0.5, "steps", (20, 6.0, 4, 3)),
+        ("repo-first", (0, 1), (0.1, 0.8), 0.5, "steps", (20, 6.0, 4, 3)),
+        ("repo-generate", (0.33, 0.66), (0.1, 1.0), 0.5, "steps", (20, 8.0, 1, None)),
         ("repo-single-round", (0.33, 0.66), (0.05, 0.8), 0.5, "steps", (20, 7.0, 4, None)),
         ("repo-notebook", (0, 0.8), (0.0, 0.8), 0.5, "steps", (20, 6.0, 4, None)),
         ("diffusers", (0.33, 0.66), (0.05, 0.8), 0.5, "steps", (20, 7.0, 4, None)),
@@ -211,6 +227,16 @@ def test_presets_are_the_published_settings(name, window, weights, scale, clock,
     assert (s.negative_scale, s.clock, s.reference_prompt) == (scale, clock, "")
     assert s.shape == ("linear" if name == "linear-decay" else "boxcar")
     assert (preset.steps, preset.guidance_scale, preset.images, preset.rounds) == sampling
+
+
+def test_first_release_is_the_papers_constant_weight():
+    first, paper = PRESETS["repo-first"].settings, PRESETS["paper"].settings
+
+    def weights(s):
+        places = [step_position(i, 20, s.start, s.end) for i in range(20)]
+        return [scheduled_weight(u, max_weight=s.max_weight, min_weight=s.min_weight, shape=s.shape) for u in places]
+
+    assert weights(first) == weights(paper) == [0.8] * 20
 
 
 @pytest.mark.parametrize(

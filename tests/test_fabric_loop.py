@@ -59,6 +59,17 @@ def test_what_the_caller_passed_is_never_changed(pipe):
     assert (len(mine), len(one.references)) == (1, 2)
 
 
+def test_reset_restores_the_initial_references(pipe, tmp_path):
+    mine = ReferenceSet().added(liked=[torch.zeros(3, 64, 64)])
+    one = loop(pipe, initial=mine, folder=tmp_path)
+    first = one.generate()
+    one.feedback(liked=[0], disliked=[1])
+    one.reset()
+    assert (one.rounds, len(one.references)) == ((), 1)
+    assert loop(pipe, initial=mine, folder=tmp_path).rounds == ()
+    assert torch.equal(one.generate(), first)
+
+
 def test_only_the_latest_references_are_kept():
     images = [torch.full((3, 8, 8), v) for v in (0.1, 0.2, 0.3)]
     kept = ReferenceSet().added(liked=images, disliked=images[:1], most=2)

@@ -18,6 +18,7 @@ from labkit.fabric import (
     ReferenceCache,
     alpha_bar_at,
     fabric,
+    moments,
     noised_reference,
     reference_noise,
     self_attentions,
@@ -74,6 +75,10 @@ SAMPLERS = (
     "DPMSolverMultistepScheduler",
     "UniPCMultistepScheduler",
     "LCMScheduler",
+    "LMSDiscreteScheduler",
+    "DEISMultistepScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "DDPMScheduler",
 )
 
 
@@ -82,10 +87,16 @@ SAMPLERS = (
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_weight_zero_and_no_references_are_bitwise_plain_for_every_scheduler(pipe, name):
+    if "LMS" in name:
+        pytest.importorskip("scipy")
     p = with_scheduler(pipe, name, **({"skip_prk_steps": True} if name == "PNDMScheduler" else {}))
+    states = []
 
     def run():
-        return p("a red house", num_inference_steps=3, generator=torch.Generator().manual_seed(0), output_type="latent")
+        generator = torch.Generator().manual_seed(0)
+        result = p("a red house", num_inference_steps=3, generator=generator, output_type="latent")
+        states.append(generator.get_state())
+        return result
 
     plain = run().images
     with fabric(p, liked=[], disliked=[]):
@@ -96,6 +107,7 @@ def test_weight_zero_and_no_references_are_bitwise_plain_for_every_scheduler(pip
     assert ledger.counts.unet_calls == session.unet_calls
     with fabric(p, liked=pictures(), max_weight=0.5):
         assert not torch.equal(run().images, plain)
+    assert all(torch.equal(state, states[0]) for state in states)  # references draw from generators of their own
 
 
 def test_the_global_random_state_is_not_touched(pipe):
@@ -151,11 +163,13 @@ def test_cross_attention_processors_stay_the_same_objects(pipe):
 
 
 def test_nested_use_is_refused_and_the_outer_session_goes_on(pipe):
+    plain = generate(pipe, steps=2)
     with fabric(pipe, liked=pictures()):
         first = generate(pipe, steps=2)
         with pytest.raises(FabricError, match="already open"), fabric(pipe, liked=pictures(1)):
             pass
         assert torch.equal(generate(pipe, steps=2), first)
+    assert torch.equal(generate(pipe, steps=2), plain)
 
 
 # ---- what must happen -----------------------------------------------------------------------------------------------
@@ -163,7 +177,8 @@ def test_nested_use_is_refused_and_the_outer_session_goes_on(pipe):
 
 @pytest.mark.parametrize("backend", ["sdpa", "lse"])
 @pytest.mark.parametrize("prompt", ["", "a red house"])
-def test_self_reference_is_a_no_op_through_the_whole_unet(pipe, backend, prompt):
+@pytest.mark.parametrize("adain", [False, True])
+def test_self_reference_is_a_no_op_through_the_whole_unet(pipe, backend, prompt, adain):
     image, t = pictures(1)[0], 400
     reference = Reference(image)
     noise = reference_noise(reference.key, 0, t, (4, 8, 8))
@@ -172,7 +187,7 @@ def test_self_reference_is_a_no_op_through_the_whole_unet(pipe, backend, prompt)
     text = torch.cat([text.uncond, text.cond])
     plain = call(pipe, x, t, text, ["uncond", "cond"])
     for weight in (0.1, 1.0, 5.0):
-        options = {"max_weight": weight, "negative_scale": 1.0, "backend": backend, "mass_cap": None}
+        options = {"max_weight": weight, "negative_scale": 1.0, "backend": backend, "adain": adain}
         warnings.simplefilter("ignore", FabricWarning)
         with fabric(pipe, liked=[reference], disliked=[reference], reference_prompt=prompt, **options):
             same = call(pipe, x, t, text, ["uncond", "cond"])
@@ -212,12 +227,64 @@ def test_call_and_row_counts(pipe):
     assert session.active_calls == 6
     assert session.reference_rows == 6 * 3
     assert ledger.counts.unet_rows - plain.counts.unet_rows == 6 * 3
+    assert ledger.counts.unet_calls == 10 + 6  # likes and dislikes share the pass
     with NFELedger(pipe) as ledger, fabric(pipe, liked=pictures(5), chunk=2, **options):
         generate(pipe, steps=10)
     assert ledger.counts.unet_calls == 10 + 6 * 3
     with NFELedger(pipe) as ledger, fabric(pipe, liked=pictures(2), max_weight=0.8, start=0.9, end=0.1):
         generate(pipe, steps=10)
     assert ledger.counts.unet_rows == plain.counts.unet_rows
+
+
+def test_fused_rows_are_two_forwards_in_one_call(pipe):
+    options = {"liked": pictures(3), "disliked": pictures(1, seed=8), "end": 0.5}
+    for more in ({}, {"backend": "lse"}, {"adain": True}, {"reference_prompt": None}):
+        with fabric(pipe, **options, **more) as two:
+            expected = generate(pipe, steps=4)
+        cache = ReferenceCache()
+        with NFELedger(pipe) as ledger, fabric(pipe, fused=True, cache=cache, **options, **more) as one:
+            assert (generate(pipe, steps=4) - expected).abs().max() < 1e-5
+        assert (one.reference_rows, ledger.counts.unet_calls) == (two.reference_rows, 4)
+        assert ledger.counts.unet_rows == 4 * 2 * 2 + two.active_calls * 4
+        with fabric(pipe, fused=True, cache=cache, **options, **more) as again:
+            assert (generate(pipe, steps=4) - expected).abs().max() < 1e-5
+        assert again.reference_rows == 0
+    with NFELedger(pipe) as ledger, fabric(pipe, fused=True, chunk=3, **options):  # too many for one call
+        generate(pipe, steps=4)
+    assert ledger.counts.unet_calls == 4 + 2 * 2
+
+
+def test_adain_gives_queries_and_keys_the_moments_of_the_references(pipe):
+    x, t, text, labels = one_call(pipe)
+    seen = []
+
+    def out(liked, **options):
+        with fabric(pipe, liked=liked, observer=seen.append, **options):
+            return call(pipe, x, t, text, labels)
+
+    a, b = pictures(2)
+    with_adain = out([a, b], adain=True)
+    assert (with_adain - out([a, b])).abs().max() > 1e-4
+    assert (with_adain - out([b, a], adain=True)).abs().max() < 1e-5
+    assert (with_adain - out([a, b, a, b], adain=True, max_weight=0.4)).abs().max() < 1e-5
+    first = seen[0]
+    assert (moments(first.k)[0] - moments(first.reference.k)[0]).abs().max() < 1e-5
+    assert torch.equal(out([a], adain=True, max_weight=0.0), call(pipe, x, t, text, labels))
+
+
+def test_sliced_attention_stays_and_agrees(pipe):
+    p = tiny_pipeline()
+    x, t, text, labels = one_call(p)
+
+    def run():
+        with fabric(p, liked=pictures(2), disliked=pictures(1, seed=7)):
+            return call(p, x, t, text, labels)
+
+    whole = run()
+    p.enable_attention_slicing(1)
+    kinds = {type(one).__name__ for one in p.unet.attn_processors.values()}
+    assert (run() - whole).abs().max() < 1e-5
+    assert {type(one).__name__ for one in p.unet.attn_processors.values()} == kinds == {"SlicedAttnProcessor"}
 
 
 def test_dislikes_do_nothing_without_guidance_and_a_warning_says_so(pipe):
@@ -360,6 +427,25 @@ def test_cache_hits_are_bitwise_fresh_computations_and_cost_no_rows(pipe):
     assert third.reference_rows == third.active_calls
 
 
+def test_cached_k_and_v_are_the_projections_of_the_states_that_enter_the_layers(pipe):
+    cache, attentions, states = ReferenceCache(), self_attentions(pipe.unet), {}
+    handles = [
+        attn.register_forward_pre_hook(lambda _, args, name=layer.name: states.setdefault(name, args[0]))
+        for layer, attn in attentions
+    ]
+    try:
+        with fabric(pipe, cache=cache, liked=pictures(1)):
+            call(pipe, *one_call(pipe))
+    finally:
+        for handle in handles:
+            handle.remove()
+    (entry,) = cache._entries.values()
+    for layer, attn in attentions:
+        for project, kept in zip((attn.to_k, attn.to_v), entry[layer.name], strict=False):
+            again = project(states[layer.name]).view(1, -1, attn.heads, kept.shape[-1]).transpose(1, 2)
+            assert torch.equal(again, kept)
+
+
 def test_any_change_of_what_k_and_v_depend_on_misses_the_cache(pipe):
     p = tiny_pipeline()
     cache = ReferenceCache()
@@ -385,6 +471,10 @@ def test_any_change_of_what_k_and_v_depend_on_misses_the_cache(pipe):
         p.unet.conv_in.weight.mul_(1.001)
     assert (rows(), rows()) == (1, 0)
     assert rows(pipe=tiny_pipeline(seed=3)) == 1
+    p.unet.double()
+    with fabric(p, cache=cache, liked=pictures(1)) as session:
+        call(p, x.double(), 500, text.double(), labels)
+    assert session.reference_rows == 1
 
 
 def test_adapters_are_part_of_the_cache_key_and_compose(pipe):
@@ -412,6 +502,18 @@ def test_adapters_are_part_of_the_cache_key_and_compose(pipe):
     assert rows == 1
     assert (off - base).abs().max() < 1e-6
     assert run()[1] == 0
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_cached_references_carry_no_graph(fused):
+    p, cache = tiny_pipeline(), ReferenceCache()
+    p.unet.requires_grad_(True)
+    x, t, text, labels = one_call(p)
+    with fabric(p, cache=cache, liked=pictures(1), fused=fused), labelled_rows(labels):
+        assert p.unet(x, t, encoder_hidden_states=text)[0].requires_grad
+    kept = [x for states in cache._entries.values() for tensors in states.values() for x in tensors]
+    assert kept
+    assert not any(x.requires_grad for x in kept)
 
 
 def test_cache_keeps_to_its_size():
@@ -531,8 +633,14 @@ def test_full_layouts_have_their_layers_calls_and_self_reference(kind, tmp_path)
     with fabric(p, liked=[-image]):
         assert (run() - plain).abs().max() > 1e-4
     with fabric(p, liked=pictures(2), disliked=pictures(1, seed=8), end=1.0) as session:
-        latent_output(p, height=64, width=64)
+        two = latent_output(p, height=64, width=64)
     assert (session.unet_calls, session.active_calls, session.reference_rows) == (2, 2, 6)
+    with (
+        NFELedger(p) as ledger,
+        fabric(p, liked=pictures(2), disliked=pictures(1, seed=8), end=1.0, fused=True, chunk=3),
+    ):
+        assert (latent_output(p, height=64, width=64) - two).abs().max() < 1e-4
+    assert (ledger.counts.unet_calls, ledger.counts.unet_rows) == (2, 10)
     assert all(p.unet.attn_processors[name] is q for name, q in before.items())
 
 
@@ -561,6 +669,11 @@ def test_inpainting_unet_gets_an_empty_mask_and_the_reference_as_its_picture(pip
     assert reference.shape == (1, 9, 8, 8)
     assert not reference[:, 4].any()
     assert (reference[0, 5:] - latents(p, pictures(1)[0])).abs().max() < 1e-5
+    inputs.clear()
+    with fabric(p, liked=pictures(1), fused=True):
+        latent_output(p, image=pictures(1), mask_image=torch.ones(1, 1, 64, 64))
+    assert (len(inputs[0]), len(inputs)) == (3, 2)
+    assert (inputs[0][2:] - reference).abs().max() < 1e-5
 
 
 def test_controlnet_residuals_do_not_reach_the_references(pipe):
@@ -577,10 +690,12 @@ def test_controlnet_residuals_do_not_reach_the_references(pipe):
     handle = pipe.unet.register_forward_pre_hook(look, with_kwargs=True)
     try:
         with fabric(p, liked=pictures(1), end=1.0):
-            latent_output(p, image=pictures(1))
+            two = latent_output(p, image=pictures(1))
     finally:
         handle.remove()
     assert sorted(residuals) == [False, False, True, True]
+    with fabric(p, liked=pictures(1), end=1.0, fused=True):
+        assert (latent_output(p, image=pictures(1)) - two).abs().max() < 1e-4
 
 
 def test_ip_adapter_keeps_its_processors_and_references_get_no_image_prompt():
@@ -612,7 +727,11 @@ def test_ip_adapter_keeps_its_processors_and_references_get_no_image_prompt():
     seen.clear()
     with fabric(p, liked=pictures(3), chunk=3):
         assert all(p.unet.attn_processors[name] is before[name] for name in layers)
-        assert (run() - plain).abs().max() > 1e-4
+        two = run()
+    assert (two - plain).abs().max() > 1e-4
+    with fabric(p, liked=pictures(3), chunk=3, fused=True):
+        assert (run() - two).abs().max() < 1e-5
+    assert len(seen.pop()) == 5
     assert [len(one) for one in seen] == [3, 2]
     assert not seen[0].any()
     assert torch.equal(seen[1], embeds["image_embeds"][0])

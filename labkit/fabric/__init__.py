@@ -1,6 +1,14 @@
 """FABRIC: personalising diffusion models with liked and disliked images, without training (arXiv 2307.10159)."""
 
-from .attention import attend_biased, attend_merged, attention_with_lse, pool_tokens, reference_attention
+from .attention import (
+    adain,
+    attend_biased,
+    attend_merged,
+    attention_with_lse,
+    moments,
+    pool_tokens,
+    reference_attention,
+)
 from .cache import ReferenceCache
 from .loop import FeedbackLoop, Round, RoundSummary, drop_words, pairwise_diversity
 from .processor import FabricProcessor, Layer, Observation, SignStates
@@ -28,6 +36,7 @@ __all__ = [
     "Session",
     "Settings",
     "SignStates",
+    "adain",
     "alpha_bar_at",
     "attend_biased",
     "attend_merged",
@@ -36,6 +45,7 @@ __all__ = [
     "drop_words",
     "fabric",
     "flat_mass",
+    "moments",
     "noised_reference",
     "pairwise_diversity",
     "pool_tokens",

@@ -53,8 +53,8 @@ def attend_merged(
     mass = torch.sigmoid(lse_ref - lse_own)  # [B, heads, N]
     if cap is not None:
         mass = mass.clamp(max=cap)
-    m = mass[..., None].to(q.dtype)
-    return (1 - m) * own + m * ref, mass
+    m = mass[..., None]
+    return (own + m * (ref.to(m.dtype) - own)).to(q.dtype), mass  # rounded once
 
 
 def attention_with_lse(
@@ -104,3 +104,19 @@ def pool_tokens(x: Tensor, grid: tuple[int, int], pool: int) -> Tensor:
     rows, heads, _, d = x.shape
     image = x.permute(0, 1, 3, 2).reshape(rows, heads * d, height, width)
     return F.avg_pool2d(image, pool).reshape(rows, heads, d, -1).permute(0, 1, 3, 2)
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and mean square over the tokens of [B, heads, N, d], each [B, heads, 1, d], at least in float32."""
+    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.mean(2, keepdim=True), x.square().mean(2, keepdim=True)
+
+
+def adain(x: Tensor, mean: Tensor, mean_square: Tensor, eps: float = 1e-5) -> Tensor:
+    """x [B, heads, N, d] with the mean and variance over tokens of another picture ([1, heads, 1, d], from `moments`).
+
+    StyleAligned (arXiv 2312.02133) does so to queries and keys before it shares the attention.
+    """
+    own, own_square = moments(x)
+    scale = ((mean_square - mean**2).clamp(min=0) + eps).sqrt() / ((own_square - own**2).clamp(min=0) + eps).sqrt()
+    return ((x - own) * scale + mean).to(x.dtype)

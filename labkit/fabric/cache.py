@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from .settings import FabricError
 
-LayerStates = dict[str, tuple[Tensor, Tensor]]  # layer -> K, V, each [1, heads, tokens, d]
+LayerStates = dict[str, tuple[Tensor, ...]]  # layer -> K, V [1, heads, tokens, d], moments of Q [1, heads, 1, d] x 2
 
 
 def size_of(states: LayerStates) -> int:
     """Bytes of one entry."""
-    return sum(x.numel() * x.element_size() for pair in states.values() for x in pair)
+    return sum(x.numel() * x.element_size() for tensors in states.values() for x in tensors)
 
 
 @dataclass

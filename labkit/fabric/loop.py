@@ -147,6 +147,11 @@ class FeedbackLoop:
         self.rounds = self.rounds[:-1] + kept
         self._store()
 
+    def reset(self) -> None:
+        """Back to the beginning: no rounds, the initial references."""
+        self.rounds = ()
+        self._store()
+
     def run(self, score: Score, rounds: int, *, dislikes: bool = True) -> list[RoundSummary]:
         """Let an oracle give feedback until there are `rounds` rounds: the best image is liked, the worst disliked."""
         while len(self.rounds) < rounds:

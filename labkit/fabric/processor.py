@@ -1,7 +1,8 @@
 """The hook itself: an attention processor on one self-attention layer, which records or reads references.
 
 Idle, it hands the call to the processor it replaced. During the reference pass it keeps K and V. During a generation it
-lets the rows of each sign also attend to that sign's references; rows without references compute plain attention.
+lets the rows of each sign also attend to that sign's references; rows without references compute plain attention. If
+the references are the last rows of the generation's own batch (fused), it keeps theirs first.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attention import attend_biased, attend_merged
+from .attention import adain, attend_biased, attend_merged
 from .settings import FabricError
 
 Observer = Callable[["Observation"], None]
@@ -29,12 +30,16 @@ class Layer:
 
 @dataclass(frozen=True)
 class SignStates:
-    """What the rows of one sign read in one layer: K, V [1, heads, M, d], log weights [M], tokens per reference."""
+    """What the rows of one sign read in one layer: K, V [1, heads, M, d], log weights [M], tokens per reference.
+
+    style: the references' mean moments of Q and of K, two [1, heads, 1, d] each, if queries and keys shall take them.
+    """
 
     k: Tensor
     v: Tensor
     log_w: Tensor
     tokens: tuple[int, ...]
+    style: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,10 @@ class Observation:
 
 @dataclass
 class Context:
-    """What all processors of a session share. `mode` is "idle", "record" or "inject"."""
+    """What all processors of a session share. `mode` is "idle", "record" or "inject".
+
+    record is given (layer, q, k, v) of the reference rows: all rows when recording, the last `appended` when injecting.
+    """
 
     mode: str = "idle"
     t: float = 0.0
@@ -61,7 +69,8 @@ class Context:
     cap: float | None = None
     rows: dict[str, tuple[int, ...]] = field(default_factory=dict)  # sign -> rows of the batch
     states: Callable[[str, Layer], SignStates | None] | None = None
-    recorded: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    record: Callable[[Layer, Tensor, Tensor, Tensor], None] | None = None
+    appended: int = 0
     injections: int = 0
     observer: Observer | None = None
     on_mass: Callable[[Layer, str, Tensor], None] | None = None
@@ -82,11 +91,9 @@ class FabricProcessor:
         temb: Tensor | None = None,
     ) -> Tensor:
         context = self.context
-        by_sign = {}
-        if context.mode == "inject":
-            by_sign = {sign: context.states(sign, self.layer) for sign in context.rows}
-            by_sign = {sign: states for sign, states in by_sign.items() if states is not None}
-        if context.mode == "idle" or (context.mode == "inject" and not by_sign):
+        fused = context.mode == "inject" and context.appended > 0  # what is read is known after the projections only
+        by_sign = self._by_sign() if context.mode == "inject" and not fused else {}
+        if context.mode == "idle" or (context.mode == "inject" and not fused and not by_sign):
             return self.original(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         if encoder_hidden_states is not None or attention_mask is not None or hidden_states.ndim != 3:
             raise FabricError(
@@ -100,8 +107,11 @@ class FabricProcessor:
         q = q if attn.norm_q is None else attn.norm_q(q)
         k = k if attn.norm_k is None else attn.norm_k(k)
         scale = None if attn.scale_qk else attn.scale  # None is 1 / sqrt(d), as the processor that is replaced has it
+        if fused:
+            context.record(self.layer, *(x[-context.appended :] for x in (q, k, v)))
+            by_sign = self._by_sign()
         if context.mode == "record":
-            context.recorded[self.layer.name] = (k, v)
+            context.record(self.layer, q, k, v)
             out = F.scaled_dot_product_attention(q, k, v, scale=scale)
         else:
             out = self._inject(q, k, v, by_sign, scale)
@@ -109,6 +119,10 @@ class FabricProcessor:
         out = attn.to_out[1](attn.to_out[0](out))
         out = out + hidden_states if attn.residual_connection else out
         return out / attn.rescale_output_factor
+
+    def _by_sign(self) -> dict[str, SignStates]:
+        states = {sign: self.context.states(sign, self.layer) for sign in self.context.rows}
+        return {sign: one for sign, one in states.items() if one is not None}
 
     def _inject(self, q: Tensor, k: Tensor, v: Tensor, by_sign: dict[str, SignStates], scale: float | None) -> Tensor:
         context, out = self.context, torch.empty_like(q)
@@ -118,14 +132,16 @@ class FabricProcessor:
             out[i] = F.scaled_dot_product_attention(q[i], k[i], v[i], scale=scale)
         for sign, states in by_sign.items():
             i = torch.tensor(context.rows[sign], device=q.device)
-            reference = (states.k, states.v, states.log_w)
+            own_q, own_k, reference = q[i], k[i], (states.k, states.v, states.log_w)
+            if states.style is not None:
+                own_q, own_k = adain(own_q, *states.style[:2]), adain(own_k, *states.style[2:])
             if context.observer is not None:
-                seen = Observation(self.layer, context.t, sign, context.rows[sign], q[i], k[i], states, scale)
+                seen = Observation(self.layer, context.t, sign, context.rows[sign], own_q, own_k, states, scale)
                 context.observer(seen)
             if context.backend == "sdpa":
-                out[i] = attend_biased(q[i], k[i], v[i], *reference, scale=scale)
+                out[i] = attend_biased(own_q, own_k, v[i], *reference, scale=scale)
             else:
-                out[i], mass = attend_merged(q[i], k[i], v[i], *reference, scale=scale, cap=context.cap)
+                out[i], mass = attend_merged(own_q, own_k, v[i], *reference, scale=scale, cap=context.cap)
                 context.on_mass(self.layer, sign, mass)
             context.injections += 1
         return out

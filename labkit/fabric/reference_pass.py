@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from labkit.diffusion import encode_prompts, vae_scale_factor
 
-from .attention import pool_tokens
+from .attention import moments, pool_tokens
 from .cache import LayerStates, ReferenceCache, digest_of
 from .processor import Context, Layer, SignStates
 from .references import Reference, encode_reference, noised_reference, reference_noise, token_mask
 from .schedule import depth_ramp
 from .settings import FabricError, Settings
+
+RESIDUALS = ("down_block_additional_residuals", "down_intrablock_additional_residuals")  # tuples; ControlNet, T2I
+
+
+@dataclass
+class Job:
+    """One reference that has to go through the U-Net: its row of the batch, and what it leaves in every layer."""
+
+    key: Hashable
+    x: Tensor  # noised latent [C, h, w]
+    clean: Tensor
+    text: Tensor  # [1, tokens, d]
+    pooled: Tensor | None
+    time_ids: Tensor | None
+    states: LayerStates = field(default_factory=dict)
 
 
 class ReferencePass:
@@ -28,88 +44,129 @@ class ReferencePass:
         self.unet, self.alphas_cumprod = pipe.unet, pipe.scheduler.alphas_cumprod
         self.seed, self.chunk = seed, chunk
         self.running, self.rows = False, 0
+        self._jobs: list[Job] = []
         self._latents: dict[tuple[str, int, int], tuple[Tensor, str]] = {}
         self._texts: dict[tuple[int, int], tuple] = {}
+        context.record = self._record
 
     def clear(self) -> None:
         """Free what was encoded."""
         self._latents.clear()
         self._texts.clear()
-        self.context.recorded.clear()
+        self._jobs = []
 
     def states(
-        self, references: Sequence[Reference], sign: str, call: dict, t: float, rows: tuple[int, ...]
-    ) -> list[LayerStates | None]:
-        """K and V of every layer for every reference, from the cache or by a pass of their own; None at weight 0."""
+        self, references: Mapping[str, Sequence[Reference]], call: dict, t: float, rows: Mapping[str, tuple[int, ...]]
+    ) -> tuple[dict[str, list[LayerStates | None]], list[Job]]:
+        """What every reference of every sign leaves in every layer (None at weight 0), and the jobs still to do.
+
+        It comes from the cache or from a pass of their own; if the settings say "fused", the jobs that are left are to
+        be rows of the generation's call (`appended`), and their states fill up while that runs.
+        """
         sample = call["sample"]
         size = sample.shape[2:]
-        text, pooled, time_ids, text_key = self._text(call, rows, size)
         noise_t = t if self.settings.noise == "step" else None
-        base = (self.cache.revision(self.unet), t, noise_t, self.seed, text_key, sample.dtype, str(sample.device))
-        found: list[LayerStates | None] = []
-        missing: list[int] = []
-        for i, reference in enumerate(references):
-            states = None
-            if reference.weight > 0:
+        base = (self.cache.revision(self.unet), t, noise_t, self.seed, sample.dtype, str(sample.device))
+        known: dict[Hashable, LayerStates] = {}  # a reference that is given twice runs once
+        jobs: list[Job] = []
+        found: dict[str, list[LayerStates | None]] = {}
+        for sign, own in references.items():
+            *text, text_key = self._text(call, rows[sign], size)
+            found[sign] = []
+            for reference in own:
+                if reference.weight == 0:
+                    found[sign].append(None)
+                    continue
                 latent, digest = self._latent(reference, size)
-                states = self.cache.get((*base, reference.key, digest))
-                if states is None:
-                    missing.append(i)
-            found.append(states)
+                key = (*base, text_key, reference.key, digest)
+                if key not in known:
+                    states = self.cache.get(key)
+                    if states is None:
+                        noise = reference_noise(reference.key, self.seed, noise_t, latent.shape)
+                        x = noised_reference(latent, noise, t, self.alphas_cumprod)  # [C, h, w]
+                        jobs.append(Job(key, x, latent, *text))
+                        states = jobs[-1].states
+                    known[key] = states
+                found[sign].append(known[key])
         chunk = self.chunk or len(sample)
-        for start in range(0, len(missing), chunk):
-            part = missing[start : start + chunk]
-            latents = torch.stack([self._latent(references[i], size)[0] for i in part])
-            noise = torch.stack(
-                [reference_noise(references[i].key, self.seed, noise_t, latents.shape[1:]) for i in part]
-            )
-            x = noised_reference(latents, noise, t, self.alphas_cumprod)  # [R, C, h, w]
-            recorded = self._run(x, latents, call, text, pooled, time_ids)
-            for row, i in enumerate(part):
-                states = {name: (k[row : row + 1], v[row : row + 1]) for name, (k, v) in recorded.items()}
-                if len(part) > 1:  # entries of their own, so that dropping one frees its memory
-                    states = {name: (k.clone(), v.clone()) for name, (k, v) in states.items()}
-                self.cache.put((*base, references[i].key, self._latent(references[i], size)[1]), states)
-                found[i] = states
-        return found
+        if self.settings.fused and len(jobs) <= chunk and can_append(call):
+            return found, jobs
+        for start in range(0, len(jobs), chunk):
+            self._run(jobs[start : start + chunk], call)
+        return found, []
+
+    def _record(self, layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> None:
+        """Keep one layer of the jobs that are running: entries of their own, so that dropping one frees its memory."""
+        q, k, v = q.detach(), k.detach(), v.detach()  # fused, they may be part of a graph
+        for row, job in enumerate(self._jobs):
+            one = slice(row, row + 1)
+            job.states[layer.name] = (k[one].clone(), v[one].clone(), *moments(q[one]))
 
     @torch.no_grad()
-    def _run(self, x: Tensor, clean: Tensor, call: dict, text: Tensor, pooled, time_ids) -> dict:
+    def _run(self, jobs: list[Job], call: dict) -> None:
         """One forward of references: no ControlNet residuals, no image prompt of the generation, no inpainting mask."""
-        sample, unet, n = call["sample"], self.unet, len(x)
-        channels = unet.config.in_channels
+        arguments, n, t = self._rows(jobs, call), len(jobs), call["timestep"]
+        lora = {k: v for k, v in (call.get("cross_attention_kwargs") or {}).items() if k == "scale"}
+        context = self.context
+        context.mode, self.running, self._jobs = "record", True, jobs
+        try:
+            self.unet(
+                timestep=t.flatten()[0] if isinstance(t, Tensor) else t,
+                cross_attention_kwargs=lora or None,
+                return_dict=False,
+                **arguments,
+            )
+        finally:
+            self.running, context.mode, self._jobs = False, "idle", []
+        self.rows += n
+        self.keep(jobs)
+
+    def _rows(self, jobs: list[Job], call: dict) -> dict:
+        """The arguments of a U-Net call whose rows are references."""
+        sample, n = call["sample"], len(jobs)
+        x, clean = torch.stack([job.x for job in jobs]), torch.stack([job.clean for job in jobs])  # [R, C, h, w]
+        channels = self.unet.config.in_channels
         if channels == 2 * x.shape[1] + 1:  # inpainting: nothing is masked, the masked image is the reference itself
-            x = torch.cat([x, torch.zeros_like(x[:, :1]), clean.to(x)], dim=1)
+            x = torch.cat([x, torch.zeros_like(x[:, :1]), clean], dim=1)
         elif channels != x.shape[1]:
             raise FabricError(
                 f"the U-Net takes {channels} channels, the VAE gives {x.shape[1]}: expected equal or 2n + 1"
             )
         added = dict(call.get("added_cond_kwargs") or {})
-        if pooled is not None:
-            added |= {"text_embeds": _repeat(pooled, n), "time_ids": _repeat(time_ids, n)}
+        if jobs[0].pooled is not None:
+            added |= {"text_embeds": torch.cat([job.pooled for job in jobs])}
+            added |= {"time_ids": torch.cat([job.time_ids for job in jobs])}
         if "image_embeds" in added:  # IP-Adapter: the zeros that its unconditional rows get
             added["image_embeds"] = [
                 torch.zeros_like(e[:1]).repeat(n, *[1] * (e.ndim - 1)) for e in added["image_embeds"]
             ]
-        lora = {k: v for k, v in (call.get("cross_attention_kwargs") or {}).items() if k == "scale"}
         condition = call.get("timestep_cond")
-        context = self.context
-        context.mode, context.recorded, self.running = "record", {}, True
-        try:
-            unet(
-                x.to(sample.device, sample.dtype),
-                call["timestep"].flatten()[0] if isinstance(call["timestep"], Tensor) else call["timestep"],
-                encoder_hidden_states=_repeat(text, n).to(sample.device, sample.dtype),
-                timestep_cond=None if condition is None else _repeat(condition[:1], n),
-                cross_attention_kwargs=lora or None,
-                added_cond_kwargs=added or None,
-                return_dict=False,
-            )
-        finally:
-            self.running, context.mode = False, "idle"
-        self.rows += n
-        recorded, context.recorded = context.recorded, {}
-        return recorded
+        return {
+            "sample": x.to(sample.device, sample.dtype),
+            "encoder_hidden_states": torch.cat([job.text for job in jobs]).to(sample.device, sample.dtype),
+            "timestep_cond": None if condition is None else condition[:1].repeat(n, 1),
+            "added_cond_kwargs": added or None,
+        }
+
+    def appended(self, jobs: list[Job], call: dict) -> dict:
+        """The generation's call with the references as its last rows; `keep` them once it has run."""
+        more, n, t = self._rows(jobs, call), len(jobs), call["timestep"]
+        self._jobs, self.rows = jobs, self.rows + n
+        changed = {name: _joined(call.get(name), more[name]) for name in more}
+        if isinstance(t, Tensor) and t.numel() > 1:
+            changed["timestep"] = torch.cat([t, t[:1].repeat(n)])
+        for name in RESIDUALS:
+            if call.get(name) is not None:
+                changed[name] = tuple(_padded(x, n) for x in call[name])
+        if call.get("mid_block_additional_residual") is not None:
+            changed["mid_block_additional_residual"] = _padded(call["mid_block_additional_residual"], n)
+        return call | changed
+
+    def keep(self, jobs: list[Job]) -> None:
+        """Put what has been computed into the cache."""
+        self._jobs = []
+        for job in jobs:
+            self.cache.put(job.key, job.states)
 
     def _latent(self, reference: Reference, size: torch.Size) -> tuple[Tensor, str]:
         key = (reference.key, *size)
@@ -142,11 +199,12 @@ class ReferencePass:
     ) -> SignStates | None:
         """K, V and log weights of one layer for one sign, end to end; None if nothing has a weight."""
         s, f = self.settings, vae_scale_factor(self.pipe)
-        keys, values, logs, tokens = [], [], [], []
+        keys, values, logs, tokens, style = [], [], [], [], []
         for reference, entry in zip(references, states, strict=True):
             if entry is None:
                 continue
-            k, v = entry[layer.name]
+            k, v, *q_moments = entry[layer.name]
+            style.append((*q_moments, *moments(k)) if s.adain else ())
             side = round(math.sqrt(size[0] * size[1] / k.shape[2]))  # 1, 2, 4, ...: how much coarser than the latent
             grid = -(-size[0] // side), -(-size[1] // side)
             w = weight * reference.weight * depth_ramp(layer.depth, s.bottleneck_scale) * s.level_weights.get(side, 1.0)
@@ -168,8 +226,25 @@ class ReferencePass:
         if not sum(tokens):
             return None
         log_w = torch.cat(logs).to(keys[0].device)
-        return SignStates(torch.cat(keys, dim=2), torch.cat(values, dim=2), log_w, tuple(tokens))
+        # moments over all references together are their mean, since all have the same number of tokens
+        style = tuple(torch.stack(one).mean(0) for one in zip(*style, strict=True)) or None
+        return SignStates(torch.cat(keys, dim=2), torch.cat(values, dim=2), log_w, tuple(tokens), style)
 
 
-def _repeat(x: Tensor, n: int) -> Tensor:
-    return x[:1].repeat(n, *[1] * (x.ndim - 1))
+def can_append(call: dict) -> bool:
+    """Whether rows can be added to a call: masks over tokens and image regions would have to grow in unknown ways."""
+    known = set(call.get("cross_attention_kwargs") or {}) <= {"scale"}
+    return known and call.get("attention_mask") is None and call.get("encoder_attention_mask") is None
+
+
+def _joined(a, b):
+    """b below a: tensors [rows, ...], lists and dicts of such, or None."""
+    if isinstance(a, dict):
+        return {name: _joined(a[name], b[name]) for name in a}
+    if isinstance(a, (list, tuple)):
+        return [_joined(x, y) for x, y in zip(a, b, strict=True)]
+    return a if a is None else torch.cat([a, b.to(a.device, a.dtype)])
+
+
+def _padded(x: Tensor, n: int) -> Tensor:
+    return torch.cat([x, x.new_zeros(n, *x.shape[1:])])

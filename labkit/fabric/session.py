@@ -2,6 +2,7 @@
 
 A forward pre-hook on the U-Net notices every call, whoever makes it, and runs the reference pass before it: the
 references, noised to the call's own timestep, as a batch of their own whose output is thrown away (paper, algorithm 1).
+(Or, fused, as more rows of the call itself, which are cut off afterwards.)
 What stays are K and V of every self-attention. Likes are then shown to the conditional rows of the call, dislikes to
 the unconditional ones. On exit, also after an exception, the U-Net is what it was.
 """
@@ -20,7 +21,7 @@ from labkit.diffusion import row_labels
 
 from .cache import ReferenceCache
 from .processor import Context, FabricProcessor, Layer, Observer, SignStates
-from .reference_pass import ReferencePass
+from .reference_pass import Job, ReferencePass
 from .references import as_references
 from .schedule import flat_mass, scheduled_weight, step_position, time_position
 from .settings import PRESETS, FabricError, FabricWarning, Settings
@@ -95,6 +96,7 @@ class Session:
         )
         self._pass = ReferencePass(pipe, settings, self._context, self.cache, seed=seed, chunk=chunk)
         self._restore: list = []
+        self._jobs: list[Job] = []  # references that are rows of the call that is running
 
     # ---- entering and leaving --------------------------------------------------------------------------------------
 
@@ -118,8 +120,8 @@ class Session:
             self._restore.append((attn, attn.processor))
             attn.set_processor(FabricProcessor(layer, attn.processor, self._context))
         self._hooks = [
-            self.unet.register_forward_pre_hook(self._before, with_kwargs=True),
-            self.unet.register_forward_hook(self._after, always_call=True),
+            self.unet.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True),
+            self.unet.register_forward_hook(self._after, prepend=True, always_call=True),
         ]
         return self
 
@@ -181,9 +183,9 @@ class Session:
 
     # ---- the hooks ---------------------------------------------------------------------------------------------------
 
-    def _before(self, unet, args: tuple, kwargs: dict) -> None:
+    def _before(self, unet, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         if self._pass.running:  # our own reference pass
-            return
+            return None
         call = call_arguments(unet, args, kwargs)
         sample, t = call["sample"], one_timestep(call["timestep"])
         self.unet_calls += 1
@@ -192,20 +194,20 @@ class Session:
             self.cache.clear()
         context.mode, context.t = "idle", t
         if not any(self.references.values()):
-            return
+            return None
         weight = self.weight_at(t)
         signs = {"liked": weight, "disliked": weight * self.settings.negative_scale}
         signs = {s: w for s, w in signs.items() if w > 0 and any(r.weight > 0 for r in self.references[s])}
         if not signs:
-            return
+            return None
         labels = self._labels(len(sample))
         rows = {s: tuple(i for i, label in enumerate(labels) if label == SIGNS[s]) for s in signs}
         if "disliked" in rows and not rows["disliked"]:
             self._warn("dislikes act through the unconditional rows, but guidance is off: they have no effect")
-        signs = {s: w for s, w in signs.items() if rows[s]}
-        if not signs:
-            return
-        states = {s: self._pass.states(self.references[s], s, call, t, rows[s]) for s in signs}
+        rows = {s: own for s, own in rows.items() if own}
+        if not rows:
+            return None
+        states, jobs = self._pass.states({s: self.references[s] for s in rows}, call, t, rows)
         size = sample.shape[2:]
         assembled: dict[tuple[str, str], SignStates | None] = {}
 
@@ -216,20 +218,27 @@ class Session:
             return assembled[key]
 
         self.active_calls += 1
-        context.rows, context.states, context.mode = {s: rows[s] for s in signs}, of, "inject"
-        context.injections = 0
+        context.rows, context.states, context.mode = rows, of, "inject"
+        context.injections, context.appended, self._jobs = 0, len(jobs), jobs
+        return ((), self._pass.appended(jobs, call)) if jobs else None
 
-    def _after(self, unet, args: tuple, output) -> None:
+    def _after(self, unet, args: tuple, output):
         if self._pass.running:
-            return
+            return None
         context = self._context
         failed = context.mode == "inject" and output is not None and context.injections == 0
         levels_off = any(value == 0 for value in self.settings.level_weights.values())
-        context.mode, context.rows, context.states = "idle", {}, None
+        jobs, self._jobs = self._jobs, []
+        context.mode, context.rows, context.states, context.appended = "idle", {}, None, 0
         if failed and not levels_off:
             raise FabricError(
                 "the U-Net ran but no self-attention asked for references: something replaced its processors"
             )
+        if output is None or not jobs:
+            return None
+        self._pass.keep(jobs)
+        prediction = output[0][: -len(jobs)]  # the references' own rows are of no interest
+        return (prediction,) if isinstance(output, tuple) else type(output)(sample=prediction)
 
     def _on_mass(self, layer: Layer, sign: str, mass: Tensor) -> None:
         mean = mass.detach().float().mean()

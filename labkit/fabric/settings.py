@@ -41,6 +41,9 @@ class Settings:
     reference_prompt         text of the reference pass; None takes the text of the generated rows themselves
     noise                    references get new noise in every "step", or one noise per "image" for all steps
     pool                     average K and V of references over pool x pool tokens (approximate, faster)
+    adain                    own queries and keys take the references' mean and variance first (StyleAligned)
+    fused                    references that are not in the cache are more rows of the generation's own U-Net call, not
+                             a call of their own: the same numbers from fewer calls
     """
 
     max_weight: float = 0.8
@@ -58,6 +61,8 @@ class Settings:
     reference_prompt: str | None = ""
     noise: str = "step"
     pool: int = 1
+    adain: bool = False
+    fused: bool = False
 
     def __post_init__(self) -> None:
         numbers = {name: getattr(self, name) for name in ("max_weight", "min_weight", "negative_scale")}
@@ -102,9 +107,12 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         # arXiv 2307.10159v1: every step; steps, guidance and negative scale are those of the code released with it
         "paper": Preset(_steps(0.8, 0.8, 0.0, 1.0), 20, 6.0, 4, 3),
         "paper-preference": Preset(_steps(0.1, 0.1, 0.0, 1.0), 20, 6.0, 4, 3),
-        # sd-fabric/fabric: both evaluations since September 2023, the single-round script, the notebook
+        # sd-fabric/fabric: both evaluations since September 2023 and as first released, the single-round script, the
+        # defaults of generate(), the notebook
         "repo": Preset(_steps(0.3, 0.0, 0.0, 0.8), 20, 6.0, 4, 3),
+        "repo-first": Preset(_steps(0.8, 0.1, 0.0, 1.0), 20, 6.0, 4, 3),
         "repo-single-round": Preset(_steps(0.8, 0.05, 0.33, 0.66), 20, 7.0, 4),
+        "repo-generate": Preset(_steps(1.0, 0.1, 0.33, 0.66), 20, 8.0, 1),
         "repo-notebook": Preset(_steps(0.8, 0.0, 0.0, 0.8), 20, 6.0, 4),
         "diffusers": Preset(_steps(0.8, 0.05, 0.33, 0.66), 20, 7.0, 4),
         "webui": Preset(Settings(0.8, 0.0, 0.0, 0.8, clock="training")),

@@ -264,20 +264,22 @@ shown = torch.cat([portraits[:1], ranked[0][:few], ranked[0][-few:]])
 captions = [t("l04.target"), *[t("l04.liked")] * few, *[t("l04.disliked")] * few]
 image_grid(shown, captions=captions, columns=len(captions), scores=similarity(shown, portraits[:1]), score_label="CLIP")
 
-# %% [markdown] lang="en" uid="same-seed" pair="947fe473"
+# %% [markdown] lang="en" uid="same-seed" pair="e497a1d5"
 # ### Same seed, more weight, more references
 #
-# One seed, only the feedback changes. With flat logits the mass is $wn/(1+wn)$: where does the picture stop being itself?
+# One seed, only the feedback changes; the left column is the picture before it. With flat logits the mass is $wn/(1+wn)$:
+# where does the picture stop being itself?
 
-# %% [markdown] lang="ja" uid="same-seed" pair="28952f0c"
+# %% [markdown] lang="ja" uid="same-seed" pair="1ffbc1e5"
 # ### シードは同じ、重みと枚数を変える
 #
-# シードは 1 つに固定し、フィードバックだけを変えます。ロジットが一様なら質量は $wn/(1+wn)$ です。元の画像らしさは、どこで失われるでしょうか。
+# シードは 1 つに固定し、フィードバックだけを変えます。左端の列はフィードバックなしの画像です。ロジットが一様なら質量は $wn/(1+wn)$ です。
+# 元の画像らしさは、どこで失われるでしょうか。
 
 # %% uid="same-seed-grid" tags=["slow"]
 import warnings
 
-weights, counts = [0.1, 0.4, 0.8, 2.0], [1, 2, 4]
+weights, counts = [0.1, 0.4, 0.8, 2.0], [0, 1, 2, 4]
 cells = []
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -294,37 +296,50 @@ image_grid(
     title=t("l04.grid_title"),
 )
 
-# %% [markdown] lang="en" uid="looks" pair="94c84d1c"
+# %% [markdown] lang="en" uid="looks" pair="ce89315c"
 # ### Where does it look?
 #
-# The middle of the new picture, seen from one layer: which places of the liked pictures does it look at? And how much of the attention goes there,
-# over the steps?
+# One place of the new picture (bright on the left), seen from one layer: which places of the liked pictures does it look at? Move it, and try
+# other layers. And how much of the attention goes to the liked pictures, over the steps?
 
-# %% [markdown] lang="ja" uid="looks" pair="f1535dfd"
+# %% [markdown] lang="ja" uid="looks" pair="8b089aff"
 # ### どこを見ているのか
 #
-# 新しい画像の中央は、ある層で、好きな画像のどこを見ているでしょうか。また、注意のうちどれだけが参照画像に向かうでしょうか。ステップに沿って調べます。
+# 新しい画像のある位置(左の画像で明るい所)は、ある層で、好きな画像のどこを見ているでしょうか。位置や層を変えてみてください。また、注意のうち
+# どれだけが好きな画像に向かうでしょうか。ステップに沿って調べます。
 
-# %% uid="looks-map"
+# %% uid="looks-map" tags=["widget"]
+from labkit.course.widgets import choice
 from labkit.fabric import reference_attention
 
 seen = []
 with fabric(pipe, liked=ranked[0][:few], end=1.0, backend="lse", observer=seen.append) as session:
-    sample(pipe, prompt, generators=image_generators(1, lab.seed + 2), **options)
-layer = self_attentions(pipe.unet)[0][0].name
-late = [o for o in seen if o.layer.name == layer][lab.sizes.steps // 2]
-table = reference_attention(late.q, late.k, late.reference.k, late.reference.log_w)[1][0].mean(0)  # [N, M]
-side = round(late.q.shape[2] ** 0.5)
-middle = table[(side // 2) * side + side // 2]
-maps = [one.reshape(side, side).cpu() for one in middle.split(late.reference.tokens)]
-top = max(float(one.max()) for one in maps)
-heatmap_overlay(
-    list(ranked[0][:few]),
-    [one / top for one in maps],
-    captions=[t("l04.liked")] * few,
-    label=t("l04.attention_max"),
-    columns=few,
-)
+    asking = sample(pipe, prompt, generators=image_generators(1, lab.seed + 2), **options)[0].cpu()
+half_way = sorted({o.t for o in seen})[lab.sizes.steps // 2]
+
+
+def look(layer, column, row):
+    """Where one place of the new picture (in percent of its width and height) looks, half way through the steps."""
+    o = next(o for o in seen if o.layer.name == layer and o.t == half_way)
+    table = reference_attention(o.q, o.k, o.reference.k, o.reference.log_w)[1][0].mean(0)  # mean of heads: [N, M]
+    side = round(o.q.shape[2] ** 0.5)
+    x, y = (min(int(percent * side / 100), side - 1) for percent in (column, row))
+    maps = [one.reshape(side, side).cpu() for one in table[y * side + x].split(o.reference.tokens)]
+    top = max(float(one.max()) for one in maps)
+    here = torch.zeros(side, side)
+    here[y, x] = 1
+    return heatmap_overlay(
+        [asking, *ranked[0][:few]],
+        [here, *[one / top for one in maps]],
+        captions=[t("l04.asks"), *[t("l04.liked")] * few],
+        label=t("l04.attention_max"),
+        columns=few + 1,
+    )
+
+
+places = {t("l04.layer_at", number=i + 1, depth=o.depth): o.name for i, (o, _) in enumerate(self_attentions(pipe.unet))}
+controls = {"layer": choice(t("l04.layer"), places)}
+explore(look, controls | {name: slider(t(f"l04.{name}"), 0, 100, 50, 5) for name in ("column", "row")})
 
 # %% uid="looks-mass"
 depths = {one.name: one.depth for one, _ in self_attentions(pipe.unet)}
@@ -443,6 +458,7 @@ lab.claim("diversity_falls", **found("both", "none", "diversity"))
 # %% uid="claims-time"
 lab.claim("first_half_helps", **found("first", "both", "target"))
 lab.claim("second_half_hurts", **found("second", "both", "target"))
+lab.claim("first_beats_second", **found("first", "second", "target"))
 
 # %% uid="claims-open"
 lab.claim("empty_prompt", **found("prompt", "both", "target"))
@@ -472,6 +488,32 @@ for g in (1.0, 3.0):
             effects[g] = gap(sample(pipe, prompt, **settings | {"generators": image_generators(1, lab.seed)}), without)
     print(f"g = {g:g}:", t("l04.largest", value=effects[g]), *[str(w.message) for w in caught])
 lab.reveal("dislikes_alone", "nothing" if effects[1.0] == 0 else "something")
+
+# %% [markdown] lang="en" uid="neighbours" pair="57ad851c"
+# ### Neighbours
+#
+# The published implementations differ in weight and window. Likes alone at $w = 1$ are reference-only; $w = 2$, after queries and keys have
+# taken the mean and the variance of the reference's, is StyleAligned. One seed, the same likes and dislikes.
+
+# %% [markdown] lang="ja" uid="neighbours" pair="1ff64d13"
+# ### 近い手法
+#
+# 公開されている実装は、重みと窓が異なります。「好き」だけを $w = 1$ で使えば reference-only です。クエリとキーの平均と分散を参照画像のものに
+# そろえてから $w = 2$ とすれば StyleAligned です。シード、「好き」、「嫌い」はどれも同じです。
+
+# %% uid="neighbours-run"
+alone = {"disliked": [], "end": 1.0}
+settings = {name: {"settings": name} for name in ("paper", "repo", "webui", "diffusers", "comfy")}
+settings = {t("l04.condition.none"): {"liked": [], "disliked": []}} | settings
+settings |= {"reference-only": {"max_weight": 1.0} | alone, "StyleAligned": {"max_weight": 2.0, "adain": True} | alone}
+cells = []
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    for changes in settings.values():
+        sides = {"liked": ranked[0][:few], "disliked": ranked[0][-few:]} | changes
+        with fabric(pipe, steps=lab.sizes.steps, **sides):
+            cells.append(sample(pipe, prompt, generators=image_generators(1, lab.seed + 2), **options)[0].cpu())
+image_grid(torch.stack(cells), captions=list(settings), columns=4, title=t("l04.neighbours_title"))
 
 # %% [markdown] lang="en" uid="rounds" pair="de9db38b"
 # ## 5. Rounds
@@ -538,6 +580,28 @@ for way in ("feedback", "restarts"):
     so_far[t(f"l04.{way}")] = tuple(np.array(x) for x in zip(*[(v, *bounds) for v, bounds in rows], strict=True))
 curve_with_interval(
     numbers, so_far, xlabel=t("l04.round_axis"), ylabel=t("l04.best_so_far"), title=t("l04.race_to_target")
+)
+
+
+# %% uid="rounds-needed"
+goals = np.array([similarity(best[:1], goal[None]).item() for best, goal in zip(ranked, portraits, strict=True)])
+
+
+def rounds_needed(way):
+    """First round that comes as near as the best of the pool, per target; one more than there are if none does."""
+    reached = history[way]["target"].max(axis=2) >= goals[:, None]  # [targets, rounds]
+    return np.where(reached.any(axis=1), reached.argmax(axis=1), lab.sizes.rounds) + 1
+
+
+needed = {way: rounds_needed(way) for way in ways}
+rows = [interval(needed[way]) for way in ways]
+value, bounds = interval(needed["feedback"] - needed["restarts"])
+lab.claim("fewer_rounds", measured=t("l04.needed_less"), value=value, interval=bounds, seeds=[seed])
+bar_with_interval(
+    [t(f"l04.{way}") for way in ways],
+    tuple(np.array(x) for x in zip(*[(v, *b) for v, b in rows], strict=True)),
+    xlabel=t("l04.needed"),
+    title=t("l04.needed_title", pool=lab.sizes.pool),
 )
 
 
@@ -617,37 +681,39 @@ for attribute, name in tastes.items():
     rows[label], shares[label] = list(loop.rounds[-1].images), wanted(loop.rounds[-1].images).tolist()
 strips({t("l04.both_start"): list(loop.rounds[0].images)} | rows, scores=shares, score_format="{:.2f}")
 
-# %% [markdown] lang="en" uid="game" pair="20aefa63"
+# %% [markdown] lang="en" uid="game" pair="d6129b6b"
 # ## 6. Your turn
 #
-# The computer thinks of a person. Find them: like, dislike, next round. The number tells how near the best picture is; random restarts reached
-# the goal shown above.
+# The computer thinks of a person. Find them: like, dislike, next round. The number tells how near the best picture is; the goal is the nearest
+# picture of the pool. Do you need fewer rounds than the oracle, or than random restarts?
 
-# %% [markdown] lang="ja" uid="game" pair="c39471b2"
+# %% [markdown] lang="ja" uid="game" pair="fe8d52f7"
 # ## 6. 今度はあなたの番です
 #
 # コンピュータが思い浮かべた人物を探し当ててください。「好き」「嫌い」を選んで次のラウンドへ進みます。数値は、最良の画像がどれだけ近いかを表します。
-# 目標値は、上の作り直しで到達した値です。
+# 目標値は、候補の画像のうち最も近いものの値です。自動判定やランダムな作り直しより少ないラウンドで済むでしょうか。
 
 # %% uid="game-play" tags=["widget"]
 from labkit.course.feedback_game import FeedbackGame
 
 hidden = portraits[-1:]
-goal = float(history["restarts"]["target"].max(axis=(1, 2)).mean())
+print(t("l04.game_needed", rounds=lab.sizes.rounds, **{way: int(needed[way][-1]) for way in ("feedback", "restarts")}))
 mine = FeedbackLoop(pipe, prompt, seed=lab.seed + 6, **options, **shape)
-FeedbackGame(mine, lambda pictures: similarity(pictures, hidden), goal=goal)
+FeedbackGame(mine, lambda pictures: similarity(pictures, hidden), goal=goals[-1])
 
-# %% [markdown] lang="en" uid="race" pair="24ea6497"
+# %% [markdown] lang="en" uid="race" pair="6a11cd34"
 # ## 7. What does it cost?
 #
 # Every step runs the references through the U-Net once more. With one noise per reference their keys and values are the same in every round:
-# cached, the pass disappears, and what remains is longer attention.
+# cached, the pass disappears, and what remains is longer attention. Fused, the references are rows of the same call: as many, in fewer calls.
+# Pooled, four places of a reference become one: quicker, and no longer exact.
 
-# %% [markdown] lang="ja" uid="race" pair="1728bd97"
+# %% [markdown] lang="ja" uid="race" pair="ef1f17b5"
 # ## 7. コストはどれくらいか
 #
 # 毎ステップ、参照画像も U-Net を 1 回通ります。参照画像ごとにノイズを決めておけば、キーと値はどのラウンドでも同じです。キャッシュすればこの順伝播は
-# 不要になり、残るのは注意の計算が長くなる分だけです。
+# 不要になり、残るのは注意の計算が長くなる分だけです。融合すると、参照画像も同じ呼び出しの行になり、行数はそのままで呼び出しが減ります。
+# 平均すると、参照画像の 4 つの位置が 1 つになり、速くなる代わりに厳密ではなくなります。
 
 # %% uid="race-run" tags=["slow"]
 from labkit.diffusion import NFELedger
@@ -666,12 +732,13 @@ def cost(n, **choices):
 
 
 warm, sizes = ReferenceCache(), lab.sizes.race
-contestants = {"recomputed": {}, "cached": {"cache": warm}, "pooled": {"cache": warm, "pool": 2}}
+contestants = {"recomputed": {}, "fused": {"fused": True}}
+contestants |= {"cached": {"cache": warm}, "pooled": {"cache": warm, "pool": 2}}
 costs = {name: [] for name in contestants}
 for n in lab.progress_bar(sizes, t("l04.references_axis"), len(sizes)):
     for name, choices in contestants.items():
         costs[name].append(cost(n, **choices))
-plain_seconds = min(kept[0][1] for kept in costs.values())  # three runs without references
+plain_seconds = min(kept[0][1] for kept in costs.values())  # the quickest run without references
 print(t("l04.rows_used", recomputed=costs["recomputed"][-1][0], cached=costs["cached"][-1][0], n=sizes[-1]))
 curve_with_interval(
     sizes,
@@ -680,6 +747,16 @@ curve_with_interval(
     ylabel=t("l04.time_ratio"),
     title=t("l04.race_title"),
 )
+
+# %% uid="race-pooled"
+versions = {"full": {}, "pooled": {"pool": 2}, "plain": {"liked": []}}
+made = {}
+for name, choices in versions.items():
+    with fabric(pipe, **{"liked": pool[:few], "cache": warm, "end": 1.0} | choices):
+        made[name] = sample(pipe, prompt, generators=image_generators(4, 0), **options).cpu()
+effect, off = ((made["full"] - made[name]).abs().mean() for name in ("plain", "pooled"))
+print(t("l04.pooled_off", effect=float(effect), off=float(off)))
+image_grid(torch.cat(list(made.values())), columns=4, row_labels=[t(f"l04.version.{name}") for name in versions])
 
 # %% [markdown] lang="en" uid="article" pair="e240e33e"
 # ## 8. The article, the paper, and what you measured

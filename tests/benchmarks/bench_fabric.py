@@ -11,8 +11,11 @@ does the same calls: n references of one sign for 2 B rows. Times are the best o
 - official    the published code's way, restated: stored layer inputs, kept in host memory, K and V projected again for
               every row, probabilities as a table, multiplied by the weights and divided by their sum
 - fresh       labkit, round 1: the reference pass runs
+- fused       labkit, round 1: the references are rows of the same call
 - cached      labkit from round 2 on: K and V come from the cache
 - lse         the same with the back end that reports the mass
+
+Peak memory is that of a call, above what was there before it; what the cache itself holds is reported beside it.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-CONTESTANTS = ("plain", "official", "fresh", "cached", "lse")
+CONTESTANTS = ("plain", "official", "fresh", "fused", "cached", "lse")
 SIZES = {"small": {"side": 16, "repeats": 2}, "full": {"side": 32, "repeats": 3}}
 CELLS = [(batch, n) for batch in (1, 4) for n in (0, 1, 2, 4, 8)]
 WEIGHT, T = 0.1, 500
@@ -162,14 +165,15 @@ def one(contestant: str, side: int, repeats: int, threads: int) -> list[dict]:
         else:
             cache = ReferenceCache()
             options = {"max_weight": WEIGHT, "backend": "lse" if contestant == "lse" else "sdpa", "cache": cache}
+            options["fused"] = contestant == "fused"
             with fabric(pipe, liked=references[:n], chunk=n, **options):
 
                 def step():
-                    if contestant == "fresh":
+                    if contestant in ("fresh", "fused"):
                         cache.clear()
                     return call()
 
-                result = timed(step)
+                result = timed(step) | {"cache": cache.bytes / 1e6}
         return {"batch": batch, "n": n} | result
 
     return [cell(batch, n) for batch, n in CELLS]
@@ -190,6 +194,15 @@ def measure(size: str, threads: int) -> dict[str, list[dict]]:
     return results
 
 
+def memory_line(cells: list[dict], batch: int) -> tuple[float, float]:
+    """Slope in MB per reference of a straight line through one batch's peaks, and its largest residual in MB."""
+    import numpy as np
+
+    n, peak = np.array([(c["n"], c["megabytes"]) for c in cells if c["batch"] == batch and c["n"]]).T
+    slope, offset = np.polyfit(n, peak, 1)
+    return float(slope), float(np.abs(peak - slope * n - offset).max())
+
+
 def report(size: str, threads: int) -> dict[str, list[dict]]:
     """Measure and print: time as a ratio to plain, memory in MB, per batch and number of references."""
     results = measure(size, threads)
@@ -200,6 +213,11 @@ def report(size: str, threads: int) -> dict[str, list[dict]]:
         base = results["plain"][i]["seconds"]
         row = [f"{results[c][i]['seconds'] / base:9.2f}x {results[c][i]['megabytes']:8.0f} MB" for c in CONTESTANTS]
         print(f"  {batch}  {n} " + "".join(f"{text:>22}" for text in row), flush=True)
+    for batch in (1, 4):
+        lines = {c: memory_line(results[c], batch) for c in CONTESTANTS[1:]}
+        text = ", ".join(f"{c} {slope:.2f} (residual {off:.2f})" for c, (slope, off) in lines.items())
+        print(f"B = {batch}, MB of peak memory per reference: {text}")
+    print(f"K and V in the cache: {results['cached'][-1]['cache'] / CELLS[-1][1]:.2f} MB per reference and step")
     return results
 
 
@@ -216,6 +234,10 @@ def test_feedback_costs_less_than_the_official_way():
                 assert ours["seconds"] < results["official"][i]["seconds"]
                 assert ours["megabytes"] < results["official"][i]["megabytes"]
     if size == "full":
+        for batch in (1, 4):
+            slope, off = memory_line(results["cached"], batch)
+            assert slope < 0.2 * memory_line(results["official"], batch)[0]
+            assert off < 0.15 * 8 * max(slope, 1.0)  # a straight line, up to what the allocator rounds
         i = cells[1, 2]
         assert results["cached"][i]["seconds"] <= 1.25 * results["plain"][i]["seconds"]
 
