@@ -36,6 +36,7 @@ from labkit.dpo import (
     step_coefficient,
     terms_from,
     to_mean,
+    weighted,
 )
 from labkit.dpo.losses import LN2
 
@@ -114,6 +115,15 @@ def test_logit_is_linear_in_kappa_and_zero_kappa_gives_no_gradient():
     loss.sum().backward()
     assert torch.equal(winner.grad, torch.zeros(8))
     torch.testing.assert_close(loss.detach(), torch.full((8,), LN2))
+
+
+def test_the_gradient_at_the_start_is_half_of_kappa():
+    for kappa in (250.0, 2500.0):
+        winner = torch.rand(8, requires_grad=True)
+        e = winner.detach()
+        s = pair_logits(winner=winner, loser=e, ref_winner=e, ref_loser=e, kappa=kappa)
+        sigmoid_loss(s).sum().backward()
+        torch.testing.assert_close(winner.grad, torch.full((8,), kappa / 2))
 
 
 def test_a_constant_added_to_both_reference_errors_and_a_permutation_leave_the_loss():
@@ -358,6 +368,17 @@ def test_a_margin_moves_the_point_of_ln_2():
     step = pair_step()
     s = -2500.0 * step.difference
     torch.testing.assert_close(dpo(2500.0, margin_weight=3.0)(step), sigmoid_loss(s - 3.0 * step.margin))
+
+
+def test_weights_multiply_the_loss_at_their_timestep_and_belong_to_a_checkpoint():
+    step, weights = pair_step(), torch.linspace(0, 2, 1000)
+    plain, late = dpo(2500.0), weighted(dpo(2500.0), weights)
+    torch.testing.assert_close(late(step), weights[step.t] * plain(step))
+    torch.testing.assert_close(weighted(plain, torch.ones(1000))(step), plain(step))
+    assert late.kappa == 2500.0 and late.needs == plain.needs
+    assert late.settings != weighted(plain, weights.flip(0)).settings
+    with pytest.raises(ValueError, match="per timestep"):
+        weighted(plain, -weights)
 
 
 def test_terms_from_a_configuration_convert_the_convention():

@@ -9,6 +9,7 @@ from labkit.metrics import (
     bradley_terry,
     cluster_bootstrap,
     holm,
+    krippendorff_alpha,
     outcomes,
     paired_permutation_test,
     sample_size,
@@ -246,3 +247,23 @@ def test_bad_comparisons_get_one_line(change, message):
     with pytest.raises(ValueError, match=message) as error:
         bradley_terry(**{"first": ["a", "b"], "second": ["b", "a"], "outcome": [1.0, 0.0]} | change)
     assert "\n" not in str(error.value)
+
+
+def test_krippendorffs_alpha_has_its_published_values():
+    """The two worked examples of Krippendorff's "Computing Krippendorff's alpha-reliability" (nominal data)."""
+    binary = ["0100000010", "1110010000"]
+    assert krippendorff_alpha(binary) == pytest.approx(0.095, abs=5e-4)
+    four = ["123321412...", "1233224125.3", ".3332342251.", "12332441251."]
+    raters = [[None if c == "." else c for c in rater] for rater in four]
+    assert krippendorff_alpha(raters) == pytest.approx(0.743, abs=5e-4)
+
+
+def test_alpha_is_one_for_equal_raters_about_zero_for_blind_ones_and_needs_two_labels_per_item():
+    generator = rng()
+    first, second = (generator.integers(0, 3, 4000).tolist() for _ in range(2))
+    assert krippendorff_alpha([first, first, first]) == krippendorff_alpha([[1, 1], [1, 1]]) == 1.0
+    assert abs(krippendorff_alpha([first, second])) < 0.05
+    assert krippendorff_alpha([[1, 2, 1, None], [1, 2, 2, 3]]) == krippendorff_alpha([[1, 2, 1], [1, 2, 2]])
+    for bad in ([[1, 2]], [[1, 2], [1]], [[1, None], [None, 2]]):
+        with pytest.raises(ValueError, match="raters"):
+            krippendorff_alpha(bad)

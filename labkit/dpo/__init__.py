@@ -44,7 +44,7 @@ from .preference import (
 from .recon import best_level, recon_levels, recon_timesteps, sd_recon
 from .scorers import Scorer, blend, clip_score, faithfulness, sharpness, sharpness_of, warmth, warmth_of
 from .side_effects import SideEffects, hue_distance, mean_hue, side_effects
-from .terms import PairStep, Term, dpo, hinge, ipo, kto, mapo, npo, sdpo, sft, statistics, terms_from
+from .terms import PairStep, Term, dpo, hinge, ipo, kto, mapo, npo, sdpo, sft, statistics, terms_from, weighted
 from .trainer import DPOTrainer
 
 __all__ = [
@@ -126,4 +126,5 @@ __all__ = [
     "vote_accuracy",
     "warmth",
     "warmth_of",
+    "weighted",
 ]

@@ -15,6 +15,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -145,11 +146,13 @@ def run_stages(
     stages: Sequence[Stage],
     *,
     reference: str = "stage",
+    folder: str | Path | None = None,
     callback: Callable[[str, dict], bool | None] | None = None,
 ) -> dict[str, list[dict]]:
     """Train the stages one after the other on `pipe.unet`; the adapters stay on it, active, frozen, named like them.
 
     reference  "stage": each stage's own start. "base": the model as it was before the first stage.
+    folder     where stages with `save_every` keep their checkpoints; calling again goes on in the stage that was cut.
     callback   called with (stage name, log record); returning True ends that stage.
 
     Returns the logs by stage. The base weights are the same bits as before, also after an error.
@@ -168,7 +171,10 @@ def run_stages(
             # from the second stage on the U-Net is no longer the one that made the pool
             config = replace(stage.config, adapter=stage.name, foreign_pairs=bool(logs) or stage.config.foreign_pairs)
             stop = None if callback is None else (lambda record, name=stage.name: callback(name, record))
-            with DPOTrainer(pipe, stage.pairs, config, stage.terms, reference=base if logs else None) as trainer:
+            kept = None if folder is None else Path(folder) / stage.name
+            with DPOTrainer(
+                pipe, stage.pairs, config, stage.terms, folder=kept, reference=base if logs else None
+            ) as trainer:
                 logs[stage.name] = trainer.run(callback=stop)
                 states[stage.name] = adapter_state(pipe.unet, stage.name)
                 merge_lora(pipe.unet, stage.name)

@@ -6,6 +6,7 @@ one, and a run without statistics matching may take the reference's errors from 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -184,6 +185,21 @@ def statistics(weight: float = 10_000.0) -> Term:
         return weight * statistics_loss(step.winner_pred, step.ref_winner_pred, step.t, step.alphas_cumprod)
 
     return Term("statistics", function, {"weight": weight}, needs="predictions")
+
+
+def weighted(term: Term, weights: Tensor) -> Term:
+    """The term with its loss at timestep t multiplied by weights[t] (weights [T], not negative).
+
+    Where in the noise a preference is to count; for a plain window use `DPOConfig.t_window`, which draws no other t.
+    """
+    if weights.ndim != 1 or not bool((weights >= 0).all()):
+        raise ValueError(f"weights have shape {tuple(weights.shape)}: expected one number >= 0 per timestep")
+    settings = {**term.settings, "t_weights": float(zlib.crc32(weights.double().numpy().tobytes()))}  # for checkpoints
+
+    def function(step: PairStep) -> Tensor:
+        return weights.to(step.noise)[step.t] * term(step)
+
+    return replace(term, function=function, settings=settings)
 
 
 FACTORIES: dict[str, Callable[..., Term]] = {

@@ -243,3 +243,29 @@ def _level(level: float) -> float:
     if not 0 < level < 1:
         raise ValueError(f"level must be in (0, 1), got {level!r}: 0.95 is usual")
     return level
+
+
+def krippendorff_alpha(labels: Sequence[Sequence[Hashable | None]]) -> float:
+    """Krippendorff's alpha for nominal labels: 1 is perfect agreement, 0 is chance.
+
+    labels: one list per rater, equally long, None where a rater gave no label. Unlike Cohen's kappa it takes any number
+    of raters and gaps. Items with fewer than two labels do not count; one label throughout is 1 by convention.
+    Raises ValueError for fewer than two raters, lists of unequal length, and no item that two raters labelled.
+    """
+    if len(labels) < 2 or len({len(rater) for rater in labels}) != 1:
+        raise ValueError(
+            f"got {len(labels)} raters with {[len(r) for r in labels]} labels: expected equally long lists"
+        )
+    items = [[label for label in item if label is not None] for item in zip(*labels, strict=True)]
+    items = [item for item in items if len(item) > 1]
+    if not items:
+        raise ValueError("no item has labels by two raters: agreement is not defined")
+    totals: dict[Hashable, int] = {}
+    observed = 0.0  # pairs of different labels inside an item; an item of m labels counts m
+    for item in items:
+        for label in item:
+            totals[label] = totals.get(label, 0) + 1
+            observed += sum(label != other for other in item) / (len(item) - 1)
+    n = sum(totals.values())
+    expected = sum(count * (n - count) for count in totals.values()) / (n - 1)
+    return 1.0 if expected == 0 else 1 - observed / expected

@@ -73,12 +73,16 @@ def over_seeds(values):
 # %% uid="toy-base"
 from labkit.dpo.toy import make_pairs, off_ring, pretrain, reward, sample_points
 
-toy_seeds = [lab.seed + k for k in range(lab.sizes.toy_seeds)]
+toy_seeds = [lab.seed + 100 + k for k in range(lab.sizes.toy_seeds)]  # the learning rate was chosen on seed 0
 bases = {s: pretrain(s, lab.sizes.toy_pretrain) for s in toy_seeds}
-toy_pairs = {s: make_pairs(bases[s], lab.sizes.toy_pairs, 8, torch.Generator().manual_seed(s)) for s in toy_seeds}
+toy_pairs, duels = (
+    {s: make_pairs(bases[s], lab.sizes.toy_pairs, pool, torch.Generator().manual_seed(s)) for s in toy_seeds}
+    for pool in (8, 2)
+)
 points = {s: sample_points(bases[s], 2000, torch.Generator().manual_seed(s + 1)) for s in toy_seeds}
-winners, losers = toy_pairs[lab.seed]
-scatter({t("l05.base"): points[lab.seed], t("l05.winners"): winners, t("l05.losers"): losers}, t("l05.toy_title"))
+first = toy_seeds[0]
+winners, losers = toy_pairs[first]
+scatter({t("l05.base"): points[first], t("l05.winners"): winners, t("l05.losers"): losers}, t("l05.toy_title"))
 
 # %% [markdown] lang="en" uid="derive" pair="cb032103"
 # ## 2. From a judge to a loss
@@ -152,13 +156,15 @@ def mine(kappa):
 settings = {
     "SFT": [sft(1.0)],
     **{rf"DPO $\kappa$ = {k}": mine(k) for k in (2, 10, 50, 250)},
+    "DPO 10, $N$ = 2": mine(10),
     "DPO 10 + SFT": [dpo(10.0), sft(1.0)],
     "SDPO 10": [sdpo(10.0, mu=0.5)],
 }
 toy = {name: {} for name in settings}
 jobs = [(name, s) for name in settings for s in toy_seeds]
 for name, s in lab.progress_bar(jobs, t("l05.toy_runs"), len(jobs)):
-    toy[name][s] = train_toy(bases[s], *toy_pairs[s], settings[name], seed=s, steps=lab.sizes.toy_steps)
+    pair_set = duels[s] if "$N$" in name else toy_pairs[s]
+    toy[name][s] = train_toy(bases[s], *pair_set, settings[name], seed=s, steps=lab.sizes.toy_steps)
 heads = [t("l05.reward"), t("l05.off"), "$d_w$", "$d_l$", t("l05.accuracy")]
 before = np.mean([[reward(p).mean(), off_ring(p).float().mean()] for p in points.values()], axis=0)
 rows = [[t("l05.base"), f"{before[0]:.2f}", f"{before[1]:.1%}", "", "", ""]]
@@ -170,7 +176,7 @@ for name, runs in toy.items():
 table(heads, rows, t("l05.toy_table", seeds=len(toy_seeds), steps=lab.sizes.toy_steps))
 
 # %% uid="toy-curves"
-steps = [record["step"] for record in toy["SFT"][lab.seed].log]
+steps = [record["step"] for record in toy["SFT"][first].log]
 shown = {
     r"$\kappa$ = 2": r"DPO $\kappa$ = 2",
     r"$\kappa$ = 10": r"DPO $\kappa$ = 10",
@@ -187,14 +193,14 @@ curve_with_interval(
 )
 
 # %% uid="toy-clouds"
-clouds = {name: toy[name][lab.seed].points for name in (r"DPO $\kappa$ = 2", r"DPO $\kappa$ = 250", "DPO 10 + SFT")}
-scatter({t("l05.base"): points[lab.seed], **clouds}, t("l05.clouds_title"))
+clouds = {name: toy[name][first].points for name in (r"DPO $\kappa$ = 2", r"DPO $\kappa$ = 250", "DPO 10 + SFT")}
+scatter({t("l05.base"): points[first], **clouds}, t("l05.clouds_title"))
 
 # %% uid="toy-widget" tags=["widget"]
 from labkit.course.widgets import choice, explore
 
 explore(
-    lambda setting: scatter({setting: toy[setting][lab.seed].points}, t("l05.clouds_title")),
+    lambda setting: scatter({setting: toy[setting][first].points}, t("l05.clouds_title")),
     {"setting": choice(t("l05.setting"), list(settings))},
 )
 
@@ -302,7 +308,7 @@ bar_with_interval(
 # 「$\kappa$ の単位の取り違え」は、それぞれどれでしょうか。サンプルはそのあとで表示します。
 
 # %% uid="museum-runs" tags=["slow"]
-w, lo = toy_pairs[lab.seed]
+w, lo = toy_pairs[first]
 coin = torch.rand(len(w), 1, generator=lab.generator(3)) < 0.5
 exhibits = {
     "A": (lo, w, mine(10)),
@@ -312,8 +318,7 @@ exhibits = {
 }
 museum = {}
 for name in lab.progress_bar(exhibits, t("l05.museum_runs"), len(exhibits)):
-    first, second, function = exhibits[name]
-    museum[name] = train_toy(bases[lab.seed], first, second, function, seed=lab.seed, steps=lab.sizes.toy_steps)
+    museum[name] = train_toy(bases[first], *exhibits[name], seed=first, steps=lab.sizes.toy_steps)
 columns = ("loss", "accuracy", "d_w", "d_l")
 heads = [t("l05.loss"), t("l05.accuracy"), "$d_w$", "$d_l$"]
 rows = [[name, *(f"{run.log[-1][c]:.3f}" for c in columns)] for name, run in museum.items()]
@@ -373,11 +378,9 @@ def captions(n, seed):
 
 prompts = [c.text for c in captions(lab.sizes.prompts, lab.seed + 1)[1]]
 parts = []
-for first in lab.progress_bar(range(0, len(prompts), 8), t("l05.pool"), -(-len(prompts) // 8)):
-    chunk = prompts[first : first + 8]
-    parts.append(
-        build_pool(pipe, chunk, lab.sizes.candidates, scorers=[judge], seed=lab.seed * 1000 + first, **sampler)
-    )
+for k in lab.progress_bar(range(0, len(prompts), 8), t("l05.pool"), -(-len(prompts) // 8)):
+    options = {"scorers": [judge], "seed": lab.seed * 1000 + k, **sampler}
+    parts.append(build_pool(pipe, prompts[k : k + 8], lab.sizes.candidates, **options))
 latents = torch.cat([part.latents for part in parts])  # [prompts, candidates, C, h, w]
 scores = torch.cat([part.scores[judge.name] for part in parts])  # [prompts, candidates]
 best, worst, keep = choose_pairs(scores)
@@ -420,9 +423,10 @@ copies = lab.sizes.copies
 texts = [c.text for c in held for _ in range(copies)]
 
 
-def pictures():
+def pictures(**options):
     """Images of the held-out prompts with the adapters that are on now; always the same seeds."""
-    return sample(pipe, texts, generators=image_generators(len(texts), lab.seed + 99), batch_size=64, **sampler).cpu()
+    generators = image_generators(len(texts), lab.seed + 99)
+    return sample(pipe, texts, generators=generators, batch_size=64, **sampler, **options).cpu()
 
 
 def live(log):
@@ -523,13 +527,59 @@ measured = t("l05.m_win", judge=names["gold"], prompts=r.prompts)
 lab.claim("dpo_beats_base", measured=measured, value=r.value, interval=(r.low, r.high), seeds=train_seeds)
 print(t("l05.d_w_portraits", small=logs[500.0, lab.seed][-1]["d_w"], large=logs[10000.0, lab.seed][-1]["d_w"]))
 
-# %% [markdown] lang="en" uid="side" pair="20cbe335"
-# ## 9. Side effects
+# %% [markdown] lang="en" uid="negative" pair="7372e3f7"
+# ## 9. The worst model as a signpost
+#
+# Guidance points away from an unconditional prediction: $\epsilon_\varnothing + g\,(\epsilon_c - \epsilon_\varnothing)$. Diffusion-NPO
+# ([arXiv 2505.11245](https://arxiv.org/abs/2505.11245)) makes that a model worth avoiding: the same pairs with their labels swapped, and its adapter is
+# on for $\epsilon_\varnothing$ only. The conditional half below is the untouched base. Does it beat plain guidance of the same strength?
+
+# %% [markdown] lang="ja" uid="negative" pair="6b275ab9"
+# ## 9. 悪いモデルを道しるべにする
+#
+# ガイダンスは無条件の予測から遠ざかる方向へ進みます: $\epsilon_\varnothing + g\,(\epsilon_c - \epsilon_\varnothing)$。Diffusion-NPO
+# ([arXiv 2505.11245](https://arxiv.org/abs/2505.11245))は、ここに「避けるべきモデル」を置きます。同じペアをラベルを入れ替えて学習し、そのアダプターを
+# $\epsilon_\varnothing$ の計算だけで使います。条件付きの側は元のモデルのままです。同じ強さの通常のガイダンスに勝てるでしょうか。
+
+# %% uid="negative-run" tags=["slow"]
+from labkit.diffusion import use_adapters
+from labkit.dpo import npo
+
+guided = []
+for s in lab.progress_bar(train_seeds, t("l05.training"), len(train_seeds)):
+    config = DPOConfig(
+        steps=lab.sizes.steps, batch_size=lab.sizes.batch, lr=3e-4, seed=s, adapter="npo", log_every=every
+    )
+    with DPOTrainer(pipe, pairs, config, [npo(2500.0)]) as trainer:
+        trainer.run()
+        with use_adapters(pipe.unet, {}):  # the conditional half
+            guided.append(pictures(negative_adapters={"npo": 1.0}))
+npo_rates = [rate(score, torch.cat(guided), len(guided)) for score in (by_judge, by_gold)]
+bar_with_interval(
+    list(names.values()),
+    {
+        "DPO": tuple(np.array([(rates[n][1].value, rates[n][1].low, rates[n][1].high) for n in names]).T),
+        "NPO": tuple(np.array([(r.value, r.low, r.high) for r in npo_rates]).T),
+    },
+    xlabel=t("l05.win_rate"),
+    reference={t("l05.chance"): 0.5},
+    xlim=(0, 1),
+    value_format="{:.0%}",
+    title=t("l05.npo_title", seeds=len(train_seeds)),
+)
+
+# %% uid="negative-claim"
+r = npo_rates[1]
+measured = t("l05.m_npo", judge=names["gold"], prompts=r.prompts)
+lab.claim("npo_helps", measured=measured, value=r.value, interval=(r.low, r.high), seeds=train_seeds)
+
+# %% [markdown] lang="en" uid="side" pair="baf3fd87"
+# ## 10. Side effects
 #
 # Nobody asked about the attributes that the prompts leave open. Did they move?
 
-# %% [markdown] lang="ja" uid="side" pair="43392d68"
-# ## 9. 副作用
+# %% [markdown] lang="ja" uid="side" pair="90865a90"
+# ## 10. 副作用
 #
 # プロンプトが指定していない属性については、誰も何も求めていません。それらは動いたでしょうか。
 

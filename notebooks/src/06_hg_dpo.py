@@ -148,19 +148,20 @@ def winners_and_losers(n):
 
 explore(winners_and_losers, {"n": slider(t("l06.n"), 2, sizes.candidates, sizes.candidates, 1)})
 
-# %% [markdown] lang="en" uid="judging" pair="ef3b8790"
+# %% [markdown] lang="en" uid="judging" pair="5914f5e4"
 # ## 3. Be the judge
 #
 # Which picture keeps its prompt better? Type one letter per pair: l for left, r for right, t for a tie; the next pair appears, and a deleted letter takes
 # a vote back. Below ten votes a simulated colleague stands in: it sees what the gold judge sees, guesses on one pair in five, and likes the left side. Agreement is Cohen's $\kappa = (p_o - p_e)/(1 - p_e)$: the share of equal
-# labels $p_o$, corrected by the share $p_e$ that two raters with these label frequencies reach by chance. Write it.
+# labels $p_o$, corrected by the share $p_e$ that two raters with these label frequencies reach by chance. Write it. For all three raters together
+# there is Krippendorff's $\alpha$, on the same scale.
 
-# %% [markdown] lang="ja" uid="judging" pair="ea812b39"
+# %% [markdown] lang="ja" uid="judging" pair="1b0f73bc"
 # ## 3. 自分で評価する
 #
 # どちらの画像がプロンプトに忠実でしょうか。1 組ごとに 1 文字、左なら l、右なら r、引き分けなら t と入力すると、次のペアが表示されます。文字を消せば投票を取り消せます。
 # 投票が 10 組に満たない場合は、仮想の同僚の投票を使います。この同僚は正解の評価役と同じものを見ますが、5 組に 1 組は当てずっぽうで、左側をやや好みます。一致度にはコーエンの $\kappa = (p_o - p_e)/(1 - p_e)$ を使います。一致した割合
-# $p_o$ を、同じラベル頻度の 2 人が偶然一致する割合 $p_e$ で補正した値です。これを書いてください。
+# $p_o$ を、同じラベル頻度の 2 人が偶然一致する割合 $p_e$ で補正した値です。これを書いてください。3 者全体の一致度には、同じ尺度のクリッペンドルフの $\alpha$ を使います。
 
 
 # %% uid="kappa" tags=["exercise"] exercise="cohen_kappa"
@@ -198,7 +199,7 @@ voting = explore(show_duel, {"votes": text(t("l06.votes"))})
 voting
 
 # %% uid="agreement"
-from labkit.metrics import sign_test
+from labkit.metrics import krippendorff_alpha, sign_test
 
 duel_prompts = [prompts[p] for p, _, _ in duels]
 
@@ -229,6 +230,7 @@ def kappa_interval(other):
 found = np.array([kappa_interval(other) for other in judged.values()]).T
 left, right = person.count("left"), person.count("right")
 print(t("l06.position", left=left, right=right, p=sign_test(left, right)))
+print(t("l06.alpha", alpha=krippendorff_alpha([person, *judged.values()])))
 bar_with_interval(list(judged), tuple(found), xlabel=t("l06.kappa"), title=t("l06.kappa_title", n=len(seen)))
 
 # %% [markdown] lang="en" uid="colour" pair="b3cb239e"
@@ -559,6 +561,39 @@ both = [
 ]
 claim("sharper_is_not_better", t("l06.measure_sharp"), by_prompt(both))
 
+# %% [markdown] lang="en" uid="goodhart" pair="5191a178"
+# When a measure becomes a target, it stops being a good measure (Goodhart). The easy adapter at twice and four times its strength stands for a training
+# that nobody stopped in time. Where do the two judges part?
+
+# %% [markdown] lang="ja" uid="goodhart" pair="b7af3baf"
+# 測定の尺度は、それ自体が目標になると良い尺度ではなくなります(グッドハートの法則)。easy のアダプタを 2 倍、4 倍の強さで使い、止めどきを過ぎた学習に
+# 見立てます。2 つの評価役の得点は、どこで分かれるでしょうか。
+
+# %% uid="goodhart-run" tags=["slow"]
+from labkit.diffusion import use_adapters
+
+strengths = (0.0, 0.5, 1.0, 2.0, 4.0)
+known = {0.0: base, 1.0: results["l06.easy"]}
+pushed = {}
+jobs = [(k, strength) for k in range(len(seeds)) for strength in strengths]
+for k, strength in lab.progress_bar(jobs, t("l06.pictures"), len(jobs)):
+    if strength in known:
+        images = known[strength][k]
+    else:
+        with adapters(states["l06.easy", seeds[k]]), use_adapters(pipe.unet, {"easy": strength}):
+            images = pictures(seeds[k])
+    pushed[k, strength] = [np.mean(np.asarray(ask(images, test), dtype=float)) for ask in (judge, gold)]
+gain = np.array([[pushed[k, x] for x in strengths] for k in range(len(seeds))])  # [seeds, strengths, judges]
+gain -= gain[:, :1]
+curve_with_interval(
+    strengths,
+    {t("l06.judge"): gain[..., 0], t("l06.gold"): gain[..., 1]},
+    xlabel=t("l06.strength"),
+    ylabel=t("l06.against_base"),
+    reference={t("l06.base"): 0.0},
+    title=t("l06.goodhart_title"),
+)
+
 # %% [markdown] lang="en" uid="side" pair="7a2611dc"
 # ## 8. Side effects
 #
@@ -620,7 +655,6 @@ lab.claim("side_effects", measured=t("l06.measure_side"), value=smallest, seeds=
 # 1 つで済みます。何が失われ、何が残るでしょうか。
 
 # %% uid="finish-widget" tags=["widget"]
-from labkit.diffusion import use_adapters
 from labkit.dpo import up_blocks
 
 
