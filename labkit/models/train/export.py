@@ -32,19 +32,20 @@ def export_pipeline(unet: UNet2DConditionModel, work: Path, folder: Path) -> Non
         for module in (pipe.vae, pipe.text_encoder, pipe.unet):
             module.half()
         pipe.save_pretrained(folder, safe_serialization=True)
-    for config_file in folder.glob("*/config.json"):
+    for config_file in folder.glob("*/*config.json"):
         clean_config(config_file)
 
 
 def clean_config(config_file: Path) -> None:
-    """Drop the folder that a part came from, and ask for single precision.
+    """Drop what tells how a part was loaded (its folder, hub or not), and ask for single precision.
 
     The weights are stored in half and computed in single precision: transformers takes the dtype to load from
     ``config.json``; otherwise plain ``from_pretrained`` gives a half-precision text encoder beside a single-precision
     U-Net.
     """
     config = json.loads(config_file.read_text("utf-8"))
-    config.pop("_name_or_path", None)
+    for key in ("_name_or_path", "local_files_only"):
+        config.pop(key, None)
     for part in (config, config.get("text_config", {}), config.get("vision_config", {})):
         if "dtype" in part:
             part["dtype"] = "float32"
@@ -67,6 +68,7 @@ def export_all(work: Path, out: Path, base_checkpoint: Path, final: Path) -> Non
     with quiet():
         CLIPModel.from_pretrained(work / "clip-both" / "model").half().save_pretrained(out / "portrait-clip")
         CLIPTokenizer.from_pretrained(work / "clip-both" / "model").save_pretrained(out / "portrait-clip")
-    clean_config(out / "portrait-clip" / "config.json")
+    for config_file in (out / "portrait-clip").glob("*config.json"):
+        clean_config(config_file)
     AttributeReader.from_pretrained(work / "reader" / "model").save_pretrained(out / "attribute-reader")
     write_checksums(out)
