@@ -394,17 +394,17 @@ explore(
     {"removed": slider(t("l02.removed_axis"), 0, 1, 0.5, 0.25), "junk": slider(t("l02.junk_axis"), 0, 0.6, 0.2, 0.1)},
 )
 
-# %% [markdown] lang="en" uid="outlier" pair="d58b5998"
+# %% [markdown] lang="en" uid="outlier" pair="f931277d"
 # ## 5. What balls cannot see
 #
 # A toy first: reals are 999 points between 0 and 1 and one point at 2; fakes are 999 points between 2 and 3 and one at 1. Then pictures: let the fakes be
-# nothing but noise, in two feature spaces. A ball reaches to the fifth neighbour; in 128 dimensions that is a long way, as the printed distances show.
+# nothing but noise, in three feature spaces: those of two trained networks, and the mean colours of 16 x 16 squares. A ball reaches to the fifth neighbour; in 128 dimensions that is a long way, as the printed distances show.
 
-# %% [markdown] lang="ja" uid="outlier" pair="e8a85599"
+# %% [markdown] lang="ja" uid="outlier" pair="4a75f173"
 # ## 5. 球では見えないもの
 #
 # まず簡単な例です。本物は 0 から 1 の間の 999 点と 2 にある 1 点、生成側は 2 から 3 の間の 999 点と 1 にある 1 点とします。次は画像です。生成側をすべて
-# ノイズの画像にし、2 つの特徴空間で測ります。球は 5 番目の最近傍まで届きます。128 次元ではそれがかなり遠いことを、表示される距離で確かめてください。
+# ノイズの画像にし、3 つの特徴空間で測ります。学習済みネットワーク 2 つの空間と、16 x 16 のマス目の平均色です。球は 5 番目の最近傍まで届きます。128 次元ではそれがかなり遠いことを、表示される距離で確かめてください。
 
 
 # %% uid="outlier-run"
@@ -416,17 +416,31 @@ def toy_scores(r):
     return list(manifold_metrics(real=real, fake=fake, k=5).as_dict().values())
 
 
+def mean_colours(pictures):
+    """Mean colour of each of 16 x 16 squares, [n, 768]: nothing was trained for this space."""
+    return torch.nn.functional.avg_pool2d(pictures, 4).flatten(1)
+
+
 noise = torch.rand(size, 3, 64, 64, generator=lab.generator(10)) * 2 - 1
-noise_f, noise_e = features(noise), embed(noise)
-toys, junk_reader, junk_clip = np.empty((3, rounds, 4))
+noise_f, noise_e, real_c, noise_c = features(noise), embed(noise), mean_colours(reals), mean_colours(noise)
+toys, junk_reader, junk_clip, junk_colours = np.empty((4, rounds, 4))
 for r in range(rounds):
     toys[r], junk_reader[r] = toy_scores(r), four_scores(noise_f, r)
     result = manifold_metrics(real=draw(real_e, size, r), fake=noise_e, k=5)
     junk_clip[r] = list(result.as_dict().values())
+    junk_colours[r] = list(manifold_metrics(real=draw(real_c, size, r), fake=noise_c, k=5).as_dict().values())
+centre_f = real_f.mean(0)
+reals_at, blends_at, noise_at = (float((x - centre_f).norm(dim=1).median()) for x in (real_f, blend_f, noise_f))
+print(t("l02.from_centre", blends=blends_at / reals_at, noise=noise_at / reals_at))
 print(t("l02.radii", radius=float(result.radii_real.median()), distance=float(result.nearest_distance.median())))
 bar_with_interval(
     names,
-    {t("l02.toy"): toys, t("l02.noise_reader"): junk_reader, t("l02.noise_clip"): junk_clip},
+    {
+        t("l02.toy"): toys,
+        t("l02.noise_reader"): junk_reader,
+        t("l02.noise_clip"): junk_clip,
+        t("l02.noise_colours"): junk_colours,
+    },
     xlabel=t("l02.score"),
     title=t("l02.outlier_title"),
 )
@@ -439,6 +453,15 @@ value, interval = spread(toys[:, 3])
 lab.claim("coverage_resists", measured="coverage of the same sets", value=value, interval=interval, seeds=[seed])
 value, interval = spread(junk_reader[:, 0])
 lab.claim("noise_is_imprecise", measured="precision of pure noise", value=value, interval=interval, seeds=[seed])
+
+# %% [markdown] lang="en" uid="inside" pair="1b53b031"
+# That is no bad luck. A trained network sends pictures unlike any it has seen to the inside of its feature space, where the balls overlap, and the mean
+# of two portraits lies between them. In mean colours noise is outside of every ball. Precision asks whether a picture is near a real one **in this space**, not
+# whether it is good.
+
+# %% [markdown] lang="ja" uid="inside" pair="c82bc5f3"
+# これは偶然ではありません。学習済みネットワークは、見たことのない画像を特徴空間の内側、つまり球が重なり合う場所に送り込みます。2 枚の平均も、その 2 枚の間に入ります。
+# 平均色の空間では、ノイズはどの球にも入りません。適合率が答えるのは、**その空間で**本物に近いかどうかであって、良い画像かどうかではありません。
 
 # %% [markdown] lang="en" uid="cmmd" pair="62b8458d"
 # ## 6. CMMD is almost a difference of means

@@ -538,7 +538,8 @@ for name, (guidance, noise) in baselines.items():
 scores = {key: np.array(values) for key, values in scores.items()}
 
 # %% uid="curve-picture"
-middle = {name: np.nanmean(values, axis=0) for (name, space), values in scores.items() if space == "judge"}
+judged = {name: np.ma.masked_invalid(values) for (name, space), values in scores.items() if space == "judge"}
+middle = {name: values.mean(axis=0).filled(np.nan) for name, values in judged.items()}
 groups = {t("l03.selection"): {name: middle[name][[0, 2]] for name in settings}}
 groups[t("l03.guidance")] = {name: middle[name][[0, 2]] for name in baselines if name.startswith("guidance")}
 groups[t("l03.noise")] = {name: middle[name][[0, 2]] for name in baselines if name.startswith("noise")}
