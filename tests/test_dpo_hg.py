@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from labkit.diffusion import (
     active_adapters,
     adapter_names,
     adapter_parameters,
+    adapter_state,
     add_lora,
     base_fingerprint,
     encode_prompts,
@@ -196,6 +198,28 @@ def test_a_failing_stage_leaves_the_base_weights_and_no_adapter(pipe, real):
         run_stages(pipe, stages(pipe, real), callback=fail)
     assert base_fingerprint(pipe.unet) == before
     assert adapter_names(pipe.unet) == ()
+
+
+def test_stages_that_were_cut_go_on_with_the_same_bits(tmp_path):
+    def run(folder, callback=None):
+        pipe, real = tiny_pipeline(), torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(9))
+        plan = [replace(s, config=replace(s.config, save_every=2, log_every=2)) for s in stages(pipe, real)]
+        logs = run_stages(pipe, plan, folder=folder, callback=callback)
+        return logs, {n: adapter_state(pipe.unet, n) for n in ("easy", "hard")}
+
+    def cut(name, record):
+        if (name, record["step"]) == ("hard", 2):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", cut)
+    seen = []
+    logs, states = run(tmp_path / "cut", lambda name, record: seen.append((name, record["step"])))
+    whole_logs, whole = run(tmp_path / "whole")
+    assert seen == [("hard", 4)]  # neither the easy stage nor the first half of the hard one ran again
+    for name in whole:
+        assert all(torch.equal(states[name][k], v) for k, v in whole[name].items())
+        assert [r["dpo"] for r in logs[name]] == [r["dpo"] for r in whole_logs[name]]
 
 
 def test_names_that_repeat_and_unknown_references_are_refused(pipe, real):
