@@ -454,14 +454,15 @@ lab.claim("coverage_resists", measured="coverage of the same sets", value=value,
 value, interval = spread(junk_reader[:, 0])
 lab.claim("noise_is_imprecise", measured="precision of pure noise", value=value, interval=interval, seeds=[seed])
 
-# %% [markdown] lang="en" uid="inside" pair="1b53b031"
+# %% [markdown] lang="en" uid="inside" pair="3df5c268"
 # That is no bad luck. A trained network sends pictures unlike any it has seen to the inside of its feature space, where the balls overlap, and the mean
-# of two portraits lies between them. In mean colours noise is outside of every ball. Precision asks whether a picture is near a real one **in this space**, not
-# whether it is good.
+# of two portraits lies between them. In mean colours, with some hundred reals, noise is outside of every ball. Precision asks whether a picture is near a
+# real one **in this space**, not whether it is good.
 
-# %% [markdown] lang="ja" uid="inside" pair="c82bc5f3"
+# %% [markdown] lang="ja" uid="inside" pair="3654e60d"
 # これは偶然ではありません。学習済みネットワークは、見たことのない画像を特徴空間の内側、つまり球が重なり合う場所に送り込みます。2 枚の平均も、その 2 枚の間に入ります。
-# 平均色の空間では、ノイズはどの球にも入りません。適合率が答えるのは、**その空間で**本物に近いかどうかであって、良い画像かどうかではありません。
+# 平均色の空間では、本物が数百枚あれば、ノイズはどの球にも入りません。
+# 適合率が答えるのは、**その空間で**本物に近いかどうかであって、良い画像かどうかではありません。
 
 # %% [markdown] lang="en" uid="cmmd" pair="62b8458d"
 # ## 6. CMMD is almost a difference of means
