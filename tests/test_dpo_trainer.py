@@ -98,6 +98,34 @@ def test_identical_errors_of_both_images_give_no_gradient():
         assert max(p.grad.abs().max() for p in trainer.parameters.values()) < 1e-2
 
 
+def test_one_small_step_down_the_gradient_lowers_the_loss_and_raises_the_logits():
+    with DPOTrainer(tiny_pipeline(), make_pairs(), QUICK, [dpo(2500.0)]) as trainer:
+        rows = [(i, 0) for i in range(7)]
+        before = trainer.pair_step(rows)
+        trainer.terms[0](before).mean().backward()
+        for p in trainer.parameters.values():
+            p.data -= 1e-4 * p.grad
+        after = trainer.pair_step(rows)
+        assert trainer.terms[0](after).mean() < trainer.terms[0](before).mean()
+        assert after.difference.mean() < before.difference.mean() == 0
+
+
+def test_one_forward_of_both_images_equals_two_forwards():
+    pipe = tiny_pipeline()
+    with DPOTrainer(pipe, make_pairs(), QUICK, [dpo(2500.0)]) as trainer:
+        calls = []
+        handle = pipe.unet.register_forward_hook(
+            lambda m, args, kw, out: calls.append((args, kw, out[0])), with_kwargs=True
+        )
+        trainer.pair_step([(0, 0), (3, 0), (5, 0)])
+        handle.remove()
+        (x, t), options, both = calls[-1]
+        for half in (slice(0, 3), slice(3, 6)):
+            text = options["encoder_hidden_states"][half]
+            alone = pipe.unet(x[half], t[half], encoder_hidden_states=text).sample
+            torch.testing.assert_close(alone, both[half], rtol=1e-5, atol=1e-5)
+
+
 def test_training_raises_the_logits_of_its_pairs():
     config = replace(QUICK, steps=30, lr=3e-3, batch_size=7)
     log, _ = run(config)
@@ -339,6 +367,8 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(tmp_path):
     run(SAVING, folder=tmp_path)
     with pytest.raises(checkpoints.CheckpointError, match="differs in lr, terms"):
         run(replace(SAVING, lr=1.0), terms=[sft(1.0)], folder=tmp_path)
+    with pytest.raises(checkpoints.CheckpointError, match="differs in base, precision, text, vae"):  # nor its cache
+        run(replace(SAVING, precision="bf16"), pipe=tiny_pipeline(seed=5), folder=tmp_path)
 
 
 # ---- variants -----------------------------------------------------------------------------------------------------
@@ -381,15 +411,16 @@ def test_dropped_prompts_are_trained_with_the_empty_one():
         assert not torch.equal(conditions.cond[1], conditions.uncond[1])
 
 
-@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
-def test_one_step_on_the_full_module_tree_of_sd15_and_sdxl(kind):
+@pytest.mark.parametrize(("kind", "predicts"), [("sd15", "epsilon"), ("sd15", "v_prediction"), ("sdxl", "epsilon")])
+def test_one_step_on_the_full_module_tree_of_sd15_and_sdxl(kind, predicts):
     from labkit.models.sd_layout import build_sd15, build_sdxl
 
     pipe = {"sd15": build_sd15, "sdxl": build_sdxl}[kind]()
+    pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, prediction_type=predicts)
     log, state = run(replace(QUICK, steps=1, batch_size=1), [sdpo(2500.0)], make_pairs(2, size=8), pipe)
     blocks = 16 if kind == "sd15" else 70  # transformer layers of the published U-Nets, 8 projections each
     assert len(state) == 2 * 8 * blocks
-    assert log[0]["d_w"] == 0.0 and log[0]["adapter_norm"] > 0
+    assert log[0]["d_w"] == 0.0 and log[0]["sdpo"] == pytest.approx(LN2, abs=1e-6) and log[0]["adapter_norm"] > 0
 
 
 # ---- guards and bad input -----------------------------------------------------------------------------------------
