@@ -429,10 +429,14 @@ def test_cache_hits_are_bitwise_fresh_computations_and_cost_no_rows(pipe):
 
 def test_cached_k_and_v_are_the_projections_of_the_states_that_enter_the_layers(pipe):
     cache, attentions, states = ReferenceCache(), self_attentions(pipe.unet), {}
-    handles = [
-        attn.register_forward_pre_hook(lambda _, args, name=layer.name: states.setdefault(name, args[0]))
-        for layer, attn in attentions
-    ]
+
+    def watch(name):
+        def keep(attn, args):
+            states.setdefault(name, args[0])  # of the first call, the reference pass
+
+        return keep
+
+    handles = [attn.register_forward_pre_hook(watch(layer.name)) for layer, attn in attentions]
     try:
         with fabric(pipe, cache=cache, liked=pictures(1)):
             call(pipe, *one_call(pipe))
