@@ -226,6 +226,14 @@ def test_noise_floor_predicts_the_mean_distance_of_equal_laws():
     assert all("noise floor" in r.warnings[0] for r in results)
 
 
+@pytest.mark.parametrize(("n", "d"), [(300, 5), (20, 60)])
+def test_the_value_is_the_same_without_the_floor(n, d):
+    x, y = normal(n, d, 0), normal(n, d, 1)
+    full, bare = frechet_distance(real=x, fake=y), frechet_distance(real=x, fake=y, floor=False)
+    assert (bare.value, bare.noise_floor) == (full.value, None) and full.noise_floor > 0
+    assert not any("noise floor" in warning for warning in bare.warnings)
+
+
 def test_no_warning_when_the_difference_is_far_above_the_noise():
     assert frechet_distance(real=normal(500, 4, 0), fake=5 + normal(500, 4, 1)).warnings == ()
 

@@ -37,7 +37,7 @@ class FrechetResult:
         solver: "gram", "eigvalsh" or "svd".
         ddof: covariances divide by n - ddof.
         noise_floor: what two samples of one law, between the two at hand, would read on average at these sizes instead
-            of 0 (`noise_floor`; None: unknown sizes). Within 10% for n > 3 d; a third too low for n < d / 2, where
+            of 0 (`noise_floor`; None: unknown sizes, or not asked for). Within 10% for n > 3 d; a third too low for n < d / 2, where
             most of the law's directions are unseen: use `frechet_null` there.
         warnings: sentences to print next to the value.
     """
@@ -58,7 +58,9 @@ class FrechetResult:
         return self.value
 
 
-def frechet_distance(*, real: object, fake: object, ddof: int = 1, solver: str = "auto") -> FrechetResult:
+def frechet_distance(
+    *, real: object, fake: object, ddof: int = 1, solver: str = "auto", floor: bool = True
+) -> FrechetResult:
     """Squared Frechet distance between two sets of features, or of their saved statistics.
 
     Args:
@@ -67,6 +69,8 @@ def frechet_distance(*, real: object, fake: object, ddof: int = 1, solver: str =
         solver: "auto"; or "gram" (singular values of the n_real x n_fake cross-Gram matrix; needs features on both
             sides), "eigvalsh" (Cholesky root and a symmetric eigenproblem; needs full rank), "svd" (roots restricted to
             the numerical rank and singular values; always works).
+        floor: False leaves out the noise floor and its warning, which take most of the time when samples are few; for
+            loops over many sets of one size.
 
     Returns:
         FrechetResult. The value is never negative.
@@ -98,16 +102,19 @@ def frechet_distance(*, real: object, fake: object, ddof: int = 1, solver: str =
         covariance_term = 0.0
     value = mean_term + covariance_term
     n_real, n_fake = (len(s) if isinstance(s, Tensor) else s.n for s in (real, fake))
-    floor = None
+    expected = None
     if n_real is not None and n_fake is not None:
-        floor = noise_floor(law_spectrum(real, fake, sigma, n_real, n_fake, d), n_real=n_real, n_fake=n_fake)
-        if floor > value / 4:
-            warnings.append(f"the noise floor {floor:.4g} is more than a quarter of the value {value:.4g}: add samples")
+        if floor:
+            expected = noise_floor(law_spectrum(real, fake, sigma, n_real, n_fake, d), n_real=n_real, n_fake=n_fake)
+            if expected > value / 4:
+                warnings.append(
+                    f"the noise floor {expected:.4g} is more than a quarter of the value {value:.4g}: add samples"
+                )
         if min(n_real, n_fake) <= d:
             warnings.append(f"{min(n_real, n_fake)} samples for {d} features: the covariance is singular, use KID too")
     rank = int((sigma > len(sigma) * EPS * sigma.max()).sum()) if len(sigma) else 0
     return FrechetResult(
-        value, mean_term, covariance_term, n_real, n_fake, d, rank, solver, ddof, floor, tuple(warnings)
+        value, mean_term, covariance_term, n_real, n_fake, d, rank, solver, ddof, expected, tuple(warnings)
     )
 
 
