@@ -37,8 +37,8 @@ class FrechetResult:
         solver: "gram", "eigvalsh" or "svd".
         ddof: covariances divide by n - ddof.
         noise_floor: what two samples of one law, between the two at hand, would read on average at these sizes instead
-            of 0 (`noise_floor`; None: unknown sizes, or not asked for). Within 10% for n > 3 d; a third too low for n < d / 2, where
-            most of the law's directions are unseen: use `frechet_null` there.
+            of 0 (`noise_floor`; None: unknown sizes, or not asked for). Within 10% for n > 3 d; a third too low for
+            n < d / 2, where most of the law's directions are unseen: use `frechet_null` there.
         warnings: sentences to print next to the value.
     """
 
