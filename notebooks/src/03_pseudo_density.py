@@ -782,6 +782,7 @@ for s in tune_seeds:
         shares[label].append(float((values > tau).double().mean()))
         tuned[label].append(quality(spaces["judge"][0], judge(images), 3))
         shown.setdefault(label, (images[:8], values[:8].tolist()))
+list(bar)  # the bar reports its end
 
 # %% uid="tune-look"
 tuned, shares = ({label: np.array(rows) for label, rows in found.items()} for found in (tuned, shares))
