@@ -339,6 +339,7 @@ bar = iter(lab.progress_bar(range(config.steps + 1), t("l07.training"), config.s
 watch = {"monitor": gauges, "every": max(1, config.steps // 5), "on_step": lambda step: next(bar, None)}
 tuned, card = finetune(config, rounds[0], **watch)
 next(bar, None)
+print(t("l07.opposed", before=card.mirror_cosine[0], after=card.mirror_cosine[1], drift=card.drift))
 history = [{"step": 0, **gauges(0, clip)}, *card.history]
 curve_with_interval(
     [row["step"] for row in history],
@@ -349,7 +350,6 @@ curve_with_interval(
     title=t("l07.gauges", seconds=card.seconds, per=card.seconds_per_1000_pairs),
     ylim=(0, 1.03),
 )
-print(t("l07.opposed", before=card.mirror_cosine[0], after=card.mirror_cosine[1], drift=card.drift))
 
 # %% uid="train-arrow"
 texts, after = arrow_scores(tuned, 0, 1)
