@@ -200,6 +200,12 @@ class TestCharts:
         assert [text.get_text() for text in axes.get_xticklabels()] == ["64", "128", "256"]
         assert not len(axes.get_xticks(minor=True))
 
+    def test_whole_numbers_have_whole_ticks(self):
+        axes = curve_with_interval(range(2, 21), range(19), xlabel="candidates N", ylabel="gap").axes[0]
+        assert all(tick == round(tick) for tick in axes.get_xticks())
+        axes = curve_with_interval([0.5, 1.0], [1, 2], xlabel="weight", ylabel="gap").axes[0]
+        assert any(tick != round(tick) for tick in axes.get_xticks())
+
     def test_axes_carry_the_labels_with_units_and_series_their_names(self):
         series = {"direct": [1, 2], "直接": [1, 2.02]}
         figure = curve_with_interval([0, 1], series, xlabel="steps", ylabel="reward (nats)", reference={"chance": 0.5})

@@ -72,6 +72,8 @@ def curve_with_interval(
             if len(x) <= 10:  # the numbers themselves instead of powers of ten
                 axes.set_xticks(x, [f"{value:g}" for value in x])
                 axes.set_xticks([], minor=True)
+        elif (x == np.round(x)).all():  # steps, counts: no tick between two of them
+            axes.xaxis.get_major_locator().set_params(integer=True)
         if log_y:
             axes.set_yscale("log")
         if ylim:
