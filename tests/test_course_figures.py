@@ -195,6 +195,8 @@ class TestCharts:
         figure = bar_with_interval(["a", "b"], runs, xlabel="x")
         assert np.ptp(np.asarray(figure.axes[0].collections[0].get_segments())[:, :, 0], axis=1).tolist() == [0, 0]
 
+        bar_with_interval(["a"], (runs.mean(axis=0)[:1], [0.1], [0.1]), xlabel="x")
+
     def test_few_numbers_on_a_logarithmic_axis_are_written_out(self):
         axes = curve_with_interval([64, 128, 256], [1, 2, 3], xlabel="x", ylabel="y", log_x=True).axes[0]
         assert [text.get_text() for text in axes.get_xticklabels()] == ["64", "128", "256"]

@@ -195,14 +195,15 @@ def _series(values: Any, length: int, label: str) -> Series:
     what = f"series {label!r}" if label else "the series"
     if isinstance(values, tuple) and len(values) == 3 and np.ndim(values[0]) == 1:
         y, low, high = (_numbers(one, f"{what}, part {part}") for part, one in enumerate(values))
-        if ((low > y) | (y > high)).any():
+        slack = 1e-9 * (abs(low) + abs(high))  # a mean of equal numbers may round off
+        if ((low > y + slack) | (y > high + slack)).any():
             raise ValueError(f"{what}: a value lies outside its interval; expected a tuple (y, low, high)")
-        one = Series(y, low, high)
+        one = Series(y.clip(low, high), low, high)
     else:
         array = np.asarray(values.detach().float().cpu() if hasattr(values, "detach") else values, dtype=np.float64)
         if array.ndim == 2 and len(array):
             low, high = array.min(axis=0), array.max(axis=0)
-            one = Series(array.mean(axis=0).clip(low, high), low, high)  # a mean of equal numbers may round off
+            one = Series(array.mean(axis=0).clip(low, high), low, high)
         else:
             one = Series(_numbers(array, what))
     lengths = {len(part) for part in (one.y, one.low, one.high) if part is not None}
