@@ -166,7 +166,8 @@ def bar_with_interval(
         if xlim:
             axes.set_xlim(*xlim)
         else:
-            axes.margins(x=0.1)
+            negative = any((one.y < 0).any() for one in named.values())
+            axes.margins(x=0.17 if negative else 0.1)  # room for a number left of a bar
         if title:
             axes.set_title("\n".join(wrap_text(title, width - 0.4, 12, max_lines=2)), pad=22 if reference else 10)
         if len(named) > 1:
