@@ -353,6 +353,24 @@ def test_targets_can_be_chosen():
     assert lora_targets(model) == every  # wrapped layers are found under the same names
 
 
+def test_every_layer_can_carry_an_adapter_and_merge_it():
+    model, case = tiny_unet(), UNetCase
+    layers = lora_targets(model, None)
+    kinds = {type(model.get_submodule(name)) for name in layers}
+    assert kinds == {torch.nn.Linear, torch.nn.Conv2d} and set(lora_targets(model)) < set(layers)
+    assert not {"conv_in", "conv_out"} & set(layers)
+    before = case.call(model)
+    add_lora(model, "policy", seed=0, rank=2, suffixes=None)
+    assert lora_targets(model, None) == layers
+    assert torch.equal(case.call(model), before)  # B = 0
+    stir(model, "policy")
+    with_adapter = case.call(model)
+    assert not torch.allclose(with_adapter, before, atol=1e-4)
+    merge_lora(model, "policy")
+    assert lora_targets(model, None) == layers
+    assert torch.allclose(case.call(model), with_adapter, atol=1e-5)
+
+
 def test_wrong_calls_are_refused(case):
     model = case.model()
     with pytest.raises(AdapterError, match="no adapter named 'ghost': the model has none"):
@@ -364,7 +382,7 @@ def test_wrong_calls_are_refused(case):
         add_lora(model, "a.b", seed=0)
     with pytest.raises(AdapterError, match="rank is 0"):
         add_lora(model, "b", seed=0, rank=0)
-    with pytest.raises(AdapterError, match="no linear layer"):
+    with pytest.raises(AdapterError, match="no layer of"):
         add_lora(model, "b", seed=0, suffixes=("nothing",))
     with pytest.raises(AdapterError, match=r"no adapter named \['ghost'\]"), use_adapters(model, {"ghost": 1.0}):
         pass

@@ -196,20 +196,23 @@ def test_the_unconditional_branch_may_run_with_other_adapters():
             p.data.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
     with use_adapters(pipe.unet, {"positive": 1.0}), torch.no_grad():
         both = prediction(scale)
-        torch.testing.assert_close(prediction(scale, negative_adapters={"positive": 1.0}), both, **CLOSE)
+        torch.testing.assert_close(prediction(scale, negative_model={"positive": 1.0}), both, **CLOSE)
         with use_adapters(pipe.unet, {"negative": 0.5}):
             uncond = prediction(0.0)
         cond = prediction(1.0)
         with NFELedger(pipe) as ledger:
-            got = prediction(scale, negative_adapters={"negative": 0.5})
+            got = prediction(scale, negative_model={"negative": 0.5})
         assert ledger.counts.unet_rows == 2 * len(x)
         torch.testing.assert_close(got, uncond + scale * (cond - uncond), **CLOSE)
         assert not torch.allclose(got, both, atol=1e-3)
-        torch.testing.assert_close(prediction(scale, negative_adapters={}), bare + scale * (cond - bare), **CLOSE)
+        torch.testing.assert_close(
+            prediction(scale, negative_model=tiny_pipeline().unet), bare + scale * (cond - bare), **CLOSE
+        )
+        torch.testing.assert_close(prediction(scale, negative_model={}), bare + scale * (cond - bare), **CLOSE)
         assert active_adapters(pipe.unet) == ("positive",)
         images = [
             sample_latents(pipe, PROMPTS, generators=image_generators(3, 0), steps=3, **options).latents
-            for options in ({}, {"negative_adapters": {"positive": 1.0}}, {"negative_adapters": {"negative": 0.5}})
+            for options in ({}, {"negative_model": {"positive": 1.0}}, {"negative_model": {"negative": 0.5}})
         ]
     torch.testing.assert_close(images[1], images[0], **CLOSE)
     assert not torch.allclose(images[2], images[0], atol=1e-2)

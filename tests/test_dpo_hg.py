@@ -144,10 +144,10 @@ def test_pictures_in_another_order_or_shape_are_refused(pipe, real):
 # ---- hand-over [28] --------------------------------------------------------------------------------------------
 
 
-def stages(pipe, real, steps=4, names=("easy", "hard")):
+def stages(pipe, real, steps=4, names=("easy", "hard"), targets="attention"):
     easy = easy_pairs(pipe)
     pairs = (easy.training(), leap_pairs(easy, real).training())
-    config = DPOConfig(steps=steps, batch_size=3, lr=1e-2, log_every=1, rank=2, warmup=0)
+    config = DPOConfig(steps=steps, batch_size=3, lr=1e-2, log_every=1, rank=2, targets=targets, warmup=0)
     terms = ([dpo(500.0), statistics()], [dpo(500.0)])
     return [Stage(n, p, t, config) for n, p, t in zip(names, pairs, terms, strict=True)]
 
@@ -170,15 +170,22 @@ def test_every_stage_starts_at_ln_2_and_the_next_reference_is_the_last_policy(pi
     assert not any(p.requires_grad for p in pipe.unet.parameters())
 
 
-def test_adapters_side_by_side_compute_what_the_merged_stages_computed(pipe, real):
+@pytest.mark.parametrize("targets", ["attention", "all"])
+def test_adapters_side_by_side_compute_what_the_merged_stages_computed(pipe, real, targets):
     merged = copy.deepcopy(pipe)
-    run_stages(pipe, stages(pipe, real))
+    run_stages(pipe, stages(pipe, real, targets=targets))
     for name in ("easy", "hard"):
         state = {k: v.detach().clone() for k, v in adapter_parameters(pipe.unet, name).items()}
-        attach(merged.unet, name, state, rank=2)
+        attach(merged.unet, name, state)
         merge_lora(merged.unet, name)
     assert torch.allclose(output(pipe), output(merged), atol=1e-5)
     assert not torch.allclose(output(pipe), output(tiny_pipeline()), atol=1e-3)
+
+
+def test_a_state_of_two_ranks_is_refused(pipe):
+    state = {f"mid_block.{k}.lora_A.x.weight": torch.zeros(rank, 4) for k, rank in enumerate((2, 3))}
+    with pytest.raises(AdapterError, match="ranks"):
+        attach(pipe.unet, "x", state)
 
 
 def test_with_the_base_as_reference_later_stages_do_not_start_at_ln_2(pipe, real):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from labkit.diffusion import image_generators, sample
-from labkit.fabric import ReferenceCache, fabric, pairwise_diversity
+from labkit.fabric import FeedbackLoop, ReferenceCache, fabric, pairwise_diversity
 from labkit.models import load_clip, load_pipeline
 from labkit.models.clip import embed_images
 from labkit.portraits import ATTRIBUTES, render_tensor, sample_specs
@@ -56,7 +56,7 @@ PROPERTIES = {
     26: "session.swapping_prompts_and_references_swaps_the_two_predictions",
     27: "session.row_order_does_not_matter_when_labels_match",
     28: "properties.likes_draw_near_and_lower_diversity properties.dislikes_push_away "
-    "properties.each_half_helps_and_every_step_helps_more "
+    "properties.diversity_falls_with_rounds properties.each_half_helps_and_every_step_helps_more "
     "properties.first_half_beats_second_half",
     29: "loop.feedback_appends_and_undo_takes_back_one_step loop.reset_restores_the_initial_references "
     "loop.what_the_caller_passed_is_never_changed",
@@ -139,6 +139,19 @@ def test_likes_draw_near_and_lower_diversity(world):
 def test_dislikes_push_away(world):
     plain, pushed = (world.similarity("disliked", f) for f in (world.features(), world.features("disliked")))
     assert significantly_positive(plain - pushed)  # at the default scale of 0.5
+
+
+@pytest.mark.slow
+def test_diversity_falls_with_rounds(world):
+    """Sixteen sessions of three rounds; an oracle likes the picture nearest to the first liked person."""
+    target = embed_images(world.clip, world.people["liked"][:1])[0]
+    spread = []
+    for seed in range(SEEDS // GROUP):
+        loop = FeedbackLoop(world.pipe, PROMPT, images=GROUP, seed=seed, end=1.0, **SAMPLING)
+        loop.run(lambda images: embed_images(world.clip, images) @ target, rounds=3)
+        spread.append(diversities(torch.cat([embed_images(world.clip, r.images) for r in loop.rounds])))
+    spread = torch.stack(spread)  # [sessions, rounds]
+    assert significantly_positive(spread[:, 0] - spread[:, 2])
 
 
 def halves(world) -> dict[str, torch.Tensor]:

@@ -8,12 +8,12 @@ diffusers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .adapters import use_adapters
 from .schedule import Timestep, to_epsilon
@@ -110,18 +110,18 @@ def unet_output(
     conditions: PromptConditions,
     *,
     guidance_scale: float = 1.0,
-    negative_adapters: Mapping[str, float] | None = None,
+    negative_model: Mapping[str, float] | nn.Module | None = None,
 ) -> Tensor:
     """The U-Net's guided output [B, C, h, w] in float32, in whatever the network predicts (epsilon, v, ...).
 
     x_t: [B, C, h, w] (scaled by the scheduler where it wants that); t: int or LongTensor [B]. One call of 2B rows, or
-    of B rows when guidance_scale is 1 (conditional only). negative_adapters: the unconditional half runs with exactly
-    these adapters (name -> scale), in a call of its own; {} is the bare base model.
+    of B rows when guidance_scale is 1 (conditional only). negative_model: the unconditional half is a call of its own,
+    of another U-Net or of this one with exactly these adapters (name -> scale; {} is the bare base model).
     """
     if len(conditions) != len(x_t):
         raise ValueError(f"got conditions for {len(conditions)} images but {len(x_t)} latents: expected equal numbers")
 
-    def call(labels: list[str], text: list[Tensor], pooled: list[Tensor | None]) -> Tensor:
+    def call(labels: list[str], text: list[Tensor], pooled: list[Tensor | None], unet=unet) -> Tensor:
         def rows(parts: list[Tensor]) -> Tensor:
             return torch.cat(parts).to(unet.device, unet.dtype)  # [B, ...] or [2B, ...]
 
@@ -141,11 +141,12 @@ def unet_output(
     c = conditions
     if guidance_scale == 1.0:
         return call(["cond"], [c.cond], [c.pooled])
-    if negative_adapters is None:
+    if negative_model is None:
         uncond, cond = call(["uncond", "cond"], [c.uncond, c.cond], [c.pooled_uncond, c.pooled]).chunk(2)
     else:
-        with use_adapters(unet, negative_adapters):
-            uncond = call(["uncond"], [c.uncond], [c.pooled_uncond])
+        other = isinstance(negative_model, nn.Module)
+        with nullcontext() if other else use_adapters(unet, negative_model):
+            uncond = call(["uncond"], [c.uncond], [c.pooled_uncond], unet=negative_model if other else unet)
         cond = call(["cond"], [c.cond], [c.pooled])
     return uncond + guidance_scale * (cond - uncond)
 

@@ -21,17 +21,24 @@ ATTENTION_LINEARS = ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_
 
 
 def lora_targets(
-    model: nn.Module, suffixes: Sequence[str] = ATTENTION_LINEARS, where: Callable[[str], bool] | None = None
+    model: nn.Module, suffixes: Sequence[str] | None = ATTENTION_LINEARS, where: Callable[[str], bool] | None = None
 ) -> list[str]:
     """Full names of the linear layers whose name ends in one of `suffixes` and passes `where`.
 
     The default is every projection in attention; `where=lambda name: name.startswith("up_blocks")` keeps the decoder.
+    suffixes=None: every linear layer and convolution, but those at the top of the model (`conv_in`, `conv_out`).
     """
     names = []
     for name, module in model.named_modules():
+        if ".base_layer" in name or ".lora_" in name:
+            continue  # the inside of a layer that carries adapters already
         base = module.get_base_layer() if hasattr(module, "get_base_layer") else module
-        matches = any(name == suffix or name.endswith(f".{suffix}") for suffix in suffixes)
-        if matches and isinstance(base, nn.Linear) and (where is None or where(name)):
+        if suffixes is None:
+            matches = "." in name and isinstance(base, nn.Linear | nn.Conv2d)
+        else:
+            ends = any(name == suffix or name.endswith(f".{suffix}") for suffix in suffixes)
+            matches = ends and isinstance(base, nn.Linear)
+        if matches and (where is None or where(name)):
             names.append(name)
     return names
 
@@ -43,7 +50,7 @@ def add_lora(
     seed: int,
     rank: int = 8,
     alpha: float | None = None,
-    suffixes: Sequence[str] = ATTENTION_LINEARS,
+    suffixes: Sequence[str] | None = ATTENTION_LINEARS,
     where: Callable[[str], bool] | None = None,
     dropout: float = 0.0,
 ) -> list[nn.Parameter]:
@@ -63,7 +70,7 @@ def add_lora(
     targets = lora_targets(model, suffixes, where)
     if not targets:
         raise AdapterError(
-            f"no linear layer of {type(model).__name__} matches {list(suffixes)}: check suffixes and where"
+            f"no layer of {type(model).__name__} matches {suffixes and list(suffixes)}: check suffixes and where"
         )
     state = AdapterSnapshot(model)
     config = LoraConfig(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as checkpointed
 
 from .guidance import PromptConditions, encode_prompts, unet_output
@@ -86,7 +86,7 @@ def sample_latents(
     strength: float = 1.0,
     timesteps: Sequence[int] | None = None,
     guidance_window: tuple[float, float] = (0.0, 1.0),
-    negative_adapters: Mapping[str, float] | None = None,
+    negative_model: Mapping[str, float] | nn.Module | None = None,
     conditions: Conditions | None = None,
     callback: Callback | None = None,
     batch_size: int | None = None,
@@ -100,8 +100,9 @@ def sample_latents(
     generators        one torch.Generator per image: the initial noise first, then each step's noise if eta > 0.
     guidance_scale    classifier-free guidance; 1 is off (half the work), 0 is unconditional.
     guidance_window   (a, b): guide step i only if a <= i / steps < b; the other steps are conditional (scale 1).
-    negative_adapters the unconditional branch runs with exactly these adapters (name -> scale): the negative model of
-                      Diffusion-NPO (arXiv 2505.11245), trained on swapped labels, which guidance points away from.
+    negative_model    the unconditional branch runs with exactly these adapters (name -> scale), or is another U-Net:
+                      the negative model of Diffusion-NPO (arXiv 2505.11245), trained on swapped labels, which guidance
+                      points away from.
     eta               0 deterministic DDIM .. 1 DDPM; log-probabilities are returned if eta > 0.
     latents           initial noise [B, C, h, w] instead of drawing it (standard normal for every scheduler).
     start, strength   start from clean latents (img2img, SDEdit): leave out the first (1 - strength) of the steps and
@@ -155,7 +156,7 @@ def sample_latents(
                 if conditions is not None:
                     encoded = (conditions(t) if callable(conditions) else conditions).select(rows)
                 guided = guidance_window[0] <= i / len(plan.pairs) < guidance_window[1]
-                options = {"guidance_scale": guidance_scale if guided else 1.0, "negative_adapters": negative_adapters}
+                options = {"guidance_scale": guidance_scale if guided else 1.0, "negative_model": negative_model}
                 x_in, t_in = plan.scaled(i, x)
                 if checkpoint and i >= recorded:
                     output = checkpointed(unet_output, unet, x_in, t_in, encoded, use_reentrant=False, **options)

@@ -5,6 +5,7 @@ from .data import PreferencePairs, check_hashes, fingerprints
 from .hg import (
     Stage,
     attach,
+    base_weights_kept,
     hard_pairs,
     leap_pairs,
     normal_pairs,
@@ -63,6 +64,7 @@ __all__ = [
     "Votes",
     "agreement",
     "attach",
+    "base_weights_kept",
     "best_and_worst",
     "best_level",
     "best_vs_worst",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 CHOICES = {
     "trainable": ("lora", "full"),
+    "targets": ("attention", "all"),
     "model": ("unet", "text_encoder"),
     "reference": ("adapter", "copy"),
     "precision": ("fp32", "bf16"),
@@ -17,7 +18,9 @@ class DPOConfig:
     """steps, batch_size: pairs per process and step; micro_batch: pairs per forward (None: all of them at once).
 
     lr rises linearly over `warmup` steps and stays. clip: norm of the gradient.
-    trainable   "lora" of `rank` on every attention projection (trained under the name `adapter`), or "full".
+    trainable   "lora" of `rank` (trained under the name `adapter`), or "full".
+    targets     where LoRA sits: "attention", every attention projection; "all", every linear layer and convolution but
+                the first and the last (a small U-Net has little to say in its attention alone).
     model       "unet", or "text_encoder" (the U-Net stays, prompts are encoded in every step).
     reference   "adapter": the same model without the new adapter; "copy": a frozen copy made at the start. Same bits.
     t_window    train on timesteps first .. last + 1 only.
@@ -40,6 +43,7 @@ class DPOConfig:
     trainable: str = "lora"
     model: str = "unet"
     rank: int = 8
+    targets: str = "attention"
     adapter: str = "dpo"
     reference: str = "adapter"
     t_window: tuple[int, int] = (0, 1000)

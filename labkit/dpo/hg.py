@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from labkit.diffusion import (
+    AdapterError,
     PromptConditions,
     adapter_names,
     adapter_state,
@@ -179,7 +180,7 @@ def run_stages(
                 states[stage.name] = adapter_state(pipe.unet, stage.name)
                 merge_lora(pipe.unet, stage.name)
     for stage in stages:
-        attach(pipe.unet, stage.name, states[stage.name], rank=stage.config.rank)
+        attach(pipe.unet, stage.name, states[stage.name])
     return logs
 
 
@@ -195,12 +196,16 @@ def base_weights_kept(model: torch.nn.Module) -> Iterator[None]:
                 parameter.copy_(before[name])
 
 
-def attach(model: torch.nn.Module, name: str, state: Mapping[str, Tensor], *, rank: int) -> None:
+def attach(model: torch.nn.Module, name: str, state: Mapping[str, Tensor]) -> None:
     """Add a trained adapter (`adapter_state`) to a model, active and frozen: to combine stages, or to carry one over.
 
-    A personalised model of the same base takes it as well: add its own adapter and both are active.
+    Rank and layers are those of the state. A personalised model of the same base takes it as well: add its own adapter
+    and both are active.
     """
-    parameters = add_lora(model, name, seed=0, rank=rank)
+    layers = {path.partition(".lora_A.")[0]: len(p) for path, p in state.items() if ".lora_A." in path}  # name -> rank
+    if len(set(layers.values())) != 1:
+        raise AdapterError(f"the state of {name!r} has LoRA ranks {sorted(set(layers.values()))}, expected one")
+    parameters = add_lora(model, name, seed=0, rank=max(layers.values()), suffixes=None, where=layers.__contains__)
     load_adapter_state(model, name, state)
     for parameter in parameters:
         parameter.requires_grad_(False)

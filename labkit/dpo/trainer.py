@@ -199,7 +199,8 @@ class DPOTrainer:
     def _trainable(self) -> dict[str, nn.Parameter]:
         config = self.config
         if config.trainable == "lora":
-            add_lora(self.model, config.adapter, seed=config.seed, rank=config.rank)
+            where = {"suffixes": None} if config.targets == "all" else {}
+            add_lora(self.model, config.adapter, seed=config.seed, rank=config.rank, **where)
             return adapter_parameters(self.model, config.adapter)
         self.model.requires_grad_(True)
         return dict(self.model.named_parameters())

@@ -403,20 +403,26 @@ strips(
     title=t("l05.pairs_title"),
 )
 
-# %% [markdown] lang="en" uid="train" pair="093d3f45"
+# %% [markdown] lang="en" uid="train" pair="4ec8d840"
 # ## 7. Training, watched live
 #
-# `DPOTrainer` puts a LoRA adapter on the attention layers; the reference is the same U-Net with the adapter off, computed first. Watch $d_w$ and $d_l$
-# apart. The published $\kappa = 2500$ is the middle of the sweep; three seeds there (other adapters, other noise), one at either side.
+# PortraitSD is small enough to train all of its weights; the reference is a frozen copy, computed first. (On Stable Diffusion one trains a LoRA adapter, and
+# the reference is the same U-Net with the adapter off.) Which $\kappa$? Per element of the sum, $2500$ is $2500 / 16384 = 0.15$ on Stable Diffusion. Your converter
+# carries that over to our smaller latents: the left end of the sweep. Three seeds in the middle (other noise, other order), one at either end. Watch $d_w$ and
+# $d_l$ apart.
 
-# %% [markdown] lang="ja" uid="train" pair="eb23c06b"
+# %% [markdown] lang="ja" uid="train" pair="81289db1"
 # ## 7. 学習を見守る
 #
-# `DPOTrainer` は注意層に LoRA アダプターを付けます。参照モデルは、アダプターを切った同じ U-Net で、先に計算します。$d_w$ と $d_l$ を別々に見てください。
-# 論文のコードに相当する $\kappa = 2500$ を中心に、そこでは 3 つのシード(アダプターの初期値とノイズが異なります)、両側では 1 つずつ学習します。
+# PortraitSD は小さいので、すべての重みを学習します。参照モデルは凍結したコピーで、先に計算します(Stable Diffusion では LoRA アダプターを学習し、アダプターを
+# 切った同じ U-Net を参照モデルにするのが普通です)。$\kappa$ はいくつにすべきでしょうか。Stable Diffusion での $2500$ は、合計の 1 要素あたり
+# $2500 / 16384 = 0.15$ です。書いた変換関数でこれを小さな潜在変数に換算した値が、比較の左端になります。中央では 3 つのシード(ノイズと順序が異なります)、両端では
+# 1 つずつ学習します。$d_w$ と $d_l$ は別々に見てください。
 
 # %% uid="train-run" tags=["slow"]
 from IPython.display import display
+
+from labkit.dpo import base_weights_kept
 
 held_specs, held = captions(lab.sizes.held_out, lab.seed + 2)
 copies = lab.sizes.copies
@@ -424,29 +430,37 @@ texts = [c.text for c in held for _ in range(copies)]
 
 
 def pictures(**options):
-    """Images of the held-out prompts with the adapters that are on now; always the same seeds."""
+    """Images of the held-out prompts by the U-Net as it is now; always the same seeds."""
     generators = image_generators(len(texts), lab.seed + 99)
     return sample(pipe, texts, generators=generators, batch_size=64, **sampler, **options).cpu()
 
 
-def live(log):
+def live(kappa, log):
     """The errors of winners and losers so far."""
     series = {name: [record[name] for record in log] for name in ("d_w", "d_l")}
     axes = {"xlabel": t("l05.step"), "ylabel": t("l05.d_axis"), "reference": {t("l05.no_change"): 0.0}}
-    return curve_with_interval([r["step"] for r in log], series, title=t("l05.live_title"), **axes)
+    return curve_with_interval([r["step"] for r in log], series, title=t("l05.live_title", kappa=kappa), **axes)
+
+
+def config(s):
+    """A run of all weights with cached reference errors: every pair has four draws of timestep and noise."""
+    every = max(1, lab.sizes.steps // 10)
+    run = {"steps": lab.sizes.steps, "batch_size": lab.sizes.batch, "seed": s, "log_every": every}
+    return DPOConfig(**run, trainable="full", reference="copy", lr=3e-5, precision="bf16", cached_draws=4)
 
 
 base_images, aligned, logs = pictures(), {}, {}
 train_seeds = [lab.seed + k for k in range(lab.sizes.seeds)]
-plan = [(2500.0, s) for s in train_seeds] + [(500.0, lab.seed), (10000.0, lab.seed)]
-every = max(1, lab.sizes.steps // 10)
+low = round(kappa_of(2500 / 16384, True, False, latents[0, 0].numel()))
+middle, high = 400, 2000
+print(t("l05.kappa_here", elements=latents[0, 0].numel(), kappa=low))
+plan = [(middle, s) for s in train_seeds] + [(low, lab.seed), (high, lab.seed)]
 handle = display(t("l05.waiting"), display_id=True)
 for kappa, s in lab.progress_bar(plan, t("l05.training"), len(plan)):
-    config = DPOConfig(steps=lab.sizes.steps, batch_size=lab.sizes.batch, lr=3e-4, seed=s, log_every=every)
-    with DPOTrainer(pipe, pairs, config, [dpo(kappa)]) as trainer:
-        logs[kappa, s] = trainer.run(lambda record: handle.update(live(trainer.log)) if lab.interactive else None)
+    with base_weights_kept(pipe.unet), DPOTrainer(pipe, pairs, config(s), [dpo(kappa)]) as trainer:
+        logs[kappa, s] = trainer.run(lambda record: handle.update(live(kappa, trainer.log)) if lab.interactive else None)
         aligned[kappa, s] = pictures()
-handle.update(live(logs[2500.0, lab.seed]))
+handle.update(live(middle, logs[middle, lab.seed]))
 
 # %% [markdown] lang="en" uid="prove" pair="dba0f941"
 # ## 8. Does it win?
@@ -490,7 +504,7 @@ def by_gold(images):
     return np.concatenate([gold(part) for part in images.split(len(texts))])
 
 
-kappas = [500.0, 2500.0, 10000.0]
+kappas = [low, middle, high]
 rates = {"judge": [], "gold": []}
 for kappa in kappas:
     runs = [image for (k, _), image in aligned.items() if k == kappa]
@@ -498,7 +512,7 @@ for kappa in kappas:
         rates[name].append(rate(score, torch.cat(runs), len(runs)))
 names = {"judge": t("l05.training_judge"), "gold": t("l05.gold_judge")}
 bar_with_interval(
-    [rf"$\kappa$ = {k:g}" for k in kappas],
+    [rf"$\kappa$ = {k}" for k in kappas],
     {names[n]: ([r.value for r in rs], [r.low for r in rs], [r.high for r in rs]) for n, rs in rates.items()},
     xlabel=t("l05.win_rate"),
     reference={t("l05.chance"): 0.5},
@@ -511,49 +525,46 @@ bar_with_interval(
 strips(
     {
         t("l05.base"): list(base_images[::copies][:8]),
-        r"$\kappa$ = 10000": list(aligned[10000.0, lab.seed][::copies][:8]),
-        r"$\kappa$ = 2500": list(aligned[2500.0, lab.seed][::copies][:8]),
-        r"$\kappa$ = 500": list(aligned[500.0, lab.seed][::copies][:8]),
+        **{rf"$\kappa$ = {k}": list(aligned[k, lab.seed][::copies][:8]) for k in (high, middle, low)},
     },
     title=t("l05.pictures_title"),
 )
 
 # %% uid="portrait-claims"
 r = rates["judge"][1]
-measured = t("l05.m_win", judge=names["judge"], prompts=r.prompts)
+measured = t("l05.m_win", judge=names["judge"], prompts=r.prompts, kappa=middle)
 lab.claim("judge_is_pleased", measured=measured, value=r.value, interval=(r.low, r.high), seeds=train_seeds)
 r = rates["gold"][1]
-measured = t("l05.m_win", judge=names["gold"], prompts=r.prompts)
+measured = t("l05.m_win", judge=names["gold"], prompts=r.prompts, kappa=middle)
 lab.claim("dpo_beats_base", measured=measured, value=r.value, interval=(r.low, r.high), seeds=train_seeds)
-print(t("l05.d_w_portraits", small=logs[500.0, lab.seed][-1]["d_w"], large=logs[10000.0, lab.seed][-1]["d_w"]))
+ends = {name: logs[k, lab.seed][-1]["d_w"] for name, k in (("at_low", low), ("at_high", high))}
+print(t("l05.d_w_portraits", low=low, high=high, **ends))
 
-# %% [markdown] lang="en" uid="negative" pair="7372e3f7"
+# %% [markdown] lang="en" uid="negative" pair="539b4a6e"
 # ## 9. The worst model as a signpost
 #
 # Guidance points away from an unconditional prediction: $\epsilon_\varnothing + g\,(\epsilon_c - \epsilon_\varnothing)$. Diffusion-NPO
-# ([arXiv 2505.11245](https://arxiv.org/abs/2505.11245)) makes that a model worth avoiding: the same pairs with their labels swapped, and its adapter is
-# on for $\epsilon_\varnothing$ only. The conditional half below is the untouched base. Does it beat plain guidance of the same strength?
+# ([arXiv 2505.11245](https://arxiv.org/abs/2505.11245)) makes that a model worth avoiding: trained on the same pairs with
+# their labels swapped, and asked for $\epsilon_\varnothing$ only. The conditional half below is the untouched base. Does it beat plain guidance of the same strength?
 
-# %% [markdown] lang="ja" uid="negative" pair="6b275ab9"
+# %% [markdown] lang="ja" uid="negative" pair="c5423e24"
 # ## 9. 悪いモデルを道しるべにする
 #
 # ガイダンスは無条件の予測から遠ざかる方向へ進みます: $\epsilon_\varnothing + g\,(\epsilon_c - \epsilon_\varnothing)$。Diffusion-NPO
-# ([arXiv 2505.11245](https://arxiv.org/abs/2505.11245))は、ここに「避けるべきモデル」を置きます。同じペアをラベルを入れ替えて学習し、そのアダプターを
-# $\epsilon_\varnothing$ の計算だけで使います。条件付きの側は元のモデルのままです。同じ強さの通常のガイダンスに勝てるでしょうか。
+# ([arXiv 2505.11245](https://arxiv.org/abs/2505.11245))は、ここに「避けるべきモデル」を置きます。同じペアのラベルを入れ替えて学習したモデルで、
+# $\epsilon_\varnothing$ の計算だけに使います。条件付きの側は元のモデルのままです。同じ強さの通常のガイダンスに勝てるでしょうか。
 
 # %% uid="negative-run" tags=["slow"]
-from labkit.diffusion import use_adapters
+from copy import deepcopy
+
 from labkit.dpo import npo
 
 guided = []
 for s in lab.progress_bar(train_seeds, t("l05.training"), len(train_seeds)):
-    config = DPOConfig(
-        steps=lab.sizes.steps, batch_size=lab.sizes.batch, lr=3e-4, seed=s, adapter="npo", log_every=every
-    )
-    with DPOTrainer(pipe, pairs, config, [npo(2500.0)]) as trainer:
+    with base_weights_kept(pipe.unet), DPOTrainer(pipe, pairs, config(s), [npo(middle)]) as trainer:
         trainer.run()
-        with use_adapters(pipe.unet, {}):  # the conditional half
-            guided.append(pictures(negative_adapters={"npo": 1.0}))
+        worse = deepcopy(pipe.unet)
+    guided.append(pictures(negative_model=worse))
 npo_rates = [rate(score, torch.cat(guided), len(guided)) for score in (by_judge, by_gold)]
 bar_with_interval(
     list(names.values()),
@@ -589,7 +600,7 @@ from labkit.dpo import side_effects
 report = side_effects(
     reader,
     before=base_images.to(lab.device),
-    after=aligned[2500.0, lab.seed].to(lab.device),
+    after=aligned[middle, lab.seed].to(lab.device),
     prompts=texts,
     generator=np.random.default_rng(lab.seed),
 )
@@ -600,8 +611,11 @@ bar_with_interval(
     xlabel=t("l05.share_change"),
     reference={t("l05.no_change"): 0.0},
     value_format="{:+.0%}",
-    title=t("l05.side_title"),
+    title=t("l05.side_title", kappa=middle),
 )
+
+# %% uid="article-map"
+lab.article_map()
 
 # %% uid="quiz" tags=["quiz"]
 lab.quiz("accuracy")

@@ -294,7 +294,7 @@ def adapters(states):
     """Inside, the U-Net carries these adapters (name -> state); afterwards it has none."""
     try:
         for name, state in dict(states).items():
-            attach(pipe.unet, name, state, rank=sizes.rank)
+            attach(pipe.unet, name, state)
         yield
     finally:
         for name in adapter_names(pipe.unet):
@@ -304,7 +304,8 @@ def adapters(states):
 def align(stages, seed, start=()):
     """Train (name, pairs, terms) stages after the stages in `start`: adapter states by name, pictures of the test prompts."""
     config = DPOConfig(
-        steps=sizes.train_steps, batch_size=sizes.batch, lr=sizes.lr, rank=sizes.rank, seed=seed, log_every=sizes.train_steps
+        steps=sizes.train_steps, batch_size=sizes.batch, lr=sizes.lr, rank=sizes.rank, targets="all", seed=seed,
+        log_every=sizes.train_steps, precision="bf16",
     )  # fmt: skip
     with adapters(start):
         run_stages(pipe, [Stage(name, pairs, terms, config) for name, pairs, terms in stages])
@@ -549,7 +550,9 @@ bar_with_interval(
     {t(name): tuple(np.array([table[key, name] for key in plans]).T) for name in judges},
     xlabel=t("l06.win_rate"),
     reference={t("l06.chance"): 0.5},
+    xlim=(0, 1),
     value_format="{:.0%}",
+    title=t("l06.proof_title", prompts=len(held_out), seeds=len(seeds)),
 )
 
 # %% uid="proof-claims"

@@ -27,7 +27,7 @@ from labkit.portraits.parse import parse_caption
 GOAL_SECONDS = 180.0
 SIZES = {
     "small": {"prompts": 4, "candidates": 2, "steps": 2, "held_out": 4, "sampler": 2},
-    "full": {"prompts": 96, "candidates": 8, "steps": 80, "held_out": 100, "sampler": 10},
+    "full": {"prompts": 144, "candidates": 8, "steps": 240, "held_out": 100, "sampler": 8},
 }
 
 
@@ -64,8 +64,11 @@ def measure(size: str, seed: int) -> tuple[dict[str, float], dict[str, WinRateRe
     )
     seconds = {"pool": time.perf_counter() - begun}
     begun = time.perf_counter()
-    config = DPOConfig(steps=s["steps"], batch_size=12, lr=6e-4, seed=seed)
-    with DPOTrainer(pipe, best_vs_worst(pool).training(), config, [dpo(2500.0)]) as trainer:
+    config = DPOConfig(
+        steps=s["steps"], batch_size=16, lr=3e-5, seed=seed, trainable="full", reference="copy", precision="bf16",
+        cached_draws=4,
+    )  # fmt: skip
+    with DPOTrainer(pipe, best_vs_worst(pool).training(), config, [dpo(400.0)]) as trainer:
         trainer.run()
         seconds["training"] = time.perf_counter() - begun
         aligned = pictures()

@@ -107,7 +107,7 @@ def evaluate_pipeline(variant: str, n: int = 512, seed: int = 99) -> dict:
     start = time.perf_counter()
     generate(pipe, [captions[0].text] * 16, seed + 2)
     seconds = time.perf_counter() - start
-    varied = open_entropy_ratio(pipe, reader, prompts=max(4, n // 32), images_per_prompt=24, seed=seed)
+    varied = open_entropy_ratio(pipe, reader, prompts=max(4, n // 8), images_per_prompt=24, seed=seed)
     return {
         "prompts": n,
         "accuracy": accuracy,
