@@ -27,7 +27,7 @@ from labkit.portraits.parse import parse_caption
 GOAL_SECONDS = 180.0
 SIZES = {
     "small": {"prompts": 4, "candidates": 2, "steps": 2, "held_out": 4, "sampler": 2},
-    "full": {"prompts": 144, "candidates": 8, "steps": 240, "held_out": 100, "sampler": 8},
+    "full": {"prompts": 288, "candidates": 4, "steps": 220, "held_out": 100, "sampler": 8},
 }
 
 
@@ -66,7 +66,7 @@ def measure(size: str, seed: int) -> tuple[dict[str, float], dict[str, WinRateRe
     begun = time.perf_counter()
     config = DPOConfig(
         steps=s["steps"], batch_size=16, lr=3e-5, seed=seed, trainable="full", reference="copy", precision="bf16",
-        cached_draws=4,
+        t_window=(250, 1000),
     )  # fmt: skip
     with DPOTrainer(pipe, best_vs_worst(pool).training(), config, [dpo(400.0)]) as trainer:
         trainer.run()
