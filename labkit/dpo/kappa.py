@@ -17,6 +17,7 @@ import math
 
 RECIPES = ("diffusers-sd", "diffusers-sdxl", "official", "paper")
 CONVENTIONS = ("mean", "sum")
+USUAL = 2500 / 16384  # per element of the sum: 2500 on Stable Diffusion at 512 pixels, 78 for latents of 512 elements
 SMALLEST, LARGEST = 10.0, 1e6  # outside, a number in the mean convention is nearly always another convention's
 
 
@@ -43,19 +44,20 @@ def to_mean(kappa: float, convention: str, elements: int) -> float:
 def check_kappa(kappa: float, elements: int) -> float:
     """Return kappa if it can be meant in the mean convention, else raise a ValueError that names the right value.
 
-    10 .. 1e6 pass: far wider than the useful range (thousands), narrower than the confusion of mean and sum, which is a
-    factor of `elements` (16,384 for Stable Diffusion at 512 pixels).
+    10 .. 1e6 pass: wider than the useful range (from about USUAL per element up), narrower than the confusion of mean
+    and sum, which is a factor of `elements` (16,384 for Stable Diffusion at 512 pixels).
     """
+    start = f"start at {USUAL * elements:.0f}"
     if not math.isfinite(kappa) or kappa <= 0:
-        raise ValueError(f"kappa is {kappa}: expected a positive number, 2500 is usual")
+        raise ValueError(f"kappa is {kappa}: expected a positive number, {start}")
     if kappa < SMALLEST:
         raise ValueError(
             f"kappa = {kappa:g} is too small per element mean: a value per element sum is {kappa * elements:g} here "
-            f"({elements} elements); the beta 0.1 of language models has no counterpart, start at 2500"
+            f"({elements} elements); the beta 0.1 of language models has no counterpart, {start}"
         )
     if kappa > LARGEST:
         raise ValueError(
             f"kappa = {kappa:g} is too large per element mean: divided by the {elements} elements of a latent it is "
-            f"{kappa / elements:g}; start at 2500"
+            f"{kappa / elements:g}; {start}"
         )
     return kappa
