@@ -403,7 +403,7 @@ strips(
     title=t("l05.pairs_title"),
 )
 
-# %% [markdown] lang="en" uid="train" pair="bae5b432"
+# %% [markdown] lang="en" uid="train" pair="44b71730"
 # ## 7. Training, watched live
 #
 # PortraitSD is small enough to train all of its weights; the reference is a frozen copy, computed first. (On Stable Diffusion one trains a LoRA adapter, and
