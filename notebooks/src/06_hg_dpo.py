@@ -302,13 +302,15 @@ def adapters(states):
 
 
 def align(stages, seed, start=()):
-    """Train (name, pairs, terms) stages after the stages in `start`: adapter states by name, pictures of the test prompts."""
-    config = DPOConfig(
-        steps=sizes.train_steps, batch_size=sizes.batch, lr=sizes.lr, rank=sizes.rank, targets="all", seed=seed,
-        log_every=sizes.train_steps, precision="bf16",
-    )  # fmt: skip
+    """Train (name, pairs, terms, units of steps) stages after those in `start`: adapter states, pictures of the test prompts."""
+    options = {"batch_size": sizes.batch, "lr": sizes.lr, "rank": sizes.rank, "targets": "all", "precision": "bf16"}
+
+    def config(units):  # the U-Net is small: adapters sit in every layer
+        steps = units * sizes.train_steps
+        return DPOConfig(steps=steps, warmup=5, seed=seed, log_every=steps, **options)
+
     with adapters(start):
-        run_stages(pipe, [Stage(name, pairs, terms, config) for name, pairs, terms in stages])
+        run_stages(pipe, [Stage(name, pairs, terms, config(units)) for name, pairs, terms, units in stages])
         return {name: adapter_state(pipe.unet, name) for name in adapter_names(pipe.unet)}, pictures(seed)
 
 
@@ -334,7 +336,7 @@ base = [pictures(s) for s in seeds]
 colour = {key: [] for key in arms}
 jobs = [(key, s) for s in seeds for key in arms]
 for key, s in lab.progress_bar(jobs, t("l06.training"), len(jobs)):
-    colour[key].append(align([("colour", *arms[key])], s)[1])
+    colour[key].append(align([("colour", *arms[key], 3)], s)[1])
 
 # %% uid="colour-picture"
 shift = {
@@ -433,19 +435,20 @@ def reconstructed(level):
 
 explore(reconstructed, {"level": slider(t("l06.timestep"), 0, 1000, 500, 50)})
 
-# %% [markdown] lang="en" uid="curriculum" pair="26a06a7c"
+# %% [markdown] lang="en" uid="curriculum" pair="784ebed0"
 # ## 6. The curriculum and its ablations
 #
 # *Easy*: best of the pool against its worst. *Normal*: the best reconstruction from $t$ = 400 to 700 against the easy winner, if the judge prefers it. *Hard*: an
-# almost real picture ($t$ = 100) against the normal winner. After every stage the adapter is merged; the next reference is the stage's own start. All arms with
-# several stages spend the same number of steps. Predict which one wins.
+# almost real picture ($t$ = 100) against the normal winner. After every stage the adapter is merged; the next reference is the stage's own start. Easy
+# takes three parts of the steps, normal and hard one each (in the paper 15 : 1 : 1); the arms without easy, without normal and all at once spend those five parts
+# as well. Predict which one wins.
 
-# %% [markdown] lang="ja" uid="curriculum" pair="b3c27582"
+# %% [markdown] lang="ja" uid="curriculum" pair="0c68fef9"
 # ## 6. カリキュラムと、その要素を除いた比較
 #
 # *easy* ではプールの最高と最低を比べます。*normal* では $t$ = 400〜700 の復元画像のうち最良のものを、評価役が上と認めた場合に限り easy の勝者と比べます。*hard* では
-# ほぼ本物の画像($t$ = 100)を normal の勝者と比べます。段階が終わるたびにアダプタを統合し、次の参照モデルはその段階の出発点とします。複数の段階を持つ条件は、
-# すべて同じステップ数を使います。どの条件が勝つか、予想してください。
+# ほぼ本物の画像($t$ = 100)を normal の勝者と比べます。段階が終わるたびにアダプタを統合し、次の参照モデルはその段階の出発点とします。ステップ数の比は
+# easy 3、normal 1、hard 1 です(論文では 15 : 1 : 1)。easy なし、normal なし、一括の 3 条件も、合計は同じ 5 です。どの条件が勝つか、予想してください。
 
 # %% uid="curriculum-predict" tags=["quiz"]
 lab.predict("order")
@@ -469,15 +472,14 @@ together = PreferencePairs(
     hashes=easy.hashes,
 )
 term = [dpo(sizes.kappa)]
-a, b, c = ("easy", easy, term), ("normal", normal, term), ("hard", hard, term)
-plans = {  # arm -> (stages, trained after "easy")
-    "l06.easy": ([a], False),
-    "l06.hg": ([b, c], True),
-    "l06.no_easy": ([b, c, ("more", hard, term)], False),
-    "l06.no_normal": ([c, ("more", hard, term)], True),
-    "l06.at_once": ([("one", together, term), ("two", together, term), ("three", together, term)], False),
-    "l06.leap": ([("leap", leap, term)], False),
-    "l06.sft": ([("sft", hard, [sft(sizes.kappa / 2)])], True),
+plans = {  # arm -> (stages with units of steps, trained after "easy")
+    "l06.easy": ([("easy", easy, term, 3)], False),
+    "l06.hg": ([("normal", normal, term, 1), ("hard", hard, term, 1)], True),
+    "l06.no_easy": ([("normal", normal, term, 3), ("hard", hard, term, 2)], False),
+    "l06.no_normal": ([("hard", hard, term, 2)], True),
+    "l06.at_once": ([("together", together, term, 5)], False),
+    "l06.leap": ([("leap", leap, term, 3)], False),
+    "l06.sft": ([("sft", hard, [sft(sizes.kappa / 2)], 1)], True),
 }
 results = {key: [] for key in plans}
 states = {}
@@ -690,7 +692,7 @@ from labkit.diffusion import encode_prompts
 from labkit.dpo import DPOTrainer, text_window
 
 words = DPOConfig(
-    steps=sizes.train_steps, batch_size=sizes.batch, lr=sizes.lr, rank=64, seed=seeds[0], model="text_encoder", adapter="words",
+    steps=3 * sizes.train_steps, batch_size=sizes.batch, lr=sizes.lr, rank=64, seed=seeds[0], model="text_encoder", adapter="words",
     log_every=sizes.train_steps,
 )  # fmt: skip
 with torch.no_grad():
@@ -738,7 +740,7 @@ album, album_prompts = variants(specs[1:])
 with torch.no_grad():
     portraits = encode_images(pipe, render_tensor(album))
 personal_pairs = PreferencePairs(album_prompts, portraits, real[1:], hashes=easy.hashes)  # SFT looks at winners alone
-me, _ = align([("me", personal_pairs, [sft(sizes.kappa / 2)])], seeds[0])
+me, _ = align([("me", personal_pairs, [sft(sizes.kappa / 2)], 3)], seeds[0])
 others, _ = half_named(sizes.test_prompts, lab.seed + 3)
 _, wishes = variants(others)
 personal = []
