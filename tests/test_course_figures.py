@@ -15,6 +15,8 @@ from labkit.course.figures import (
     curve_with_interval,
     heatmap_overlay,
     image_grid,
+    label_points,
+    new_figure,
     strips,
 )
 from labkit.course.images import as_pixel_list, as_pixels
@@ -314,3 +316,28 @@ class TestStyle:
         assert data["text/plain"] == metadata["image/png"]["alt"] == "a grey square"
         assert data["text/html"].count(data["image/png"]) == 1 and 'alt="a grey square"' in data["text/html"]
         assert plt.get_fignums() == before
+
+
+def test_names_of_points_touch_neither_each_other_nor_other_points():
+    points = {f"noise {k}": xy for k, xy in enumerate([(0.5, 0.5), (0.52, 0.5), (0.54, 0.51), (0.0, 0.0), (1.0, 1.0)])}
+    figure = new_figure(6.0, 4.0, layout="constrained")
+    axes = figure.add_subplot()
+    axes.scatter(*np.array(list(points.values())).T)
+    axes.margins(0.1)
+    label_points(axes, points)
+    boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    assert set(boxes) == set(points)
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes.values(), 2))
+    frame = axes.get_window_extent()
+    for name, box in boxes.items():
+        assert frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+        others = [axes.transData.transform(xy) for other, xy in points.items() if other != name]
+        assert not any(box.contains(*xy) for xy in others)
+
+
+def test_a_name_without_a_free_place_is_shown_all_the_same():
+    figure = new_figure(1.2, 1.2, layout="constrained")
+    axes = figure.add_subplot()
+    axes.scatter([0, 0], [0, 0])
+    label_points(axes, {"a very long name of a point": (0, 0), "and one more that is as long": (0, 0)})
+    assert len(axes.texts) == 2

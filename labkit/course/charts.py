@@ -213,6 +213,42 @@ def _series(values: Any, length: int, label: str) -> Series:
     return one
 
 
+AROUND = ((6, 4), (6, -12), (-6, 4), (-6, -12), (0, 9), (0, -17), (14, 14), (-14, 14), (14, -22), (-14, -22))
+
+
+def label_points(axes: Any, labels: Mapping[str, tuple[float, float]]) -> None:
+    """Names beside points (name -> x, y), each at the first place around its point that touches nothing.
+
+    Nothing is another name, another point or the frame of the axes. Where every place touches something, the first is
+    taken. Call it last: a later change of limits or layout moves the points under their names.
+    """
+    figure = axes.figure
+    figure.canvas.draw()  # the layout decides how many pixels a unit has
+    renderer, frame = figure.canvas.get_renderer(), axes.get_window_extent()
+    points = axes.transData.transform(np.array(list(labels.values()), dtype=float).reshape(-1, 2))
+    taken: list[Any] = []
+    for k, (name, (x, y)) in enumerate(labels.items()):
+        tried = []
+        for right, up in AROUND:
+            text = axes.annotate(
+                name, (x, y), (right, up), textcoords="offset points", fontsize=8,
+                ha="left" if right > 0 else "right" if right < 0 else "center",
+            )  # fmt: skip
+            box = text.get_window_extent(renderer).padded(2)
+            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+            others = [p for i, p in enumerate(points) if i != k]
+            near = any(box.x0 - 5 <= px <= box.x1 + 5 and box.y0 - 5 <= py <= box.y1 + 5 for px, py in others)
+            tried.append((text, box))
+            if inside and not near and not any(box.overlaps(other) for other in taken):
+                break
+        else:
+            tried.append(tried[0])
+        for text, _ in tried:
+            if text is not tried[-1][0]:
+                text.remove()
+        taken.append(tried[-1][1])
+
+
 def _color(label: str, index: int, colors: Mapping[str, str] | None) -> str:
     chosen = (colors or {}).get(label, PALETTE[index])
     return ROLES.get(chosen, chosen)

@@ -7,7 +7,7 @@ Images may be PIL images, uint8 arrays [H, W, 3] or float tensors [3, H, W] in [
 
 from __future__ import annotations
 
-from labkit.course.charts import bar_with_interval, curve_with_interval
+from labkit.course.charts import bar_with_interval, curve_with_interval, label_points
 from labkit.course.figure_base import CourseFigure, figure_style, new_figure
 from labkit.course.grids import before_after, heatmap_overlay, image_grid, strips
 
@@ -19,6 +19,7 @@ __all__ = [
     "figure_style",
     "heatmap_overlay",
     "image_grid",
+    "label_points",
     "new_figure",
     "strips",
 ]

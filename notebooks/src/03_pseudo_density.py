@@ -84,7 +84,7 @@ lab.reveal("densest", "biggest" if by_mode.argmax() == 0 else "other")
 # %% uid="ring-widget" tags=["widget"]
 from matplotlib.patches import Circle
 
-from labkit.course.figures import bar_with_interval, figure_style, image_grid, new_figure, strips
+from labkit.course.figures import bar_with_interval, figure_style, image_grid, label_points, new_figure, strips
 from labkit.course.widgets import choice, explore, slider
 
 
@@ -255,12 +255,10 @@ def plane(groups, title):
         for index, (label, settings) in enumerate(groups.items()):
             across, up = [v[1] for v in settings.values()], [v[0] for v in settings.values()]
             axes.scatter(across, up, s=46, color=PALETTE[index], marker=MARKERS[index], label=label, zorder=3)
-            for i, (name, right, height) in enumerate(zip(settings, across, up, strict=True)):
-                place = {"textcoords": "offset points", "fontsize": 8, "ha": "right" if index else "left"}
-                axes.annotate(name, (right, height), (-6 if index else 6, -12 if i % 2 else 4), **place)
         axes.set(xlabel=t("l03.coverage_axis"), ylabel=t("l03.precision_axis"), title=title)
         axes.margins(0.16)
         figure.legend(loc="outside lower right", ncols=len(groups))
+        label_points(axes, {name: (v[1], v[0]) for settings in groups.values() for name, v in settings.items()})
     points = [f"{name} {p:.2f}/{c:.2f}" for settings in groups.values() for name, (p, c) in settings.items()]
     figure.alt = t("l03.plane_alt", points=", ".join(points))
     return figure
