@@ -167,11 +167,11 @@ for name, s in lab.progress_bar(jobs, t("l05.toy_runs"), len(jobs)):
     toy[name][s] = train_toy(bases[s], *pair_set, settings[name], seed=s, steps=lab.sizes.toy_steps)
 heads = [t("l05.reward"), t("l05.off"), "$d_w$", "$d_l$", t("l05.accuracy")]
 before = np.mean([[reward(p).mean(), off_ring(p).float().mean()] for p in points.values()], axis=0)
-rows = [[t("l05.base"), f"{before[0]:.2f}", f"{before[1]:.1%}", "", "", ""]]
+rows = [[t("l05.base"), f"{before[0]:z.2f}", f"{before[1]:.1%}", "", "", ""]]
 for name, runs in toy.items():
     last = {k: np.mean([r.log[-1].get(k, np.nan) for r in runs.values()]) for k in ("d_w", "d_l", "accuracy")}
     mean = [np.mean([getattr(r, k) for r in runs.values()]) for k in ("reward", "off_ring")]
-    row = [name, f"{mean[0]:.2f}", f"{mean[1]:.1%}", f"{last['d_w']:+.3f}", f"{last['d_l']:+.3f}"]
+    row = [name, f"{mean[0]:z.2f}", f"{mean[1]:.1%}", f"{last['d_w']:+.3f}", f"{last['d_l']:+.3f}"]
     rows.append([*row, f"{last['accuracy']:.2f}"])
 table(heads, rows, t("l05.toy_table", seeds=len(toy_seeds), steps=lab.sizes.toy_steps))
 
