@@ -80,7 +80,7 @@ def normal_pairs(easy: PairSet, recons: Mapping[int, Tensor], scores: Mapping[in
                 split=row["split"],
             )
         )
-        latents += [recons[int(level[p])][p], easy.latents[row["winner"]]]
+        latents += [recons[int(level[p])][p].cpu(), easy.latents[row["winner"]]]
     return PairSet(tuple(rows), torch.stack(latents), easy.hashes)
 
 
@@ -97,7 +97,7 @@ def hard_pairs(normal: PairSet, recon: Tensor, *, source: str = "sdrecon t=100")
         rows.append(
             make_row(f"hard-{p:06d}", row["prompt"], p, first, first + 1, tie=row["tie"], split=row["split"], **given)
         )
-        latents += [recon[p], normal.latents[row["winner"]]]
+        latents += [recon[p].cpu(), normal.latents[row["winner"]]]
     return PairSet(tuple(rows), torch.stack(latents), normal.hashes)
 
 
@@ -109,7 +109,7 @@ def leap_pairs(easy: PairSet, real: Tensor) -> PairSet:
         p, first = row["prompt_id"], len(latents)
         given = {"source_w": "real", "source_l": row["source_l"], "stage": "leap", "split": row["split"]}
         rows.append(make_row(f"leap-{p:06d}", row["prompt"], p, first, first + 1, **given))
-        latents += [real[p], easy.latents[row["loser"]]]
+        latents += [real[p].cpu(), easy.latents[row["loser"]]]
     return PairSet(tuple(rows), torch.stack(latents), easy.hashes)
 
 

@@ -6,7 +6,7 @@ It is the gold judge of the course: lessons measure with it, and nothing may eve
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -53,15 +53,20 @@ class AttributeReader(nn.Module):
         hidden = self.trunk(images)
         return {name: head(hidden) for name, head in self.heads.items()}
 
+    def _batches(self, images: Tensor, batch: int) -> Iterator[Tensor]:
+        """Parts of the images, wherever they lie, on the reader's device."""
+        device = next(self.parameters()).device
+        return (x.to(device) for x in images.split(batch))
+
     @torch.no_grad()
     def features(self, images: Tensor, batch: int = 256) -> Tensor:
         """Penultimate features [N, 128], float32, >= 0."""
-        return torch.cat([self.trunk(x) for x in images.split(batch)])
+        return torch.cat([self.trunk(x) for x in self._batches(images, batch)])
 
     @torch.no_grad()
     def probabilities(self, images: Tensor, batch: int = 256) -> dict[str, Tensor]:
         """Softmax probabilities [N, number of values] per attribute."""
-        parts = [self(x) for x in images.split(batch)]
+        parts = [self(x) for x in self._batches(images, batch)]
         return {name: torch.cat([p[name] for p in parts]).softmax(-1) for name in ATTRIBUTES}
 
     def read(self, images: Tensor, batch: int = 256) -> dict[str, Tensor]:

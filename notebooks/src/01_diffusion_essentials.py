@@ -166,7 +166,7 @@ import numpy as np
 
 from labkit.models import load_reader
 
-portrait_pipe, reader = load_pipeline("cpu"), load_reader()
+portrait_pipe, reader = load_pipeline("cpu", lab.device), load_reader(lab.device)
 rng = np.random.default_rng(lab.seed)
 judged = sample_specs(lab.sizes.prompts, seed=lab.seed + 1)
 named = [random_caption(spec, rng) for spec in judged]
@@ -182,7 +182,7 @@ for scale in lab.progress_bar(scales, t("l01.guidance_scale"), len(scales)):
         steps=lab.sizes.steps,
         guidance_scale=scale,
         batch_size=32,
-    )
+    ).cpu()
     right = reader.correct(pictures, [s for s in judged for _ in range(copies)])
     score = [np.mean([right[a][i].item() for a in named[i // copies].named] or [np.nan]) for i in range(len(texts))]
     faithful.append(np.nanmean(np.reshape(score, (-1, copies)), axis=1))

@@ -46,8 +46,8 @@ from labkit.portraits import ATTRIBUTES, caption, render_tensor, sample_specs
 from labkit.portraits.parse import parse_caption
 
 sizes = lab.sizes
-pipe, reader = load_pipeline("cpu", variant="portrait-sd-base"), load_reader()
-clip, clip_inputs = load_clip("cpu")
+pipe, reader = load_pipeline("cpu", lab.device, variant="portrait-sd-base"), load_reader(lab.device)
+clip, clip_inputs = load_clip("cpu", lab.device)
 
 
 def half_named(n, seed):
@@ -61,7 +61,7 @@ def half_named(n, seed):
 
 def gold(images, prompts):
     """Share of the named attributes that the AttributeReader finds right, per image."""
-    read = reader.read(images)
+    read = {name: found.cpu() for name, found in reader.read(images).items()}
     return np.array(
         [np.mean([ATTRIBUTES[a][read[a][i]] == v for a, v in parse_caption(p).items()]) for i, p in enumerate(prompts)]
     )
@@ -316,7 +316,7 @@ def align(stages, seed, start=()):
 
 def pictures(seed):
     generators = image_generators(len(test), 1000 + seed)
-    return sample(pipe, test, generators=generators, steps=sizes.steps, batch_size=48)
+    return sample(pipe, test, generators=generators, steps=sizes.steps, batch_size=48).cpu()
 
 
 def by_prompt(values):
@@ -403,7 +403,7 @@ claim("cure_is_free", t("l06.measure_free"), score["l06.n_all_cured"] - score["l
 from labkit.dpo import recon_levels, sd_recon
 
 with torch.no_grad():
-    real = encode_images(pipe, render_tensor(specs))
+    real = encode_images(pipe, render_tensor(specs)).cpu()
     recons = recon_levels(
         pipe, real, prompts, (100, 400, 500, 600, 700), seed=lab.seed, steps=sizes.steps, batch_size=64
     )
@@ -733,12 +733,12 @@ def same_person(images):
     """Share of the person's own attributes that the gold judge finds, per image."""
     read = reader.read(images)
     kept = [a for a in ATTRIBUTES if a not in changing]
-    return np.mean([(read[a] == ATTRIBUTES[a].index(getattr(specs[0], a))).numpy() for a in kept], axis=0)
+    return np.mean([(read[a] == ATTRIBUTES[a].index(getattr(specs[0], a))).cpu().numpy() for a in kept], axis=0)
 
 
 album, album_prompts = variants(specs[1:])
 with torch.no_grad():
-    portraits = encode_images(pipe, render_tensor(album))
+    portraits = encode_images(pipe, render_tensor(album)).cpu()
 personal_pairs = PreferencePairs(album_prompts, portraits, real[1:], hashes=easy.hashes)  # SFT looks at winners alone
 me, _ = align([("me", personal_pairs, [sft(sizes.kappa / 2)], 3)], seeds[0])
 others, _ = half_named(sizes.test_prompts, lab.seed + 3)

@@ -688,7 +688,7 @@ curve_with_interval(
 from labkit.diffusion import PromptConditions, encode_prompts, image_generators, sample
 from labkit.models import load_pipeline, load_reader
 
-painter, reader = load_pipeline("cpu"), load_reader()
+painter, reader = load_pipeline("cpu", lab.device), load_reader(lab.device)
 open_faces = sample_specs(3 * lab.sizes.edits, seed=lab.seed + 273, marginals={"style": {"toon-head": 0}})
 bare, worn = (
     [describe({"mood": s.mood, "hair_style": s.hair_style, "glasses": g}).text for s in open_faces]
@@ -698,7 +698,7 @@ with torch.no_grad():
     plain = encode_prompts(painter, bare[: lab.sizes.edits])
     other = [encode_prompts(painter, words[lab.sizes.edits :]).cond for words in (worn, bare)]
     step = (other[0] - other[1]).mean((0, 1))  # [d]: one vector for all tokens, from other captions
-random_step = torch.randn(step.shape, generator=lab.generator(11))
+random_step = torch.randn(step.shape, generator=lab.generator(11)).to(step.device)
 random_step = random_step * step.norm() / random_step.norm()
 strengths, drawn, shares = [0.0, 0.5, 1.0, 2.0], {}, {}
 for kind, vector in (("edit", step), ("random", random_step)):

@@ -1,6 +1,6 @@
 """Time and peak memory of a guided U-Net step with feedback, against the official way, measured in one run.
 
-    python tests/benchmarks/bench_fabric.py [--small] [--threads N]
+    python tests/benchmarks/bench_fabric.py [--small | --gpu] [--threads N]
     python -m pytest tests/benchmarks/bench_fabric.py -q -s          # LABKIT_BENCH=small for the small size
 
 The model has Stable Diffusion 1.5's module tree with random weights, a tenth of the channels and 32 x 32 latents (full;
@@ -14,6 +14,9 @@ does the same calls: n references of one sign for 2 B rows. Times are the best o
 - fused       labkit, round 1: the references are rows of the same call
 - cached      labkit from round 2 on: K and V come from the cache
 - lse         the same with the back end that reports the mass
+
+--gpu takes Stable Diffusion 1.5 at full width, random weights in half precision, 64 x 64 latents (512-pixel images) on
+a CUDA GPU, and the peak of the memory that PyTorch holds there.
 
 Peak memory is that of a call, above what was there before it; what the cache itself holds is reported beside it.
 """
@@ -33,7 +36,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTESTANTS = ("plain", "official", "fresh", "fused", "cached", "lse")
-SIZES = {"small": {"side": 16, "repeats": 2}, "full": {"side": 32, "repeats": 3}}
+SIZES = {
+    "small": {"side": 16, "repeats": 2},
+    "full": {"side": 32, "repeats": 3},
+    "gpu": {"side": 64, "repeats": 5, "device": "cuda"},
+}
 CELLS = [(batch, n) for batch in (1, 4) for n in (0, 1, 2, 4, 8)]
 WEIGHT, T = 0.1, 500
 
@@ -56,7 +63,7 @@ class Official:
         half = rows // 2
         cond = hidden_states[half:]
         context = torch.cat([cond, refs.expand(half, -1, -1).contiguous()], dim=1)  # [B, (1 + n) N, C]
-        weights = torch.full((context.shape[1],), WEIGHT)
+        weights = torch.full((context.shape[1],), WEIGHT, device=context.device, dtype=context.dtype)
         weights[:tokens] = 1.0
         outs = (
             self.attend(attn, hidden_states[:half], hidden_states[:half], None),
@@ -77,6 +84,25 @@ class Official:
 def resident_bytes() -> int:
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class GPUPeakMemory:
+    """Largest memory of tensors on the GPU while inside, above what it was on entry, in MB."""
+
+    def __enter__(self):
+        import torch
+
+        gc.collect()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        self.start = torch.cuda.memory_allocated()
+        return self
+
+    def __exit__(self, *_) -> None:
+        import torch
+
+        torch.cuda.synchronize()
+        self.megabytes = (torch.cuda.max_memory_allocated() - self.start) / 1e6
 
 
 class PeakMemory:
@@ -100,30 +126,32 @@ class PeakMemory:
         self.megabytes = (self.peak - self.start) / 1e6
 
 
-def one(contestant: str, side: int, repeats: int, threads: int) -> list[dict]:
+def one(contestant: str, side: int, repeats: int, threads: int, device: str = "cpu") -> list[dict]:
     """All cells of one contestant: seconds, megabytes and a checksum of the output."""
     import torch
 
-    from labkit.diffusion import encode_prompts, labelled_rows
+    from labkit.diffusion import encode_images, encode_prompts, labelled_rows
     from labkit.fabric import Reference, ReferenceCache, fabric, noised_reference, reference_noise, self_attentions
     from labkit.models.sd_layout import build_sd15
 
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
-    pipe = build_sd15()
+    gpu = device == "cuda"
+    pipe = build_sd15(width="full", dtype=torch.float16) if gpu else build_sd15()
+    pipe.to(device)
     g = torch.Generator().manual_seed(0)
     images = torch.rand(8, 3, 8 * side, 8 * side, generator=g) * 2 - 1
     references = [Reference(image) for image in images]
     with torch.no_grad():
-        latents = torch.cat([pipe.vae.encode(image[None]).latent_dist.mode() for image in images])
-    latents = latents * pipe.vae.config.scaling_factor
+        latents = encode_images(pipe, images, batch_size=1)
     noises = torch.stack([reference_noise(r.key, 0, T, latents.shape[1:]) for r in references])
-    noised = noised_reference(latents, noises, T, pipe.scheduler.alphas_cumprod)
+    noised = noised_reference(latents, noises, T, pipe.scheduler.alphas_cumprod).to(pipe.unet.dtype)
     text = encode_prompts(pipe, ["a house"], [""])
     empty = encode_prompts(pipe, [""]).cond
 
     def cell(batch, n):
         x = torch.randn(batch, 4, side, side, generator=torch.Generator().manual_seed(1)).repeat(2, 1, 1, 1)
+        x = x.to(device, pipe.unet.dtype)
         states = torch.cat([text.uncond.expand(batch, -1, -1), text.cond.expand(batch, -1, -1)])
         labels = ["uncond"] * batch + ["cond"] * batch
 
@@ -134,10 +162,12 @@ def one(contestant: str, side: int, repeats: int, threads: int) -> list[dict]:
         def timed(step):
             step()
             times = []
-            with PeakMemory() as memory:
+            with GPUPeakMemory() if gpu else PeakMemory() as memory:
                 for _ in range(repeats):
                     start = time.perf_counter()
                     out = step()
+                    if gpu:
+                        torch.cuda.synchronize()
                     times.append(time.perf_counter() - start)
             return {"seconds": min(times), "megabytes": memory.megabytes, "sum": float(out.double().abs().sum())}
 
@@ -207,7 +237,8 @@ def report(size: str, threads: int) -> dict[str, list[dict]]:
     """Measure and print: time as a ratio to plain, memory in MB, per batch and number of references."""
     results = measure(size, threads)
     side = SIZES[size]["side"]
-    print(f"\none guided step, {side} x {side} latents, {threads} thread(s): seconds / plain, peak MB")
+    where = "GPU" if size == "gpu" else f"{threads} thread(s)"
+    print(f"\none guided step, {side} x {side} latents, {where}: seconds / plain, peak MB")
     print("  B  n " + "".join(f"{name:>22}" for name in CONTESTANTS))
     for i, (batch, n) in enumerate(CELLS):
         base = results["plain"][i]["seconds"]
@@ -217,6 +248,9 @@ def report(size: str, threads: int) -> dict[str, list[dict]]:
         lines = {c: memory_line(results[c], batch) for c in CONTESTANTS[1:]}
         text = ", ".join(f"{c} {slope:.2f} (residual {off:.2f})" for c, (slope, off) in lines.items())
         print(f"B = {batch}, MB of peak memory per reference: {text}")
+    print(
+        "plain: " + ", ".join(f"{1e3 * c['seconds']:.1f} ms (B = {c['batch']})" for c in results["plain"] if not c["n"])
+    )
     print(f"K and V in the cache: {results['cached'][-1]['cache'] / CELLS[-1][1]:.2f} MB per reference and step")
     return results
 
@@ -245,13 +279,14 @@ def test_feedback_costs_less_than_the_official_way():
 def main() -> None:
     parser = argparse.ArgumentParser(description="Benchmark of labkit.fabric against the official way")
     parser.add_argument("--small", action="store_true", help="smaller latents and fewer repeats")
+    parser.add_argument("--gpu", action="store_true", help="Stable Diffusion 1.5 at its size on a CUDA GPU")
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")))
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(one(**json.loads(arguments.one))))
         return
-    report("small" if arguments.small else "full", arguments.threads)
+    report("small" if arguments.small else "gpu" if arguments.gpu else "full", arguments.threads)
 
 
 if __name__ == "__main__":
