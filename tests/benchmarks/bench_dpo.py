@@ -1,6 +1,6 @@
 """One training step of labkit.dpo against the diffusers LoRA script's, and the pool against the pipeline's own call.
 
-    python tests/benchmarks/bench_dpo.py [--small] [--threads N]
+    python tests/benchmarks/bench_dpo.py [--small | --gpu] [--threads N]
     python -m pytest tests/benchmarks/bench_dpo.py -s          # LABKIT_BENCH=small for a few steps
 
 Peers, restated on the same U-Net (PortraitSD), the same batch and the same AdamW:
@@ -11,6 +11,9 @@ Peers, restated on the same U-Net (PortraitSD), the same batch and the same Adam
 
 Every contestant runs in a process of its own bound to N threads; its peak memory is its own. Ratios are of CPU time, so
 that a busy machine does not distort them.
+
+--gpu: Stable Diffusion 1.5 at full width, random weights, 512-pixel images and bfloat16 autocast on a CUDA GPU;
+wall time, and the peak of the memory that PyTorch holds there.
 """
 
 from __future__ import annotations
@@ -27,18 +30,41 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 CONTESTANTS = ("labkit", "labkit cached", "diffusers script", "labkit pool", "pipeline call")
 SIZES = {"small": {"steps": 4, "batch": 8, "prompts": 2}, "full": {"steps": 20, "batch": 16, "prompts": 8}}
+SIZES["gpu"] = {"steps": 8, "batch": 4, "prompts": 2}
 GOAL = 0.75  # time per pair of labkit over the script's
 
 
-def pixels_and_prompts(n: int):
-    """n pairs of portraits [n, 3, 64, 64] and their prompts."""
+def pipeline(gpu: bool):
+    """PortraitSD on the CPU, or Stable Diffusion 1.5 with random weights on the GPU."""
+    if not gpu:
+        from labkit.models import load_pipeline
+
+        return load_pipeline("cpu")
+    from labkit.models.sd_layout import build_sd15
+
+    pipe = build_sd15(width="full").to("cuda")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def pixels_and_prompts(n: int, gpu: bool = False):
+    """n pairs of portraits [n, 3, 64, 64], noise of 512 x 512 for the GPU, and their prompts."""
     from labkit.portraits import caption, render_tensor, sample_specs
 
     specs = sample_specs(2 * n, seed=0)
-    return render_tensor(specs[:n]), render_tensor(specs[n:]), [caption(spec).text for spec in specs[:n]]
+    prompts = [caption(spec).text for spec in specs[:n]]
+    if gpu:
+        import torch
+
+        pixels = torch.rand(2 * n, 3, 512, 512, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        return pixels[:n], pixels[n:], prompts
+    return render_tensor(specs[:n]), render_tensor(specs[n:]), prompts
 
 
 def clocks() -> tuple[float, float]:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter(), time.process_time()
 
 
@@ -47,19 +73,20 @@ def since(begun: tuple[float, float], units: int) -> dict:
     return {"seconds": (clocks()[0] - begun[0]) / units, "cpu": (clocks()[1] - begun[1]) / units}
 
 
-def labkit_step(steps: int, batch: int, cached: bool) -> dict:
+def labkit_step(steps: int, batch: int, cached: bool, gpu: bool) -> dict:
     import torch
 
     from labkit.diffusion import encode_images
     from labkit.dpo import DPOConfig, DPOTrainer, PreferencePairs, dpo
-    from labkit.models import load_pipeline
 
-    pipe = load_pipeline("cpu")
-    winner, loser, prompts = pixels_and_prompts(batch)
+    pipe = pipeline(gpu)
+    winner, loser, prompts = pixels_and_prompts(batch, gpu)
     with torch.no_grad():
-        pairs = PreferencePairs(tuple(prompts), encode_images(pipe, winner), encode_images(pipe, loser))
+        latents = [encode_images(pipe, x, batch_size=8).cpu() for x in (winner, loser)]
+    pairs = PreferencePairs(tuple(prompts), *latents)
     warm = 2 if cached else 1  # steps that fill the cache are not steady state
-    config = DPOConfig(steps=steps + warm, batch_size=batch, cached_draws=warm if cached else 0, log_every=steps + warm)
+    options = {"cached_draws": warm if cached else 0, "precision": "bf16" if gpu else "fp32"}
+    config = DPOConfig(steps=steps + warm, batch_size=batch, log_every=steps + warm, **options)
     with DPOTrainer(pipe, pairs, config, [dpo(2500.0)]) as trainer:
         trainer.run(steps=warm)
         begun = clocks()
@@ -67,37 +94,39 @@ def labkit_step(steps: int, batch: int, cached: bool) -> dict:
         return since(begun, steps * batch)
 
 
-def script_step(steps: int, batch: int) -> dict:
-    """The loop body of diffusers' train_diffusion_dpo.py, restated (fp32, no checkpointing, its defaults)."""
+def script_step(steps: int, batch: int, gpu: bool) -> dict:
+    """The loop body of diffusers' train_diffusion_dpo.py, restated: no checkpointing, fp32 on the CPU."""
     import torch
     import torch.nn.functional as F
     from peft import LoraConfig
 
-    from labkit.models import load_pipeline
-
-    pipe = load_pipeline("cpu")
+    pipe = pipeline(gpu)
+    device = pipe.device
     unet, vae, scheduler = pipe.unet, pipe.vae, pipe.scheduler
     unet.add_adapter(
         LoraConfig(r=8, lora_alpha=8, init_lora_weights="gaussian", target_modules=["to_k", "to_q", "to_v", "to_out.0"])
     )
     parameters = [p for p in unet.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
-    winner, loser, prompts = pixels_and_prompts(batch)
-    pixels = torch.cat([winner, loser])  # chunked along the batch axis
-    tokens = pipe.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    winner, loser, prompts = pixels_and_prompts(batch, gpu)
+    pixels = torch.cat([winner, loser]).to(device)  # chunked along the batch axis
+    tokens = pipe.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
+    half = torch.autocast(device.type, torch.bfloat16, enabled=gpu)
     begun = clocks()
     for step in range(steps + 1):
         begun = clocks() if step == 1 else begun
-        with torch.no_grad():
+        with torch.no_grad(), half:
             latents = torch.cat([vae.encode(pixels[i : i + 8]).latent_dist.sample() for i in range(0, len(pixels), 8)])
             latents = latents * vae.config.scaling_factor
             hidden = pipe.text_encoder(tokens)[0].repeat(2, 1, 1)
         noise = torch.randn_like(latents).chunk(2)[0].repeat(2, 1, 1, 1)
-        t = torch.randint(0, scheduler.config.num_train_timesteps, (batch,)).repeat(2)
+        t = torch.randint(0, scheduler.config.num_train_timesteps, (batch,), device=device).repeat(2)
         noisy = scheduler.add_noise(latents, noise, t)
 
         def errors(noisy=noisy, t=t, hidden=hidden, noise=noise):
-            losses = F.mse_loss(unet(noisy, t, hidden).sample.float(), noise.float(), reduction="none")
+            with half:
+                prediction = unet(noisy, t, hidden).sample
+            losses = F.mse_loss(prediction.float(), noise.float(), reduction="none")
             winner_losses, loser_losses = losses.mean(dim=list(range(1, losses.ndim))).chunk(2)
             return winner_losses - loser_losses
 
@@ -114,11 +143,10 @@ def script_step(steps: int, batch: int) -> dict:
     return since(begun, steps * batch)
 
 
-def pool(prompts: int, ours: bool) -> dict:
+def pool(prompts: int, ours: bool, gpu: bool) -> dict:
     from labkit.dpo import build_pool, sharpness
-    from labkit.models import load_pipeline
 
-    pipe = load_pipeline("cpu")
+    pipe = pipeline(gpu)
     texts = pixels_and_prompts(prompts)[2]
     begun = clocks()
     if ours:
@@ -133,15 +161,16 @@ def one(contestant: str, size: str, threads: int) -> dict:
     import torch
 
     torch.set_num_threads(threads)
-    s = SIZES[size]
+    s, gpu = SIZES[size], size == "gpu"
     result = {
-        "labkit": lambda: labkit_step(s["steps"], s["batch"], cached=False),
-        "labkit cached": lambda: labkit_step(s["steps"], s["batch"], cached=True),
-        "diffusers script": lambda: script_step(s["steps"], s["batch"]),
-        "labkit pool": lambda: pool(s["prompts"], ours=True),
-        "pipeline call": lambda: pool(s["prompts"], ours=False),
+        "labkit": lambda: labkit_step(s["steps"], s["batch"], cached=False, gpu=gpu),
+        "labkit cached": lambda: labkit_step(s["steps"], s["batch"], cached=True, gpu=gpu),
+        "diffusers script": lambda: script_step(s["steps"], s["batch"], gpu),
+        "labkit pool": lambda: pool(s["prompts"], ours=True, gpu=gpu),
+        "pipeline call": lambda: pool(s["prompts"], ours=False, gpu=gpu),
     }[contestant]()
-    return {**result, "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    peak = torch.cuda.max_memory_allocated() / 1e6 if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {**result, "megabytes": peak}
 
 
 def report(size: str, threads: int) -> dict[str, dict]:
@@ -154,12 +183,12 @@ def report(size: str, threads: int) -> dict[str, dict]:
         results[contestant] = json.loads(done.stdout.splitlines()[-1])
         cpu, wall, memory = (results[contestant][k] for k in ("cpu", "seconds", "megabytes"))
         print(f"{contestant:18s} {1e3 * cpu:8.1f} ms CPU, {1e3 * wall:8.1f} ms, {memory:6.0f} MB", flush=True)
-    base = results["diffusers script"]["cpu"]
+    clock = "seconds" if size == "gpu" else "cpu"
+    base = results["diffusers script"][clock]
     for name in ("labkit", "labkit cached"):
-        print(f"{name} / diffusers script, per pair: {results[name]['cpu'] / base:.2f} (goal {GOAL} with the cache)")
-    print(
-        f"labkit pool / pipeline call, per image: {results['labkit pool']['cpu'] / results['pipeline call']['cpu']:.2f}"
-    )
+        print(f"{name} / diffusers script, per pair: {results[name][clock] / base:.2f} (goal {GOAL} with the cache)")
+    ratio = results["labkit pool"][clock] / results["pipeline call"][clock]
+    print(f"labkit pool / pipeline call, per image: {ratio:.2f}")
     return results
 
 
@@ -171,13 +200,14 @@ def test_time_per_pair():
 def main() -> None:
     parser = argparse.ArgumentParser(description="Benchmarks of labkit.dpo against its peers")
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--gpu", action="store_true", help="Stable Diffusion 1.5 at its size on a CUDA GPU")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(one(**json.loads(arguments.one))))
         return
-    report("small" if arguments.small else "full", arguments.threads)
+    report("small" if arguments.small else "gpu" if arguments.gpu else "full", arguments.threads)
 
 
 if __name__ == "__main__":
