@@ -91,6 +91,7 @@ def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
 
 def pool_text(clip: CLIPModel, ids: Tensor) -> Tensor:
     """The text transformer's state [N, 128] at the end of each text, before the projection."""
+    ids = ids.to(clip.text_projection.weight.device)
     mask = (ids != clip.config.text_config.pad_token_id).long()
     return clip.text_model(input_ids=ids, attention_mask=mask).pooler_output
 
@@ -101,8 +102,11 @@ def embed_text(clip: CLIPModel, ids: Tensor) -> Tensor:
 
 
 def embed_images(clip: CLIPModel, images: Tensor, batch: int = 256) -> Tensor:
-    """Unit-length image embeddings [N, 128] of images [N, 3, 64, 64] in [-1, 1]."""
-    parts = [clip.visual_projection(clip.vision_model(pixel_values=x).pooler_output) for x in images.split(batch)]
+    """Unit-length image embeddings [N, 128] of images [N, 3, 64, 64] in [-1, 1], on CLIP's device."""
+    device = clip.visual_projection.weight.device
+    parts = [
+        clip.visual_projection(clip.vision_model(pixel_values=x.to(device)).pooler_output) for x in images.split(batch)
+    ]
     return F.normalize(torch.cat(parts), dim=-1)
 
 
@@ -136,7 +140,7 @@ def zero_shot_accuracy(
         rows = [i for i, spec in enumerate(specs) if getattr(spec, attribute) in values]
         truth = torch.tensor([values.index(getattr(specs[i], attribute)) for i in rows])
         scores = pictures[rows] @ value_embeddings(clip, tokenizer, attribute, values).T  # [N, values]
-        out[attribute] = (scores.argmax(-1) == truth).float().mean().item()
+        out[attribute] = (scores.argmax(-1).cpu() == truth).float().mean().item()
     return out
 
 

@@ -177,7 +177,11 @@ def report(size: str, threads: int) -> dict[str, dict]:
     results = {}
     for contestant in CONTESTANTS:
         task = json.dumps({"contestant": contestant, "size": size, "threads": threads})
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(threads),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+            "HF_HUB_OFFLINE": "1",
+        }
         command = [sys.executable, __file__, "--one", task]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
         results[contestant] = json.loads(done.stdout.splitlines()[-1])

@@ -211,7 +211,10 @@ def one(contestant: str, side: int, repeats: int, threads: int, device: str = "c
 
 def measure(size: str, threads: int) -> dict[str, list[dict]]:
     environment = os.environ | {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    environment |= {"PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536"}  # freed tables go back to the system
+    environment |= {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+    }  # freed tables go back to the system
     results = {}
     for contestant in CONTESTANTS:
         arguments = json.dumps({"contestant": contestant, "threads": threads} | SIZES[size])
