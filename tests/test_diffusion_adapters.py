@@ -17,6 +17,7 @@ from labkit.diffusion import (
     add_lora,
     base_fingerprint,
     base_parameters,
+    base_sums,
     check_gradients,
     disabled_adapters,
     load_adapter_state,
@@ -226,16 +227,16 @@ def test_gradient_checkpointing_gives_identical_gradients():
 def test_training_leaves_the_base_alone(case):
     """[23]"""
     model = case.model()
-    before = base_fingerprint(model)
+    before, sums = base_fingerprint(model), base_sums(model)
     parameters = add_lora(model, "policy", seed=0, rank=4)
-    assert base_fingerprint(model) == before
+    assert base_fingerprint(model) == before and torch.equal(base_sums(model), sums)
     stir(model, "policy")
     optimizer = torch.optim.SGD(parameters, lr=0.1)
     case.call(model).square().mean().backward()
     optimizer.step()
-    assert base_fingerprint(model) == before
+    assert base_fingerprint(model) == before and torch.equal(base_sums(model), sums)
     next(iter(base_parameters(model).values())).data.flatten()[0] += 1e-6
-    assert base_fingerprint(model) != before
+    assert base_fingerprint(model) != before and int((base_sums(model) != sums).sum()) == 1
 
 
 def test_removing_restores_the_module_tree_and_leaves_other_adapters_as_they_were(case):

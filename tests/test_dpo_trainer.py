@@ -423,6 +423,20 @@ def test_one_step_on_the_full_module_tree_of_sd15_and_sdxl(kind, predicts):
     assert log[0]["d_w"] == 0.0 and log[0]["sdpo"] == pytest.approx(LN2, abs=1e-6) and log[0]["adapter_norm"] > 0
 
 
+def test_a_base_that_something_else_trains_is_noticed():
+    pipe = tiny_pipeline()
+
+    def meddle(record):
+        with torch.no_grad():
+            pipe.unet.conv_in.weight[0, 0, 0, 0] += 1e-4
+
+    with (
+        DPOTrainer(pipe, make_pairs(), QUICK, [dpo(2500.0)]) as trainer,
+        pytest.raises(AdapterError, match="something else trains them"),
+    ):
+        trainer.run(meddle)
+
+
 # ---- guards and bad input -----------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from .adapters import (
     use_adapters,
 )
 from .ddim import ddim_mean_sigma, ddim_step, density_sigma, gaussian_log_prob, log_prob_ratio, step_kl
-from .guards import base_fingerprint, base_parameters, check_gradients
+from .guards import base_fingerprint, base_parameters, base_sums, check_gradients
 from .guidance import PromptConditions, encode_prompts, labelled_rows, predict_noise, row_labels, unet_output
 from .images import (
     decode_latents,
@@ -63,6 +63,7 @@ __all__ = [
     "alpha_bar",
     "base_fingerprint",
     "base_parameters",
+    "base_sums",
     "check_gradients",
     "ddim_mean_sigma",
     "ddim_step",

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .adapters import AdapterError, adapter_layers
 
@@ -31,6 +31,18 @@ def base_fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
         digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def base_sums(model: nn.Module) -> Tensor:
+    """Sum of the bit patterns of each base weight tensor, int64 [number of tensors], in name order, on the CPU.
+
+    Notices within one process that training has touched the base, without moving the weights off their device: a
+    single changed element always changes its sum, several do but for a chance of about 2^-60.
+    """
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes per element -> type
+    tensors = (p.detach().contiguous() for _, p in sorted(base_parameters(model).items()))
+    sums = [x.view(whole[x.element_size()]).sum(dtype=torch.int64).cpu() for x in tensors]
+    return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.int64)
 
 
 def check_gradients(parameters: Mapping[str, nn.Parameter] | Sequence[nn.Parameter]) -> int:

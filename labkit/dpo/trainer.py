@@ -25,7 +25,7 @@ from labkit.diffusion import (
     adapter_names,
     add_lora,
     add_noise,
-    base_fingerprint,
+    base_sums,
     check_gradients,
     encode_prompts,
     remove_lora,
@@ -81,7 +81,7 @@ class DPOTrainer:
         self.needs = check_terms(self.terms, pairs.winner[0].numel())
         if config.cached_draws and (self.needs == "predictions" or reference is not None):
             raise ValueError("cached_draws keeps the start's errors only: no statistics term, no other reference")
-        self.hashes = fingerprints(pipe)
+        self.hashes, self.base_sums = fingerprints(pipe), base_sums(pipe.unet)
         check_hashes(pairs, self.hashes, ignore=("base",) if config.foreign_pairs else ())
 
         self.model: nn.Module = pipe.unet if config.model == "unet" else pipe.text_encoder
@@ -130,7 +130,7 @@ class DPOTrainer:
                     self.save()
             if callback is not None and callback(record) is True:
                 break
-        if self.config.trainable == "lora" and base_fingerprint(self.pipe.unet) != self.hashes["base"]:
+        if self.config.trainable == "lora" and not torch.equal(base_sums(self.pipe.unet), self.base_sums):
             raise AdapterError("the U-Net's base weights changed during training: something else trains them")
         return self.log
 

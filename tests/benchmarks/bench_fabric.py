@@ -4,8 +4,9 @@
     python -m pytest tests/benchmarks/bench_fabric.py -q -s          # LABKIT_BENCH=small for the small size
 
 The model has Stable Diffusion 1.5's module tree with random weights, a tenth of the channels and 32 x 32 latents (full;
-16 x 16 small), so self-attention weighs more than in the real one. Every contestant runs in a process of its own and
-does the same calls: n references of one sign for 2 B rows. Times are the best of the repeats.
+16 x 16 small), so self-attention weighs more than in the real one. All contestants do the same calls: n references of
+one sign for 2 B rows. Times are CPU seconds per thread, the best of the repeats, in one process and by turns; peaks of
+memory come from a process for each.
 
 - plain       no feedback
 - official    the published code's way, restated: stored layer inputs, kept in host memory, K and V projected again for
@@ -32,6 +33,7 @@ import sys
 import threading
 import time
 import warnings
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +41,7 @@ CONTESTANTS = ("plain", "official", "fresh", "fused", "cached", "lse")
 SIZES = {
     "small": {"side": 16, "repeats": 2},
     "full": {"side": 32, "repeats": 3},
-    "gpu": {"side": 64, "repeats": 5, "device": "cuda"},
+    "gpu": {"side": 64, "repeats": 2, "device": "cuda"},
 }
 CELLS = [(batch, n) for batch in (1, 4) for n in (0, 1, 2, 4, 8)]
 WEIGHT, T = 0.1, 500
@@ -126,8 +128,11 @@ class PeakMemory:
         self.megabytes = (self.peak - self.start) / 1e6
 
 
-def one(contestant: str, side: int, repeats: int, threads: int, device: str = "cpu") -> list[dict]:
-    """All cells of one contestant: seconds, megabytes and a checksum of the output."""
+def one(contestants: list[str], side: int, repeats: int, threads: int, device: str = "cpu") -> dict[str, list[dict]]:
+    """All cells of some contestants: seconds, megabytes and a checksum of the output.
+
+    The contestants of a cell take turns, so that a machine that slows down slows them all.
+    """
     import torch
 
     from labkit.diffusion import encode_images, encode_prompts, labelled_rows
@@ -149,81 +154,94 @@ def one(contestant: str, side: int, repeats: int, threads: int, device: str = "c
     text = encode_prompts(pipe, ["a house"], [""])
     empty = encode_prompts(pipe, [""]).cond
 
+    def clock():
+        if gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter() if gpu else time.process_time() / threads
+
+    @contextmanager
+    def official(call, n):
+        attentions = self_attentions(pipe.unet)
+        before, mine = [attn.processor for _, attn in attentions], [Official() for _ in attentions]
+        for (_, attn), processor in zip(attentions, mine, strict=True):
+            attn.set_processor(processor)
+
+        def step():
+            for processor in mine:
+                processor.mode = "store"
+            with torch.no_grad():
+                pipe.unet(noised[:n], T, encoder_hidden_states=empty.expand(n, -1, -1))
+            for processor in mine:
+                processor.mode = "read"
+            return call()
+
+        yield step
+        for (_, attn), processor in zip(attentions, before, strict=True):
+            attn.set_processor(processor)
+
+    @contextmanager
+    def ours(call, n, contestant, cache):
+        def step():
+            if contestant in ("fresh", "fused"):
+                cache.clear()
+            return call()
+
+        options = {"backend": "lse" if contestant == "lse" else "sdpa", "fused": contestant == "fused"}
+        with fabric(pipe, liked=references[:n], chunk=n, max_weight=WEIGHT, cache=cache, **options):
+            yield step
+
     def cell(batch, n):
         x = torch.randn(batch, 4, side, side, generator=torch.Generator().manual_seed(1)).repeat(2, 1, 1, 1)
         x = x.to(device, pipe.unet.dtype)
         states = torch.cat([text.uncond.expand(batch, -1, -1), text.cond.expand(batch, -1, -1)])
         labels = ["uncond"] * batch + ["cond"] * batch
+        caches = {name: ReferenceCache() for name in contestants}
 
         def call():
             with torch.no_grad(), labelled_rows(labels):
                 return pipe.unet(x, T, encoder_hidden_states=states)[0]
 
-        def timed(step):
-            step()
-            times = []
-            with GPUPeakMemory() if gpu else PeakMemory() as memory:
-                for _ in range(repeats):
-                    start = time.perf_counter()
-                    out = step()
-                    if gpu:
-                        torch.cuda.synchronize()
-                    times.append(time.perf_counter() - start)
-            return {"seconds": min(times), "megabytes": memory.megabytes, "sum": float(out.double().abs().sum())}
+        def entered(name):
+            if name == "plain" or n == 0:
+                return nullcontext(call)
+            return official(call, n) if name == "official" else ours(call, n, name, caches[name])
 
-        if contestant == "plain" or n == 0:
-            result = timed(call)
-        elif contestant == "official":
-            attentions = self_attentions(pipe.unet)
-            before = [attn.processor for _, attn in attentions]
-            mine = [Official() for _ in attentions]
-            for (_, attn), processor in zip(attentions, mine, strict=True):
-                attn.set_processor(processor)
+        found = {name: {"batch": batch, "n": n, "seconds": float("inf"), "megabytes": 0.0} for name in contestants}
+        for _ in range(repeats):
+            for name, result in found.items():
+                with entered(name) as step:
+                    step()
+                    with GPUPeakMemory() if gpu else PeakMemory() as memory:
+                        begun = clock()
+                        out = step()
+                        result["seconds"] = min(result["seconds"], clock() - begun)
+                result["megabytes"] = max(result["megabytes"], memory.megabytes)
+                result |= {"sum": float(out.double().abs().sum()), "cache": caches[name].bytes / 1e6}
+        return found
 
-            def step():
-                for processor in mine:
-                    processor.mode = "store"
-                with torch.no_grad():
-                    pipe.unet(noised[:n], T, encoder_hidden_states=empty.expand(n, -1, -1))
-                for processor in mine:
-                    processor.mode = "read"
-                return call()
-
-            result = timed(step)
-            for (_, attn), processor in zip(attentions, before, strict=True):
-                attn.set_processor(processor)
-        else:
-            cache = ReferenceCache()
-            options = {"max_weight": WEIGHT, "backend": "lse" if contestant == "lse" else "sdpa", "cache": cache}
-            options["fused"] = contestant == "fused"
-            with fabric(pipe, liked=references[:n], chunk=n, **options):
-
-                def step():
-                    if contestant in ("fresh", "fused"):
-                        cache.clear()
-                    return call()
-
-                result = timed(step) | {"cache": cache.bytes / 1e6}
-        return {"batch": batch, "n": n} | result
-
-    return [cell(batch, n) for batch, n in CELLS]
+    cells = [cell(batch, n) for batch, n in CELLS]
+    return {name: [found[name] for found in cells] for name in contestants}
 
 
 def measure(size: str, threads: int) -> dict[str, list[dict]]:
+    """Times from one process in which all take turns; on the CPU the peaks from a process for each contestant."""
     environment = os.environ | {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    environment |= {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        "MALLOC_MMAP_THRESHOLD_": "65536",
-    }  # freed tables go back to the system
-    results = {}
-    for contestant in CONTESTANTS:
-        arguments = json.dumps({"contestant": contestant, "threads": threads} | SIZES[size])
-        done = subprocess.run(
-            [sys.executable, __file__, "--one", arguments], env=environment, capture_output=True, text=True, check=False
-        )
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+
+    def run(contestants, extra=(), **options):
+        arguments = json.dumps({"contestants": contestants, "threads": threads} | SIZES[size] | options)
+        command = [sys.executable, __file__, "--one", arguments]
+        done = subprocess.run(command, env=environment | dict(extra), capture_output=True, text=True, check=False)
         if done.returncode:
-            raise RuntimeError(f"{contestant} failed: {done.stderr.strip().splitlines()[-1]}")
-        results[contestant] = json.loads(done.stdout.strip().splitlines()[-1])
+            raise RuntimeError(f"{', '.join(contestants)} failed: {done.stderr.strip().splitlines()[-1]}")
+        return json.loads(done.stdout.strip().splitlines()[-1])
+
+    results = run(CONTESTANTS)
+    if size != "gpu":
+        for name in CONTESTANTS:
+            returned = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # freed tables go back to the system at once
+            for cell, alone in zip(results[name], run([name], returned, repeats=1)[name], strict=True):
+                cell["megabytes"] = alone["megabytes"]
     return results
 
 
