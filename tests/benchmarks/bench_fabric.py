@@ -1,6 +1,6 @@
 """Time and peak memory of a guided U-Net step with feedback, against the official way, measured in one run.
 
-    python tests/benchmarks/bench_fabric.py [--small | --gpu] [--threads N]
+    python tests/benchmarks/bench_fabric.py [--small | --real | --gpu] [--threads N]
     python -m pytest tests/benchmarks/bench_fabric.py -q -s          # LABKIT_BENCH=small for the small size
 
 The model has Stable Diffusion 1.5's module tree with random weights, a tenth of the channels and 32 x 32 latents (full;
@@ -16,8 +16,9 @@ memory come from a process for each.
 - cached      labkit from round 2 on: K and V come from the cache
 - lse         the same with the back end that reports the mass
 
---gpu takes Stable Diffusion 1.5 at full width, random weights in half precision, 64 x 64 latents (512-pixel images) on
-a CUDA GPU, and the peak of the memory that PyTorch holds there.
+--real takes Stable Diffusion 1.5 at full width, random weights and 64 x 64 latents (512-pixel images): one picture and
+two references, minutes on a CPU. --gpu does it for all cells in half precision on a CUDA GPU, and takes the peak of
+the memory that PyTorch holds there.
 
 Peak memory is that of a call, above what was there before it; what the cache itself holds is reported beside it.
 """
@@ -41,7 +42,8 @@ CONTESTANTS = ("plain", "official", "fresh", "fused", "cached", "lse")
 SIZES = {
     "small": {"side": 16, "repeats": 2},
     "full": {"side": 32, "repeats": 3},
-    "gpu": {"side": 64, "repeats": 2, "device": "cuda"},
+    "real": {"side": 64, "repeats": 2, "width": "full", "cells": [(1, 0), (1, 2)]},
+    "gpu": {"side": 64, "repeats": 2, "width": "full", "device": "cuda"},
 }
 CELLS = [(batch, n) for batch in (1, 4) for n in (0, 1, 2, 4, 8)]
 WEIGHT, T = 0.1, 500
@@ -128,7 +130,15 @@ class PeakMemory:
         self.megabytes = (self.peak - self.start) / 1e6
 
 
-def one(contestants: list[str], side: int, repeats: int, threads: int, device: str = "cpu") -> dict[str, list[dict]]:
+def one(
+    contestants: list[str],
+    side: int,
+    repeats: int,
+    threads: int,
+    device: str = "cpu",
+    width: str = "reduced",
+    cells: list[tuple[int, int]] = CELLS,
+) -> dict[str, list[dict]]:
     """All cells of some contestants: seconds, megabytes and a checksum of the output.
 
     The contestants of a cell take turns, so that a machine that slows down slows them all.
@@ -142,10 +152,9 @@ def one(contestants: list[str], side: int, repeats: int, threads: int, device: s
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
     gpu = device == "cuda"
-    pipe = build_sd15(width="full", dtype=torch.float16) if gpu else build_sd15()
-    pipe.to(device)
+    pipe = build_sd15(width=width, dtype=torch.float16 if gpu else torch.float32).to(device)
     g = torch.Generator().manual_seed(0)
-    images = torch.rand(8, 3, 8 * side, 8 * side, generator=g) * 2 - 1
+    images = torch.rand(max(n for _, n in cells), 3, 8 * side, 8 * side, generator=g) * 2 - 1
     references = [Reference(image) for image in images]
     with torch.no_grad():
         latents = encode_images(pipe, images, batch_size=1)
@@ -219,8 +228,8 @@ def one(contestants: list[str], side: int, repeats: int, threads: int, device: s
                 result |= {"sum": float(out.double().abs().sum()), "cache": caches[name].bytes / 1e6}
         return found
 
-    cells = [cell(batch, n) for batch, n in CELLS]
-    return {name: [found[name] for found in cells] for name in contestants}
+    results = [cell(batch, n) for batch, n in cells]
+    return {name: [found[name] for found in results] for name in contestants}
 
 
 def measure(size: str, threads: int) -> dict[str, list[dict]]:
@@ -237,7 +246,7 @@ def measure(size: str, threads: int) -> dict[str, list[dict]]:
         return json.loads(done.stdout.strip().splitlines()[-1])
 
     results = run(CONTESTANTS)
-    if size != "gpu":
+    if size in ("small", "full"):
         for name in CONTESTANTS:
             returned = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # freed tables go back to the system at once
             for cell, alone in zip(results[name], run([name], returned, repeats=1)[name], strict=True):
@@ -261,18 +270,19 @@ def report(size: str, threads: int) -> dict[str, list[dict]]:
     where = "GPU" if size == "gpu" else f"{threads} thread(s)"
     print(f"\none guided step, {side} x {side} latents, {where}: seconds / plain, peak MB")
     print("  B  n " + "".join(f"{name:>22}" for name in CONTESTANTS))
-    for i, (batch, n) in enumerate(CELLS):
-        base = results["plain"][i]["seconds"]
+    for i, cell in enumerate(results["plain"]):
+        base = cell["seconds"]
         row = [f"{results[c][i]['seconds'] / base:9.2f}x {results[c][i]['megabytes']:8.0f} MB" for c in CONTESTANTS]
-        print(f"  {batch}  {n} " + "".join(f"{text:>22}" for text in row), flush=True)
-    for batch in (1, 4):
+        print(f"  {cell['batch']}  {cell['n']} " + "".join(f"{text:>22}" for text in row), flush=True)
+    for batch in () if size == "real" else (1, 4):
         lines = {c: memory_line(results[c], batch) for c in CONTESTANTS[1:]}
         text = ", ".join(f"{c} {slope:.2f} (residual {off:.2f})" for c, (slope, off) in lines.items())
         print(f"B = {batch}, MB of peak memory per reference: {text}")
     print(
         "plain: " + ", ".join(f"{1e3 * c['seconds']:.1f} ms (B = {c['batch']})" for c in results["plain"] if not c["n"])
     )
-    print(f"K and V in the cache: {results['cached'][-1]['cache'] / CELLS[-1][1]:.2f} MB per reference and step")
+    last = results["cached"][-1]
+    print(f"K and V in the cache: {last['cache'] / last['n']:.2f} MB per reference and step")
     return results
 
 
@@ -300,6 +310,7 @@ def test_feedback_costs_less_than_the_official_way():
 def main() -> None:
     parser = argparse.ArgumentParser(description="Benchmark of labkit.fabric against the official way")
     parser.add_argument("--small", action="store_true", help="smaller latents and fewer repeats")
+    parser.add_argument("--real", action="store_true", help="Stable Diffusion 1.5 at its size on the CPU")
     parser.add_argument("--gpu", action="store_true", help="Stable Diffusion 1.5 at its size on a CUDA GPU")
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")))
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -307,7 +318,8 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(one(**json.loads(arguments.one))))
         return
-    report("small" if arguments.small else "gpu" if arguments.gpu else "full", arguments.threads)
+    size = next((name for name in ("small", "real", "gpu") if getattr(arguments, name)), "full")
+    report(size, arguments.threads)
 
 
 if __name__ == "__main__":
