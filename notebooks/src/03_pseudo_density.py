@@ -623,11 +623,11 @@ def push_on_ring(which, direction, scorer):
         figure = new_figure(8.4, 4.0, layout="constrained")
         left, right = figure.subplots(1, 2)
         for i, line in enumerate(torch.cat(deltas).T):
-            left.plot(line, color=PALETTE[i], marker=MARKERS[i], markersize=4)
-            left.annotate(f"$\\delta_{i + 1}$", (10, line[-1]), (8, 0), textcoords="offset points", color=PALETTE[i])
+            left.plot(line, color=PALETTE[i], marker=MARKERS[i], markersize=4, label=f"$\\delta_{i + 1}$")
         for wall in (-0.3, 0.3):
             left.axhline(wall, color="#6B6B6B", linestyle=(0, (4, 3)))
-        left.set(xlabel=t("l03.step"), ylabel=t("l03.delta_axis"), title=t("l03.in_the_box"))
+        left.set(xlabel=t("l03.step"), ylabel=t("l03.delta_axis"), ylim=(-0.45, 0.36), title=t("l03.in_the_box"))
+        left.legend(loc="lower center", ncols=3)
         right.scatter(*reals.T, s=4, color="#C9C9C9")
         right.plot(*path[0], color=PALETTE[0], marker="o", markersize=8)
         right.plot(*path.T, color=PALETTE[1], marker=".", linewidth=1.5)
