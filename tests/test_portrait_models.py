@@ -8,6 +8,7 @@ from diffusers import StableDiffusionPipeline
 
 from labkit.diffusion import image_generators, sample
 from labkit.models import data_dir, load_clip, load_pipeline, load_reader
+from labkit.models.checksums import CHECKSUMS, read_checksums, sha256
 from labkit.models.clip import retrieval_at_1, zero_shot_accuracy
 from labkit.models.load import quiet
 from labkit.models.train.parts import validation_specs
@@ -20,6 +21,13 @@ def test_the_frozen_validation_set_is_what_the_world_draws():
     images, specs = load_dataset(data_dir() / "portraits")
     assert specs == SPECS
     assert all((images[i] == render_array(specs[i])).all() for i in range(0, 512, 64))
+
+
+def test_every_shipped_file_has_its_checksum():
+    """A card that is edited by hand needs `write_checksums`, or nothing loads."""
+    table = read_checksums()
+    files = [f for f in data_dir().rglob("*") if f.is_file() and f.name != CHECKSUMS and not f.name.startswith(".")]
+    assert {f.relative_to(data_dir()).as_posix(): sha256(f) for f in files} == table
 
 
 def test_all_weights_together_stay_below_60_mb():
