@@ -37,12 +37,14 @@ import warnings
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 CONTESTANTS = ("plain", "official", "fresh", "fused", "cached", "lse")
 SIZES = {
     "small": {"side": 16, "repeats": 2},
     "full": {"side": 32, "repeats": 3},
-    "real": {"side": 64, "repeats": 2, "width": "full", "cells": [(1, 0), (1, 2)]},
+    "real": {"side": 64, "repeats": 2, "width": "full", "cells": [(1, 2)]},
     "gpu": {"side": 64, "repeats": 2, "width": "full", "device": "cuda"},
 }
 CELLS = [(batch, n) for batch in (1, 4) for n in (0, 1, 2, 4, 8)]
@@ -245,7 +247,7 @@ def measure(size: str, threads: int) -> dict[str, list[dict]]:
             raise RuntimeError(f"{', '.join(contestants)} failed: {done.stderr.strip().splitlines()[-1]}")
         return json.loads(done.stdout.strip().splitlines()[-1])
 
-    results = run(CONTESTANTS)
+    results = run(["plain", "cached"] if size == "real" else CONTESTANTS)  # the others take minutes a call there
     if size in ("small", "full"):
         for name in CONTESTANTS:
             returned = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # freed tables go back to the system at once
@@ -269,18 +271,17 @@ def report(size: str, threads: int) -> dict[str, list[dict]]:
     side = SIZES[size]["side"]
     where = "GPU" if size == "gpu" else f"{threads} thread(s)"
     print(f"\none guided step, {side} x {side} latents, {where}: seconds / plain, peak MB")
-    print("  B  n " + "".join(f"{name:>22}" for name in CONTESTANTS))
+    print("  B  n " + "".join(f"{name:>22}" for name in results))
     for i, cell in enumerate(results["plain"]):
         base = cell["seconds"]
-        row = [f"{results[c][i]['seconds'] / base:9.2f}x {results[c][i]['megabytes']:8.0f} MB" for c in CONTESTANTS]
+        row = [f"{results[c][i]['seconds'] / base:9.2f}x {results[c][i]['megabytes']:8.0f} MB" for c in results]
         print(f"  {cell['batch']}  {cell['n']} " + "".join(f"{text:>22}" for text in row), flush=True)
     for batch in () if size == "real" else (1, 4):
-        lines = {c: memory_line(results[c], batch) for c in CONTESTANTS[1:]}
+        lines = {c: memory_line(cells, batch) for c, cells in results.items() if c != "plain"}
         text = ", ".join(f"{c} {slope:.2f} (residual {off:.2f})" for c, (slope, off) in lines.items())
         print(f"B = {batch}, MB of peak memory per reference: {text}")
-    print(
-        "plain: " + ", ".join(f"{1e3 * c['seconds']:.1f} ms (B = {c['batch']})" for c in results["plain"] if not c["n"])
-    )
+    one_call = {c["batch"]: f"{1e3 * c['seconds']:.1f} ms (B = {c['batch']})" for c in results["plain"]}
+    print("plain: " + ", ".join(one_call.values()))
     last = results["cached"][-1]
     print(f"K and V in the cache: {last['cache'] / last['n']:.2f} MB per reference and step")
     return results
@@ -303,8 +304,14 @@ def test_feedback_costs_less_than_the_official_way():
             slope, off = memory_line(results["cached"], batch)
             assert slope < 0.2 * memory_line(results["official"], batch)[0]
             assert off < 0.15 * 8 * max(slope, 1.0)  # a straight line, up to what the allocator rounds
-        i = cells[1, 2]
-        assert results["cached"][i]["seconds"] <= 1.25 * results["plain"][i]["seconds"]
+
+
+def test_two_references_cost_a_quarter_at_most_from_round_two_on():
+    """At Stable Diffusion's own size: in the model with a tenth of the channels self-attention weighs far more."""
+    if os.environ.get("LABKIT_BENCH") == "small":
+        pytest.skip("minutes, whatever the size")
+    (plain,), (cached,) = report("real", int(os.environ.get("OMP_NUM_THREADS", "1"))).values()
+    assert cached["seconds"] <= 1.25 * plain["seconds"]
 
 
 def main() -> None:
