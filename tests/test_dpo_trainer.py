@@ -21,6 +21,7 @@ from labkit.diffusion import (
     alpha_bar,
     base_fingerprint,
     merge_lora,
+    native_bfloat16,
 )
 from labkit.dpo import DPOConfig, DPOTrainer, PreferencePairs, dpo, fingerprints, mapo, sdpo, sft, statistics
 from labkit.dpo import checkpoint as checkpoints
@@ -389,6 +390,22 @@ def test_the_text_encoder_can_be_trained_alone():
     assert log[0]["d_w"] == 0.0 and log[-1]["d_w"] != 0.0
     assert any(bool(v.any()) for k, v in state.items() if ".lora_B." in k)
     assert base_fingerprint(pipe.unet) == unet and adapter_names(pipe.text_encoder) == ()
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_automatic_precision_is_bfloat16_only_where_it_is_native(monkeypatch, native):
+    from labkit.dpo import trainer as module
+
+    monkeypatch.setattr(module, "native_bfloat16", lambda device: native)
+    with DPOTrainer(tiny_pipeline(), make_pairs(), replace(QUICK, precision="auto"), [dpo(2500.0)]) as trainer:
+        assert trainer.config.precision == ("bf16" if native else "fp32")  # checkpoints carry what it became
+
+
+def test_native_bfloat16_follows_the_machine(monkeypatch):
+    for capabilities, expected in (({}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda c=capabilities: c)
+        assert native_bfloat16() is expected
+    assert native_bfloat16("meta") is False
 
 
 def test_a_half_precision_base_gets_a_float32_adapter_and_full_training_of_it_is_refused():

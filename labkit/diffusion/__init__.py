@@ -33,6 +33,7 @@ from .lora_adapters import (
     remove_lora,
 )
 from .noise import draw_noise, image_generators
+from .precision import native_bfloat16
 from .sample import SampledLatents, SamplerStep, initial_latents, sample, sample_latents
 from .schedule import (
     add_noise,
@@ -88,6 +89,7 @@ __all__ = [
     "lora",
     "lora_targets",
     "merge_lora",
+    "native_bfloat16",
     "predict_noise",
     "predict_x0",
     "remove_lora",

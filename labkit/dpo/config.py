@@ -9,7 +9,7 @@ CHOICES = {
     "targets": ("attention", "all"),
     "model": ("unet", "text_encoder"),
     "reference": ("adapter", "copy"),
-    "precision": ("fp32", "bf16"),
+    "precision": ("fp32", "bf16", "auto"),
 }
 
 
@@ -28,6 +28,7 @@ class DPOConfig:
     cached_draws     K > 0: every pair has K fixed (t, noise) draws whose reference errors are computed once.
     foreign_pairs    allow pairs whose images another U-Net made (stages of a curriculum, bought data).
     precision   "bf16" computes the networks under autocast; weights that train and all errors stay float32.
+                "auto": bf16 where the device has it in hardware (`native_bfloat16`), else fp32.
     checkpointing    recompute activations in backward: less memory, a quarter more time.
     save_every  steps between checkpoints, a multiple of log_every; 0: none.
     """

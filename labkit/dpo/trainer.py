@@ -28,6 +28,7 @@ from labkit.diffusion import (
     base_sums,
     check_gradients,
     encode_prompts,
+    native_bfloat16,
     remove_lora,
     to_epsilon,
     unet_output,
@@ -69,6 +70,8 @@ class DPOTrainer:
         folder: str | Path | None = None,
         reference: nn.Module | None = None,
     ):
+        if config.precision == "auto":
+            config = replace(config, precision="bf16" if native_bfloat16(pipe.unet.device) else "fp32")
         self.pipe, self.pairs, self.config, self.terms = pipe, pairs, config, tuple(terms)
         self.folder = None if folder is None else Path(folder)
         if config.save_every and self.folder is None:

@@ -446,7 +446,7 @@ def config(s):
     """A run of all weights; learning rate and timesteps are those of a pilot on other prompts."""
     every = max(1, lab.sizes.steps // 10)
     run = {"steps": lab.sizes.steps, "batch_size": lab.sizes.batch, "seed": s, "log_every": every}
-    return DPOConfig(**run, trainable="full", reference="copy", lr=3e-5, precision="bf16", t_window=(250, 1000))
+    return DPOConfig(**run, trainable="full", reference="copy", lr=3e-5, precision="auto", t_window=(250, 1000))
 
 
 base_images, aligned, logs = pictures(), {}, {}

@@ -303,7 +303,7 @@ def adapters(states):
 
 def align(stages, seed, start=()):
     """Train (name, pairs, terms, units of steps) stages after those in `start`: adapter states, pictures of the test prompts."""
-    options = {"batch_size": sizes.batch, "lr": sizes.lr, "rank": sizes.rank, "targets": "all", "precision": "bf16"}
+    options = {"batch_size": sizes.batch, "lr": sizes.lr, "rank": sizes.rank, "targets": "all", "precision": "auto"}
 
     def config(units):  # the U-Net is small: adapters sit in every layer
         steps = units * sizes.train_steps

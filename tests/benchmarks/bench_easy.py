@@ -65,7 +65,7 @@ def measure(size: str, seed: int) -> tuple[dict[str, float], dict[str, WinRateRe
     seconds = {"pool": time.perf_counter() - begun}
     begun = time.perf_counter()
     config = DPOConfig(
-        steps=s["steps"], batch_size=16, lr=3e-5, seed=seed, trainable="full", reference="copy", precision="bf16",
+        steps=s["steps"], batch_size=16, lr=3e-5, seed=seed, trainable="full", reference="copy", precision="auto",
         t_window=(250, 1000),
     )  # fmt: skip
     with DPOTrainer(pipe, best_vs_worst(pool).training(), config, [dpo(400.0)]) as trainer:

@@ -10,6 +10,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
+from labkit.diffusion import native_bfloat16
 from labkit.models.train.loop import LoopConfig, run
 from labkit.portraits import PortraitSpec, render_array
 from labkit.portraits.attributes import allowed_values
@@ -88,7 +89,7 @@ def train_unet(
         uniformly.
         keep: steps whose EMA weights are kept.
     """
-    half = torch.cpu.get_capabilities().get("avx512_bf16", False)  # elsewhere bfloat16 is emulated, and slower
+    half = native_bfloat16()
     alphas = new_scheduler().alphas_cumprod  # [1000]
     snr = alphas / (1 - alphas)
     timestep_weight = snr.clamp(max=MIN_SNR_GAMMA) / snr
