@@ -1,5 +1,5 @@
 """The same functions on a CUDA GPU: skipped where there is none. PortraitSD there equals PortraitSD on the CPU, and the
-gpu tier's loading (Stable Diffusion's module trees with random weights, float16) runs through every method."""
+gpu tier's loading (Stable Diffusion's module trees with random weights, float16) samples, takes feedback and trains."""
 
 import pytest
 import torch
@@ -169,7 +169,7 @@ def test_metrics_are_those_of_the_cpu():
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])
-def test_the_gpu_tier_in_float16_runs_every_method(kind, tmp_path):
+def test_the_gpu_tier_in_float16_samples_takes_feedback_and_trains(kind, tmp_path):
     pipe = load_pipeline("gpu", folder=write_layout(tmp_path / kind, kind))
     assert pipe.unet.dtype == torch.float16 and pipe.unet.device.type == "cuda"
     size = {"height": 64, "width": 64}

@@ -235,7 +235,12 @@ def test_training_leaves_the_base_alone(case):
     case.call(model).square().mean().backward()
     optimizer.step()
     assert base_fingerprint(model) == before and torch.equal(base_sums(model), sums)
-    next(iter(base_parameters(model).values())).data.flatten()[0] += 1e-6
+    weights = next(iter(base_parameters(model).values())).data.view(-1)
+    weights[:2] = weights[:2].flip(0)
+    assert base_fingerprint(model) != before and int((base_sums(model) != sums).sum()) == 1
+    weights[:2] = weights[:2].flip(0)
+    assert base_fingerprint(model) == before
+    weights[0] += 1e-6
     assert base_fingerprint(model) != before and int((base_sums(model) != sums).sum()) == 1
 
 

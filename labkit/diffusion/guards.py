@@ -45,14 +45,18 @@ def base_fingerprint(model: nn.Module) -> str:
 
 
 def base_sums(model: nn.Module) -> Tensor:
-    """Sum of the bit patterns of each base weight tensor, int64 [number of tensors], in name order, on the CPU.
+    """Sum of position times bit pattern of each base weight tensor, int64 [number of tensors], in name order, on the
+    CPU.
 
-    Notices within one process that training has touched the base, without moving the weights off their device: a
-    single changed element always changes its sum, several do but for a chance of about 2^-60.
+    Notices within one process that training has touched the base, without moving the weights off their device: one
+    changed element, or two that change places, always change the sum; other changes miss it by rare accident only.
     """
     whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes per element -> type
-    tensors = (p.detach().contiguous() for _, p in sorted(base_parameters(model).items()))
-    sums = [x.view(whole[x.element_size()]).sum(dtype=torch.int64).cpu() for x in tensors]
+    sums = []
+    for _, parameter in sorted(base_parameters(model).items()):
+        bits = parameter.detach().contiguous().flatten().view(whole[parameter.element_size()])
+        places = torch.arange(1, len(bits) + 1, device=bits.device)
+        sums.append((places * bits).sum().cpu())  # int64, wraps around
     return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.int64)
 
 

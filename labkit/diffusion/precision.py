@@ -6,8 +6,10 @@ import torch
 
 
 def native_bfloat16(device: torch.device | str = "cpu") -> bool:
-    """Whether the device multiplies bfloat16 in hardware. A CPU that emulates it takes about seven times as long as in
-    float32 (the course's U-Net on an AVX2 machine)."""
+    """Whether the device multiplies bfloat16 in hardware.
+
+    A CPU that emulates it takes seven times as long as in float32, or more (the course's U-Net on an AVX2 machine).
+    """
     kind = torch.device(device).type
     if kind == "cpu":
         can = torch.cpu.get_capabilities()
