@@ -183,17 +183,17 @@ explore(
     },
 )
 
-# %% [markdown] lang="en" uid="tiers" pair="011613bb"
+# %% [markdown] lang="en" uid="tiers" pair="d46f8b02"
 # ## 6. Tiers
 #
-# `tier` in the first cell chooses the size of everything: `smoke` (tests, seconds), `cpu` (a laptop, minutes), `gpu` (Stable Diffusion 1.5). The
-# code is the same. A last question:
+# `tier` in the first cell chooses the size of everything: `smoke` (tests, seconds), `cpu` (a laptop, minutes), `gpu` (a CUDA GPU;
+# the README lists what each lesson loads there). The code is the same. A last question:
 
-# %% [markdown] lang="ja" uid="tiers" pair="165ed99d"
+# %% [markdown] lang="ja" uid="tiers" pair="46537d7f"
 # ## 6. ティア
 #
-# 最初のセルの `tier` で全体の規模が決まります。`smoke` はテスト用(数秒)、`cpu` はノートPC向け(数分)、`gpu` は Stable Diffusion 1.5 です。
-# コードは同じです。最後に確認問題をひとつ解いてみましょう。
+# 最初のセルの `tier` で全体の規模が決まります。`smoke` はテスト用(数秒)、`cpu` はノートPC向け(数分)、`gpu` は CUDA 対応GPU向け
+# (各レッスンが読み込むモデルはREADMEにあります)です。コードは同じです。最後に確認問題をひとつ解いてみましょう。
 
 # %% uid="quiz" tags=["quiz"]
 lab.quiz("open")
