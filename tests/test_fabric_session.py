@@ -508,6 +508,34 @@ def test_adapters_are_part_of_the_cache_key_and_compose(pipe):
     assert run()[1] == 0
 
 
+def test_later_sessions_do_not_encode_references_again_unless_the_vae_has_changed():
+    p, cache, encoded = tiny_pipeline(), ReferenceCache(), []
+    handle = p.vae.encoder.register_forward_hook(lambda *_: encoded.append(1))
+
+    def encodings(cache=cache, n=2):
+        encoded.clear()
+        with fabric(p, cache=cache, liked=pictures(n)):
+            out = call(p, *one_call(p))
+        return len(encoded), out
+
+    (first, fresh), (again, kept) = encodings(), encodings()
+    assert (first, again) == (2, 0)
+    assert torch.equal(kept, fresh)
+    assert encodings(n=3)[0] == 1
+    with torch.no_grad():
+        p.vae.encoder.conv_in.weight.mul_(1.5)
+    changed, other = encodings()
+    assert changed == 2
+    assert not torch.equal(other, fresh)
+    p.vae.register_to_config(scaling_factor=2 * p.vae.config.scaling_factor)
+    assert (encodings()[0], encodings()[0]) == (2, 0)
+    cache.clear()
+    assert encodings()[0] == 2
+    nothing = ReferenceCache(max_bytes=0)
+    assert (encodings(nothing)[0], encodings(nothing)[0]) == (2, 2)
+    handle.remove()
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_cached_references_carry_no_graph(fused):
     p, cache = tiny_pipeline(), ReferenceCache()

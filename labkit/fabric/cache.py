@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .settings import FabricError
 
+MAX_LATENTS = 1024
 LayerStates = dict[str, tuple[Tensor, ...]]  # layer -> K, V [1, heads, tokens, d], moments of Q [1, heads, 1, d] x 2
 
 
@@ -23,7 +24,8 @@ def size_of(states: LayerStates) -> int:
 
 @dataclass
 class ReferenceCache:
-    """Least recently used K and V of references up to `max_bytes`, to be given to several sessions.
+    """Least recently used K and V of references up to `max_bytes`, to be given to several sessions. Beside them it
+    keeps the clean latents of the last 1,024 references, so that a later session need not run the VAE again.
 
     It hits only for the same image, size, timestep, noise, text, precision and weights (adapters included): sessions
     with different seeds share nothing. SD 1.5 at 512 x 512 in half precision takes 46 MB per reference and step.
@@ -34,6 +36,7 @@ class ReferenceCache:
     misses: int = 0
     bytes: int = 0
     _entries: OrderedDict[Hashable, LayerStates] = field(default_factory=OrderedDict, repr=False)
+    _latents: OrderedDict[Hashable, tuple[Tensor, str]] = field(default_factory=OrderedDict, repr=False)
     _serials: WeakKeyDictionary = field(default_factory=WeakKeyDictionary, repr=False)
     _count: itertools.count = field(default_factory=itertools.count, repr=False)
 
@@ -63,9 +66,30 @@ class ReferenceCache:
         while self.bytes > self.max_bytes and self._entries:
             self.bytes -= size_of(self._entries.popitem(last=False)[1])
 
+    def latent(self, vae: nn.Module, key: Hashable, encode: Callable[[], Tensor]) -> tuple[Tensor, str]:
+        """The clean latent of a reference and its digest: what was kept for this VAE and key, else `encode()`."""
+        known = self._latents.get((self._encoder(vae), key))
+        if known is None:
+            latent = encode()
+            known = latent, digest_of(latent)
+        if self.max_bytes:
+            # asked again: an fp16 VAE that was cast to encode has new weights, and what it encoded before is forgotten
+            place = self._encoder(vae), key
+            self._latents[place] = known
+            self._latents.move_to_end(place)
+            while len(self._latents) > MAX_LATENTS:
+                self._latents.popitem(last=False)
+        return known
+
+    def _encoder(self, vae: nn.Module) -> tuple:
+        """What a latent depends on besides the image: weights, scaling, and whether the VAE works in tiles."""
+        in_parts = getattr(vae, "use_tiling", False), getattr(vae, "use_slicing", False)
+        return self.revision(vae), str(vae.config), *in_parts
+
     def clear(self) -> None:
         """Free everything."""
         self._entries.clear()
+        self._latents.clear()
         self.bytes = 0
 
     def revision(self, unet: nn.Module) -> str:

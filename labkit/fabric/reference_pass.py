@@ -171,9 +171,10 @@ class ReferencePass:
     def _latent(self, reference: Reference, size: torch.Size) -> tuple[Tensor, str]:
         key = (reference.key, *size)
         if key not in self._latents:
-            f = vae_scale_factor(self.pipe)
-            latent = encode_reference(self.pipe, reference, size[0] * f, size[1] * f)
-            self._latents[key] = latent, digest_of(latent)
+            height, width = (vae_scale_factor(self.pipe) * side for side in size)
+            self._latents[key] = self.cache.latent(
+                self.pipe.vae, key, lambda: encode_reference(self.pipe, reference, height, width)
+            )
         return self._latents[key]
 
     @torch.no_grad()

@@ -30,7 +30,7 @@ TRAIN_SEED, READER_SEED, VALIDATION_SEED = 1, 3, 2026
 CAPTIONS_PER_IMAGE = 3
 VAE_STEPS, DECODER_STEPS, READER_STEPS = 4000, 3000, 4000
 CLIP_STEPS, CLIP_IMAGE_STEPS, CLIP_BOTH_STEPS = 2600, 2100, 350
-UNET_STEPS, BASE_STEPS = 8000, 350
+UNET_STEPS, BASE_STEPS = 9600, 350
 
 # Small shapes count for little in a mean over latent cells: this share of the loss weight goes where they show.
 FINE_ATTRIBUTES, FINE_SHARE = ("beard", "mood"), 0.7
