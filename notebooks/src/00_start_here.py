@@ -183,7 +183,7 @@ explore(
     },
 )
 
-# %% [markdown] lang="en" uid="tiers" pair="d46f8b02"
+# %% [markdown] lang="en" uid="tiers" pair="3358c763"
 # ## 6. Tiers
 #
 # `tier` in the first cell chooses the size of everything: `smoke` (tests, seconds), `cpu` (a laptop, minutes), `gpu` (a CUDA GPU;
@@ -192,8 +192,8 @@ explore(
 # %% [markdown] lang="ja" uid="tiers" pair="46537d7f"
 # ## 6. ティア
 #
-# 最初のセルの `tier` で全体の規模が決まります。`smoke` はテスト用(数秒)、`cpu` はノートPC向け(数分)、`gpu` は CUDA 対応GPU向け
-# (各レッスンが読み込むモデルはREADMEにあります)です。コードは同じです。最後に確認問題をひとつ解いてみましょう。
+# 最初のセルの `tier` で全体の規模が決まります。`smoke` はテスト用(数秒)、`cpu` はノートPC向け(数分)、`gpu` は CUDA 対応GPU向けです。
+# 各レッスンが gpu で読み込むモデルは、READMEの表にまとめています。コードはどのティアでも同じです。最後に確認問題をひとつ解いてみましょう。
 
 # %% uid="quiz" tags=["quiz"]
 lab.quiz("open")
