@@ -2,17 +2,19 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from labkit.models import data_dir
 from labkit.models.train.loop import LoopConfig
-from labkit.models.train.unet import Conditions, evidence, train_unet
-from labkit.portraits import sample_specs
+from labkit.models.train.parts import caption_groups
+from labkit.models.train.unet import CaptionGroups, Conditions, evidence, train_unet
+from labkit.portraits import random_caption, sample_specs
 
 
-def train_one_step(folder, cell_weight):
+def train_one_step(folder, cell_weight, groups=None):
     """A tiny U-Net after one step, and what it logged."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
@@ -31,7 +33,9 @@ def train_one_step(folder, cell_weight):
     states = torch.randn(12, 5, 16, generator=torch.Generator().manual_seed(2)).half()
     conditions = Conditions(states, 2, torch.zeros(5, 16))
     config = LoopConfig(steps=1, lr=1e-3, warmup=1)
-    trained = train_unet(unet, latents, conditions, folder, config=config, batch=4, cell_weight=cell_weight)
+    trained = train_unet(
+        unet, latents, conditions, folder, config=config, batch=4, cell_weight=cell_weight, groups=groups
+    )
     return trained.state_dict(), json.loads((folder / "log.jsonl").read_text("utf-8").splitlines()[-1])
 
 
@@ -61,3 +65,77 @@ def test_evidence_of_a_beard_lies_in_the_face_and_that_of_the_background_outside
     assert background[:2, [0, 7]].mean() > 5 * beard[:2, [0, 7]].mean()
     both = evidence(vae, specs, ["beard", "background"])
     assert torch.allclose(both, (beard + background) / 2)
+
+
+def world(n=600, seed=3):
+    """Portraits, two captions each, and their groups as in the recipe."""
+    specs = sample_specs(n, seed=seed)
+    rng = np.random.default_rng(seed)
+    captions = [random_caption(s, rng) for s in specs for _ in range(2)]
+    return specs, captions, caption_groups(specs, captions)
+
+
+def test_the_images_of_a_group_fit_its_caption():
+    specs, captions, groups = world()
+    images, drawn = groups(64, torch.Generator().manual_seed(0))
+    assert images.shape == drawn.shape == (64,)
+    for i, c in zip(images.tolist(), drawn.tolist(), strict=True):
+        own = specs[c // 2]
+        assert all(getattr(specs[i], a) == getattr(own, a) for a in captions[c].named)
+
+
+def test_a_group_shows_the_shares_of_the_images_that_fit():
+    specs, captions, groups = world(2000)
+    caption = next(
+        k for k, c in enumerate(captions) if 1 <= len(c.named) <= 2 and "beard" not in c.named and "mood" not in c.named
+    )
+    named = captions[caption].named
+    bald = specs[caption // 2].hair_style == "bald"
+    fit = [
+        s
+        for s in specs
+        if all(getattr(s, a) == getattr(specs[caption // 2], a) for a in named) and (s.hair_style == "bald") == bald
+    ]
+    share = np.mean([s.beard == "none" for s in fit])
+    generator = torch.Generator().manual_seed(1)
+    rows = groups.members(torch.full((400,), caption), generator)  # [400, 4]
+    count = np.array([[specs[i].beard == "none" for i in row] for row in rows.tolist()]).sum(1)
+    assert set(count) <= {int(np.floor(4 * share)), int(np.ceil(4 * share))}  # four independent draws: 0 to 4
+    assert abs(count.mean() / 4 - share) < 0.05
+    # every image that fits has its turn equally often: 400 groups of 4 draws
+    times = np.bincount(rows.flatten().numpy(), minlength=len(specs))
+    mean = 1600 / len(fit)
+    assert times[times > 0].sum() == 1600
+    assert ((times - mean)[times > 0] ** 2).mean() < 3 * mean
+
+
+def test_groups_change_nothing_in_how_often_captions_and_values_meet():
+    specs, captions, groups = world()
+    generator = torch.Generator().manual_seed(2)
+    images, drawn = (torch.cat(x).tolist() for x in zip(*[groups(48, generator) for _ in range(400)], strict=True))
+    named = [len(c.named) for c in captions]
+    assert np.mean([named[c] for c in drawn]) == pytest.approx(np.mean(named), abs=0.12)
+    for attribute, value in (("beard", "none"), ("mood", "happy"), ("hair_style", "bald"), ("style", "personas")):
+        of_world = np.mean([getattr(s, attribute) == value for s in specs])
+        assert np.mean([getattr(specs[i], attribute) == value for i in images]) == pytest.approx(of_world, abs=0.02)
+    bald = [specs[i].hair_style == "bald" for i, c in zip(images, drawn, strict=True) if not captions[c].named]
+    own = [specs[k // 2].hair_style == "bald" for k, c in enumerate(captions) if not c.named]
+    assert len(own) > 20 and np.mean(bald) == pytest.approx(np.mean(own), abs=0.06)
+
+
+def test_groups_and_single_captions_take_turns():
+    _, captions, groups = world()
+    _, drawn = groups(48, torch.Generator().manual_seed(3))
+    blocks = drawn.view(12, 4)
+    grouped = [bool((row == row[0]).all()) and len(captions[row[0]].named) <= 5 for row in blocks]
+    assert 4 <= sum(grouped) <= 8
+    runs = "".join("g" if g else "s" for g in grouped)
+    assert "ggg" not in runs and "sss" not in runs
+
+
+def test_training_with_groups_trains(tmp_path):
+    groups = CaptionGroups(torch.arange(6)[:, None] % 2, torch.zeros(12, 1, dtype=torch.bool), [0])
+    plain, _ = train_one_step(tmp_path / "plain", None)
+    grouped, log = train_one_step(tmp_path / "grouped", None, groups)
+    assert log["mse"] > 0
+    assert any(not torch.equal(plain[k], grouped[k]) for k in plain)

@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,7 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from labkit.models.train.loop import LoopConfig
 from labkit.portraits import (
+    ATTRIBUTES,
     HELD_OUT_COMBINATIONS,
+    Caption,
     PortraitSpec,
     build_dataset,
     load_dataset,
@@ -25,12 +28,15 @@ from labkit.portraits.attributes import HELD_OUT_STYLES, TRAINING_STYLES
 from labkit.portraits.captions import random_caption
 from labkit.portraits.dataset import write_atomically
 
+if TYPE_CHECKING:
+    from labkit.models.train.unet import CaptionGroups
+
 TRAIN_SIZE, READER_SIZE, VALIDATION_SIZE = 32_768, 6_144, 512
 TRAIN_SEED, READER_SEED, VALIDATION_SEED = 1, 3, 2026
 CAPTIONS_PER_IMAGE = 3
 VAE_STEPS, DECODER_STEPS, READER_STEPS = 4000, 3000, 4000
 CLIP_STEPS, CLIP_IMAGE_STEPS, CLIP_BOTH_STEPS = 2600, 2100, 350
-UNET_STEPS, BASE_STEPS = 9600, 350
+UNET_STEPS, BASE_STEPS = 12_000, 350
 
 # Small shapes count for little in a mean over latent cells: this share of the loss weight goes where they show.
 FINE_ATTRIBUTES, FINE_SHARE = ("beard", "mood"), 0.7
@@ -220,8 +226,14 @@ def latents_of(images: np.ndarray, folders: Folders) -> torch.Tensor:
     return load_file(cache)["latents"]
 
 
-def texts_of(specs: list[PortraitSpec], folders: Folders) -> dict[str, torch.Tensor]:
-    """Text states of ``CAPTIONS_PER_IMAGE`` captions per portrait and of the empty prompt in fp16, computed once."""
+def captions_of(specs: list[PortraitSpec]) -> list[Caption]:
+    """``CAPTIONS_PER_IMAGE`` captions per portrait, the same ones in every run."""
+    rng = np.random.default_rng(7)
+    return [random_caption(s, rng) for s in specs for _ in range(CAPTIONS_PER_IMAGE)]
+
+
+def texts_of(captions: list[Caption], folders: Folders) -> dict[str, torch.Tensor]:
+    """Text states of the captions and of the empty prompt in fp16, computed once."""
     from transformers import CLIPTextModel, CLIPTokenizer
 
     from labkit.models.clip import tokenize
@@ -232,14 +244,23 @@ def texts_of(specs: list[PortraitSpec], folders: Folders) -> dict[str, torch.Ten
         cache.parent.mkdir(parents=True, exist_ok=True)
         tokenizer = CLIPTokenizer.from_pretrained(clip_folder(folders))
         text_encoder = CLIPTextModel.from_pretrained(clip_folder(folders)).eval()
-        rng = np.random.default_rng(7)
-        texts = [random_caption(s, rng).text for s in specs for _ in range(CAPTIONS_PER_IMAGE)]
         inputs = {
-            "states": encode_texts(text_encoder, tokenize(tokenizer, texts)),
+            "states": encode_texts(text_encoder, tokenize(tokenizer, [c.text for c in captions])),
             "empty": encode_texts(text_encoder, tokenize(tokenizer, [""]))[0],
         }
         write_atomically(cache, lambda p: save_file(inputs, str(p)))
     return load_file(cache)
+
+
+def caption_groups(specs: list[PortraitSpec], captions: list[Caption]) -> CaptionGroups:
+    """Groups by what the captions name, and by whether a head is bald: bald heads have no hair colour to name, so
+    captions without one are theirs more often than their share."""
+    from labkit.models.train.unet import CaptionGroups
+
+    names = list(ATTRIBUTES)
+    values = [[ATTRIBUTES[a].index(getattr(s, a)) for a in names] + [int(s.hair_style == "bald")] for s in specs]
+    fixed = [[a in c.named for a in names] + [True] for c in captions]
+    return CaptionGroups(torch.tensor(values), torch.tensor(fixed), [names.index(a) for a in FINE_ATTRIBUTES])
 
 
 def unet(folders: Folders) -> None:
@@ -248,7 +269,8 @@ def unet(folders: Folders) -> None:
     from labkit.models.train import unet as U
 
     images, specs = load_dataset(folders.work / "portraits")
-    latents, inputs = latents_of(images, folders), texts_of(specs, folders)
+    captions = captions_of(specs)
+    latents, inputs = latents_of(images, folders), texts_of(captions, folders)
     conditions = U.Conditions(inputs["states"], CAPTIONS_PER_IMAGE, inputs["empty"].float())
     skew = torch.tensor(
         [np.prod([w.get(getattr(s, a), 1.0) for a, w in BASE_SKEW.items()]) for s in specs], dtype=torch.double
@@ -263,6 +285,7 @@ def unet(folders: Folders) -> None:
         folders.work / "unet",
         config=LoopConfig(steps=UNET_STEPS, lr=1e-3, ema=0.999, weight_decay=0.01, warmup=200, decay=0.2, seed=11),
         batch=48,  # per process
+        groups=caption_groups(specs, captions),
         weights=[(BASE_STEPS, skew / skew.sum())],
         keep=(BASE_STEPS, UNET_STEPS),
         cell_weight=cell_weight,

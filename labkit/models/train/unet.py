@@ -57,14 +57,68 @@ class Conditions:
     def __init__(self, states: Tensor, variants: int, empty: Tensor):
         self.states, self.variants, self.empty = states, variants, empty
 
-    def __call__(self, index: Tensor, generator: torch.Generator, dropout: float) -> Tensor:
-        """Text states [B, 40, 128] of a random caption of each image; the empty prompt with probability ``dropout``
-        (for guidance)."""
-        variant = torch.randint(self.variants, index.shape, generator=generator)
-        states = self.states[index * self.variants + variant].float()
-        dropped = torch.rand(len(index), generator=generator) < dropout
+    def __call__(self, captions: Tensor, generator: torch.Generator, dropout: float) -> Tensor:
+        """Text states [B, 40, 128] of captions [B] (caption ``i * variants + v`` belongs to image i); the empty prompt
+        with probability ``dropout`` (for guidance)."""
+        states = self.states[captions].float()
+        dropped = torch.rand(len(captions), generator=generator) < dropout
         states[dropped] = self.empty
         return states
+
+
+class CaptionGroups:
+    """Batches in which the captions that leave enough open stand with ``SIZE`` images each, not with one.
+
+    Such a caption fits many images. Its group is drawn among them in equal steps through the images sorted by the
+    ``spread`` attributes, with a random start. How often a caption and an image meet stays as it was, but a group
+    shows the shares of the data: half of it beardless, say, if that is how it is among the images that fit. So the
+    average of a group says what is left open without the chance that a single image brings, and a network learns
+    sooner not to guess a beard from the colour of a shirt.
+
+    Args:
+        values: attribute values of the images as integers [N, A].
+        fixed: [N * variants, A], true where all images of the group must share the value: what the caption names.
+        spread: columns by which the images of a group are spread, the most important first.
+    """
+
+    SIZE, MOST = 4, 6  # images per group; captions that fix more values than this stand alone
+
+    def __init__(self, values: Tensor, fixed: Tensor, spread: Sequence[int]):
+        self.values, self.fixed = values, fixed
+        self.variants = len(fixed) // len(values)
+        key = torch.zeros(len(values), dtype=torch.double)
+        for column in spread:
+            key = key * (values[:, column].max() + 1) + values[:, column]
+        self.key = key
+        self.open = torch.nonzero(fixed.sum(1) <= self.MOST)[:, 0]
+        alone = torch.nonzero(fixed.sum(1) > self.MOST)[:, 0]
+        self.alone = alone if len(alone) else self.open
+
+    def members(self, captions: Tensor, generator: torch.Generator) -> Tensor:
+        """``SIZE`` images [G, SIZE] for each caption [G]."""
+        groups = []
+        for c in captions.tolist():
+            columns = torch.nonzero(self.fixed[c])[:, 0]
+            own = self.values[c // self.variants, columns]
+            fit = torch.nonzero((self.values[:, columns] == own).all(1))[:, 0]
+            shuffled = fit[torch.randperm(len(fit), generator=generator)]
+            fit = shuffled[self.key[shuffled].argsort(stable=True)]
+            start = torch.rand(1, generator=generator, dtype=torch.double)
+            groups.append(fit[((torch.arange(self.SIZE) + start) * len(fit) / self.SIZE).long()])
+        return torch.stack(groups)
+
+    def __call__(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Images and captions, both [batch]; groups and single captions take turns."""
+        blocks = batch // self.SIZE
+        chance = torch.rand(1, generator=generator, dtype=torch.double).item()
+        groups = int(blocks * len(self.open) / len(self.fixed) + chance)  # the share of open captions on average
+        captions = self.alone[torch.randint(len(self.alone), (batch,), generator=generator)]
+        images = captions // self.variants
+        leaders = self.open[torch.randint(len(self.open), (groups,), generator=generator)]
+        for k, rows in enumerate(self.members(leaders, generator)):
+            first = k * blocks // groups * self.SIZE
+            images[first : first + self.SIZE], captions[first : first + self.SIZE] = rows, leaders[k]
+        return images, captions
 
 
 def train_unet(
@@ -75,6 +129,7 @@ def train_unet(
     *,
     config: LoopConfig,
     batch: int,
+    groups: CaptionGroups | None = None,
     weights: Sequence[tuple[int, Tensor]] = (),
     keep: tuple[int, ...] = (),
     dropout: float = 0.1,
@@ -87,8 +142,9 @@ def train_unet(
         latents: scaled latents [N, 8, 8, 8].
         cell_weight: weights [8, 8] with mean 1 on the squared error of each latent cell (None: all 1). The best
         prediction of a cell does not depend on its weight; a model of limited size and time learns heavy cells first.
+        groups: draws images and captions together (None: images uniformly, with one of their captions).
         weights: ``(until, p)``: before step ``until`` images are drawn with probabilities ``p`` [N] instead of
-        uniformly.
+        uniformly; groups come after that.
         keep: steps whose EMA weights are kept.
     """
     half = native_bfloat16()
@@ -98,16 +154,20 @@ def train_unet(
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         skew = next((p for until, p in weights if step < until), None)
-        if skew is None:
-            index = torch.randint(len(latents), (batch,), generator=generator)
+        if skew is None and groups is not None:
+            index, captions = groups(batch, generator)
         else:
-            index = torch.multinomial(skew, batch, replacement=True, generator=generator)
+            share = torch.ones(len(latents)) if skew is None else skew
+            index = torch.multinomial(share, batch, replacement=True, generator=generator)
+            captions = index * conditions.variants + torch.randint(
+                conditions.variants, index.shape, generator=generator
+            )
         x0 = latents[index].float()
         t = (torch.arange(batch) * 1000 // batch + torch.randint(1000, (1,), generator=generator)) % 1000  # stratified
         epsilon = torch.randn(x0.shape, generator=generator)
         a = alphas[t][:, None, None, None]
         x_t = a.sqrt() * x0 + (1 - a).sqrt() * epsilon
-        states = conditions(index, generator, dropout)
+        states = conditions(captions, generator, dropout)
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             prediction = unet(x_t, t, encoder_hidden_states=states).sample
         square = (prediction.float() - epsilon).square()  # [B, 8, 8, 8]
