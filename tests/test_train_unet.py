@@ -67,12 +67,12 @@ def test_evidence_of_a_beard_lies_in_the_face_and_that_of_the_background_outside
     assert torch.allclose(both, (beard + background) / 2)
 
 
-def world(n=600, seed=3):
+def world(n=600, seed=3, beard_weight=1.0):
     """Portraits, two captions each, and their groups as in the recipe."""
     specs = sample_specs(n, seed=seed)
     rng = np.random.default_rng(seed)
     captions = [random_caption(s, rng) for s in specs for _ in range(2)]
-    return specs, captions, caption_groups(specs, captions)
+    return specs, captions, caption_groups(specs, captions, beard_weight)
 
 
 def test_the_images_of_a_group_fit_its_caption():
@@ -84,8 +84,9 @@ def test_the_images_of_a_group_fit_its_caption():
         assert all(getattr(specs[i], a) == getattr(own, a) for a in captions[c].named)
 
 
-def test_a_group_shows_the_shares_of_the_images_that_fit():
-    specs, captions, groups = world(2000)
+@pytest.mark.parametrize("weight", [1.0, 2.0])
+def test_a_group_shows_the_shares_of_the_images_that_fit(weight):
+    specs, captions, groups = world(2000, beard_weight=weight)
     caption = next(
         k for k, c in enumerate(captions) if 1 <= len(c.named) <= 2 and "beard" not in c.named and "mood" not in c.named
     )
@@ -96,17 +97,18 @@ def test_a_group_shows_the_shares_of_the_images_that_fit():
         for s in specs
         if all(getattr(s, a) == getattr(specs[caption // 2], a) for a in named) and (s.hair_style == "bald") == bald
     ]
-    share = np.mean([s.beard == "none" for s in fit])
+    share = np.average([s.beard == "none" for s in fit], weights=[1 if s.beard == "none" else weight for s in fit])
     generator = torch.Generator().manual_seed(1)
     rows = groups.members(torch.full((400,), caption), generator)  # [400, 4]
     count = np.array([[specs[i].beard == "none" for i in row] for row in rows.tolist()]).sum(1)
     assert set(count) <= {int(np.floor(4 * share)), int(np.ceil(4 * share))}  # four independent draws: 0 to 4
     assert abs(count.mean() / 4 - share) < 0.05
-    # every image that fits has its turn equally often: 400 groups of 4 draws
+    # every image that fits has its turn: 400 groups of 4 draws
     times = np.bincount(rows.flatten().numpy(), minlength=len(specs))
-    mean = 1600 / len(fit)
-    assert times[times > 0].sum() == 1600
-    assert ((times - mean)[times > 0] ** 2).mean() < 3 * mean
+    chance = {s: 1 if s.beard == "none" else weight for s in fit}
+    expected = np.array([1600 * chance.get(s, 0) / sum(chance.values()) for s in specs])
+    assert times[expected == 0].sum() == 0
+    assert ((times - expected)[expected > 0] ** 2).mean() < 3 * expected[expected > 0].mean()
 
 
 def test_groups_change_nothing_in_how_often_captions_and_values_meet():
@@ -121,6 +123,17 @@ def test_groups_change_nothing_in_how_often_captions_and_values_meet():
     bald = [specs[i].hair_style == "bald" for i, c in zip(images, drawn, strict=True) if not captions[c].named]
     own = [specs[k // 2].hair_style == "bald" for k, c in enumerate(captions) if not c.named]
     assert len(own) > 20 and np.mean(bald) == pytest.approx(np.mean(own), abs=0.06)
+
+
+def test_weights_of_images_hold_for_groups_and_single_captions():
+    specs, captions, groups = world(beard_weight=2.0)
+    generator = torch.Generator().manual_seed(2)
+    images, drawn = (torch.cat(x).tolist() for x in zip(*[groups(48, generator) for _ in range(400)], strict=True))
+    none = np.array([s.beard == "none" for s in specs])
+    expected = none.sum() / (none.sum() + 2 * (~none).sum())
+    opened = np.array([len(captions[c].named) <= CaptionGroups.MOST - 1 for c in drawn])
+    assert np.mean(none[images][opened]) == pytest.approx(expected, abs=0.03)
+    assert np.mean(none[images][~opened]) == pytest.approx(expected, abs=0.03)
 
 
 def test_groups_and_single_captions_take_turns():

@@ -8,6 +8,7 @@ training run are gone.
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from pathlib import Path
 
@@ -30,6 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if arguments.out:
+        os.environ["LABKIT_DATA"] = str(arguments.out.resolve())  # so that evaluate measures what export wrote
     folders = parts.Folders.of(arguments.work, arguments.out)
     for part in parts.PARTS if arguments.part == "all" else [arguments.part]:
         print(f"== {part}", flush=True)

@@ -98,8 +98,8 @@ def evaluate_pipeline(variant: str, n: int = 512, seed: int = 99) -> dict:
     captions = [random_caption(s, rng) for s in specs]
     images = generate(pipe, [c.text for c in captions], seed)
     accuracy = named_accuracy(reader, images, specs, captions)
-    quarter = max(1, n // 8)
-    unseen = [s for c in HELD_OUT_COMBINATIONS for s in sample_specs(quarter // 2, seed=seed, rare=[(c, 1.0)])]
+    each = max(1, n // 16)
+    unseen = [s for c in HELD_OUT_COMBINATIONS for s in sample_specs(each, seed=seed, rare=[(c, 1.0)])]
     prompts = [caption(s) for s in unseen]
     composed = named_accuracy(reader, generate(pipe, [p.text for p in prompts], seed + 1), unseen, prompts)
     real = reader.features(render_tensor(specs))

@@ -79,20 +79,22 @@ class CaptionGroups:
         values: attribute values of the images as integers [N, A].
         fixed: [N * variants, A], true where all images of the group must share the value: what the caption names.
         spread: columns by which the images of a group are spread, the most important first.
+        weights: how often an image is to be drawn, as weights [N] (None: all the same).
     """
 
     SIZE, MOST = 4, 6  # images per group; captions that fix more values than this stand alone
 
-    def __init__(self, values: Tensor, fixed: Tensor, spread: Sequence[int]):
+    def __init__(self, values: Tensor, fixed: Tensor, spread: Sequence[int], weights: Tensor | None = None):
         self.values, self.fixed = values, fixed
         self.variants = len(fixed) // len(values)
+        self.weights = torch.ones(len(values), dtype=torch.double) if weights is None else weights.double()
         key = torch.zeros(len(values), dtype=torch.double)
         for column in spread:
             key = key * (values[:, column].max() + 1) + values[:, column]
         self.key = key
-        self.open = torch.nonzero(fixed.sum(1) <= self.MOST)[:, 0]
-        alone = torch.nonzero(fixed.sum(1) > self.MOST)[:, 0]
-        self.alone = alone if len(alone) else self.open
+        share = self.weights.repeat_interleave(self.variants)  # [N * variants]
+        self.open = torch.where(fixed.sum(1) <= self.MOST, share, 0.0)
+        self.alone = share - self.open if (share > self.open).any() else share
 
     def members(self, captions: Tensor, generator: torch.Generator) -> Tensor:
         """``SIZE`` images [G, SIZE] for each caption [G]."""
@@ -103,18 +105,23 @@ class CaptionGroups:
             fit = torch.nonzero((self.values[:, columns] == own).all(1))[:, 0]
             shuffled = fit[torch.randperm(len(fit), generator=generator)]
             fit = shuffled[self.key[shuffled].argsort(stable=True)]
+            upper = self.weights[fit].cumsum(0)
             start = torch.rand(1, generator=generator, dtype=torch.double)
-            groups.append(fit[((torch.arange(self.SIZE) + start) * len(fit) / self.SIZE).long()])
+            places = torch.searchsorted(upper, (torch.arange(self.SIZE) + start) * upper[-1] / self.SIZE, right=True)
+            groups.append(fit[places.clamp(max=len(fit) - 1)])
         return torch.stack(groups)
 
     def __call__(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Images and captions, both [batch]; groups and single captions take turns."""
         blocks = batch // self.SIZE
         chance = torch.rand(1, generator=generator, dtype=torch.double).item()
-        groups = int(blocks * len(self.open) / len(self.fixed) + chance)  # the share of open captions on average
-        captions = self.alone[torch.randint(len(self.alone), (batch,), generator=generator)]
+        share = self.open.sum().item() / (self.weights.sum().item() * self.variants)
+        groups = int(blocks * share + chance)  # on average the share of open captions
+        captions = torch.multinomial(self.alone, batch, replacement=True, generator=generator)
         images = captions // self.variants
-        leaders = self.open[torch.randint(len(self.open), (groups,), generator=generator)]
+        leaders = captions[:0]
+        if groups:
+            leaders = torch.multinomial(self.open, groups, replacement=True, generator=generator)
         for k, rows in enumerate(self.members(leaders, generator)):
             first = k * blocks // groups * self.SIZE
             images[first : first + self.SIZE], captions[first : first + self.SIZE] = rows, leaders[k]

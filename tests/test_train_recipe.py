@@ -1,0 +1,57 @@
+"""The whole recipe from nothing, with a few portraits and a step or two of each part."""
+
+import json
+
+import pytest
+
+from labkit.models import load_clip, load_pipeline, load_reader
+from labkit.models.checksums import verify
+from labkit.models.train import evaluate, parts
+from labkit.models.train.__main__ import main
+from labkit.portraits import load_dataset, sample_specs
+
+SIZES = {
+    "TRAIN_SIZE": 160,
+    "READER_SIZE": 32,
+    "VALIDATION_SIZE": 12,
+    "VAE_STEPS": 2,
+    "DECODER_STEPS": 1,
+    "READER_STEPS": 2,
+    "CLIP_STEPS": 2,
+    "CLIP_IMAGE_STEPS": 1,
+    "CLIP_BOTH_STEPS": 1,
+    "UNET_STEPS": 3,
+    "BASE_STEPS": 1,
+    "PARALLEL": {},
+}
+
+
+@pytest.mark.slow
+def test_make_train_goes_from_nothing_to_model_cards(tmp_path, monkeypatch):
+    for name, value in SIZES.items():
+        monkeypatch.setattr(parts, name, value)
+    monkeypatch.setattr(evaluate, "sample_specs", lambda n, **options: sample_specs(min(n, 6), **options))
+    monkeypatch.setattr(evaluate, "STEPS", 1)
+    monkeypatch.setenv(
+        "LABKIT_DATA", str(tmp_path / "none")
+    )  # main sets it to --out; the rest of the session keeps its own
+    work, out = tmp_path / "work", tmp_path / "out"
+    assert main(["all", "--work", str(work), "--out", str(out)]) == 0
+
+    assert len(load_dataset(out / "portraits")[1]) == 12
+    final, base = load_pipeline("cpu"), load_pipeline("cpu", variant="portrait-sd-base")
+    difference = [
+        (a - b).abs().max().item() for a, b in zip(final.unet.parameters(), base.unet.parameters(), strict=True)
+    ]
+    assert max(difference) > 0
+    load_clip("cpu"), load_reader()
+    results = json.loads((out / "evaluation.json").read_text("utf-8"))
+    assert results["portrait-sd"]["seconds_16_images"] > 0
+    record = json.loads((out / "training.json").read_text("utf-8"))
+    assert {part: entry["steps"] for part, entry in record.items()} == {
+        "vae": 2, "decoder": 1, "clip": 2, "clip-images": 1, "clip-both": 1, "reader": 2, "unet": 3,
+    }  # fmt: skip
+    for model in ("portrait-sd", "portrait-sd-base", "portrait-clip", "attribute-reader"):
+        card = (out / model / "README.md").read_text("utf-8")
+        assert "sha256" in card and "loss-" in card
+    assert all(verify(model) for model in ("portrait-sd", "portrait-sd-base", "portrait-clip", "attribute-reader"))
