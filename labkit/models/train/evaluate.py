@@ -185,9 +185,11 @@ def write_cards(results: dict, out: Path, work: Path, record: dict[str, dict]) -
 
     def trained(part: str, folder: str) -> str:
         log, curve = work / part / "log.jsonl", out / folder / f"loss-{part}.png"
+        steps, note = record[part]["steps"], record[part]["note"]
+        if (part, folder) == ("unet", "portrait-sd-base"):  # the log is that of the steps that came after it
+            return f"unet: an early checkpoint of `python -m labkit.models.train unet`. {note}\n\n"
         if log.exists():
             draw_curve(log, curve, part)
-        steps, note = record[part]["steps"], record[part]["note"]
         text = f"{part}: `python -m labkit.models.train {part}`, {steps} steps. {note}\n\n"
         return text + (f"![loss]({curve.name})\n\n" if curve.exists() else "")
 
