@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from labkit.course import build
 from labkit.course.manifest import ManifestError, Project, load_lesson
+from labkit.course.notebook import unwrapped
 from labkit.course.regions import RegionError, in_language, solution_code, student_code
 from labkit.course.source import SourceError, parse_source, read_source, reconcile, stale_pairs, write_source
 from labkit.course.yamlfile import YamlError
@@ -591,3 +592,12 @@ def test_broken_yaml_names_the_line(project):
     edit(project.folder("00") / "lesson.yaml", "sizes:", "sizes: [")
     with pytest.raises((ManifestError, YamlError), match=r"lesson\.yaml:\d+"):
         load_lesson("00", project)
+
+
+def test_japanese_lines_are_joined_where_a_reader_would_see_a_space():
+    text = (
+        "# 見出し\n本文です。\n次の文。\nabc\n続き\n\n- 項目\n  続き\n- 次\n\n| 表\n| 表2\n\n```\nあ\nい\n```\n終\nり"
+    )
+    joined = "# 見出し\n本文です。次の文。\nabc\n続き\n\n- 項目続き\n- 次\n\n| 表\n| 表2\n\n```\nあ\nい\n```\n終り"
+    assert unwrapped(text) == joined
+    assert unwrapped("one\ntwo") == "one\ntwo"

@@ -31,6 +31,7 @@ _LANGUAGE = {
     "nbconvert_exporter": "python",
     "pygments_lexer": "ipython3",
 }
+_JAPANESE = re.compile(r"[\u3001-\u30ff\u3400-\u9fff\uff01-\uffee]")
 _PROGRESS = Path(__file__).with_name("templates") / "progress.py.tmpl"
 
 
@@ -95,7 +96,7 @@ def make_notebook(source: Source, frame: Frame, install: str) -> Any:
         if "hide-input" in cell.tags:
             metadata = _hidden(metadata)
         if cell.kind == "markdown":
-            text = re.sub(r"(\]\(|src=\"|href=\")\.\./\.\./", rf"\1{frame.up}", cell.source.strip())
+            text = re.sub(r"(\]\(|src=\"|href=\")\.\./\.\./", rf"\1{frame.up}", unwrapped(cell.source.strip()))
             cells.append(v4.new_markdown_cell(text, id=cell.uid, metadata=metadata))
             continue
         if cell.exercise:
@@ -122,6 +123,23 @@ def make_notebook(source: Source, frame: Frame, install: str) -> Any:
         if leaks:
             raise SourceError([Problem(frame.source, line, "solution-leak", text, cure) for text, cure, line in leaks])
     return notebook
+
+
+def unwrapped(text: str) -> str:
+    """Markdown without the line breaks between two Japanese characters of a paragraph or list item: a reader would see
+    each as a space in the middle of a sentence. Headings, quotes, tables and fenced code stay as they are."""
+    lines: list[str] = []
+    fenced = False
+    for line in text.split("\n"):
+        fence = line.lstrip().startswith(("```", "~~~"))
+        previous = lines[-1] if lines else ""
+        joins = _JAPANESE.fullmatch(previous[-1:]) and _JAPANESE.fullmatch(line.lstrip(" ")[:1])
+        if joins and not fenced and not previous.lstrip().startswith(("#", "|", ">")):
+            lines[-1] += line.lstrip(" ")
+        else:
+            lines.append(line)
+        fenced ^= fence
+    return "\n".join(lines)
 
 
 def notebook_text(notebook: Any) -> str:

@@ -168,8 +168,8 @@ from labkit.models import load_reader
 
 portrait_pipe, reader = load_pipeline("cpu", lab.device), load_reader(lab.device)
 rng = np.random.default_rng(lab.seed)
-judged = sample_specs(lab.sizes.prompts, seed=lab.seed + 1)
-named = [random_caption(spec, rng) for spec in judged]
+described = [(spec, random_caption(spec, rng)) for spec in sample_specs(lab.sizes.prompts, seed=lab.seed + 1)]
+judged, named = zip(*[(spec, c) for spec, c in described if c.named], strict=True)  # some captions name nothing
 copies = lab.sizes.copies
 texts = [c.text for c in named for _ in range(copies)]
 scales = [1.0, 2.0, 3.0, 5.0, 8.0]
@@ -184,16 +184,15 @@ for scale in lab.progress_bar(scales, t("l01.guidance_scale"), len(scales)):
         batch_size=32,
     ).cpu()
     right = reader.correct(pictures, [s for s in judged for _ in range(copies)])
-    score = [np.mean([right[a][i].item() for a in named[i // copies].named] or [np.nan]) for i in range(len(texts))]
-    faithful.append(np.nanmean(np.reshape(score, (-1, copies)), axis=1))
+    score = [np.mean([right[a][i].item() for a in named[i // copies].named]) for i in range(len(texts))]
+    faithful.append(np.reshape(score, (-1, copies)).mean(1))
     varied.append(pictures.reshape(-1, copies, *pictures.shape[1:]).std(1).mean((1, 2, 3)).numpy())
 
 
 def with_interval(rows):
-    """Mean and 95 % interval over prompts for each scale; prompts that name nothing have no faithfulness."""
+    """Mean and 95 % interval over prompts for each scale."""
     rows = np.asarray(rows)
-    mean, count = np.nanmean(rows, axis=1), np.sum(~np.isnan(rows), axis=1)
-    half = 1.96 * np.nanstd(rows, axis=1, ddof=1) / np.sqrt(count)
+    mean, half = rows.mean(1), 1.96 * rows.std(1, ddof=1) / rows.shape[1] ** 0.5
     return mean, mean - half, mean + half
 
 
@@ -207,7 +206,6 @@ curve_with_interval(
 
 # %% uid="guidance-claim"
 gain = faithful[scales.index(3.0)] - faithful[scales.index(1.0)]
-gain = gain[~np.isnan(gain)]
 margin = 1.96 * gain.std(ddof=1) / len(gain) ** 0.5
 interval = (float(gain.mean() - margin), float(gain.mean() + margin))
 lab.claim(
