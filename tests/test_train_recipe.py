@@ -32,9 +32,7 @@ def test_make_train_goes_from_nothing_to_model_cards(tmp_path, monkeypatch):
         monkeypatch.setattr(parts, name, value)
     monkeypatch.setattr(evaluate, "sample_specs", lambda n, **options: sample_specs(min(n, 6), **options))
     monkeypatch.setattr(evaluate, "STEPS", 1)
-    monkeypatch.setenv(
-        "LABKIT_DATA", str(tmp_path / "none")
-    )  # main sets it to --out; the rest of the session keeps its own
+    monkeypatch.setenv("LABKIT_DATA", str(tmp_path / "none"))  # main sets it to --out; this restores it after the test
     work, out = tmp_path / "work", tmp_path / "out"
     assert main(["all", "--work", str(work), "--out", str(out)]) == 0
 
