@@ -152,3 +152,10 @@ def test_training_with_groups_trains(tmp_path):
     grouped, log = train_one_step(tmp_path / "grouped", None, groups)
     assert log["mse"] > 0
     assert any(not torch.equal(plain[k], grouped[k]) for k in plain)
+
+
+def test_a_batch_without_a_whole_group_has_single_captions():
+    _, captions, groups = world()
+    for seed in range(8):
+        images, drawn = groups(3, torch.Generator().manual_seed(seed))
+        assert torch.equal(images, drawn // 2) and all(len(captions[c].named) > 5 for c in drawn)

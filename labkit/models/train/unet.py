@@ -119,12 +119,11 @@ class CaptionGroups:
         groups = int(blocks * share + chance)  # on average the share of open captions
         captions = torch.multinomial(self.alone, batch, replacement=True, generator=generator)
         images = captions // self.variants
-        leaders = captions[:0]
         if groups:
             leaders = torch.multinomial(self.open, groups, replacement=True, generator=generator)
-        for k, rows in enumerate(self.members(leaders, generator)):
-            first = k * blocks // groups * self.SIZE
-            images[first : first + self.SIZE], captions[first : first + self.SIZE] = rows, leaders[k]
+            for k, rows in enumerate(self.members(leaders, generator)):
+                first = k * blocks // groups * self.SIZE
+                images[first : first + self.SIZE], captions[first : first + self.SIZE] = rows, leaders[k]
         return images, captions
 
 
