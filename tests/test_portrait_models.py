@@ -73,6 +73,23 @@ def test_the_reader_reads_clean_renders():
     assert min(accuracy.values()) >= 0.99, accuracy
 
 
+def test_the_decoder_keeps_what_the_reader_looks_for():
+    vae, images = load_pipeline("cpu").vae, render_tensor(SPECS)
+    with torch.no_grad():
+        decoded = torch.cat(
+            [vae.decode(vae.encode(x).latent_dist.mode()).sample.clamp(-1, 1) for x in images.split(64)]
+        )
+    accuracy = load_reader().accuracy(decoded, SPECS)
+    assert min(accuracy.values()) >= 0.97, accuracy
+    error = (decoded - images).div(2).square().mean()
+    assert -10 * error.log10() >= 33
+
+
+def test_portrait_sd_and_its_early_checkpoint_share_the_vae():
+    first, second = (load_pipeline("cpu", variant=v).vae.state_dict() for v in ("portrait-sd", "portrait-sd-base"))
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
 def test_clip_finds_the_caption_of_an_image():
     clip, inputs = load_clip("cpu")
     images = render_tensor(SPECS[:256])

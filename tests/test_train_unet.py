@@ -1,6 +1,7 @@
 """Training the U-Net: what the weights on latent cells change and what they do not."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from labkit.models import data_dir
 from labkit.models.train.loop import LoopConfig
 from labkit.models.train.parts import caption_groups
-from labkit.models.train.unet import CaptionGroups, Conditions, evidence, train_unet
+from labkit.models.train.unet import CaptionGroups, Conditions, encode_images, evidence, train_unet
 from labkit.portraits import random_caption, sample_specs
 
 
@@ -58,12 +59,13 @@ def test_the_logged_mse_does_not_depend_on_cell_weights_but_the_training_does(tm
 
 def test_evidence_of_a_beard_lies_in_the_face_and_that_of_the_background_outside():
     vae, specs = AutoencoderKL.from_pretrained(data_dir() / "portrait-sd" / "vae"), sample_specs(24, seed=5)
-    beard, background = evidence(vae, specs, ["beard"]), evidence(vae, specs, ["background"])
+    encode = partial(encode_images, vae)
+    beard, background = evidence(encode, specs, ["beard"]), evidence(encode, specs, ["background"])
     assert beard.mean().item() == pytest.approx(1.0, abs=1e-5)
     face = beard[3:7, 1:6].sum() / beard.sum()
     assert face > 0.9
     assert background[:2, [0, 7]].mean() > 5 * beard[:2, [0, 7]].mean()
-    both = evidence(vae, specs, ["beard", "background"])
+    both = evidence(encode, specs, ["beard", "background"])
     assert torch.allclose(both, (beard + background) / 2)
 
 

@@ -19,7 +19,7 @@ from labkit import __version__
 from labkit.diffusion import decode_latents, image_generators, sample, to_pil
 from labkit.metrics import frechet_distance
 from labkit.models import data_dir, load_clip, load_pipeline, load_reader
-from labkit.models.checksums import sha256
+from labkit.models.checksums import sha256, write_checksums
 from labkit.models.clip import retrieval_at_1, zero_shot_accuracy
 from labkit.models.reader import AttributeReader, spec_indices
 from labkit.models.train.vae import psnr
@@ -264,3 +264,4 @@ if __name__ == "__main__":
     if sys.argv[1:] != ["picture"]:
         raise SystemExit("usage: python -m labkit.models.train.evaluate picture")
     picture(data_dir() / "readme.png")
+    write_checksums(data_dir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
@@ -57,10 +58,11 @@ def export_all(work: Path, out: Path, base_checkpoint: Path, final: Path) -> Non
 
     Args:
         base_checkpoint, final: EMA weights of the U-Net (safetensors). A training run that was restored from shipped
-            weights has no early checkpoint: portrait-sd-base then stays what it is.
+            weights has no early checkpoint: portrait-sd-base then stays what it is, but for the VAE, which both share.
     """
     for name, weights in (("portrait-sd", final), ("portrait-sd-base", base_checkpoint)):
         if weights == base_checkpoint and not weights.exists():
+            shutil.copytree(out / "portrait-sd" / "vae", out / name / "vae", dirs_exist_ok=True)
             continue
         unet = new_unet()
         unet.load_state_dict(load_file(weights))

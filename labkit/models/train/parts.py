@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from labkit.portraits import (
 from labkit.portraits.attributes import HELD_OUT_STYLES, TRAINING_STYLES
 from labkit.portraits.captions import random_caption
 from labkit.portraits.dataset import write_atomically
+from labkit.portraits.render import BALD_BEARD, HAIR, SKIN
 
 if TYPE_CHECKING:
     from labkit.models.train.unet import CaptionGroups
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 TRAIN_SIZE, READER_SIZE, VALIDATION_SIZE = 32_768, 6_144, 512
 TRAIN_SEED, READER_SEED, VALIDATION_SEED = 1, 3, 2026
 CAPTIONS_PER_IMAGE = 3
-VAE_STEPS, DECODER_STEPS, READER_STEPS = 4000, 3000, 4000
+VAE_STEPS, DECODER_STEPS, READER_STEPS = 4000, 6000, 4000
 CLIP_STEPS, CLIP_IMAGE_STEPS, CLIP_BOTH_STEPS = 2600, 2100, 350
 UNET_STEPS, BASE_STEPS = 13_200, 350
 
@@ -44,6 +46,10 @@ FINE_ATTRIBUTES, FINE_SHARE = ("beard", "mood"), 0.7
 # The U-Net makes faint shapes less often than it is shown them: with every portrait drawn equally often two thirds of
 # the faces of prompts that leave the beard open had none, where it is half of the world.
 BEARD_WEIGHT = 2.0
+
+# A beard in nearly the colour of the skin is worth next to nothing in the decoder's loss: the fainter the beards of a
+# portrait are (``faintness``), the more often it is drawn, and this share of the loss weight goes where beards show.
+BEARD_SHARE = 0.5
 
 # The first part of the U-Net's training sees a skewed world; its checkpoint is shipped as portrait-sd-base.
 BASE_SKEW: dict[str, dict[str, float]] = {
@@ -103,6 +109,7 @@ def restore(folders: Folders) -> None:
     parts = {
         "vae": AutoencoderKL.from_pretrained(shipped / "vae"),
         "clip-both": CLIPModel.from_pretrained(folders.out / "portrait-clip"),
+        "decoder": AutoencoderKL.from_pretrained(shipped / "vae"),
         "reader": AttributeReader.from_pretrained(folders.out / "attribute-reader"),
         "unet": UNet2DConditionModel.from_pretrained(shipped / "unet"),
     }
@@ -116,8 +123,6 @@ def restore(folders: Folders) -> None:
         save_checkpoint(checkpoint, model.float(), weights, None, steps[name], fresh=steps[name])
         model.save_pretrained(folders.work / name / "model")
     CLIPTokenizer.from_pretrained(folders.out / "portrait-clip").save_pretrained(clip_folder(folders))
-    if steps.get("decoder"):
-        parts["vae"].save_pretrained(folders.work / "decoder" / "model")
 
 
 def vae(folders: Folders) -> None:
@@ -282,7 +287,7 @@ def unet(folders: Folders) -> None:
         [np.prod([w.get(getattr(s, a), 1.0) for a, w in BASE_SKEW.items()]) for s in specs], dtype=torch.double
     )
     vae = AutoencoderKL.from_pretrained(folders.work / "vae" / "model")
-    cell_weight = (1 - FINE_SHARE) + FINE_SHARE * U.evidence(vae, specs[:400], FINE_ATTRIBUTES)
+    fine = U.evidence(partial(U.encode_images, vae), specs[:400], FINE_ATTRIBUTES)
     torch.manual_seed(0)  # the initial weights
     model = U.train_unet(
         U.new_unet(),
@@ -294,22 +299,41 @@ def unet(folders: Folders) -> None:
         groups=caption_groups(specs, captions, BEARD_WEIGHT),
         weights=[(BASE_STEPS, skew / skew.sum())],
         keep=(BASE_STEPS, UNET_STEPS),
-        cell_weight=cell_weight,
+        cell_weight=(1 - FINE_SHARE) + FINE_SHARE * fine,
     )
     model.save_pretrained(folders.work / "unet" / "model")
+
+
+def faintness(spec: PortraitSpec) -> float:
+    """How much harder than usual it is to tell hair from skin: 150 over the distance of their colours in RGB, at least
+    1 (half of the pairs are further apart)."""
+    hair, skin = (
+        np.frombuffer(bytes.fromhex(color), np.uint8).astype(float)
+        for color in (HAIR.get(spec.hair_color, BALD_BEARD), SKIN[spec.skin])
+    )
+    return max(1.0, 150.0 / float(np.linalg.norm(hair - skin)))
 
 
 def decoder(folders: Folders) -> None:
     """The decoder alone: the encoder, and so every latent, stays as it is."""
     from diffusers import AutoencoderKL
 
+    from labkit.models.train.unet import evidence
     from labkit.models.train.vae import train_decoder
 
-    images, _ = load_dataset(folders.work / "portraits")
-    latents = latents_of(images, folders)
-    model = AutoencoderKL.from_pretrained(folders.work / "vae" / "model")
-    validation = render_tensor(validation_specs()[:128])
-    model = train_decoder(model, images, latents, validation, folders.work / "decoder", steps=DECODER_STEPS, batch=8)
+    images, specs = load_dataset(folders.work / "portraits")
+    fine = evidence(lambda x: torch.from_numpy(x).permute(0, 3, 1, 2), specs[:400], ["beard"])
+    model = train_decoder(
+        AutoencoderKL.from_pretrained(folders.work / "vae" / "model"),
+        images,
+        latents_of(images, folders),
+        render_tensor(validation_specs()[:128]),
+        folders.work / "decoder",
+        steps=DECODER_STEPS,
+        batch=8,
+        weights=torch.tensor([faintness(s) for s in specs]),
+        pixel_weight=(1 - BEARD_SHARE) + BEARD_SHARE * fine,
+    )
     model.save_pretrained(folders.work / "decoder" / "model")
 
 

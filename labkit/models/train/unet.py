@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -204,9 +204,15 @@ def encode_images(vae: nn.Module, images: np.ndarray, batch: int = 128) -> Tenso
 
 
 @torch.no_grad()
-def evidence(vae: nn.Module, specs: Sequence[PortraitSpec], attributes: Sequence[str], seed: int = 0) -> Tensor:
-    """Where the latents [8, 8] show ``attributes``: the mean squared change of each cell when one attribute of a
-    portrait is redrawn, scaled to mean 1 per attribute, averaged over the attributes."""
+def evidence(
+    encode: Callable[[np.ndarray], Tensor], specs: Sequence[PortraitSpec], attributes: Sequence[str], seed: int = 0
+) -> Tensor:
+    """Where ``attributes`` show: the mean squared change of each cell (or pixel) when one attribute of a portrait is
+    redrawn, scaled to mean 1 per attribute, averaged over the attributes; [H, W].
+
+    Args:
+        encode: uint8 images [N, 64, 64, 3] -> latents, or pixels, [N, C, H, W].
+    """
     maps = []
     for attribute in attributes:
         rng, pairs = np.random.default_rng(seed), []
@@ -214,9 +220,7 @@ def evidence(vae: nn.Module, specs: Sequence[PortraitSpec], attributes: Sequence
             others = [v for v in allowed_values(spec.style, attribute) if v != getattr(spec, attribute) and v != "bald"]
             if others and spec.hair_style != "bald":
                 pairs.append((spec, spec.with_(**{attribute: others[int(rng.integers(len(others)))]})))
-        before, after = (
-            encode_images(vae, np.stack([render_array(s) for s in side])).float() for side in zip(*pairs, strict=True)
-        )
-        change = (after - before).square().mean((0, 1))  # [8, 8]
+        before, after = (encode(np.stack([render_array(s) for s in side])).float() for side in zip(*pairs, strict=True))
+        change = (after - before).square().mean((0, 1))  # [H, W]
         maps.append(change / change.mean())
     return torch.stack(maps).mean(0)

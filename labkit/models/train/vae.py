@@ -82,7 +82,16 @@ def train_vae(
 
 
 def train_decoder(
-    vae: AutoencoderKL, images: np.ndarray, latents: Tensor, validation: Tensor, folder: Path, *, steps: int, batch: int
+    vae: AutoencoderKL,
+    images: np.ndarray,
+    latents: Tensor,
+    validation: Tensor,
+    folder: Path,
+    *,
+    steps: int,
+    batch: int,
+    weights: Tensor | None = None,
+    pixel_weight: Tensor | None = None,
 ) -> AutoencoderKL:
     """Go on with the decoder alone: the latents stay as they are, so everything trained on them stays valid.
 
@@ -90,18 +99,23 @@ def train_decoder(
         images: uint8 [N, 64, 64, 3].
         latents: their scaled means [N, 8, 8, 8]; noise of standard deviation 0.1 is added, as a sampler's latents are
             never exact.
+        weights: how often an image is to be drawn, as weights [N] (None: all the same).
+        pixel_weight: weights [64, 64] with mean 1 on the error of each pixel (None: all 1).
     """
     for name, parameter in vae.named_parameters():
         parameter.requires_grad_(name.startswith(("decoder.", "post_quant_conv.")))
     pixels = torch.from_numpy(images)
+    share = torch.ones(len(pixels)) if weights is None else weights
+    weight = torch.ones(pixels.shape[1:3]) if pixel_weight is None else pixel_weight
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        index = torch.randint(len(pixels), (batch,), generator=generator)
+        index = torch.multinomial(share, batch, replacement=True, generator=generator)
         x = pixels[index].permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)  # [B, 3, 64, 64]
         z = latents[index].float()
         y = vae.decode(z + 0.1 * torch.randn(z.shape, generator=generator)).sample
-        l1 = F.l1_loss(y, x)
-        edge = sum(F.l1_loss(a, b) for a, b in zip(edges(y), edges(x), strict=True)) / 2
+        l1 = (weight * (y - x).abs()).mean()
+        across, down = edges(y - x)
+        edge = (weight[:, 1:] * across.abs()).mean() / 2 + (weight[1:] * down.abs()).mean() / 2
         return l1 + 0.5 * edge, {"l1": l1.item(), "edge": edge.item()}
 
     config = LoopConfig(steps=steps, lr=1e-3, ema=0.998, weight_decay=0.0, decay=0.5, seed=1)
