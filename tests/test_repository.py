@@ -207,6 +207,18 @@ def test_importing_labkit_loads_no_torchvision():
     assert "torchvision" not in loaded
 
 
+def test_drawing_a_portrait_compiles_no_grammars_of_addresses_and_hides_them_from_nobody_else():
+    """They take longer than torch to import, and come into every environment with Jupyter."""
+    if importlib.util.find_spec("rfc3987_syntax") is None:
+        pytest.skip("rfc3987_syntax is not installed")
+    code = (
+        "import sys\nfrom labkit.portraits import render, sample_specs\nrender(sample_specs(1, seed=0)[0])\n"
+        "print('lark' in sys.modules)\nimport rfc3987_syntax\nprint('lark' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.stdout.split() == ["False", "True"], done.stderr[-2000:]
+
+
 def test_importing_labkit_alone_is_cheap():
     code = "import sys, labkit; print(labkit.__version__, *sorted({m.split('.')[0] for m in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

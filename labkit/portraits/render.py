@@ -11,17 +11,37 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
 
 import numpy as np
 import resvg_py
 import torch
-from dicebear import Avatar, Style
 from PIL import Image
 
 from labkit.portraits.spec import PortraitSpec
+
+
+@contextmanager
+def hidden(module: str) -> Iterator[None]:
+    """Inside, ``import module`` raises ``ImportError``, unless it was imported before."""
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None
+    try:
+        yield
+    finally:
+        del sys.modules[module]
+
+
+# dicebear checks styles with jsonschema, which on import compiles 38 grammars of internationalised addresses (as long
+# as importing torch takes) where it finds rfc3987_syntax, as it does beside Jupyter. Styles have no such addresses.
+with hidden("rfc3987_syntax"):
+    from dicebear import Avatar, Style
 
 HAIR = {
     "black": "241c22",
