@@ -1,8 +1,10 @@
 """The whole recipe from nothing, with a few portraits and a step or two of each part."""
 
 import json
+import shutil
 
 import pytest
+import torch
 
 from labkit.models import load_clip, load_pipeline, load_reader
 from labkit.models.checksums import verify
@@ -53,3 +55,11 @@ def test_make_train_goes_from_nothing_to_model_cards(tmp_path, monkeypatch):
         card = (out / model / "README.md").read_text("utf-8")
         assert "sha256" in card and "loss-" in card
     assert all(verify(model) for model in ("portrait-sd", "portrait-sd-base", "portrait-clip", "attribute-reader"))
+
+    # a run that was restored from shipped weights has no early checkpoint: its portrait-sd-base gets the VAE alone
+    (work / "unet" / "ema-1.safetensors").unlink()
+    shutil.rmtree(out / "portrait-sd-base" / "vae")
+    assert main(["export", "--work", str(work), "--out", str(out)]) == 0
+    final, again = load_pipeline("cpu"), load_pipeline("cpu", variant="portrait-sd-base")
+    assert all(torch.equal(a, b) for a, b in zip(final.vae.parameters(), again.vae.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(base.unet.parameters(), again.unet.parameters(), strict=True))

@@ -62,7 +62,8 @@ def export_all(work: Path, out: Path, base_checkpoint: Path, final: Path) -> Non
     """
     for name, weights in (("portrait-sd", final), ("portrait-sd-base", base_checkpoint)):
         if weights == base_checkpoint and not weights.exists():
-            shutil.copytree(out / "portrait-sd" / "vae", out / name / "vae", dirs_exist_ok=True)
+            if (out / name).exists():
+                shutil.copytree(out / "portrait-sd" / "vae", out / name / "vae", dirs_exist_ok=True)
             continue
         unet = new_unet()
         unet.load_state_dict(load_file(weights))

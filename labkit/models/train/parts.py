@@ -49,7 +49,7 @@ BEARD_WEIGHT = 2.0
 
 # A beard in nearly the colour of the skin is worth next to nothing in the decoder's loss: the fainter the beards of a
 # portrait are (``faintness``), the more often it is drawn, and this share of the loss weight goes where beards show.
-BEARD_SHARE = 0.5
+DECODER_BEARD_SHARE = 0.5
 
 # The first part of the U-Net's training sees a skewed world; its checkpoint is shipped as portrait-sd-base.
 BASE_SKEW: dict[str, dict[str, float]] = {
@@ -332,7 +332,7 @@ def decoder(folders: Folders) -> None:
         steps=DECODER_STEPS,
         batch=8,
         weights=torch.tensor([faintness(s) for s in specs]),
-        pixel_weight=(1 - BEARD_SHARE) + BEARD_SHARE * fine,
+        pixel_weight=(1 - DECODER_BEARD_SHARE) + DECODER_BEARD_SHARE * fine,
     )
     model.save_pretrained(folders.work / "decoder" / "model")
 
