@@ -69,7 +69,7 @@ bench: $(VENV)/.installed-bench ## measure speed and memory against peers / 速�
 	$(VENV_PYTHON) -m pytest tests/benchmarks -s $(PYTEST_ARGS)
 
 train: $(VENV)/.installed-course ## retrain everything shipped in data/ (hours; resumes) / data/ の全モデルを再学習(数時間・再開可)
-	$(VENV_PYTHON) -m labkit.models.train all
+	$(VENV_PYTHON) -m labkit.training all
 
 install: $(VENV)/.installed-test ## only make .venv and install / .venv の作成とインストールのみ
 

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 
 from labkit import __version__
 
-# command -> (module with add_parser(subparsers), line in the overview)
+# command -> (module:function that registers it with add_subparsers, line in the overview)
 COMMANDS: dict[str, tuple[str, str]] = {
-    "env": ("labkit.course.envcheck", "check this machine: Python, packages, GPU, fonts, disk"),
-    "run": ("labkit.course.run", "execute lessons and judge them"),
-    "build": ("labkit.course.build", "make the notebooks from notebooks/src"),
-    "lint": ("labkit.course.lint", "check sources, catalogues and generated notebooks"),
-    "stamp": ("labkit.course.stamp", "write the repository's address into badges and install cells"),
-    "progress": ("labkit.course.progress", "show which exercises are solved"),
-    "claims": ("labkit.course.claims", "show which claims of the papers were reproduced"),
+    "env": ("labkit.envcheck:add_parser", "check this machine: Python, packages, GPU, fonts, disk"),
+    "run": ("labkit.authoring.run:add_parser", "execute lessons and judge them"),
+    "build": ("labkit.authoring.commands:add_build_parser", "make the notebooks from notebooks/src"),
+    "lint": ("labkit.authoring.lint:add_parser", "check sources, catalogues and generated notebooks"),
+    "stamp": ("labkit.authoring.commands:add_stamp_parser", "write the repository's address into the notebooks"),
+    "progress": ("labkit.course.progress:add_parser", "show which exercises are solved"),
+    "claims": ("labkit.course.ledger:add_parser", "show which claims of the papers were reproduced"),
 }
 
 
@@ -32,9 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"labkit {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, (module, line) in COMMANDS.items():
+    for name, (where, line) in COMMANDS.items():
         if name == asked:
-            importlib.import_module(module).add_parser(subparsers)
+            module, _, register = where.partition(":")
+            getattr(importlib.import_module(module), register)(subparsers)
         else:
             subparsers.add_parser(name, help=line, add_help=False)
     args = parser.parse_args(argv)

@@ -6,11 +6,10 @@ import sys
 
 import pytest
 
-from labkit import __version__, cli
-from labkit.course import envcheck
-from labkit.course.envcheck import FAIL, OK, WARN, Finding, check_environment, report, requirements
+from labkit import __version__, cli, envcheck
 from labkit.course.i18n import get_language, set_language
 from labkit.course.manifest import ROOT
+from labkit.envcheck import FAIL, OK, WARN, Finding, check_environment, report, requirements
 
 
 @pytest.fixture(params=["en", "ja"])
@@ -109,7 +108,7 @@ class TestEnvironment:
         assert found.status == OK
 
     def test_a_missing_japanese_font_is_a_warning(self, monkeypatch):
-        monkeypatch.setattr("labkit.course.style.japanese_font", lambda: None)
+        monkeypatch.setattr("labkit.figures.style.japanese_font", lambda: None)
         (found,) = envcheck._font("cpu")
         assert found.status == WARN and "matplotlib-fontja" in found.advice
 

@@ -18,11 +18,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labkit.course import build
+from labkit.authoring import build
+from labkit.authoring.notebook import unwrapped
+from labkit.authoring.regions import RegionError, in_language, solution_code, student_code
+from labkit.authoring.source import SourceError, parse_source, read_source, reconcile, stale_pairs, write_source
 from labkit.course.manifest import ManifestError, Project, load_lesson
-from labkit.course.notebook import unwrapped
-from labkit.course.regions import RegionError, in_language, solution_code, student_code
-from labkit.course.source import SourceError, parse_source, read_source, reconcile, stale_pairs, write_source
 from labkit.course.yamlfile import YamlError
 
 SAMPLE = Path(__file__).parent / "data" / "course"
@@ -67,11 +67,11 @@ def test_the_sample_course_gives_the_golden_notebooks(project):
     assert build.drift(project) == []
 
 
-def test_output_is_byte_identical_without_the_cache(project):
+def test_output_is_byte_identical(project):
     outputs = [output.path for output in build.build(project)]
     assert len(outputs) == 8
     before = {path: path.read_bytes() for path in outputs}
-    for path in [*outputs, project.cache]:
+    for path in outputs:
         path.unlink()
     assert not any(output.current for output in build.build(project))
     assert {path: path.read_bytes() for path in outputs} == before
@@ -207,7 +207,7 @@ def test_a_build_without_changes_is_quick_and_touches_nothing(project):
 
 def test_a_build_without_changes_parses_nothing(project, monkeypatch):
     build.build(project)
-    monkeypatch.setattr("labkit.course.notebook.read_source", lambda *_: pytest.fail("parsed a source"))
+    monkeypatch.setattr("labkit.authoring.notebook.read_source", lambda *_: pytest.fail("parsed a source"))
     monkeypatch.setitem(sys.modules, "jupytext", None)  # an import would fail
     assert all(output.current for output in build.build(project))
 
@@ -219,7 +219,7 @@ def test_a_build_without_changes_parses_nothing(project, monkeypatch):
         ("labkit/course/lessons/l00/lesson.yaml", "difficulty: 2", "difficulty: 3", 4),
         ("labkit/course/lessons/l01/lesson.yaml", "Once more", "One more time", 4),  # also lesson 00's footer, in en
         ("pyproject.toml", "diffusers>=0.39", "diffusers>=0.40", 8),
-        ("labkit/course/stamp.yaml", 'repo: ""', "repo: o/n", 8),
+        ("labkit/authoring/stamp.yaml", 'repo: ""', "repo: o/n", 8),
     ],
 )
 def test_what_a_notebook_depends_on_rebuilds_it(project, file, old, new, changed):
@@ -227,13 +227,6 @@ def test_what_a_notebook_depends_on_rebuilds_it(project, file, old, new, changed
     edit(project.root / file, old, new)
     assert sum(not output.current for output in build.build(project)) == changed
     assert build.drift(project) == []
-
-
-@pytest.mark.parametrize("cache", ["{not json", "[]", '{"00_hello": {"key": 1}}'])
-def test_a_damaged_cache_only_costs_time(project, cache):
-    build.build(project)
-    project.cache.write_text(cache)
-    assert all(output.current for output in build.build(project))
 
 
 def test_edited_and_deleted_notebooks_are_restored(project):

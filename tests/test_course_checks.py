@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import labkit.course
-from labkit.course import session, start
+from labkit.course import lab as session
+from labkit.course import start
 from labkit.course.checker import MISSING_CELL, TODO, Checker
 from labkit.course.checks import Exercise, exercise, load_exercises, result_texts, run_check
 from labkit.course.i18n import set_language, use_lesson

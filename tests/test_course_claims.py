@@ -13,7 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labkit.course import claims, session, start
+from labkit.course import claims, start
+from labkit.course import lab as session
 from labkit.course.claim_file import Region
 from labkit.course.claims import (
     NOT_REPRODUCED,

@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from labkit.course.charts import _spread
-from labkit.course.figure_base import text_width, wrap_text
-from labkit.course.figures import (
+from labkit.figures import (
     bar_with_interval,
     before_after,
     curve_with_interval,
@@ -19,8 +17,10 @@ from labkit.course.figures import (
     new_figure,
     strips,
 )
-from labkit.course.images import as_pixel_list, as_pixels
-from labkit.course.style import PALETTE, japanese_font, style_settings, use_style
+from labkit.figures.base import text_width, wrap_text
+from labkit.figures.charts import _spread
+from labkit.figures.images import as_pixel_list, as_pixels
+from labkit.figures.style import PALETTE, japanese_font, style_settings, use_style
 
 
 def flat(color, side=16):

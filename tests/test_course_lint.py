@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from labkit.course import build, lint
-from labkit.course.lint import RULES
-from labkit.course.lint_text import formulas, glossary, headings, links, lint_terms
+from labkit.authoring import build, lint
+from labkit.authoring.lint import RULES
+from labkit.authoring.lint.text import formulas, glossary, headings, links, lint_terms
 from labkit.course.manifest import ManifestError, Project
 
 SAMPLE = Path(__file__).parent / "data" / "course"

@@ -9,7 +9,9 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from labkit.course import quizzes, render, session, start
+from labkit.course import lab as session
+from labkit.course import quiz as quizzes
+from labkit.course import render, start
 from labkit.course.i18n import set_language, use_lesson
 from labkit.course.lesson_files import CourseError, lesson_files
 from labkit.course.manifest import Project

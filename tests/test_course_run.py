@@ -17,13 +17,15 @@ import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from labkit.course import run, run_job, run_pool
+from labkit.authoring import run
+from labkit.authoring.run import job as run_job
+from labkit.authoring.run import pool as run_pool
+from labkit.authoring.run.html import mathml, notebook_html, offline
+from labkit.authoring.run.job import Job, Outcome, inspect
+from labkit.authoring.run.plan import Options, Row, RunError, check_parameters, parse_parameters, plan
+from labkit.authoring.run.report import junit, thumbnail, write_reports
 from labkit.course.i18n import get_language, set_language
 from labkit.course.manifest import ROOT, ManifestError, Project
-from labkit.course.run_html import mathml, notebook_html, offline
-from labkit.course.run_job import Job, Outcome, inspect
-from labkit.course.run_plan import Options, Row, RunError, check_parameters, parse_parameters, plan
-from labkit.course.run_report import junit, thumbnail, write_reports
 
 PARAMETERS = 'tier = "cpu"\nlang = "en"\nseed = 0\nstrict = False\ninteractive = True\n'
 PICTURE = "from PIL import Image\nimage = Image.new('RGB', (900, 300), '#0072B2')\nimage"
@@ -359,7 +361,7 @@ class TestCache:
         make_row(project.root, "good")
 
     def test_changed_code_pins_or_data_change_every_key(self, tmp_path):
-        from labkit.course import run_cache
+        from labkit.authoring.run import cache as run_cache
 
         (tmp_path / "labkit").mkdir()
         (tmp_path / "data").mkdir()
@@ -563,7 +565,7 @@ def course(tmp_path):
     (tmp_path / "labkit" / "course" / "lessons" / "l00").mkdir(parents=True)
     (tmp_path / "notebooks" / "src").mkdir(parents=True)
     (tmp_path / "pyproject.toml").write_bytes((sample / "pyproject.toml").read_bytes())
-    (tmp_path / "labkit/course/stamp.yaml").write_bytes((sample / "labkit/course/stamp.yaml").read_bytes())
+    (tmp_path / "labkit/authoring/stamp.yaml").write_bytes((sample / "labkit/authoring/stamp.yaml").read_bytes())
     (tmp_path / "labkit/course/lessons/l00/lesson.yaml").write_text(LESSON.format(number="00"), encoding="utf-8")
     (tmp_path / "notebooks/src/00_lesson.py").write_text(SOURCE.lstrip(), encoding="utf-8")
     return tmp_path

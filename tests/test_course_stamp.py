@@ -10,11 +10,11 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from labkit.course import build, colab, stamp
+from labkit.authoring import build, colab, stamp
+from labkit.authoring.install import install_cell, requirements
+from labkit.authoring.stamp import Stamp, StampError, read_stamp, repository, write_stamp
 from labkit.course.i18n import Catalogue, common_messages
-from labkit.course.install import install_cell, requirements
 from labkit.course.manifest import ROOT, Project
-from labkit.course.stamp import Stamp, StampError, read_stamp, repository, write_stamp
 
 SAMPLE = Path(__file__).parent / "data" / "course"
 COLAB = Path(__file__).parent / "data" / "colab-2026-08-19.txt"
@@ -141,7 +141,7 @@ def test_a_protected_requirement_is_never_installed_even_if_asked_for(monkeypatc
 @pytest.mark.parametrize(("lang", "text"), [("en", "The course is installed"), ("ja", "教材をインストールしました")])
 def test_the_script_runs_without_labkit_and_speaks_the_language(monkeypatch, capsys, lang, text):
     """It is loaded by path, as on Colab; `pip` is replaced by something that does nothing."""
-    source = (ROOT / "labkit/course/colab.py").read_text(encoding="utf-8")
+    source = (ROOT / "labkit/authoring/colab.py").read_text(encoding="utf-8")
     assert not re.search(r"^\s*(from|import) labkit", source, re.M)
     commands = []
     done = SimpleNamespace(returncode=0, stdout="", stderr="")
@@ -196,7 +196,7 @@ def test_stamped_on_colab_the_cell_clones_and_runs_the_installer(monkeypatch):
     clone, script = run_cell(monkeypatch, cell("octocat/course", "ja"), colab_kernel=True)
     assert clone[:5] == ["git", "clone", "--quiet", "--depth", "1"]
     assert clone[-2:] == ["https://github.com/octocat/course", "/content/course"]
-    assert script[1:3] == ["/content/course/labkit/course/colab.py", "ja"]
+    assert script[1:3] == ["/content/course/labkit/authoring/colab.py", "ja"]
     needs, built_in = requirements(SAMPLE / "pyproject.toml")
     assert script[3:] == [*built_in, "--", *needs]
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from labkit.course.figures import image_grid
 from labkit.course.i18n import get_language, set_language
-from labkit.course.widgets import choice, explore, picture, slider, steps, text, toggle
+from labkit.figures import image_grid
+from labkit.figures.widgets import choice, explore, picture, slider, steps, text, toggle
 
 
 def tone(level=0, side=4):
@@ -36,7 +36,7 @@ def test_without_interaction_only_the_first_picture_is_drawn(monkeypatch):
 def test_a_lesson_in_a_batch_run_needs_no_argument(monkeypatch):
     from types import SimpleNamespace
 
-    from labkit.course import session
+    from labkit.course import lab as session
 
     controls = {"level": slider("level", 0, 255, 9)}
     monkeypatch.setattr(session, "_current", None)
@@ -146,7 +146,7 @@ def test_slow_functions_redraw_on_release_only():
 
 def test_speed_is_judged_by_the_first_picture(monkeypatch):
     clock = iter([0.0, 5.0])
-    monkeypatch.setattr("labkit.course.widgets.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("labkit.figures.widgets.time.perf_counter", lambda: next(clock))
     assert explore(tone, {"level": slider("level", 0, 255, 9)}).slow is True
 
 

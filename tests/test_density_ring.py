@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from labkit.density import PseudoDensity, importance_sample
-from labkit.density.ring import FAKE_SD, MASSES, SMEARED, ring_centres, ring_density, ring_generator, ring_reals
 from labkit.metrics import frechet_distance, manifold_metrics
+from labkit.worlds.ring import FAKE_SD, MASSES, SMEARED, ring_centres, ring_density, ring_generator, ring_reals
 
 
 def generator(seed):

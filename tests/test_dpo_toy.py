@@ -5,7 +5,8 @@ import math
 import torch
 
 from labkit.dpo import dpo, sft
-from labkit.dpo.toy import ALPHAS, Denoiser, make_pairs, off_ring, pretrain, reward, ring, sample_points, train_toy
+from labkit.dpo.toy import train_toy
+from labkit.worlds.toy import ALPHAS, Denoiser, make_pairs, off_ring, pretrain, reward, ring, sample_points
 
 
 def generator(seed=0):

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from labkit.course.feedback_game import DISLIKE, LIKE, NEUTRAL, FeedbackGame
 from labkit.course.i18n import LANGUAGES, set_language
+from labkit.figures.game import DISLIKE, LIKE, NEUTRAL, FeedbackGame
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from labkit.course.claims import declared
 from labkit.course.i18n import LANGUAGES, catalogue, set_language, use_lesson
 from labkit.course.lesson_files import lesson_files
 from labkit.course.manifest import Project, lesson_numbers
-from labkit.course.quizzes import quiz_options
+from labkit.course.quiz import quiz_options
 
 FIXTURE = Project(Path(__file__).parent / "data" / "lesson_fixture")
 LESSONS = [(project, number) for project in (FIXTURE, Project()) for number in lesson_numbers(project)]

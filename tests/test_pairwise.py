@@ -55,9 +55,9 @@ from labkit.pairwise.inspection import (
     sentence_alarm,
 )
 from labkit.pairwise.loss import two_sided_cross_entropy
-from labkit.pairwise.products import PARTS, PRODUCT_WORDING, Photo, ProductSpec, render_products, sample_products
 from labkit.pairwise.wording import FORMS
 from labkit.portraits import sample_specs
+from labkit.worlds.products import PARTS, PRODUCT_WORDING, Photo, ProductSpec, render_products, sample_products
 
 WORDING = portrait_wording()
 

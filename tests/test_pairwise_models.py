@@ -341,8 +341,8 @@ def test_what_cannot_be_trained_is_refused_in_one_line(world):
 
 
 def test_every_statement_about_portraits_and_products_fits_portrait_clip():
-    from labkit.pairwise.products import PRODUCT_WORDING
     from labkit.pairwise.wording import FORMS, ORDERS
+    from labkit.worlds.products import PRODUCT_WORDING
 
     clip, inputs = load_clip("cpu")
     tower = TextTower(clip, inputs)

@@ -11,8 +11,8 @@ from labkit.models import data_dir, load_clip, load_pipeline, load_reader
 from labkit.models.checksums import CHECKSUMS, read_checksums, sha256
 from labkit.models.clip import retrieval_at_1, zero_shot_accuracy
 from labkit.models.load import quiet
-from labkit.models.train.parts import validation_specs
 from labkit.portraits import caption, load_dataset, render_array, render_tensor
+from labkit.training.parts import validation_specs
 
 SPECS = validation_specs()
 

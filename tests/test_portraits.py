@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from labkit.files import write_atomically
 from labkit.models.clip import CONTEXT, SPECIAL_TOKENS, new_clip, tokenize, train_tokenizer
 from labkit.models.reader import AttributeReader, spec_indices
 from labkit.portraits import (
@@ -35,7 +36,6 @@ from labkit.portraits import (
     value_name,
 )
 from labkit.portraits import dataset as dataset_module
-from labkit.portraits.dataset import write_atomically
 from labkit.portraits.render import svg
 
 STYLES = ATTRIBUTES["style"]

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from labkit.models.train import loop
-from labkit.models.train.loop import LoopConfig, Optimizer, learning_rate, load_checkpoint, run, save_checkpoint
+from labkit.training import loop
+from labkit.training.loop import LoopConfig, Optimizer, learning_rate, load_checkpoint, run, save_checkpoint
 
 
 def fresh() -> torch.nn.Linear:
@@ -157,7 +157,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 import torch, torch.distributed as dist
-from labkit.models.train.loop import LoopConfig, average_gradients, run
+from labkit.training.loop import LoopConfig, average_gradients, run
 rank, folder = int(sys.argv[1]), Path(sys.argv[2])
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)

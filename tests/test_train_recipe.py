@@ -8,9 +8,9 @@ import torch
 
 from labkit.models import load_clip, load_pipeline, load_reader
 from labkit.models.checksums import verify
-from labkit.models.train import evaluate, parts
-from labkit.models.train.__main__ import main
 from labkit.portraits import load_dataset, sample_specs
+from labkit.training import evaluate, parts
+from labkit.training.__main__ import main
 
 SIZES = {
     "TRAIN_SIZE": 160,

@@ -9,10 +9,10 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from labkit.models import data_dir
-from labkit.models.train.loop import LoopConfig
-from labkit.models.train.parts import caption_groups
-from labkit.models.train.unet import CaptionGroups, Conditions, encode_images, evidence, train_unet
 from labkit.portraits import random_caption, sample_specs
+from labkit.training.loop import LoopConfig
+from labkit.training.parts import caption_groups
+from labkit.training.unet import CaptionGroups, Conditions, encode_images, evidence, train_unet
 
 
 def train_one_step(folder, cell_weight, groups=None):

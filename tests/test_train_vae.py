@@ -5,10 +5,10 @@ import itertools
 import pytest
 import torch
 
-from labkit.models.train.parts import faintness
-from labkit.models.train.vae import new_vae, train_decoder
 from labkit.portraits import PortraitSpec, render_array, sample_specs
 from labkit.portraits.render import HAIR, SKIN
+from labkit.training.parts import faintness
+from labkit.training.vae import new_vae, train_decoder
 
 
 @pytest.fixture

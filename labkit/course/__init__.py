@@ -1,10 +1,22 @@
-"""The course around the papers: lessons, checks, quizzes, claims, widgets and figures, in English and Japanese.
+"""What a notebook imports: lessons with their checks, quizzes and claims, in English and Japanese.
 
     from labkit.course import start
     lab = start("01", tier="cpu", lang="en", seed=0)
 
-The functions exported here use the lesson that was started last. They are loaded on first use, so that importing the
-package stays quick.
+| module       | what it holds                                                                    |
+|--------------|----------------------------------------------------------------------------------|
+| lab          | `start` and the open lesson `lab` that every notebook works with                 |
+| checks       | exercises: reference, check, wrong answers; the guide for authors of a lesson    |
+| checker      | the steps a check is written with                                                |
+| values       | looking at objects that somebody else wrote                                      |
+| quiz         | questions and predictions                                                        |
+| claims       | what a paper claims and what a run measured; claim_file and ledger belong to it  |
+| progress     | the learner's own record, a file on their machine                                |
+| i18n         | texts in two languages; render shows them, progressbar counts                    |
+| manifest     | lesson.yaml, and where the files of a course lie; lesson_files reads the others  |
+| lessons/lNN  | the files of each lesson                                                         |
+
+The names here are loaded on first use, so that importing the package stays quick.
 """
 
 from __future__ import annotations
@@ -12,18 +24,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_EXPORTS = {
-    "start": "session",
-    "current": "session",
-    "CheckFailed": "session",
-    "check": "checks",
-    "use": "checks",
-    "hint": "checks",
-    "solution": "checks",
-    "Result": "checks",
-    "quiz": "quizzes",
-    "predict": "quizzes",
-    "reveal": "quizzes",
+_MODULES = {
+    "start": "lab",
+    "current": "lab",
+    "Lab": "lab",
+    "CheckFailed": "lab",
     "CourseError": "lesson_files",
     "progress_bar": "progressbar",
     "t": "i18n",
@@ -31,12 +36,12 @@ _EXPORTS = {
     "get_language": "i18n",
 }
 
-__all__ = sorted(_EXPORTS)
+__all__ = ["start", "current", "Lab", "CheckFailed", "CourseError", "progress_bar", "t", "set_language", "get_language"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    if name in _MODULES:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

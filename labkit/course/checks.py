@@ -113,13 +113,9 @@ __all__ = [
     "Checker",
     "Exercise",
     "Result",
-    "check",
     "exercise",
-    "hint",
     "load_exercises",
     "run_check",
-    "solution",
-    "use",
 ]
 
 MISSING: Any = type("Missing", (), {"__repr__": lambda self: "<look the name up>"})()
@@ -308,29 +304,3 @@ def hint_text(exercise_id: str, level: int, *, lang: str | None = None) -> str:
     """The text of a hint, '' where the lesson has none at this level."""
     key = f"hint.{exercise_id}.{level}"
     return t(key, lang=lang) if key in catalogue() else ""
-
-
-def check(id: str, obj: Any = MISSING) -> Result:
-    """Check the learner's `obj` for exercise `id` of the current lesson and show the result; see `Lesson.check`."""
-    return _session().check(id, obj)
-
-
-def use(id: str, obj: Any = MISSING) -> Any:
-    """The learner's `obj` if it passes its check, else the reference solution; says which. See `Lesson.use`."""
-    return _session().use(id, obj)
-
-
-def hint(id: str, level: int | None = None) -> None:
-    """Show a hint (1 to 3; default: the next one not seen yet) for exercise `id` of the current lesson."""
-    _session().hint(id, level)
-
-
-def solution(id: str) -> None:
-    """Show the source of the reference solution of exercise `id` of the current lesson."""
-    _session().solution(id)
-
-
-def _session() -> Any:
-    from labkit.course.session import current
-
-    return current()

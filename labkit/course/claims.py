@@ -234,10 +234,3 @@ def _as_float(claim: Claim, what: str, value: Any) -> float | None:
         return float(value)
     except (TypeError, ValueError, RuntimeError):
         raise CourseError(f"claim {claim.id}: {what} must be one number, found {type(value).__name__}") from None
-
-
-def add_parser(subparsers: Any) -> None:
-    """Register `labkit claims`; the table itself is `labkit.course.ledger`."""
-    from labkit.course import ledger
-
-    ledger.add_parser(subparsers)

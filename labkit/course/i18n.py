@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.course.yamlfile import YamlError, load_with_lines
+from labkit.errors import LabkitError
 
 LANGUAGES = ("en", "ja")
 MESSAGES = Path(__file__).with_name("messages")
@@ -33,7 +34,7 @@ MESSAGES = Path(__file__).with_name("messages")
 Entry = Mapping[str, str]  # language -> text
 
 
-class MessageError(LookupError):
+class MessageError(LabkitError, LookupError):
     """An unknown key, a missing language, or a placeholder without a value (strict mode only)."""
 
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from labkit.course.i18n import LANGUAGES
-from labkit.course.manifest import Exercise, Lesson, Project, load_lesson
+from labkit.course.manifest import ExerciseInfo, Lesson, Project, load_lesson
 from labkit.course.yamlfile import Lines, load_with_lines
+from labkit.errors import LabkitError
 
 
-class CourseError(ValueError):
+class CourseError(LabkitError, ValueError):
     """A mistake in how the course is called or written: one line with what was wrong, what was expected, the cure."""
 
 
@@ -105,8 +106,8 @@ class LessonFiles:
         return self.lesson.folder
 
     @cached_property
-    def exercise_info(self) -> dict[str, Exercise]:
-        """Exercise id -> difficulty, importance, minutes (from lesson.yaml)."""
+    def exercise_info(self) -> dict[str, ExerciseInfo]:
+        """ExerciseInfo id -> difficulty, importance, minutes (from lesson.yaml)."""
         return {full_id(self.number, entry.id): entry for entry in self.lesson.exercises}
 
     @cached_property

@@ -30,6 +30,7 @@ from typing import Any
 
 from labkit.course.i18n import LANGUAGES
 from labkit.course.yamlfile import Lines, YamlError, load_with_lines
+from labkit.errors import LabkitError
 
 TIERS = ("smoke", "cpu", "gpu")
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +38,7 @@ EXERCISE_ID = re.compile(r"(?:l\d\d\.)?[a-z][a-z0-9_-]*")
 SOURCE_NAME = re.compile(r"(\d\d)_([a-z0-9_]+)\.py")
 
 
-class ManifestError(ValueError):
+class ManifestError(LabkitError, ValueError):
     """A lesson.yaml that cannot be used, or a lesson that does not exist."""
 
 
@@ -64,15 +65,11 @@ class Project:
 
     @property
     def stamp(self) -> Path:
-        return self.course / "stamp.yaml"
+        return self.root / "labkit" / "authoring" / "stamp.yaml"
 
     @property
     def pyproject(self) -> Path:
         return self.root / "pyproject.toml"
-
-    @property
-    def cache(self) -> Path:
-        return self.root / "build" / "notebooks.json"
 
     def folder(self, number: str) -> Path:
         """The folder of a lesson: "01" -> labkit/course/lessons/l01."""
@@ -103,7 +100,7 @@ class Project:
 
 
 @dataclass(frozen=True)
-class Exercise:
+class ExerciseInfo:
     """One exercise: its id, difficulty and importance (1-5), and the minutes it takes."""
 
     id: str
@@ -124,7 +121,7 @@ class Lesson:
     minutes: Mapping[str, float | None]
     folder: Path
     sizes: Mapping[str, Any] = field(default_factory=dict)
-    exercises: tuple[Exercise, ...] = ()
+    exercises: tuple[ExerciseInfo, ...] = ()
     prerequisites: tuple[str, ...] = ()
     references: tuple[Mapping[str, Any], ...] = ()
     last_checked: Mapping[str, str] | None = None
@@ -140,7 +137,7 @@ class Lesson:
             raise ManifestError(f"unknown tier {tier!r}; choose one of {', '.join(TIERS)}")
         return {name: value[tier] if isinstance(value, dict) else value for name, value in self.sizes.items()}
 
-    def exercise(self, id: str) -> Exercise:
+    def exercise(self, id: str) -> ExerciseInfo:
         """The exercise `id`, short ("add_noise") or full ("l01.add_noise"); ManifestError lists the ids there are."""
         for exercise in self.exercises:
             if exercise.id in (id, f"l{self.number}.{id}"):
@@ -177,7 +174,7 @@ def load_lesson(number: str, project: Project | None = None) -> Lesson:
         minutes=data["minutes"],
         folder=path.parent,
         sizes=data.get("sizes") or {},
-        exercises=tuple(Exercise(**entry) for entry in data.get("exercises") or []),
+        exercises=tuple(ExerciseInfo(**entry) for entry in data.get("exercises") or []),
         prerequisites=tuple(data.get("prerequisites") or []),
         references=tuple(data.get("references") or []),
         last_checked=data["last_checked"],

@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -20,6 +19,7 @@ from typing import Any
 
 from labkit.course.i18n import LANGUAGES, t
 from labkit.course.render import language, show_box, table
+from labkit.files import write_atomically
 
 VERSION = 1
 PARTS = ("exercises", "quizzes", "predictions")
@@ -128,15 +128,7 @@ class Progress:
         if self.in_memory:
             return
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".progress-", suffix=".json")
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    json.dump(self.data, file, ensure_ascii=False, indent=1, sort_keys=True)
-                os.replace(temporary, self.path)
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
+            write_atomically(self.path, json.dumps(self.data, ensure_ascii=False, indent=1, sort_keys=True))
         except OSError as error:
             self._fall_back(error)
 

@@ -35,6 +35,20 @@ def in_notebook() -> bool:
     return shell is not None and shell.has_trait("kernel") and shell.kernel is not None
 
 
+_interactive = True
+
+
+def set_interactive(value: bool) -> None:
+    """Whether widgets are drawn from now on (`start(..., interactive=False)`: batch runs and exports)."""
+    global _interactive
+    _interactive = bool(value)
+
+
+def is_interactive() -> bool:
+    """True unless the lesson that was started last draws no widgets."""
+    return _interactive
+
+
 def show(html_text: str, plain_text: str) -> None:
     """Display one thing: both forms in a notebook (exports choose), the plain one elsewhere."""
     if in_notebook():

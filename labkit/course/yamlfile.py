@@ -11,12 +11,14 @@ from typing import Any
 
 import yaml
 
+from labkit.errors import LabkitError
+
 _Base = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser is about ten times faster
 
 Lines = dict[tuple, int]  # path of keys and indices -> line (1-based)
 
 
-class YamlError(ValueError):
+class YamlError(LabkitError, ValueError):
     """A YAML file that cannot be read. `line` is 1-based (1 where the parser gave none)."""
 
     def __init__(self, path: Path, line: int, reason: str):

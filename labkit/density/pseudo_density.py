@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from labkit.files import write_atomically
 from labkit.metrics import Fingerprint, nearest_neighbours
 from labkit.metrics.checks import as_features, check_k, same_width
 
@@ -119,10 +120,7 @@ class PseudoDensity:
         header = {"format": FORMAT, "k": self.k, "exponent": self.exponent, "floor": self.floor}
         header["fingerprint"] = asdict(self.fingerprint) if self.fingerprint else None
         tensors = {"features": real.cpu().contiguous(), "distances": self.distances.cpu().contiguous()}
-        partial = path.with_name(path.name + ".part")
-        save_file(tensors, partial, metadata={"labkit": json.dumps(header)})
-        os.replace(partial, path)
-        return path
+        return write_atomically(path, lambda part: save_file(tensors, part, {"labkit": json.dumps(header)}))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> PseudoDensity:

@@ -1,6 +1,6 @@
 """The diffusion layer that all papers share: small pure functions, one sampler, a cost ledger and safe adapters."""
 
-from .adapters import (
+from labkit.diffusion.adapters import (
     AdapterError,
     active_adapters,
     adapter_names,
@@ -8,10 +8,17 @@ from .adapters import (
     disabled_adapters,
     use_adapters,
 )
-from .ddim import ddim_mean_sigma, ddim_step, density_sigma, gaussian_log_prob, log_prob_ratio, step_kl
-from .guards import base_fingerprint, base_parameters, base_sums, check_gradients
-from .guidance import PromptConditions, encode_prompts, labelled_rows, predict_noise, row_labels, unet_output
-from .images import (
+from labkit.diffusion.ddim import ddim_mean_sigma, ddim_step, density_sigma, gaussian_log_prob, log_prob_ratio, step_kl
+from labkit.diffusion.guards import base_fingerprint, base_parameters, base_sums, check_gradients
+from labkit.diffusion.guidance import (
+    PromptConditions,
+    encode_prompts,
+    labelled_rows,
+    predict_noise,
+    row_labels,
+    unet_output,
+)
+from labkit.diffusion.images import (
     decode_latents,
     encode_images,
     from_pil,
@@ -22,8 +29,8 @@ from .images import (
     unscale_latents,
     vae_scale_factor,
 )
-from .ledger import Counts, NFELedger
-from .lora_adapters import (
+from labkit.diffusion.ledger import Counts, NFELedger
+from labkit.diffusion.lora_adapters import (
     adapter_state,
     add_lora,
     load_adapter_state,
@@ -32,10 +39,10 @@ from .lora_adapters import (
     merge_lora,
     remove_lora,
 )
-from .noise import draw_noise, image_generators
-from .precision import native_bfloat16
-from .sample import SampledLatents, SamplerStep, initial_latents, sample, sample_latents
-from .schedule import (
+from labkit.diffusion.noise import draw_noise, image_generators
+from labkit.diffusion.precision import native_bfloat16
+from labkit.diffusion.sample import SampledLatents, SamplerStep, initial_latents, sample, sample_latents
+from labkit.diffusion.schedule import (
     add_noise,
     alpha_bar,
     epsilon_from_v,
@@ -46,7 +53,7 @@ from .schedule import (
     v_from_epsilon,
     v_target,
 )
-from .steps import ddim_timesteps, is_plain_ddim
+from labkit.diffusion.steps import ddim_timesteps, is_plain_ddim
 
 __all__ = [
     "AdapterError",

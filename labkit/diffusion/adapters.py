@@ -12,8 +12,10 @@ from contextlib import ExitStack, contextmanager
 
 from torch import nn
 
+from labkit.errors import LabkitError
 
-class AdapterError(RuntimeError):
+
+class AdapterError(LabkitError, RuntimeError):
     """An adapter is missing, exists already, or would not be trained."""
 
 

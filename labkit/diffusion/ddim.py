@@ -27,8 +27,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .noise import draw_noise
-from .schedule import Timestep, alpha_bar, work_dtype
+from labkit.diffusion.noise import draw_noise
+from labkit.diffusion.schedule import Timestep, alpha_bar, work_dtype
 
 SIGMA_AT_ZERO = 0.02  # stands in for a zero standard deviation, times eta; SD's own last step has 0.0207
 

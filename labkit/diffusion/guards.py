@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from .adapters import AdapterError, adapter_layers
+from labkit.diffusion.adapters import AdapterError, adapter_layers
 
 _fingerprints: weakref.WeakKeyDictionary[nn.Module, tuple[Tensor, str]] = weakref.WeakKeyDictionary()
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from .adapters import use_adapters
-from .schedule import Timestep, to_epsilon
+from labkit.diffusion.adapters import use_adapters
+from labkit.diffusion.schedule import Timestep, to_epsilon
 
 _ROWS: ContextVar[tuple[str, ...] | None] = ContextVar("labels of the U-Net's rows", default=None)
 

@@ -81,7 +81,7 @@ def encode_images(
     generators=None takes the mode of the VAE's posterior (deterministic); one generator per image draws a sample.
     Gradients flow if the images or the VAE require them.
     """
-    from .noise import check_generators, draw_noise
+    from labkit.diffusion.noise import check_generators, draw_noise
 
     vae = vae_of(pipe_or_vae)
     _check_images(images)

@@ -14,8 +14,15 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from .adapters import AdapterError, AdapterSnapshot, adapter_layers, adapter_names, adapter_parameters, names_on
-from .guards import base_parameters
+from labkit.diffusion.adapters import (
+    AdapterError,
+    AdapterSnapshot,
+    adapter_layers,
+    adapter_names,
+    adapter_parameters,
+    names_on,
+)
+from labkit.diffusion.guards import base_parameters
 
 ATTENTION_LINEARS = ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj")
 

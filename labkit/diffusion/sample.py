@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as checkpointed
 
-from .guidance import PromptConditions, encode_prompts, unet_output
-from .images import check_size, decode_latents, spans, vae_scale_factor
-from .noise import check_generators, draw_noise
-from .steps import make_plan
+from labkit.diffusion.guidance import PromptConditions, encode_prompts, unet_output
+from labkit.diffusion.images import check_size, decode_latents, spans, vae_scale_factor
+from labkit.diffusion.noise import check_generators, draw_noise
+from labkit.diffusion.steps import make_plan
 
 
 @dataclass(frozen=True)

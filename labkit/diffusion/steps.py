@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .ddim import ddim_step
-from .schedule import add_noise, check_timestep, predict_x0, to_epsilon
+from labkit.diffusion.ddim import ddim_step
+from labkit.diffusion.schedule import add_noise, check_timestep, predict_x0, to_epsilon
 
 
 def is_plain_ddim(scheduler) -> bool:

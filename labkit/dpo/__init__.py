@@ -1,8 +1,8 @@
 """Diffusion-DPO (arXiv 2311.12908) and HG-DPO (arXiv 2405.20216): losses, pairs, trainer."""
 
-from .config import DPOConfig
-from .data import PreferencePairs, check_hashes, fingerprints
-from .hg import (
+from labkit.dpo.config import DPOConfig
+from labkit.dpo.data import PreferencePairs, check_hashes, fingerprints
+from labkit.dpo.hg import (
     Stage,
     attach,
     base_weights_kept,
@@ -14,8 +14,8 @@ from .hg import (
     text_window,
     up_blocks,
 )
-from .kappa import beta_of, check_kappa, kappa_of, to_mean
-from .losses import (
+from labkit.dpo.kappa import beta_of, check_kappa, kappa_of, to_mean
+from labkit.dpo.losses import (
     epsilon_error,
     epsilon_error_of_v,
     hinge_loss,
@@ -31,9 +31,9 @@ from .losses import (
     statistics_loss,
     step_coefficient,
 )
-from .pairs import PairSet, best_vs_worst, channel_gap, load_pairs, make_row
-from .pool import Pool, agreement, best_and_worst, build_pool, consensus, expected_range
-from .preference import (
+from labkit.dpo.pairs import PairSet, best_vs_worst, channel_gap, load_pairs, make_row
+from labkit.dpo.pool import Pool, agreement, best_and_worst, build_pool, consensus, expected_range
+from labkit.dpo.preference import (
     ArtDirector,
     PreferenceModel,
     Votes,
@@ -42,11 +42,25 @@ from .preference import (
     train_preference,
     vote_accuracy,
 )
-from .recon import best_level, recon_levels, recon_timesteps, sd_recon
-from .scorers import Scorer, blend, clip_score, faithfulness, sharpness, sharpness_of, warmth, warmth_of
-from .side_effects import SideEffects, hue_distance, mean_hue, side_effects
-from .terms import PairStep, Term, dpo, hinge, ipo, kto, mapo, npo, sdpo, sft, statistics, terms_from, weighted
-from .trainer import DPOTrainer
+from labkit.dpo.recon import best_level, recon_levels, recon_timesteps, sd_recon
+from labkit.dpo.scorers import Scorer, blend, clip_score, faithfulness, sharpness, sharpness_of, warmth, warmth_of
+from labkit.dpo.side_effects import SideEffects, hue_distance, mean_hue, side_effects
+from labkit.dpo.terms import (
+    PairStep,
+    Term,
+    dpo,
+    hinge,
+    ipo,
+    kto,
+    mapo,
+    npo,
+    sdpo,
+    sft,
+    statistics,
+    terms_from,
+    weighted,
+)
+from labkit.dpo.trainer import DPOTrainer
 
 __all__ = [
     "ArtDirector",

@@ -15,12 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from labkit.portraits.dataset import write_atomically
+from labkit.errors import LabkitError
+from labkit.files import write_atomically
 
 FILE, LOG = "checkpoint.safetensors", "log.jsonl"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(LabkitError, RuntimeError):
     """A checkpoint cannot be written, or does not belong to this run."""
 
 
@@ -105,7 +106,7 @@ def trim_log(folder: Path, step: int) -> list[dict[str, float]]:
         return []
     records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     records = [record for record in records if record["step"] <= step]
-    write_atomically(path, lambda p: p.write_text("".join(json.dumps(r) + "\n" for r in records), "utf-8"))
+    write_atomically(path, "".join(json.dumps(r) + "\n" for r in records))
     return records
 
 

@@ -20,10 +20,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from labkit.dpo.scorers import Scorer, clip_image_features, clip_text_features
 from labkit.models import ModelLoadError, load_clip
 from labkit.models.paths import local_model
-
-from .scorers import Scorer, clip_image_features, clip_text_features
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PICKSCORE = "yuvalkirstain/PickScore_v1"

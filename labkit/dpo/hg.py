@@ -30,13 +30,12 @@ from labkit.diffusion import (
     load_adapter_state,
     merge_lora,
 )
-
-from .data import PreferencePairs
-from .losses import step_coefficient
-from .pairs import PairSet, make_row
-from .recon import best_level
-from .terms import Term
-from .trainer import DPOConfig, DPOTrainer
+from labkit.dpo.data import PreferencePairs
+from labkit.dpo.losses import step_coefficient
+from labkit.dpo.pairs import PairSet, make_row
+from labkit.dpo.recon import best_level
+from labkit.dpo.terms import Term
+from labkit.dpo.trainer import DPOConfig, DPOTrainer
 
 STAGES = ("easy", "normal", "hard")
 TEXT_WINDOW = (900, 1000)  # timesteps in which the paper's text-encoder adapter is on

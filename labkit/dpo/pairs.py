@@ -18,10 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from labkit.portraits.dataset import write_atomically
-
-from .data import PreferencePairs
-from .pool import Pool, agreement, best_and_worst, consensus
+from labkit.dpo.data import PreferencePairs
+from labkit.dpo.pool import Pool, agreement, best_and_worst, consensus
+from labkit.files import write_atomically
 
 _VOTE = pa.struct([("id", pa.string()), ("choice", pa.string()), ("left", pa.string()), ("ms", pa.int64())])
 COLUMNS = pa.schema(

@@ -17,10 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from labkit.diffusion import decode_latents, image_generators, sample_latents
-from labkit.portraits.dataset import write_atomically
-
-from .data import fingerprints
-from .scorers import Scorer
+from labkit.dpo.data import fingerprints
+from labkit.dpo.scorers import Scorer
+from labkit.files import write_atomically
 
 STRIDE = 1024  # image numbers per prompt: the largest N
 
@@ -113,7 +112,7 @@ def _claim_folder(folder: Path, record: Mapping[str, object]) -> None:
     elif folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty and holds no pool: choose a new folder")
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda p: p.write_text(json.dumps(record, indent=1), "utf-8"))
+    write_atomically(path, json.dumps(record, indent=1))
 
 
 @torch.no_grad()

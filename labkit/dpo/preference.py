@@ -19,12 +19,11 @@ import torch.nn.functional as F
 from safetensors.torch import safe_open, save_file
 from torch import Tensor
 
+from labkit.dpo.scorers import Scorer, clip_image_features, clip_text_features
+from labkit.files import write_atomically
 from labkit.portraits import PortraitSpec, allowed_values, random_caption, render_tensor, sample_specs
 from labkit.portraits.attributes import ATTRIBUTES, colored_hair
-from labkit.portraits.dataset import write_atomically
 from labkit.portraits.parse import parse_caption
-
-from .scorers import Scorer, clip_image_features, clip_text_features
 
 
 @dataclass(frozen=True)

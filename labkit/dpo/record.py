@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from labkit.diffusion import AdapterError
 from labkit.diffusion.adapters import adapter_layers
-
-from .losses import implicit_accuracy
-from .terms import PairStep
+from labkit.dpo.losses import implicit_accuracy
+from labkit.dpo.terms import PairStep
 
 
 def observed(step: PairStep) -> dict[str, Tensor]:

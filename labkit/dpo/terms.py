@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from .kappa import check_kappa, to_mean
-from .losses import (
+from labkit.dpo.kappa import check_kappa, to_mean
+from labkit.dpo.losses import (
     epsilon_error,
     hinge_loss,
     ipo_loss,

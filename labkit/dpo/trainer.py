@@ -35,15 +35,14 @@ from labkit.diffusion import (
     use_adapters,
 )
 from labkit.diffusion.adapters import AdapterSnapshot, adapter_parameters
-
-from . import checkpoint
-from .config import DPOConfig
-from .data import PreferencePairs, check_hashes, encode_unique, fingerprints
-from .losses import epsilon_error
-from .noise import draw_pairs, rows_of_step
-from .processes import average_gradients, gathered, rank, world_size
-from .record import FrozenFlags, Window, observed, update_norm
-from .terms import PairStep, Term, check_terms
+from labkit.dpo import checkpoint
+from labkit.dpo.config import DPOConfig
+from labkit.dpo.data import PreferencePairs, check_hashes, encode_unique, fingerprints
+from labkit.dpo.losses import epsilon_error
+from labkit.dpo.noise import draw_pairs, rows_of_step
+from labkit.dpo.processes import average_gradients, gathered, rank, world_size
+from labkit.dpo.record import FrozenFlags, Window, observed, update_norm
+from labkit.dpo.terms import PairStep, Term, check_terms
 
 Record = dict[str, float]
 

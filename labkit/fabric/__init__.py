@@ -1,6 +1,6 @@
 """FABRIC: personalising diffusion models with liked and disliked images, without training (arXiv 2307.10159)."""
 
-from .attention import (
+from labkit.fabric.attention import (
     adain,
     attend_biased,
     attend_merged,
@@ -9,14 +9,14 @@ from .attention import (
     pool_tokens,
     reference_attention,
 )
-from .cache import ReferenceCache
-from .loop import FeedbackLoop, Round, RoundSummary, drop_words, pairwise_diversity
-from .processor import FabricProcessor, Layer, Observation, SignStates
-from .references import Reference, ReferenceSet, alpha_bar_at, noised_reference, reference_noise
-from .schedule import SHAPES, depth_ramp, flat_mass, scheduled_weight, step_position, time_position
-from .session import Session, fabric
-from .settings import PRESETS, FabricError, FabricWarning, Preset, Settings
-from .unet import self_attentions
+from labkit.fabric.cache import ReferenceCache
+from labkit.fabric.loop import FeedbackLoop, Round, RoundSummary, drop_words, pairwise_diversity
+from labkit.fabric.processor import FabricProcessor, Layer, Observation, SignStates
+from labkit.fabric.references import Reference, ReferenceSet, alpha_bar_at, noised_reference, reference_noise
+from labkit.fabric.schedule import SHAPES, depth_ramp, flat_mass, scheduled_weight, step_position, time_position
+from labkit.fabric.session import Session, fabric
+from labkit.fabric.settings import PRESETS, FabricError, FabricWarning, Preset, Settings
+from labkit.fabric.unet import self_attentions
 
 __all__ = [
     "FabricError",

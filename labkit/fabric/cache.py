@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from .settings import FabricError
+from labkit.fabric.settings import FabricError
 
 MAX_LATENTS = 1024
 LayerStates = dict[str, tuple[Tensor, ...]]  # layer -> K, V [1, heads, tokens, d], moments of Q [1, heads, 1, d] x 2

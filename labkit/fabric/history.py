@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from labkit.diffusion import to_pil
-
-from .settings import FabricError
+from labkit.fabric.settings import FabricError
+from labkit.files import write_atomically
 
 STATE = "state.json"
 
@@ -26,11 +25,11 @@ def write_round(folder: Path, configuration: dict[str, Any], rounds: Sequence[An
         names = [f"round-{number:03d}-image-{i}.png" for i in range(len(one.images))]
         for name, picture in zip(names, to_pil(one.images), strict=True):
             if number == len(rounds) - 1 or not (folder / name).exists():
-                _replace(folder / name, lambda path, picture=picture: picture.save(path, format="PNG"))
+                write_atomically(folder / name, lambda path, picture=picture: picture.save(path, format="PNG"))
         entry = {"prompts": list(one.prompts), "liked": list(one.liked), "disliked": list(one.disliked)}
         entries.append(entry | {"images": names})
     text = json.dumps({"configuration": configuration, "rounds": entries}, indent=1, ensure_ascii=False)
-    _replace(folder / STATE, lambda path: path.write_text(text, "utf-8"))
+    write_atomically(folder / STATE, text)
 
 
 def read_rounds(folder: Path, configuration: dict[str, Any]) -> list[dict[str, Any]]:
@@ -61,9 +60,3 @@ def read_rounds(folder: Path, configuration: dict[str, Any]) -> list[dict[str, A
             f"{folder} holds a loop with other {', '.join(different)}: use the same values or another folder"
         )
     return result
-
-
-def _replace(path: Path, write) -> None:
-    temporary = path.with_suffix(path.suffix + ".part")
-    write(temporary)
-    os.replace(temporary, path)

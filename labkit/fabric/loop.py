@@ -16,12 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from labkit.diffusion import from_uint8, image_generators, sample, to_uint8
-
-from .cache import ReferenceCache
-from .history import read_rounds, write_round
-from .references import Reference, ReferenceSet
-from .session import fabric
-from .settings import PRESETS, FabricError, Settings
+from labkit.fabric.cache import ReferenceCache
+from labkit.fabric.history import read_rounds, write_round
+from labkit.fabric.references import Reference, ReferenceSet
+from labkit.fabric.session import fabric
+from labkit.fabric.settings import PRESETS, FabricError, Settings
 
 Score = Callable[[Tensor], "Tensor | Sequence[float]"]
 

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attention import adain, attend_biased, attend_merged
-from .settings import FabricError
+from labkit.fabric.attention import adain, attend_biased, attend_merged
+from labkit.fabric.settings import FabricError
 
 Observer = Callable[["Observation"], None]
 

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from labkit.diffusion import encode_prompts, vae_scale_factor
-
-from .attention import moments, pool_tokens
-from .cache import LayerStates, ReferenceCache, digest_of
-from .processor import Context, Layer, SignStates
-from .references import Reference, encode_reference, noised_reference, reference_noise, token_mask
-from .schedule import depth_ramp
-from .settings import FabricError, Settings
+from labkit.fabric.attention import moments, pool_tokens
+from labkit.fabric.cache import LayerStates, ReferenceCache, digest_of
+from labkit.fabric.processor import Context, Layer, SignStates
+from labkit.fabric.references import Reference, encode_reference, noised_reference, reference_noise, token_mask
+from labkit.fabric.schedule import depth_ramp
+from labkit.fabric.settings import FabricError, Settings
 
 RESIDUALS = ("down_block_additional_residuals", "down_intrablock_additional_residuals")  # tuples; ControlNet, T2I
 

@@ -13,8 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from labkit.diffusion import encode_images, from_pil
-
-from .settings import FabricError
+from labkit.fabric.settings import FabricError
 
 
 @dataclass(frozen=True, eq=False)

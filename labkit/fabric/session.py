@@ -18,14 +18,13 @@ import torch
 from torch import Tensor
 
 from labkit.diffusion import row_labels
-
-from .cache import ReferenceCache
-from .processor import Context, FabricProcessor, Layer, Observer, SignStates
-from .reference_pass import Job, ReferencePass
-from .references import as_references
-from .schedule import flat_mass, scheduled_weight, step_position, time_position
-from .settings import PRESETS, FabricError, FabricWarning, Settings
-from .unet import call_arguments, one_timestep, self_attentions, unet_of
+from labkit.fabric.cache import ReferenceCache
+from labkit.fabric.processor import Context, FabricProcessor, Layer, Observer, SignStates
+from labkit.fabric.reference_pass import Job, ReferencePass
+from labkit.fabric.references import as_references
+from labkit.fabric.schedule import flat_mass, scheduled_weight, step_position, time_position
+from labkit.fabric.settings import PRESETS, FabricError, FabricWarning, Settings
+from labkit.fabric.unet import call_arguments, one_timestep, self_attentions, unet_of
 
 SIGNS = {"liked": "cond", "disliked": "uncond"}  # which rows read which references
 PLAIN_PROCESSORS = ("AttnProcessor", "AttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor")

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from labkit.models.errors import LabkitError
-
-from .schedule import SHAPES
+from labkit.errors import LabkitError
+from labkit.fabric.schedule import SHAPES
 
 BACKENDS = ("sdpa", "lse")
 CLOCKS = ("steps", "training")

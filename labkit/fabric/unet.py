@@ -6,8 +6,8 @@ import inspect
 
 from torch import Tensor, nn
 
-from .processor import Layer
-from .settings import FabricError
+from labkit.fabric.processor import Layer
+from labkit.fabric.settings import FabricError
 
 
 def self_attentions(unet) -> list[tuple[Layer, nn.Module]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from labkit.files import write_atomically
 from labkit.metrics.checks import as_features, work_device
 
 FORMAT = "labkit-gaussian-stats-1"
@@ -150,18 +151,14 @@ class GaussianStats:
             "ddof": self.ddof,
             "fingerprint": asdict(self.fingerprint) if self.fingerprint else None,
         }
-        partial = path.with_name(path.name + ".part")
         if path.suffix == ".json":
-            partial.write_text(json.dumps(header | {"mean": self.mean.tolist(), "m2": self.m2.tolist()}))
-        elif path.suffix == ".safetensors":
+            return write_atomically(path, json.dumps(header | {"mean": self.mean.tolist(), "m2": self.m2.tolist()}))
+        if path.suffix == ".safetensors":
             from safetensors.torch import save_file
 
             tensors = {"mean": self.mean.cpu().contiguous(), "m2": self.m2.cpu().contiguous()}
-            save_file(tensors, partial, metadata={"labkit": json.dumps(header)})
-        else:
-            raise ValueError(f"unknown ending {path.suffix!r} of {path.name}: use .safetensors or .json")
-        os.replace(partial, path)
-        return path
+            return write_atomically(path, lambda part: save_file(tensors, part, {"labkit": json.dumps(header)}))
+        raise ValueError(f"unknown ending {path.suffix!r} of {path.name}: use .safetensors or .json")
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> GaussianStats:

@@ -1,8 +1,8 @@
 """The models of the course: where they are, how they are loaded and checked."""
 
-from .errors import LabkitError, ModelLoadError
-from .load import load_clip, load_pipeline, load_reader
-from .paths import data_dir, models_dir
+from labkit.errors import LabkitError, ModelLoadError
+from labkit.models.load import load_clip, load_pipeline, load_reader
+from labkit.models.paths import data_dir, models_dir
 
 __all__ = [
     "LabkitError",

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from .errors import ModelLoadError
-from .paths import data_dir
+from labkit.errors import ModelLoadError
+from labkit.files import write_atomically
+from labkit.models.paths import data_dir
 
 CHECKSUMS = "checksums.json"
 _hashed: dict[tuple[str, int, int], str] = {}  # (path, size, modification time in ns) -> hex digest
@@ -48,7 +48,7 @@ def read_checksums(data: Path | None = None) -> dict[str, str]:
 def write_checksums(data: Path | None = None, folders: Iterable[str] | None = None) -> dict[str, str]:
     """Hash all files of the data folder, or of some of its folders (other entries stay), and write the table.
 
-    Hidden files and the table itself are left out. Written to a temporary file first, then renamed. Returns the table.
+    Hidden files and the table itself are left out. Returns the table.
     """
     data = data or data_dir()
     roots = [data] if folders is None else [data / name for name in folders]
@@ -60,13 +60,7 @@ def write_checksums(data: Path | None = None, folders: Iterable[str] | None = No
             name = path.relative_to(data)
             if path.is_file() and name.as_posix() != CHECKSUMS and not any(p.startswith(".") for p in name.parts):
                 table[name.as_posix()] = sha256(path)
-    target = data / CHECKSUMS
-    temporary = target.with_name(f".{CHECKSUMS}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(dict(sorted(table.items())), indent=1) + "\n", "utf-8")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(data / CHECKSUMS, json.dumps(dict(sorted(table.items())), indent=1) + "\n")
     return table
 
 

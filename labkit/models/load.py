@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .checksums import verify
-from .errors import ModelLoadError
-from .local_folder import check_layout, file_variant, need, need_weights, pixel_statistics
-from .paths import data_dir, local_model
+from labkit.errors import ModelLoadError
+from labkit.models.checksums import verify
+from labkit.models.local_folder import check_layout, file_variant, need, need_weights, pixel_statistics
+from labkit.models.paths import data_dir, local_model
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
     from transformers import CLIPModel
 
-    from .clip_inputs import ClipInputs
-    from .reader import AttributeReader
+    from labkit.models.clip_inputs import ClipInputs
+    from labkit.models.reader import AttributeReader
 
 TIERS = ("smoke", "cpu", "gpu")
 VARIANTS = ("portrait-sd", "portrait-sd-base")
@@ -101,7 +101,7 @@ def load_clip(
     with quiet():
         from transformers import CLIPModel, CLIPTokenizer
 
-        from .clip_inputs import ClipInputs
+        from labkit.models.clip_inputs import ClipInputs
 
         if isinstance(source, Path):
             need(source / "config.json", source)
@@ -120,7 +120,7 @@ def load_reader(device: torch.device | str = "cpu", *, folder: str | Path | None
     source = _source("cpu", folder, shipped="attribute-reader", hub="")
     need(source / "config.json", source)
     need(source / "model.safetensors", source)
-    from .reader import AttributeReader
+    from labkit.models.reader import AttributeReader
 
     return _load(lambda: AttributeReader.from_pretrained(source), source).to(device)
 

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from labkit.files import write_atomically
 from labkit.portraits.attributes import ATTRIBUTES
-from labkit.portraits.dataset import write_atomically
 from labkit.portraits.spec import PortraitSpec
 
 FEATURES = 128
@@ -107,7 +107,7 @@ class AttributeReader(nn.Module):
             folder / "model.safetensors", lambda p: save_file({k: v.contiguous() for k, v in tensors.items()}, str(p))
         )
         config = json.dumps({"attributes": ATTRIBUTES, "features": FEATURES}, indent=1)
-        write_atomically(folder / "config.json", lambda p: p.write_text(config, "utf-8"))
+        write_atomically(folder / "config.json", config)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> AttributeReader:
@@ -120,7 +120,7 @@ class AttributeReader(nn.Module):
         stored = {k: tuple(v) for k, v in json.loads((folder / "config.json").read_text("utf-8"))["attributes"].items()}
         if stored != ATTRIBUTES:
             raise ValueError(
-                f"{folder} was trained for other attributes: retrain with `python -m labkit.models.train reader`"
+                f"{folder} was trained for other attributes: retrain with `python -m labkit.training reader`"
             )
         reader = cls()
         reader.load_state_dict(

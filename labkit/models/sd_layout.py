@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from .load import quiet
+from labkit.models.load import quiet
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 FULL_VOCABULARY = 49408

@@ -1,7 +1,7 @@
 """PC-CLIP: teaching CLIP to put the difference of two images into words (Sam et al., arXiv 2409.09721).
 
 Order of use: `embed_images` once, pairs (`natural_pairs`), sentences (`TemplateWriter`, `TransformersWriter`,
-`HttpWriter`), `train_pairwise`, `evaluate_pairs`. The product world is in `labkit.pairwise.products`, alarms in
+`HttpWriter`), `train_pairwise`, `evaluate_pairs`. The product world is in `labkit.worlds.products`, alarms in
 `labkit.pairwise.inspection`.
 """
 

@@ -14,11 +14,10 @@ import urllib.request
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-from labkit.models.errors import LabkitError
-
-from .pairs import Values
-from .wording import Wording
-from .writers import LanguageModelWriter
+from labkit.errors import LabkitError
+from labkit.pairwise.pairs import Values
+from labkit.pairwise.wording import Wording
+from labkit.pairwise.writers import LanguageModelWriter
 
 MAX_ANSWER_BYTES = 1_000_000
 _RETRY = (408, 425, 429, 500, 502, 503, 504)

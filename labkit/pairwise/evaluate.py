@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .geometry import difference, unit
-from .pairs import Pair, Values
-from .towers import Encoder
-from .wording import ORDERS, Statement, Wording, candidates, sentence
+from labkit.pairwise.geometry import difference, unit
+from labkit.pairwise.pairs import Pair, Values
+from labkit.pairwise.towers import Encoder
+from labkit.pairwise.wording import ORDERS, Statement, Wording, candidates, sentence
 
 
 @dataclass(frozen=True)

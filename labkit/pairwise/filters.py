@@ -10,8 +10,8 @@ import json
 import re
 from collections.abc import Callable
 
-from .pairs import Pair
-from .wording import Statement, Wording, read
+from labkit.pairwise.pairs import Pair
+from labkit.pairwise.wording import Statement, Wording, read
 
 MIN_LENGTH, MAX_LENGTH = 20, 240
 _JUNK = re.compile(r"https?:|www\.|[<>{}*#`|\\]|\bcaption|\bas an ai\b|\bnote\b:?|\bQ:|\bA:|\n", re.I)

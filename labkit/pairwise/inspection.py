@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .geometry import unit
+from labkit.pairwise.geometry import unit
 
 
 def pixel_distance(photos: Tensor, reference: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .loss import matching
-from .wording import Statement, Wording
+from labkit.pairwise.loss import matching
+from labkit.pairwise.wording import Statement, Wording
 
 Values = Mapping[str, str]
 Comparison = tuple[str, frozenset[str]]

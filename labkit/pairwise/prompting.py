@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .geometry import unit
+from labkit.pairwise.geometry import unit
 
 Comparative = tuple[int, int, Tensor]
 """(class i, class j, embedding [d] of how i differs from j)"""

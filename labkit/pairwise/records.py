@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from .pairs import Pair
-from .wording import Statement
+from labkit.pairwise.pairs import Pair
+from labkit.pairwise.wording import Statement
 
 
 @dataclass(frozen=True)

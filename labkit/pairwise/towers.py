@@ -13,8 +13,7 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from labkit.models.clip_inputs import ClipInputs
-
-from .geometry import unit
+from labkit.pairwise.geometry import unit
 
 Encoder = Callable[[Sequence[str]], Tensor]
 """texts -> unit vectors [N, d]"""

@@ -18,15 +18,14 @@ from transformers import CLIPModel
 
 from labkit.diffusion import add_lora
 from labkit.models.clip_inputs import ClipInputs
-
-from .config import PairwiseConfig
-from .evaluate import mirror_cosine
-from .geometry import pair_differences, unit
-from .loss import duplicate_floor, matching, squared_error, symmetric_nce, two_sided_cross_entropy
-from .pairs import Codes, Values
-from .records import DifferenceRecord
-from .towers import TextTower
-from .wording import Wording
+from labkit.pairwise.config import PairwiseConfig
+from labkit.pairwise.evaluate import mirror_cosine
+from labkit.pairwise.geometry import pair_differences, unit
+from labkit.pairwise.loss import duplicate_floor, matching, squared_error, symmetric_nce, two_sided_cross_entropy
+from labkit.pairwise.pairs import Codes, Values
+from labkit.pairwise.records import DifferenceRecord
+from labkit.pairwise.towers import TextTower
+from labkit.pairwise.wording import Wording
 
 LORA_NAME = "pairwise"
 WATCHED = 64  # sentences whose mirrors the run card watches

@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 
 from labkit.models.clip_inputs import ClipInputs
-
-from .filters import judge
-from .pairs import Pair, Values
-from .records import AnswerCache, DifferenceRecord, WriteReport, Written, content_hash, template_record
-from .wording import FORMS, ORDERS, Wording, pick, sentence, swap_markers
+from labkit.pairwise.filters import judge
+from labkit.pairwise.pairs import Pair, Values
+from labkit.pairwise.records import AnswerCache, DifferenceRecord, WriteReport, Written, content_hash, template_record
+from labkit.pairwise.wording import FORMS, ORDERS, Wording, pick, sentence, swap_markers
 
 TEMPLATE_VERSION = "template-1"
 PROMPT_VERSION = "prompt-1"

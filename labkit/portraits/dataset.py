@@ -22,21 +22,12 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm.auto import tqdm
 
+from labkit.files import write_atomically
 from labkit.portraits.attributes import ATTRIBUTES
 from labkit.portraits.render import check_size, render
 from labkit.portraits.spec import PortraitSpec
 
 SHARD = 1024
-
-
-def write_atomically(path: Path, write) -> None:
-    """Call ``write(temporary_path)`` and rename: a full disk or a kill leaves the old file untouched."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write_shard(path: Path, specs: Sequence[PortraitSpec], size: int) -> None:
@@ -83,7 +74,7 @@ def build_dataset(
         elif pq.read_table(path, columns=list(ATTRIBUTES)).to_pylist() != [spec.to_dict() for spec in part]:
             raise foreign  # same ends, other middle: drawn with other conditions
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(record_file, lambda p: p.write_text(json.dumps(record, indent=1), "utf-8"))
+    write_atomically(record_file, json.dumps(record, indent=1))
     if not jobs:
         return folder
     with ProcessPoolExecutor(processes or os.cpu_count()) as pool:
@@ -101,7 +92,7 @@ def load_dataset(folder: str | Path, limit: int | None = None) -> tuple[np.ndarr
     """
     shards = sorted(Path(folder).glob("*.parquet"))
     if not shards:
-        raise FileNotFoundError(f"no portrait shards in {folder}: build them with `python -m labkit.models.train data`")
+        raise FileNotFoundError(f"no portrait shards in {folder}: build them with `python -m labkit.training data`")
     images: list[np.ndarray] = []
     specs: list[PortraitSpec] = []
     for shard in shards:

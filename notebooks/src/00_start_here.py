@@ -21,7 +21,7 @@ lab = start("00", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # 次のセルで Python、パッケージ、GPU、フォント、ディスクの状態を調べます。問題があれば、対処方法も表示されます。
 
 # %% uid="check-environment"
-from labkit.course.envcheck import show_environment
+from labkit.envcheck import show_environment
 
 findings = show_environment(tier)
 # %% [markdown] lang="en" uid="world" pair="0df852c9"
@@ -37,7 +37,7 @@ findings = show_environment(tier)
 # だからこそ、この教材では主張を数値で確かめられます。
 
 # %% uid="portraits"
-from labkit.course.figures import image_grid
+from labkit.figures import image_grid
 from labkit.portraits import ATTRIBUTES, attribute_name, caption, differences, render, sample_specs, value_name
 
 specs = sample_specs(lab.sizes.portraits, seed=lab.seed)
@@ -159,7 +159,7 @@ print(t("l00.seconds", seconds=time.perf_counter() - begin))
 # 属性を選ぶか、指定なしのままにして、4枚のポートレートを見てみましょう。シードは同じなので、変化は言葉によるものです。
 
 # %% uid="widget" tags=["widget"]
-from labkit.course.widgets import choice, explore
+from labkit.figures.widgets import choice, explore
 
 
 def compose(mood, hair_color, background):

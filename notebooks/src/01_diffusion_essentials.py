@@ -38,7 +38,7 @@ add_noise = lab.use("add_noise", add_noise)
 # %% uid="forward-picture"
 import torch
 
-from labkit.course.figures import curve_with_interval, heatmap_overlay, image_grid, strips
+from labkit.figures import curve_with_interval, heatmap_overlay, image_grid, strips
 from labkit.diffusion import decode_latents, encode_images, image_generators, sample
 from labkit.models import load_pipeline
 from labkit.portraits import caption, random_caption, render_tensor, sample_specs
@@ -213,7 +213,7 @@ lab.claim(
 )
 
 # %% uid="guidance-widget" tags=["widget"]
-from labkit.course.widgets import explore, slider
+from labkit.figures.widgets import explore, slider
 
 
 def guided(scale):

@@ -27,7 +27,7 @@ lab = start("02", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # %% uid="renders" tags=["slow"]
 import torch
 
-from labkit.course.figures import bar_with_interval, curve_with_interval, strips
+from labkit.figures import bar_with_interval, curve_with_interval, strips
 from labkit.diffusion import image_generators, sample
 from labkit.metrics import frechet_distance, manifold_metrics, noise_floor
 from labkit.metrics.extractors import reader_extractor
@@ -380,7 +380,7 @@ words = "fall of coverage - fall of recall, mode removed"
 lab.claim("coverage_beats_recall", measured=words, value=value, interval=interval, seeds=[seed])
 
 # %% uid="modes-widget" tags=["widget"]
-from labkit.course.widgets import explore, slider
+from labkit.figures.widgets import explore, slider
 
 
 def mixture(removed, junk):
@@ -565,7 +565,7 @@ usual = np.quantile(scores[0], 0.025, axis=0), np.quantile(scores[0], 0.975, axi
 # %% uid="overview-table" tags=["hide-input"]
 from matplotlib.patches import Rectangle
 
-from labkit.course.figures import figure_style, new_figure
+from labkit.figures import figure_style, new_figure
 
 heads = [*metrics, *names, t("l02.faithful")]
 means = np.column_stack([scores.mean(1), [share for _, share in changes.values()]])  # [change, metric + 1]

@@ -61,7 +61,7 @@ pseudo_density = lab.use("pseudo_density", pseudo_density)
 import numpy as np
 
 from labkit.density import PseudoDensity, rank_correlation
-from labkit.density.ring import ring_centres, ring_density, ring_generator, ring_reals
+from labkit.worlds.ring import ring_centres, ring_density, ring_generator, ring_reals
 
 reals = ring_reals(lab.sizes.ring, lab.generator())  # [N, 2]
 ring = PseudoDensity(k=10).fit(reals)
@@ -84,8 +84,8 @@ lab.reveal("densest", "biggest" if by_mode.argmax() == 0 else "other")
 # %% uid="ring-widget" tags=["widget"]
 from matplotlib.patches import Circle
 
-from labkit.course.figures import bar_with_interval, figure_style, image_grid, label_points, new_figure, strips
-from labkit.course.widgets import choice, explore, slider
+from labkit.figures import bar_with_interval, figure_style, image_grid, label_points, new_figure, strips
+from labkit.figures.widgets import choice, explore, slider
 
 
 def ring_picture(k, exponent, point):
@@ -242,8 +242,8 @@ head = [t("l03.setting"), *METRICS, t("l03.calls"), t("l03.forecast")]
 show(*table(head, [[name, *(f"{v:.3f}" for v in rows.mean(0))] for name, rows in measured.items()]))
 
 # %% uid="ring-plane"
-from labkit.course.figure_base import wrap_text
-from labkit.course.style import MARKERS, PALETTE
+from labkit.figures.base import wrap_text
+from labkit.figures.style import MARKERS, PALETTE
 
 
 def plane(groups, title):
@@ -720,7 +720,7 @@ bar_with_interval(
 # `ratio` と呼びます。
 
 # %% uid="histogram-gan"
-from labkit.course.figures import curve_with_interval
+from labkit.figures import curve_with_interval
 
 
 def histogram_gan(w_real, w_fake, updates=40):

@@ -42,8 +42,8 @@ lab.check("reweight", reweight)
 reweight = lab.use("reweight", reweight)
 
 # %% uid="reweight-widget" tags=["widget"]
-from labkit.course.figures import bar_with_interval, curve_with_interval, heatmap_overlay, image_grid, strips
-from labkit.course.widgets import explore, slider
+from labkit.figures import bar_with_interval, curve_with_interval, heatmap_overlay, image_grid, strips
+from labkit.figures.widgets import explore, slider
 
 own, refs = np.array([1.0, 0.2, -0.5]), np.array([0.6, -0.2])
 names = [t("l04.own", number=i + 1) for i in range(3)] + [t("l04.ref", number=i + 1) for i in range(2)]
@@ -309,7 +309,7 @@ image_grid(
 # どれだけが好きな画像に向かうでしょうか。ステップに沿って調べます。
 
 # %% uid="looks-map" tags=["widget"]
-from labkit.course.widgets import choice
+from labkit.figures.widgets import choice
 from labkit.fabric import reference_attention
 
 seen = []
@@ -694,7 +694,7 @@ strips({t("l04.both_start"): list(loop.rounds[0].images)} | rows, scores=shares,
 # 目標値は、候補の画像のうち最も近いものの値です。自動判定やランダムな作り直しより少ないラウンドで済むでしょうか。
 
 # %% uid="game-play" tags=["widget"]
-from labkit.course.feedback_game import FeedbackGame
+from labkit.figures.game import FeedbackGame
 
 hidden = portraits[-1:]
 print(t("l04.game_needed", rounds=lab.sizes.rounds, **{way: int(needed[way][-1]) for way in ("feedback", "restarts")}))

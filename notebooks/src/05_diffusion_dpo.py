@@ -28,7 +28,7 @@ import torch
 
 from matplotlib.patches import Circle
 
-from labkit.course.figures import bar_with_interval, curve_with_interval, figure_style, new_figure, strips
+from labkit.figures import bar_with_interval, curve_with_interval, figure_style, new_figure, strips
 
 
 def scatter(panels, title):
@@ -71,7 +71,7 @@ def over_seeds(values):
 
 
 # %% uid="toy-base"
-from labkit.dpo.toy import make_pairs, off_ring, pretrain, reward, sample_points
+from labkit.worlds.toy import make_pairs, off_ring, pretrain, reward, sample_points
 
 toy_seeds = [lab.seed + 100 + k for k in range(lab.sizes.toy_seeds)]  # the learning rate was chosen on seed 0
 bases = {s: pretrain(s, lab.sizes.toy_pretrain) for s in toy_seeds}
@@ -197,7 +197,7 @@ clouds = {name: toy[name][first].points for name in (r"DPO $\kappa$ = 2", r"DPO 
 scatter({t("l05.base"): points[first], **clouds}, t("l05.clouds_title"))
 
 # %% uid="toy-widget" tags=["widget"]
-from labkit.course.widgets import choice, explore
+from labkit.figures.widgets import choice, explore
 
 explore(
     lambda setting: scatter({setting: toy[setting][first].points}, t("l05.clouds_title")),

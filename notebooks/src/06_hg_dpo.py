@@ -38,8 +38,8 @@ lab = start("06", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 import numpy as np
 import torch
 
-from labkit.course.figures import bar_with_interval, curve_with_interval, image_grid, strips
-from labkit.course.widgets import choice, explore, slider, text
+from labkit.figures import bar_with_interval, curve_with_interval, image_grid, strips
+from labkit.figures.widgets import choice, explore, slider, text
 from labkit.diffusion import decode_latents, encode_images, image_generators, sample
 from labkit.models import load_clip, load_pipeline, load_reader
 from labkit.portraits import ATTRIBUTES, caption, render_tensor, sample_specs

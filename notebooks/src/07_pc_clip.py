@@ -41,7 +41,7 @@ arrow = lab.use("arrow", arrow)
 # %% uid="arrow-load"
 import torch
 
-from labkit.course.figures import bar_with_interval, curve_with_interval, image_grid, strips
+from labkit.figures import bar_with_interval, curve_with_interval, image_grid, strips
 from labkit.models import load_clip
 from labkit.pairwise import Statement, TextTower, comparable, embed_images, portrait_wording, sentence
 from labkit.portraits import render_tensor, sample_specs
@@ -592,7 +592,7 @@ curve_with_interval(
 )
 
 # %% uid="wise-widget" tags=["widget"]
-from labkit.course.widgets import explore, slider
+from labkit.figures.widgets import explore, slider
 
 
 def wise(a):
@@ -757,7 +757,7 @@ lab.claim(
 )
 
 # %% uid="products-train" tags=["slow"]
-from labkit.pairwise.products import PARTS, PRODUCT_WORDING, Photo, ProductSpec, render_products, sample_products
+from labkit.worlds.products import PARTS, PRODUCT_WORDING, Photo, ProductSpec, render_products, sample_products
 
 shop = {  # how the photographs are taken
     "standard": Photo(),

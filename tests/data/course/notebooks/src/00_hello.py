@@ -18,7 +18,7 @@ strict = False
 interactive = True
 
 # %% uid="setup" tags=["setup"]
-from labkit.course import check, start, t, use
+from labkit.course import start, t
 
 lab = start("00", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
 
@@ -47,8 +47,8 @@ def add_noise(x0, noise, alpha_bar):
 
 
 # %% uid="noise-check" tags=["check"]
-check("add_noise", add_noise)
-add_noise = use("add_noise", add_noise)
+lab.check("add_noise", add_noise)
+add_noise = lab.use("add_noise", add_noise)
 
 # %% uid="weights" tags=["exercise"] exercise="weights"
 alpha_bar = 0.64

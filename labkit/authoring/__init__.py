@@ -1,0 +1,12 @@
+"""What an author's command line runs. No notebook imports anything from here.
+
+| module           | what it does                                                                            |
+|------------------|-----------------------------------------------------------------------------------------|
+| source           | the grammar of a lesson's source and its reader; regions: solution parts in a cell      |
+| build            | sources to notebooks; notebook, frame, install and leaks are its parts                  |
+| stamp            | the repository's address in badges and install cells                                    |
+| commands         | `labkit build` and `labkit stamp`                                                       |
+| colab            | run on Colab before labkit is installed: what to install there                          |
+| lint             | `labkit lint`: code, text, files and lessons                                            |
+| run              | `labkit run`: lessons executed in processes of their own, judged and reported           |
+"""

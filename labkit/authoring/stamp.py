@@ -1,0 +1,79 @@
+"""`labkit stamp --repo OWNER/NAME`: write the repository's address into badges and install cells.
+
+The address stands in one committed file, `labkit/authoring/stamp.yaml`; the builder reads it. Without an address the
+notebooks have no Colab badge and the install cell says what to do.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from labkit.course.yamlfile import YamlError, load_yaml
+from labkit.errors import LabkitError
+from labkit.files import write_atomically
+
+_REPO = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,38})/[A-Za-z0-9._-]{1,100}")
+_BRANCH = re.compile(r"(?!-)[A-Za-z0-9._/-]{1,100}")
+_BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
+_FILE = """\
+# Where the course lies on GitHub; read by `labkit build`, written by `labkit stamp --repo OWNER/NAME`.
+# Empty: the notebooks carry no Colab badge, and their install cell says what to do.
+repo: "{repo}"
+branch: {branch}
+"""
+
+
+class StampError(LabkitError, ValueError):
+    """An address that is none, or a stamp.yaml that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """The address of the course: `repo` is "OWNER/NAME" or "" (not stamped)."""
+
+    repo: str = ""
+    branch: str = "main"
+
+    def __post_init__(self) -> None:
+        if self.repo and not _REPO.fullmatch(self.repo):
+            raise StampError(f"{self.repo!r} is no GitHub repository; expected OWNER/NAME, for example octocat/course")
+        if not _BRANCH.fullmatch(self.branch):
+            raise StampError(f"{self.branch!r} is no branch name; expected a name such as main")
+
+    def colab(self, notebook: str) -> str:
+        """Address that opens a notebook of the repository (path with forward slashes) in Colab."""
+        return f"https://colab.research.google.com/github/{self.repo}/blob/{self.branch}/{notebook}"
+
+    def badge(self, notebook: str, alt: str) -> str:
+        """Markdown of the Colab badge; "" if not stamped."""
+        return f"[![{alt}]({_BADGE})]({self.colab(notebook)})" if self.repo else ""
+
+    @property
+    def issues(self) -> str:
+        """Address where errors are reported; "" if not stamped."""
+        return f"https://github.com/{self.repo}/issues" if self.repo else ""
+
+
+def read_stamp(path: Path) -> Stamp:
+    """The stamp in a file; a missing file means not stamped. Raises StampError."""
+    if not Path(path).exists():
+        return Stamp()
+    try:
+        data = load_yaml(path) or {}
+    except YamlError as error:
+        raise StampError(str(error)) from None
+    if not isinstance(data, dict) or set(data) - {"repo", "branch"}:
+        raise StampError(f'{path}: expected repo: "OWNER/NAME" and branch: main; run labkit stamp --repo OWNER/NAME')
+    return Stamp(str(data.get("repo") or ""), str(data.get("branch") or "main"))
+
+
+def write_stamp(path: Path, stamp: Stamp) -> None:
+    """Write the stamp file in one step (a crash leaves the old one)."""
+    write_atomically(path, _FILE.format(repo=stamp.repo, branch=stamp.branch))
+
+
+def repository(address: str) -> str:
+    """OWNER/NAME from what people paste: with or without https://github.com/, .git, or a slash at the end."""
+    return re.sub(r"^(?:https?://|git@)?(?:www\.)?github\.com[/:]|(?:\.git)?/?$", "", address.strip())

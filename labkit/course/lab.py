@@ -1,0 +1,300 @@
+"""`start("01", ...)` opens a lesson: the object `lab` of every notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from labkit.course import claims, ledger
+from labkit.course import quiz as quizzes
+from labkit.course.checks import (
+    HINT_LEVELS,
+    MISSING,
+    Exercise,
+    Result,
+    hint_text,
+    load_exercises,
+    look_up,
+    result_texts,
+    run_check,
+)
+from labkit.course.i18n import checked_language, get_language, set_language, t, use_lesson
+from labkit.course.lesson_files import CourseError, known_id, lesson_files
+from labkit.course.manifest import Project
+from labkit.course.progress import Progress, overview, report
+from labkit.course.progressbar import Item, progress_bar
+from labkit.course.render import pick, set_interactive, show, show_box
+from labkit.errors import LabkitError
+
+if TYPE_CHECKING:
+    import torch
+
+KIND_OF = {"passed": "pass", "failed": "fail", "todo": "todo"}
+SEED_STRIDE = 10_000  # offsets below this never give two seeds the same generator
+
+_current: Lab | None = None
+
+
+class CheckFailed(LabkitError, AssertionError):
+    """Raised by `check` and `use` in strict mode (batch runs of solution editions), with the message as plain text."""
+
+
+class Sizes(SimpleNamespace):
+    """The tier's sizes from lesson.yaml as attributes; an unknown name gives an error that lists the known ones."""
+
+    def __getattr__(self, name: str) -> Any:
+        names = ", ".join(sorted(vars(self))) or "none"
+        raise AttributeError(f"this lesson has no size {name!r}; lesson.yaml gives: {names}")
+
+
+class Lab:
+    """An open lesson. Ids may be short ("add_noise") or full ("l01.add_noise")."""
+
+    def __init__(
+        self,
+        number: int | str,
+        *,
+        tier: str,
+        lang: str,
+        seed: int,
+        strict: bool,
+        interactive: bool,
+        project: Project | None = None,
+        home: Path | str | None = None,
+        results: Path | str | None = None,
+    ) -> None:
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise CourseError(f"seed is {seed!r}: expected a whole number, e.g. seed=0")
+        self.project = project
+        self.files = lesson_files(number, project)
+        self.sizes = Sizes(**self.files.lesson.sizes_for(tier))
+        self.number, self.name, self.tier = self.files.number, self.files.lesson.name, tier
+        self.lang, self.seed, self.strict, self.interactive = checked_language(lang), seed, strict, interactive
+        self.results = results
+        self.records: list[claims.Record] = []
+        self._used: dict[str, Any] = {}  # exercise id -> function that passed
+        set_language(lang)
+        use_lesson(self.files.folder)
+        self.exercises = load_exercises(self.files.folder)
+        self.progress = Progress(home)
+
+    # ---- the run ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def device(self) -> torch.device:
+        """CPU on the tiers smoke and cpu; on tier gpu the GPU (CUDA or Apple), or the CPU where there is none."""
+        import torch
+
+        if self.tier == "gpu" and torch.cuda.is_available():
+            return torch.device("cuda")
+        if self.tier == "gpu" and torch.backends.mps.is_available():
+            return torch.device("mps")
+        return torch.device("cpu")
+
+    def generator(self, offset: int = 0) -> torch.Generator:
+        """A new CPU generator for this run's seed; another `offset` (0 to 9999) is another stream of numbers."""
+        import torch
+
+        if not 0 <= offset < SEED_STRIDE:
+            raise CourseError(f"offset is {offset}: expected 0 to {SEED_STRIDE - 1}")
+        return torch.Generator().manual_seed(self.seed * SEED_STRIDE + offset)
+
+    def t(self, key: str, /, **values: Any) -> str:
+        """The text of `key` in the lesson's language."""
+        return t(key, lang=self.lang, **values)
+
+    def progress_bar(self, iterable: Iterable[Item], desc: str = "", total: int | None = None) -> Iterator[Item]:
+        """Go through `iterable` and show a forecast; a batch run writes at most ten lines."""
+        return progress_bar(iterable, desc, total, interactive=self.interactive)
+
+    # ---- exercises ----------------------------------------------------------------------------------------------
+
+    def check(self, id: str, obj: Any = MISSING) -> Result:
+        """Check `obj` (default: what the notebook calls by the exercise's name) and show the result.
+
+        Never raises because of the learner's object, unless the session is strict (CheckFailed); an unknown id is a
+        CourseError.
+        """
+        exercise = self.exercise(id)
+        result = run_check(exercise, look_up(exercise, obj))
+        entry = self.progress.record_check(self.number, exercise.id, result.status)
+        level = entry.get("hints", 0) + 1 if result.status == "failed" else None
+        title, paragraphs = result_texts(result, hint_level=level)
+        show_box(KIND_OF[result.status], title, *paragraphs)
+        if result.key == "check.raised":  # shows the first hint by itself
+            self.progress.record_help(self.number, exercise.id, hint=1)
+        if self.strict and not result:
+            raise CheckFailed(" ".join([title, *paragraphs]))
+        return result
+
+    def use(self, id: str, obj: Any = MISSING) -> Any:
+        """The learner's object if it passes, else the reference solution; says which. Strict: raises in that case."""
+        exercise = self.exercise(id)
+        obj = look_up(exercise, obj)
+        known = self._used.get(exercise.id, MISSING)
+        if obj is not MISSING and (known is obj or run_check(exercise, obj)):
+            if not exercise.value:
+                self._used[exercise.id] = obj  # functions stay as they are; values may change and are checked again
+            show_box("pass", t("use.yours", name=exercise.name))
+            return obj
+        show_box("info", t("use.reference", name=exercise.name))
+        if self.strict:
+            raise CheckFailed(t("use.reference", name=exercise.name))
+        return exercise.reference_object()
+
+    def hint(self, id: str, level: int | None = None) -> None:
+        """Show hint 1, 2 or 3; without `level` the next one that was not seen yet."""
+        exercise = self.exercise(id)
+        if level is None:
+            seen = self.progress.entry(self.number, "exercises", exercise.id).get("hints", 0)
+            level = min(seen + 1, HINT_LEVELS[-1])
+        if level not in HINT_LEVELS:
+            raise CourseError(f"hint level {level!r}: choose 1, 2 or 3")
+        last = level == HINT_LEVELS[-1]
+        call = f'lab.solution("{exercise.short}")' if last else f'lab.hint("{exercise.short}", level={level + 1})'
+        text = hint_text(exercise.id, level) or t("help.no_hint")
+        show_box("info", t("help.hint_title", level=level, name=exercise.name), text, t("check.next_hint", call=call))
+        self.progress.record_help(self.number, exercise.id, hint=level)
+
+    def solution(self, id: str) -> None:
+        """Show the source of the reference solution."""
+        exercise = self.exercise(id)
+        title = t("help.solution_title", name=exercise.name)
+        show_box("info", title, t("help.solution_note"), code=exercise.source())
+        self.progress.record_help(self.number, exercise.id, solution=True)
+
+    def exercise(self, id: str) -> Exercise:
+        """The exercise with this id; else a CourseError that lists those of the lesson."""
+        return self.exercises[known_id(self.number, id, self.exercises, "exercise")]
+
+    # ---- questions ----------------------------------------------------------------------------------------------
+
+    def quiz(self, id: str | None = None, choice: str | None = None) -> None:
+        """Show a question (all of the lesson without `id`); `choice="B"` answers it without widgets."""
+        known = self.files.questions
+        ids = list(known) if id is None else [known_id(self.number, id, known, "question")]
+        for full in ids:
+
+            def answered(option: quizzes.Option, full: str = full) -> None:
+                self.progress.record_quiz(self.number, full, option.correct)
+
+            quizzes.show_question(full, known[full], answered, interactive=self.interactive, choice=choice)
+
+    def predict(self, id: str, answer: Any = None) -> None:
+        """Ask for a prediction before a run; `answer` ("A", a number, a text) keeps one without widgets."""
+        full = known_id(self.number, id, self.files.predictions, "prediction")
+        short = full.split(".", 1)[1]
+        prompt = self.files.predictions[full]
+        example = "0.5" if prompt.get("number") else '"A"' if prompt.get("options") else '"..."'
+
+        def keep(prediction: Any) -> None:
+            self.progress.record_prediction(self.number, full, prediction)
+
+        quizzes.show_prompt(
+            prompt, f'lab.predict("{short}", {example})', keep, interactive=self.interactive, answer=answer
+        )
+
+    def reveal(self, id: str, value: Any) -> None:
+        """Compare the learner's prediction, if there is one, with the result: option id, number or text."""
+        full = known_id(self.number, id, self.files.predictions, "prediction")
+        prediction = self.progress.entry(self.number, "predictions", full).get("prediction")
+        kind, paragraphs = quizzes.reveal_texts(self.files.predictions[full], prediction, value)
+        show_box(kind, t("predict.reveal_title"), *paragraphs)
+
+    # ---- claims -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def claims(self) -> dict[str, claims.Claim]:
+        """The claims this lesson declared before the run."""
+        return claims.declared(self.number, self.project)
+
+    def claim(
+        self,
+        id: str,
+        measured: Any = None,
+        value: Any = None,
+        interval: Sequence[Any] | None = None,
+        seeds: Iterable[int] = (),
+        reason: str = "",
+    ) -> claims.Record:
+        """Record what was measured for a declared claim, show the verdict and write it to the ledger.
+
+        measured: what it is, in words (text or {en, ja}); value: a number, or None and a `reason`; interval: (lo, hi).
+        """
+        claim = self.claims[known_id(self.number, id, self.claims, "claim")]
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        measurement = {"measured": measured, "value": value, "interval": interval, "seeds": seeds, "reason": reason}
+        record = claims.make_record(claim, tier=self.tier, lang=self.lang, at=at, **measurement)
+        self.records.append(record)
+        show(*ledger.record_box(claim, record))
+        try:
+            claims.save(record, self.results)
+        except OSError as error:
+            show_box("warn", t("claim.not_saved", error=error.strerror or type(error).__name__))
+        return record
+
+    def article_map(self) -> None:
+        """Show what the Japanese article says, what the paper says and what was measured on this tier."""
+        saved = claims.load_records(self.results)
+        html_text, text = ledger.article_table(self.files, [*saved, *self.records], self.tier)
+        title = t("article.title")
+        show(f"<b>{title}</b>{html_text}", f"{title}\n\n{text}")
+
+    def summary(self) -> None:
+        """Show the learner's state in this lesson."""
+        rows = [row for row in overview(self.progress, self.project) if row["lesson"] == self.number]
+        show(*report(rows, self.progress.path))
+
+    def __repr__(self) -> str:
+        return f"<Lab {self.number} {self.name}: tier {self.tier}, lang {self.lang}, seed {self.seed}>"
+
+
+def start(
+    lesson: int | str,
+    tier: str = "cpu",
+    lang: str | None = None,
+    seed: int = 0,
+    strict: bool = False,
+    interactive: bool = True,
+    *,
+    project: Project | None = None,
+    home: Path | str | None = None,
+    results: Path | str | None = None,
+) -> Lab:
+    """Open a lesson and show its title, tier and device.
+
+    tier: smoke, cpu or gpu; lang: en or ja; strict: failed checks raise (batch runs); interactive: draw widgets.
+    project, home, results: other places for lessons, progress file and claim records. Unknown values give one-line
+    ValueErrors that list the known ones.
+    """
+    global _current
+    session = Lab(
+        lesson,
+        tier=tier,
+        lang=get_language() if lang is None else lang,
+        seed=seed,
+        strict=strict,
+        interactive=interactive,
+        project=project,
+        home=home,
+        results=results,
+    )
+    _current = session
+    set_interactive(session.interactive)
+    planned = session.files.lesson.minutes.get(tier)
+    minutes = t("session.minutes", minutes=f"{planned:g}") if planned else ""
+    line = t("session.line", tier=tier, device=str(session.device), seed=seed, minutes=minutes)
+    no_gpu = t("session.no_gpu") if tier == "gpu" and session.device.type == "cpu" else ""
+    show_box("info", t("session.title", number=session.number, title=pick(session.files.lesson.title)), line, no_gpu)
+    return session
+
+
+def current() -> Lab:
+    """The lesson that was started last; a CourseError tells how to start one."""
+    if _current is None:
+        raise CourseError('no lesson is open: run the setup cell at the top of the notebook, lab = start("01", ...)')
+    return _current

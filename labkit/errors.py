@@ -1,0 +1,9 @@
+"""The base of all errors that labkit raises on purpose: one line with what was wrong, what was expected, the cure."""
+
+
+class LabkitError(Exception):
+    """Caught by whoever wants to show labkit's own errors as one line and let every other one through."""
+
+
+class ModelLoadError(LabkitError):
+    """Weights are missing, damaged or do not fit the device or dtype asked for."""

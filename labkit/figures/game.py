@@ -1,0 +1,145 @@
+"""The feedback game: pictures of a round with thumbs, the next round follows the votes, a hidden target is to be found.
+
+    FeedbackGame(loop, score, goal=0.6)
+
+`loop` generates and keeps the rounds (a `labkit.fabric.FeedbackLoop` or anything with its methods), `score` maps images
+[B, 3, H, W] to B numbers that say how near the hidden target they are. Without widgets, or with `interactive=False`,
+the first round stands there as a picture. `vote`, `next_round` and `undo` are what the buttons call: they can be
+tested, or called from a cell. Buttons and votes are ordinary form elements: Tab moves between them, Space presses.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from typing import Any
+
+from labkit.course.i18n import get_language, t
+from labkit.figures.grids import image_grid
+from labkit.figures.images import as_pixels, png_bytes
+
+LIKE, NEUTRAL, DISLIKE = 1, 0, -1
+IMAGE_WIDTH = 144  # pixels on the screen
+
+
+class FeedbackGame:
+    """One game. `votes` are those on the current round, `best` is the highest score so far, `won` if it is the goal."""
+
+    def __init__(
+        self,
+        loop: Any,
+        score: Callable[[Any], Any],
+        *,
+        goal: float,
+        interactive: bool | None = None,
+        lang: str | None = None,
+    ):
+        self.loop, self.score, self.goal = loop, score, float(goal)
+        self.interactive, self._lang = interactive, lang or get_language()
+        if not loop.rounds:
+            loop.generate()
+        self.votes = [NEUTRAL] * len(self.images)
+        self.widget: Any = None
+
+    @property
+    def images(self) -> Any:
+        """The pictures of the current round."""
+        return self.loop.rounds[-1].images
+
+    @property
+    def best(self) -> float:
+        return max(float(value) for one in self.loop.rounds for value in self.score(one.images))
+
+    @property
+    def won(self) -> bool:
+        return self.best >= self.goal
+
+    @property
+    def status(self) -> str:
+        """Where the game stands, in one line."""
+        key = "game.won" if self.won else "game.round"
+        return t(key, lang=self._lang, number=len(self.loop.rounds), best=self.best, goal=self.goal)
+
+    def vote(self, image: int, value: int) -> None:
+        """LIKE, DISLIKE or NEUTRAL for one picture of the current round."""
+        if not 0 <= image < len(self.votes) or value not in (LIKE, NEUTRAL, DISLIKE):
+            raise ValueError(f"vote({image}, {value}): expected an image below {len(self.votes)} and 1, 0 or -1")
+        self.votes[image] = value
+
+    def next_round(self) -> None:
+        """Tell the loop the votes and generate the next round."""
+        liked = [i for i, vote in enumerate(self.votes) if vote == LIKE]
+        disliked = [i for i, vote in enumerate(self.votes) if vote == DISLIKE]
+        self.loop.feedback(liked=liked, disliked=disliked)
+        self.loop.generate()
+        self.votes = [NEUTRAL] * len(self.images)
+
+    def undo(self) -> bool:
+        """Go back one round, to the votes given there; False in the first round."""
+        if len(self.loop.rounds) < 2:
+            return False
+        self.loop.undo()
+        last = self.loop.rounds[-1]
+        self.votes = [
+            LIKE if i in last.liked else DISLIKE if i in last.disliked else NEUTRAL for i in range(len(self.images))
+        ]
+        return True
+
+    def figure(self) -> Any:
+        """The current round as a course figure with scores."""
+        captions = [t("game.image", lang=self._lang, number=i + 1) for i in range(len(self.images))]
+        scores = [float(value) for value in self.score(self.images)]
+        return image_grid(self.images, captions=captions, scores=scores, columns=4, title=self.status, lang=self._lang)
+
+    def build(self) -> Any:
+        """Make the ipywidgets (once) and return their box."""
+        if self.widget is not None:
+            return self.widget
+        import ipywidgets
+
+        options = [(t(f"game.{name}", lang=self._lang), value) for name, value in _VOTES]
+        self.pictures = [ipywidgets.Image(format="png", width=IMAGE_WIDTH) for _ in self.votes]
+        self.choices = [
+            ipywidgets.RadioButtons(options=options, value=NEUTRAL, layout={"width": f"{IMAGE_WIDTH}px"})
+            for _ in self.votes
+        ]
+        for number, one in enumerate(self.choices):
+            one.observe(lambda change, number=number: self.vote(number, change["new"]), names="value")
+        self.next_button = ipywidgets.Button(description=t("game.next", lang=self._lang), button_style="primary")
+        self.undo_button = ipywidgets.Button(description=t("game.undo", lang=self._lang))
+        self.next_button.on_click(lambda _: self._step(self.next_round))
+        self.undo_button.on_click(lambda _: self._step(self.undo))
+        self.line = ipywidgets.HTML()
+        columns = [ipywidgets.VBox(pair) for pair in zip(self.pictures, self.choices, strict=True)]
+        help_line = ipywidgets.HTML(html.escape(t("game.help", lang=self._lang)))
+        buttons = ipywidgets.HBox([self.next_button, self.undo_button])
+        row = ipywidgets.HBox(columns, layout={"flex_flow": "row wrap"})
+        self.widget = ipywidgets.VBox([help_line, row, buttons, self.line])
+        self._show()
+        return self.widget
+
+    def _step(self, action: Callable[[], Any]) -> None:
+        done = action()
+        self._show()
+        if done is False:
+            self.line.value = html.escape(t("game.nothing", lang=self._lang))
+
+    def _show(self) -> None:
+        votes = list(self.votes)
+        for number, image in enumerate(self.images):
+            self.pictures[number].value = png_bytes(as_pixels(image))
+            self.choices[number].value = votes[number]
+        self.votes = votes
+        self.line.value = f'<div role="status">{html.escape(self.status)}</div>'
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        from labkit.figures.widgets import lesson_is_interactive
+
+        display(self.figure())
+        if lesson_is_interactive() if self.interactive is None else self.interactive:
+            display(self.build())
+
+
+_VOTES = (("like", LIKE), ("neutral", NEUTRAL), ("dislike", DISLIKE))

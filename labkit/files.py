@@ -1,0 +1,36 @@
+"""Writing files so that whatever stops the process leaves the old file whole."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_atomically(path: Path | str, content: bytes | str | Callable[[Path], object]) -> Path:
+    """Write a file beside `path` and rename it: a full disk, an error or a kill leaves the old file untouched.
+
+    Args:
+        path: the file; missing folders are made.
+        content: bytes, text (written as UTF-8, line ends as they are), or a function that writes the path it is given
+            (`path` with another name in the same folder and the same ending).
+
+    Returns:
+        `path`.
+
+    Raises:
+        OSError: the folder cannot be written; nothing is left behind.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+    try:
+        if callable(content):
+            content(temporary)
+        else:
+            temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,214 @@
+"""One resumable training loop for every shipped model.
+
+A run is a function of its seed and step count alone: the batch, the noise and the learning rate of step ``k`` are
+drawn from a generator
+seeded with ``(seed, k)``, so a run that was killed and resumed ends with the same bits as one that was not.
+Checkpoints are safetensors,
+written beside and renamed: a kill or a full disk leaves the previous one intact.
+
+Small models scale badly over OpenMP threads, so the U-Net is trained by several single-threaded processes that
+average their gradients
+(each draws its own batch; the number of processes is part of the recipe).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from labkit.files import write_atomically
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """``lr`` warms up linearly for ``warmup`` steps, stays, and falls to zero over the last ``decay`` share of the
+    steps."""
+
+    steps: int
+    lr: float
+    seed: int = 0
+    warmup: int = 100
+    decay: float = 0.4
+    weight_decay: float = 0.01
+    ema: float = 0.999
+    clip: float = 1.0
+    save_seconds: float = 60.0
+
+
+def learning_rate(config: LoopConfig, step: int, fresh: int = 0) -> float:
+    """The factor of ``config.lr`` at ``step``, in [0, 1]; it rises from the step ``fresh`` at which the optimizer was
+    new."""
+    rise = min(1.0, (step - fresh + 1) / max(1, config.warmup))
+    start = config.steps * (1 - config.decay)
+    fall = 1.0 if step < start else 0.5 * (1 + math.cos(math.pi * (step - start) / max(1.0, config.steps - start)))
+    return rise * fall
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The generator that decides everything random about one step."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) & 0x7FFF_FFFF_FFFF_FFFF)
+
+
+class Optimizer:
+    """AdamW whose state goes in and out as named tensors."""
+
+    def __init__(self, model: nn.Module, config: LoopConfig):
+        self.config = config
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.adamw = torch.optim.AdamW(
+            self.parameters, lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay
+        )
+
+    def step(self, factor: float) -> float:
+        """One update at ``factor`` times the learning rate; returns the gradient norm before clipping."""
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        for group in self.adamw.param_groups:
+            group["lr"] = self.config.lr * factor
+        self.adamw.step()
+        self.adamw.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def tensors(self) -> dict[str, Tensor]:
+        state = self.adamw.state_dict()["state"]
+        return {
+            f"{index}.{key}": torch.as_tensor(value) for index, entry in state.items() for key, value in entry.items()
+        }
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            index, field = key.split(".")
+            state.setdefault(int(index), {})[field] = value.clone()
+        self.adamw.load_state_dict({"state": state, "param_groups": self.adamw.state_dict()["param_groups"]})
+
+
+def workers() -> tuple[int, int]:
+    """``(rank, number of processes)``."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Replace every gradient by its mean over the processes."""
+    flat = torch.cat([p.grad.flatten() for p in parameters])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        p.grad.copy_(part.view_as(p))
+
+
+def save_checkpoint(
+    path: Path, model: nn.Module, ema: dict[str, Tensor], optimizer: Optimizer | None, step: int, fresh: int = 0
+) -> None:
+    """Write weights, EMA and optimizer state after ``step`` steps; ``fresh`` is the step at which the optimizer was
+    new."""
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors |= {f"ema.{k}": v for k, v in ema.items()} | {
+        f"optimizer.{k}": v for k, v in (optimizer.tensors() if optimizer else {}).items()
+    }
+    tensors = {k: v.detach().clone().contiguous() for k, v in tensors.items()}
+    write_atomically(path, lambda p: save_file(tensors, str(p), metadata={"step": str(step), "fresh": str(fresh)}))
+
+
+def load_checkpoint(path: Path, model: nn.Module, ema: dict[str, Tensor], optimizer: Optimizer) -> tuple[int, int]:
+    """Restore in place and return the step to go on with and the step at which the optimizer was new (a checkpoint
+    that was rebuilt from published weights has no optimizer state: the learning rate warms up again from there)."""
+    with safe_open(str(path), framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        step, fresh = int(file.metadata()["step"]), int(file.metadata().get("fresh", 0))
+    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    ema.update({k.removeprefix("ema."): v for k, v in tensors.items() if k.startswith("ema.")})
+    state = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
+    if state:
+        optimizer.load(state)
+    return step, fresh
+
+
+def run(
+    name: str,
+    model: nn.Module,
+    loss: Callable[[int, torch.Generator], tuple[Tensor, dict[str, float]]],
+    config: LoopConfig,
+    folder: Path,
+    *,
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    evaluate_every: int = 0,
+    keep: tuple[int, ...] = (),
+) -> dict[str, Tensor]:
+    """Train ``model`` and return its EMA state dict; resumes from ``folder`` when a checkpoint is there.
+
+    Args:
+        loss: ``(step, generator) -> (scalar loss, numbers for the log)``.
+        keep: steps after which the EMA weights are also saved as ``ema-STEP.safetensors``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint, log = folder / "checkpoint.safetensors", folder / "log.jsonl"
+    optimizer = Optimizer(model, config)
+    ema = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    start, fresh = load_checkpoint(checkpoint, model, ema, optimizer) if checkpoint.exists() else (0, 0)
+    rank, world = workers()
+    if rank == 0 and log.exists():  # a killed run has logged steps that its checkpoint does not know
+        kept = [line for line in log.read_text("utf-8").splitlines() if json.loads(line)["step"] <= start]
+        write_atomically(log, "".join(f"{line}\n" for line in kept))
+    model.train()
+    saved = begun = time.monotonic()
+    window: dict[str, list[float]] = {}
+    bar = tqdm(
+        range(start, config.steps), desc=name, initial=start, total=config.steps, mininterval=10, disable=rank > 0
+    )
+    for step in bar:
+        generator = step_generator(config.seed, step * world + rank)
+        with torch.random.fork_rng(devices=[]):  # dropout knows the global generator only: seed it too, then restore it
+            torch.manual_seed(generator.initial_seed() ^ (1 << 62))
+            value, numbers = loss(step, generator)
+            value.backward()
+        if world > 1:
+            average_gradients(optimizer.parameters)
+        numbers["gradient_norm"] = optimizer.step(learning_rate(config, step, fresh))
+        decay = min(config.ema, (1 + step) / (10 + step))
+        for key, current in model.state_dict().items():
+            if current.dtype.is_floating_point:
+                ema[key].lerp_(current, 1 - decay)
+            else:
+                ema[key].copy_(current)
+        for key, number in numbers.items():
+            window.setdefault(key, []).append(float(number))
+        done = step + 1
+        if rank > 0:
+            continue
+        if done % 50 == 0 or done == config.steps:
+            record = {
+                "step": done,
+                **{k: sum(v) / len(v) for k, v in window.items()},
+                "seconds": round(time.monotonic() - begun, 1),
+            }
+            if evaluate and evaluate_every and (done % evaluate_every == 0 or done == config.steps):
+                live = {k: v.clone() for k, v in model.state_dict().items()}
+                model.load_state_dict(ema)
+                model.eval()
+                with torch.no_grad():
+                    record |= evaluate(model)
+                model.load_state_dict(live)
+                model.train()
+            with log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            window = {}
+        if done in keep:
+            write_atomically(
+                folder / f"ema-{done}.safetensors",
+                lambda p: save_file({k: v.contiguous() for k, v in ema.items()}, str(p)),
+            )
+        if done == config.steps or time.monotonic() - saved > config.save_seconds:
+            save_checkpoint(checkpoint, model, ema, optimizer, done, fresh)
+            saved = time.monotonic()
+    return ema
