@@ -389,22 +389,19 @@ def test_small_tiers_stay_on_the_cpu_and_gpu_says_when_there_is_none(lab, tmp_pa
     assert start("90", tier="gpu", project=FIXTURE, home=tmp_path).device.type == "cuda"
 
 
-def test_module_functions_use_the_current_lesson(lab, capsys):
-    labkit.course.hint("answer", 1)
-    assert "Where are the ones?" in capsys.readouterr().out
-    assert labkit.course.check("answer", torch.triu(torch.ones(3, 3))).ok
-    labkit.course.solution("answer")
-    assert labkit.course.use("margin_loss", None) is lab.exercise("margin_loss").reference
+def test_the_current_lesson_is_the_last_one_started_and_without_one_an_error_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(session, "_current", None)
+    with pytest.raises(CourseError, match="run the setup cell"):
+        session.current()
+    lab = start("90", "smoke", "en", project=FIXTURE, home=tmp_path)
+    assert session.current() is lab
     assert labkit.course.t("l90.margin_sign") == lab.t("l90.margin_sign")
 
 
-def test_module_functions_without_a_lesson_say_how_to_start_one():
-    with pytest.raises(CourseError, match="run the setup cell"):
-        labkit.course.check("answer", None)
-
-
 def test_importing_the_course_loads_no_torch():
-    code = "import sys, labkit.course as c; assert callable(c.quiz) and 'torch' not in sys.modules and 'quiz' in dir(c)"
+    code = (
+        "import sys, labkit.course as c; assert callable(c.start) and 'torch' not in sys.modules and 'start' in dir(c)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
@@ -507,11 +504,11 @@ def test_notebook_display_is_updated_in_place(monkeypatch):
 
 
 def test_parsers_register_their_commands(tmp_path, capsys):
-    from labkit.course import claims, progress
+    from labkit.course import ledger, progress
 
     parser = argparse.ArgumentParser()
     subparsers = parser.add_subparsers()
-    for module in (claims, progress):
+    for module in (ledger, progress):
         module.add_parser(subparsers)
     for command, word in (("claims", "Claim"), ("progress", "Your progress")):
         args = parser.parse_args([command, "--root", str(FIXTURE.root)])

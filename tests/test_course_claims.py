@@ -30,7 +30,7 @@ from labkit.course.claims import (
     value_text,
 )
 from labkit.course.i18n import set_language, use_lesson
-from labkit.course.ledger import ledger, ledger_rows
+from labkit.course.ledger import add_parser, ledger, ledger_rows
 from labkit.course.lesson_files import CourseError
 from labkit.course.manifest import Project
 from labkit.course.render import language
@@ -345,7 +345,7 @@ def test_value_text_has_four_digits():
 
 def cli(*arguments) -> int:
     parser = argparse.ArgumentParser()
-    claims.add_parser(parser.add_subparsers())
+    add_parser(parser.add_subparsers())
     args = parser.parse_args(["claims", "--root", str(FIXTURE.root), *map(str, arguments)])
     return args.func(args)
 

@@ -3,11 +3,11 @@
 import argparse
 import json
 import os
-import tempfile
 from pathlib import Path
 
 import pytest
 
+from labkit import files
 from labkit.course import progress as module
 from labkit.course.manifest import Project
 from labkit.course.progress import Progress, add_parser, home_folder, overview, report
@@ -112,7 +112,7 @@ def test_read_only_home_falls_back_to_memory_with_one_note(tmp_path, notes, monk
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(files.os, "replace", refuse)
     progress = Progress(tmp_path, notify=notes.append)
     progress.record_quiz("90", "l90.snr", True)
     progress.record_quiz("90", "l90.snr", True)
@@ -127,11 +127,11 @@ def test_interrupted_write_leaves_the_old_file_whole(progress, tmp_path, monkeyp
     def die(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(json, "dump", die)
+    monkeypatch.setattr(files.os, "replace", die)
     with pytest.raises(KeyboardInterrupt):
         progress.record_quiz("90", "l90.steps", True)
     assert progress.path.read_bytes() == before
-    assert not list(tmp_path.glob(".progress-*"))
+    assert {path.name for path in tmp_path.iterdir()} == {"progress.json", ".progress.lock"}
 
 
 def test_unknown_part_is_refused(progress):

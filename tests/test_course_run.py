@@ -565,6 +565,7 @@ def course(tmp_path):
     (tmp_path / "labkit" / "course" / "lessons" / "l00").mkdir(parents=True)
     (tmp_path / "notebooks" / "src").mkdir(parents=True)
     (tmp_path / "pyproject.toml").write_bytes((sample / "pyproject.toml").read_bytes())
+    (tmp_path / "labkit/authoring").mkdir(parents=True)
     (tmp_path / "labkit/authoring/stamp.yaml").write_bytes((sample / "labkit/authoring/stamp.yaml").read_bytes())
     (tmp_path / "labkit/course/lessons/l00/lesson.yaml").write_text(LESSON.format(number="00"), encoding="utf-8")
     (tmp_path / "notebooks/src/00_lesson.py").write_text(SOURCE.lstrip(), encoding="utf-8")

@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from labkit.authoring import build, colab, stamp
+from labkit.authoring import build, colab, commands
 from labkit.authoring.install import install_cell, requirements
 from labkit.authoring.stamp import Stamp, StampError, read_stamp, repository, write_stamp
 from labkit.course.i18n import Catalogue, common_messages
@@ -221,7 +221,7 @@ def project(tmp_path: Path) -> Project:
 
 def labkit_stamp(project: Project, *args: str) -> int:
     parser = argparse.ArgumentParser()
-    stamp.add_parser(parser.add_subparsers())
+    commands.add_stamp_parser(parser.add_subparsers())
     namespace = parser.parse_args(["stamp", *args, "--root", str(project.root)])
     return namespace.func(namespace)
 

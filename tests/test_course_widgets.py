@@ -34,14 +34,12 @@ def test_without_interaction_only_the_first_picture_is_drawn(monkeypatch):
 
 
 def test_a_lesson_in_a_batch_run_needs_no_argument(monkeypatch):
-    from types import SimpleNamespace
-
-    from labkit.course import lab as session
+    from labkit.course import render
 
     controls = {"level": slider("level", 0, 255, 9)}
-    monkeypatch.setattr(session, "_current", None)
+    monkeypatch.setattr(render, "_interactive", True)
     assert explore(tone, controls).interactive is True
-    monkeypatch.setattr(session, "_current", SimpleNamespace(interactive=False))
+    render.set_interactive(False)
     assert explore(tone, controls).interactive is False
 
 

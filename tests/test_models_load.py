@@ -306,7 +306,7 @@ def test_one_folder_can_be_rewritten_and_the_others_stay(data):
 
 def test_a_failed_write_keeps_the_old_table(data, monkeypatch):
     before = (data / "checksums.json").read_bytes()
-    monkeypatch.setattr(checksums.Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("labkit.files.os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         write_checksums()
     assert (data / "checksums.json").read_bytes() == before

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from labkit.density.rule import Forecast, above, acceptance_probability, check_ratio, forecast
+from labkit.errors import LabkitError
 
 Generate = Callable[[int, int], Tensor]
 Score = Callable[[Tensor], Tensor]
@@ -54,7 +55,7 @@ class Selection:
         return self.calls / len(self.samples) if len(self.samples) else math.inf
 
 
-class BudgetExhausted(RuntimeError):
+class BudgetExhausted(LabkitError, RuntimeError):
     """The budget of generator calls ran out; `selection` holds what was accepted until then (perhaps nothing)."""
 
     def __init__(self, message: str, selection: Selection) -> None:
