@@ -79,6 +79,12 @@ def whole_number(name: str, value: object) -> int:
         raise TypeError(f"{name} must be an integer, got {value!r}: pass a whole number such as 5") from None
 
 
+def plain_list(values: object) -> list:
+    """Values as a list of Python's own objects: the elements of a tensor would all count as different labels."""
+    values = values.tolist() if hasattr(values, "tolist") else list(values)
+    return [value.item() if isinstance(value, Tensor | np.generic) else value for value in values]
+
+
 def check_k(k: object, n: int, name: str, *, queries: bool = False) -> int:
     """k as an int, the number of neighbours among the n samples of `name`.
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from labkit.metrics.checks import as_features, check_k, same_width, whole_number
+from labkit.metrics.checks import as_features, check_k, plain_list, same_width, whole_number
 from labkit.metrics.knn import BLOCK_BYTES, Block, Candidates, DistanceBlocks, nearest_neighbours
 
 
@@ -145,7 +145,7 @@ def manifold_metrics_per_class(
     real, fake = as_features("real", real), as_features("fake", fake)
     labels = []
     for name, rows, given in (("real", real, real_labels), ("fake", fake, fake_labels)):
-        given = given.tolist() if hasattr(given, "tolist") else list(given)
+        given = plain_list(given)
         if len(given) != len(rows):
             raise ValueError(f"{name}_labels has {len(given)} entries for {len(rows)} {name} rows: pass one per row")
         labels.append(given)
