@@ -205,7 +205,7 @@ def main(args: argparse.Namespace) -> int:
             raise RunError(f"--jobs is {args.jobs}; expected 1 or more")
         rows = plan(project, args.numbers, args.tier, langs, editions)
         if not rows:
-            raise RunError("there is no lesson to run: notebooks/src is empty")
+            raise RunError(f"there is no lesson to run in {project.sources}: call labkit run in a clone of the course")
         build(project, sorted({row.number for row in rows}))
         return run_and_report(rows, options, project)
     except (RunError, *BuildError) as error:
