@@ -21,7 +21,7 @@ from labkit.figures import (
 from labkit.figures.base import text_width, wrap_text
 from labkit.figures.charts import _spread
 from labkit.figures.images import as_pixel_list, as_pixels
-from labkit.figures.style import PALETTE, japanese_font, style_settings, use_style
+from labkit.figures.style import PALETTE, japanese_font
 
 
 def flat(color, side=16):
@@ -298,15 +298,34 @@ class TestStyle:
         with matplotlib.rc_context({"font.size": 30, "axes.grid": False, "axes.facecolor": "black"}):
             assert make() == plain
 
-    def test_use_style_sets_pyplot_and_refuses_other_languages(self):
-        import matplotlib
+    def test_a_learners_own_plot_can_be_in_japanese_after_start_and_keeps_its_settings(self, tmp_path, recwarn):
+        import matplotlib.pyplot as plt
 
-        with matplotlib.rc_context():
-            use_style("ja")
-            assert matplotlib.rcParams["axes.spines.top"] is False
-            assert matplotlib.rcParams["font.family"] == style_settings()["font.family"]
-            with pytest.raises(ValueError, match="'fr'"):
-                use_style("fr")
+        from labkit.course import set_language, start
+
+        def drawn_by_pyplot():
+            figure, axes = plt.subplots()
+            axes.plot([-2, 3], [-1, 5])
+            axes.set_title("拡散モデルの損失 ≤ 3", weight="bold")
+            axes.set_xlabel("ステップ数")
+            buffer = io.BytesIO()
+            figure.savefig(buffer)
+            plt.close(figure)
+            return [str(w.message) for w in recwarn if "Glyph" in str(w.message)]
+
+        with plt.rc_context({"font.family": ["serif"], "font.size": 13}):
+            before = dict(plt.rcParams)
+            try:
+                for _ in range(2):  # the setup cell may run again
+                    start("01", tier="smoke", lang="ja", home=tmp_path)
+            finally:
+                set_language("en")
+            assert not drawn_by_pyplot()
+            after = dict(plt.rcParams)
+            assert {key for key in before if before[key] != after[key]} == {"font.family"}
+            assert after["font.family"] == ["serif", japanese_font()]
+            plt.rcParams["font.family"] = ["serif"]
+            assert drawn_by_pyplot()  # without the font, boxes and a warning
 
     def test_figures_leave_nothing_open_in_pyplot(self):
         import matplotlib.pyplot as plt
