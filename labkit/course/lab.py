@@ -285,6 +285,10 @@ def start(
     )
     _current = session
     set_interactive(session.interactive)
+    if session.lang == "ja":
+        from labkit.figures.style import add_japanese_font  # brings matplotlib, which nothing else here needs
+
+        add_japanese_font()
     planned = session.files.lesson.minutes.get(tier)
     minutes = t("session.minutes", minutes=f"{planned:g}") if planned else ""
     line = t("session.line", tier=tier, device=str(session.device), seed=seed, minutes=minutes)

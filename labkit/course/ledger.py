@@ -161,7 +161,7 @@ def _run(args: argparse.Namespace) -> int:
             args.html.parent.mkdir(parents=True, exist_ok=True)
             args.html.write_text(page(t("claim.ledger_title"), html_text), encoding="utf-8")
         if args.json:
-            print(json.dumps([_json_row(row) for row in rows], ensure_ascii=False, indent=1))
+            print(json.dumps([_json_row(row) for row in rows], indent=1))  # ASCII: read the same whatever the encoding
         elif args.html:
             print(args.html)
         else:
