@@ -56,6 +56,12 @@ class Project:
         return self.root / "notebooks" / "src"
 
     @property
+    def notebooks(self) -> Path:
+        """The student editions, en/*.ipynb and ja/*.ipynb: notebooks/ of the clone, or where a wheel has them."""
+        packed = self.root / "labkit" / "_notebooks"
+        return packed if packed.is_dir() else self.root / "notebooks"
+
+    @property
     def course(self) -> Path:
         return self.root / "labkit" / "course"
 
@@ -79,7 +85,7 @@ class Project:
         """The generated notebook of a source stem ("01_name"); student editions are committed, solutions are not."""
         if edition == "solution":
             return self.root / "build" / lang / "solution" / f"{stem}.ipynb"
-        return self.root / "notebooks" / lang / f"{stem}.ipynb"
+        return self.notebooks / lang / f"{stem}.ipynb"
 
     def source_files(self) -> list[Path]:
         """All lesson sources, by number. Raises ManifestError for two sources with one number."""
