@@ -310,7 +310,7 @@ def test_unwritable_results_do_not_stop_a_lesson(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "0.8" in said and "cannot be written" not in said  # once is enough
     lab.article_map()
-    assert "✓ reproduced 0.7" in capsys.readouterr().out
+    assert "✓ reproduced 0.8" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("lang", ["en", "ja"])
