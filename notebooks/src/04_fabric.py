@@ -310,7 +310,7 @@ image_grid(
 
 # %% uid="looks-map" tags=["widget"]
 from labkit.figures.widgets import choice
-from labkit.fabric import reference_attention
+from labkit.fabric import attention_table
 
 seen = []
 with fabric(pipe, liked=ranked[0][:few], end=1.0, backend="lse", observer=seen.append) as session:
@@ -321,7 +321,7 @@ half_way = sorted({o.t for o in seen})[lab.sizes.steps // 2]
 def look(layer, column, row):
     """Where one place of the new picture (in percent of its width and height) looks, half way through the steps."""
     o = next(o for o in seen if o.layer.name == layer and o.t == half_way)
-    table = reference_attention(o.q, o.k, o.reference.k, o.reference.log_w)[1][0].mean(0)  # mean of heads: [N, M]
+    table = attention_table(o.q, o.k, o.reference.k, o.reference.weights)[1][0].mean(0)  # mean of heads: [N, M]
     side = round(o.q.shape[2] ** 0.5)
     x, y = (min(int(percent * side / 100), side - 1) for percent in (column, row))
     maps = [one.reshape(side, side).cpu() for one in table[y * side + x].split(o.reference.tokens)]
