@@ -87,11 +87,11 @@ curve_with_interval(
 # 次は PyTorch です。まず注意そのもの、続いて U-Net の層を書きます。`attn` には `to_q`、`to_k`、`to_v`、`to_out[0]` があり、
 # ヘッドの分割と結合には `head_to_batch_dim` と `batch_to_head_dim` を使えます。
 
-# %% uid="shared-attention" tags=["exercise"] exercise="shared_attention"
+# %% uid="weighted-attention" tags=["exercise"] exercise="weighted_attention"
 import torch
 
 
-def shared_attention(q, k, v, k_ref, v_ref, w):
+def weighted_attention(q, k, v, k_ref, v_ref, w):
     """q, k, v [B, N, d] own; k_ref, v_ref [1, M, d] shared by all rows; weight w > 0 -> [B, N, d]."""
     # BEGIN SOLUTION
     keys = torch.cat([k, k_ref.expand(len(q), -1, -1)], dim=1)  # [B, N + M, d]
@@ -103,9 +103,9 @@ def shared_attention(q, k, v, k_ref, v_ref, w):
     # END SOLUTION
 
 
-# %% uid="shared-attention-check" tags=["check"]
-lab.check("shared_attention", shared_attention)
-shared_attention = lab.use("shared_attention", shared_attention)
+# %% uid="weighted-attention-check" tags=["check"]
+lab.check("weighted_attention", weighted_attention)
+weighted_attention = lab.use("weighted_attention", weighted_attention)
 
 
 # %% uid="read-references" tags=["exercise"] exercise="read_references"
