@@ -12,6 +12,8 @@ from labkit import __version__
 
 # command -> (module:function that registers it with add_subparsers, line in the overview)
 COMMANDS: dict[str, tuple[str, str]] = {
+    "lab": ("labkit.course.workspace:add_lab_parser", "open your own copies of the lessons in JupyterLab"),
+    "update": ("labkit.course.workspace:add_update_parser", "bring new and changed lessons into your copies"),
     "env": ("labkit.envcheck:add_parser", "check this machine: Python, packages, GPU, fonts, disk"),
     "run": ("labkit.authoring.run:add_parser", "execute lessons and judge them"),
     "build": ("labkit.authoring.commands:add_build_parser", "make the notebooks from notebooks/src"),
@@ -53,7 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             getattr(importlib.import_module(module), register)(subparsers)
         else:
             subparsers.add_parser(name, help=line, add_help=False)
-    args = parser.parse_args(argv)
+    args, more = parser.parse_known_args(argv)
+    if hasattr(args, "passed_on"):  # the command hands what labkit does not know to another program
+        args.passed_on = more
+    elif more:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
     try:
         return int(args.func(args) or 0)
     except KeyboardInterrupt:

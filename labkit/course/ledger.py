@@ -149,7 +149,9 @@ def run(args: argparse.Namespace) -> int:
         return _run(args)
     except ValueError as error:
         print(f"labkit claims: {error}", file=sys.stderr)
-        return 2
+    except OSError as error:
+        print(f"labkit claims: {error.filename}: {error.strerror}; give --html another place", file=sys.stderr)
+    return 2
 
 
 def _run(args: argparse.Namespace) -> int:
