@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, ValidationError, WrapValidator
-from pydantic_core import PydanticCustomError
 
 from labkit.course.i18n import LANGUAGES
 from labkit.course.yamlfile import Lines
@@ -29,7 +28,7 @@ def expected(words: str) -> WrapValidator:
         try:
             return validate(value)
         except ValidationError:
-            raise PydanticCustomError("expected", "{words}", {"words": words}) from None
+            raise ValueError(words) from None
 
     return WrapValidator(check)
 
