@@ -180,7 +180,7 @@ def _code(cell: Cell, frame: Frame) -> str:
         except ManifestError as error:
             cure = f"add it to lesson.yaml of lesson {frame.lesson.number}"
             raise SourceError([Problem(frame.source, cell.line, "exercise-meta", str(error), cure)]) from None
-    return code.strip("\n")
+    return re.sub(r" *# fmt: skip$", "", code.strip("\n"), flags=re.M)
 
 
 def _with_language(code: str, tree: ast.Module, lang: str) -> str:

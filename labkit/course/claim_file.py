@@ -47,8 +47,8 @@ class Claim:
 
     id: str
     lesson: str
-    paper: str
-    place: str
+    paper: str | dict[str, str]
+    place: dict[str, str]
     statement: dict[str, str]
     region: Region
     testable: tuple[str, ...] = TIERS
@@ -64,7 +64,8 @@ def declared(number: int | str, project: Project | None = None) -> dict[str, Cla
     found = read_list(files.folder / "claims.yaml", required=required, optional=optional)
     claims = {}
     for index, entry in enumerate(found.items):
-        found.bilingual(index, entry["statement"], "statement")
+        for name in ("statement", "place", *(["paper"] if isinstance(entry["paper"], dict) else [])):
+            found.bilingual(index, entry[name], name)
         testable = _tiers(found, index, "testable", TIERS)
         gated = _tiers(found, index, "gated", ())
         if not set(gated) <= set(testable):
@@ -86,8 +87,8 @@ def declared(number: int | str, project: Project | None = None) -> dict[str, Cla
         claims[id] = Claim(
             id=id,
             lesson=files.number,
-            paper=str(entry["paper"]),
-            place=str(entry["place"]),
+            paper=entry["paper"],
+            place=entry["place"],
             statement=entry["statement"],
             region=_region(found, index),
             testable=testable,

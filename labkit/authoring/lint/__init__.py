@@ -39,7 +39,7 @@ RULES = {
     "headings-differ": "both languages have the same heading levels",
     "solution-leak": "no solution text stands in a student edition",
     "non-english-literal": "texts that code shows come from the catalogue",
-    "comment-language": "shared comments are English; #en: and #ja: lines come in pairs",
+    "comment-language": "comments and docstrings in words stand there in both languages",
     "parameters-tag": "one parameters cell, of simple literals, with the five parameters of every lesson",
     "setup-cell": "one setup cell, after the parameters, starts this lesson with its parameters",
     "exercise-meta": "every exercise cell has difficulty, importance and minutes in lesson.yaml, and the reverse",
