@@ -94,7 +94,7 @@ FINDS = [
     ("comment-language", SRC, 'lab.quiz("variance")', '# 確認\nlab.quiz("variance")', "# 確認"),
     ("comment-language", SRC, "return signal +", "# the noise\n    return signal +", "# the noise"),
     ("comment-language", SRC, "    ja: 分散が", "    分散が", '"""en: Mix x0'),
-    ("non-english-literal", SRC, r'measured=r"$\sigma^2$"', 'measured="the variance"', "the variance"),
+    ("non-english-literal", SRC, r'measured=r"$\sigma^2$"', 'measured="the variance"', 'measured="'),
     ("parameters-tag", SRC, 'tags=["parameters"]', 'tags=["slow"]', ""),
     ("parameters-tag", SRC, 'uid="quiz" tags=["quiz"]', 'uid="quiz" tags=["parameters"]', 'uid="quiz"'),
     ("parameters-tag", SRC, "seed = 0\n", "seed = int(0)\n", "seed = int(0)"),
@@ -202,7 +202,7 @@ ALLOWS: dict[str, tuple[str, str, str]] = {
     "shapes and names in a comment": (
         SRC,
         "return signal +",
-        "y = x0  # [images, size], then alpha_bar\n    return signal +",
+        "y = x0  # [images, size]: 2 x alpha_bar\n    return signal +",
     ),
     "full ids": (SRC, 'check("add_noise", add_noise)', 'check("l00.add_noise", add_noise)'),
     "a size for all tiers": (L00 + "lesson.yaml", "{smoke: 2, cpu: 16, gpu: 64}", "8"),

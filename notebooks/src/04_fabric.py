@@ -30,7 +30,7 @@ import numpy as np
 
 def reweight(own, refs, w):
     """en: Attention of one query: own logits [N], reference logits [M], weight w > 0 -> [N + M], sums to 1.
-    ja: 1 つのクエリの注意です。自分のロジット own [N]、参照のロジット refs [M]、重み w > 0 から [N + M](和は 1)を返します。
+    ja: 1 つのクエリの注意です。自分のロジット own [N]、参照のロジット refs [M]、重み w > 0 から、和が 1 の [N + M] を作ります。
     """
     # BEGIN SOLUTION
     logits = np.concatenate([own, refs + np.log(w)])
@@ -534,7 +534,8 @@ for g in (1.0, 3.0):
         warnings.simplefilter("always")
         with fabric(pipe, disliked=ranked[0][-few:], end=1.0):
             effects[g] = gap(sample(pipe, prompt, **settings | {"generators": image_generators(1, lab.seed)}), without)
-    print(f"g = {g:g}:", t("l04.largest", value=effects[g]), *[t("l04.no_effect") for _ in caught])
+    warned = t("l04.no_effect") if caught else ""
+    print(f"g = {g:g}:", t("l04.largest", value=effects[g]), warned)
 lab.reveal("dislikes_alone", "nothing" if effects[1.0] == 0 else "something")
 
 # %% [markdown] lang="en" uid="neighbours" pair="57ad851c"

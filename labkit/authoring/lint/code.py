@@ -17,7 +17,8 @@ _SHOWN_BY = frozenset(
     " set_label xlabel ylabel zlabel text figtext annotate legend set_text".split()
 )
 _SHOWN_AS = frozenset(
-    "title suptitle label labels xlabel ylabel caption captions description desc tooltip alt message names measured".split()
+    "title suptitle label labels xlabel ylabel caption captions description desc tooltip alt message names"
+    " measured".split()
 )
 _TEXT_METHODS = frozenset("format join upper lower strip replace ljust rjust center".split())
 _MARKED = re.compile(r"# ?(en|ja):|# (BEGIN|END) SOLUTION|# fmt: skip")
@@ -80,7 +81,7 @@ def _comments(cell: Cell, tree: ast.Module, file: str) -> Iterator[Problem]:
 def literals(tree: ast.Module, file: str, first_line: int) -> Iterator[Problem]:
     """String literals that belong into the catalogue.
 
-    Any letter that is not ASCII; and English words in what a call shows: the arguments of print, title, xlabel, ..., and
+    Letters that are not ASCII; and English words in what a call shows: the arguments of print, title, xlabel, ..., and
     keywords such as title= and label= of any call. Words are not counted inside $formulas$, `code` and <tags>, nor are
     names that the cell itself uses, ALL CAPITALS, CamelCase, snake_case, or anything shorter than three letters.
     """
