@@ -172,7 +172,8 @@ def test_header_and_footer_state_the_facts_in_their_language(project):
     assert en["header"].startswith("# 00 · Hello noise\n") and ja["header"].startswith("# 00 · はじめてのノイズ\n")
     assert "| Running time | 6 s | 1.5 min | not measured |" in en["header"]
     assert "| 実行時間 | 6 秒 | 1.5 分 | 未計測 |" in ja["header"]
-    assert "[日本語](../ja/00_hello.ipynb)" in en["header"] and "[English](../en/00_hello.ipynb)" in ja["header"]
+    assert "\n\n日本語: `notebooks/ja/00_hello.ipynb`\n" in en["header"]
+    assert "\n\nEnglish: `notebooks/en/00_hello.ipynb`\n" in ja["header"]
     assert "**Last checked:** 2026-11-22 (Python 3.11, torch 2.13.0)" in en["header"]
     assert "**Exercises:** 2, about 15 minutes" in en["header"] and "**課題:** 2 問(目安 15 分)" in ja["header"]
     assert "colab" not in en["header"].lower()
@@ -189,17 +190,35 @@ def test_exercises_carry_difficulty_importance_and_minutes(project):
     assert ja == "# 課題 add_noise · 難易度 ●●○○○ · 重要度 ●●●●● · 目安 10 分"
 
 
-def test_every_relative_link_of_both_editions_leads_somewhere(project):
-    edit(source_of(project), "equation 4).", "equation 4; [licence](../../LICENSE)).")
-    edit(source_of(project), "の式 4)。", "の式 4、[ライセンス](../../LICENSE))。")
-    for name in ("LICENSE", "LICENSE-text"):
-        (project.root / name).write_text("x")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+@pytest.mark.parametrize("repo", ["", "octo-cat/course"])
+def test_links_lead_to_notebooks_of_the_same_folder_or_to_full_addresses(project, repo):
+    edit(project.stamp, 'repo: ""', f'repo: "{repo}"')
     build.build(project)
     for lang, edition in EDITIONS:
-        path = project.notebook(STEM, lang, edition)
-        for text in cells_of(project, lang, edition).values():
-            for target in re.findall(r"\]\(([^):]+)\)", text):
-                assert (path.parent / target).exists(), (lang, edition, target)
+        folder = project.notebook(STEM, lang, edition).parent
+        for stem in (STEM, "01_again"):
+            cells = cells_of(project, lang, edition, stem)
+            targets = [target for text in cells.values() for target in LINK.findall(text)]
+            near = [target for target in targets if not target.startswith("https://")]
+            assert near and all("/" not in target and (folder / target).exists() for target in near), near
+            assert "../" not in cells["header"] + cells["footer"]
+        far = {target for uid in ("header", "footer") for target in LINK.findall(cells_of(project, lang, edition)[uid])}
+        blob, other_lang = "https://github.com/octo-cat/course/blob/main/", "ja" if lang == "en" else "en"
+        names = ("LICENSE", "LICENSE-text", f"notebooks/src/{STEM}.py", f"notebooks/{other_lang}/{STEM}.ipynb")
+        assert {target for target in far if target.startswith(blob)} == (
+            {blob + name for name in names} if repo else set()
+        )
+
+
+@pytest.mark.parametrize("path", Project().source_files(), ids=lambda path: path.name)
+def test_lessons_link_to_other_lessons_or_to_full_addresses(path):
+    stems = {source.stem for source in Project().source_files()}
+    for cell in read_source(path).cells:
+        for target in LINK.findall(cell.source) if cell.kind == "markdown" else []:
+            assert target.startswith(("https://", "#", "attachment:")) or target.partition(".ipynb")[0] in stems, target
 
 
 # ---- writing only what changed -------------------------------------------------------------------------------------

@@ -99,8 +99,7 @@ def make_notebook(source: Source, frame: Frame, install: str) -> Any:
         if "hide-input" in cell.tags:
             metadata = _hidden(metadata)
         if cell.kind == "markdown":
-            text = re.sub(r"(\]\(|src=\"|href=\")\.\./\.\./", rf"\1{frame.up}", unwrapped(cell.source.strip()))
-            cells.append(v4.new_markdown_cell(text, id=cell.uid, metadata=metadata))
+            cells.append(v4.new_markdown_cell(unwrapped(cell.source.strip()), id=cell.uid, metadata=metadata))
             continue
         if cell.exercise:
             metadata["labkit"] = {"exercise": cell.exercise}

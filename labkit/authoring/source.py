@@ -19,8 +19,9 @@ added by the builder: do not write them. What is known about the lesson (title, 
 have compared the two texts, `labkit build --reconcile forward` (or `01:forward`) writes both hashes; without uids,
 `--reconcile` does so for every pair that needs it and lists them. Edit one side later, and `labkit lint` reports the
 other one as stale until it has been looked at. A pair has the same formulas, links, images and heading levels. The body
-may also stand between two lines of three double quotes instead of behind `# `. Links to files of the repository start
-with `../../` (`[licence](../../LICENSE)`), links to other lessons are their notebooks (`00_start_here.ipynb`).
+may also stand between two lines of three double quotes instead of behind `# `. Links to other lessons
+are their notebooks (`00_start_here.ipynb`); all other links are absolute, because learners work in a folder that holds
+nothing but notebooks.
 
 **Code cells** are shared by both languages, are plain Python (no `%magic`, no `!shell`), and carry a uid and tags:
 
