@@ -23,6 +23,7 @@ from labkit.course.checks import (
     run_check,
 )
 from labkit.course.i18n import checked_language, get_language, set_language, t, use_lesson
+from labkit.course.injected import check_injected
 from labkit.course.lesson_files import CourseError, known_id, lesson_files
 from labkit.course.manifest import Project
 from labkit.course.progress import Progress, overview, report
@@ -76,6 +77,7 @@ class Lab:
         self.lang, self.seed, self.strict, self.interactive = checked_language(lang), seed, strict, interactive
         self.results = results
         self.records: list[claims.Record] = []
+        self._told_unsaved = False
         self._used: dict[str, Any] = {}  # exercise id -> function that passed
         set_language(lang)
         use_lesson(self.files.folder)
@@ -234,7 +236,9 @@ class Lab:
         try:
             claims.save(record, self.results)
         except OSError as error:
-            show_box("warn", t("claim.not_saved", error=error.strerror or type(error).__name__))
+            if not self._told_unsaved:  # once: the next claim meets the same folder
+                self._told_unsaved = True
+                show_box("warn", t("claim.not_saved", error=error.strerror or type(error).__name__))
         return record
 
     def article_map(self) -> None:
@@ -272,6 +276,7 @@ def start(
     ValueErrors that list the known ones.
     """
     global _current
+    check_injected()
     session = Lab(
         lesson,
         tier=tier,
@@ -285,6 +290,10 @@ def start(
     )
     _current = session
     set_interactive(session.interactive)
+    if session.lang == "ja":
+        from labkit.figures.style import add_japanese_font  # brings matplotlib, which nothing else here needs
+
+        add_japanese_font()
     planned = session.files.lesson.minutes.get(tier)
     minutes = t("session.minutes", minutes=f"{planned:g}") if planned else ""
     line = t("session.line", tier=tier, device=str(session.device), seed=seed, minutes=minutes)

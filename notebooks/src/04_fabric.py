@@ -30,7 +30,7 @@ import numpy as np
 
 def reweight(own, refs, w):
     """en: Attention of one query: own logits [N], reference logits [M], weight w > 0 -> [N + M], sums to 1.
-    ja: 1 つのクエリの注意です。自分のロジット own [N]、参照のロジット refs [M]、重み w > 0 から、和が 1 の [N + M] を作ります。
+    ja: 1 つのクエリの注意です。own [N] は自分、refs [M] は参照のロジット、w > 0 は重みです。和が 1 の [N + M] を返します。
     """
     # BEGIN SOLUTION
     logits = np.concatenate([own, refs + np.log(w)])
@@ -89,11 +89,11 @@ curve_with_interval(
 # 次は PyTorch です。まず注意そのもの、続いて U-Net の層を書きます。`attn` には `to_q`、`to_k`、`to_v`、`to_out[0]` があり、
 # ヘッドの分割と結合には `head_to_batch_dim` と `batch_to_head_dim` を使えます。
 
-# %% uid="shared-attention" tags=["exercise"] exercise="shared_attention"
+# %% uid="weighted-attention" tags=["exercise"] exercise="weighted_attention"
 import torch
 
 
-def shared_attention(q, k, v, k_ref, v_ref, w):
+def weighted_attention(q, k, v, k_ref, v_ref, w):
     """en: q, k, v [B, N, d] own; k_ref, v_ref [1, M, d] shared by all rows; weight w > 0 -> [B, N, d].
     ja: q, k, v [B, N, d] は自分のもの、k_ref, v_ref [1, M, d] は全行に共通、w > 0 は重みです。[B, N, d] を返します。
     """
@@ -107,9 +107,9 @@ def shared_attention(q, k, v, k_ref, v_ref, w):
     # END SOLUTION
 
 
-# %% uid="shared-attention-check" tags=["check"]
-lab.check("shared_attention", shared_attention)
-shared_attention = lab.use("shared_attention", shared_attention)
+# %% uid="weighted-attention-check" tags=["check"]
+lab.check("weighted_attention", weighted_attention)
+weighted_attention = lab.use("weighted_attention", weighted_attention)
 
 
 # %% uid="read-references" tags=["exercise"] exercise="read_references"
@@ -330,7 +330,7 @@ image_grid(
 
 # %% uid="looks-map" tags=["widget"]
 from labkit.figures.widgets import choice
-from labkit.fabric import reference_attention
+from labkit.fabric import attention_table
 
 seen = []
 with fabric(pipe, liked=ranked[0][:few], end=1.0, backend="lse", observer=seen.append) as session:
@@ -345,7 +345,7 @@ def look(layer, column, row):
     o = next(o for o in seen if o.layer.name == layer and o.t == half_way)
     # en: mean of heads
     # ja: ヘッドの平均
-    table = reference_attention(o.q, o.k, o.reference.k, o.reference.log_w)[1][0].mean(0)  # [N, M]
+    table = attention_table(o.q, o.k, o.reference.k, o.reference.weights)[1][0].mean(0)  # [N, M]
     side = round(o.q.shape[2] ** 0.5)
     x, y = (min(int(percent * side / 100), side - 1) for percent in (column, row))
     maps = [one.reshape(side, side).cpu() for one in table[y * side + x].split(o.reference.tokens)]

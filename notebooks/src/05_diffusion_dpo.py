@@ -122,7 +122,7 @@ scatter({t("l05.base"): points[first], t("l05.winners"): winners, t("l05.losers"
 
 
 # %% uid="dpo-loss" tags=["exercise"] exercise="dpo_loss"
-def dpo_loss(winner, loser, ref_winner, ref_loser, kappa):
+def dpo_loss(*, winner, loser, ref_winner, ref_loser, kappa):
     """en: Diffusion-DPO per pair [B] from errors [B] of winner and loser, under the policy and under the reference.
     ja: ペアごとの Diffusion-DPO 損失 [B] です。引数は、学習中のモデルと参照モデルでの、勝者と敗者の誤差 [B] です。
     """
@@ -162,7 +162,7 @@ def mine(kappa):
     """en: Your loss at one strength, as a function of a training step's pairs.
     ja: 強さを 1 つ決めて、自分の損失を、学習ステップのペアの関数にします。
     """
-    return lambda p: dpo_loss(p.winner_error, p.loser_error, p.ref_winner_error, p.ref_loser_error, kappa)
+    return lambda p: dpo_loss(**p.errors, kappa=kappa)
 
 
 settings = {
@@ -324,9 +324,18 @@ bar_with_interval(
 # %% uid="museum-runs" tags=["slow"]
 w, lo = toy_pairs[first]
 coin = torch.rand(len(w), 1, generator=lab.generator(3)) < 0.5
+
+
+def one_object(p):
+    """en: The policy's errors in the place of the reference's.
+    ja: 参照モデルの誤差の代わりに、学習中のモデルの誤差を使います。
+    """
+    return dpo_loss(**{**p.errors, "ref_winner": p.winner_error, "ref_loser": p.loser_error}, kappa=10)
+
+
 exhibits = {
     "A": (lo, w, mine(10)),
-    "B": (w, lo, lambda p: dpo_loss(p.winner_error, p.loser_error, p.winner_error, p.loser_error, 10)),
+    "B": (w, lo, one_object),
     "C": (torch.where(coin, w, lo), torch.where(coin, lo, w), mine(10)),
     "D": (w, lo, mine(0.02)),
 }
