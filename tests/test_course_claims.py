@@ -164,8 +164,9 @@ def test_bad_measurements_are_refused(measurement, message):
             r"band\.smoke is \[0\.8, 0\.2\]; expected \[lo, hi\]",
         ),
         (', ja: "多様性は下がる。"', "", r"statement is .*; expected \{en: text, ja: text\}"),
+        ("place: {en: Table 1, ja: 表 1}", "place: Table 1", r"place is 'Table 1'; expected \{en: text, ja: text\}"),
         (
-            "  place: Table 1\n",
+            "  place: {en: Table 1, ja: 表 1}\n",
             "",
             r"claims\.yaml:1: 0\.place is missing; fields are id, paper, place, statement, expected, ",
         ),
@@ -297,7 +298,7 @@ def test_lesson_records_shows_and_saves_a_claim(tmp_path, capsys):
         "better", measured={"en": "win rate", "ja": "勝率"}, value=0.7, interval=(0.6, 0.8), seeds=range(3)
     )
     out = capsys.readouterr().out
-    assert "再現できた" in out and "勝率 = 0.7、区間 [0.6, 0.8](シード数 3、tier cpu)" in out and "Table 1" in out
+    assert "再現できた" in out and "勝率 = 0.7、区間 [0.6, 0.8](シード数 3、tier cpu)" in out and "表 1" in out
     (saved,) = load_records(tmp_path)
     assert saved == shown and saved.seeds == [0, 1, 2] and saved.at.endswith("+00:00")
     lab.claim("worse", value=0.4, interval=(0.3, 0.9))

@@ -70,7 +70,7 @@ class Claim(Strict):
 
     id: str
     paper: Filled | Bilingual
-    place: Filled | Bilingual
+    place: Bilingual
     statement: Bilingual
     region: Annotated[Region, BeforeValidator(_region)] = Field(alias="expected")
     testable: Tiers = TIERS

@@ -78,7 +78,9 @@ for sentence in differences(specs[0], specs[1], lang):
 
 # %% uid="open-attributes" tags=["exercise"] exercise="open_attributes"
 def open_attributes(caption):
-    """The attributes that a caption leaves open, in the order of ATTRIBUTES."""
+    """en: The attributes that a caption leaves open, in the order of ATTRIBUTES.
+    ja: キャプションが指定していない属性を、ATTRIBUTES の順に返します。
+    """
     # BEGIN SOLUTION
     return [name for name in ATTRIBUTES if name not in caption.named]
     # END SOLUTION
@@ -112,7 +114,9 @@ pipe = load_pipeline(tier, lab.device)
 
 
 def portraits(prompt, count, first_seed=0):
-    """Images [count, 3, H, W] in [-1, 1] of one prompt, one seed each."""
+    """en: Images [count, 3, H, W] in [-1, 1] of one prompt, one seed each.
+    ja: 1 つのプロンプトから count 枚の画像 [count, 3, H, W](値は [-1, 1])を、シードを 1 つずつ変えて生成します。
+    """
     generators = image_generators(count, first_seed)
     options = {"steps": lab.sizes.steps, "guidance_scale": lab.sizes.guidance}
     return sample(pipe, [prompt] * count, generators=generators, **options)
@@ -123,7 +127,9 @@ images = portraits(prompt.text, lab.sizes.images)
 image_grid(images, columns=4, title=t("l00.same_prompt"))
 
 # %% uid="reveal"
-spread = float(images.std(dim=0).mean())  # standard deviation of a pixel over the pictures, in units of [-1, 1]
+# en: standard deviation of a pixel over the pictures, in units of [-1, 1]
+# ja: 画像間での画素の標準偏差(単位は [-1, 1])
+spread = float(images.std(dim=0).mean())
 print(t("l00.spread", spread=spread))
 lab.reveal("vary", "open" if spread > 0.02 else "nothing")
 
@@ -169,7 +175,9 @@ def compose(mood, hair_color, background):
 
 
 def values(attribute):
-    """What the list offers: open, then every value."""
+    """en: What the list offers: open, then every value.
+    ja: 選択肢の一覧です。先頭は「指定なし」で、その後に属性の値が並びます。
+    """
     offered = {value_name(attribute, v, lang): v for v in ATTRIBUTES[attribute] if v != "none"}
     return {t("l00.anything"): ""} | offered
 
