@@ -1,9 +1,11 @@
 """The check engine and the session: whatever a learner hands over, there is a clear answer and the lesson runs on."""
 
 import argparse
+import inspect
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,12 @@ import pytest
 import torch
 
 import labkit.course
+import labkit.diffusion
 from labkit.course import lab as session
 from labkit.course import start
-from labkit.course.checker import MISSING_CELL, TODO, Checker
-from labkit.course.checks import Exercise, exercise, load_exercises, result_texts, run_check
+from labkit.course.answers import lend
+from labkit.course.checker import LENT, MISSING_CELL, NOT_YOURS, TODO, Checker
+from labkit.course.checks import Exercise, exercise, judge, load_exercises, result_texts, run_check
 from labkit.course.i18n import set_language, use_lesson
 from labkit.course.lesson_files import CourseError
 from labkit.course.manifest import ManifestError, Project
@@ -297,7 +301,9 @@ def test_use_hands_back_the_learners_object_or_the_reference(lab, capsys):
     assert lab.use("add_noise", mine) is mine
     assert "your own `add_noise`" in capsys.readouterr().out
     reference = lab.use("add_noise", None)
-    assert reference is lab.exercise("add_noise").reference
+    assert reference(5.0, 10.0, 0.64) == 0.8 * 5 + 0.6 * 10
+    assert inspect.unwrap(reference) is lab.exercise("add_noise").reference
+    assert lab.use("add_noise", reference) is reference
     assert "reference solution of `add_noise`" in capsys.readouterr().out
     assert torch.equal(lab.use("answer", "wrong"), torch.triu(torch.ones(3, 3)))
 
@@ -313,8 +319,65 @@ def test_name_is_looked_up_in_the_notebook_and_deleted_cells_are_survived(lab, m
     assert lab.check("add_noise").key == MISSING_CELL
     assert "is not defined" in capsys.readouterr().out
     assert lab.use("running_mean") is lab.exercise("running_mean").reference
-    monkeypatch.setattr(sys.modules["__main__"], "RunningMean", lab.exercise("running_mean").reference, raising=False)
-    assert lab.check("running_mean").ok
+
+    class RunningMean:
+        def __init__(self):
+            self.seen = []
+
+        def add(self, value):
+            self.seen.append(value)
+            return sum(self.seen) / len(self.seen)
+
+    monkeypatch.setattr(sys.modules["__main__"], "RunningMean", RunningMean, raising=False)
+    assert lab.check("running_mean").ok and lab.use("running_mean") is RunningMean
+
+
+def solve(x0, noise, alpha_bar):
+    """A right answer for l90.add_noise."""
+    return alpha_bar**0.5 * x0 + (1 - alpha_bar) ** 0.5 * noise
+
+
+def test_what_the_lesson_lent_is_no_answer_under_any_name(lab):
+    lent, cls = lab.use("add_noise", None), lab.use("running_mean", None)
+    reference = lab.exercise("add_noise").reference
+    for obj in (lent, reference, partial(lent), lambda x0, noise, alpha_bar: lent(x0, noise, alpha_bar)):
+        assert lab.check("add_noise", obj).key == LENT, obj
+        assert lab.use("add_noise", obj) is lent
+    for obj in (cls, type("RunningMean", (cls,), {})):
+        assert lab.check("running_mean", obj).key == LENT
+    assert lab.progress.entry("90", "exercises", "l90.add_noise") == {}
+    assert lab.check("add_noise", solve).ok
+
+
+def test_what_labkit_defines_is_no_answer(lab):
+    result = lab.check("add_noise", labkit.diffusion.add_noise)
+    assert (result.key, result.details["got"]) == (NOT_YOURS, "labkit.diffusion.schedule.add_noise")
+    assert not lab.check("running_mean", labkit.course.Lab)
+
+
+def test_a_lent_value_is_no_answer_but_an_equal_one_is(lab):
+    lent = lab.use("answer", None)
+    assert lab.check("answer", lent).key == LENT
+    assert lab.check("answer", lent.clone()).ok
+    number = make_exercise_of_value(4)
+    assert lend(number) == 4 and judge(number, 4).ok  # small numbers are one object, whoever made them
+
+
+def make_exercise_of_value(value) -> Exercise:
+    return make(lambda c, obj: c.close(obj, value), lambda: value, value=True)
+
+
+def test_a_lent_function_may_be_used_by_the_answer_of_another_exercise(lab):
+    lent = lab.use("add_noise", None)
+    assert run_check(make(lambda c, fn: c.close(c.call(fn, 1.0), 0.8)), lambda x: lent(x, 0.0, 0.64)).ok
+
+
+def test_only_answers_of_the_learners_own_are_attempts(lab):
+    wrong = lambda x0, noise, alpha_bar: x0  # noqa: E731
+    lent = lab.use("add_noise", wrong)
+    for obj, attempts in ((wrong, 1), (lent, 1), (None, 1), (wrong, 2), (solve, 3), (lent, 3)):
+        lab.check("add_noise", obj)
+        assert lab.progress.entry("90", "exercises", "l90.add_noise")["attempts"] == attempts
 
 
 def test_strict_sessions_raise_with_the_message(tmp_path):

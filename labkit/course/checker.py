@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 TODO = "check.todo"
 PASSED = "check.passed"
 MISSING_CELL = "check.missing_cell"
+LENT, NOT_YOURS, STALE = "check.lent", "check.not_yours", "check.stale"
+NOT_CHECKED = (MISSING_CELL, LENT, NOT_YOURS, STALE)  # there was no answer of the learner's to look at
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,10 @@ class Result:
 
     @property
     def status(self) -> str:
-        """'passed', 'todo' (nothing written yet) or 'failed'."""
-        return "passed" if self.ok else "todo" if self.key in (TODO, MISSING_CELL) else "failed"
+        """'passed', 'failed', 'todo' (nothing written yet) or 'unchecked' (nothing of the learner's to look at)."""
+        if self.ok:
+            return "passed"
+        return "todo" if self.key == TODO else "unchecked" if self.key in NOT_CHECKED else "failed"
 
     def _ipython_display_(self) -> None:
         """Nothing: `check` has already shown the result, a cell that ends in it must not show it twice."""

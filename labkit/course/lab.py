@@ -11,17 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.course import claims, ledger
 from labkit.course import quiz as quizzes
-from labkit.course.checks import (
-    HINT_LEVELS,
-    MISSING,
-    Exercise,
-    Result,
-    hint_text,
-    load_exercises,
-    look_up,
-    result_texts,
-    run_check,
-)
+from labkit.course.answers import MISSING, lend, look_up
+from labkit.course.checks import HINT_LEVELS, Exercise, Result, hint_text, judge, load_exercises, result_texts
 from labkit.course.i18n import checked_language, get_language, set_language, t, use_lesson
 from labkit.course.lesson_files import CourseError, known_id, lesson_files
 from labkit.course.manifest import Project
@@ -33,7 +24,7 @@ from labkit.errors import LabkitError
 if TYPE_CHECKING:
     import torch
 
-KIND_OF = {"passed": "pass", "failed": "fail", "todo": "todo"}
+KIND_OF = {"passed": "pass", "failed": "fail", "todo": "todo", "unchecked": "warn"}
 SEED_STRIDE = 10_000  # offsets below this never give two seeds the same generator
 
 _current: Lab | None = None
@@ -76,7 +67,7 @@ class Lab:
         self.lang, self.seed, self.strict, self.interactive = checked_language(lang), seed, strict, interactive
         self.results = results
         self.records: list[claims.Record] = []
-        self._used: dict[str, Any] = {}  # exercise id -> function that passed
+        self._judged: dict[str, tuple[Any, Result]] = {}  # exercise id -> what was checked last, and the result
         set_language(lang)
         use_lesson(self.files.folder)
         self.exercises = load_exercises(self.files.folder)
@@ -120,8 +111,9 @@ class Lab:
         CourseError.
         """
         exercise = self.exercise(id)
-        result = run_check(exercise, look_up(exercise, obj))
-        entry = self.progress.record_check(self.number, exercise.id, result.status)
+        result = self._judge(exercise, look_up(exercise, obj))
+        counted = result.status if result.status in ("passed", "failed") else "todo"  # only the learner's own answers
+        entry = self.progress.record_check(self.number, exercise.id, counted)
         level = entry.get("hints", 0) + 1 if result.status == "failed" else None
         title, paragraphs = result_texts(result, hint_level=level)
         show_box(KIND_OF[result.status], title, *paragraphs)
@@ -132,19 +124,28 @@ class Lab:
         return result
 
     def use(self, id: str, obj: Any = MISSING) -> Any:
-        """The learner's object if it passes, else the reference solution; says which. Strict: raises in that case."""
+        """The learner's object if it passes, else the reference, lent; says which. Strict: raises in that case.
+
+        What is lent is recognised by later checks, so binding it to the learner's own name does no harm; the answer of
+        a `value=True` exercise needs another name (see the guide in `labkit.course.checks`).
+        """
         exercise = self.exercise(id)
         obj = look_up(exercise, obj)
-        known = self._used.get(exercise.id, MISSING)
-        if obj is not MISSING and (known is obj or run_check(exercise, obj)):
-            if not exercise.value:
-                self._used[exercise.id] = obj  # functions stay as they are; values may change and are checked again
+        known, result = self._judged.get(exercise.id, (MISSING, None))
+        if result is None or known is not obj or exercise.value:  # values may have changed since
+            result = self._judge(exercise, obj)
+        if result:
             show_box("pass", t("use.yours", name=exercise.name))
             return obj
         show_box("info", t("use.reference", name=exercise.name))
         if self.strict:
             raise CheckFailed(t("use.reference", name=exercise.name))
-        return exercise.reference_object()
+        return lend(exercise)
+
+    def _judge(self, exercise: Exercise, obj: Any) -> Result:
+        result = judge(exercise, obj)
+        self._judged[exercise.id] = (obj, result)
+        return result
 
     def hint(self, id: str, level: int | None = None) -> None:
         """Show hint 1, 2 or 3; without `level` the next one that was not seen yet."""

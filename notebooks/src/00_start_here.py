@@ -85,8 +85,8 @@ def open_attributes(caption):
 
 
 # %% uid="open-attributes-check" tags=["check"]
-lab.check("open_attributes", open_attributes)
-open_attributes = lab.use("open_attributes", open_attributes)
+lab.check("open_attributes")
+open_attributes = lab.use("open_attributes")
 
 # %% [markdown] lang="en" uid="first-picture" pair="25ceb6e8"
 # ## 4. The first pictures from words

@@ -47,8 +47,8 @@ def add_noise(x0, noise, alpha_bar):
 
 
 # %% uid="noise-check" tags=["check"]
-lab.check("add_noise", add_noise)
-add_noise = lab.use("add_noise", add_noise)
+lab.check("add_noise")
+add_noise = lab.use("add_noise")
 
 # %% uid="weights" tags=["exercise"] exercise="weights"
 alpha_bar = 0.64
@@ -60,8 +60,8 @@ weights = [alpha_bar**0.5, (1 - alpha_bar) ** 0.5]
 # # ja: 二つの平方根
 # weights = None
 # END STUB
-lab.check("weights", weights)
-weights = lab.use("weights", weights)
+lab.check("weights")
+used_weights = lab.use("weights")
 
 # %% uid="plot" tags=["hide-input"]
 import matplotlib.pyplot as plt
