@@ -108,7 +108,6 @@ import numpy as np
 
 from labkit.course.answers import MISSING, objection, under_check
 from labkit.course.checker import MISSING_CELL, PASSED, TODO, Checker, Result, Stop
-from labkit.course.i18n import catalogue, t
 from labkit.course.lesson_files import CourseError, stable_seed
 from labkit.course.values import error_line, is_todo, where
 
@@ -121,8 +120,6 @@ __all__ = [
     "load_exercises",
     "run_check",
 ]
-
-HINT_LEVELS = (1, 2, 3)
 
 _registry: dict[str, dict[str, Exercise]] = {}  # module name -> exercise id -> exercise
 
@@ -278,7 +275,9 @@ def run_check(exercise: Exercise, obj: Any) -> Result:
         return failed("check.raised", details, "call")
     if not checker.steps:
         raise CourseError(f"the check of {exercise.id} has no step: call its first argument, e.g. c.close(got, want)")
-    return Result(exercise.id, True, PASSED, {"name": exercise.name, "steps": checker.steps})
+    return Result(
+        exercise.id, True, PASSED, {"name": exercise.name, "steps": checker.steps, "example": checker.example}
+    )
 
 
 def judge(exercise: Exercise, obj: Any) -> Result:
@@ -288,27 +287,3 @@ def judge(exercise: Exercise, obj: Any) -> Result:
         return run_check(exercise, obj)
     details = {"name": exercise.name, "got": f"{getattr(obj, '__module__', '')}.{getattr(obj, '__qualname__', '')}"}
     return Result(exercise.id, False, key, details, "type")
-
-
-def result_texts(result: Result, *, hint_level: int | None = None, lang: str | None = None) -> tuple[str, list[str]]:
-    """Title and paragraphs of a result in the learner's language; `hint_level`: the hint offered after a failure."""
-    name = result.details.get("name", result.exercise)
-    short = result.exercise.split(".", 1)[-1]
-    if result.ok:
-        return t(PASSED, lang=lang, **result.details), []
-    title = t(f"check.title_{result.status}", lang=lang, name=short)
-    paragraphs = [t(result.key, lang=lang, **{**result.details, "name": name})]
-    if result.key == "check.raised" and hint_text(result.exercise, 1, lang=lang):
-        paragraphs.append(t("check.hint_here", lang=lang, hint=hint_text(result.exercise, 1, lang=lang)))
-        hint_level = max(hint_level or 0, 2)
-    if hint_level is not None and hint_text(result.exercise, hint_level, lang=lang):
-        paragraphs.append(t("check.ask_hint", lang=lang, call=f'lab.hint("{short}")', level=hint_level))
-    elif hint_level is not None:
-        paragraphs.append(t("check.ask_solution", lang=lang, call=f'lab.solution("{short}")'))
-    return title, paragraphs
-
-
-def hint_text(exercise_id: str, level: int, *, lang: str | None = None) -> str:
-    """The text of a hint, '' where the lesson has none at this level."""
-    key = f"hint.{exercise_id}.{level}"
-    return t(key, lang=lang) if key in catalogue() else ""

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 from labkit.course import claims, ledger
 from labkit.course import quiz as quizzes
 from labkit.course.answers import MISSING, lend, look_up
-from labkit.course.checks import HINT_LEVELS, Exercise, Result, hint_text, judge, load_exercises, result_texts
+from labkit.course.checks import Exercise, Result, judge, load_exercises
+from labkit.course.feedback import (
+    HINT_LEVELS,
+    hint_box,
+    next_level,
+    result_texts,
+    show_result,
+    solution_box,
+    what_to_type,
+)
 from labkit.course.i18n import checked_language, get_language, set_language, t, use_lesson
 from labkit.course.lesson_files import CourseError, known_id, lesson_files
 from labkit.course.manifest import Project
@@ -24,7 +33,6 @@ from labkit.errors import LabkitError
 if TYPE_CHECKING:
     import torch
 
-KIND_OF = {"passed": "pass", "failed": "fail", "todo": "todo", "unchecked": "warn"}
 SEED_STRIDE = 10_000  # offsets below this never give two seeds the same generator
 
 _current: Lab | None = None
@@ -68,6 +76,7 @@ class Lab:
         self.results = results
         self.records: list[claims.Record] = []
         self._judged: dict[str, tuple[Any, Result]] = {}  # exercise id -> what was checked last, and the result
+        self._checked_last: str | None = None  # exercise id
         set_language(lang)
         use_lesson(self.files.folder)
         self.exercises = load_exercises(self.files.folder)
@@ -111,15 +120,21 @@ class Lab:
         CourseError.
         """
         exercise = self.exercise(id)
-        result = self._judge(exercise, look_up(exercise, obj))
+        obj = look_up(exercise, obj)
+        result = self._judge(exercise, obj)
+        self._checked_last = exercise.id
         counted = result.status if result.status in ("passed", "failed") else "todo"  # only the learner's own answers
-        entry = self.progress.record_check(self.number, exercise.id, counted)
-        level = entry.get("hints", 0) + 1 if result.status == "failed" else None
-        title, paragraphs = result_texts(result, hint_level=level)
-        show_box(KIND_OF[result.status], title, *paragraphs)
+        seen = self.progress.record_check(self.number, exercise.id, counted).get("hints", 0)
         if result.key == "check.raised":  # shows the first hint by itself
-            self.progress.record_help(self.number, exercise.id, hint=1)
+            seen = max(seen, HINT_LEVELS[0])
+            self.progress.record_help(self.number, exercise.id, hint=seen)
+
+        def record(**help: Any) -> None:
+            self.progress.record_help(self.number, exercise.id, **help)
+
+        show_result(exercise, obj, result, seen=seen, record=record, interactive=self.interactive)
         if self.strict and not result:
+            title, paragraphs = result_texts(result)
             raise CheckFailed(" ".join([title, *paragraphs]))
         return result
 
@@ -147,26 +162,31 @@ class Lab:
         self._judged[exercise.id] = (obj, result)
         return result
 
-    def hint(self, id: str, level: int | None = None) -> None:
-        """Show hint 1, 2 or 3; without `level` the next one that was not seen yet."""
-        exercise = self.exercise(id)
+    def hint(self, id: str | None = None, level: int | None = None) -> None:
+        """Show a hint: of the exercise checked last without `id`; without `level` the next one not seen yet."""
+        exercise = self._asked_about(id, "hint")
+        seen = self.progress.entry(self.number, "exercises", exercise.id).get("hints", 0)
         if level is None:
-            seen = self.progress.entry(self.number, "exercises", exercise.id).get("hints", 0)
-            level = min(seen + 1, HINT_LEVELS[-1])
+            level = next_level(exercise, seen) or HINT_LEVELS[-1]
         if level not in HINT_LEVELS:
             raise CourseError(f"hint level {level!r}: choose 1, 2 or 3")
-        last = level == HINT_LEVELS[-1]
-        call = f'lab.solution("{exercise.short}")' if last else f'lab.hint("{exercise.short}", level={level + 1})'
-        text = hint_text(exercise.id, level) or t("help.no_hint")
-        show_box("info", t("help.hint_title", level=level, name=exercise.name), text, t("check.next_hint", call=call))
         self.progress.record_help(self.number, exercise.id, hint=level)
+        show(*hint_box(exercise, level, what_to_type(exercise, max(level, seen))))
 
-    def solution(self, id: str) -> None:
-        """Show the source of the reference solution."""
-        exercise = self.exercise(id)
-        title = t("help.solution_title", name=exercise.name)
-        show_box("info", title, t("help.solution_note"), code=exercise.source())
+    def solution(self, id: str | None = None) -> None:
+        """Show the source of the reference solution, of the exercise checked last without `id`."""
+        exercise = self._asked_about(id, "solution")
         self.progress.record_help(self.number, exercise.id, solution=True)
+        show(*solution_box(exercise))
+
+    def _asked_about(self, id: str | None, help: str) -> Exercise:
+        """The exercise with this id, else the one checked last; help for it without an id is about this one too."""
+        if id is None and self._checked_last is None:
+            names = ", ".join(exercise.short for exercise in self.exercises.values())
+            raise CourseError(f'no exercise has been checked yet: write lab.{help}("name") with one of {names}')
+        exercise = self.exercise(id or self._checked_last)
+        self._checked_last = exercise.id
+        return exercise
 
     def exercise(self, id: str) -> Exercise:
         """The exercise with this id; else a CourseError that lists those of the lesson."""

@@ -7,7 +7,6 @@ The YAML format is in the guide of `labkit.course.checks`.
 from __future__ import annotations
 
 import html
-import importlib.util
 import math
 import random
 from collections.abc import Callable, Mapping
@@ -16,7 +15,7 @@ from typing import Any
 
 from labkit.course.i18n import t
 from labkit.course.lesson_files import CourseError, stable_seed
-from labkit.course.render import KINDS, box, in_notebook, inline, pick, show
+from labkit.course.render import KINDS, box, inline, pick, show, widgets_possible
 
 LETTERS = "ABCDEFGH"
 
@@ -56,11 +55,6 @@ def find_option(options: list[Option], choice: str) -> Option:
             return option
     letters = ", ".join(option.letter for option in options)
     raise CourseError(t("quiz.unknown_option", choice=repr(choice), options=letters))
-
-
-def widgets_possible() -> bool:
-    """True in a notebook kernel that has ipywidgets."""
-    return in_notebook() and importlib.util.find_spec("ipywidgets") is not None
 
 
 # ---- quiz --------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ Okabe & Ito 2008).
 from __future__ import annotations
 
 import html
+import importlib.util
 import re
 import sys
 import unicodedata
@@ -25,6 +26,11 @@ KINDS = {
     "info": ("▸", "#0072B2"),
     "warn": ("!", "#E69F00"),
 }
+
+
+def widgets_possible() -> bool:
+    """True in a notebook kernel that has ipywidgets."""
+    return in_notebook() and importlib.util.find_spec("ipywidgets") is not None
 
 
 def in_notebook() -> bool:
@@ -107,6 +113,20 @@ def box(kind: str, title: str, *paragraphs: str, code: str | None = None) -> tup
 def show_box(kind: str, title: str, *paragraphs: str, code: str | None = None) -> None:
     """`box`, displayed."""
     show(*box(kind, title, *paragraphs, code=code))
+
+
+def fold(summary: str, body: str) -> str:
+    """HTML that shows `summary` and, once it is opened, `body` (HTML)."""
+    return f'<details lang="{get_language()}"><summary>{inline(summary)}</summary>{body}</details>'
+
+
+def beside(columns: Sequence[tuple[str, str]]) -> str:
+    """HTML of blocks of source code next to each other, or below each other where there is no room: (title, code)."""
+    block = (
+        '<div style="flex:1 1 20em;min-width:0"><b>{}</b><pre style="margin:.3em 0 0;overflow-x:auto">{}</pre></div>'
+    )
+    blocks = "".join(block.format(inline(title), html.escape(code)) for title, code in columns)
+    return f'<div style="display:flex;flex-wrap:wrap;gap:1em;margin:.5em 0">{blocks}</div>'
 
 
 def width(text: str) -> int:
