@@ -50,6 +50,11 @@ def test_widget_replies_to_each_option_with_its_explanation(lab):
     question = lab.files.questions["l90.snr"]
     head, radio, button, reply = parts(quizzes.question_widget("l90.snr", question, answers.append))
     assert question["question"][lab.lang] in head.value.replace("<code>", "`").replace("</code>", "`")
+    options = quizzes.quiz_options("l90.snr", question)
+    shown = [f"{option.letter}. {option.text.replace('`', '')}" for option in options]
+    assert [label for label, _ in radio.options] == shown and "`" in "".join(option.text for option in options)
+    assert not any(option.text in head.value for option in options)  # an option stands once, where it is clicked
+    assert "labkit-choice" in radio._dom_classes and ".labkit-choice label{height:auto" in head.value
     button.click()
     assert reply.value == lab.t("quiz.choose_first") and not answers
     for index, option in enumerate(quizzes.quiz_options("l90.snr", question)):
