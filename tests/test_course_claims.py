@@ -305,9 +305,12 @@ def test_unwritable_results_do_not_stop_a_lesson(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     lab = start("90", tier="cpu", project=FIXTURE, home=tmp_path, results=tmp_path / "file" / "results")
     lab.claim("better", value=0.7)
-    assert "could not be written" in capsys.readouterr().out
+    assert "cannot be written" in capsys.readouterr().out
+    lab.claim("better", value=0.8)
+    said = capsys.readouterr().out
+    assert "0.8" in said and "cannot be written" not in said  # once is enough
     lab.article_map()
-    assert "✓ reproduced 0.7" in capsys.readouterr().out
+    assert "✓ reproduced 0.8" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("lang", ["en", "ja"])
@@ -368,6 +371,13 @@ def test_labkit_claims_names_a_broken_file_in_one_line(tmp_path, copied, capsys)
     (copied.folder("90") / "claims.yaml").write_text("- {id: x}\n", encoding="utf-8")
     assert cli("--results", tmp_path, "--root", copied.root) == 2
     assert capsys.readouterr().err.startswith("labkit claims: l90/claims.yaml:1: entry 'x' lacks paper")
+
+
+def test_labkit_claims_names_a_page_that_cannot_be_written_in_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert cli("--results", tmp_path, "--html", tmp_path / "file" / "ledger.html") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("labkit claims: ") and said.count("\n") == 1 and "--html" in said
 
 
 def test_html_escapes_what_lessons_and_learners_write(tmp_path):

@@ -28,21 +28,20 @@ from labkit.dpo import (
     Pool,
     Stage,
     attach,
-    best_level,
     best_vs_worst,
     dpo,
     hard_pairs,
     leap_pairs,
     normal_pairs,
     recon_levels,
-    recon_timesteps,
     run_stages,
     sd_recon,
     statistics,
-    statistics_order,
     text_window,
     up_blocks,
 )
+from labkit.dpo.hg import statistics_order
+from labkit.dpo.recon import best_level, recon_timesteps
 
 PROMPTS = ("a happy person", "a person with red hair", "a person wearing blue clothes")
 

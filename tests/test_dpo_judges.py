@@ -7,18 +7,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from labkit.dpo import (
+from labkit.dpo import gpu_scorers as gpu
+from labkit.dpo import side_effects
+from labkit.dpo.preference import (
     ArtDirector,
     PreferenceModel,
     fit_bradley_terry,
-    hue_distance,
-    mean_hue,
-    side_effects,
     simulate_votes,
     train_preference,
     vote_accuracy,
 )
-from labkit.dpo import gpu_scorers as gpu
+from labkit.dpo.side_effects import hue_distance, mean_hue
 from labkit.models import ModelLoadError, load_clip, load_reader
 from labkit.portraits import PortraitSpec, render_tensor, sample_specs
 
@@ -164,10 +163,10 @@ def test_imagereward_looks_at_the_picture_and_at_the_prompt():
 
 
 def test_pickscore_is_the_logit_scale_times_the_cosine(clip):
-    from labkit.dpo import clip_score
+    from labkit.dpo.scorers import clip_scorer
 
     images, prompts = render_tensor(sample_specs(3, seed=0)), ["a happy person", "glasses", "a red shirt"]
-    cosine = clip_score(*clip)(images, prompts)
+    cosine = clip_scorer(*clip)(images, prompts)
     assert cosine.abs().max() <= 1
     expected = clip[0].logit_scale.exp() * cosine
     assert torch.allclose(gpu.clip_preference("pickscore", *clip)(images, prompts), expected, atol=1e-4)

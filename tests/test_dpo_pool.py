@@ -11,22 +11,20 @@ from labkit.dpo import (
     PairSet,
     Pool,
     Scorer,
-    agreement,
     best_and_worst,
     best_vs_worst,
     blend,
     build_pool,
     channel_gap,
-    consensus,
     expected_range,
     faithfulness,
-    load_pairs,
-    make_row,
     sharpness,
-    sharpness_of,
     warmth,
     warmth_of,
 )
+from labkit.dpo.pairs import load_pairs, make_row
+from labkit.dpo.pool import agreement, check_scores, consensus
+from labkit.dpo.scorers import sharpness_of
 from labkit.models import load_clip
 from labkit.portraits import caption, render_tensor, sample_specs
 
@@ -104,22 +102,21 @@ def test_a_judge_that_returns_nan_or_the_wrong_number_is_refused():
 
 def test_extremes_are_stable_under_ties_and_follow_the_candidates_when_they_are_reordered():
     scores = torch.tensor([[1.0, 3.0, 3.0, 0.0], [2.0, 2.0, 2.0, 2.0], [0.0, 0.0, 5.0, 1.0]])
-    best, worst, gap = best_and_worst(scores)
+    best, worst = best_and_worst(scores)
     assert best.tolist() == [1, 0, 2]
     assert worst.tolist() == [3, 0, 0]
-    assert gap.tolist() == [3.0, 0.0, 5.0]
     order = torch.tensor([2, 0, 3, 1])
     distinct = torch.tensor([[0.3, 0.9, 0.1, 0.5]])
-    (a, b, _), (c, d, _) = best_and_worst(distinct), best_and_worst(distinct[:, order])
+    (a, b), (c, d) = best_and_worst(distinct), best_and_worst(distinct[:, order])
     assert order[c].tolist() == a.tolist()
     assert order[d].tolist() == b.tolist()
 
 
 def test_one_candidate_and_nan_scores_are_refused():
     with pytest.raises(ValueError, match="N >= 2"):
-        best_and_worst(torch.zeros(3, 1))
+        check_scores(torch.zeros(3, 1))
     with pytest.raises(ValueError, match="first: prompt 1"):
-        best_and_worst(torch.tensor([[0.0, 1.0], [0.0, float("nan")]]))
+        check_scores(torch.tensor([[0.0, 1.0], [0.0, float("nan")]]))
 
 
 def test_votes_count_duels_so_that_a_judge_with_a_large_scale_has_no_more_weight():

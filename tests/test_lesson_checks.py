@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from other_solutions import OTHER_SOLUTIONS
 
 from labkit.course.checker import TODO
 from labkit.course.checks import load_exercises, run_check
@@ -165,3 +166,16 @@ def test_claims_are_declared_and_article_rows_name_them(project, number):
 def test_lesson_messages_have_both_languages(project, number):
     for key, entry in catalogue().layers[0].items():
         assert set(entry) == set(LANGUAGES), key
+
+
+@pytest.mark.parametrize(
+    ("project", "number", "exercise", "answer"),
+    [
+        pytest.param(Project(), id[1:3], id, answer, id=f"{id}-{answer.__name__}")
+        for id, answers in OTHER_SOLUTIONS.items()
+        for answer in answers
+    ],
+)
+def test_right_answers_that_are_written_otherwise_pass(project, number, exercise, answer):
+    result = run_check(load_exercises(project.folder(number))[exercise], answer)
+    assert result.ok, result_texts(result)

@@ -23,6 +23,7 @@ from labkit.course.feedback import (
     what_to_type,
 )
 from labkit.course.i18n import checked_language, get_language, set_language, t, use_lesson
+from labkit.course.injected import check_injected
 from labkit.course.lesson_files import CourseError, known_id, lesson_files
 from labkit.course.manifest import Project
 from labkit.course.progress import Progress, overview, report
@@ -75,6 +76,7 @@ class Lab:
         self.lang, self.seed, self.strict, self.interactive = checked_language(lang), seed, strict, interactive
         self.results = results
         self.records: list[claims.Record] = []
+        self._told_unsaved = False
         self._judged: dict[str, tuple[Any, Result]] = {}  # exercise id -> what was checked last, and the result
         self._checked_last: str | None = None  # exercise id
         set_language(lang)
@@ -255,7 +257,9 @@ class Lab:
         try:
             claims.save(record, self.results)
         except OSError as error:
-            show_box("warn", t("claim.not_saved", error=error.strerror or type(error).__name__))
+            if not self._told_unsaved:  # once: the next claim meets the same folder
+                self._told_unsaved = True
+                show_box("warn", t("claim.not_saved", error=error.strerror or type(error).__name__))
         return record
 
     def article_map(self) -> None:
@@ -293,6 +297,7 @@ def start(
     ValueErrors that list the known ones.
     """
     global _current
+    check_injected()
     session = Lab(
         lesson,
         tier=tier,
@@ -306,6 +311,10 @@ def start(
     )
     _current = session
     set_interactive(session.interactive)
+    if session.lang == "ja":
+        from labkit.figures.style import add_japanese_font  # brings matplotlib, which nothing else here needs
+
+        add_japanese_font()
     planned = session.files.lesson.minutes.get(tier)
     minutes = t("session.minutes", minutes=f"{planned:g}") if planned else ""
     line = t("session.line", tier=tier, device=str(session.device), seed=seed, minutes=minutes)

@@ -149,7 +149,9 @@ def run(args: argparse.Namespace) -> int:
         return _run(args)
     except ValueError as error:
         print(f"labkit claims: {error}", file=sys.stderr)
-        return 2
+    except OSError as error:
+        print(f"labkit claims: {error.filename}: {error.strerror}; give --html another place", file=sys.stderr)
+    return 2
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -161,7 +163,7 @@ def _run(args: argparse.Namespace) -> int:
             args.html.parent.mkdir(parents=True, exist_ok=True)
             args.html.write_text(page(t("claim.ledger_title"), html_text), encoding="utf-8")
         if args.json:
-            print(json.dumps([_json_row(row) for row in rows], ensure_ascii=False, indent=1))
+            print(json.dumps([_json_row(row) for row in rows], indent=1))  # ASCII: read the same whatever the encoding
         elif args.html:
             print(args.html)
         else:

@@ -17,7 +17,9 @@ A lesson has a number ("01"), a source `notebooks/src/01_name.py`, and a folder 
       - {id: l01.add_noise, difficulty: 2, importance: 5, minutes: 10}
     last_checked: {date: 2026-11-22, python: "3.11", torch: "2.13.0"}      # or null; further keys are shown as they are
 
-`Project` says where these files lie; tests and other courses point it at another root.
+`Project` says where these files lie; tests and other courses point it at another root. Without a clone (labkit was
+installed from a wheel) the root is the folder of the installed packages: lessons and student editions are there, sources
+and pyproject.toml are not.
 """
 
 from __future__ import annotations
@@ -56,6 +58,12 @@ class Project:
         return self.root / "notebooks" / "src"
 
     @property
+    def notebooks(self) -> Path:
+        """The student editions, en/*.ipynb and ja/*.ipynb: notebooks/ of the clone, or where a wheel has them."""
+        packed = self.root / "labkit" / "_notebooks"
+        return packed if packed.is_dir() else self.root / "notebooks"
+
+    @property
     def course(self) -> Path:
         return self.root / "labkit" / "course"
 
@@ -79,7 +87,7 @@ class Project:
         """The generated notebook of a source stem ("01_name"); student editions are committed, solutions are not."""
         if edition == "solution":
             return self.root / "build" / lang / "solution" / f"{stem}.ipynb"
-        return self.root / "notebooks" / lang / f"{stem}.ipynb"
+        return self.notebooks / lang / f"{stem}.ipynb"
 
     def source_files(self) -> list[Path]:
         """All lesson sources, by number. Raises ManifestError for two sources with one number."""

@@ -250,5 +250,5 @@ def _run(args: argparse.Namespace) -> int:
         if args.lesson is not None:
             number = lesson_files(args.lesson, project).number
             rows = [row for row in rows if row["lesson"] == number]
-        print(json.dumps(rows, ensure_ascii=False, indent=1) if args.json else report(rows, progress.path)[1])
+        print(json.dumps(rows, indent=1) if args.json else report(rows, progress.path)[1])
     return 0

@@ -31,7 +31,7 @@ from labkit.diffusion import (
     merge_lora,
 )
 from labkit.dpo.data import PreferencePairs
-from labkit.dpo.losses import step_coefficient
+from labkit.dpo.equations import step_coefficient
 from labkit.dpo.pairs import PairSet, make_row
 from labkit.dpo.recon import best_level
 from labkit.dpo.terms import Term

@@ -38,7 +38,7 @@ from labkit.diffusion.adapters import AdapterSnapshot, adapter_parameters
 from labkit.dpo import checkpoint
 from labkit.dpo.config import DPOConfig
 from labkit.dpo.data import PreferencePairs, check_hashes, encode_unique, fingerprints
-from labkit.dpo.losses import epsilon_error
+from labkit.dpo.equations import epsilon_error
 from labkit.dpo.noise import draw_pairs, rows_of_step
 from labkit.dpo.processes import average_gradients, gathered, rank, world_size
 from labkit.dpo.record import FrozenFlags, Window, observed, update_norm

@@ -42,8 +42,11 @@ class CourseFigure(Figure):
         self.savefig(buffer, format="png", dpi=FIGURE_DPI)
         return buffer.getvalue()
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, str], dict[str, Any]]:
-        return image_bundle(self.png(), width=round(self.get_size_inches()[0] * SCREEN_DPI), alt=self.alt)
+    def _ipython_display_(self) -> None:
+        # Not _repr_mimebundle_: to that, IPython's inline backend adds a PNG of its own for every matplotlib figure.
+        from IPython.display import display
+
+        display(image_bundle(self.png(), width=round(self.get_size_inches()[0] * SCREEN_DPI), alt=self.alt), raw=True)
 
 
 def new_figure(width: float, height: float, *, layout: str | None = None) -> CourseFigure:

@@ -87,11 +87,11 @@ curve_with_interval(
 # 次は PyTorch です。まず注意そのもの、続いて U-Net の層を書きます。`attn` には `to_q`、`to_k`、`to_v`、`to_out[0]` があり、
 # ヘッドの分割と結合には `head_to_batch_dim` と `batch_to_head_dim` を使えます。
 
-# %% uid="shared-attention" tags=["exercise"] exercise="shared_attention"
+# %% uid="weighted-attention" tags=["exercise"] exercise="weighted_attention"
 import torch
 
 
-def shared_attention(q, k, v, k_ref, v_ref, w):
+def weighted_attention(q, k, v, k_ref, v_ref, w):
     """q, k, v [B, N, d] own; k_ref, v_ref [1, M, d] shared by all rows; weight w > 0 -> [B, N, d]."""
     # BEGIN SOLUTION
     keys = torch.cat([k, k_ref.expand(len(q), -1, -1)], dim=1)  # [B, N + M, d]
@@ -103,9 +103,9 @@ def shared_attention(q, k, v, k_ref, v_ref, w):
     # END SOLUTION
 
 
-# %% uid="shared-attention-check" tags=["check"]
-lab.check("shared_attention")
-shared_attention = lab.use("shared_attention")
+# %% uid="weighted-attention-check" tags=["check"]
+lab.check("weighted_attention")
+weighted_attention = lab.use("weighted_attention")
 
 
 # %% uid="read-references" tags=["exercise"] exercise="read_references"
@@ -310,7 +310,7 @@ image_grid(
 
 # %% uid="looks-map" tags=["widget"]
 from labkit.figures.widgets import choice
-from labkit.fabric import reference_attention
+from labkit.fabric import attention_table
 
 seen = []
 with fabric(pipe, liked=ranked[0][:few], end=1.0, backend="lse", observer=seen.append) as session:
@@ -321,7 +321,7 @@ half_way = sorted({o.t for o in seen})[lab.sizes.steps // 2]
 def look(layer, column, row):
     """Where one place of the new picture (in percent of its width and height) looks, half way through the steps."""
     o = next(o for o in seen if o.layer.name == layer and o.t == half_way)
-    table = reference_attention(o.q, o.k, o.reference.k, o.reference.log_w)[1][0].mean(0)  # mean of heads: [N, M]
+    table = attention_table(o.q, o.k, o.reference.k, o.reference.weights)[1][0].mean(0)  # mean of heads: [N, M]
     side = round(o.q.shape[2] ** 0.5)
     x, y = (min(int(percent * side / 100), side - 1) for percent in (column, row))
     maps = [one.reshape(side, side).cpu() for one in table[y * side + x].split(o.reference.tokens)]

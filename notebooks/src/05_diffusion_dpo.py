@@ -114,7 +114,7 @@ scatter({t("l05.base"): points[first], t("l05.winners"): winners, t("l05.losers"
 
 
 # %% uid="dpo-loss" tags=["exercise"] exercise="dpo_loss"
-def dpo_loss(winner, loser, ref_winner, ref_loser, kappa):
+def dpo_loss(*, winner, loser, ref_winner, ref_loser, kappa):
     """Diffusion-DPO per pair [B] from errors [B] of winner and loser, under the policy and under the reference."""
     # BEGIN SOLUTION
     difference = (winner - ref_winner) - (loser - ref_loser)
@@ -150,7 +150,7 @@ from labkit.dpo.toy import train_toy
 
 def mine(kappa):
     """Your loss at one strength, as a function of a training step's pairs."""
-    return lambda p: dpo_loss(p.winner_error, p.loser_error, p.ref_winner_error, p.ref_loser_error, kappa)
+    return lambda p: dpo_loss(**p.errors, kappa=kappa)
 
 
 settings = {
@@ -310,9 +310,16 @@ bar_with_interval(
 # %% uid="museum-runs" tags=["slow"]
 w, lo = toy_pairs[first]
 coin = torch.rand(len(w), 1, generator=lab.generator(3)) < 0.5
+
+
+def one_object(p):
+    """The policy's errors in the place of the reference's."""
+    return dpo_loss(**{**p.errors, "ref_winner": p.winner_error, "ref_loser": p.loser_error}, kappa=10)
+
+
 exhibits = {
     "A": (lo, w, mine(10)),
-    "B": (w, lo, lambda p: dpo_loss(p.winner_error, p.loser_error, p.winner_error, p.loser_error, 10)),
+    "B": (w, lo, one_object),
     "C": (torch.where(coin, w, lo), torch.where(coin, lo, w), mine(10)),
     "D": (w, lo, mine(0.02)),
 }
