@@ -12,7 +12,7 @@ import functools
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,11 @@ def notebook_names() -> Mapping[str, Any]:
     """The names that the learner's cells have defined (those of the main script outside of a notebook)."""
     shell = _shell()
     return vars(sys.modules["__main__"]) if shell is None else shell.user_ns
+
+
+def cells_run() -> Sequence[str]:
+    """The texts of the cells that this kernel was given, oldest first; [] outside of a notebook."""
+    return getattr(getattr(_shell(), "history_manager", None), "input_hist_raw", [])
 
 
 def look_up(exercise: Exercise, obj: Any) -> Any:
@@ -110,8 +115,7 @@ def _is_stale(name: str, function: Any) -> bool:
 def _defining_cell(name: str) -> str:
     """The text of the cell run last that defines `name`, also if it stopped with an error; '' outside of a notebook."""
     defines = re.compile(rf"^\s*((async\s+)?def|class)\s+{name}\b|^{name}\s*(:[^=\n]*)?=(?!=)", re.MULTILINE)
-    history = getattr(getattr(_shell(), "history_manager", None), "input_hist_raw", [])
-    cells = (cell for cell in reversed(history) if defines.search(cell) and "lab.use(" not in cell)
+    cells = (cell for cell in reversed(cells_run()) if defines.search(cell) and "lab.use(" not in cell)
     return next(cells, "")
 
 

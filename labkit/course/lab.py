@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.course import claims, ledger
 from labkit.course import quiz as quizzes
-from labkit.course.answers import MISSING, lend, look_up
+from labkit.course.answers import MISSING, cells_run, lend, look_up
 from labkit.course.checks import Exercise, Result, judge, load_exercises
 from labkit.course.feedback import (
     HINT_LEVELS,
@@ -34,6 +35,7 @@ from labkit.errors import LabkitError
 if TYPE_CHECKING:
     import torch
 
+WORTH_KEEPING = 1.0  # seconds
 SEED_STRIDE = 10_000  # offsets below this never give two seeds the same generator
 
 _current: Lab | None = None
@@ -75,6 +77,8 @@ class Lab:
         self.number, self.name, self.tier = self.files.number, self.files.lesson.name, tier
         self.lang, self.seed, self.strict, self.interactive = checked_language(lang), seed, strict, interactive
         self.results = results
+        self.keeps = interactive  # whether `keep` reads and writes; batch runs measure
+        self._loaded_in: int | None = None  # the cell that last said that a result was loaded
         self.records: list[claims.Record] = []
         self._told_unsaved = False
         self._judged: dict[str, tuple[Any, Result]] = {}  # exercise id -> what was checked last, and the result
@@ -112,6 +116,54 @@ class Lab:
     def progress_bar(self, iterable: Iterable[Item], desc: str = "", total: int | None = None) -> Iterator[Item]:
         """Go through `iterable` and show a forecast; a batch run writes at most ten lines."""
         return progress_bar(iterable, desc, total, interactive=self.interactive)
+
+    # ---- results that are kept -----------------------------------------------------------------------------------
+
+    def keep(self, name: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """function(*args, **kwargs), or what this very call gave before, also in a kernel that is gone by now.
+
+        The result must hold everything that the lesson needs of the call: what the function changes elsewhere is lost
+        when it is loaded. It is computed anew when its code, its arguments, the notebook's names that it uses, the
+        tier, the sizes, the seed or labkit have changed, after `lab.fresh()`, and always where `lab.keeps` is False
+        (batch runs, which measure). What takes less than a second is not kept.
+        """
+        from labkit.course import keep
+
+        path = self._store().path(name, function, args, kwargs) if self.keeps or self.strict else None
+        if not self.keeps:
+            value = function(*args, **kwargs)
+            if self.strict:
+                keep.pack(value, 0.0, 0.0)  # raises where an interactive run could not keep it
+            return value
+        try:
+            kept = self._store().read(path, self.device)
+        except keep.DamagedResult as error:
+            show_box("warn", t("keep.damaged", name=name, error=error))
+            kept = None
+        if kept is not None:
+            if self._loaded_in != (cell := len(cells_run())):  # one line per cell
+                at = datetime.fromtimestamp(kept.at).strftime("%Y-%m-%d %H:%M")
+                show_box("info", t("keep.loaded", at=at))
+            self._loaded_in = cell
+            return kept.value
+        begun = time.perf_counter()
+        value = function(*args, **kwargs)
+        seconds = time.perf_counter() - begun
+        if seconds >= WORTH_KEEPING:
+            try:
+                self._store().write(path, value, seconds)
+            except (CourseError, OSError) as error:
+                show_box("warn", t("keep.not_kept", name=name, error=error))
+        return value
+
+    def fresh(self) -> None:
+        """Forget the kept results of this lesson and tier, so that its cells compute them anew."""
+        show_box("info", t("keep.forgotten", count=self._store().forget()))
+
+    def _store(self) -> Any:
+        from labkit.course.keep import Store
+
+        return Store(self.progress.path.parent, self.number, self.tier, sizes=vars(self.sizes), seed=self.seed)
 
     # ---- exercises ----------------------------------------------------------------------------------------------
 
