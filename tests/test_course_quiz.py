@@ -185,17 +185,33 @@ def test_prompt_says_how_to_keep_a_prediction_without_widgets(lab, capsys):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (", correct: true}", "}", r"l90/quiz\.yaml:2: 3 options, 0 correct"),
+        (
+            ", correct: true}",
+            "}",
+            r"l90/quiz\.yaml:4: questions\.0\.options is .*; expected two or more options, one of them",
+        ),
         (
             '{text: {en: "10", ja: "10"}, explain',
             '{text: {en: "10"}, explain',
-            r"quiz\.yaml:8: option 1, text: expected \{en",
+            r"quiz\.yaml:12: questions\.1\.options\.0\.text is .*; expected \{en: text, ja: text\}",
         ),
-        ("id: steps", "id: snr", r"quiz\.yaml:8: id 'snr' must be a text and appear once"),
-        ("keep_order: true", "keep_ordr: true", r"has the unknown field keep_ordr"),
-        ('    question: {en: "How', '    qestion: {en: "How', r"quiz\.yaml:8: entry 'steps' lacks question"),
-        ("predictions:", "forecasts:", r"expected the lists 'questions:' and 'predictions:'"),
-        ("{id: up, text", "{text", r"option 1: fields are id and text"),
+        (
+            "id: steps",
+            "id: snr",
+            r"quiz\.yaml:1: questions is .*; expected different ids: snr must appear once only; rename",
+        ),
+        (
+            "keep_order: true",
+            "keep_ordr: true",
+            r"quiz\.yaml:9: unknown key 'questions\.1\.keep_ordr'; fields are id, question, options, keep_order",
+        ),
+        (
+            '    question: {en: "How',
+            '    qestion: {en: "How',
+            r"quiz\.yaml:8: questions\.1\.question is missing; fields are id, question, ",
+        ),
+        ("predictions:", "forecasts:", r"unknown key 'forecasts'; fields are questions, predictions"),
+        ("{id: up, text", "{text", r"predictions\.0\.options\.0\.id is missing; fields are id, text"),
         ("questions:", "questions: [", r"quiz\.yaml:"),
     ],
 )

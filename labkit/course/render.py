@@ -27,6 +27,12 @@ KINDS = {
     "warn": ("!", "#E69F00"),
 }
 
+# First thing in the head of every page that we write: no scripts, nothing from the network, whatever got into the body.
+POLICY = (
+    '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+    "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'\">"
+)
+
 
 def widgets_possible() -> bool:
     """True in a notebook kernel that has ipywidgets."""
@@ -152,6 +158,6 @@ def page(title: str, body: str) -> str:
         "table{border-collapse:collapse}td,th{border:1px solid #999;padding:.3em .6em}"
     )
     return (
-        f'<!doctype html>\n<html lang="{get_language()}">\n<head><meta charset="utf-8">'
+        f'<!doctype html>\n<html lang="{get_language()}">\n<head><meta charset="utf-8">{POLICY}'
         f"<title>{html.escape(title)}</title><style>{style}</style></head>\n<body>\n<h1>{html.escape(title)}</h1>\n{body}\n</body>\n</html>\n"
     )

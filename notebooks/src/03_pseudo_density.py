@@ -423,7 +423,7 @@ bar_with_interval(labels, (centre, centre - half, centre + half), xlabel=t("l03.
 # 生成器は、同じ母集団のキャプションを与えた PortraitSD です。候補のプールを一度だけ生成し、どの設定もそこから選びます。生成画像は、実データに対して厳密に採点します。
 
 # %% uid="pool-run" tags=["slow"]
-from labkit.density import Candidates
+from labkit.density import CandidateStream
 from labkit.models import load_pipeline
 
 pipe = load_pipeline("cpu", lab.device)
@@ -440,7 +440,7 @@ def draw(candidates, count, label):
     return torch.cat(parts).cpu()
 
 
-pool = draw(Candidates(pipe, prompts, **options), lab.sizes.pool, t("l03.pool"))
+pool = draw(CandidateStream(pipe, prompts, **options), lab.sizes.pool, t("l03.pool"))
 rho = typical.score(control(pool), fingerprint=control.fingerprint)
 order = rho.argsort(descending=True)
 ends = {t("l03.most_typical"): order[:8], t("l03.rarest"): order[-8:]}
@@ -530,7 +530,7 @@ for f, rows in lab.progress_bar(enumerate(parts), t("l03.folds"), folds):
 # %% uid="baselines-run" tags=["slow"]
 baselines = {"guidance 1": (1.0, 1.0), "guidance 6": (6.0, 1.0), "noise 0.8": (3.0, 0.8), "noise 1.1": (3.0, 1.1)}
 for name, (guidance, noise) in baselines.items():
-    stream = Candidates(pipe, prompts, **options, guidance_scale=guidance, noise_scale=noise)
+    stream = CandidateStream(pipe, prompts, **options, guidance_scale=guidance, noise_scale=noise)
     images = draw(stream, lab.sizes.baseline_folds * n_kept, name)
     scores[name, "judge"] = [quality(spaces["judge"][0], part, 3) for part in judge(images).split(n_kept)]
 scores = {key: np.array(values) for key, values in scores.items()}
@@ -656,7 +656,7 @@ explore(push_on_ring, push_controls)
 # %% uid="push-run" tags=["slow"]
 from labkit.density import perturb
 
-few = Candidates(pipe, prompts, seed=lab.seed + 2, steps=lab.sizes.push_steps)
+few = CandidateStream(pipe, prompts, seed=lab.seed + 2, steps=lab.sizes.push_steps)
 z = few.noise(0, lab.sizes.push)
 mean, std = (torch.tensor(v, device=lab.device).view(1, 3, 1, 1) for v in (control.pipeline.mean, control.pipeline.std))
 
@@ -773,7 +773,9 @@ for s in tune_seeds:
             steps=lab.sizes.tune_steps, batch=lab.sizes.tune_batch, learning_rate=lab.sizes.learning_rate,
             progress=lambda *_: next(bar),
         )  # fmt: skip
-        stream = Candidates(pipe, "a portrait of a person", seed=s, steps=lab.sizes.steps, batch_size=lab.sizes.batch)
+        stream = CandidateStream(
+            pipe, "a portrait of a person", seed=s, steps=lab.sizes.steps, batch_size=lab.sizes.batch
+        )
         with run.applied(pipe) if run else nullcontext():
             images = stream(0, lab.sizes.tune_images).cpu()
         values = typical.score(control(images))
