@@ -155,8 +155,8 @@ def test_an_unsolved_edition_runs_on(project):
         quiz=print,
         predict=print,
         claim=lambda *args, **kwargs: None,
-        check=lambda id, obj: used.append((id, obj)),
-        use=lambda id, obj: [0.8, 0.6] if id == "weights" else lambda *args: 1.0,
+        check=lambda id: used.append((id, names[id])),
+        use=lambda id: [0.8, 0.6] if id == "weights" else lambda *args: 1.0,
     )
     names = {"lab": lab, "seed": 0, "t": lambda key, **_: key}
     cells = cells_of(project, "ja", "student")

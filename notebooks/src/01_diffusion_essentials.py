@@ -34,8 +34,8 @@ def add_noise(x0, noise, alpha_bar):
 
 
 # %% uid="add-noise-check" tags=["check"]
-lab.check("add_noise", add_noise)
-add_noise = lab.use("add_noise", add_noise)
+lab.check("add_noise")
+add_noise = lab.use("add_noise")
 
 # %% uid="forward-picture"
 import torch
@@ -81,8 +81,8 @@ def predict_x0(x_t, eps, alpha_bar):
 
 
 # %% uid="predict-x0-check" tags=["check"]
-lab.check("predict_x0", predict_x0)
-predict_x0 = lab.use("predict_x0", predict_x0)
+lab.check("predict_x0")
+predict_x0 = lab.use("predict_x0")
 
 # %% uid="predict-picture"
 from labkit.diffusion import encode_prompts, predict_noise
@@ -134,8 +134,8 @@ def ddim_step(x_t, eps, alpha_bar, alpha_bar_next):
 
 
 # %% uid="ddim-check" tags=["check"]
-lab.check("ddim_step", ddim_step)
-ddim_step = lab.use("ddim_step", ddim_step)
+lab.check("ddim_step")
+ddim_step = lab.use("ddim_step")
 
 # %% uid="ddim-loop"
 from labkit.diffusion import ddim_timesteps, initial_latents

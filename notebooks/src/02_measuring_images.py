@@ -98,8 +98,8 @@ def frechet(mean_1, cov_1, mean_2, cov_2):
 
 
 # %% uid="frechet-check" tags=["check"]
-lab.check("frechet", frechet)
-frechet = lab.use("frechet", frechet)
+lab.check("frechet")
+frechet = lab.use("frechet")
 
 
 # %% uid="frechet-use"
@@ -335,8 +335,8 @@ def coverage(real, fake, k):
 
 
 # %% uid="coverage-check" tags=["check"]
-lab.check("coverage", coverage)
-coverage = lab.use("coverage", coverage)
+lab.check("coverage")
+coverage = lab.use("coverage")
 
 # %% [markdown] lang="en" uid="modes" pair="a63454cc"
 # Now spoil the fakes in two ways. Remove a mode: the portraits in the style toon-head, a third of all. Add junk: the mean of two portraits, pixel by
@@ -667,8 +667,8 @@ def cluster_interval(values, prompts, generator, resamples=2000):
 
 
 # %% uid="cluster-check" tags=["check"]
-lab.check("cluster_interval", cluster_interval)
-cluster_interval = lab.use("cluster_interval", cluster_interval)
+lab.check("cluster_interval")
+cluster_interval = lab.use("cluster_interval")
 
 # %% uid="wins-run" tags=["slow"]
 from labkit.metrics import outcomes, sample_size, sign_test, win_rate

@@ -56,8 +56,8 @@ def pseudo_density(features, k):
 
 
 # %% uid="density-check" tags=["check"]
-lab.check("pseudo_density", pseudo_density)
-pseudo_density = lab.use("pseudo_density", pseudo_density)
+lab.check("pseudo_density")
+pseudo_density = lab.use("pseudo_density")
 
 # %% uid="ring"
 import numpy as np
@@ -152,8 +152,8 @@ def acceptance(rho, tau, w):
 
 
 # %% uid="accept-check" tags=["check"]
-lab.check("acceptance", acceptance)
-acceptance = lab.use("acceptance", acceptance)
+lab.check("acceptance")
+acceptance = lab.use("acceptance")
 
 # %% [markdown] lang="en" uid="cost" pair="1a2de306"
 # What does it cost? Let a share $\pi$ of the *generated* samples lie above $\tau$. Write `forecast`: the acceptance rate, the share above $\tau$ among
@@ -180,8 +180,8 @@ def forecast(pi, w):
 
 
 # %% uid="forecast-check" tags=["check"]
-lab.check("forecast", forecast)
-forecast = lab.use("forecast", forecast)
+lab.check("forecast")
+forecast = lab.use("forecast")
 for share in (0.9, 0.5, 0.1):
     print(t("l03.closed_form", pi=share, high=forecast(share, 33)[2], low=forecast(share, 0.03)[2]))
 lab.reveal("cost", min({"two": 2, "eight": 8, "all": 33}.items(), key=lambda o: abs(o[1] - forecast(0.1, 33)[2]))[0])
@@ -643,8 +643,8 @@ def push_step(delta, gradient, alpha, eps):
 
 
 # %% uid="push-check" tags=["check"]
-lab.check("push_step", push_step)
-push_step = lab.use("push_step", push_step)
+lab.check("push_step")
+push_step = lab.use("push_step")
 
 # %% uid="push-ring" tags=["widget"]
 ring_mlp = fit_mlp(ring, generator=lab.generator(), epochs=lab.sizes.mlp_epochs, widths=(64, 64))

@@ -40,8 +40,8 @@ def reweight(own, refs, w):
 
 
 # %% uid="reweight-check" tags=["check"]
-lab.check("reweight", reweight)
-reweight = lab.use("reweight", reweight)
+lab.check("reweight")
+reweight = lab.use("reweight")
 
 # %% uid="reweight-widget" tags=["widget"]
 from labkit.figures import bar_with_interval, curve_with_interval, heatmap_overlay, image_grid, strips
@@ -108,8 +108,8 @@ def weighted_attention(q, k, v, k_ref, v_ref, w):
 
 
 # %% uid="weighted-attention-check" tags=["check"]
-lab.check("weighted_attention", weighted_attention)
-weighted_attention = lab.use("weighted_attention", weighted_attention)
+lab.check("weighted_attention")
+weighted_attention = lab.use("weighted_attention")
 
 
 # %% uid="read-references" tags=["exercise"] exercise="read_references"
@@ -133,8 +133,8 @@ def read_references(attn, states, stored, w):
 
 
 # %% uid="read-references-check" tags=["check"]
-lab.check("read_references", read_references)
-read_references = lab.use("read_references", read_references)
+lab.check("read_references")
+read_references = lab.use("read_references")
 
 # %% [markdown] lang="en" uid="puzzle" pair="14ef21d2"
 # Before you use it: let a noisy picture have itself as its only reference, with the same noise and the same prompt. What does the U-Net answer?

@@ -133,8 +133,8 @@ def dpo_loss(*, winner, loser, ref_winner, ref_loser, kappa):
 
 
 # %% uid="dpo-loss-check" tags=["check"]
-lab.check("dpo_loss", dpo_loss)
-dpo_loss = lab.use("dpo_loss", dpo_loss)
+lab.check("dpo_loss")
+dpo_loss = lab.use("dpo_loss")
 
 # %% [markdown] lang="en" uid="runs" pair="87c888fb"
 # ## 3. What happens to the winners?
@@ -276,8 +276,8 @@ def kappa_of(beta, summed, half, elements):
 
 
 # %% uid="kappa-of-check" tags=["check"]
-lab.check("kappa_of", kappa_of)
-kappa_of = lab.use("kappa_of", kappa_of)
+lab.check("kappa_of")
+kappa_of = lab.use("kappa_of")
 
 # %% uid="kappa-print"
 print(t("l05.kappas", code=kappa_of(5000, False, True, 16384), script=kappa_of(2500, False, False, 16384)))
@@ -381,8 +381,8 @@ def choose_pairs(scores):
 
 
 # %% uid="choose-pairs-check" tags=["check"]
-lab.check("choose_pairs", choose_pairs)
-choose_pairs = lab.use("choose_pairs", choose_pairs)
+lab.check("choose_pairs")
+choose_pairs = lab.use("choose_pairs")
 
 # %% uid="pool" tags=["slow"]
 from labkit.diffusion import decode_latents, image_generators, sample

@@ -103,8 +103,8 @@ def best_and_worst(scores):
 
 
 # %% uid="best-and-worst-check" tags=["check"]
-lab.check("best_and_worst", best_and_worst)
-best_and_worst = lab.use("best_and_worst", best_and_worst)
+lab.check("best_and_worst")
+best_and_worst = lab.use("best_and_worst")
 
 # %% uid="pool-run" tags=["slow"]
 from labkit.diffusion import NFELedger
@@ -191,8 +191,8 @@ def cohen_kappa(first, second):
 
 
 # %% uid="kappa-check" tags=["check"]
-lab.check("cohen_kappa", cohen_kappa)
-cohen_kappa = lab.use("cohen_kappa", cohen_kappa)
+lab.check("cohen_kappa")
+cohen_kappa = lab.use("cohen_kappa")
 
 # %% uid="vote-widget" tags=["widget"]
 rng = np.random.default_rng(lab.seed)
@@ -275,8 +275,8 @@ def statistics_loss(eps, eps_ref, c):
 
 
 # %% uid="statistics-check" tags=["check"]
-lab.check("statistics_loss", statistics_loss)
-statistics_loss = lab.use("statistics_loss", statistics_loss)
+lab.check("statistics_loss")
+statistics_loss = lab.use("statistics_loss")
 
 # %% uid="statistics-term"
 from contextlib import contextmanager

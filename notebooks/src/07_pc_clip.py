@@ -37,8 +37,8 @@ def arrow(first, second, eps=1e-6):
 
 
 # %% uid="arrow-check" tags=["check"]
-lab.check("arrow", arrow)
-arrow = lab.use("arrow", arrow)
+lab.check("arrow")
+arrow = lab.use("arrow")
 
 # %% uid="arrow-load"
 import torch
@@ -131,8 +131,8 @@ def counterbalanced(true, mirror):
 
 
 # %% uid="counterbalanced-check" tags=["check"]
-lab.check("counterbalanced", counterbalanced)
-counterbalanced = lab.use("counterbalanced", counterbalanced)
+lab.check("counterbalanced")
+counterbalanced = lab.use("counterbalanced")
 
 # %% uid="base-predict" tags=["quiz"]
 lab.predict("base_order")
@@ -290,8 +290,8 @@ def pair_loss(text, arrows, tau):
 
 
 # %% uid="loss-check" tags=["check"]
-lab.check("pair_loss", pair_loss)
-pair_loss = lab.use("pair_loss", pair_loss)
+lab.check("pair_loss")
+pair_loss = lab.use("pair_loss")
 
 # %% uid="loss-floor"
 from labkit.pairwise import loss_floor, unit
@@ -693,8 +693,8 @@ def comparative(e_i, e_j, t_ij, alpha, beta=1.0):
 
 
 # %% uid="comparative-check" tags=["check"]
-lab.check("comparative", comparative)
-comparative = lab.use("comparative", comparative)
+lab.check("comparative")
+comparative = lab.use("comparative")
 
 # %% uid="prompting-run"
 from labkit.pairwise import comparative_prompts, confused_pairs, mean_gap, shuffled_texts

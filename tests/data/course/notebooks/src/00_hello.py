@@ -51,16 +51,16 @@ def add_noise(x0, noise, alpha_bar):
 
 
 # %% uid="noise-check" tags=["check"]
-lab.check("add_noise", add_noise)
-add_noise = lab.use("add_noise", add_noise)
+lab.check("add_noise")
+add_noise = lab.use("add_noise")
 
 # %% uid="weights" tags=["exercise"] exercise="weights"
 alpha_bar = 0.64
 # BEGIN SOLUTION
 weights = [alpha_bar**0.5, (1 - alpha_bar) ** 0.5]
 # END SOLUTION
-lab.check("weights", weights)
-weights = lab.use("weights", weights)
+lab.check("weights")
+used_weights = lab.use("weights")
 
 # %% uid="plot" tags=["hide-input"]
 import matplotlib.pyplot as plt
