@@ -19,6 +19,8 @@ Part = tuple[str, str | None, str]  # text, then the source of a value (None: th
 
 def with_texts(code: str, lang: str, catalogue: Catalogue) -> str:
     """The code with a literal for every `t("key", ...)` that the catalogue knows."""
+    if "t(" not in code:
+        return code
     source = code
     while edits := [(call, _literal(call, code, lang, catalogue)) for call in _innermost(ast.parse(code), catalogue)]:
         code = _replaced(code, edits)
