@@ -203,15 +203,30 @@ def gap(a, b):
     return float((a - b).abs().max())
 
 
-mine = hooked(noised[1:], empty, noised[:1], text, level, 0.8)
+def alone(w):
+    """The first picture with the second as its only reference, at weight w."""
+    return hooked(noised[1:], empty, noised[:1], text, level, w)
+
+
+mine, both = alone(0.8), hooked(noised[1:], empty, noised, text.expand(2, -1, -1), level, 0.8)
 twice = hooked(noised[1:].expand(2, -1, -1, -1), empty, noised[:1], text, level, 0.4)
 itself = gap(hooked(noised[:1], text, noised[:1], text, level, 2.0), plain)
-lights = {"l04.light_zero": gap(hooked(noised[1:], empty, noised[:1], text, level, 1e-9), plain)}
-lights |= {"l04.light_self": itself, "l04.light_copies": gap(twice, mine), "l04.light_library": gap(mine, theirs)}
+lights = {"l04.light_self": itself, "l04.light_copies": gap(twice, mine), "l04.light_batch": gap(both[:1], mine)}
+lights |= {"l04.light_library": gap(mine, theirs)}
 for key, value in lights.items():
-    print(t("l04.light_on" if value < 1e-4 else "l04.light_off", name=t(key), value=value))
-print(t("l04.effect", value=gap(mine, plain)))
+    lab.verdict(t(key, value=value), value < 1e-4)
+print(t("l04.effect", value=gap(mine, plain)), t("l04.tiny", value=gap(alone(1e-9), plain)), sep="\n")
 lab.reveal("self_reference", "nothing" if itself < 1e-4 else "changes")
+
+# %% [markdown] lang="en" uid="tiny-weight" pair="7caf61df"
+# A fifth property is missing on purpose: "a weight near 0 changes nothing". $w = 10^{-9}$ takes only 20.7 off a logit, and in the innermost block, where
+# a picture has four places, the logits of another picture can lie more than 100 above its own. There the references win at any weight you would
+# write down; with many seeds the last line above shows it. Only $w = 0$ is nothing: `labkit.fabric` then leaves the references out.
+
+# %% [markdown] lang="ja" uid="tiny-weight" pair="5686d012"
+# 「重みがほぼ 0 なら何も変わらない」という性質は、あえて入れていません。$w = 10^{-9}$ でもロジットから 20.7 を引くだけです。画像を 4 つの位置で表す
+# 最も内側のブロックでは、別の画像のロジットが自分のロジットを 100 以上も上回ることがあり、そこでは重みをどれだけ小さくしても参照側が勝ちます。
+# 上の最後の行にその影響が現れるシードもあります。確実に影響がなくなるのは $w = 0$ だけで、`labkit.fabric` はそのとき参照を取り除きます。
 
 # %% [markdown] lang="en" uid="feedback" pair="ef5c0053"
 # ## 3. A hidden person
@@ -487,6 +502,7 @@ for g in (1.0, 3.0):
         with fabric(pipe, disliked=ranked[0][-few:], end=1.0):
             effects[g] = gap(sample(pipe, prompt, **settings | {"generators": image_generators(1, lab.seed)}), without)
     print(f"g = {g:g}:", t("l04.largest", value=effects[g]), *[str(w.message) for w in caught])
+lab.verdict(t("l04.no_guidance", value=effects[1.0]), effects[1.0] == 0)
 lab.reveal("dislikes_alone", "nothing" if effects[1.0] == 0 else "something")
 
 # %% [markdown] lang="en" uid="neighbours" pair="57ad851c"

@@ -64,6 +64,7 @@ def arrow_scores(model, i, j):
 
 texts, there = arrow_scores(clip, 0, 1)
 back = (TextTower(clip, inputs)(texts) @ arrow(images[[1]], images[[0]])[0]).cpu().numpy()
+lab.verdict(t("l07.turned", value=abs(there + back).max()), abs(there + back).max() < 1e-5)
 limit = 1.3 * max(abs(there).max(), 0.05)
 bar_with_interval(
     texts,
@@ -657,9 +658,8 @@ said = [sentence(Statement({chosen: known[a]}, {chosen: known[b]}), wording) for
 compared = [(a, b, vector) for (a, b), vector in zip(directed, encode(said), strict=True)]
 a, b, vector = compared[0]
 gap = mean_gap(classes, compared)
-close = torch.allclose(
-    comparative(classes[a], classes[b], vector, 0.5), comparative_prompts(classes, compared[:1], 0.5)[b], atol=1e-5
-)
+theirs = comparative_prompts(classes, compared[:1], 0.5)[b]
+apart = float((comparative(classes[a], classes[b], vector, 0.5) - theirs).abs().max())
 alphas = [0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
 mixed = shuffled_texts(compared, lab.generator(9))
 lines = {
@@ -667,7 +667,8 @@ lines = {
     t("l07.beta_gap"): [share_right(comparative_prompts(classes, compared, alpha, gap)) for alpha in alphas],
     t("l07.shuffled"): [share_right(comparative_prompts(classes, mixed, alpha, gap)) for alpha in alphas],
 }
-print(t("l07.prompting", attribute=attribute_name(chosen, lang), gap=gap, agree=close))
+lab.verdict(t("l07.same_move", value=apart), apart < 1e-5)
+print(t("l07.prompting", attribute=attribute_name(chosen, lang), gap=gap))
 curve_with_interval(
     alphas,
     lines,
