@@ -459,6 +459,19 @@ def test_strict_sessions_raise_with_the_message(tmp_path):
     assert lab.check("answer", torch.triu(torch.ones(3, 3))).ok
 
 
+def test_verdicts_are_shown_and_a_strict_session_stops_at_a_wrong_one(lab, tmp_path, capsys):
+    lab.verdict("the answer is 42", torch.tensor(42) == 42)
+    assert "Holds: the answer is 42" in capsys.readouterr().out
+    for wrong in (False, torch.tensor(float("nan")) < 1):
+        lab.verdict("the answer is 43", wrong)
+        assert "Does not hold: the answer is 43" in capsys.readouterr().out
+    strict = start("90", tier="smoke", project=FIXTURE, home=tmp_path, strict=True, lang="ja")
+    strict.verdict("答えは 42", True)
+    assert "成立: 答えは 42" in capsys.readouterr().out
+    with pytest.raises(session.CheckFailed, match="不成立: 答えは 43"):
+        strict.verdict("答えは 43", False)
+
+
 def test_hints_and_solution(lab, capsys):
     lab.hint("add_noise", level=3)
     assert "`alpha_bar**0.5 * x0 + ...`" in capsys.readouterr().out

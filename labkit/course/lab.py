@@ -242,6 +242,21 @@ class Lab:
         self._checked_last = exercise.id
         return exercise
 
+    def verdict(self, text: str, ok: Any) -> None:
+        """Show whether a property holds that is true of every right solution; for results, which may differ, `claim`.
+
+        Args:
+            text: the property as a statement, in the lesson's language, with the number that decided.
+            ok: whether it holds; NaN is no.
+
+        Raises:
+            CheckFailed: it does not hold and the session is strict, so a solution edition fails with it.
+        """
+        title = t("verdict.holds" if ok else "verdict.fails", text=text)
+        show_box("pass" if ok else "fail", title, *([] if ok else [t("verdict.advice")]))
+        if self.strict and not ok:
+            raise CheckFailed(title)
+
     def exercise(self, id: str) -> Exercise:
         """The exercise with this id; else a CourseError that lists those of the lesson."""
         return self.exercises[known_id(self.number, id, self.exercises, "exercise")]

@@ -150,7 +150,8 @@ with torch.no_grad():
     mine = decode_latents(pipe, x).clamp(-1, 1)
 options = {"steps": lab.sizes.steps, "guidance_scale": lab.sizes.guidance}
 theirs = sample(pipe, prompts[:1], generators=image_generators(1, lab.seed), **options).clamp(-1, 1)
-print(t("l01.largest_difference", value=float((mine - theirs).abs().max())))
+apart = float((mine - theirs).abs().max())
+lab.verdict(t("l01.same_picture", value=apart), apart < 1e-3)
 image_grid(torch.cat([mine, theirs]), captions=[t("l01.by_hand"), t("l01.by_library")], columns=2)
 
 # %% [markdown] lang="en" uid="guidance" pair="10f6fcba"

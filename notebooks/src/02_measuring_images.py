@@ -112,8 +112,8 @@ def moments(x):
 
 
 for name, fake in {t("l02.other_renders"): other_f, t("l02.generated"): made_f}.items():
-    mine = float(frechet(*moments(real_f), *moments(fake)))
-    print(t("l02.two_values", name=name, mine=mine, theirs=float(frechet_distance(real=real_f, fake=fake))))
+    mine, theirs = float(frechet(*moments(real_f), *moments(fake))), float(frechet_distance(real=real_f, fake=fake))
+    lab.verdict(t("l02.two_values", name=name, mine=mine, theirs=theirs), abs(mine - theirs) < 1e-3 * theirs)
 
 # %% [markdown] lang="en" uid="floor" pair="35949ab5"
 # ## 2. The noise floor

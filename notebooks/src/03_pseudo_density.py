@@ -70,7 +70,8 @@ ring = PseudoDensity(k=10).fit(reals)
 difference = float((pseudo_density(reals, 10) - ring.rho).abs().max())
 x, y = ring_density(reals).log(), ring.rho.log()
 slope = float(((x - x.mean()) * y).sum() / (x - x.mean()).square().sum())
-print(t("l03.agreement", difference=difference, rank=rank_correlation(x, y), slope=slope))
+lab.verdict(t("l03.same_density", difference=difference), difference < 1e-3)
+print(t("l03.agreement", rank=rank_correlation(x, y), slope=slope))
 # en: mode 0 has the most points
 # ja: モード 0 の点が最も多い
 mode = torch.cdist(reals, ring_centres()).argmin(dim=1)  # [N]

@@ -45,7 +45,7 @@ import torch
 
 from labkit.figures import bar_with_interval, curve_with_interval, image_grid, strips
 from labkit.models import load_clip
-from labkit.pairwise import Statement, TextTower, comparable, embed_images, portrait_wording, sentence
+from labkit.pairwise import Statement, TextTower, comparable, cache_embeddings, portrait_wording, sentence
 from labkit.portraits import render_tensor, sample_specs
 
 clip, inputs = load_clip(tier, lab.device)
@@ -54,7 +54,7 @@ specs = sample_specs(lab.sizes.portraits, seed=lab.seed + 270)
 values = [spec.to_dict() for spec in specs]
 # en: once: this tower never learns
 # ja: この画像側は学習しないので、1 度だけ計算します
-images = embed_images(clip, inputs, render_tensor(specs, side))
+images = cache_embeddings(clip, inputs, render_tensor(specs, side))
 image_grid(render_tensor(specs[:2], 128), captions=["i", "j"], columns=2, size=1.6, title=t("l07.two"))
 
 
@@ -70,6 +70,7 @@ def arrow_scores(model, i, j):
 
 texts, there = arrow_scores(clip, 0, 1)
 back = (TextTower(clip, inputs)(texts) @ arrow(images[[1]], images[[0]])[0]).cpu().numpy()
+lab.verdict(t("l07.turned", value=abs(there + back).max()), abs(there + back).max() < 1e-5)
 limit = 1.3 * max(abs(there).max(), 0.05)
 bar_with_interval(
     texts,
@@ -142,7 +143,7 @@ from labkit.pairwise import ORDERS, choose_held_out, directions, natural_pairs
 
 test_specs = sample_specs(lab.sizes.tests, seed=lab.seed + 271, avoid=specs)
 test_values = [spec.to_dict() for spec in test_specs]
-test_images = embed_images(clip, inputs, render_tensor(test_specs, side))
+test_images = cache_embeddings(clip, inputs, render_tensor(test_specs, side))
 # en: comparisons that training will never name
 # ja: 学習では決して言葉にしない比較
 held_out = choose_held_out(wording, 0.15, lab.generator(2))
@@ -263,21 +264,21 @@ bar_with_interval(
     xlim=(0, 1.15),
 )
 
-# %% [markdown] lang="en" uid="loss" pair="3e6e8ee6"
+# %% [markdown] lang="en" uid="loss" pair="5a2a6ca5"
 # ## 4. The loss, and two minutes of training
 #
 # Sentence $t_{ij}$ must fit its own arrow better than those of the other $B-1$ pairs, and the other way round: the mean of two cross-entropies
-# of $S = t\,d^\top/\tau$, over its rows and over its columns. Write `pair_loss`.
+# of $S = t\,d^\top/\tau$, over its rows and over its columns. Write `contrastive_loss`.
 
-# %% [markdown] lang="ja" uid="loss" pair="67b83556"
+# %% [markdown] lang="ja" uid="loss" pair="27344a7d"
 # ## 4. 損失関数と 2 分間の学習
 #
 # 文 $t_{ij}$ は、ほかの $B-1$ 組の矢印よりも自分の矢印に近くなければならず、逆も同じです。$S = t\,d^\top/\tau$ の行方向と列方向の
-# 交差エントロピーを平均します。`pair_loss` を書いてください。
+# 交差エントロピーを平均します。`contrastive_loss` を書いてください。
 
 
-# %% uid="loss-write" tags=["exercise"] exercise="pair_loss"
-def pair_loss(text, arrows, tau):
+# %% uid="loss-write" tags=["exercise"] exercise="contrastive_loss"
+def contrastive_loss(text, arrows, tau):
     """en: Symmetric contrastive loss of unit rows text, arrows [B, d]; row i belongs to row i.
     ja: 単位ベクトルの行 text, arrows [B, d] に対する対称な対照損失です。i 行目どうしが対応します。
     """
@@ -290,8 +291,8 @@ def pair_loss(text, arrows, tau):
 
 
 # %% uid="loss-check" tags=["check"]
-lab.check("pair_loss")
-pair_loss = lab.use("pair_loss")
+lab.check("contrastive_loss")
+contrastive_loss = lab.use("contrastive_loss")
 
 # %% uid="loss-floor"
 from labkit.pairwise import loss_floor, unit
@@ -301,7 +302,7 @@ noise = unit(torch.randn(2, rows, 64, generator=lab.generator(5)))
 curve_with_interval(
     taus,
     {
-        t("l07.unrelated"): [float(pair_loss(noise[0], noise[1], tau)) for tau in taus],
+        t("l07.unrelated"): [float(contrastive_loss(noise[0], noise[1], tau)) for tau in taus],
         t("l07.floor"): [loss_floor(rows, tau) for tau in taus],
     },
     xlabel=r"$\tau$",
@@ -493,7 +494,13 @@ lab.claim(
 # モデルも合格します。**M2** は変更した 1 つの属性をすべての文の中から探し、**M3** は 1 枚ずつのポートレートを文で並べます。
 
 # %% uid="scores-run" tags=["slow"]
-from labkit.pairwise import attribute_ranking, candidates, counterfactual_pairs, difference_retrieval, sign_test
+from labkit.pairwise import (
+    attribute_ranking,
+    directed_statements,
+    counterfactual_pairs,
+    difference_retrieval,
+    difference_based_classification,
+)
 from labkit.portraits import allowed_values
 
 
@@ -511,7 +518,7 @@ def one_change(spec, generator):
 
 source = lab.generator(8)
 edited = [one_change(spec, source) for spec in test_specs]
-edited_images = embed_images(clip, inputs, render_tensor(edited, side))
+edited_images = cache_embeddings(clip, inputs, render_tensor(edited, side))
 twins = counterfactual_pairs(test_values, [spec.to_dict() for spec in edited], wording)
 everything = torch.cat([test_images, edited_images])
 
@@ -521,9 +528,11 @@ def scores(model, k):
     ja: ラウンド k での 1 つのモデルの、論文のテスト、M1、M2(R@1)、M3(属性で平均した AUROC)です。
     """
     encode = TextTower(model, inputs)
-    found = difference_retrieval(encode, everything, twins, candidates(wording), wording)
+    found = difference_retrieval(encode, everything, twins, directed_statements(wording), wording)
     return [
-        sign_test(encode, test_images, draws[k], [sentence(p.statement, wording) for p in draws[k]]),
+        difference_based_classification(
+            encode, test_images, draws[k], [sentence(p.statement, wording) for p in draws[k]]
+        ),
         measure(model, draws[k]).m1,
         found["r_at_1"],
         float(np.mean(list(attribute_ranking(encode, test_images, test_values, wording).values()))),
@@ -542,7 +551,7 @@ bar_with_interval(
         for i, name in enumerate(examinations)
     },
     xlabel=t("l07.score_axis"),
-    title=t("l07.score_title", k=len(candidates(wording))),
+    title=t("l07.score_title", k=len(directed_statements(wording))),
     reference={t("l07.chance"): 0.5},
     value_format="{:.0%}",
     xlim=(0, 1.12),
@@ -561,7 +570,7 @@ from labkit.portraits import HELD_OUT_STYLES
 
 far_specs = sample_specs(lab.sizes.tests, seed=lab.seed + 272, styles=HELD_OUT_STYLES)
 far_values = [spec.to_dict() for spec in far_specs]
-far_images = embed_images(clip, inputs, render_tensor(far_specs, side))
+far_images = cache_embeddings(clip, inputs, render_tensor(far_specs, side))
 inner = {a: words for a, words in wording.items() if a != "style"}
 transfer, far = [], []
 for k in rounds:
@@ -613,7 +622,7 @@ def with_pins(chosen, generator):
     for picture, is_left in zip(pictures, left.tolist(), strict=True):
         row, column = 58 * unit_pixels, (20 if is_left else 42) * unit_pixels
         picture[:, row : row + 2 * unit_pixels, column : column + 2 * unit_pixels] = 1.0
-    return embed_images(clip, inputs, pictures), [{"pin": "left" if x else "right"} for x in left.tolist()]
+    return cache_embeddings(clip, inputs, pictures), [{"pin": "left" if x else "right"} for x in left.tolist()]
 
 
 pins, pin_values = with_pins(specs, lab.generator(6))
@@ -668,21 +677,21 @@ def wise(a):
 
 explore(wise, {"a": slider(t("l07.wise"), 0.0, 1.0, 0.5, 0.1)})
 
-# %% [markdown] lang="en" uid="prompting" pair="e9216693"
+# %% [markdown] lang="en" uid="prompting" pair="02fdf9ca"
 # ## 6. Comparative prompting, and arithmetic that draws
 #
 # If $t_{ij}$ points along $e_i - e_j$, class $j$ should lie near $e_i - t_{ij}$. So the paper moves a class that is confused with others:
-# $e_j' \propto \alpha\,e_j + (1-\alpha)\,(e_i - \beta\,t_{ij})$, with $\beta = 1$. Write `comparative`.
+# $e_j' \propto \alpha\,e_j + (1-\alpha)\,(e_i - \beta\,t_{ij})$, with $\beta = 1$. Write `comparative_prompt`.
 
-# %% [markdown] lang="ja" uid="prompting" pair="39598849"
+# %% [markdown] lang="ja" uid="prompting" pair="928f8f3e"
 # ## 6. 比較プロンプトと、絵を描く足し算
 #
 # $t_{ij}$ が $e_i - e_j$ の向きを指すなら、クラス $j$ は $e_i - t_{ij}$ の近くにあるはずです。そこで論文では、混同されやすいクラスの埋め込みを
-# $e_j' \propto \alpha\,e_j + (1-\alpha)\,(e_i - \beta\,t_{ij})$($\beta = 1$)と動かします。`comparative` を書いてください。
+# $e_j' \propto \alpha\,e_j + (1-\alpha)\,(e_i - \beta\,t_{ij})$($\beta = 1$)と動かします。`comparative_prompt` を書いてください。
 
 
-# %% uid="comparative-write" tags=["exercise"] exercise="comparative"
-def comparative(e_i, e_j, t_ij, alpha, beta=1.0):
+# %% uid="comparative-write" tags=["exercise"] exercise="comparative_prompt"
+def comparative_prompt(e_i, e_j, t_ij, alpha, beta=1.0):
     """en: The moved embedding of class j, at length 1; all vectors [d] have length 1.
     ja: 動かした後のクラス j の埋め込み(長さ 1)です。ベクトル [d] はすべて長さ 1 です。
     """
@@ -693,8 +702,8 @@ def comparative(e_i, e_j, t_ij, alpha, beta=1.0):
 
 
 # %% uid="comparative-check" tags=["check"]
-lab.check("comparative")
-comparative = lab.use("comparative")
+lab.check("comparative_prompt")
+comparative_prompt = lab.use("comparative_prompt")
 
 # %% uid="prompting-run"
 from labkit.pairwise import comparative_prompts, confused_pairs, mean_gap, shuffled_texts
@@ -727,9 +736,8 @@ said = [sentence(Statement({chosen: known[a]}, {chosen: known[b]}), wording) for
 compared = [(a, b, vector) for (a, b), vector in zip(directed, encode(said), strict=True)]
 a, b, vector = compared[0]
 gap = mean_gap(classes, compared)
-close = torch.allclose(
-    comparative(classes[a], classes[b], vector, 0.5), comparative_prompts(classes, compared[:1], 0.5)[b], atol=1e-5
-)
+theirs = comparative_prompts(classes, compared[:1], 0.5)[b]
+apart = float((comparative_prompt(classes[a], classes[b], vector, 0.5) - theirs).abs().max())
 alphas = [0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
 mixed = shuffled_texts(compared, lab.generator(9))
 lines = {
@@ -737,7 +745,8 @@ lines = {
     t("l07.beta_gap"): [share_right(comparative_prompts(classes, compared, alpha, gap)) for alpha in alphas],
     t("l07.shuffled"): [share_right(comparative_prompts(classes, mixed, alpha, gap)) for alpha in alphas],
 }
-print(t("l07.prompting", attribute=attribute_name(chosen, lang), gap=gap, agree=close))
+lab.verdict(t("l07.same_move", value=apart), apart < 1e-5)
+print(t("l07.prompting", attribute=attribute_name(chosen, lang), gap=gap))
 curve_with_interval(
     alphas,
     lines,
@@ -802,13 +811,15 @@ strips(
 from labkit.pairwise.inspection import embedding_distance
 
 lamps, pictures = [0.1, 0.2, 0.4, 0.8], render_tensor(test_specs, side)
-lit = {lamp: embed_images(clip, inputs, (pictures + lamp).clamp(-1, 1)) for lamp in lamps}
+lit = {lamp: cache_embeddings(clip, inputs, (pictures + lamp).clamp(-1, 1)) for lamp in lamps}
 by_lamp = [(lit[lamp] - test_images).norm(dim=-1).cpu().numpy() for lamp in lamps]
 ratios, changes = [], []
 for k in rounds:
     source = lab.generator(80 + k)
     edited = [one_change(spec, source) for spec in test_specs]
-    changes.append((embed_images(clip, inputs, render_tensor(edited, side)) - test_images).norm(dim=-1).cpu().numpy())
+    changes.append(
+        (cache_embeddings(clip, inputs, render_tensor(edited, side)) - test_images).norm(dim=-1).cpu().numpy()
+    )
     ratios.append(by_lamp[2].mean() / changes[-1].mean())
 curve_with_interval(
     lamps,
@@ -849,7 +860,7 @@ shop_names = {
 }
 plates = sample_products(lab.sizes.products, generator=lab.generator(90))
 shots = render_products(plates, generator=lab.generator(91), photo=Photo(brightness=0.05, shift=0.5, scale=0.02))
-plate_images, plate_values = embed_images(clip, inputs, shots), [p.to_dict() for p in plates]
+plate_images, plate_values = cache_embeddings(clip, inputs, shots), [p.to_dict() for p in plates]
 inspectors, seen = {}, []
 for k in lab.progress_bar(rounds, t("l07.runs"), len(rounds)):
     pairs = natural_pairs(plate_values, lab.sizes.pairs, PRODUCT_WORDING, lab.generator(92 + k))
@@ -860,7 +871,7 @@ for k in lab.progress_bar(rounds, t("l07.runs"), len(rounds)):
     )
     inspectors[k] = inspector
     others = sample_products(lab.sizes.tests, generator=lab.generator(98 + k))
-    other_images = embed_images(clip, inputs, render_products(others, generator=lab.generator(101 + k)))
+    other_images = cache_embeddings(clip, inputs, render_products(others, generator=lab.generator(101 + k)))
     asked = natural_pairs([p.to_dict() for p in others], lab.sizes.judged, PRODUCT_WORDING, lab.generator(104 + k))
     seen.append(measure(inspector, asked, other_images, PRODUCT_WORDING))
 bar_with_interval(
@@ -905,7 +916,7 @@ def alarm_scores(shots, reference, encode):
     """en: Four scores per photograph, from pixels, patches, raw distance and defect sentences.
     ja: 写真ごとに 4 つの得点を返します。画素、パッチ、そのままの距離、欠陥を述べる文によるものです。
     """
-    u = embed_images(clip, inputs, torch.cat([reference[None], shots]))
+    u = cache_embeddings(clip, inputs, torch.cat([reference[None], shots]))
     words = unit(sum(encode([sentence(s, PRODUCT_WORDING, order=o) for s in defects]) for o in ORDERS))
     return {
         "pixel": pixel_distance(shots, reference),
