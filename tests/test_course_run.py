@@ -43,7 +43,7 @@ last_checked: null
 CLAIMS = """
 - id: rises
   paper: A paper
-  place: Table 1
+  place: {en: Table 1, ja: 表 1}
   statement: {en: It rises., ja: 上がります。}
   expected: {direction: increase}
   gated: [smoke]

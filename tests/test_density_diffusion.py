@@ -6,10 +6,9 @@ from tiny_models import tiny_pipeline
 
 from labkit.density import (
     BudgetExhausted,
-    Candidates,
+    CandidateStream,
     PseudoDensity,
     fine_tune,
-    fine_tune_pair,
     fit_mlp,
     importance_sample,
     perturb,
@@ -138,17 +137,17 @@ def pooled(images):
 
 
 def test_a_candidate_depends_on_its_number_alone(pipe):
-    stream = Candidates(pipe, ["a cat", "a dog"], seed=3, steps=2)
+    stream = CandidateStream(pipe, ["a cat", "a dog"], seed=3, steps=2)
     together, alone = stream(0, 4), stream(3, 1)
     torch.testing.assert_close(together[3:], alone, rtol=1e-4, atol=1e-4)
     theirs = sample(pipe, "a dog", generators=image_generators(1, 3, first=3), steps=2)
     torch.testing.assert_close(alone, theirs, rtol=1e-4, atol=1e-4)
-    warm = Candidates(pipe, "a cat", seed=3, steps=2, noise_scale=0.5)
+    warm = CandidateStream(pipe, "a cat", seed=3, steps=2, noise_scale=0.5)
     torch.testing.assert_close(warm.noise(0, 2), 0.5 * stream.noise(0, 2))
 
 
 def test_images_from_noise_are_the_images_of_the_stream_and_have_gradients(pipe):
-    stream = Candidates(pipe, "a cat", seed=0, steps=2)
+    stream = CandidateStream(pipe, "a cat", seed=0, steps=2)
     z = stream.noise(0, 2).requires_grad_(True)
     images = stream.images(z, 0)
     torch.testing.assert_close(images, stream(0, 2), rtol=1e-4, atol=1e-4)
@@ -157,7 +156,7 @@ def test_images_from_noise_are_the_images_of_the_stream_and_have_gradients(pipe)
 
 
 def test_perturbing_a_sampler_raises_the_exact_density_of_most_images(pipe):
-    stream = Candidates(pipe, "a cat", seed=0, steps=2)
+    stream = CandidateStream(pipe, "a cat", seed=0, steps=2)
     density = PseudoDensity(k=3).fit(pooled(stream(100, 16)))
     got = perturb(
         stream.scorer(pooled, density.soft_score, 0), stream.noise(0, 4),
@@ -177,7 +176,7 @@ def training_set(pipe, n=12):
 def test_fine_tuning_changes_the_pipeline_only_where_it_is_applied(pipe, mode):
     latents, conditions = training_set(pipe)
     before = {name: p.clone() for name, p in pipe.unet.state_dict().items()}
-    stream = Candidates(pipe, "a cat", seed=0, steps=2)
+    stream = CandidateStream(pipe, "a cat", seed=0, steps=2)
     plain, unet = stream(0, 1), pipe.unet
     run = fine_tune(
         pipe, latents, conditions, weights=torch.ones(12), steps=2, seed=0, mode=mode, batch=4, learning_rate=1e-2
@@ -202,15 +201,13 @@ def test_training_lowers_the_loss_and_draws_what_the_weights_say(pipe):
 
 def test_the_control_shares_noise_and_timesteps_with_the_weighted_run(pipe):
     latents, conditions = training_set(pipe)
-    options = {"steps": 2, "seed": 4, "batch": 4}
-    weighted, control = fine_tune_pair(pipe, latents, conditions, weights=torch.ones(12), **options)
-    assert weighted.losses == control.losses and all(
-        torch.equal(a, control.adapter[name]) for name, a in weighted.adapter.items()
+    typical = training_weights(torch.arange(12.0), threshold=5.5, ratio=20.0)
+    control, again, skewed = (
+        fine_tune(pipe, latents, conditions, weights=weights, steps=2, seed=4, batch=4)
+        for weights in (torch.ones(12), torch.ones(12), typical)
     )
-    skewed, same = fine_tune_pair(
-        pipe, latents, conditions, weights=training_weights(torch.arange(12.0), threshold=5.5, ratio=20.0), **options
-    )
-    assert same.losses == control.losses and skewed.losses != control.losses
+    assert again.losses == control.losses and skewed.losses != control.losses
+    assert all(torch.equal(a, again.adapter[name]) for name, a in control.adapter.items())
 
 
 def test_fine_tuning_refuses_sets_that_do_not_fit_and_cleans_up(pipe):
@@ -231,7 +228,7 @@ def test_all_three_methods_run_on_the_full_layout_of_sd15(tmp_path):
     pipe = load_pipeline("gpu", device="cpu", folder=write_layout(tmp_path / "model"))
     clip = load_clip("cpu")
     extract = clip_extractor(clip=clip)
-    stream = Candidates(pipe, "a cat", seed=0, steps=1, guidance_scale=5.0)
+    stream = CandidateStream(pipe, "a cat", seed=0, steps=1, guidance_scale=5.0)
     real = torch.rand(16, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     density = PseudoDensity(k=3).fit(extract(real), fingerprint=extract.fingerprint)
 
@@ -269,7 +266,7 @@ def test_portrait_sd_s_typical_and_rare_portraits_lie_on_the_right_sides():
     pipe, extract = load_pipeline("cpu"), clip_extractor()
     real = render_tensor(sample_specs(50, seed=5))
     density = PseudoDensity(k=5).fit(extract(real))
-    stream = Candidates(pipe, "a portrait of a person", seed=1, steps=3)
+    stream = CandidateStream(pipe, "a portrait of a person", seed=1, steps=3)
     rho = density.score(extract(stream(0, 8)))
     tau = float(rho.median())
     kept = {

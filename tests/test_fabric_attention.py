@@ -1,5 +1,7 @@
 """FABRIC's formula, its schedules and its noise: identities that need no network."""
 
+import math
+
 import pytest
 import torch
 from fabric_reference import obvious_attention
@@ -8,22 +10,15 @@ from labkit.fabric import (
     PRESETS,
     FabricError,
     Settings,
-    adain,
-    alpha_bar_at,
-    attend_biased,
-    attend_merged,
-    attention_with_lse,
-    depth_ramp,
+    attention_table,
     flat_mass,
-    moments,
     noised_reference,
-    pool_tokens,
-    reference_attention,
     reference_noise,
-    scheduled_weight,
-    step_position,
-    time_position,
+    weighted_attention,
 )
+from labkit.fabric.attention import adain, attend_merged, attention_with_lse, moments, pool_tokens
+from labkit.fabric.equations import alpha_bar_at
+from labkit.fabric.schedule import depth_ramp, scheduled_weight, step_position, time_position
 
 WEIGHTS = (1e-4, 0.1, 0.8, 1.0, 10.0)
 
@@ -37,8 +32,8 @@ def case(seed=0, rows=3, heads=2, own=10, references=14, d=8, dtype=torch.float6
     return draw(rows, own), draw(rows, own), draw(rows, own), draw(1, references), draw(1, references)
 
 
-def log_weights(w, references=14, dtype=torch.float64):
-    return torch.full((references,), w, dtype=dtype).log()
+def weights(w, references=14, dtype=torch.float64):
+    return torch.full((references,), w, dtype=dtype)
 
 
 @pytest.mark.parametrize("w", WEIGHTS)
@@ -47,9 +42,9 @@ def test_log_bias_and_lse_merge_and_renormalised_probabilities_agree(w, dtype, t
     for seed, (rows, heads, own, references, d) in enumerate([(3, 2, 10, 14, 8), (1, 1, 1, 1, 4), (2, 4, 64, 192, 24)]):
         parts = case(seed, rows, heads, own, references, d, dtype)
         expected = obvious_attention(*parts, torch.full((references,), w, dtype=dtype))
-        log_w = log_weights(w, references, dtype)
-        assert (attend_biased(*parts, log_w) - expected).abs().max() < tolerance
-        assert (attend_merged(*parts, log_w)[0] - expected).abs().max() < tolerance
+        each = weights(w, references, dtype)
+        assert (weighted_attention(*parts, each) - expected).abs().max() < tolerance
+        assert (attend_merged(*parts, each)[0] - expected).abs().max() < tolerance
 
 
 def test_an_extra_channel_carries_the_weight_without_a_bias():
@@ -63,66 +58,66 @@ def test_an_extra_channel_carries_the_weight_without_a_bias():
     out = torch.nn.functional.scaled_dot_product_attention(
         torch.cat([q, one], -1), torch.cat([keys, channel], -1), torch.nn.functional.pad(values, (0, 1)), scale=scale
     )
-    assert (out[..., :-1] - attend_biased(q, k, v, k_ref, v_ref, log_weights(0.3))).abs().max() < 1e-7
+    assert (out[..., :-1] - weighted_attention(q, k, v, k_ref, v_ref, weights(0.3))).abs().max() < 1e-7
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_stays_close(dtype):
     parts = case(dtype=torch.float32)
-    exact = attend_biased(*parts, log_weights(0.8, dtype=torch.float32))
-    half, log_w = [x.to(dtype) for x in parts], log_weights(0.8, dtype=torch.float32)
-    for out in (attend_biased(*half, log_w), attend_merged(*half, log_w)[0]):
+    exact = weighted_attention(*parts, weights(0.8, dtype=torch.float32))
+    half, w = [x.to(dtype) for x in parts], weights(0.8, dtype=torch.float32)
+    for out in (weighted_attention(*half, w), attend_merged(*half, w)[0]):
         assert out.dtype == dtype
         assert (out.float() - exact).abs().max() < 2e-2
 
 
 def test_gradients_flow_through_both_forms_alike():
     grads = []
-    for attend in (attend_biased, lambda *a: attend_merged(*a)[0]):
+    for attend in (weighted_attention, lambda *a: attend_merged(*a)[0]):
         parts = [x.requires_grad_() for x in case(dtype=torch.float32)]
-        attend(*parts, log_weights(0.5, dtype=torch.float32)).square().sum().backward()
+        attend(*parts, weights(0.5, dtype=torch.float32)).square().sum().backward()
         grads.append(parts[0].grad)
     assert (grads[0] - grads[1]).abs().max() < 1e-4
 
 
 def test_effective_attention_is_a_distribution_and_the_output_its_mean():
     q, k, v, k_ref, v_ref = case()
-    own, ref = reference_attention(q, k, k_ref, log_weights(0.4))
+    own, ref = attention_table(q, k, k_ref, weights(0.4))
     assert torch.cat([own, ref], -1).min() >= 0
     assert (own.sum(-1) + ref.sum(-1) - 1).abs().max() < 1e-12
-    out, mass = attend_merged(*case(), log_weights(0.4))
+    out, mass = attend_merged(*case(), weights(0.4))
     assert (ref.sum(-1) - mass).abs().max() < 1e-12
     assert (own @ v + ref @ v_ref - out).abs().max() < 1e-12  # so it lies in the convex hull of the values
 
 
 def test_integer_weight_is_repetition():
     q, k, v, k_ref, v_ref = case()
-    weighted = attend_biased(q, k, v, k_ref, v_ref, log_weights(3.0))
-    repeated = attend_biased(q, k, v, k_ref.repeat(1, 1, 3, 1), v_ref.repeat(1, 1, 3, 1), log_weights(1.0, 42))
+    weighted = weighted_attention(q, k, v, k_ref, v_ref, weights(3.0))
+    repeated = weighted_attention(q, k, v, k_ref.repeat(1, 1, 3, 1), v_ref.repeat(1, 1, 3, 1), weights(1.0, 42))
     assert (weighted - repeated).abs().max() < 1e-12
 
 
 def test_order_of_references_does_not_matter():
     q, k, v, k_ref, v_ref = case()
     order = torch.randperm(14, generator=torch.Generator().manual_seed(1))
-    log_w = torch.linspace(-3, 1, 14, dtype=torch.float64)
-    permuted = attend_biased(q, k, v, k_ref[:, :, order], v_ref[:, :, order], log_w[order])
-    assert (permuted - attend_biased(q, k, v, k_ref, v_ref, log_w)).abs().max() < 1e-12
+    w = torch.linspace(0.05, 3, 14, dtype=torch.float64)
+    permuted = weighted_attention(q, k, v, k_ref[:, :, order], v_ref[:, :, order], w[order])
+    assert (permuted - weighted_attention(q, k, v, k_ref, v_ref, w)).abs().max() < 1e-12
 
 
 def test_mass_grows_with_the_weight_and_its_slope_is_m_times_one_minus_m():
     parts, h = case(), 1e-5
-    masses = [attend_merged(*parts, log_weights(w))[1] for w in (0.01, 0.1, 1.0, 10.0)]
+    masses = [attend_merged(*parts, weights(w))[1] for w in (0.01, 0.1, 1.0, 10.0)]
     assert all(bool((a < b).all()) for a, b in zip(masses, masses[1:], strict=False))
-    up, down = (attend_merged(*parts, log_weights(0.5) + s * h)[1] for s in (1, -1))
-    m = attend_merged(*parts, log_weights(0.5))[1]
+    up, down = (attend_merged(*parts, weights(0.5) * math.exp(s * h))[1] for s in (1, -1))
+    m = attend_merged(*parts, weights(0.5))[1]
     assert ((up - down) / (2 * h) - m * (1 - m)).abs().max() < 1e-8
 
 
 def test_limits_of_the_weight_are_own_and_reference_attention():
     q, k, v, k_ref, v_ref = case()
-    none = attend_merged(q, k, v, k_ref, v_ref, log_weights(1e-12))[0]
-    every = attend_merged(q, k, v, k_ref, v_ref, log_weights(1e12))[0]
+    none = attend_merged(q, k, v, k_ref, v_ref, weights(1e-12))[0]
+    every = attend_merged(q, k, v, k_ref, v_ref, weights(1e12))[0]
     assert (none - attention_with_lse(q, k, v)[0]).abs().max() < 1e-8
     folded = attention_with_lse(q, k_ref.expand(3, -1, -1, -1), v_ref.expand(3, -1, -1, -1))[0]
     assert (every - folded).abs().max() < 1e-8
@@ -132,15 +127,15 @@ def test_flat_logits_give_the_closed_form_of_the_mass():
     q = torch.zeros(1, 1, 5, 4)
     for w, n in ((0.1, 1), (0.8, 1), (0.8, 4), (0.8, 8), (0.3, 3)):
         x, refs = torch.randn(1, 1, 5, 4), torch.randn(1, 1, 5 * n, 4)
-        mass = attend_merged(q, x, x, refs, refs, log_weights(w, 5 * n, torch.float32))[1]
+        mass = attend_merged(q, x, x, refs, refs, weights(w, 5 * n, torch.float32))[1]
         assert mass.mean().item() == pytest.approx(flat_mass(w * n), abs=1e-6)
     assert [round(flat_mass(s), 2) for s in (0.1, 0.8, 3.2, 6.4)] == [0.09, 0.44, 0.76, 0.86]
 
 
 def test_cap_limits_the_mass_and_keeps_what_is_below():
     parts = case()
-    free_out, free = attend_merged(*parts, log_weights(1.0))
-    out, mass = attend_merged(*parts, log_weights(1.0), cap=float(free.median()))
+    free_out, free = attend_merged(*parts, weights(1.0))
+    out, mass = attend_merged(*parts, weights(1.0), cap=float(free.median()))
     below = free < free.median()
     assert bool((mass <= free.median()).all()) and below.any()
     assert torch.equal(out[below], free_out[below])
@@ -161,8 +156,8 @@ def test_pooling_constant_tokens_with_the_area_as_weight_is_exact():
     constant = torch.randn(1, 2, 1, 8, dtype=torch.float64).expand(1, 2, 16, 8)
     pooled = pool_tokens(constant, (4, 4), 2)
     assert pooled.shape == (1, 2, 4, 8)
-    full = attend_biased(q, k, v, constant, constant, log_weights(0.5, 16))
-    assert (attend_biased(q, k, v, pooled, pooled, log_weights(2.0, 4)) - full).abs().max() < 1e-12
+    full = weighted_attention(q, k, v, constant, constant, weights(0.5, 16))
+    assert (weighted_attention(q, k, v, pooled, pooled, weights(2.0, 4)) - full).abs().max() < 1e-12
     assert pool_tokens(constant, (2, 8), 3) is constant
 
 

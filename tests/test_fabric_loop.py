@@ -6,7 +6,9 @@ import pytest
 import torch
 from tiny_models import tiny_pipeline
 
-from labkit.fabric import FabricError, FeedbackLoop, Reference, ReferenceSet, drop_words, pairwise_diversity
+from labkit.fabric import FabricError, FeedbackLoop, Reference, pairwise_diversity
+from labkit.fabric.loop import drop_words
+from labkit.fabric.references import ReferenceSet
 
 
 @pytest.fixture(scope="module")

@@ -12,17 +12,17 @@ from tiny_models import tiny_pipeline
 from labkit.diffusion import NFELedger, encode_images, encode_prompts, image_generators, labelled_rows, sample
 from labkit.fabric import (
     FabricError,
-    FabricProcessor,
     FabricWarning,
     Reference,
     ReferenceCache,
-    alpha_bar_at,
     fabric,
-    moments,
     noised_reference,
     reference_noise,
     self_attentions,
 )
+from labkit.fabric.attention import moments
+from labkit.fabric.equations import alpha_bar_at
+from labkit.fabric.processor import FabricProcessor
 
 
 @pytest.fixture(scope="module")
@@ -394,7 +394,7 @@ def test_observer_sees_queries_and_reference_tokens(pipe):
     first = seen[0]
     assert (first.sign, first.rows, first.reference.tokens) == ("liked", (2, 3), (64, 64, 64))
     assert first.q.shape[0] == 2
-    assert first.reference.k.shape[2] == len(first.reference.log_w) == 192
+    assert first.reference.k.shape[2] == len(first.reference.weights) == 192
 
 
 def test_pooled_references_stay_close_to_full_ones(pipe):

@@ -8,6 +8,7 @@ Okabe & Ito 2008).
 from __future__ import annotations
 
 import html
+import importlib.util
 import re
 import sys
 import unicodedata
@@ -31,6 +32,11 @@ POLICY = (
     '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
     "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'\">"
 )
+
+
+def widgets_possible() -> bool:
+    """True in a notebook kernel that has ipywidgets."""
+    return in_notebook() and importlib.util.find_spec("ipywidgets") is not None
 
 
 def in_notebook() -> bool:
@@ -113,6 +119,19 @@ def box(kind: str, title: str, *paragraphs: str, code: str | None = None) -> tup
 def show_box(kind: str, title: str, *paragraphs: str, code: str | None = None) -> None:
     """`box`, displayed."""
     show(*box(kind, title, *paragraphs, code=code))
+
+
+def fold(summary: str, body: str) -> str:
+    """HTML that shows `summary` and, once it is opened, `body` (HTML)."""
+    return f'<details lang="{get_language()}"><summary>{inline(summary)}</summary>{body}</details>'
+
+
+def beside(columns: Sequence[tuple[str, str]]) -> str:
+    """HTML of blocks of source code next to each other, or below each other where there is no room: (title, code)."""
+    code_style = "margin:.3em 0 0;overflow-x:auto;white-space:pre"
+    block = f'<div style="flex:1 1 22em;min-width:0"><b>{{}}</b><pre style="{code_style}">{{}}</pre></div>'
+    blocks = "".join(block.format(inline(title), html.escape(code)) for title, code in columns)
+    return f'<div style="display:flex;flex-wrap:wrap;gap:1em;margin:.5em 0">{blocks}</div>'
 
 
 def width(text: str) -> int:

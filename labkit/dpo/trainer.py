@@ -38,7 +38,7 @@ from labkit.diffusion.adapters import AdapterSnapshot, adapter_parameters
 from labkit.dpo import checkpoint
 from labkit.dpo.config import DPOConfig
 from labkit.dpo.data import PreferencePairs, check_hashes, encode_unique, fingerprints
-from labkit.dpo.losses import epsilon_error
+from labkit.dpo.equations import epsilon_error
 from labkit.dpo.noise import draw_pairs, rows_of_step
 from labkit.dpo.processes import average_gradients, gathered, rank, world_size
 from labkit.dpo.record import FrozenFlags, Window, observed, update_norm
@@ -106,7 +106,6 @@ class DPOTrainer:
         switch_checkpointing(pipe.unet, config.checkpointing)
         self.done, self.log = self._resume()
         self.window = Window()
-        self.table: dict[str, Tensor] = {}  # per-pair numbers of the last record, for histograms
 
     # ---- the run ------------------------------------------------------------------------------------------------
 
@@ -124,7 +123,7 @@ class DPOTrainer:
                 continue
             record = {"step": self.done} | self.window.record(self.model_kappa) | {"lr": self.learning_rate(self.done)}
             record |= {"adapter_norm": update_norm(self.model, self.config.adapter, self.parameters, self.copy)}
-            self.table, self.window = self.window.table(), Window()
+            self.window = Window()
             self.log.append(record)
             if rank() == 0 and self.folder is not None:
                 checkpoint.append_log(self.folder, record)

@@ -1,58 +1,47 @@
-"""FABRIC: personalising diffusion models with liked and disliked images, without training (arXiv 2307.10159)."""
+"""FABRIC: personalising diffusion models with liked and disliked images, without training (arXiv 2307.10159).
 
-from labkit.fabric.attention import (
-    adain,
-    attend_biased,
-    attend_merged,
-    attention_with_lse,
-    moments,
-    pool_tokens,
-    reference_attention,
-)
+Modules in the order in which they are read:
+
+    equations       the paper's equations, one function each
+    settings        what can be set, and the settings of published implementations (`PRESETS`)
+    references      liked and disliked images: hashed, encoded, and their noise
+    session         `with fabric(pipe, liked=..., disliked=...):` around any pipeline
+    processor       the hook on one self-attention layer
+    reference_pass  the U-Net call that fills the hooks; `cache` keeps what it computed, `unet` says what a call is
+    attention       eq. 2 in two other forms (mass and table), pooling, AdaIN
+    schedule        when feedback acts, and how strongly
+    loop            rounds of feedback; `history` keeps them on disk
+
+The names below are those that lessons use, in the order of use; everything else is imported from its module.
+"""
+
+from labkit.fabric.attention import attention_table
 from labkit.fabric.cache import ReferenceCache
-from labkit.fabric.loop import FeedbackLoop, Round, RoundSummary, drop_words, pairwise_diversity
-from labkit.fabric.processor import FabricProcessor, Layer, Observation, SignStates
-from labkit.fabric.references import Reference, ReferenceSet, alpha_bar_at, noised_reference, reference_noise
-from labkit.fabric.schedule import SHAPES, depth_ramp, flat_mass, scheduled_weight, step_position, time_position
-from labkit.fabric.session import Session, fabric
-from labkit.fabric.settings import PRESETS, FabricError, FabricWarning, Preset, Settings
+from labkit.fabric.equations import flat_mass, noised_reference, pairwise_diversity, weighted_attention
+from labkit.fabric.loop import FeedbackLoop
+from labkit.fabric.references import Reference, reference_noise
+from labkit.fabric.session import fabric
+from labkit.fabric.settings import PRESETS, FabricError, FabricWarning, Settings
 from labkit.fabric.unet import self_attentions
 
 __all__ = [
-    "FabricError",
-    "FabricProcessor",
-    "FabricWarning",
-    "FeedbackLoop",
-    "Layer",
-    "Observation",
-    "PRESETS",
-    "Preset",
-    "Reference",
-    "ReferenceCache",
-    "ReferenceSet",
-    "Round",
-    "RoundSummary",
-    "SHAPES",
-    "Session",
-    "Settings",
-    "SignStates",
-    "adain",
-    "alpha_bar_at",
-    "attend_biased",
-    "attend_merged",
-    "attention_with_lse",
-    "depth_ramp",
-    "drop_words",
-    "fabric",
-    "flat_mass",
-    "moments",
+    # the equations
     "noised_reference",
+    "weighted_attention",
+    "flat_mass",
     "pairwise_diversity",
-    "pool_tokens",
-    "reference_attention",
+    # feedback for a pipeline
+    "Reference",
     "reference_noise",
-    "scheduled_weight",
     "self_attentions",
-    "step_position",
-    "time_position",
+    "fabric",
+    "Settings",
+    "PRESETS",
+    "FabricError",
+    "FabricWarning",
+    # looking inside
+    "attention_table",
+    "ReferenceCache",
+    # rounds
+    "FeedbackLoop",
 ]

@@ -1,14 +1,12 @@
-"""The one formula of FABRIC: self-attention that also sees reference tokens, re-weighted (arXiv 2307.10159, eq. 2).
+"""Eq. 2 of FABRIC in two other forms, and what is done to tokens before it. The equation itself is `equations`.
 
-    a_ij = w_j exp(s_ij) / sum_l w_l exp(s_il) = softmax_j(s_ij + log w_j),        s_ij = q_i . k_j / sqrt(d)
+`attend_merged` is two attentions merged by their log-sum-exp, for the mass on references, its cap, and references that
+are not copied for every row. `attention_table` is the table a itself, for pictures. With m the mass of a query,
 
-with w_j = 1 for own tokens. (The printed eq. 2 lacks the normalisation of the row; all code has it.) Equivalently
+    o = (1 - m) o_self + m o_ref,       logit m = LSE(s_ref + log w) - LSE(s_self)
 
-    o = (1 - m) o_self + m o_ref,       logit m = LSE(s_ref) + log w - LSE(s_self)
-
-where m is the share of attention on the references: log w shifts the log-odds of looking at them. The two functions
-compute the two forms. Shapes: q [B, heads, N, d]; k, v [B, heads, N, d] own; k_ref, v_ref [1, heads, M, d] shared by
-all rows; log_w [M], finite (leave out tokens of weight 0).
+so log w shifts the log-odds of looking at the references. Shapes: q [B, heads, N, d]; k, v [B, heads, N, d] own;
+k_ref, v_ref [1, heads, M, d] shared by all rows; w [M] above 0 (leave out tokens of weight 0).
 """
 
 from __future__ import annotations
@@ -18,24 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def attend_biased(
-    q: Tensor, k: Tensor, v: Tensor, k_ref: Tensor, v_ref: Tensor, log_w: Tensor, scale: float | None = None
-) -> Tensor:
-    """softmax(s + log w) v in one fused call, [B, heads, N, d]. The bias is [1, 1, 1, N + M] and broadcasts."""
-    rows = len(q)
-    bias = torch.cat([log_w.new_zeros(k.shape[2]), log_w]).to(q.dtype)  # [N + M]
-    keys = torch.cat([k, k_ref.expand(rows, -1, -1, -1)], dim=2)  # [B, heads, N + M, d]
-    values = torch.cat([v, v_ref.expand(rows, -1, -1, -1)], dim=2)
-    return F.scaled_dot_product_attention(q, keys, values, attn_mask=bias[None, None, None], scale=scale)
-
-
 def attend_merged(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     k_ref: Tensor,
     v_ref: Tensor,
-    log_w: Tensor,
+    w: Tensor,
     scale: float | None = None,
     cap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -47,7 +34,7 @@ def attend_merged(
     rows, heads, tokens, d = q.shape
     own, lse_own = attention_with_lse(q, k, v, scale=scale)
     folded = q.transpose(0, 1).reshape(1, heads, rows * tokens, d)  # all rows share the references
-    ref, lse_ref = attention_with_lse(folded, k_ref, v_ref, log_w, scale=scale)
+    ref, lse_ref = attention_with_lse(folded, k_ref, v_ref, w.log(), scale=scale)
     ref = ref.reshape(heads, rows, tokens, d).transpose(0, 1)  # [B, heads, N, d]
     lse_ref = lse_ref.reshape(heads, rows, tokens).transpose(0, 1)
     mass = torch.sigmoid(lse_ref - lse_own)  # [B, heads, N]
@@ -81,13 +68,13 @@ def attention_with_lse(
     return out, torch.cat(blocks, dim=2)
 
 
-def reference_attention(
-    q: Tensor, k: Tensor, k_ref: Tensor, log_w: Tensor, scale: float | None = None
+def attention_table(
+    q: Tensor, k: Tensor, k_ref: Tensor, w: Tensor, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The explicit table for pictures: attention on own tokens [B, heads, N, N] and on references [B, heads, N, M]."""
+    """The table a of eq. 2, to look at: attention on own tokens [B, heads, N, N], on references [B, heads, N, M]."""
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     own = q @ k.transpose(-1, -2) * factor
-    ref = q @ k_ref.transpose(-1, -2) * factor + log_w
+    ref = q @ k_ref.transpose(-1, -2) * factor + w.log()
     table = torch.cat([own, ref], dim=-1).softmax(-1)
     return table[..., : k.shape[2]], table[..., k.shape[2] :]
 

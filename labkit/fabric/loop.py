@@ -12,11 +12,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from labkit.diffusion import from_uint8, image_generators, sample, to_uint8
 from labkit.fabric.cache import ReferenceCache
+from labkit.fabric.equations import pairwise_diversity
 from labkit.fabric.history import read_rounds, write_round
 from labkit.fabric.references import Reference, ReferenceSet
 from labkit.fabric.session import fabric
@@ -189,13 +189,3 @@ def drop_words(prompt: str, probability: float, generator: torch.Generator) -> s
     draws = torch.rand(len(words), generator=generator)
     kept = [word for word, draw in zip(words, draws, strict=True) if draw >= probability]
     return " ".join(kept or [words[int(draws.argmax())]])
-
-
-def pairwise_diversity(features: Tensor) -> float:
-    """1 - mean cosine similarity over the n (n - 1) / 2 pairs of rows of [n, d]; 0 for copies."""
-    n = len(features)
-    if n < 2:
-        raise FabricError(f"diversity needs at least two images, got {n}")
-    unit = F.normalize(features.float(), dim=-1)
-    total = (unit @ unit.T).sum() - n
-    return float(1 - total / (n * (n - 1)))

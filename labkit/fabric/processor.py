@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labkit.fabric.attention import adain, attend_biased, attend_merged
+from labkit.fabric.attention import adain, attend_merged
+from labkit.fabric.equations import weighted_attention
 from labkit.fabric.settings import FabricError
 
 Observer = Callable[["Observation"], None]
@@ -30,14 +31,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class SignStates:
-    """What the rows of one sign read in one layer: K, V [1, heads, M, d], log weights [M], tokens per reference.
+    """What the rows of one sign read in one layer: K, V [1, heads, M, d], weights [M], tokens per reference.
 
     style: the references' mean moments of Q and of K, two [1, heads, 1, d] each, if queries and keys shall take them.
     """
 
     k: Tensor
     v: Tensor
-    log_w: Tensor
+    weights: Tensor
     tokens: tuple[int, ...]
     style: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
@@ -132,14 +133,14 @@ class FabricProcessor:
             out[i] = F.scaled_dot_product_attention(q[i], k[i], v[i], scale=scale)
         for sign, states in by_sign.items():
             i = torch.tensor(context.rows[sign], device=q.device)
-            own_q, own_k, reference = q[i], k[i], (states.k, states.v, states.log_w)
+            own_q, own_k, reference = q[i], k[i], (states.k, states.v, states.weights)
             if states.style is not None:
                 own_q, own_k = adain(own_q, *states.style[:2]), adain(own_k, *states.style[2:])
             if context.observer is not None:
                 seen = Observation(self.layer, context.t, sign, context.rows[sign], own_q, own_k, states, scale)
                 context.observer(seen)
             if context.backend == "sdpa":
-                out[i] = attend_biased(own_q, own_k, v[i], *reference, scale=scale)
+                out[i] = weighted_attention(own_q, own_k, v[i], *reference, scale=scale)
             else:
                 out[i], mass = attend_merged(own_q, own_k, v[i], *reference, scale=scale, cap=context.cap)
                 context.on_mass(self.layer, sign, mass)

@@ -12,8 +12,9 @@ from torch import Tensor
 from labkit.diffusion import encode_prompts, vae_scale_factor
 from labkit.fabric.attention import moments, pool_tokens
 from labkit.fabric.cache import LayerStates, ReferenceCache, digest_of
+from labkit.fabric.equations import noised_reference
 from labkit.fabric.processor import Context, Layer, SignStates
-from labkit.fabric.references import Reference, encode_reference, noised_reference, reference_noise, token_mask
+from labkit.fabric.references import Reference, encode_reference, reference_noise, token_mask
 from labkit.fabric.schedule import depth_ramp
 from labkit.fabric.settings import FabricError, Settings
 
@@ -197,9 +198,9 @@ class ReferencePass:
     def assemble(
         self, references: Sequence[Reference], states: list, layer: Layer, weight: float, size: torch.Size
     ) -> SignStates | None:
-        """K, V and log weights of one layer for one sign, end to end; None if nothing has a weight."""
+        """K, V and weights of one layer for one sign, end to end; None if nothing has a weight."""
         s, f = self.settings, vae_scale_factor(self.pipe)
-        keys, values, logs, tokens, style = [], [], [], [], []
+        keys, values, weights, tokens, style = [], [], [], [], []
         for reference, entry in zip(references, states, strict=True):
             if entry is None:
                 continue
@@ -221,14 +222,14 @@ class ReferencePass:
                 k, v, per_token = k[:, :, index], v[:, :, index], per_token[keep]
             keys.append(k)
             values.append(v)
-            logs.append(per_token.log())
+            weights.append(per_token)
             tokens.append(len(per_token))
         if not sum(tokens):
             return None
-        log_w = torch.cat(logs).to(keys[0].device)
+        w = torch.cat(weights).to(keys[0].device)
         # moments over all references together are their mean, since all have the same number of tokens
         style = tuple(torch.stack(one).mean(0) for one in zip(*style, strict=True)) or None
-        return SignStates(torch.cat(keys, dim=2), torch.cat(values, dim=2), log_w, tuple(tokens), style)
+        return SignStates(torch.cat(keys, dim=2), torch.cat(values, dim=2), w, tuple(tokens), style)
 
 
 def can_append(call: dict) -> bool:

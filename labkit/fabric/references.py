@@ -124,24 +124,3 @@ def reference_noise(key: str, seed: int, t: float | None, shape: Sequence[int]) 
     entropy = [seed, *words, 0 if t is None else 1 + round(float(t) * 1024)]
     state = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
     return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(state))
-
-
-def alpha_bar_at(t: float, alphas_cumprod: Tensor) -> float:
-    """alpha_bar at a possibly fractional timestep, interpolated in log sigma, sigma^2 = (1 - alpha_bar) / alpha_bar.
-
-    Clamped to the training schedule. With it, VP noising is `scale_model_input(add_noise(x, noise, t), t)` for every
-    sampler whose timesteps are those of its sigmas.
-    """
-    abar = alphas_cumprod.double().cpu()
-    log_sigma = 0.5 * torch.log((1 - abar) / abar)
-    t = min(max(float(t), 0.0), len(abar) - 1.0)
-    low = int(t)
-    high = min(low + 1, len(abar) - 1)
-    value = torch.lerp(log_sigma[low], log_sigma[high], t - low)
-    return float(torch.sigmoid(-2 * value))  # 1 / (1 + sigma^2)
-
-
-def noised_reference(latent: Tensor, noise: Tensor, t: float, alphas_cumprod: Tensor) -> Tensor:
-    """sqrt(abar_t) latent + sqrt(1 - abar_t) noise (paper eq. 1): what the U-Net sees at t, whatever the sampler."""
-    abar = alpha_bar_at(t, alphas_cumprod)
-    return abar**0.5 * latent + (1 - abar) ** 0.5 * noise.to(latent.device, latent.dtype)

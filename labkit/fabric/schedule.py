@@ -62,8 +62,3 @@ def depth_ramp(depth: float, bottleneck_scale: float) -> float:
     The paper's code has this ramp over depth, not over time; it is flat by default.
     """
     return 1.0 + (bottleneck_scale - 1.0) * depth
-
-
-def flat_mass(weights_sum: float) -> float:
-    """Share of attention on references whose logits say nothing: W / (1 + W), W the sum of their weights (n w)."""
-    return weights_sum / (1.0 + weights_sum)

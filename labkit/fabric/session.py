@@ -19,10 +19,11 @@ from torch import Tensor
 
 from labkit.diffusion import row_labels
 from labkit.fabric.cache import ReferenceCache
+from labkit.fabric.equations import flat_mass
 from labkit.fabric.processor import Context, FabricProcessor, Layer, Observer, SignStates
 from labkit.fabric.reference_pass import Job, ReferencePass
 from labkit.fabric.references import as_references
-from labkit.fabric.schedule import flat_mass, scheduled_weight, step_position, time_position
+from labkit.fabric.schedule import scheduled_weight, step_position, time_position
 from labkit.fabric.settings import PRESETS, FabricError, FabricWarning, Settings
 from labkit.fabric.unet import call_arguments, one_timestep, self_attentions, unet_of
 

@@ -215,7 +215,7 @@ def main(args: argparse.Namespace) -> int:
             raise RunError(f"--jobs is {args.jobs}; expected 1 or more")
         rows = plan(project, args.numbers, args.tier, langs, editions, options.output)
         if not rows:
-            raise RunError("there is no lesson to run: notebooks/src is empty")
+            raise RunError(f"there is no lesson to run in {project.sources}: call labkit run in a clone of the course")
         check_writable(options.output)
         build_rows(project, rows)
         return run_and_report(rows, options, project)

@@ -130,14 +130,20 @@ def thumbnail(notebook: Path) -> str | None:
     try:
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
         outputs = [one.get("data", {}) for cell in cells for one in cell.get("outputs", [])]
-        data = next(one[kind] for one in outputs for kind in ("image/png", "image/jpeg") if kind in one)
-        picture = Image.open(io.BytesIO(base64.b64decode("".join(data)))).convert("RGB")
+        data = next(filter(None, map(_picture, outputs)))
+        picture = Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
     except (OSError, ValueError, KeyError, StopIteration):
         return None
     picture.thumbnail(_THUMBNAIL, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _picture(data: dict) -> str:
+    """The base64 text of an output's picture: a course figure carries it in its HTML, a plot by pyplot as a PNG."""
+    found = re.search(r'src="data:image/(?:png|jpeg);base64,([^"]+)"', "".join(data.get("text/html", "")))
+    return found[1] if found else "".join(data.get("image/png") or data.get("image/jpeg") or "")
 
 
 _NOT_VERSIONS = {"started", "seconds", "interrupted"}

@@ -2,9 +2,9 @@
 
 import numpy as np
 import torch
-from torch import nn
 
 from labkit.course.checks import exercise
+from labkit.fabric import weighted_attention
 
 
 def reweight(own, refs, w):
@@ -22,13 +22,14 @@ def check_reweight(c, fn):
     c.array(got, shape=(5,))
     joint = np.exp(np.concatenate([own, refs]))
     plain = joint / joint.sum()
-    factor = np.array([1, 1, 1, 0.5, 0.5])
-    c.mistake("l04.not_normalised", got=got, looks_like=plain * factor)
+    c.mistake("l04.not_normalised", got=got, looks_like=plain * np.array([1, 1, 1, 0.5, 0.5]))
     shifted = np.exp(np.concatenate([own, refs + 0.5]))
     c.mistake("l04.weight_not_log", got=got, looks_like=shifted / shifted.sum())
     c.mistake("l04.own_weighted", got=got, looks_like=plain)
     c.hand(c.call(fn, np.zeros(1), np.zeros(1), 3.0), np.array([0.25, 0.75]))
-    c.close(got, plain * factor / (plain * factor).sum())
+    one, k, k_ref, v = torch.ones(1, 1).double(), torch.tensor(own), torch.tensor(refs), torch.eye(5).double()
+    row = weighted_attention(one, k[:, None], v[:3], k_ref[:, None], v[3:], torch.tensor(0.5).double(), scale=1.0)
+    c.close(got, row[0].numpy())  # values that are unit vectors show the row itself
 
 
 @check_reweight.wrong("l04.not_normalised")
@@ -49,18 +50,8 @@ def _(own, refs, w):
     return joint / joint.sum()
 
 
-def shared_attention(q, k, v, k_ref, v_ref, w):
-    """softmax(s + log w on the reference columns) v; q, k, v [B, N, d], k_ref, v_ref [1, M, d]."""
-    keys = torch.cat([k, k_ref.expand(len(q), -1, -1)], dim=1)  # [B, N + M, d]
-    values = torch.cat([v, v_ref.expand(len(q), -1, -1)], dim=1)
-    logits = q @ keys.transpose(1, 2) / q.shape[-1] ** 0.5  # [B, N, N + M]
-    bias = torch.zeros(keys.shape[1], device=q.device)
-    bias[k.shape[1] :] = torch.tensor(w).log()
-    return (logits + bias).softmax(-1) @ values
-
-
-@exercise("l04.shared_attention", reference=shared_attention)
-def check_shared_attention(c, fn):
+@exercise("l04.weighted_attention", reference=weighted_attention)
+def check_weighted_attention(c, fn):
     c.callable(fn)
     q, k, v = (c.randn(2, 5, 4) for _ in range(3))
     k_ref, v_ref = c.randn(1, 6, 4), c.randn(1, 6, 4)
@@ -86,65 +77,50 @@ def check_shared_attention(c, fn):
     )
 
 
-@check_shared_attention.wrong("l04.no_weight")
+@check_weighted_attention.wrong("l04.no_weight")
 def _(q, k, v, k_ref, v_ref, w):
     keys, values = (torch.cat([a, r.expand(len(q), -1, -1)], 1) for a, r in ((k, k_ref), (v, v_ref)))
     return (q @ keys.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1) @ values
 
 
-@check_shared_attention.wrong("l04.not_normalised")
+@check_weighted_attention.wrong("l04.not_normalised")
 def _(q, k, v, k_ref, v_ref, w):
     keys, values = (torch.cat([a, r.expand(len(q), -1, -1)], 1) for a, r in ((k, k_ref), (v, v_ref)))
     table = (q @ keys.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1)
     return (table * torch.cat([torch.ones(k.shape[1]), torch.full((k_ref.shape[1],), w)])) @ values
 
 
-@check_shared_attention.wrong("l04.no_scale")
+@check_weighted_attention.wrong("l04.no_scale")
 def _(q, k, v, k_ref, v_ref, w):
     keys, values = (torch.cat([a, r.expand(len(q), -1, -1)], 1) for a, r in ((k, k_ref), (v, v_ref)))
     bias = torch.cat([torch.zeros(k.shape[1]), torch.full((k_ref.shape[1],), w).log()])
     return (q @ keys.transpose(1, 2) + bias).softmax(-1) @ values
 
 
-class ToyAttention(nn.Module):
-    """What a diffusers attention layer offers: projections, number of heads, output layer."""
+def attention_layer(c, channels=8, heads=2):
+    """A self-attention layer as the U-Net has it, with drawn weights: all that diffusers offers is there."""
+    from diffusers.models.attention_processor import Attention
 
-    def __init__(self, c, channels=8, heads=2):
-        super().__init__()
-        self.heads = heads
-        self.to_q, self.to_k, self.to_v = (nn.Linear(channels, channels, bias=False) for _ in range(3))
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels), nn.Dropout(0.0)])
-        with torch.no_grad():
-            for parameter in self.parameters():
-                parameter.copy_(c.randn(*parameter.shape))
-        self.eval().requires_grad_(False)
-
-    def head_to_batch_dim(self, x):  # [B, N, C] -> [B heads, N, d]
-        rows, tokens, channels = x.shape
-        x = x.reshape(rows, tokens, self.heads, channels // self.heads).transpose(1, 2)
-        return x.reshape(rows * self.heads, tokens, -1)
-
-    def batch_to_head_dim(self, x):  # [B heads, N, d] -> [B, N, C]
-        rows, tokens, width = x.shape
-        x = x.reshape(rows // self.heads, self.heads, tokens, width).transpose(1, 2)
-        return x.reshape(rows // self.heads, tokens, -1)
+    layer = Attention(channels, heads=heads, dim_head=channels // heads)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(c.randn(*parameter.shape))
+    return layer.eval().requires_grad_(False)
 
 
 def read_references(attn, states, stored, w):
     """Self-attention whose queries also see `stored` tokens: states [B, N, C], stored [1, M, C] -> [B, N, C]."""
-    both = torch.cat([states, stored.expand(len(states), -1, -1)], dim=1)  # [B, N + M, C]
-    q = attn.head_to_batch_dim(attn.to_q(states))  # [B heads, N, d]
-    k, v = attn.head_to_batch_dim(attn.to_k(both)), attn.head_to_batch_dim(attn.to_v(both))
-    bias = torch.zeros(both.shape[1], device=both.device)
-    bias[states.shape[1] :] = torch.tensor(w).log()
-    weights = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5 + bias).softmax(-1)
-    return attn.to_out[0](attn.batch_to_head_dim(weights @ v))
+    q, k, v = (attn.head_to_batch_dim(project(states)) for project in (attn.to_q, attn.to_k, attn.to_v))
+    stored = stored.expand(len(states), -1, -1)
+    k_ref, v_ref = (attn.head_to_batch_dim(project(stored)) for project in (attn.to_k, attn.to_v))  # [B heads, M, d]
+    seen = weighted_attention(q, k, v, k_ref, v_ref, w, scale=attn.scale)  # [B heads, N, d]
+    return attn.to_out[0](attn.batch_to_head_dim(seen))
 
 
-@exercise("l04.read_references", reference=read_references)
+@exercise("l04.read_references", reference=read_references, shows=(weighted_attention,))
 def check_read_references(c, fn):
     c.callable(fn)
-    attn, states, stored = ToyAttention(c), c.randn(2, 5, 8), c.randn(1, 7, 8)
+    attn, states, stored = attention_layer(c), c.randn(2, 5, 8), c.randn(1, 7, 8)
     got = c.call(fn, attn, states, stored, 0.5)
     c.mistake("l04.queries_too", when=getattr(got, "shape", None) == (2, 12, 8))
     c.tensor(got, shape=(2, 5, 8), dtype=torch.float32)
