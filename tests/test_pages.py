@@ -2,25 +2,16 @@
 
 import json
 import re
-from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from payloads import PAYLOADS
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+from payloads import PAYLOADS, spoiled_ledger, spoiled_notebook, spoiled_report
 
 from labkit.authoring.run.html import mathml, notebook_html
-from labkit.authoring.run.job import Outcome
-from labkit.authoring.run.plan import Row
-from labkit.authoring.run.report import report_page
 from labkit.authoring.run.sanitise import ATTRIBUTES, TAGS, clean
-from labkit.course.claims import declared
-from labkit.course.ledger import ledger
-from labkit.course.manifest import Project
-from labkit.course.render import POLICY, box, page, table
+from labkit.course.render import POLICY
 
-FIXTURE = Project(Path(__file__).parent / "data" / "lesson_fixture")
 OURS = {"html", "head", "meta", "title", "style", "body"}  # the frame of a page, which we write ourselves
 
 
@@ -58,44 +49,9 @@ def look(text):
     return looker.found + others
 
 
-def spoiled_notebook(payload):
-    """The payload wherever a notebook can hold it: prose, code, print, HTML, drawing, message, traceback."""
-    outputs = [
-        new_output("stream", name="stdout", text=payload),
-        new_output("display_data", {"text/html": f"<p>{payload}</p>", "text/plain": payload}),
-        new_output("display_data", {"text/html": box("info", payload, payload, code=payload)[0]}),
-        new_output("display_data", {"image/svg+xml": f'<svg xmlns="http://www.w3.org/2000/svg">{payload}</svg>'}),
-        new_output("display_data", {"text/markdown": payload}),
-        new_output("display_data", {"text/latex": payload}),
-        new_output("display_data", {"application/javascript": "hit()"}),
-        new_output("display_data", {"image/png": f'x" onerror="hit()" y="{payload}'}),
-        new_output("error", ename=payload, evalue=payload, traceback=[payload]),
-    ]
-    prose = f"# {payload}\n\n{payload}\n\n| a |\n|---|\n| {payload} |\n\n![{payload}](x.png)\n\n[{payload}]({payload})"
-    cells = [new_markdown_cell(prose), new_code_cell(payload, outputs=outputs, execution_count=1)]
-    return new_notebook(cells=cells)
-
-
-def spoiled_report(payload, folder):
-    lane = re.sub(r"[/\0]", "", payload)[:60]
-    for name in (f"a-{lane}-b", "javascript:hit()-x-y"):
-        (folder / name).mkdir(exist_ok=True)
-        (folder / name / f"{lane}.html").write_text("")
-    cells = [{"id": payload, "seconds": 3.0, "line": payload}]
-    outcome = Outcome("failed", cells=cells, error=payload, where=payload, traceback=payload)
-    row = Row("00", payload, {"en": payload, "ja": payload}, "en", "solution", "smoke", "", outcome=outcome)
-    return report_page([row], folder, {"started": payload, "python": payload})
-
-
-def spoiled_ledger(payload):
-    claim = replace(declared("90", FIXTURE)["l90.better"], statement={"en": payload, "ja": payload}, paper=payload)
-    body = ledger([{"claim": claim, "record": None, "verdict": "not_run"}])[0]
-    return page(payload, body + table([payload], [[payload]])[0] + box("warn", payload, payload)[0])
-
-
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_nothing_that_could_run_or_load_is_left_of(payload, tmp_path):
-    assert look(notebook_html(spoiled_notebook(payload), title=payload)) == []
+    assert look(spoiled_notebook(payload)) == []
     assert look(spoiled_report(payload, tmp_path)) == []
     assert look(spoiled_ledger(payload)) == []
 
