@@ -14,6 +14,7 @@ import torch
 from dpo_by_hand import updates
 from tiny_models import tiny_pipeline
 
+from labkit.checkpoint import CheckpointError
 from labkit.diffusion import (
     AdapterError,
     NFELedger,
@@ -38,7 +39,6 @@ from labkit.dpo import (
     sft,
     statistics,
 )
-from labkit.dpo import checkpoint as checkpoints
 from labkit.dpo.noise import draw_pairs, epoch_order, rows_of_step
 from labkit.dpo.record import FrozenFlags, Window, observed, update_norm
 
@@ -450,7 +450,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
     code = KILLED.format(root=str(ROOT), tests=str(ROOT / "tests"), folder=str(folder))
     killed = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=240)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    with (folder / checkpoints.LOG).open("a", encoding="utf-8") as file:
+    with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 5}\n')  # written beyond the checkpoint by the killed run
     log, resumed = run(SAVING, folder=folder)
     whole_log, whole = run(SAVING, folder=tmp_path / "whole")
@@ -461,24 +461,24 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
 def test_a_full_disk_is_named_and_the_old_checkpoint_stays(tmp_path, monkeypatch):
     with DPOTrainer(tiny_pipeline(), make_pairs(), SAVING, [dpo(2500.0)], folder=tmp_path) as trainer:
         trainer.run(steps=2)
-        before = (tmp_path / checkpoints.FILE).read_bytes()
+        before = (tmp_path / "checkpoint.safetensors").read_bytes()
 
         def full(tensors, path, metadata):
             Path(path).write_bytes(b"half")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        monkeypatch.setattr(checkpoints, "save_file", full)
-        with pytest.raises(checkpoints.CheckpointError, match="No space left.*intact"):
+        monkeypatch.setattr("labkit.checkpoint.save_file", full)
+        with pytest.raises(CheckpointError, match="No space left.*intact"):
             trainer.run()
-    assert (tmp_path / checkpoints.FILE).read_bytes() == before
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] != [] and not list(tmp_path.glob("*.tmp"))
 
 
 def test_a_checkpoint_of_another_run_is_refused_with_what_differs(tmp_path):
     run(SAVING, folder=tmp_path)
-    with pytest.raises(checkpoints.CheckpointError, match="differs in lr, terms"):
+    with pytest.raises(CheckpointError, match="differs in lr, terms"):
         run(replace(SAVING, lr=1.0), terms=[sft(1.0)], folder=tmp_path)
-    with pytest.raises(checkpoints.CheckpointError, match="differs in base, precision, text, vae"):  # nor its cache
+    with pytest.raises(CheckpointError, match="differs in base, precision, text, vae"):  # nor its cache
         run(replace(SAVING, precision="bf16"), pipe=tiny_pipeline(seed=5), folder=tmp_path)
 
 
