@@ -26,7 +26,7 @@ class Installed:
         self.python = Path(sysconfig.get_path("scripts", "venv", scheme)) / Path(sys.executable).name
         self.packages = Path(sysconfig.get_path("purelib", "venv", scheme))
         self._pip("install", "--quiet", "--no-index", "--no-deps", str(self.wheel))
-        # Folders that a .pth file names come later on the path; .pth files in them (the editable labkit's) are not read.
+        # Folders that a .pth file names come later on the path; .pth files in them (the editable labkit) are not read.
         ours = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
         (self.packages / "the_other_packages.pth").write_text("\n".join(sorted(ours)) + "\n", encoding="utf-8")
 
