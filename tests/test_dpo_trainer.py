@@ -111,8 +111,9 @@ def test_two_updates_are_those_computed_by_hand(prediction_type, options):
     expected, losses = updates(tiny_pipeline(prediction_type=prediction_type), pairs, config, loss)
     assert [r["loss"] for r in log] == pytest.approx([float(x.mean()) for x in losses], rel=1e-5)
     assert found.keys() == expected.keys()
+    near = 1e-2 if config.trainable == "full" else 5e-4  # of all weights, some have gradients of mere rounding
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-2 * config.lr, msg=name)
+        torch.testing.assert_close(found[name], value, rtol=0, atol=near * config.lr, msg=name)
 
 
 def test_a_record_is_computed_by_hand():
