@@ -17,7 +17,8 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 # Set before any test imports torch, matplotlib or the Hugging Face libraries; subprocesses inherit all of it.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    _value = os.environ.get(_name, "")
+    # MKL and OpenBLAS follow OpenMP: left at 2, MKL gives torch two threads that spin for each other on a busy machine.
+    _value = os.environ.get(_name) or os.environ.get("OMP_NUM_THREADS", "")
     os.environ[_name] = str(min(int(_value), MAX_THREADS)) if _value.isdigit() else str(MAX_THREADS)
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -1,5 +1,7 @@
 """Perturbed noise, candidates of a pipeline, weighted fine-tuning; and all three on the full layout of SD 1.5."""
 
+import copy
+
 import pytest
 import torch
 from tiny_models import tiny_pipeline
@@ -189,6 +191,68 @@ def test_fine_tuning_changes_the_pipeline_only_where_it_is_applied(pipe, mode):
     assert set(before) == set(after) and all(torch.equal(p, after[name]) for name, p in before.items())
     assert not any(p.requires_grad for p in pipe.unet.parameters())
     assert len(run.losses) == 2 and int(run.drawn.sum()) == 8
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("snr_gamma", [5.0, None])
+def test_two_steps_of_fine_tuning_are_those_computed_by_hand(prediction_type, snr_gamma):
+    """Draws by the weights, noise of each draw's own timestep, min-SNR weight of that timestep, clipped Adam steps."""
+    pipe = tiny_pipeline(prediction_type=prediction_type)
+    latents, conditions = training_set(pipe)
+    latents = 5 * latents  # a gradient norm above 1, so that clipping shows
+    weights = torch.tensor([0, 3, 1, 0, 6, 0.5, 0, 2, 0, 0, 1, 4])  # sum 17.5
+    run = fine_tune(
+        pipe, latents, conditions, weights=weights, steps=2, seed=3, mode="full", batch=5, learning_rate=2e-3,
+        dropout=0.5, snr_gamma=snr_gamma,
+    )  # fmt: skip
+
+    draws, noises = image_generators(2, 3)
+    unet = copy.deepcopy(pipe.unet).requires_grad_(True)
+    drawn, first = torch.zeros(12, dtype=torch.long), {}
+    clear = {name: torch.ones_like(p, dtype=torch.bool) for name, p in unet.named_parameters()}
+    for step in range(2):
+        u = torch.rand(5, generator=draws, dtype=torch.float64)
+        index = (u[:, None] >= weights.double().cumsum(0) / 17.5).sum(1)  # [5] inverse of the cumulative sum
+        t = torch.randint(1000, (5,), generator=noises)
+        noise = torch.randn(5, 4, 8, 8, generator=noises)
+        empty = torch.rand(5, generator=noises) < 0.5
+        assert len(index.unique()) > 2 and len(t.unique()) == 5 and 0 < int(empty.sum()) < 5  # nothing is symmetric
+        drawn += torch.bincount(index, minlength=12)
+
+        alpha_bar = pipe.scheduler.alphas_cumprod[t].view(5, 1, 1, 1)
+        x_t = alpha_bar.sqrt() * latents[index] + (1 - alpha_bar).sqrt() * noise
+        rows = zip(index, empty, strict=True)
+        text = torch.stack([conditions.uncond[0] if none else conditions.cond[i] for i, none in rows])
+        epsilon = unet(x_t, t, encoder_hidden_states=text).sample
+        if prediction_type == "v_prediction":
+            epsilon = alpha_bar.sqrt() * epsilon + (1 - alpha_bar).sqrt() * x_t
+        snr = (alpha_bar / (1 - alpha_bar)).flatten()
+        scale = torch.ones(5) if snr_gamma is None else torch.minimum(snr, torch.tensor(5.0)) / snr
+        loss = sum(scale[i] * (epsilon[i] - noise[i]).square().mean() for i in range(5)) / 5
+        assert run.losses[step] == pytest.approx(float(loss.detach()), rel=1e-4)
+
+        unet.zero_grad()
+        loss.backward()
+        norm = float(torch.cat([p.grad.flatten() for p in unet.parameters()]).norm())
+        assert norm > 1.05 or prediction_type == "v_prediction"  # there the gradient is small
+        with torch.no_grad():
+            for name, p in unet.named_parameters():
+                clear[name] &= p.grad.abs() > 1e-5  # below, the direction is rounding
+                g = p.grad * min(1.0, 1 / norm)
+                if step == 0:
+                    first[name], direction = g, g / (g.abs() + 1e-8)  # Adam: m = 0.1 g and v = 0.001 g^2, corrected
+                else:
+                    m = (0.9 * 0.1 * first[name] + 0.1 * g) / (1 - 0.9**2)
+                    v = (0.999 * 0.001 * first[name] ** 2 + 0.001 * g**2) / (1 - 0.999**2)
+                    direction = m / (v.sqrt() + 1e-8)
+                p -= 2e-3 * direction
+    assert torch.equal(run.drawn, drawn)
+    compared = 0
+    for (name, want), after in zip(unet.named_parameters(), run.unet.parameters(), strict=True):
+        rows = clear[name]
+        torch.testing.assert_close(after[rows], want.detach()[rows], rtol=0, atol=4e-5)
+        compared += int(rows.sum())
+    assert compared > 0.7 * sum(p.numel() for p in unet.parameters())
 
 
 def test_training_lowers_the_loss_and_draws_what_the_weights_say(pipe):
