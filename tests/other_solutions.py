@@ -208,31 +208,31 @@ def counted(true, mirror):
     return sum(map(sum, rows)) / (2 * len(rows)), sum(map(all, rows)) / len(rows)
 
 
-@solves("l07.pair_loss")
+@solves("l07.contrastive_loss")
 def log_softmax_of_both_sides(text, arrows, tau):
     logits = text.matmul(arrows.t()).div(tau)
     return -0.5 * (logits.log_softmax(0).diag() + logits.log_softmax(1).diag()).mean()
 
 
-@solves("l07.pair_loss")
+@solves("l07.contrastive_loss")
 def log_sum_exp(text, arrows, tau):
     logits = torch.einsum("id,jd->ij", text, arrows) / tau
     own = logits.diagonal()
     return (logits.logsumexp(1) - own).mean() / 2 + (logits.logsumexp(0) - own).mean() / 2
 
 
-@solves("l07.pair_loss")
+@solves("l07.contrastive_loss")
 def one_hot_targets(text, arrows, tau):
     logits, targets = F.linear(text, arrows) / tau, torch.eye(len(text))
     return torch.stack([F.cross_entropy(logits, targets), F.cross_entropy(logits.mT, targets)]).mean()
 
 
-@solves("l07.comparative")
+@solves("l07.comparative_prompt")
 def normalised_and_mixed(e_i, e_j, t_ij, alpha, beta=1.0):
     return F.normalize(torch.lerp(e_i - beta * t_ij, e_j, alpha), dim=0)
 
 
-@solves("l07.comparative")
+@solves("l07.comparative_prompt")
 def divided_by_its_length(e_i, e_j, t_ij, alpha, beta=1):
     moved = (1 - alpha) * e_i - (1 - alpha) * beta * t_ij + alpha * e_j
     return moved / torch.sqrt((moved * moved).sum())

@@ -252,6 +252,10 @@ class TestText:
         for width in np.linspace(0.4, 1.6, 25):
             assert all(line[0] not in "、。」" for line in wrap_text(words, float(width), 8.5, max_lines=30))
 
+    def test_japanese_lines_break_between_phrases(self):
+        assert wrap_text("笑顔で眼鏡をかけた短い髪の人物", 1.4, 8.5) == ["笑顔で眼鏡をかけた", "短い髪の人物"]
+        assert wrap_text("FABRIC と DPO の比較、guidance 3.0", 1.4, 8.5)[0] == "FABRIC と DPO の"
+
     def test_what_does_not_fit_ends_in_an_ellipsis(self):
         lines = wrap_text("one two three four five six seven", 0.6, 8.5, max_lines=2)
         assert len(lines) == 2 and lines[-1].endswith("…") and text_width(lines[-1], 8.5) <= 0.6

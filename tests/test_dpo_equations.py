@@ -435,7 +435,7 @@ def test_every_term_is_its_equation_on_the_four_errors():
 
 def test_terms_know_what_they_need_of_the_reference():
     needs = {"sft": "nothing", "mapo": "nothing", "statistics": "predictions"}
-    for term in (dpo(), npo(), hinge(), ipo(), sdpo(), sft(), mapo(), kto(), statistics()):
+    for term in (dpo(3.0), npo(3.0), hinge(3.0), ipo(3.0), sdpo(3.0), sft(), mapo(), kto(3.0), statistics()):
         assert term.needs == needs.get(term.name, "errors")
         step = pair_step(grad=True, reference=term.needs != "nothing")
         value = term(step)

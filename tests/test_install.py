@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 class Installed:
-    """An environment outside the clone that has this labkit from its wheel, and everything else from this environment."""
+    """An environment outside the clone: labkit from its wheel, everything else from the environment of the tests."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -26,7 +26,7 @@ class Installed:
         self.python = Path(sysconfig.get_path("scripts", "venv", scheme)) / Path(sys.executable).name
         self.packages = Path(sysconfig.get_path("purelib", "venv", scheme))
         self._pip("install", "--quiet", "--no-index", "--no-deps", str(self.wheel))
-        # Folders that a .pth file names come later on the path, and .pth files in them (the editable labkit's) are not read.
+        # Folders that a .pth file names come later on the path; .pth files in them (the editable labkit) are not read.
         ours = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
         (self.packages / "the_other_packages.pth").write_text("\n".join(sorted(ours)) + "\n", encoding="utf-8")
 

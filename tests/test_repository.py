@@ -99,6 +99,21 @@ def test_constraints_name_the_versions_that_draw_the_world():
     assert {name: pinned[name] for name in wanted} == wanted
 
 
+@pytest.mark.parametrize("python", ["3.11.2", "3.12.0", "3.13.0"])
+def test_every_pin_admits_the_oldest_patch_release_of_each_python(python):
+    """Debian 12 has Python 3.11.2: a pin that asks for 3.11.5 stops `make course` there."""
+    refused = []
+    for name, pinned in pins(ROOT / "constraints.txt").items():
+        try:
+            found = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # of another extra or system
+        needs = found.metadata["Requires-Python"] or ""
+        if found.version == str(pinned) and not SpecifierSet(needs).contains(python):
+            refused.append(f"{name}=={pinned} needs Python {needs}")
+    assert refused == []
+
+
 def test_constraints_bring_neither_torchvision_nor_this_package_nor_a_build_tag():
     pinned = pins(ROOT / "constraints.txt")
     assert not {"torchvision", "torchaudio", "labkit", DISTRIBUTION} & set(pinned)

@@ -40,7 +40,7 @@ def record_box(claim: Claim, record: Record) -> tuple[str, str]:
     """(html, text) shown to the learner when a claim is recorded."""
     kind = "pass" if record.verdict == REPRODUCED else "info" if record.verdict == NOT_TESTABLE else "fail"
     lines = [
-        t("claim.source", paper=claim.paper, place=claim.place, statement=pick(claim.statement)),
+        t("claim.source", paper=pick(claim.paper), place=pick(claim.place), statement=pick(claim.statement)),
         t("claim.expected", region=claim.region.text()),
     ]
     if record.value is not None:
@@ -94,7 +94,7 @@ def ledger(rows: list[dict[str, Any]]) -> tuple[str, str]:
         cells.append(
             (
                 claim.id,
-                f"{claim.paper}, {claim.place}",
+                f"{pick(claim.paper)}, {pick(claim.place)}",
                 pick(claim.statement),
                 claim.region.text(),
                 value_text(record) if record else "",

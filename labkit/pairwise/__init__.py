@@ -1,112 +1,103 @@
 """PC-CLIP: teaching CLIP to put the difference of two images into words (Sam et al., arXiv 2409.09721).
 
-Order of use: `embed_images` once, pairs (`natural_pairs`), sentences (`TemplateWriter`, `TransformersWriter`,
-`HttpWriter`), `train_pairwise`, `evaluate_pairs`. The product world is in `labkit.worlds.products`, alarms in
-`labkit.pairwise.inspection`.
+Modules in the order in which they are read:
+
+    equations    the paper's equations, one function each
+    towers       texts and images in, unit vectors out
+    wording      sentences from attributes, and attributes from sentences
+    pairs        which images are compared, and which comparisons are held out
+    writers      who writes the sentences: a template, a chat model, or (`endpoint`) an HTTP endpoint;
+                 `filters` judges the answers, `records` keeps them
+    train        finetuning the text tower; `config` says what a run does
+    evaluate     M1 mirrored choice, M2 retrieval, M3 ranking, retention, the paper's own test
+    prompting    comparative prompting over all classes of a problem
+    inspection   alarms for an inspection desk (the plates are `labkit.worlds.products`)
+
+The names below are those that lessons use, in the order of use; everything else is imported from its module.
 """
 
 from labkit.pairwise.config import PRESETS, PairwiseConfig, preset
 from labkit.pairwise.endpoint import EndpointError, HttpWriter
+from labkit.pairwise.equations import (
+    comparative_prompt,
+    contrastive_loss,
+    difference,
+    duplicate_floor,
+    interpolate,
+    loss_floor,
+    squared_loss,
+    unit,
+)
 from labkit.pairwise.evaluate import (
     PairReport,
     attribute_ranking,
-    auroc,
+    difference_based_classification,
     difference_retrieval,
     directions,
     evaluate_pairs,
     image_bootstrap,
-    kendall_tau,
-    mirror_cosine,
     mirrored_choice,
-    ordinal_ranking,
-    sign_test,
     zero_shot,
 )
-from labkit.pairwise.geometry import DifferenceBatch, difference, pair_differences, unit
-from labkit.pairwise.loss import duplicate_floor, loss_floor, matching, squared_error, symmetric_nce
-from labkit.pairwise.pairs import (
-    Codes,
-    Pair,
-    all_comparisons,
-    choose_held_out,
-    comparable,
-    counterfactual_pairs,
-    natural_pairs,
-)
+from labkit.pairwise.pairs import Pair, choose_held_out, comparable, counterfactual_pairs, natural_pairs
 from labkit.pairwise.prompting import comparative_prompts, confused_pairs, mean_gap, shuffled_texts
-from labkit.pairwise.records import AnswerCache, DifferenceRecord, WriteReport, Written, shuffled
-from labkit.pairwise.towers import TextTower, as_tensor, check_vocabulary, embed_images
+from labkit.pairwise.records import AnswerCache, DifferenceRecord, shuffled
+from labkit.pairwise.towers import TextTower, cache_embeddings
 from labkit.pairwise.train import RunCard, train_pairwise
-from labkit.pairwise.wise import interpolate
-from labkit.pairwise.wording import (
-    ORDERS,
-    Statement,
-    candidates,
-    portrait_wording,
-    read,
-    sentence,
-    swap_markers,
-)
+from labkit.pairwise.wording import ORDERS, Statement, directed_statements, portrait_wording, sentence, swap_markers
 from labkit.pairwise.writers import TemplateWriter, TransformersWriter
 
 __all__ = [
-    "ORDERS",
-    "PRESETS",
-    "AnswerCache",
-    "Codes",
-    "DifferenceBatch",
-    "DifferenceRecord",
-    "EndpointError",
-    "HttpWriter",
-    "Pair",
-    "PairReport",
-    "PairwiseConfig",
-    "RunCard",
-    "Statement",
-    "TemplateWriter",
+    # the equations
+    "unit",
+    "difference",
+    "contrastive_loss",
+    "squared_loss",
+    "loss_floor",
+    "duplicate_floor",
+    "comparative_prompt",
+    "interpolate",
+    # pictures and sentences
+    "cache_embeddings",
     "TextTower",
-    "TransformersWriter",
-    "WriteReport",
-    "Written",
-    "all_comparisons",
-    "as_tensor",
-    "attribute_ranking",
-    "auroc",
-    "candidates",
-    "check_vocabulary",
-    "choose_held_out",
+    "portrait_wording",
+    "Statement",
+    "sentence",
+    "swap_markers",
+    "ORDERS",
+    "directed_statements",
+    # pairs, and who writes about them
+    "Pair",
     "comparable",
+    "choose_held_out",
+    "natural_pairs",
+    "counterfactual_pairs",
+    "TemplateWriter",
+    "HttpWriter",
+    "EndpointError",
+    "TransformersWriter",
+    "AnswerCache",
+    "DifferenceRecord",
+    "shuffled",
+    # training
+    "PRESETS",
+    "preset",
+    "PairwiseConfig",
+    "train_pairwise",
+    "RunCard",
+    # measuring
+    "directions",
+    "evaluate_pairs",
+    "PairReport",
+    "mirrored_choice",
+    "image_bootstrap",
+    "difference_based_classification",
+    "difference_retrieval",
+    "attribute_ranking",
+    "zero_shot",
+    # comparative prompting
     "comparative_prompts",
     "confused_pairs",
-    "counterfactual_pairs",
-    "difference",
-    "difference_retrieval",
-    "directions",
-    "duplicate_floor",
-    "embed_images",
-    "evaluate_pairs",
-    "image_bootstrap",
-    "interpolate",
-    "kendall_tau",
-    "loss_floor",
-    "matching",
     "mean_gap",
-    "mirror_cosine",
-    "mirrored_choice",
-    "natural_pairs",
-    "ordinal_ranking",
-    "pair_differences",
-    "portrait_wording",
-    "preset",
-    "read",
-    "sentence",
-    "shuffled",
     "shuffled_texts",
-    "sign_test",
-    "squared_error",
-    "swap_markers",
-    "symmetric_nce",
-    "train_pairwise",
-    "unit",
-    "zero_shot",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-SCOPES = ("blocks", "lora")
+LOSSES = ("contrastive", "squared")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class PairwiseConfig:
     true_targets multi-positive targets from the attributes, instead of the diagonal
     difference   weight of the difference loss; 0 leaves the captions alone (a control)
     rehearsal    weight of CLIP's own loss on captions, with CLIP's own temperature
-    loss         "nce" or "mse" (squared error to the difference that is not brought to length 1)
+    loss         "contrastive", or "squared" (to the difference that is not brought to length 1)
     """
 
     steps: int
@@ -36,15 +36,11 @@ class PairwiseConfig:
     true_targets: bool = True
     difference: float = 1.0
     rehearsal: float = 1.0
-    loss: str = "nce"
-    scope: str = "blocks"
-    rank: int = 4
+    loss: str = "contrastive"
 
     def __post_init__(self) -> None:
-        if self.loss not in ("nce", "mse"):
-            raise ValueError(f"loss is {self.loss!r}, expected 'nce' or 'mse'")
-        if self.scope not in SCOPES:
-            raise ValueError(f"scope is {self.scope!r}, expected one of {', '.join(SCOPES)}")
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss is {self.loss!r}, expected one of {', '.join(LOSSES)}")
         if self.steps < 1 or self.batch < 2 or not self.lr > 0 or not self.tau > 0:
             raise ValueError(
                 f"steps {self.steps}, batch {self.batch}, lr {self.lr}, tau {self.tau}: expected at least 1 and 2, "

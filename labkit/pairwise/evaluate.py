@@ -3,9 +3,9 @@
 M1 mirrored choice: the true sentence against its mirror, in both clause orders. A model that only looks at the place of
 a word gets one order right and the other wrong: 50 % on average, and 0 % "both right".
 M2 retrieval: the true sentence among all directed one-attribute sentences.
-M3 ranking: images ordered by u(x) . t, judged by AUROC (two values) or Kendall's tau-b (values that have an order).
+M3 ranking: images ordered by u(x) . t, judged by AUROC.
 Retention: zero-shot accuracy with plain captions, before and after.
-The paper's own test, the sign of cos(t, d), is `sign_test`: over all cross pairs it equals the AUROC of M3, so it says
+The paper's own test is `difference_based_classification`: over all cross pairs it equals the AUROC of M3, so it says
 nothing about the direction words.
 """
 
@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from labkit.pairwise.geometry import difference, unit
+from labkit.pairwise.equations import difference, unit
 from labkit.pairwise.pairs import Pair, Values
 from labkit.pairwise.towers import Encoder
-from labkit.pairwise.wording import ORDERS, Statement, Wording, candidates, sentence
+from labkit.pairwise.wording import ORDERS, Statement, Wording, directed_statements, sentence
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def difference_retrieval(
     place = {_key(s): k for k, s in enumerate(among)}
     missing = [p for p in pairs if _key(p.statement) not in place]
     if missing:
-        raise ValueError(f"{len(missing)} statements are not among the candidates: pass candidates(wording)")
+        raise ValueError(f"{len(missing)} statements are not among the candidates: pass directed_statements(wording)")
     texts = _both_orders(encode, among, wording)  # [K, d]
     scores = directions(images, pairs) @ texts.T  # [P, K]
     own = scores[torch.arange(len(pairs)), [place[_key(p.statement)] for p in pairs]]
@@ -163,8 +163,10 @@ def _key(statement: Statement) -> tuple:
 
 
 @torch.no_grad()
-def sign_test(encode: Encoder, images: Tensor, pairs: Sequence[Pair], texts: Sequence[str]) -> float:
-    """The paper's difference-based classification: share of pairs with cos(text, first - second) > 0 (tie: half)."""
+def difference_based_classification(
+    encode: Encoder, images: Tensor, pairs: Sequence[Pair], texts: Sequence[str]
+) -> float:
+    """The paper's test of that name: share of pairs with cos(text, first - second) > 0 (tie: half)."""
     return float(_wins((encode(texts) * directions(images, pairs)).sum(-1)).mean())
 
 
@@ -173,7 +175,7 @@ def attribute_ranking(encode: Encoder, images: Tensor, values: Sequence[Values],
     """M3: attribute -> AUROC of u(x) . t("first v, second w") for telling v from w, averaged over its value pairs that
     have images of both kinds; both clause orders averaged."""
     result: dict[str, list[float]] = {}
-    said = candidates(wording)
+    said = directed_statements(wording)
     for statement, text in zip(said, _both_orders(encode, said, wording), strict=True):
         attribute = statement.attributes[0]
         v, w = statement.first[attribute], statement.second[attribute]
@@ -181,28 +183,6 @@ def attribute_ranking(encode: Encoder, images: Tensor, values: Sequence[Values],
         if has[0].any() and has[1].any():
             result.setdefault(attribute, []).append(auroc(images[has[0]] @ text, images[has[1]] @ text))
     return {attribute: sum(aurocs) / len(aurocs) for attribute, aurocs in result.items()}
-
-
-@torch.no_grad()
-def ordinal_ranking(
-    encode: Encoder, images: Tensor, values: Sequence[Values], wording: Wording, order: Mapping[str, Sequence[str]]
-) -> dict[str, float]:
-    """M3 for attributes whose values have an order: attribute -> Kendall's tau-b between u(x) . t("first has the
-    most, second has the least") and the place of the image's value in `order` (from least to most). Images with
-    another value are left out; both clause orders averaged.
-
-    Raises:
-        ValueError: fewer than two of an attribute's ordered values occur.
-    """
-    result = {}
-    for attribute, ranked in order.items():
-        rows = [k for k, row in enumerate(values) if row[attribute] in ranked]
-        place = torch.tensor([list(ranked).index(values[k][attribute]) for k in rows])
-        if len(place.unique()) < 2:
-            raise ValueError(f"{attribute}: fewer than two of {', '.join(ranked)} occur: nothing can be ranked")
-        text = _both_orders(encode, [Statement({attribute: ranked[-1]}, {attribute: ranked[0]})], wording)[0]
-        result[attribute] = kendall_tau(images[rows] @ text, place.to(images.device))
-    return result
 
 
 @torch.no_grad()
@@ -220,12 +200,6 @@ def _both_orders(encode: Encoder, said: Sequence[Statement], wording: Wording) -
 def auroc(positive: Tensor, negative: Tensor) -> float:
     """Share of (positive, negative) score pairs in the right order, ties half: the area under the ROC curve."""
     return float(_wins(positive[:, None] - negative[None]).mean())
-
-
-def kendall_tau(x: Tensor, y: Tensor) -> float:
-    """Kendall's tau-b of two score vectors [N], from -1 to 1; ties in either are corrected for."""
-    a, b = (torch.sign(v[:, None].double() - v[None].double()) for v in (x, y))
-    return float((a * b).sum() / (a.square().sum() * b.square().sum()).sqrt())
 
 
 @torch.no_grad()

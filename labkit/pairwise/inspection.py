@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labkit.pairwise.geometry import unit
+from labkit.pairwise.equations import unit
 
 
 def pixel_distance(photos: Tensor, reference: Tensor) -> Tensor:

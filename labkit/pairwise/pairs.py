@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from labkit.pairwise.loss import matching
 from labkit.pairwise.wording import Statement, Wording
 
 Values = Mapping[str, str]
@@ -128,8 +127,16 @@ def counterfactual_pairs(
     return pairs
 
 
+def matching(values: Tensor, named: Tensor) -> Tensor:
+    """bool [N, M]: row i of codes `values` [N, A] has every value that row j of `named` [M, A] names (-1: not named).
+
+    With the attributes of both images side by side, this says which sentence is true of which pair.
+    """
+    return ((values[:, None] == named[None]) | (named[None] < 0)).all(-1)
+
+
 class Codes:
-    """Attribute values as numbers, so that a whole batch of statements is compared at once (see `loss.matching`)."""
+    """Attribute values as numbers, so that a whole batch of statements is compared at once (see `matching`)."""
 
     def __init__(self, wording: Wording):
         self.numbers = {a: {v: k for k, v in enumerate(words)} for a, words in wording.items()}

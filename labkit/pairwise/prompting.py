@@ -1,9 +1,7 @@
 """Comparative prompting: moving the text embedding of a class by what tells it from another class.
 
-The paper's update, with class embeddings e and the embedding t_ij of "how i differs from j": since t_ij should point
-along e_i - e_j, class j should be near e_i - t_ij, so e_j' = unit(alpha e_j + (1 - alpha) mean(e_i - beta t_ij)).
-Only the second class of a pair moves. t_ij has length 1 but e_i - e_j is short when the classes are alike: beta makes
-the lengths agree (beta = 1 is the paper). Pairs come from a validation split here, never from the test set.
+The update itself is `equations.comparative_prompt`; here it is done for all classes of a problem. Only the second class
+of a pair moves. Pairs come from a validation split here, never from the test set.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from labkit.pairwise.geometry import unit
+from labkit.pairwise.equations import comparative_prompt
 
 Comparative = tuple[int, int, Tensor]
 """(class i, class j, embedding [d] of how i differs from j)"""
@@ -29,15 +27,16 @@ def comparative_prompts(
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is {alpha}, expected a number from 0 to 1")
-    proposals: dict[int, list[Tensor]] = {}
+    others: dict[int, list[tuple[Tensor, Tensor]]] = {}  # class j -> (e_i, t_ij) of each pair
     for i, j, text in comparatives:
         if i == j or not (0 <= i < len(classes) and 0 <= j < len(classes)):
             raise ValueError(f"classes {i} and {j}: expected two different numbers below {len(classes)}")
-        proposals.setdefault(j, []).append(classes[i] - beta * text)
+        others.setdefault(j, []).append((classes[i], text))
     updated = classes.clone()
     if alpha < 1:
-        for j, own in proposals.items():
-            updated[j] = unit(alpha * classes[j] + (1 - alpha) * torch.stack(own).mean(0))
+        for j, own in others.items():
+            e_i, t_ij = (torch.stack(vectors) for vectors in zip(*own, strict=True))  # [n, d] each
+            updated[j] = comparative_prompt(e_i, classes[j], t_ij, alpha, beta)
     return updated
 
 

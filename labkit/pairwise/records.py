@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -33,11 +33,6 @@ class DifferenceRecord:
     model: str
     prompt_version: str
     seed: int
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the whole content."""
-        return content_hash(asdict(self))
 
 
 def content_hash(content: object) -> str:

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 from transformers import CLIPModel
 
+from labkit.models.clip import embed_images
 from labkit.models.clip_inputs import ClipInputs
-from labkit.pairwise.geometry import unit
+from labkit.pairwise.equations import unit
 
 Encoder = Callable[[Sequence[str]], Tensor]
 """texts -> unit vectors [N, d]"""
 
 
 def as_tensor(features: object) -> Tensor:
-    """The projected embedding of `get_text_features` and `get_image_features`: a tensor up to transformers 4, the
-    `pooler_output` of an output object from 5 on."""
+    """The projected embedding of `get_text_features`: a tensor up to transformers 4, the `pooler_output` of an output
+    object from 5 on."""
     if isinstance(features, Tensor):
         return features
     pooled = getattr(features, "pooler_output", None)
@@ -104,8 +105,6 @@ class TextTower:
 
 
 @torch.no_grad()
-def embed_images(clip: CLIPModel, inputs: ClipInputs, images: Tensor, *, batch: int = 256) -> Tensor:
+def cache_embeddings(clip: CLIPModel, inputs: ClipInputs, images: Tensor, *, batch: int = 256) -> Tensor:
     """Unit image embeddings [N, d] of images [N, 3, H, W] in [-1, 1], computed once: the image tower is frozen."""
-    device = next(clip.vision_model.parameters()).device
-    parts = [as_tensor(clip.get_image_features(pixel_values=inputs.pixels(x.to(device)))) for x in images.split(batch)]
-    return unit(torch.cat(parts))
+    return torch.cat([embed_images(clip, inputs.pixels(x)) for x in images.split(batch)])

@@ -1,7 +1,7 @@
 """Finetuning the text tower on differences; the image tower stays frozen and its embeddings are cached.
 
-Scope: the paper trains the blocks of the text transformer and nothing else (no token embedding, no final norm, no
-projection); "lora" adds low-rank updates to their attention instead.
+As in the paper, the blocks of the text transformer learn and nothing else: no token embedding, no final norm, no
+projection.
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ import torch
 from torch import Tensor
 from transformers import CLIPModel
 
-from labkit.diffusion import add_lora
 from labkit.models.clip_inputs import ClipInputs
 from labkit.pairwise.config import PairwiseConfig
+from labkit.pairwise.equations import (
+    contrastive_loss,
+    difference,
+    duplicate_floor,
+    squared_loss,
+    two_sided_cross_entropy,
+)
 from labkit.pairwise.evaluate import mirror_cosine
-from labkit.pairwise.geometry import pair_differences, unit
-from labkit.pairwise.loss import duplicate_floor, matching, squared_error, symmetric_nce, two_sided_cross_entropy
-from labkit.pairwise.pairs import Codes, Values
+from labkit.pairwise.pairs import Codes, Values, matching
 from labkit.pairwise.records import DifferenceRecord
 from labkit.pairwise.towers import TextTower
 from labkit.pairwise.wording import Wording
 
-LORA_NAME = "pairwise"
 WATCHED = 64  # sentences whose mirrors the run card watches
 
 
@@ -52,11 +55,9 @@ class RunCard:
     history: list[dict] = field(default_factory=list)
 
 
-def trainable_parameters(clip: CLIPModel, config: PairwiseConfig, seed: int) -> list[torch.nn.Parameter]:
-    """Freeze everything but the scope (adding the LoRA adapter if asked); the parameters that will be trained."""
+def trainable_parameters(clip: CLIPModel) -> list[torch.nn.Parameter]:
+    """Freeze everything but the text transformer's blocks; the parameters that will be trained."""
     clip.requires_grad_(False)
-    if config.scope == "lora":
-        return add_lora(clip, LORA_NAME, seed=seed, rank=config.rank, where=lambda name: name.startswith("text_model."))
     parameters = list(clip.text_model.encoder.parameters())
     for parameter in parameters:
         parameter.requires_grad_(True)
@@ -87,7 +88,7 @@ def train_pairwise(
     """Train a copy of `clip` on difference records; the original stays as it is.
 
     Args:
-        images: cached unit embeddings [N, d] of the frozen image tower (see `embed_images`).
+        images: cached unit embeddings [N, d] of the frozen image tower (see `cache_embeddings`).
         values: the attributes of the N images (for exact targets).
         records: sentences about pairs of these images, from any writer.
         captions: for rehearsal, one (caption, the values that it names) per image.
@@ -106,17 +107,19 @@ def train_pairwise(
     if config.rehearsal and foreign:
         raise ValueError(f"captions name {', '.join(sorted(foreign))}, which the wording does not know: widen wording")
     pairs = torch.tensor([(r.first, r.second) for r in records])  # [R, 2]
-    usable = pair_differences(images, pairs[:, 0], pairs[:, 1])
+    usable = (difference(images[pairs[:, 0]], images[pairs[:, 1]]) != 0).any(-1).nonzero().squeeze(-1)  # row numbers
+    if len(usable) == 0:
+        raise ValueError(f"all {len(records)} pairs have identical embeddings: pair different images")
     model = copy_with_shared_images(clip).eval()  # eval: CLIP has no dropout to switch on, and none is wanted
-    seed = int(torch.randint(2**31, (1,), generator=generator))
-    parameters = trainable_parameters(model, config, seed)
+    torch.randint(2**31, (1,), generator=generator)  # nothing needs it, but the batches of measured runs follow it
+    parameters = trainable_parameters(model)
     before = [p.detach().clone() for p in parameters]
     tower = TextTower(model, inputs)
     optimizer = torch.optim.Adam(parameters, lr=config.lr)
     codes, scale = Codes(wording), model.logit_scale.detach().exp()
-    per_pass = max(1, math.ceil(len(usable.kept) / config.batch))
-    card = RunCard(asdict(config), len(records), usable.dropped, sum(p.numel() for p in parameters))
-    watched = [records[k] for k in usable.kept[:WATCHED].tolist()]
+    per_pass = max(1, math.ceil(len(usable) / config.batch))
+    card = RunCard(asdict(config), len(records), len(records) - len(usable), sum(p.numel() for p in parameters))
+    watched = [records[k] for k in usable[:WATCHED].tolist()]
     mirrors = [r.sentences[0] for r in watched], [r.mirrored[0] for r in watched]
     opposed = mirror_cosine(tower, *mirrors)
     clock = 0.0
@@ -127,7 +130,7 @@ def train_pairwise(
         loss = torch.zeros((), device=images.device)
         if config.difference:
             count = config.batch // 2 if config.mirrored else config.batch
-            drawn = usable.kept[torch.randint(len(usable.kept), (count,), generator=generator)].tolist()
+            drawn = usable[torch.randint(len(usable), (count,), generator=generator)].tolist()
             part, floor = _difference_loss(tower, images, values, [records[k] for k in drawn], config, codes, generator)
             loss = loss + config.difference * part
             card.loss.append(float(part.detach()))
@@ -167,16 +170,15 @@ def _difference_loss(tower, images, values, batch, config, codes, generator) -> 
         first.append(record.second if turned else record.first)
         second.append(record.first if turned else record.second)
     text = tower(texts)  # [B, d]
-    if config.loss == "mse":
-        return squared_error(text, images[first] - images[second]), 0.0
+    if config.loss == "squared":
+        return squared_loss(text, images[first], images[second]), 0.0
     positives = None
     if config.true_targets:
         said = [r.statement.mirrored() if turned else r.statement for r, turned in sides]
         truth = codes.truth([values[i] for i in first], [values[j] for j in second], said).T  # [sentences, pairs]
         positives = (truth | torch.eye(len(sides), dtype=torch.bool)).to(text.device)
-    direction = unit(images[first] - images[second])  # [B, d]
     floor = duplicate_floor(positives) if positives is not None else 0.0
-    return symmetric_nce(text, direction, config.tau, positives), floor
+    return contrastive_loss(text, difference(images[first], images[second]), config.tau, positives), floor
 
 
 def _caption_loss(tower, images, values, captions, config, codes, scale, generator) -> Tensor:

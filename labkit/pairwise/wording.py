@@ -128,15 +128,9 @@ def read(text: str, wording: Wording) -> tuple[dict[str, str], dict[str, str]]:
     return claims["first"], claims["second"]
 
 
-def candidates(wording: Wording, values: Mapping[str, Sequence[str]] | None = None) -> list[Statement]:
-    """Every directed statement about one attribute: (v, v') for each ordered pair of its values."""
-    return [
-        Statement({a: v}, {a: w})
-        for a, words in wording.items()
-        for v in (values or {}).get(a, words)
-        for w in (values or {}).get(a, words)
-        if v != w
-    ]
+def directed_statements(wording: Wording) -> list[Statement]:
+    """Every directed statement about one attribute: (v, w) for each ordered pair of its values."""
+    return [Statement({a: v}, {a: w}) for a, words in wording.items() for v in words for w in words if v != w]
 
 
 def pick(key: str, n: int) -> int:

@@ -22,7 +22,14 @@ SIZES = {"small": {"portraits": 64, "batch": 32, "steps": 2}, "full": {"portrait
 def measure(size: str, threads: int) -> dict[str, float]:
     """Seconds per 1,000 pairs: cached, uncached, and once for the cache itself (per 1,000 pictures)."""
     from labkit.models import load_clip
-    from labkit.pairwise import TemplateWriter, embed_images, natural_pairs, portrait_wording, preset, train_pairwise
+    from labkit.pairwise import (
+        TemplateWriter,
+        cache_embeddings,
+        natural_pairs,
+        portrait_wording,
+        preset,
+        train_pairwise,
+    )
     from labkit.portraits import render_tensor, sample_specs
 
     torch.set_num_threads(threads)
@@ -31,7 +38,7 @@ def measure(size: str, threads: int) -> dict[str, float]:
     specs = sample_specs(n, seed=0)
     pictures, values, wording = render_tensor(specs), [s.to_dict() for s in specs], portrait_wording()
     start = time.perf_counter()
-    images = embed_images(clip, inputs, pictures)
+    images = cache_embeddings(clip, inputs, pictures)
     cache = (time.perf_counter() - start) / n * 1000
     generator = torch.Generator().manual_seed(0)
     records = TemplateWriter(wording)(natural_pairs(values, 4 * batch, wording, generator), values).records
@@ -44,7 +51,7 @@ def measure(size: str, threads: int) -> dict[str, float]:
             # batch / 2 pairs and their mirrors: `batch` pictures
             rows = torch.randint(n, (batch,), generator=torch.Generator().manual_seed(step))
             start = time.perf_counter()
-            embed_images(clip, inputs, pictures[rows])
+            cache_embeddings(clip, inputs, pictures[rows])
             extra = time.perf_counter() - start
         generator = torch.Generator().manual_seed(step // 2)  # the same batch for both
         model, card = train_pairwise(

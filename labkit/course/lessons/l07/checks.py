@@ -6,17 +6,16 @@ import torch
 import torch.nn.functional as F
 
 from labkit.course.checks import exercise
+from labkit.pairwise import comparative_prompt, contrastive_loss, difference, unit
+from labkit.pairwise.equations import two_sided_cross_entropy
 
 
 def arrow(first, second, eps=1e-6):
     """Difference embedding: both to length 1, subtract, to length 1 again; zeros for equal pictures."""
-    u = first / first.norm(dim=-1, keepdim=True).clamp(min=eps)
-    v = second / second.norm(dim=-1, keepdim=True).clamp(min=eps)
-    length = (u - v).norm(dim=-1, keepdim=True)
-    return (u - v) / length.clamp(min=eps)
+    return difference(unit(first, eps), unit(second, eps), eps)
 
 
-@exercise("l07.arrow", reference=arrow)
+@exercise("l07.arrow", reference=arrow, shows=(unit, difference))
 def check_arrow(c, fn):
     c.callable(fn)
     a, b = 3 * c.randn(4, 6), c.randn(4, 6)
@@ -97,15 +96,8 @@ def _(true, mirror):
     return right.float().mean().item(), right.all(1).float().mean().item()
 
 
-def pair_loss(text, arrows, tau):
-    """Mean of the two cross-entropies of text @ arrows.T / tau with the diagonal as target."""
-    logits = text @ arrows.T / tau
-    target = torch.arange(len(text), device=text.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-
-
-@exercise("l07.pair_loss", reference=pair_loss)
-def check_pair_loss(c, fn):
+@exercise("l07.contrastive_loss", reference=contrastive_loss, shows=(two_sided_cross_entropy,))
+def check_contrastive_loss(c, fn):
     c.callable(fn)
     x, y = F.normalize(c.randn(5, 8), dim=-1), F.normalize(c.randn(5, 8), dim=-1)
     got = c.call(fn, x, y, 0.2)
@@ -123,29 +115,23 @@ def check_pair_loss(c, fn):
     c.hand(c.call(fn, same, same, 0.3), torch.tensor(math.log(7)))
 
 
-@check_pair_loss.wrong("l07.one_side")
+@check_contrastive_loss.wrong("l07.one_side")
 def _(text, arrows, tau):
     return F.cross_entropy(text @ arrows.T / tau, torch.arange(len(text)))
 
 
-@check_pair_loss.wrong("l07.tau_multiplied")
+@check_contrastive_loss.wrong("l07.tau_multiplied")
 def _(text, arrows, tau):
-    return pair_loss(text, arrows, 1 / tau)
+    return contrastive_loss(text, arrows, 1 / tau)
 
 
-@check_pair_loss.wrong("l07.sum_of_sides")
+@check_contrastive_loss.wrong("l07.sum_of_sides")
 def _(text, arrows, tau):
-    return 2 * pair_loss(text, arrows, tau)
+    return 2 * contrastive_loss(text, arrows, tau)
 
 
-def comparative(e_i, e_j, t_ij, alpha, beta=1.0):
-    """unit(alpha e_j + (1 - alpha) (e_i - beta t_ij))."""
-    moved = alpha * e_j + (1 - alpha) * (e_i - beta * t_ij)
-    return moved / moved.norm()
-
-
-@exercise("l07.comparative", reference=comparative)
-def check_comparative(c, fn):
+@exercise("l07.comparative_prompt", reference=comparative_prompt, shows=(unit,))
+def check_comparative_prompt(c, fn):
     c.callable(fn)
     e_i, e_j, t_ij = (F.normalize(c.randn(8), dim=-1) for _ in range(3))
     got = c.call(fn, e_i, e_j, t_ij, 0.7)
@@ -159,21 +145,21 @@ def check_comparative(c, fn):
     c.require(c.is_close(short, F.normalize(0.4 * e_j + 0.6 * (e_i - 0.5 * t_ij), dim=-1)), "l07.beta_ignored")
 
 
-@check_comparative.wrong("l07.class_not_unit")
+@check_comparative_prompt.wrong("l07.class_not_unit")
 def _(e_i, e_j, t_ij, alpha, beta=1.0):
     return alpha * e_j + (1 - alpha) * (e_i - beta * t_ij)
 
 
-@check_comparative.wrong("l07.plus_difference")
+@check_comparative_prompt.wrong("l07.plus_difference")
 def _(e_i, e_j, t_ij, alpha, beta=1.0):
-    return comparative(e_i, e_j, -t_ij, alpha, beta)
+    return comparative_prompt(e_i, e_j, -t_ij, alpha, beta)
 
 
-@check_comparative.wrong("l07.alpha_swapped")
+@check_comparative_prompt.wrong("l07.alpha_swapped")
 def _(e_i, e_j, t_ij, alpha, beta=1.0):
-    return comparative(e_i, e_j, t_ij, 1 - alpha, beta)
+    return comparative_prompt(e_i, e_j, t_ij, 1 - alpha, beta)
 
 
-@check_comparative.wrong("l07.beta_ignored")
+@check_comparative_prompt.wrong("l07.beta_ignored")
 def _(e_i, e_j, t_ij, alpha, beta=1.0):
-    return comparative(e_i, e_j, t_ij, alpha)
+    return comparative_prompt(e_i, e_j, t_ij, alpha)
