@@ -252,7 +252,7 @@ def test_two_steps_of_fine_tuning_are_those_computed_by_hand(prediction_type, sn
         rows = clear[name]
         torch.testing.assert_close(after[rows], want.detach()[rows], rtol=0, atol=4e-5)
         compared += int(rows.sum())
-    assert compared > 0.8 * sum(p.numel() for p in unet.parameters())
+    assert compared > 0.7 * sum(p.numel() for p in unet.parameters())
 
 
 def test_training_lowers_the_loss_and_draws_what_the_weights_say(pipe):
