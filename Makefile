@@ -11,17 +11,19 @@
 #   CONSTRAINTS      the file of exact versions
 #   JOBS             lessons that run side by side
 #   PYTEST_ARGS      more arguments for pytest
-#   LAB_ARGS         more arguments for JupyterLab, for instance --no-browser --port=8890
+#   MUTMUT_ARGS      more arguments for mutmut run, for instance "labkit.dpo.equations*"
+#   LAB_ARGS         arguments for labkit lab and JupyterLab, for instance --lang ja --no-browser --port=8890
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help course gpu smoke test check lab bench train install clean
+.PHONY: help mutants course gpu smoke test check lab update bench train install clean
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 LABKIT_PIP_ARGS ?=
 JOBS ?=
 PYTEST_ARGS ?=
+MUTMUT_ARGS ?=
 LAB_ARGS ?=
 
 VENV := .venv
@@ -52,7 +54,10 @@ smoke: $(VENV)/.installed-test ## run all lessons at their smallest, solved and 
 
 # pytest comes last, so that its summary closes the output.
 test: check smoke ## lints, drift gate, smoke lanes, pytest / 全テスト
-	$(VENV_PYTHON) -m pytest --durations=15 $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(or $(JOBS),2) --dist loadfile --durations=15 $(PYTEST_ARGS)
+
+mutants: $(VENV)/.installed-test ## change the equations one by one: does a test notice? / 式を1つずつ壊して検出できるか確認
+	OMP_NUM_THREADS=1 $(VENV)/bin/mutmut run $(MUTMUT_ARGS)
 
 check: $(VENV)/.installed-test ## ruff, the course's own lints, generated files up to date / 静的検査
 	$(VENV)/bin/ruff check
@@ -60,10 +65,11 @@ check: $(VENV)/.installed-test ## ruff, the course's own lints, generated files 
 	$(LABKIT) lint
 	$(LABKIT) build --check
 
-lab: $(VENV)/.installed-course ## open the lessons in JupyterLab on this machine / JupyterLabでレッスンを開く
-	LABKIT_RESULTS="$${LABKIT_RESULTS:-$(CURDIR)/build/results}" $(VENV)/bin/jupyter lab --ip=127.0.0.1 \
-	  --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \
-	  $$(test "$$(id -u)" != 0 || echo --allow-root) $(LAB_ARGS) notebooks
+lab: $(VENV)/.installed-course ## open your own copies of the lessons, work/, in JupyterLab / 自分用のコピー(work/)をJupyterLabで開く
+	@$(LABKIT) lab $(LAB_ARGS)
+
+update: $(VENV)/.installed-course ## bring new and changed lessons into work/ / 新しいレッスンを work/ に取り込む
+	@$(LABKIT) update
 
 bench: $(VENV)/.installed-bench ## measure speed and memory against peers / 速度・メモリの比較測定
 	$(VENV_PYTHON) -m pytest tests/benchmarks -s $(PYTEST_ARGS)

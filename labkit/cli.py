@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import importlib
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from labkit import __version__
 
 # command -> (module:function that registers it with add_subparsers, line in the overview)
 COMMANDS: dict[str, tuple[str, str]] = {
+    "lab": ("labkit.course.workspace:add_lab_parser", "open your own copies of the lessons in JupyterLab"),
+    "update": ("labkit.course.workspace:add_update_parser", "bring new and changed lessons into your copies"),
     "env": ("labkit.envcheck:add_parser", "check this machine: Python, packages, GPU, fonts, disk"),
     "run": ("labkit.authoring.run:add_parser", "execute lessons and judge them"),
     "build": ("labkit.authoring.commands:add_build_parser", "make the notebooks from notebooks/src"),
@@ -20,10 +23,24 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "claims": ("labkit.course.ledger:add_parser", "show which claims of the papers were reproduced"),
 }
 
+# What the tables show where the output's encoding (cp932, cp1252, ASCII) lacks a sign; anything else becomes "?".
+SUBSTITUTES = {"✓": "+", "✗": "x", "…": "...", "▸": ">", "●": "*", "○": ".", "–": "-", "−": "-", "×": "x"}
+
+
+def substitute(error: UnicodeError) -> tuple[str, int]:
+    """Error handler for `codecs`: a text for what cannot be encoded, and where to go on. Decoding errors are raised."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(SUBSTITUTES.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Unknown commands and `--help` exit as argparse does (2 and 0)."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    codecs.register_error("labkit", substitute)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="labkit")
     # With this package, jsonschema (imported by nbformat) compiles a grammar of web addresses: 2 s for nothing here.
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     asked = next((word for word in argv if not word.startswith("-")), None)
@@ -38,7 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             getattr(importlib.import_module(module), register)(subparsers)
         else:
             subparsers.add_parser(name, help=line, add_help=False)
-    args = parser.parse_args(argv)
+    args, more = parser.parse_known_args(argv)
+    if hasattr(args, "passed_on"):  # the command hands what labkit does not know to another program
+        args.passed_on = more
+    elif more:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
     try:
         return int(args.func(args) or 0)
     except KeyboardInterrupt:

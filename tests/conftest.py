@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-MAX_THREADS = 2
+MAX_THREADS = 2  # asked for with OMP_NUM_THREADS; else one: on tiny models a second mostly waits, and burns CPU
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 # Set before any test imports torch, matplotlib or the Hugging Face libraries; subprocesses inherit all of it.
-for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    _value = os.environ.get(_name, "")
-    os.environ[_name] = str(min(int(_value), MAX_THREADS)) if _value.isdigit() else str(MAX_THREADS)
+_asked = os.environ.get("OMP_NUM_THREADS", "")
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # alike: PyTorch obeys MKL's before OMP's
+    os.environ[_name] = str(min(int(_asked), MAX_THREADS)) if _asked.isdigit() else "1"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"

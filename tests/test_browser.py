@@ -1,11 +1,13 @@
-"""Widgets in a real browser: JupyterLab in Japanese and English, run all cells, move a control, see another picture.
+"""In a real browser: widgets and a learner's evening in JupyterLab, in both languages, and pages that run no script.
 
 Needs a Chromium on the machine (fixture `browser_path` in conftest.py); nothing is downloaded. Screenshots are kept in
 the folder that LABKIT_SCREENSHOTS names, if it is set.
 """
 
+import hashlib
 import json
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -15,8 +17,11 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from payloads import PAYLOADS, spoiled_ledger, spoiled_notebook, spoiled_report
 
-from labkit.course.manifest import ROOT
+from labkit.course.i18n import t
+from labkit.course.manifest import ROOT, Project
+from labkit.course.render import POLICY
 
 pytestmark = pytest.mark.browser
 
@@ -50,12 +55,10 @@ def notebooks():
     return cases
 
 
-class Lab:
-    """A JupyterLab of its own: free port, token, settings and home in a temporary folder."""
+class Server:
+    """A JupyterLab that has been started: free port, token, Jupyter's and the learner's folders in a temporary one."""
 
-    def __init__(self, folder):
-        self.root, self.settings = folder / "root", folder / "settings"
-        self.root.mkdir()
+    def __init__(self, folder, command, **environment):
         self.log = (folder / "lab.log").open("w+")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -66,26 +69,23 @@ class Lab:
             env[f"JUPYTER_{name}"] = str(folder / name.lower())
         paths = [str(ROOT), *filter(None, [env.get("PYTHONPATH")])]
         env.update(
-            JUPYTERLAB_SETTINGS_DIR=str(self.settings),
-            JUPYTERLAB_WORKSPACES_DIR=str(folder / "workspaces"),
             IPYTHONDIR=str(folder / "ipython"),
+            LABKIT_HOME=str(folder / "home"),
+            LABKIT_RESULTS=str(folder / "results"),
             PYTHONPATH=os.pathsep.join(paths),
             PYDEVD_DISABLE_FILE_VALIDATION="1",
         )
         options = {
-            "ServerApp.ip": "127.0.0.1",
             "ServerApp.port": self.port,
             "ServerApp.port_retries": 0,
-            "ServerApp.root_dir": self.root,
             "ServerApp.open_browser": False,
-            "ServerApp.allow_root": True,
             "IdentityProvider.token": self.token,
             "LabApp.expose_app_in_browser": True,
-            "LabApp.news_url": "None",
-            "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
         }
-        command = [sys.executable, "-m", "jupyterlab", *(f"--{name}={value}" for name, value in options.items())]
-        self.process = subprocess.Popen(command, cwd=self.root, env=env, stdout=self.log, stderr=subprocess.STDOUT)
+        command = [sys.executable, "-m", *command, *(f"--{name}={value}" for name, value in options.items())]
+        self.process = subprocess.Popen(
+            command, cwd=folder, env={**env, **environment}, stdout=self.log, stderr=subprocess.STDOUT
+        )
 
     def wait(self, seconds=180):
         end = time.monotonic() + seconds
@@ -98,19 +98,13 @@ class Lab:
                     return self
             except OSError:
                 time.sleep(0.2)
-        self.log.seek(0)
-        raise AssertionError(f"JupyterLab did not start:\n{self.log.read()[-3000:]}")
+        raise AssertionError(f"JupyterLab did not start:\n{self.said()[-3000:]}")
+
+    def said(self):
+        return Path(self.log.name).read_text(encoding="utf-8")
 
     def url(self, path):
         return f"http://127.0.0.1:{self.port}/{path}?token={self.token}"
-
-    def speak(self, lang):
-        """Settings are read when a page is loaded."""
-        for plugin, values in SETTINGS.items():
-            path = self.settings / f"{plugin}.jupyterlab-settings"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(values).replace("{locale}", LOCALES[lang])
-            path.write_text(text, encoding="utf-8")
 
     def stop(self):
         self.process.terminate()
@@ -120,6 +114,32 @@ class Lab:
             self.process.kill()
             self.process.wait()
         self.log.close()
+
+
+class Lab(Server):
+    """JupyterLab over a folder `root`, with settings that a test writes."""
+
+    def __init__(self, folder):
+        self.root, self.settings = folder / "root", folder / "settings"
+        self.root.mkdir()
+        options = {
+            "ServerApp.ip": "127.0.0.1",
+            "ServerApp.root_dir": self.root,
+            "ServerApp.allow_root": True,
+            "LabApp.news_url": "None",
+            "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
+        }
+        own = {"JUPYTERLAB_SETTINGS_DIR": self.settings, "JUPYTERLAB_WORKSPACES_DIR": folder / "workspaces"}
+        command = ["jupyterlab", *(f"--{name}={value}" for name, value in options.items())]
+        super().__init__(folder, command, **{name: str(value) for name, value in own.items()})
+
+    def speak(self, lang):
+        """Settings are read when a page is loaded."""
+        for plugin, values in SETTINGS.items():
+            path = self.settings / f"{plugin}.jupyterlab-settings"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(values).replace("{locale}", LOCALES[lang])
+            path.write_text(text, encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -160,10 +180,7 @@ def opened(browser, lab, request, notebook, lang):
         page.wait_for_function(READY)
         yield page
     finally:
-        folder = os.environ.get("LABKIT_SCREENSHOTS")
-        if folder:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            page.screenshot(path=Path(folder) / f"{request.node.callspec.id}.png")
+        keep_screenshot(page, request.node.callspec.id)
         page.evaluate("() => {window.jupyterapp?.serviceManager.sessions.shutdownAll(); return 0}")
         page.close()
 
@@ -227,3 +244,170 @@ def test_moving_a_widget_shows_another_picture(opened, lang):
     assert image.evaluate("image => image.complete && image.naturalWidth > 50")
     assert len(image.get_attribute("alt")) > 5
     assert still.get_attribute("src") == first  # it stays for comparison
+
+
+# ---- a learner's evening --------------------------------------------------------------------------------------------
+
+# In the page: the notebook in front, its cells by id, and what a cell shows.
+FIND = "const cells = window.jupyterapp.shell.currentWidget.content.widgets;"
+CELLS = f"""() => {{ {FIND} return cells.map(cell => ({{
+    id: cell.model.sharedModel.id, type: cell.model.type, tags: cell.model.getMetadata("tags") ?? [],
+    exercise: cell.model.getMetadata("labkit")?.exercise }})) }}"""
+WRITE = f"([at, text]) => {{ {FIND} cells[at].model.sharedModel.setSource(text) }}"
+RUN = f"""async at => {{ {FIND}
+    const notebook = window.jupyterapp.shell.currentWidget.content;
+    notebook.deselectAll(); notebook.activeCellIndex = at;
+    await window.jupyterapp.commands.execute("notebook:run-cell");
+    return cells[at].outputArea?.node.innerText ?? ""; }}"""
+SAVE = "async () => { await window.jupyterapp.commands.execute('docmanager:save') }"
+
+
+def evening_lesson(lang):
+    """(path of the first lesson's source, its solution edition in the language)."""
+    from labkit.authoring.notebook import Course
+
+    path = Project().source_files()[0]
+    return path, json.loads(Course.of(Project()).notebook(path, lang, "solution"))
+
+
+def checksums(folder):
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*.ipynb"))}
+
+
+def keep_screenshot(page, name):
+    folder = os.environ.get("LABKIT_SCREENSHOTS")
+    if folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=Path(folder) / f"{name}.png")
+
+
+@pytest.fixture
+def evening(browser, tmp_path, lang):
+    """(server, page): `labkit lab` in a folder of its own, as a learner sees it after the command; kernel ready."""
+    pytest.importorskip("jupyterlab", reason="jupyterlab is not installed")
+    command = ["labkit.cli", "lab", "--lang", lang, "--folder", str(tmp_path / "work"), "--no-browser"]
+    server = Server(tmp_path, command)
+    page = browser.new_page(viewport={"width": 1280, "height": 1500}, locale=lang)
+    page.set_default_timeout(PATIENCE)
+    try:
+        page.goto(server.wait().url(""))
+        page.wait_for_function(READY)
+        yield server, page
+    finally:
+        keep_screenshot(page, f"evening-{lang}")
+        page.close()
+        server.stop()
+
+
+@pytest.mark.parametrize("lang", list(LOCALES))
+def test_an_evening_of_a_learner_a_wrong_answer_a_hint_the_right_one_a_restart(evening, tmp_path, lang):
+    server, page = evening
+    path, solution = evening_lesson(lang)
+    mine = tmp_path / "work" / lang / f"{path.stem}.ipynb"
+    tracked = checksums(ROOT / "notebooks")
+    command = ["labkit.cli", "run", path.name[:2], "--tier", "smoke", "--lang", lang, "--output", str(tmp_path / "run")]
+    beside = subprocess.Popen(
+        [sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        # JupyterLab is in the learner's language, with the first lesson in front, and asks nothing.
+        assert page.locator("#jp-MainMenu").get_by_text(FILE_MENU[lang], exact=True).count() == 1
+        in_front = page.evaluate("() => window.jupyterapp.shell.currentWidget.context.path")
+        assert in_front == f"{lang}/{path.stem}.ipynb"
+        assert page.locator(".jp-Dialog, .jp-toast-button").count() == 0
+
+        cells = page.evaluate(CELLS)
+        at = next(index for index, cell in enumerate(cells) if cell["exercise"])
+        check = next(index for index, cell in enumerate(cells) if index > at and "check" in cell["tags"])
+        name = cells[at]["exercise"]
+        right = next("".join(cell["source"]) for cell in solution["cells"] if cell["id"] == cells[at]["id"])
+        wrong = re.sub(r"(def .+:)\n(?s:.*)", r"\1\n    return []", right)
+        assert wrong != right
+
+        def run_all_above():
+            for index, cell in enumerate(cells[:at]):
+                if cell["type"] == "code":
+                    page.evaluate(RUN, index)
+
+        def answer(text):
+            """Write an answer, run it and its check; what the check shows."""
+            page.evaluate(WRITE, [at, text])
+            page.evaluate(RUN, at)
+            return page.evaluate(RUN, check)
+
+        passed, failed = (shown(key, lang, name) for key in ("check.passed", "check.title_failed"))
+        run_all_above()
+        for shown_text in (answer(wrong), answer(wrong)):
+            assert failed in shown_text and passed not in shown_text, shown_text
+        assert passed not in page.evaluate(RUN, check)  # the reference that the lesson lent is no answer
+        page.evaluate("() => { window.jupyterapp.commands.execute('notebook:insert-cell-below'); return 0 }")
+        page.evaluate(WRITE, [check + 1, f'lab.hint("{name}")'])
+        assert shown("help.hint_title", lang, name, level=1) in page.evaluate(RUN, check + 1)
+        shown_text = answer(right)
+        assert passed in shown_text and failed not in shown_text, shown_text
+        page.evaluate(SAVE)
+
+        # The next day: a fresh kernel, the answer still there.
+        page.evaluate("() => { window.jupyterapp.commands.execute('notebook:restart-kernel'); return 0 }")
+        page.locator(".jp-Dialog button.jp-mod-accept").click()
+        page.wait_for_function(READY)
+        run_all_above()
+        page.evaluate(RUN, at)
+        assert passed in page.evaluate(RUN, check)
+        page.evaluate(SAVE)
+
+        saved = checksums(tmp_path / "work")
+        answers = [
+            cell for cell in json.loads(mine.read_text(encoding="utf-8"))["cells"] if cell["id"] == cells[at]["id"]
+        ]
+        assert "".join(answers[0]["source"]) == right
+        output, _ = beside.communicate(timeout=600)
+        assert beside.returncode == 0, output
+        assert checksums(tmp_path / "work") == saved and checksums(ROOT / "notebooks") == tracked
+    finally:
+        beside.kill()
+        beside.wait()
+
+
+def shown(key, lang, name, **values):
+    """The part of a message that is there whatever the counts in it are, as a page shows it."""
+    text = t(key, lang=lang, name=name, steps="{steps}", **values)
+    return text.split("{steps}")[0].rstrip(" (").replace("`", "")
+
+
+# ---- pages -----------------------------------------------------------------------------------------------------------
+
+
+# Whatever can be clicked or pointed at, without ordinary links, which lead to other pages.
+CLICK = """() => { for (const one of document.querySelectorAll("a, button, summary, div")) {
+    if (!one.getAttribute("href")?.match(/^(https?:|[^:#]+$)/))
+        one.dispatchEvent(new MouseEvent("click", {bubbles: true, cancelable: true, view: window}));
+    one.dispatchEvent(new Event("mouseover")); } }"""
+
+
+def test_a_real_browser_runs_no_script_of_our_pages_and_loads_nothing(browser, tmp_path):
+    hits, requests = [], []
+    page = browser.new_page()
+    page.expose_function("hit", lambda: hits.append(1))
+    page.on("request", lambda request: requests.append(request.url))
+
+    def opened(text):
+        """Open a page and click on whatever it has; (scripts that ran, addresses that were asked for)."""
+        file = tmp_path / "page.html"
+        file.write_text(text, encoding="utf-8")
+        hits.clear(), requests.clear()
+        page.goto(file.as_uri())
+        page.evaluate(CLICK)
+        page.wait_for_timeout(10)
+        asked = [url for url in requests if not url.startswith(("data:", file.as_uri()))]
+        return len(hits), asked
+
+    naked = "<!doctype html><html><head>{}</head><body>{}</body></html>"
+    dangerous = ["<script>hit()</script>", "<img src=x onerror=hit()>", "<svg/onload=hit()>"]
+    assert all(opened(naked.format("", payload))[0] for payload in dangerous)  # this test can fail
+    for payload in PAYLOADS:
+        for text in (spoiled_notebook(payload), spoiled_report(payload, tmp_path), spoiled_ledger(payload)):
+            assert POLICY in text
+            assert opened(text.replace(POLICY, "")) == (0, []), payload  # the markup alone is harmless
+        assert opened(naked.format(POLICY, payload))[0] == 0, payload  # and the policy alone is enough
+    page.close()

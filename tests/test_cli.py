@@ -1,5 +1,7 @@
 """The `labkit` command: every subcommand is there, loads only what it needs, and the environment check tells cures."""
 
+import codecs
+import json
 import os
 import subprocess
 import sys
@@ -61,6 +63,43 @@ class TestCommands:
 
         monkeypatch.setattr(envcheck, "main", interrupted)
         assert cli.main(["env"]) == 130
+
+
+class TestEncodings:
+    """Windows writes to files and pipes in cp932 (Japan) or cp1252; a bare Linux container writes ASCII."""
+
+    @staticmethod
+    def labkit(*words, encoding, home):
+        environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "LABKIT_HOME": str(home)}
+        command = [sys.executable, "-m", "labkit.cli", *words]
+        done = subprocess.run(command, capture_output=True, cwd=ROOT, env=environment)
+        assert b"UnicodeEncodeError" not in done.stderr, done.stderr.decode("ascii", "replace")
+        return done.returncode, done.stdout.decode(encoding)
+
+    @pytest.mark.parametrize("encoding", ["cp932", "cp1252", "ascii"])
+    def test_every_command_that_shows_signs_writes_in_every_encoding(self, encoding, tmp_path):
+        where = {"encoding": encoding, "home": tmp_path}
+        for lang in ("en", "ja"):
+            code, out = self.labkit("progress", "--lang", lang, **where)
+            assert code == 0 and "l01.add_noise" in out
+            code, out = self.labkit("claims", "--lang", lang, "--results", str(tmp_path), **where)
+            assert code == 0 and "l04." in out
+        code, out = self.labkit("env", "--lang", "ja", **where)
+        assert code in (0, 1) and "+ Python" in out
+        code, out = self.labkit("--help", **where)  # its description is in both languages
+        assert code == 0 and "stamp" in out
+        assert "拡散モデル" in out if encoding == "cp932" else "????" in out
+
+    @pytest.mark.parametrize(
+        ("encoding", "text"), [("cp932", "+ 眼鏡 … ●○"), ("cp1252", "+ ?? … *."), ("ascii", "+ ?? ... *.")]
+    )
+    def test_signs_have_substitutes_where_they_are_missing_only(self, encoding, text):
+        codecs.register_error("labkit", cli.substitute)
+        assert "✓ 眼鏡 … ●○".encode(encoding, "labkit").decode(encoding) == text
+
+    def test_json_keeps_every_text_in_every_encoding(self, tmp_path):
+        code, out = self.labkit("claims", "--json", "--results", str(tmp_path), encoding="ascii", home=tmp_path)
+        assert code == 0 and all("?" * 3 not in row["statement"]["ja"] for row in json.loads(out))
 
 
 class TestEnvironment:

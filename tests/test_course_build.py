@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 
 from labkit.authoring import build, commands
 from labkit.authoring.notebook import unwrapped
-from labkit.authoring.regions import RegionError, in_language, solution_code, student_code
+from labkit.authoring.regions import RegionError, in_language, one_sided, only_language, solution_code, student_code
 from labkit.authoring.source import SourceError, parse_source, read_source, reconcile, stale_pairs, write_source
 from labkit.course.manifest import ManifestError, Project, load_lesson
 from labkit.course.yamlfile import YamlError
+from tests.test_course_wording import masked
 
 SAMPLE = Path(__file__).parent / "data" / "course"
 STEM = "00_hello"
@@ -99,14 +100,26 @@ def test_every_code_cell_of_every_edition_is_python(project):
                 compile(cell.source, cell.id, "exec")
 
 
-def test_code_is_the_same_in_both_languages_but_for_comments_and_parameters(project):
+@pytest.mark.parametrize("edition", ["student", "solution"])
+def test_code_is_the_same_in_both_languages_but_for_texts_and_comments(project, edition):
     build.build(project)
-    en, ja = (cells_of(project, lang, "solution") for lang in ("en", "ja"))
-    for uid in ("setup", "noise-check", "quiz", "progress", "claim"):
-        assert en[uid] == ja[uid]
-    for uid in ("noise", "weights", "plot"):
-        assert re.sub(r"^# .*$", "", en[uid], flags=re.M) == re.sub(r"^# .*$", "", ja[uid], flags=re.M)
-        assert en[uid] != ja[uid]
+    en, ja = (cells_of(project, lang, edition) for lang in ("en", "ja"))
+    assert en.keys() == ja.keys()
+    code = [uid for uid in en if uid in {cell.uid for cell in read_source(source_of(project)).code_cells}]
+    assert len(code) == 8 and all(masked(en[uid]) == masked(ja[uid]) for uid in code)
+    assert {uid for uid in code if en[uid] != ja[uid]} == {"parameters", "noise", "weights", "plot"}
+
+
+def test_texts_stand_in_the_cells_as_words(project):
+    edit(source_of(project), 'lab.t("l00.x")', 't("l00.x") + t(key)')
+    build.build(project)
+    for lang, title, x in (("en", "Signal and noise at 0.5", "Position"), ("ja", "時刻 0.5 での信号とノイズ", "位置")):
+        plot = cells_of(project, lang, "student")["plot"]
+        assert f'axes.set_title("{title}")' in plot and f'axes.set_xlabel("{x}" + t(key))' in plot
+        assert "import start, t\n" in cells_of(project, lang, "student")["setup"]  # t(key) needs it
+    edit(source_of(project), " + t(key)", "")
+    build.build(project)
+    assert "import start\n" in cells_of(project, "ja", "solution")["setup"]
 
 
 def test_the_parameters_cell_carries_the_language_of_its_edition(project):
@@ -125,11 +138,11 @@ def test_students_get_stubs_and_teachers_get_solutions(project):
         student, solution = (cells_of(project, lang, edition) for edition in ("student", "solution"))
         assert "(1 - alpha_bar) ** 0.5" not in "\n".join(student.values())
         assert "return signal + (1 - alpha_bar) ** 0.5 * noise" in solution["noise"]
-        assert student["noise"].endswith("    return None") and '"""Mix x0 and noise' in student["noise"]
+        assert student["noise"].endswith("    return None") and '"""' in student["noise"]
         assert "weights = None" in student["weights"] and "weights = None" not in solution["weights"]
         assert "teaching" in solution and "teaching" not in student
         for text in [*student.values(), *solution.values()]:
-            assert not re.search("BEGIN (SOLUTION|STUB)|END (SOLUTION|STUB)", text)
+            assert not re.search("(BEGIN|END) SOLUTION", text)
 
 
 def test_an_unsolved_edition_runs_on(project):
@@ -142,8 +155,8 @@ def test_an_unsolved_edition_runs_on(project):
         quiz=print,
         predict=print,
         claim=lambda *args, **kwargs: None,
-        check=lambda id, obj: used.append((id, obj)),
-        use=lambda id, obj: [0.8, 0.6] if id == "weights" else lambda *args: 1.0,
+        check=lambda id: used.append((id, names[id])),
+        use=lambda id: [0.8, 0.6] if id == "weights" else lambda *args: 1.0,
     )
     names = {"lab": lab, "seed": 0, "t": lambda key, **_: key}
     cells = cells_of(project, "ja", "student")
@@ -159,7 +172,8 @@ def test_header_and_footer_state_the_facts_in_their_language(project):
     assert en["header"].startswith("# 00 · Hello noise\n") and ja["header"].startswith("# 00 · はじめてのノイズ\n")
     assert "| Running time | 6 s | 1.5 min | not measured |" in en["header"]
     assert "| 実行時間 | 6 秒 | 1.5 分 | 未計測 |" in ja["header"]
-    assert "[日本語](../ja/00_hello.ipynb)" in en["header"] and "[English](../en/00_hello.ipynb)" in ja["header"]
+    assert "\n\n日本語: `notebooks/ja/00_hello.ipynb`\n" in en["header"]
+    assert "\n\nEnglish: `notebooks/en/00_hello.ipynb`\n" in ja["header"]
     assert "**Last checked:** 2026-11-22 (Python 3.11, torch 2.13.0)" in en["header"]
     assert "**Exercises:** 2, about 15 minutes" in en["header"] and "**課題:** 2 問(目安 15 分)" in ja["header"]
     assert "colab" not in en["header"].lower()
@@ -176,17 +190,35 @@ def test_exercises_carry_difficulty_importance_and_minutes(project):
     assert ja == "# 課題 add_noise · 難易度 ●●○○○ · 重要度 ●●●●● · 目安 10 分"
 
 
-def test_every_relative_link_of_both_editions_leads_somewhere(project):
-    edit(source_of(project), "equation 4).", "equation 4; [licence](../../LICENSE)).")
-    edit(source_of(project), "の式 4)。", "の式 4、[ライセンス](../../LICENSE))。")
-    for name in ("LICENSE", "LICENSE-text"):
-        (project.root / name).write_text("x")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+@pytest.mark.parametrize("repo", ["", "octo-cat/course"])
+def test_links_lead_to_notebooks_of_the_same_folder_or_to_full_addresses(project, repo):
+    edit(project.stamp, 'repo: ""', f'repo: "{repo}"')
     build.build(project)
     for lang, edition in EDITIONS:
-        path = project.notebook(STEM, lang, edition)
-        for text in cells_of(project, lang, edition).values():
-            for target in re.findall(r"\]\(([^):]+)\)", text):
-                assert (path.parent / target).exists(), (lang, edition, target)
+        folder = project.notebook(STEM, lang, edition).parent
+        for stem in (STEM, "01_again"):
+            cells = cells_of(project, lang, edition, stem)
+            targets = [target for text in cells.values() for target in LINK.findall(text)]
+            near = [target for target in targets if not target.startswith("https://")]
+            assert near and all("/" not in target and (folder / target).exists() for target in near), near
+            assert "../" not in cells["header"] + cells["footer"]
+        far = {target for uid in ("header", "footer") for target in LINK.findall(cells_of(project, lang, edition)[uid])}
+        blob, other_lang = "https://github.com/octo-cat/course/blob/main/", "ja" if lang == "en" else "en"
+        names = ("LICENSE", "LICENSE-text", f"notebooks/src/{STEM}.py", f"notebooks/{other_lang}/{STEM}.ipynb")
+        assert {target for target in far if target.startswith(blob)} == (
+            {blob + name for name in names} if repo else set()
+        )
+
+
+@pytest.mark.parametrize("path", Project().source_files(), ids=lambda path: path.name)
+def test_lessons_link_to_other_lessons_or_to_full_addresses(path):
+    stems = {source.stem for source in Project().source_files()}
+    for cell in read_source(path).cells:
+        for target in LINK.findall(cell.source) if cell.kind == "markdown" else []:
+            assert target.startswith(("https://", "#", "attachment:")) or target.partition(".ipynb")[0] in stems, target
 
 
 # ---- writing only what changed -------------------------------------------------------------------------------------
@@ -313,6 +345,7 @@ def test_reading_and_writing_a_source_gives_it_back(path):
 
 
 _LINES = st.text(st.sampled_from("ab $\\_#%{}[]()`\"'=:。ノ-"), max_size=24).map(str.strip)
+_LINES = _LINES.filter(lambda line: not line.startswith("%%"))  # such a line begins a cell
 _TEXTS = st.lists(_LINES, min_size=1, max_size=4).map("\n".join).filter(str.strip)
 
 
@@ -403,11 +436,6 @@ STUBS = {
         "class A:\n    k = 1\n    def f(self):\n        # HERE\n        return None\n",
     ),
     "nothing but a call": ("# BEGIN SOLUTION\nprint(1)\n# END SOLUTION\nx = 1", "# HERE\npass\nx = 1"),
-    "a stub region": (
-        "def f(x):\n    # BEGIN SOLUTION\n    return x\n    # END SOLUTION\n    # BEGIN STUB\n"
-        "    # #en: half of x\n    # #ja: x の半分\n    # half = None\n    #\n    # return half\n    # END STUB\n",
-        "def f(x):\n    # half of x\n    half = None\n\n    return half\n",
-    ),
 }
 
 
@@ -420,8 +448,8 @@ def test_stubs(name):
 
 
 def test_the_solution_edition_has_neither_markers_nor_stubs():
-    code = STUBS["a stub region"][0]
-    assert solution_code(code, "en") == "def f(x):\n    return x\n"
+    code = STUBS["inside a function"][0]
+    assert solution_code(code, "en") == "def f(x):\n    y = x\n    return y\n"
 
 
 def test_two_regions_in_one_cell_have_a_stub_each():
@@ -436,10 +464,7 @@ def test_two_regions_in_one_cell_have_a_stub_each():
         ("# BEGIN SOLUTION\nx = 1", "without END", 0),
         ("x = 1\n# END SOLUTION", "inside or outside", 1),
         ("# BEGIN SOLUTION\n# BEGIN SOLUTION\n# END SOLUTION", "inside or outside", 1),
-        ("# BEGIN SOLUTION\nx = 1\n# END STUB", "ends a solution", 2),
-        ("x = 1\n# BEGIN STUB\n# x = 2\n# END STUB", "without a solution", 1),
-        ("# BEGIN SOLUTION\nx = 1\n# END SOLUTION\n# BEGIN STUB\nx = 2\n# END STUB", "not commented out", 4),
-        ("# BEGIN SOLUTION\nclass A:\n    pass\n# END SOLUTION", "hand-written stub", 1),
+        ("# BEGIN SOLUTION\nclass A:\n    pass\n# END SOLUTION", "a class as a whole has no stub", 1),
         ("# BEGIN SOLUTION\n# only words\n# END SOLUTION", "no statement", 0),
     ],
 )
@@ -453,6 +478,24 @@ def test_comment_lines_of_one_language_stay_in_it():
     code = "x = 1\n#en: one\n# ja: 一\n    # en: in a block\ny = 2  # en: not a comment line"
     assert in_language(code, "en") == "x = 1\n# one\n    # in a block\ny = 2  # en: not a comment line"
     assert in_language(code, "ja") == "x = 1\n# 一\ny = 2  # en: not a comment line"
+    assert in_language("x = 1\n# en: one\n# ja: 一", "ja") == "x = 1\n# 一"
+
+
+def test_docstrings_of_one_language_stay_in_it():
+    code = (
+        'def f(x):\n    """en: One line.\n    ja: 一行目。\n\n      二行目。\n    """\n    return x\n\n\n'
+        'def g():\n    """Shared."""\n\n\ndef h():\n    """en: Two.\n\n    Lines.\n    ja: 二行。\n    """'
+    )
+    shared = 'def g():\n    """Shared."""\n\n\n'
+    assert in_language(code, "en") == (
+        f'def f(x):\n    """One line."""\n    return x\n\n\n{shared}def h():\n    """Two.\n\n    Lines.\n    """'
+    )
+    assert in_language(code, "ja") == (
+        f'def f(x):\n    """一行目。\n\n      二行目。\n    """\n    return x\n\n\n{shared}def h():\n    """二行。"""'
+    )
+    assert [line.strip() for line in only_language(code, "ja").split("\n")][2:6] == ["一行目。", "", "二行目。", ""]
+    assert one_sided(code) == [(10, "ja")]
+    assert one_sided("# en: one\nx = 1\n# ja: 二\n# en: two") == [(0, "ja")]
 
 
 # ---- what cannot be built ------------------------------------------------------------------------------------------
@@ -548,18 +591,22 @@ def test_lesson_yaml_is_read_into_a_lesson(project):
     ("old", "new", "reason"),
     [
         ('number: "00"', "number: 00", "two digits in quotes"),
-        ('number: "00"', 'number: "02"', "in the folder l00"),
-        ("title: {en: Hello noise, ja: はじめてのノイズ}", "title: {en: Hello noise}", "title has no 'ja'"),
-        ("  en: [mix a signal", "  en: [twice, mix a signal", "2 objectives in en, 1 in ja"),
+        ('number: "00"', 'number: "02"', "expected the number of the folder l00"),
+        (
+            "title: {en: Hello noise, ja: はじめてのノイズ}",
+            "title: {en: Hello noise}",
+            "title is {'en': 'Hello noise'}; expected {en: text, ja: text}",
+        ),
+        ("  en: [mix a signal", "  en: [twice, mix a signal", "as many texts in each language, found 2 in en, 1 in ja"),
         ("minutes: {smoke: 0.1, cpu: 1.5, gpu: null}", "minutes: {smoke: 0.1, cpu: 0}", "minutes.cpu is 0"),
-        ("gpu: 64}", "}", "sizes.images lacks a tier"),
-        ("difficulty: 2", "difficulty: 6", "difficulty of exercise 'l00.add_noise' is 6"),
-        (", minutes: 10}", "}", "exactly id, difficulty, importance and minutes"),
-        ("id: l00.weights", "id: l00.add_noise", "stands here twice"),
+        ("gpu: 64}", "}", "or one for each of smoke, cpu, gpu"),
+        ("difficulty: 2", "difficulty: 6", "exercises.0.difficulty is 6; expected a whole number from 1 to 5"),
+        (", minutes: 10}", "}", "exercises.0.minutes is missing; fields are id, difficulty, importance, minutes"),
+        ("id: l00.weights", "id: l00.add_noise", "l00.add_noise must appear once only; rename one"),
         ("date: 2026-11-22", "day: 2026-11-22", "last_checked is"),
         ("name: hello", "name: hello\ncolour: red", "unknown key 'colour'"),
-        ("last_checked:", "last_check:", "'last_checked' is missing"),
-        ("references:", 'prerequisites: ["09"]\nreferences:', "prerequisite '09' is no lesson"),
+        ("last_checked:", "last_check:", "last_checked is missing; fields are number, name, title, "),
+        ("references:", 'prerequisites: ["09"]\nreferences:', "expected lessons that exist; there is no lesson 09"),
     ],
 )
 def test_an_incomplete_lesson_yaml_names_line_and_cure(project, old, new, reason):

@@ -1,9 +1,11 @@
 """The check engine and the session: whatever a learner hands over, there is a clear answer and the lesson runs on."""
 
 import argparse
+import inspect
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +13,18 @@ import pytest
 import torch
 
 import labkit.course
+import labkit.diffusion
+from labkit.course import feedback, render, start
 from labkit.course import lab as session
-from labkit.course import start
-from labkit.course.checker import MISSING_CELL, TODO, Checker
-from labkit.course.checks import Exercise, exercise, load_exercises, result_texts, run_check
+from labkit.course.answers import lend
+from labkit.course.checker import LENT, MISSING_CELL, NOT_YOURS, TODO, Checker
+from labkit.course.checks import Exercise, exercise, judge, load_exercises, run_check
+from labkit.course.feedback import result_texts
 from labkit.course.i18n import set_language, use_lesson
 from labkit.course.lesson_files import CourseError
 from labkit.course.manifest import ManifestError, Project
 from labkit.course.progressbar import LOG_LINES, clock_text, progress_bar
-from labkit.course.values import brief, diagnose
+from labkit.course.values import brief, call_text, diagnose
 
 FIXTURE = Project(Path(__file__).parent / "data" / "lesson_fixture")
 
@@ -278,10 +283,79 @@ def test_check_shows_the_message_in_the_lessons_language(tmp_path, capsys):
 
 
 def test_failed_checks_offer_the_next_hint_and_then_the_solution(lab, capsys):
-    for offered in ('lab.hint("answer")` (hint 1', "hint 2", "hint 3", 'lab.solution("answer")'):
-        lab.check("answer", torch.zeros(3, 3))
-        assert offered in capsys.readouterr().out
-        lab.hint("answer")
+    for offered in ("lab.hint()` (hint 1", "hint 2", "hint 3", "lab.solution()"):
+        for answer in (torch.zeros(3, 3), None):
+            lab.check("answer", answer)
+            assert offered in capsys.readouterr().out
+        lab.hint()
+
+
+def test_help_without_an_id_is_for_the_exercise_checked_last(lab, capsys):
+    with pytest.raises(CourseError, match=r'lab\.hint\("name"\) with one of add_noise, margin_loss, answer'):
+        lab.hint()
+    lab.check("add_noise", None)
+    lab.check("answer", None)
+    capsys.readouterr()
+    for level in (1, 2, 3, 3):
+        lab.hint()
+        assert f"Hint {level} of 3 for `answer`" in capsys.readouterr().out
+    lab.hint("add_noise")
+    lab.solution()
+    assert "return alpha_bar**0.5 * x0" in capsys.readouterr().out
+    entries = {id: lab.progress.entry("90", "exercises", f"l90.{id}") for id in ("answer", "add_noise")}
+    assert entries == {"answer": {"hints": 3}, "add_noise": {"hints": 1, "solution_seen": True}}
+
+
+@pytest.mark.parametrize("lang", ["en", "ja"])
+def test_buttons_give_one_hint_after_another_and_the_solution(tmp_path, lang):
+    lab = start("90", tier="smoke", lang=lang, project=FIXTURE, home=tmp_path)
+    exercise, seen = lab.exercise("add_noise"), []
+    widget = feedback.help_widget(exercise, 1, lambda **help: seen.append(help))
+    (ask, solve), shown = widget.children[0].children, widget.children[1]
+    for level in (2, 3):
+        assert ask.description == lab.t("help.button_hint", level=level) and not ask.disabled
+        ask.click()
+        assert render.inline(lab.t(f"hint.l90.add_noise.{level}")) in shown.value
+    assert ask.disabled and "Ho et al. 2020" not in shown.value
+    ask.click()
+    solve.click()
+    assert "Ho et al. 2020" in shown.value and solve.disabled
+    assert render.inline(lab.t("hint.l90.add_noise.2")) in shown.value  # what was asked for stays
+    assert seen == [{"hint": 2}, {"hint": 3}, {"solution": True}]
+
+
+def test_buttons_replace_the_line_only_where_they_can_be_drawn(lab, monkeypatch, capsys):
+    drawn = []
+    monkeypatch.setattr(feedback, "widgets_possible", lambda: True)
+    monkeypatch.setattr(feedback, "_draw", lambda widget, line: drawn.append(line))
+    lab.check("answer", None)
+    assert [line.count("lab.hint()") for line in drawn] == [1] and "lab.hint" not in capsys.readouterr().out
+    lab.check("answer", torch.triu(torch.ones(3, 3)))
+    assert len(drawn) == 1
+    lab.interactive = False
+    lab.check("answer", None)
+    assert len(drawn) == 1 and "lab.hint()" in capsys.readouterr().out
+
+
+def test_a_pass_shows_a_number_of_the_learners_own_and_the_reference_beside_their_code(lab, monkeypatch):
+    shown = []
+    monkeypatch.setattr(feedback, "show", lambda html_text, text: shown.append((html_text, text)))
+    lab.check("add_noise", solve)
+    html_text, text = shown[0]
+    assert "`add_noise([1], [2], 0.64) = [2]`" in text
+    summary, *columns = html_text.split("<details")[1].split("<pre")
+    assert lab.t("help.compare") in summary
+    assert "A right answer" in columns[0] and "Ho et al. 2020" in columns[1] and len(columns) == 2
+    lab.check("add_noise", lambda x0, noise, alpha_bar: x0)
+    assert "<details" not in shown[1][0]  # nothing is given away before
+
+
+def test_long_calls_are_not_shown_as_examples(lab):
+    long = make(lambda c, fn: c.hand(c.call(fn, torch.randn(40, 40, generator=c.generator)).sum(), 1600.0))
+    result = run_check(long, torch.ones_like)
+    assert result.ok and result.details["example"] == ""
+    assert call_text("f", solve, (1, 2.5), {"a": [3]}, (4, 0.2)) == "f(1, 2.5, a=[3]) = (4, 0.2)"
+    assert call_text("f", solve, (torch.zeros(40, 40),), {}, 4) == "f(…) = 4"
 
 
 def test_error_message_comes_with_the_first_hint(lab, capsys):
@@ -297,7 +371,9 @@ def test_use_hands_back_the_learners_object_or_the_reference(lab, capsys):
     assert lab.use("add_noise", mine) is mine
     assert "your own `add_noise`" in capsys.readouterr().out
     reference = lab.use("add_noise", None)
-    assert reference is lab.exercise("add_noise").reference
+    assert reference(5.0, 10.0, 0.64) == 0.8 * 5 + 0.6 * 10
+    assert inspect.unwrap(reference) is lab.exercise("add_noise").reference
+    assert lab.use("add_noise", reference) is reference
     assert "reference solution of `add_noise`" in capsys.readouterr().out
     assert torch.equal(lab.use("answer", "wrong"), torch.triu(torch.ones(3, 3)))
 
@@ -313,8 +389,65 @@ def test_name_is_looked_up_in_the_notebook_and_deleted_cells_are_survived(lab, m
     assert lab.check("add_noise").key == MISSING_CELL
     assert "is not defined" in capsys.readouterr().out
     assert lab.use("running_mean") is lab.exercise("running_mean").reference
-    monkeypatch.setattr(sys.modules["__main__"], "RunningMean", lab.exercise("running_mean").reference, raising=False)
-    assert lab.check("running_mean").ok
+
+    class RunningMean:
+        def __init__(self):
+            self.seen = []
+
+        def add(self, value):
+            self.seen.append(value)
+            return sum(self.seen) / len(self.seen)
+
+    monkeypatch.setattr(sys.modules["__main__"], "RunningMean", RunningMean, raising=False)
+    assert lab.check("running_mean").ok and lab.use("running_mean") is RunningMean
+
+
+def solve(x0, noise, alpha_bar):
+    """A right answer for l90.add_noise."""
+    return alpha_bar**0.5 * x0 + (1 - alpha_bar) ** 0.5 * noise
+
+
+def test_what_the_lesson_lent_is_no_answer_under_any_name(lab):
+    lent, cls = lab.use("add_noise", None), lab.use("running_mean", None)
+    reference = lab.exercise("add_noise").reference
+    for obj in (lent, reference, partial(lent), lambda x0, noise, alpha_bar: lent(x0, noise, alpha_bar)):
+        assert lab.check("add_noise", obj).key == LENT, obj
+        assert lab.use("add_noise", obj) is lent
+    for obj in (cls, type("RunningMean", (cls,), {})):
+        assert lab.check("running_mean", obj).key == LENT
+    assert lab.progress.entry("90", "exercises", "l90.add_noise") == {}
+    assert lab.check("add_noise", solve).ok
+
+
+def test_what_labkit_defines_is_no_answer(lab):
+    result = lab.check("add_noise", labkit.diffusion.add_noise)
+    assert (result.key, result.details["got"]) == (NOT_YOURS, "labkit.diffusion.schedule.add_noise")
+    assert not lab.check("running_mean", labkit.course.Lab)
+
+
+def test_a_lent_value_is_no_answer_but_an_equal_one_is(lab):
+    lent = lab.use("answer", None)
+    assert lab.check("answer", lent).key == LENT
+    assert lab.check("answer", lent.clone()).ok
+    number = make_exercise_of_value(4)
+    assert lend(number) == 4 and judge(number, 4).ok  # small numbers are one object, whoever made them
+
+
+def make_exercise_of_value(value) -> Exercise:
+    return make(lambda c, obj: c.close(obj, value), lambda: value, value=True)
+
+
+def test_a_lent_function_may_be_used_by_the_answer_of_another_exercise(lab):
+    lent = lab.use("add_noise", None)
+    assert run_check(make(lambda c, fn: c.close(c.call(fn, 1.0), 0.8)), lambda x: lent(x, 0.0, 0.64)).ok
+
+
+def test_only_answers_of_the_learners_own_are_attempts(lab):
+    wrong = lambda x0, noise, alpha_bar: x0  # noqa: E731
+    lent = lab.use("add_noise", wrong)
+    for obj, attempts in ((wrong, 1), (lent, 1), (None, 1), (wrong, 2), (solve, 3), (lent, 3)):
+        lab.check("add_noise", obj)
+        assert lab.progress.entry("90", "exercises", "l90.add_noise")["attempts"] == attempts
 
 
 def test_strict_sessions_raise_with_the_message(tmp_path):

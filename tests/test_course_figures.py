@@ -1,5 +1,6 @@
 """Figures of the course: they show what they are given, fit, describe themselves, and stay readable for everybody."""
 
+import base64
 import io
 import itertools
 
@@ -20,7 +21,7 @@ from labkit.figures import (
 from labkit.figures.base import text_width, wrap_text
 from labkit.figures.charts import _spread
 from labkit.figures.images import as_pixel_list, as_pixels
-from labkit.figures.style import PALETTE, japanese_font, style_settings, use_style
+from labkit.figures.style import PALETTE, japanese_font
 
 
 def flat(color, side=16):
@@ -251,6 +252,10 @@ class TestText:
         for width in np.linspace(0.4, 1.6, 25):
             assert all(line[0] not in "、。」" for line in wrap_text(words, float(width), 8.5, max_lines=30))
 
+    def test_japanese_lines_break_between_phrases(self):
+        assert wrap_text("笑顔で眼鏡をかけた短い髪の人物", 1.4, 8.5) == ["笑顔で眼鏡をかけた", "短い髪の人物"]
+        assert wrap_text("FABRIC と DPO の比較、guidance 3.0", 1.4, 8.5)[0] == "FABRIC と DPO の"
+
     def test_what_does_not_fit_ends_in_an_ellipsis(self):
         lines = wrap_text("one two three four five six seven", 0.6, 8.5, max_lines=2)
         assert len(lines) == 2 and lines[-1].endswith("…") and text_width(lines[-1], 8.5) <= 0.6
@@ -297,25 +302,79 @@ class TestStyle:
         with matplotlib.rc_context({"font.size": 30, "axes.grid": False, "axes.facecolor": "black"}):
             assert make() == plain
 
-    def test_use_style_sets_pyplot_and_refuses_other_languages(self):
-        import matplotlib
+    def test_a_learners_own_plot_can_be_in_japanese_after_start_and_keeps_its_settings(self, tmp_path, recwarn):
+        import matplotlib.pyplot as plt
 
-        with matplotlib.rc_context():
-            use_style("ja")
-            assert matplotlib.rcParams["axes.spines.top"] is False
-            assert matplotlib.rcParams["font.family"] == style_settings()["font.family"]
-            with pytest.raises(ValueError, match="'fr'"):
-                use_style("fr")
+        from labkit.course import set_language, start
 
-    def test_a_figure_shows_itself_once_with_its_description(self):
+        def drawn_by_pyplot():
+            figure, axes = plt.subplots()
+            axes.plot([-2, 3], [-1, 5])
+            axes.set_title("拡散モデルの損失 ≤ 3", weight="bold")
+            axes.set_xlabel("ステップ数")
+            buffer = io.BytesIO()
+            figure.savefig(buffer)
+            plt.close(figure)
+            return [str(w.message) for w in recwarn if "Glyph" in str(w.message)]
+
+        with plt.rc_context({"font.family": ["serif"], "font.size": 13}):
+            before = dict(plt.rcParams)
+            try:
+                for _ in range(2):  # the setup cell may run again
+                    start("01", tier="smoke", lang="ja", home=tmp_path)
+            finally:
+                set_language("en")
+            assert not drawn_by_pyplot()
+            after = dict(plt.rcParams)
+            assert {key for key in before if before[key] != after[key]} == {"font.family"}
+            assert after["font.family"] == ["serif", japanese_font()]
+            plt.rcParams["font.family"] = ["serif"]
+            assert drawn_by_pyplot()  # without the font, boxes and a warning
+
+    def test_figures_leave_nothing_open_in_pyplot(self):
         import matplotlib.pyplot as plt
 
         before = plt.get_fignums()  # whatever another test has left open
-        figure = image_grid([flat("#808080")], alt="a grey square")
-        data, metadata = figure._repr_mimebundle_()
-        assert data["text/plain"] == metadata["image/png"]["alt"] == "a grey square"
-        assert data["text/html"].count(data["image/png"]) == 1 and 'alt="a grey square"' in data["text/html"]
+        image_grid([flat("#808080")]).png()
         assert plt.get_fignums() == before
+
+
+SHOWN = """
+%matplotlib inline
+import matplotlib.pyplot as plt
+from PIL import Image
+from labkit.figures import image_grid
+from labkit.figures.widgets import explore, picture, slider
+
+def square(level):
+    return image_grid([Image.new("RGB", (16, 16), (level, 0, 0))], alt=f"a square of {level}")
+
+display(square(1))
+display(picture(square(2)))
+display(explore(square, {"level": slider("level", 0, 255, 3)}))
+display(explore(square, {"level": slider("level", 0, 255, 4)}, interactive=False))
+square(200)
+"""
+
+
+def test_an_executed_notebook_holds_each_figure_once_with_its_description(tmp_path):
+    import nbformat
+    from nbclient import NotebookClient
+
+    from labkit.authoring.run.report import thumbnail
+
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SHOWN)])
+    NotebookClient(notebook, timeout=300, startup_timeout=300, kernel_name="python3").execute()
+    outputs = [output.data for output in notebook.cells[0].outputs]
+    pictures = [data for data in outputs if "iVBORw0KGgo" in str(data)]  # how every PNG begins in base64
+    assert [str(data).count("iVBORw0KGgo") for data in pictures] == [1] * 5
+    assert [data["text/plain"] for data in pictures][::4] == ["a square of 1", "a square of 200"]
+    assert all(f'alt="{data["text/plain"]}"' in data["text/html"] for data in pictures)
+    assert len(outputs) == 6  # and the controls of one widget
+
+    nbformat.write(notebook, tmp_path / "shown.ipynb")
+    small = Image.open(io.BytesIO(base64.b64decode(thumbnail(tmp_path / "shown.ipynb").split(",")[1])))
+    assert small.getpixel((small.width // 2, small.height // 2)) == (1, 0, 0)  # the first of them
 
 
 def test_names_of_points_touch_neither_each_other_nor_other_points():

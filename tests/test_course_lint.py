@@ -42,9 +42,8 @@ def line_of(project: Project, file: str, text: str) -> int:
 FINDS = [
     ("malformed-source", SRC, '# %% uid="quiz" tags=["quiz"]', "# %% uid=quiz", "# %% uid=quiz"),
     ("malformed-source", SRC, '# %% uid="quiz" tags=["quiz"]', '# %% tags=["quiz"]', '# %% tags=["quiz"]'),
-    ("malformed-source", SRC, 'lab.quiz("variance")', "%matplotlib inline", "%matplotlib inline"),
+    ("malformed-source", SRC, 'lab.quiz("variance")', "%matplotlib inline", 'uid="quiz"'),
     ("malformed-source", SRC, "    # END SOLUTION\n", "", "# BEGIN SOLUTION"),
-    ("malformed-source", SRC, "# weights = None", "weights = None", "weights = None"),
     ("malformed-source", SRC, 'lab.quiz("variance")', "# BEGIN SOLUTION\nx = 1\n# END SOLUTION", 'uid="quiz"'),
     ("malformed-source", SRC, 'uid="plot" tags=["hide-input"]', 'uid="plot" tags=["exercise"]', 'uid="plot"'),
     ("malformed-source", SRC, 'uid="plot"', 'uid="plot" colour="red"', 'uid="plot"'),
@@ -70,39 +69,28 @@ FINDS = [
     ("headings-differ", SRC, "# ## ノイズを混ぜる", "# ### ノイズを混ぜる", 'lang="ja" uid="intro"'),
     ("solution-leak", SRC, 'lab.quiz("variance")', "weights = [alpha_bar**0.5, (1 - alpha_bar) ** 0.5]", "weights = ["),
     ("solution-leak", SRC, "Complete `add_noise`.", "`return signal + (1 - alpha_bar) ** 0.5 * noise`", "signal ="),
-    (
-        "solution-leak",
-        "notebooks/en/00_hello.ipynb",
-        "# Your code here.",
-        "# BEGIN SOLUTION",
-        "",
-        "notebooks/en/00_hello.ipynb",
-    ),
-    (
-        "solution-leak",
-        "notebooks/en/00_hello.ipynb",
-        "weights = None",
-        "# weights = [alpha_bar**0.5, (1 - alpha_bar) ** 0.5]",
-        "",
-    ),
     ("non-english-literal", SRC, 't("l00.title", t=0.5)', '"時刻"', '"時刻"'),
     ("non-english-literal", SRC, 't("l00.title", t=0.5)', '"Signal and noise"', '"Signal and noise"'),
     ("non-english-literal", SRC, 'lab.t("l00.x")', 'f"position of {seed}"', 'f"position of'),
     ("non-english-literal", SRC, 'lab.quiz("variance")', 'name = "the variance"\nprint(name)', 'name = "the variance"'),
     ("non-english-literal", SRC, 'lab.quiz("variance")', 'lab.grid([], captions=["before", "after"])', "captions"),
     ("non-english-literal", SRC, 'lab.quiz("variance")', 'raise ValueError("too large")', "too large"),
-    ("non-english-literal", SRC, "# weights = None", '# weights = None\n# print("not yet done")', "not yet done"),
     ("comment-language", SRC, "# en: sixteen pictures on the cpu tier\n", "", "# ja: tier"),
     ("comment-language", SRC, 'lab.quiz("variance")', '# 確認\nlab.quiz("variance")', "# 確認"),
+    ("comment-language", SRC, "return signal +", "# the noise\n    return signal +", "# the noise"),
+    ("comment-language", SRC, "    ja: 分散が", "    分散が", '"""en: Mix x0'),
+    ("non-english-literal", SRC, r'measured=r"$\sigma^2$"', 'measured="the variance"', 'measured="'),
     ("parameters-tag", SRC, 'tags=["parameters"]', 'tags=["slow"]', ""),
     ("parameters-tag", SRC, 'uid="quiz" tags=["quiz"]', 'uid="quiz" tags=["parameters"]', 'uid="quiz"'),
     ("parameters-tag", SRC, "seed = 0\n", "seed = int(0)\n", "seed = int(0)"),
     ("parameters-tag", SRC, "seed = 0\n", "import os\n", "import os"),
     ("parameters-tag", SRC, "strict = False\n", "", 'uid="parameters"'),
+    ("parameters-tag", SRC, "seed = 0\n", "seed = second = 0\n", "seed = second = 0"),
     ("parameters-tag", SRC, 'tier = "cpu"', 'tier = "gpu"', 'uid="parameters"'),
     ("setup-cell", SRC, 'tags=["setup"]', 'tags=["slow"]', ""),
     ("setup-cell", SRC, 'start("00"', 'start("01"', 'uid="setup"'),
     ("setup-cell", SRC, "strict=strict, ", "", 'uid="setup"'),
+    ("setup-cell", SRC, 'uid="quiz" tags=["quiz"]', 'uid="quiz" tags=["setup"]', 'uid="quiz"'),
     (
         "exercise-meta",
         L00 + "lesson.yaml",
@@ -120,14 +108,10 @@ FINDS = [
     ),
     ("exercise-meta", L00 + "lesson.yaml", "difficulty: 2, importance: 5, ", "", "l00.add_noise"),
     ("exercise-meta", L00 + "lesson.yaml", "difficulty: 2", "difficulty: hard", "l00.add_noise"),
-    ("check-id", SRC, 'check("add_noise", add_noise)', 'check("ad_noise", add_noise)', 'check("ad_noise"'),
-    ("check-id", SRC, 'lab.check("weights", weights)\n', "", "", L00 + "checks.py"),
-    ("quiz-id", SRC, 'lab.quiz("variance")', 'lab.quiz("varience")', "varience"),
+    ("check-id", SRC, 'lab.check("weights")\n', "", "", L00 + "checks.py"),
     ("quiz-id", SRC, 'lab.quiz("variance")\n', "", "", L00 + "quiz.yaml"),
-    ("quiz-id", SRC, 'lab.predict("larger")', 'lab.predict("smaller")', "smaller"),
-    ("claim-id", SRC, 'lab.claim("variance"', 'lab.claim("variation"', "variation"),
+    ("quiz-id", SRC, 'lab.predict("larger")', "", "", L00 + "quiz.yaml"),
     ("claim-id", SRC, 'lab.claim("variance"', 'print("variance"', "", L00 + "claims.yaml"),
-    ("size-missing", SRC, "range(lab.sizes.images)", "range(lab.sizes.pictures)", "lab.sizes.pictures"),
     ("message-missing", SRC, 't("l00.title", t=0.5)', 't("l00.titel", t=0.5)', "l00.titel"),
     (
         "message-missing",
@@ -146,13 +130,13 @@ FINDS = [
     ("glossary", SRC, "先に、和の分散を", "先に、微調整と和の分散を", "微調整"),
     ("glossary", L00 + "messages.yaml", "ja: 位置", "ja: 雑音除去の位置", "雑音除去"),
     ("glossary", SRC, "# ja: tier が", "# ja: 微調整の tier が", "微調整"),
-    ("glossary", SRC, "# # ja: 二つの平方根", "# # ja: デノイズの平方根", "デノイズ"),
+    ("glossary", SRC, "    ja: 分散が", "    ja: デノイズの分散が", "デノイズ"),
     ("glossary", L00 + "lesson.yaml", "ja: はじめてのノイズ", "ja: はじめてのデノイズ", "デノイズ"),
     ("lesson-yaml", L00 + "lesson.yaml", "  ja: 画像とノイズを自分の手で混ぜます。\n", "", "summary:"),
     ("lesson-yaml", L00 + "lesson.yaml", "name: hello", "name: hallo", "name: hallo"),
     ("lesson-yaml", L00 + "lesson.yaml", "last_checked:", "last_checkd:", "last_checkd:"),
-    ("lesson-files", L00 + "quiz.yaml", ", correct: true", "", "- id: variance"),
-    ("lesson-files", L00 + "claims.yaml", "direction: equal", "direction: up", "- id: variance"),
+    ("lesson-files", L00 + "quiz.yaml", ", correct: true", "", "options:"),
+    ("lesson-files", L00 + "claims.yaml", "direction: equal", "direction: up", "direction: up"),
     ("lesson-files", L00 + "article.yaml", "- article: {", "- artikel: {", "- artikel"),
     ("lesson-files", L00 + "messages.yaml", "l00:\n", "l00: [\n", "x: {en: Position"),
     ("lesson-files", L00 + "checks.py", "def add_noise(", "def add_noise((", "def add_noise(("),
@@ -166,12 +150,9 @@ FINDS = [
 def test_a_lint_finds_it(project, case):
     rule, file, old, new, marker, *elsewhere = case
     edit(project, file, old, new)
-    found = [problem for problem in lint.lint(project, generated=rule == "generated-edited") if problem.rule == rule]
+    found = [problem for problem in lint.lint(project) if problem.rule == rule]
     reported = elsewhere[0] if elsewhere else file
     wanted = (reported, line_of(project, reported, marker) if marker else 1)
-    if rule == "solution-leak" and file == SRC:  # found by the builder, reported where the solution stands
-        found = [problem for problem in lint.lint(project) if problem.rule == rule]
-        wanted = (SRC, line_of(project, SRC, marker))
     assert wanted in [(problem.file, problem.line) for problem in found], "\n".join(map(str, found)) or "nothing found"
     for problem in found:
         assert problem.message and problem.cure
@@ -195,10 +176,15 @@ ALLOWS: dict[str, tuple[str, str, str]] = {
     "tags and code": (SRC, 'lab.t("l00.x")', "\"<b class='x'>`some code here`</b>\""),
     "a prompt": (SRC, 'lab.quiz("variance")', 'prompt = "a smiling person"\nprint(prompt)\nlab.quiz("variance")'),
     "a prompt as an argument": (SRC, 'lab.quiz("variance")', 'sample("a smiling person")\nlab.quiz("variance")'),
-    "an English docstring": (SRC, '"""Mix x0 and noise', '"""Mix x0 and a lot of noise'),
+    "another docstring": (SRC, "en: Mix x0 and noise", "en: Mix x0 and a lot of noise"),
     "all questions at once": (SRC, 'lab.quiz("variance")', "lab.quiz()"),
     "another language of one link": (SRC, EN_INTRO, EN_INTRO + "\n# [w](https://en.wikipedia.org/wiki/Noise)"),
-    "full ids": (SRC, 'check("add_noise", add_noise)', 'check("l00.add_noise", add_noise)'),
+    "shapes and names in a comment": (
+        SRC,
+        "return signal +",
+        "y = x0  # [images, size]: 2 x alpha_bar\n    return signal +",
+    ),
+    "full ids": (SRC, 'check("add_noise")', 'check("l00.add_noise")'),
     "a size for all tiers": (L00 + "lesson.yaml", "{smoke: 2, cpu: 16, gpu: 64}", "8"),
     "the distribution": ("pyproject.toml", "[project]", "# pip install diffusion-labkit\n[project]"),
     "a parameter more": (SRC, "seed = 0\n", "seed = 0\nscale = -7.5\n"),

@@ -3,6 +3,8 @@
 import argparse
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -194,7 +196,21 @@ def test_nothing_done_yet_says_how_to_begin(tmp_path, capsys):
     assert os.listdir(tmp_path) == []
 
 
-def test_writing_works_without_file_locks(progress, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "fcntl", None)
+def test_processes_that_write_at_the_same_time_lose_nothing(tmp_path):
+    code = (
+        "import sys; from labkit.course.progress import Progress; progress = Progress(sys.argv[1])\n"
+        "for k in range(25): progress.record_quiz('90', f'l90.{sys.argv[2]}{k}', True)"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name]) for name in "abc"]
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    assert len(module.Progress(tmp_path).data["lessons"]["90"]["quizzes"]) == 75
+
+
+@pytest.mark.parametrize("error", [OSError(37, "No locks available"), NotImplementedError()])
+def test_writing_works_without_file_locks(progress, tmp_path, monkeypatch, error):
+    def refuse(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(module.FileLock, "acquire", refuse)
     progress.record_quiz("90", "l90.snr", True)
     assert module.Progress(tmp_path).entry("90", "quizzes", "l90.snr")["right"]

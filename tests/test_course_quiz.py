@@ -50,6 +50,11 @@ def test_widget_replies_to_each_option_with_its_explanation(lab):
     question = lab.files.questions["l90.snr"]
     head, radio, button, reply = parts(quizzes.question_widget("l90.snr", question, answers.append))
     assert question["question"][lab.lang] in head.value.replace("<code>", "`").replace("</code>", "`")
+    options = quizzes.quiz_options("l90.snr", question)
+    shown = [f"{option.letter}. {option.text.replace('`', '')}" for option in options]
+    assert [label for label, _ in radio.options] == shown and "`" in "".join(option.text for option in options)
+    assert not any(option.text in head.value for option in options)  # an option stands once, where it is clicked
+    assert "labkit-choice" in radio._dom_classes and ".labkit-choice label{height:auto" in head.value
     button.click()
     assert reply.value == lab.t("quiz.choose_first") and not answers
     for index, option in enumerate(quizzes.quiz_options("l90.snr", question)):
@@ -180,17 +185,33 @@ def test_prompt_says_how_to_keep_a_prediction_without_widgets(lab, capsys):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (", correct: true}", "}", r"l90/quiz\.yaml:2: 3 options, 0 correct"),
+        (
+            ", correct: true}",
+            "}",
+            r"l90/quiz\.yaml:4: questions\.0\.options is .*; expected two or more options, one of them",
+        ),
         (
             '{text: {en: "10", ja: "10"}, explain',
             '{text: {en: "10"}, explain',
-            r"quiz\.yaml:8: option 1, text: expected \{en",
+            r"quiz\.yaml:12: questions\.1\.options\.0\.text is .*; expected \{en: text, ja: text\}",
         ),
-        ("id: steps", "id: snr", r"quiz\.yaml:8: id 'snr' must be a text and appear once"),
-        ("keep_order: true", "keep_ordr: true", r"has the unknown field keep_ordr"),
-        ('    question: {en: "How', '    qestion: {en: "How', r"quiz\.yaml:8: entry 'steps' lacks question"),
-        ("predictions:", "forecasts:", r"expected the lists 'questions:' and 'predictions:'"),
-        ("{id: up, text", "{text", r"option 1: fields are id and text"),
+        (
+            "id: steps",
+            "id: snr",
+            r"quiz\.yaml:1: questions is .*; expected different ids: snr must appear once only; rename",
+        ),
+        (
+            "keep_order: true",
+            "keep_ordr: true",
+            r"quiz\.yaml:9: unknown key 'questions\.1\.keep_ordr'; fields are id, question, options, keep_order",
+        ),
+        (
+            '    question: {en: "How',
+            '    qestion: {en: "How',
+            r"quiz\.yaml:8: questions\.1\.question is missing; fields are id, question, ",
+        ),
+        ("predictions:", "forecasts:", r"unknown key 'forecasts'; fields are questions, predictions"),
+        ("{id: up, text", "{text", r"predictions\.0\.options\.0\.id is missing; fields are id, text"),
         ("questions:", "questions: [", r"quiz\.yaml:"),
     ],
 )
@@ -225,6 +246,8 @@ CELLS = [
     "def add_noise(x0, noise, alpha_bar):\n    return x0 @ nothing",
     'add_noise = lab.use("add_noise")',
     'lab.check("add_noise")',
+    "def add_noise(x0, noise, alpha_bar):\n    return alpha_bar**0.5 * x0 + noise * (1 - alpha_bar) ** 0.5\n"
+    'lab.check("add_noise")',
     'lab.claim("same", value=1.0, seeds=[0])',
 ]
 
@@ -237,12 +260,15 @@ def test_everything_is_drawn_once_in_a_kernel(tmp_path):
     data = [[output.get("data", {}) for output in cell.outputs] for cell in notebook.cells]
     html_texts = ["".join(part.get("text/html", "") for part in cell) for cell in data]
     assert "レッスン 90" in html_texts[0] and 'lang="ja"' in html_texts[0]
-    assert [len(cell) for cell in data] == [1, 1, 2, 2, 1, 0, 1, 1, 1]
+    assert [len(cell) for cell in data] == [1, 2, 2, 2, 1, 0, 1, 2, 1, 1]
     assert "未解答" in html_texts[1]
+    view = "application/vnd.jupyter.widget-view+json"
     for cell in (2, 3):
-        assert "application/vnd.jupyter.widget-view+json" in data[cell][0]
-        assert "<details>" in html_texts[cell]
+        assert view in data[cell][0] and "<details>" in html_texts[cell]
+    assert view in data[1][1] and "lab.hint()" in data[1][1]["text/plain"] and "lab.hint" not in html_texts[1]
     assert "3 件を" in html_texts[4]
-    assert "参照実装" in html_texts[6] and "合格" in html_texts[7]
-    assert "再現できた" in html_texts[8]
+    assert "参照実装" in html_texts[6] and "先に進むために教材が用意した" in html_texts[7]
+    assert "合格" in html_texts[8] and html_texts[8].count("<pre") == 2
+    assert "return alpha_bar**0.5 * x0 + noise * (1 - alpha_bar) ** 0.5" in html_texts[8]
+    assert "再現できた" in html_texts[9]
     assert all(re.search(r"\S", part.get("text/plain", "x")) for cell in data for part in cell)

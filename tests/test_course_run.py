@@ -1,5 +1,6 @@
 """The runner: what it executes, how it judges, what it leaves behind, and that nothing of it stays running."""
 
+import errno
 import json
 import os
 import re
@@ -42,7 +43,7 @@ last_checked: null
 CLAIMS = """
 - id: rises
   paper: A paper
-  place: Table 1
+  place: {en: Table 1, ja: 表 1}
   statement: {en: It rises., ja: 上がります。}
   expected: {direction: increase}
   gated: [smoke]
@@ -424,7 +425,7 @@ class TestBeforeRunning:
         (tmp_path / "notebooks" / "src").mkdir(parents=True)
         (tmp_path / "notebooks" / "src" / "03_x.py").write_text("")
         with pytest.raises(ManifestError, match=r"'77'.*03"):
-            plan(Project(tmp_path), ["77"], "smoke", ["en"], ["solution"])
+            plan(Project(tmp_path), ["77"], "smoke", ["en"], ["solution"], tmp_path)
 
 
 class TestReports:
@@ -510,7 +511,7 @@ class TestHtml:
     def test_nothing_is_loaded_from_elsewhere(self):
         markup = '<img src="https://example.org/b.svg" alt="badge"><script src="x.js"></script><img src="data:,">'
         cleaned = offline(markup)
-        assert cleaned == 'badge<img src="data:,"/>'
+        assert cleaned == 'badge<img src="data:,">'
 
     def test_widget_views_and_state_are_left_out_and_pictures_stay(self):
         view = {"application/vnd.jupyter.widget-view+json": {"model_id": "m"}, "text/plain": "HBox(children=())"}
@@ -572,19 +573,31 @@ def course(tmp_path):
     return tmp_path
 
 
+def everything_but(left_out, folder):
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_relative_to(left_out)]
+    return {path: path.read_bytes() for path in files}
+
+
 def labkit(*arguments):
     return [sys.executable, "-m", "labkit.cli", *map(str, arguments)]
 
 
 class TestCommand:
     def test_builds_runs_and_reports_both_languages_then_finds_nothing_changed(self, course):
+        for name in ("notebooks/en/00_lesson.ipynb", "notebooks/ja/00_lesson.ipynb", "work/en/00_lesson.ipynb"):
+            (course / name).parent.mkdir(parents=True)
+            (course / name).write_text(f"somebody's work in {name}", encoding="utf-8")
+        before = everything_but(course / "build", course)
         command = labkit("run", "--root", course, "--tier", "smoke", "--lang", "both", "--jobs", "2")
+        command += ["--edition", "both"]
         first = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)
         assert first.returncode == 0, first.stdout + first.stderr
-        assert "2 of 2 notebooks passed (0 unchanged" in first.stdout
+        assert "4 of 4 notebooks passed (0 unchanged" in first.stdout
         assert (course / "build/run/smoke-solution-ja/00_lesson.html").exists()
         second = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)
-        assert second.returncode == 0 and "2 of 2 notebooks passed (2 unchanged" in second.stdout
+        assert second.returncode == 0 and "4 of 4 notebooks passed (4 unchanged" in second.stdout
+        assert everything_but(course / "build", course) == before
+        assert sorted(path.name for path in (course / "build").iterdir()) == ["run"]
 
     @pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
     @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -620,6 +633,21 @@ class TestCommand:
         done = subprocess.run(labkit("run", "77", "--root", course), capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 2 and "'77'" in done.stderr and "00" in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
+
+    def test_a_folder_that_cannot_be_written_is_one_line_before_anything_runs(self, course, monkeypatch, capsys):
+        from labkit.cli import main
+
+        (course / "build").write_text("a file is in the way")
+        assert main(["run", "--root", str(course)]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and str(course / "build" / "run") in said and "--output FOLDER" in said
+
+        def read_only(path, content):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+        monkeypatch.setattr(sys.modules["labkit.authoring.run.plan"], "write_atomically", read_only)
+        assert main(["run", "--root", str(course)]) == 2
+        assert "cannot be written (Read-only file system)" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("arguments", "says"),

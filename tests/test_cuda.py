@@ -4,7 +4,15 @@ gpu tier's loading (Stable Diffusion's module trees with random weights, float16
 import pytest
 import torch
 
-from labkit.density import Candidates, PseudoDensity, fine_tune, fit_mlp, importance_sample, perturb, training_weights
+from labkit.density import (
+    CandidateStream,
+    PseudoDensity,
+    fine_tune,
+    fit_mlp,
+    importance_sample,
+    perturb,
+    training_weights,
+)
 from labkit.diffusion import (
     adapter_state,
     decode_latents,
@@ -121,7 +129,7 @@ def test_density_and_its_methods_are_those_of_the_cpu(both):
     assert -1 <= fit_mlp(gpu, generator=torch.Generator().manual_seed(0), epochs=2).rank_correlation <= 1
 
     pipe, density = both[1], PseudoDensity(k=5).fit(features[1], fingerprint=extract[1].fingerprint)
-    stream = Candidates(pipe, "a person", seed=0, steps=2)
+    stream = CandidateStream(pipe, "a person", seed=0, steps=2)
 
     def score(images):
         return density.score(extract[1](images), fingerprint=extract[1].fingerprint)

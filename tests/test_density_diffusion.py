@@ -1,15 +1,16 @@
 """Perturbed noise, candidates of a pipeline, weighted fine-tuning; and all three on the full layout of SD 1.5."""
 
+import copy
+
 import pytest
 import torch
 from tiny_models import tiny_pipeline
 
 from labkit.density import (
     BudgetExhausted,
-    Candidates,
+    CandidateStream,
     PseudoDensity,
     fine_tune,
-    fine_tune_pair,
     fit_mlp,
     importance_sample,
     perturb,
@@ -138,17 +139,17 @@ def pooled(images):
 
 
 def test_a_candidate_depends_on_its_number_alone(pipe):
-    stream = Candidates(pipe, ["a cat", "a dog"], seed=3, steps=2)
+    stream = CandidateStream(pipe, ["a cat", "a dog"], seed=3, steps=2)
     together, alone = stream(0, 4), stream(3, 1)
     torch.testing.assert_close(together[3:], alone, rtol=1e-4, atol=1e-4)
     theirs = sample(pipe, "a dog", generators=image_generators(1, 3, first=3), steps=2)
     torch.testing.assert_close(alone, theirs, rtol=1e-4, atol=1e-4)
-    warm = Candidates(pipe, "a cat", seed=3, steps=2, noise_scale=0.5)
+    warm = CandidateStream(pipe, "a cat", seed=3, steps=2, noise_scale=0.5)
     torch.testing.assert_close(warm.noise(0, 2), 0.5 * stream.noise(0, 2))
 
 
 def test_images_from_noise_are_the_images_of_the_stream_and_have_gradients(pipe):
-    stream = Candidates(pipe, "a cat", seed=0, steps=2)
+    stream = CandidateStream(pipe, "a cat", seed=0, steps=2)
     z = stream.noise(0, 2).requires_grad_(True)
     images = stream.images(z, 0)
     torch.testing.assert_close(images, stream(0, 2), rtol=1e-4, atol=1e-4)
@@ -157,7 +158,7 @@ def test_images_from_noise_are_the_images_of_the_stream_and_have_gradients(pipe)
 
 
 def test_perturbing_a_sampler_raises_the_exact_density_of_most_images(pipe):
-    stream = Candidates(pipe, "a cat", seed=0, steps=2)
+    stream = CandidateStream(pipe, "a cat", seed=0, steps=2)
     density = PseudoDensity(k=3).fit(pooled(stream(100, 16)))
     got = perturb(
         stream.scorer(pooled, density.soft_score, 0), stream.noise(0, 4),
@@ -177,7 +178,7 @@ def training_set(pipe, n=12):
 def test_fine_tuning_changes_the_pipeline_only_where_it_is_applied(pipe, mode):
     latents, conditions = training_set(pipe)
     before = {name: p.clone() for name, p in pipe.unet.state_dict().items()}
-    stream = Candidates(pipe, "a cat", seed=0, steps=2)
+    stream = CandidateStream(pipe, "a cat", seed=0, steps=2)
     plain, unet = stream(0, 1), pipe.unet
     run = fine_tune(
         pipe, latents, conditions, weights=torch.ones(12), steps=2, seed=0, mode=mode, batch=4, learning_rate=1e-2
@@ -192,6 +193,68 @@ def test_fine_tuning_changes_the_pipeline_only_where_it_is_applied(pipe, mode):
     assert len(run.losses) == 2 and int(run.drawn.sum()) == 8
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("snr_gamma", [5.0, None])
+def test_two_steps_of_fine_tuning_are_those_computed_by_hand(prediction_type, snr_gamma):
+    """Draws by the weights, noise of each draw's own timestep, min-SNR weight of that timestep, clipped Adam steps."""
+    pipe = tiny_pipeline(prediction_type=prediction_type)
+    latents, conditions = training_set(pipe)
+    latents = 5 * latents  # a gradient norm above 1, so that clipping shows
+    weights = torch.tensor([0, 3, 1, 0, 6, 0.5, 0, 2, 0, 0, 1, 4])  # sum 17.5
+    run = fine_tune(
+        pipe, latents, conditions, weights=weights, steps=2, seed=3, mode="full", batch=5, learning_rate=2e-3,
+        dropout=0.5, snr_gamma=snr_gamma,
+    )  # fmt: skip
+
+    draws, noises = image_generators(2, 3)
+    unet = copy.deepcopy(pipe.unet).requires_grad_(True)
+    drawn, first = torch.zeros(12, dtype=torch.long), {}
+    clear = {name: torch.ones_like(p, dtype=torch.bool) for name, p in unet.named_parameters()}
+    for step in range(2):
+        u = torch.rand(5, generator=draws, dtype=torch.float64)
+        index = (u[:, None] >= weights.double().cumsum(0) / 17.5).sum(1)  # [5] inverse of the cumulative sum
+        t = torch.randint(1000, (5,), generator=noises)
+        noise = torch.randn(5, 4, 8, 8, generator=noises)
+        empty = torch.rand(5, generator=noises) < 0.5
+        assert len(index.unique()) > 2 and len(t.unique()) == 5 and 0 < int(empty.sum()) < 5  # nothing is symmetric
+        drawn += torch.bincount(index, minlength=12)
+
+        alpha_bar = pipe.scheduler.alphas_cumprod[t].view(5, 1, 1, 1)
+        x_t = alpha_bar.sqrt() * latents[index] + (1 - alpha_bar).sqrt() * noise
+        rows = zip(index, empty, strict=True)
+        text = torch.stack([conditions.uncond[0] if none else conditions.cond[i] for i, none in rows])
+        epsilon = unet(x_t, t, encoder_hidden_states=text).sample
+        if prediction_type == "v_prediction":
+            epsilon = alpha_bar.sqrt() * epsilon + (1 - alpha_bar).sqrt() * x_t
+        snr = (alpha_bar / (1 - alpha_bar)).flatten()
+        scale = torch.ones(5) if snr_gamma is None else torch.minimum(snr, torch.tensor(5.0)) / snr
+        loss = sum(scale[i] * (epsilon[i] - noise[i]).square().mean() for i in range(5)) / 5
+        assert run.losses[step] == pytest.approx(float(loss.detach()), rel=1e-4)
+
+        unet.zero_grad()
+        loss.backward()
+        norm = float(torch.cat([p.grad.flatten() for p in unet.parameters()]).norm())
+        assert norm > 1.05 or prediction_type == "v_prediction"  # there the gradient is small
+        with torch.no_grad():
+            for name, p in unet.named_parameters():
+                clear[name] &= p.grad.abs() > 1e-5  # below, the direction is rounding
+                g = p.grad * min(1.0, 1 / norm)
+                if step == 0:
+                    first[name], direction = g, g / (g.abs() + 1e-8)  # Adam: m = 0.1 g and v = 0.001 g^2, corrected
+                else:
+                    m = (0.9 * 0.1 * first[name] + 0.1 * g) / (1 - 0.9**2)
+                    v = (0.999 * 0.001 * first[name] ** 2 + 0.001 * g**2) / (1 - 0.999**2)
+                    direction = m / (v.sqrt() + 1e-8)
+                p -= 2e-3 * direction
+    assert torch.equal(run.drawn, drawn)
+    compared = 0
+    for (name, want), after in zip(unet.named_parameters(), run.unet.parameters(), strict=True):
+        rows = clear[name]
+        torch.testing.assert_close(after[rows], want.detach()[rows], rtol=0, atol=4e-5)
+        compared += int(rows.sum())
+    assert compared > 0.8 * sum(p.numel() for p in unet.parameters())
+
+
 def test_training_lowers_the_loss_and_draws_what_the_weights_say(pipe):
     latents, conditions = training_set(pipe)
     weights = training_weights(torch.arange(12.0).double(), threshold=7.5, ratio=1e9)
@@ -202,15 +265,13 @@ def test_training_lowers_the_loss_and_draws_what_the_weights_say(pipe):
 
 def test_the_control_shares_noise_and_timesteps_with_the_weighted_run(pipe):
     latents, conditions = training_set(pipe)
-    options = {"steps": 2, "seed": 4, "batch": 4}
-    weighted, control = fine_tune_pair(pipe, latents, conditions, weights=torch.ones(12), **options)
-    assert weighted.losses == control.losses and all(
-        torch.equal(a, control.adapter[name]) for name, a in weighted.adapter.items()
+    typical = training_weights(torch.arange(12.0), threshold=5.5, ratio=20.0)
+    control, again, skewed = (
+        fine_tune(pipe, latents, conditions, weights=weights, steps=2, seed=4, batch=4)
+        for weights in (torch.ones(12), torch.ones(12), typical)
     )
-    skewed, same = fine_tune_pair(
-        pipe, latents, conditions, weights=training_weights(torch.arange(12.0), threshold=5.5, ratio=20.0), **options
-    )
-    assert same.losses == control.losses and skewed.losses != control.losses
+    assert again.losses == control.losses and skewed.losses != control.losses
+    assert all(torch.equal(a, again.adapter[name]) for name, a in control.adapter.items())
 
 
 def test_fine_tuning_refuses_sets_that_do_not_fit_and_cleans_up(pipe):
@@ -231,7 +292,7 @@ def test_all_three_methods_run_on_the_full_layout_of_sd15(tmp_path):
     pipe = load_pipeline("gpu", device="cpu", folder=write_layout(tmp_path / "model"))
     clip = load_clip("cpu")
     extract = clip_extractor(clip=clip)
-    stream = Candidates(pipe, "a cat", seed=0, steps=1, guidance_scale=5.0)
+    stream = CandidateStream(pipe, "a cat", seed=0, steps=1, guidance_scale=5.0)
     real = torch.rand(16, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     density = PseudoDensity(k=3).fit(extract(real), fingerprint=extract.fingerprint)
 
@@ -269,7 +330,7 @@ def test_portrait_sd_s_typical_and_rare_portraits_lie_on_the_right_sides():
     pipe, extract = load_pipeline("cpu"), clip_extractor()
     real = render_tensor(sample_specs(50, seed=5))
     density = PseudoDensity(k=5).fit(extract(real))
-    stream = Candidates(pipe, "a portrait of a person", seed=1, steps=3)
+    stream = CandidateStream(pipe, "a portrait of a person", seed=1, steps=3)
     rho = density.score(extract(stream(0, 8)))
     tau = float(rho.median())
     kept = {

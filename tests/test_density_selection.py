@@ -8,15 +8,15 @@ from torch.utils.data import DataLoader
 
 from labkit.density import (
     BudgetExhausted,
-    WeightedSampler,
     acceptance_probability,
+    fixed_point,
     forecast,
     importance_sample,
     pilot,
     ratio_of,
-    reweighted,
     training_weights,
 )
+from labkit.density.sampler import WeightedSampler
 
 
 def generate(first, count):
@@ -179,7 +179,7 @@ def test_the_fixed_point_is_the_real_law_times_the_ratio_of_weights():
         seen_real, seen_fake = (w * q / (w * q).sum() for w, q in ((w_real, p), (w_fake, fake)))
         fake = fake * (seen_real / seen_fake) ** 0.5
         fake = fake / fake.sum()
-    torch.testing.assert_close(fake, reweighted(p, w_real=w_real, w_fake=w_fake), rtol=1e-9, atol=0)
+    torch.testing.assert_close(fake, fixed_point(p, w_real=w_real, w_fake=w_fake), rtol=1e-9, atol=0)
     odds = float(fake[2:].sum() / fake[:2].sum()) / float(p[2:].sum() / p[:2].sum())
     assert odds == pytest.approx(ratio_of(w_real=4.0, w_fake=0.25)) == 16
     assert ratio_of(w_real=33.0, w_fake=0.33) == pytest.approx(100) and ratio_of(w_real=2.0) == 2

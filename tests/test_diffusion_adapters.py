@@ -4,6 +4,10 @@ Numbers in brackets are the property tests of dpo.md, section 4.
 """
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -394,3 +398,60 @@ def test_wrong_calls_are_refused(case):
         pass
     with pytest.raises(AdapterError, match="takes no adapters"):
         add_lora(torch.nn.Linear(2, 2), "a", seed=0)
+
+
+# ---- a torchao that PEFT refuses, as on Colab ----------------------------------------------------------------------
+
+ADD_WITH_PEFT_ALONE = """
+from peft import LoraConfig, inject_adapter_in_model
+from tests.tiny_models import tiny_unet
+inject_adapter_in_model(LoraConfig(target_modules=["to_q"]), tiny_unet())
+"""
+TRAIN_ONE_STEP = """
+import importlib.util, sys
+{before}
+import torch
+from labkit.diffusion import add_lora, merge_lora
+from tests.tiny_models import tiny_text_encoder, tiny_unet
+loaded = sys.modules.get("torchao")
+unet = tiny_unet()
+latents, t, context = torch.randn(1, 4, 8, 8), torch.tensor([5]), torch.randn(1, 16, 32)
+before = unet(latents, t, context).sample
+optimizer = torch.optim.SGD(add_lora(unet, "lora", seed=0, rank=2), lr=1.0)
+unet(latents, t, context).sample.square().sum().backward()
+optimizer.step()
+merge_lora(unet, "lora")
+add_lora(tiny_text_encoder(), "second", seed=0)
+assert not torch.equal(unet(latents, t, context).sample, before)
+assert sys.modules.get("torchao") is loaded and importlib.util.find_spec("torchao") is not None
+import torchao
+print("trained beside torchao", torchao.__version__)
+"""
+
+
+@pytest.fixture
+def beside_torchao(tmp_path):
+    """Run code in a fresh interpreter that has torchao 0.10.0 on its path, by name at least."""
+    (tmp_path / "torchao").mkdir()
+    (tmp_path / "torchao/__init__.py").write_text('__version__ = "0.10.0"\n', encoding="utf-8")
+    (tmp_path / "torchao-0.10.0.dist-info").mkdir()
+    metadata = "Metadata-Version: 2.1\nName: torchao\nVersion: 0.10.0\n"
+    (tmp_path / "torchao-0.10.0.dist-info/METADATA").write_text(metadata, encoding="utf-8")
+    root = Path(__file__).resolve().parents[1]
+
+    def run(code: str) -> subprocess.CompletedProcess:
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(tmp_path)])}
+        return subprocess.run([sys.executable, "-c", code], cwd=root, env=env, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.mark.parametrize("before", ["", "import torchao"])
+def test_an_old_torchao_does_not_keep_lora_from_training_and_stays_installed(beside_torchao, before):
+    done = beside_torchao(TRAIN_ONE_STEP.format(before=before))
+    assert done.stdout.strip() == "trained beside torchao 0.10.0", done.stderr[-2000:]
+
+
+def test_peft_alone_still_refuses_an_old_torchao(beside_torchao):
+    """When this fails, PEFT has mended it: `_pass_over_an_old_torchao` can go."""
+    assert "incompatible version of torchao" in beside_torchao(ADD_WITH_PEFT_ALONE).stderr

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from dpo_by_hand import merge, updates
 from tiny_models import tiny_pipeline
 
 from labkit.diffusion import (
@@ -19,7 +20,6 @@ from labkit.diffusion import (
     encode_prompts,
     image_generators,
     merge_lora,
-    sd_alphas_cumprod,
     unet_output,
     use_adapters,
 )
@@ -28,21 +28,19 @@ from labkit.dpo import (
     Pool,
     Stage,
     attach,
-    best_level,
     best_vs_worst,
     dpo,
     hard_pairs,
     leap_pairs,
     normal_pairs,
     recon_levels,
-    recon_timesteps,
     run_stages,
     sd_recon,
     statistics,
-    statistics_order,
     text_window,
     up_blocks,
 )
+from labkit.dpo.recon import best_level, recon_timesteps
 
 PROMPTS = ("a happy person", "a person with red hair", "a person wearing blue clothes")
 
@@ -102,35 +100,53 @@ def test_the_best_level_is_the_smallest_among_equal_scores():
         best_level({400: torch.tensor([float("nan")])})
 
 
+def test_a_picture_has_the_same_noise_at_all_levels_and_another_one_other_noise(pipe, real):
+    seen = []
+    pipe.unet.register_forward_pre_hook(lambda module, args: seen.append((args[0], int(args[1]))))
+    recon_levels(pipe, real, PROMPTS, (300, 800), seed=2, steps=1, guidance_scale=1.0)
+    abar = [pipe.scheduler.alphas_cumprod[t] for _, t in seen]
+    noise = [(x - a.sqrt() * real) / (1 - a).sqrt() for (x, _), a in zip(seen, abar, strict=True)]
+    torch.testing.assert_close(noise[0], noise[1], rtol=0, atol=1e-4)
+    assert (noise[0][0] - noise[0][1]).abs().mean() > 0.5
+
+
 # ---- pairs of the stages ---------------------------------------------------------------------------------------
 
 
 def test_normal_winners_are_the_best_reconstructions_and_lose_where_they_score_less(pipe, real):
     easy = easy_pairs(pipe)  # winners score 0.5, 0.9, 0.6
+    easy = replace(easy, rows=easy.rows[::-1])  # rows in another order than the pool's prompts
     recons = {400: real, 500: real + 1}
-    scores = {400: torch.tensor([0.7, 0.8, 0.6]), 500: torch.tensor([0.6, 0.7, 0.1])}
+    scores = {400: torch.tensor([0.7, 0.8, 0.6]), 500: torch.tensor([0.8, 0.7, 0.1])}
     normal = normal_pairs(easy, recons, scores, "judge")
-    assert normal.column("tie") == [False, True, True]  # worse, equal: neither trains
+    assert normal.column("tie") == [True, True, False]  # equal, worse: neither trains
+    assert normal.column("source_w") == ["sdrecon t=400", "sdrecon t=400", "sdrecon t=500"]
+    assert normal.column("source_l") == easy.column("source_w")
+    assert normal.column("score_w") == pytest.approx([0.6, 0.8, 0.8])
     training = normal.training()
-    assert torch.equal(training.winner[0], real[0])
-    assert torch.equal(training.loser[0], easy.training().winner[0])
-    assert training.margin.tolist() == pytest.approx([0.2])
+    assert training.prompts == PROMPTS[:1]
+    assert torch.equal(training.winner[0], real[0] + 1)
+    assert torch.equal(training.loser[0], easy.training().winner[2])
+    assert training.margin.tolist() == pytest.approx([0.3])
 
 
 def test_the_hard_stage_takes_the_pictures_that_normal_kept_against_its_winners(pipe, real):
-    normal = normal_pairs(easy_pairs(pipe), {400: real}, {400: torch.tensor([0.7, 0.8, 0.9])}, "judge")
+    easy = easy_pairs(pipe)
+    easy = replace(easy, rows=(easy.rows[2], easy.rows[0], easy.rows[1]))
+    normal = normal_pairs(easy, {400: real}, {400: torch.tensor([0.7, 0.8, 0.9])}, "judge")
     hard = hard_pairs(normal, real * 2)
-    assert hard.column("tie") == normal.column("tie") == [False, True, False]
+    assert hard.column("tie") == normal.column("tie") == [False, False, True]
     training = hard.training()
-    assert torch.equal(training.winner, real[[0, 2]] * 2)
-    assert torch.equal(training.loser, real[[0, 2]])
+    assert torch.equal(training.winner, real[[2, 0]] * 2)
+    assert torch.equal(training.loser, real[[2, 0]])
     assert training.margin is None
 
 
 def test_the_leap_sets_real_pictures_against_generated_losers(pipe, real):
     easy = easy_pairs(pipe)
+    easy = replace(easy, rows=(easy.rows[1], easy.rows[2], easy.rows[0]))
     training = leap_pairs(easy, real).training()
-    assert torch.equal(training.winner, real)
+    assert torch.equal(training.winner, real[[1, 2, 0]])
     assert torch.equal(training.loser, easy.training().loser)
 
 
@@ -168,6 +184,33 @@ def test_every_stage_starts_at_ln_2_and_the_next_reference_is_the_last_policy(pi
     assert base_fingerprint(pipe.unet) == before
     assert active_adapters(pipe.unet) == ("easy", "hard")
     assert not any(p.requires_grad for p in pipe.unet.parameters())
+
+
+@pytest.mark.parametrize("reference", ["stage", "base"])
+def test_two_stages_are_those_computed_by_hand(pipe, real, reference):
+    """The easy stage, its update merged, then the hard stage against its own start, or against the base."""
+    easy = easy_pairs(pipe)
+    config = DPOConfig(steps=2, batch_size=2, lr=1e-2, warmup=0, rank=2, log_every=1)
+    plan = [
+        Stage("easy", easy.training(), [dpo(20.0)], config),
+        Stage("hard", replace(leap_pairs(easy, real).training(), margin=torch.ones(3)), [dpo(30.0)], config),
+    ]
+    logs = run_stages(pipe, plan, reference=reference)
+
+    def loss(kappa):
+        return lambda w, lo, ref_w, ref_l, margin: torch.log1p(torch.exp(kappa * ((w - ref_w) - (lo - ref_l))))
+
+    hand = tiny_pipeline()
+    first, losses = updates(tiny_pipeline(), plan[0].pairs, replace(config, adapter="easy"), loss(20.0))
+    merge(hand.unet, first)
+    start = None if reference == "stage" else tiny_pipeline().unet
+    second, more = updates(hand, plan[1].pairs, replace(config, adapter="hard"), loss(30.0), reference=start)
+    for name, state, expected in (("easy", first, losses), ("hard", second, more)):
+        assert [r["dpo"] for r in logs[name]] == pytest.approx([float(x.mean()) for x in expected], rel=1e-4)
+        found = adapter_parameters(pipe.unet, name)
+        assert found.keys() == state.keys()
+        for path, value in state.items():
+            torch.testing.assert_close(found[path].detach(), value, rtol=0, atol=1e-4, msg=path)
 
 
 @pytest.mark.parametrize("targets", ["attention", "all"])
@@ -292,10 +335,3 @@ def test_an_adapter_that_is_not_there_is_named(pipe):
     with pytest.raises(RuntimeError, match="normal"):
         with use_adapters(pipe.unet, {"normal": 1.0}):
             pass
-
-
-# ---- the weight of statistics matching -------------------------------------------------------------------------
-
-
-def test_ten_thousand_is_half_on_the_schedule_of_stable_diffusion():
-    assert statistics_order(10_000, sd_alphas_cumprod()) == pytest.approx(0.515, abs=0.01)

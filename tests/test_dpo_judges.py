@@ -7,20 +7,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from labkit.dpo import (
+from labkit.dpo import Scorer, side_effects
+from labkit.dpo import gpu_scorers as gpu
+from labkit.dpo.preference import (
     ArtDirector,
     PreferenceModel,
+    Votes,
     fit_bradley_terry,
-    hue_distance,
-    mean_hue,
-    side_effects,
     simulate_votes,
     train_preference,
     vote_accuracy,
 )
-from labkit.dpo import gpu_scorers as gpu
 from labkit.models import ModelLoadError, load_clip, load_reader
-from labkit.portraits import PortraitSpec, render_tensor, sample_specs
+from labkit.portraits import ATTRIBUTES, PortraitSpec, render_tensor, sample_specs
 
 DIRECTOR = ArtDirector({"clothes": {"red": 1.0, "orange": 1.0}}, faithful=2.0, noise=0.25)
 
@@ -90,14 +89,22 @@ def test_only_ties_teach_nothing():
 
 
 def test_the_learnt_judge_predicts_unseen_votes_and_survives_the_disk(clip, tmp_path):
-    model = train_preference(simulate_votes(DIRECTOR, 300, seed=0), *clip, ridge=1e-2)
-    unseen = simulate_votes(ArtDirector(DIRECTOR.taste, noise=1e-6, indifferent=1e-9), 80, seed=1)
+    model = train_preference(simulate_votes(DIRECTOR, 60, seed=0), *clip, ridge=1e-2)
+    unseen = simulate_votes(ArtDirector(DIRECTOR.taste, noise=1e-6, indifferent=1e-9), 30, seed=1)
     accuracy = vote_accuracy(model.scorer(*clip), unseen)
     assert accuracy > 0.65, accuracy
     model.save(tmp_path / "judge.safetensors")
     again = PreferenceModel.load(tmp_path / "judge.safetensors")
     assert torch.equal(again.weights, model.weights)
-    assert (again.name, again.votes) == (model.name, 300)
+    assert (again.name, again.votes) == (model.name, 60)
+
+
+def test_accuracy_on_votes_counts_decided_ones_and_ties_of_the_judge_as_a_half():
+    specs = [PortraitSpec(mood="happy", clothes=c) for c in ("red", "blue", "green", "red", "blue")]
+    votes = Votes(("p",) * 5, tuple(specs), tuple(specs[::-1]), np.array([1.0, 0.0, 1.0, 1.0, 0.5]))
+    scores = iter([torch.tensor([2.0, 1.0, 3.0, 0.0, 9.0]), torch.tensor([1.0, 4.0, 3.0, 1.0, 0.0])])
+    judge = Scorer("fixed", lambda images, prompts: next(scores))
+    assert vote_accuracy(judge, votes) == (1 + 1 + 0.5 + 0) / 4
 
 
 # ---- published judges ------------------------------------------------------------------------------------------
@@ -164,10 +171,10 @@ def test_imagereward_looks_at_the_picture_and_at_the_prompt():
 
 
 def test_pickscore_is_the_logit_scale_times_the_cosine(clip):
-    from labkit.dpo import clip_score
+    from labkit.dpo.scorers import clip_scorer
 
     images, prompts = render_tensor(sample_specs(3, seed=0)), ["a happy person", "glasses", "a red shirt"]
-    cosine = clip_score(*clip)(images, prompts)
+    cosine = clip_scorer(*clip)(images, prompts)
     assert cosine.abs().max() <= 1
     expected = clip[0].logit_scale.exp() * cosine
     assert torch.allclose(gpu.clip_preference("pickscore", *clip)(images, prompts), expected, atol=1e-4)
@@ -206,8 +213,6 @@ class PlantedReader:
     """Reads attributes from where a test put them: channel 0, row a, column 0 holds the index of attribute a."""
 
     def read(self, images):
-        from labkit.portraits import ATTRIBUTES
-
         return {name: images[:, 0, a, 0].long() for a, name in enumerate(ATTRIBUTES)}
 
     def features(self, images):
@@ -216,8 +221,6 @@ class PlantedReader:
 
 def planted(rng, n, mood_happy):
     """Images whose every attribute is uniform over two values, but happy with a given probability."""
-    from labkit.portraits import ATTRIBUTES
-
     images = torch.zeros(n, 3, 64, 64)
     for a, name in enumerate(ATTRIBUTES):
         p = mood_happy if name == "mood" else 0.5
@@ -230,16 +233,36 @@ def report(before, after, prompts, **options):
     return side_effects(PlantedReader(), before=before, after=after, prompts=prompts, generator=rng, **options)
 
 
+def moved(found, alpha=0.05):
+    """Attributes whose marginal moved, at a family-wise error of alpha."""
+    return [a.attribute for a in found.attributes if a.p_value < alpha]
+
+
 def test_a_planted_shift_is_found_and_nothing_else():
     rng = np.random.default_rng(1)
     prompts = [f"a person wearing red clothes, number {i // 4}" for i in range(400)]
     found = report(planted(rng, 400, 0.3), planted(rng, 400, 0.8), prompts)
-    assert found.moved() == ("mood",)
-    happy = next(s for s in found.of("mood") if s.value == "happy")
+    assert moved(found) == ["mood"]
+    happy = next(s for s in found.shifts if (s.attribute, s.value) == ("mood", "happy"))
     assert happy.low < 0.5 < happy.high
     assert happy.change == pytest.approx(happy.after - happy.before)
     assert found.largest(1)[0].attribute == "mood"
     assert "clothes" not in {s.attribute for s in found.shifts}  # the prompts name it
+
+
+def test_shares_are_means_over_prompts_not_over_images():
+    """Three pictures of one prompt, one of another: mood 0 has shares 2/3 and 0 before, 1/3 and 1 after."""
+    before, after = torch.zeros(4, 3, 64, 64), torch.zeros(4, 3, 64, 64)
+    row = list(ATTRIBUTES).index("mood")
+    before[:, 0, row, 0] = torch.tensor([0.0, 1.0, 0.0, 1.0])
+    after[:, 0, row, 0] = torch.tensor([1.0, 0.0, 1.0, 0.0])
+    found = report(before, after, ["a portrait number 1"] * 3 + ["a portrait number 2"])
+    shift = next(s for s in found.shifts if (s.attribute, s.value) == ("mood", ATTRIBUTES["mood"][0]))
+    assert (shift.before, shift.after, shift.change) == pytest.approx((1 / 3, 2 / 3, 1 / 3))
+    mood = next(a for a in found.attributes if a.attribute == "mood")
+    assert (mood.distance, mood.images, mood.prompts) == (pytest.approx(1 / 3), 4, 2)
+    assert found.largest(1)[0].attribute == "mood"
+    assert found.diversity_before == found.diversity_after == pytest.approx(2 / 3)  # distances 1, 0, 1 of the first
 
 
 def test_identical_images_have_no_side_effects():
@@ -264,7 +287,7 @@ def test_the_false_alarm_rate_is_the_promised_one():
     for k in range(60):
         rng = np.random.default_rng(100 + k)
         prompts = [f"a portrait number {i // 2}" for i in range(60)]
-        alarms += bool(report(planted(rng, 60, 0.5), planted(rng, 60, 0.5), prompts, resamples=300).moved())
+        alarms += bool(moved(report(planted(rng, 60, 0.5), planted(rng, 60, 0.5), prompts, resamples=300)))
     assert alarms <= 9  # 5 % of 60 is 3; P(more than 9) < 0.001
 
 
@@ -276,7 +299,7 @@ def test_the_real_reader_reports_on_renders():
         load_reader(), before=render_tensor(sad), after=render_tensor(happy),
         prompts=[f"a portrait number {i}" for i in range(12)], generator=rng,
     )  # fmt: skip
-    assert found.moved() == ("mood",)
+    assert moved(found) == ["mood"]
     assert math.isnan(found.diversity_change)  # one image a prompt
 
 
@@ -286,16 +309,3 @@ def test_bad_input_of_the_report_is_refused():
         report(images, images[:3], ["a"] * 4)
     with pytest.raises(ValueError, match="2 different prompts"):
         report(images, images, ["a"] * 4)
-
-
-# ---- colour ----------------------------------------------------------------------------------------------------
-
-
-def test_hues_of_pure_colours_and_their_distance():
-    def flat(*rgb):
-        return torch.tensor(rgb).view(1, 3, 1, 1).expand(1, 3, 4, 4) * 2 - 1
-
-    red, green, blue = flat(1.0, 0.0, 0.0), flat(0.0, 1.0, 0.0), flat(0.0, 0.0, 1.0)
-    assert [mean_hue(c) for c in (red, green, blue)] == pytest.approx([0.0, 120.0, 240.0])
-    assert hue_distance(red, blue) == pytest.approx(120.0)  # the short way round
-    assert hue_distance(flat(1.0, 0.0, 0.05), flat(1.0, 0.05, 0.0)) == pytest.approx(5.0, abs=1.0)

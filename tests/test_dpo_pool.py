@@ -11,23 +11,22 @@ from labkit.dpo import (
     PairSet,
     Pool,
     Scorer,
-    agreement,
     best_and_worst,
     best_vs_worst,
     blend,
     build_pool,
     channel_gap,
-    consensus,
     expected_range,
     faithfulness,
-    load_pairs,
-    make_row,
     sharpness,
-    sharpness_of,
     warmth,
     warmth_of,
 )
+from labkit.dpo.pairs import load_pairs, make_row
+from labkit.dpo.pool import agreement, check_scores, consensus
+from labkit.dpo.scorers import sharpness_of
 from labkit.models import load_clip
+from labkit.models.clip import captionable_values, embed_images, value_embeddings
 from labkit.portraits import caption, render_tensor, sample_specs
 
 PROMPTS = ("a happy person", "a person with red hair", "a person wearing blue clothes")
@@ -58,6 +57,25 @@ def test_the_training_judge_prefers_pictures_that_keep_the_prompt(clip):
     assert (right > wrong).float().mean() > 0.9
 
 
+def test_the_training_judge_is_the_mean_softmax_over_the_named_values(clip):
+    model, inputs = clip
+    specs = sample_specs(3, seed=7)
+    prompts = [caption(s, drop=drop) for s, drop in zip(specs, (["style"], ["style", "mood", "skin"], []), strict=True)]
+    images = render_tensor(specs[1:] + specs[:1])  # another spec's picture: some values are right, some are not
+    expected = []
+    for picture, prompt, spec in zip(embed_images(model, inputs.pixels(images)), prompts, specs, strict=True):
+        named = {a: getattr(spec, a) for a in prompt.named if getattr(spec, a) in captionable_values(a)}
+        shares = []
+        for attribute, value in named.items():
+            values = captionable_values(attribute)
+            texts = value_embeddings(model, inputs.tokenizer, attribute, values)
+            weights = (model.logit_scale.exp().detach() * (texts @ picture)).exp()
+            shares.append(float(weights[values.index(value)] / weights.sum()))
+        expected.append(sum(shares) / len(shares))
+    found = faithfulness(*clip)(images, [p.text for p in prompts]).tolist()
+    assert found == pytest.approx(expected, rel=1e-3) and 0.05 < min(found) and len(set(found)) == 3
+
+
 def test_a_prompt_that_names_nothing_makes_all_images_tie(clip):
     scores = faithfulness(*clip)(render_tensor(sample_specs(3, seed=1)), ["a portrait of a person"] * 3)
     assert torch.equal(scores, torch.zeros(3))
@@ -77,6 +95,10 @@ def test_sharpness_rewards_noise_and_warmth_ignores_everything_but_red_and_blue(
     noisy = (picture + 0.3 * torch.randn(picture.shape, generator=generator)).clamp(-1, 1)
     assert sharpness_of(noisy) > sharpness_of(picture)
     assert sharpness_of(torch.full((1, 3, 8, 8), 0.3)) == 0
+    pixels = torch.tensor([[0.0, 0.5, 0.25, 0.0], [0.1, 0.9, 0.3, 0.2], [0.0, 0.4, 0.6, 0.0]])  # luminance in [0, 1]
+    laplacian = torch.tensor([0.5 + 0.1 + 0.3 + 0.4 - 4 * 0.9, 0.25 + 0.9 + 0.2 + 0.6 - 4 * 0.3])
+    grey = (2 * pixels - 1).expand(1, 3, 3, 4)
+    assert sharpness_of(grey).item() == pytest.approx(float(laplacian.std()), rel=1e-5)
     red = torch.tensor([1.0, 0.2, -1.0]).view(1, 3, 1, 1).expand(1, 3, 8, 8)
     assert warmth_of(red).item() == 1.0
     assert warmth_of(red.flip(1)).item() == -1.0
@@ -104,22 +126,21 @@ def test_a_judge_that_returns_nan_or_the_wrong_number_is_refused():
 
 def test_extremes_are_stable_under_ties_and_follow_the_candidates_when_they_are_reordered():
     scores = torch.tensor([[1.0, 3.0, 3.0, 0.0], [2.0, 2.0, 2.0, 2.0], [0.0, 0.0, 5.0, 1.0]])
-    best, worst, gap = best_and_worst(scores)
+    best, worst = best_and_worst(scores)
     assert best.tolist() == [1, 0, 2]
     assert worst.tolist() == [3, 0, 0]
-    assert gap.tolist() == [3.0, 0.0, 5.0]
     order = torch.tensor([2, 0, 3, 1])
     distinct = torch.tensor([[0.3, 0.9, 0.1, 0.5]])
-    (a, b, _), (c, d, _) = best_and_worst(distinct), best_and_worst(distinct[:, order])
+    (a, b), (c, d) = best_and_worst(distinct), best_and_worst(distinct[:, order])
     assert order[c].tolist() == a.tolist()
     assert order[d].tolist() == b.tolist()
 
 
 def test_one_candidate_and_nan_scores_are_refused():
     with pytest.raises(ValueError, match="N >= 2"):
-        best_and_worst(torch.zeros(3, 1))
+        check_scores(torch.zeros(3, 1))
     with pytest.raises(ValueError, match="first: prompt 1"):
-        best_and_worst(torch.tensor([[0.0, 1.0], [0.0, float("nan")]]))
+        check_scores(torch.tensor([[0.0, 1.0], [0.0, float("nan")]]))
 
 
 def test_votes_count_duels_so_that_a_judge_with_a_large_scale_has_no_more_weight():
@@ -131,9 +152,19 @@ def test_votes_count_duels_so_that_a_judge_with_a_large_scale_has_no_more_weight
     assert torch.equal(consensus({"flat": torch.zeros(1, 4)}), torch.full((1, 4), 0.5))
 
 
+def test_the_vote_is_the_mean_share_of_duels_won_by_hand():
+    a = torch.tensor([[3.0, 1.0, 2.0, 1.0], [0.0, 0.0, 0.0, 5.0]])  # shares 1, 1/6, 2/3, 1/6 and 1/3, 1/3, 1/3, 1
+    b = torch.tensor([[0.0, 9.0, 5.0, 7.0], [4.0, 3.0, 2.0, 1.0]])  # shares 0, 1, 1/3, 2/3 and 1, 2/3, 1/3, 0
+    expected = torch.tensor([[1 / 2, 7 / 12, 1 / 2, 5 / 12], [2 / 3, 1 / 2, 1 / 3, 1 / 2]])
+    torch.testing.assert_close(consensus({"a": a, "b": b}), expected)
+    torch.testing.assert_close(consensus({"a": a, "b": b, "c": b})[0], torch.tensor([1 / 3, 13 / 18, 4 / 9, 1 / 2]))
+
+
 def test_agreement_counts_the_judges_on_the_winners_side():
     scores = {"yes": torch.tensor([[1.0, 0.0]]), "no": torch.tensor([[0.0, 1.0]]), "tie": torch.tensor([[0.0, 0.0]])}
     assert agreement(scores, torch.tensor([0]), torch.tensor([1])).item() == 0.5
+    two = {"a": torch.tensor([[1.0, 0.0], [0.0, 3.0]]), "b": torch.tensor([[2.0, 1.0], [5.0, 5.0]])}
+    assert agreement(two, torch.tensor([0, 1]), torch.tensor([1, 0])).tolist() == [1.0, 0.75]
 
 
 @pytest.mark.parametrize(("n", "value"), [(1, 0.0), (2, 1.128), (4, 2.059), (8, 2.847), (20, 3.735), (32, 4.139)])
@@ -215,6 +246,8 @@ def test_best_against_worst_takes_the_extreme_latents_and_remembers_where_they_c
     assert training.loser[:, 0, 0, 0].tolist() == [0.0, 11.0]
     assert training.margin.tolist() == [2.0, 4.0]
     assert pairs.column("source_w") == ["candidate 1", "candidate 0"]
+    assert pairs.column("source_l") == ["candidate 0", "candidate 1"]
+    assert (pairs.column("score_w"), pairs.column("score_l")) == ([2.0, 5.0], [0.0, 1.0])
     assert training.hashes == {"vae": "abc"}
 
 
@@ -284,7 +317,10 @@ def test_unknown_columns_and_repeated_pairs_are_refused():
 def test_the_channel_gap_shows_a_judges_taste_in_colour_before_training():
     pairs = best_vs_worst(pool_of(torch.tensor([[0.0, 2.0], [5.0, 1.0]])), "judge").training()
     assert torch.equal(channel_gap(pairs), torch.zeros(4))  # +1 for one prompt, -1 for the other
-    assert torch.equal(channel_gap(pairs.select([0])), torch.ones(4))
+    first = dataclasses.replace(
+        pairs, prompts=pairs.prompts[:1], winner=pairs.winner[:1], loser=pairs.loser[:1], margin=None
+    )
+    assert torch.equal(channel_gap(first), torch.ones(4))
 
 
 def test_the_record_of_a_pool_names_models_sampler_and_judges(pipe, tmp_path):

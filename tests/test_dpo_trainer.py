@@ -1,6 +1,7 @@
 """The DPO trainer: bitwise starts, references, noise, resumes, processes, guards and messages."""
 
 import errno
+import math
 import os
 import signal
 import subprocess
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from dpo_by_hand import updates
 from tiny_models import tiny_pipeline
 
+from labkit.checkpoint import CheckpointError
 from labkit.diffusion import (
     AdapterError,
     NFELedger,
@@ -23,11 +26,21 @@ from labkit.diffusion import (
     merge_lora,
     native_bfloat16,
 )
-from labkit.dpo import DPOConfig, DPOTrainer, PreferencePairs, dpo, fingerprints, mapo, sdpo, sft, statistics
-from labkit.dpo import checkpoint as checkpoints
-from labkit.dpo.losses import LN2
+from labkit.dpo import (
+    DPOConfig,
+    DPOTrainer,
+    PairStep,
+    PreferencePairs,
+    dpo,
+    dpo_logit,
+    fingerprints,
+    mapo,
+    sdpo,
+    sft,
+    statistics,
+)
 from labkit.dpo.noise import draw_pairs, epoch_order, rows_of_step
-from labkit.dpo.record import FrozenFlags
+from labkit.dpo.record import FrozenFlags, Window, observed, update_norm
 
 QUICK = DPOConfig(steps=4, batch_size=3, lr=1e-2, warmup=0, rank=2, log_every=1)
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,6 +54,10 @@ def make_pairs(n=7, seed=0, size=8, **options):
     return PreferencePairs(tuple(f"prompt {i % 3}" for i in range(n)), winner, loser, margin, **options)
 
 
+def swapped(pairs):
+    return replace(pairs, winner=pairs.loser, loser=pairs.winner)
+
+
 def run(config=QUICK, terms=(), pairs=None, pipe=None, **options):
     """(log, trained tensors) of one run on a fresh pipeline."""
     pipe = pipe or tiny_pipeline()
@@ -49,12 +66,94 @@ def run(config=QUICK, terms=(), pairs=None, pipe=None, **options):
         return log, {k: p.detach().clone() for k, p in trainer.parameters.items()}
 
 
+def difference(step):
+    """D of eq. 14 [B], negative where the policy prefers the winner."""
+    return -dpo_logit(**step.errors, kappa=1.0).detach()
+
+
 def numbers(log):
     return [{k: v for k, v in record.items() if k != "seconds"} for record in log]
 
 
 def assert_same(a, b):
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# ---- whole updates by hand -----------------------------------------------------------------------------------------
+
+# two updates of three of five pairs: the second epoch begins in the second one; gradients are clipped, weights decay
+BY_HAND = DPOConfig(
+    steps=2, batch_size=3, lr=1e-2, warmup=3, clip=0.05, weight_decay=2.0, seed=4, rank=2, t_window=(100, 700),
+    prompt_dropout=0.4, log_every=1,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("prediction_type", "options"),
+    [
+        ("epsilon", {}),
+        ("v_prediction", {"micro_batch": 2}),
+        ("epsilon", {"model": "text_encoder"}),
+        ("epsilon", {"trainable": "full", "reference": "copy", "lr": 1e-3}),
+    ],
+    ids=["lora", "v-prediction", "text-encoder", "full"],
+)
+def test_two_updates_are_those_computed_by_hand(prediction_type, options):
+    config, pairs = replace(BY_HAND, **options), make_pairs(5)
+    log, found = run(
+        config, [dpo(20.0, margin_weight=0.5), sft(3.0)], pairs, tiny_pipeline(prediction_type=prediction_type)
+    )
+
+    def loss(w, lo, ref_w, ref_l, margin):
+        s = -20 * ((w - ref_w) - (lo - ref_l)) - 0.5 * margin
+        return torch.log1p(torch.exp(-s)) + 3 * w
+
+    expected, losses = updates(tiny_pipeline(prediction_type=prediction_type), pairs, config, loss)
+    assert [r["loss"] for r in log] == pytest.approx([float(x.mean()) for x in losses], rel=1e-5)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-2 * config.lr, msg=name)
+
+
+def test_a_record_is_computed_by_hand():
+    window = Window()
+    first = {"winner_error": [0.30, 0.50], "loser_error": [0.70, 0.30], "dpo": [0.1, 0.2], "t": [5, 900]}
+    second = {"winner_error": [0.20], "loser_error": [0.20], "dpo": [0.6], "t": [40]}
+    reference = {"ref_winner_error": [0.25, 0.40], "ref_loser_error": [0.40, 0.35]}
+    window.add(seconds=1.5, **{k: torch.tensor(v) for k, v in (first | reference).items()})
+    same = {"ref_winner_error": [0.20], "ref_loser_error": [0.20]}
+    window.add(seconds=0.5, **{k: torch.tensor(v) for k, v in (second | same).items()})
+    record = window.record(4.0)  # s = 1, -0.6, 0
+    expected = {
+        "winner_error": 1 / 3, "loser_error": 0.4, "dpo": 0.3, "d_w": 0.05, "d_l": 0.25 / 3, "s10": -0.48, "s50": 0.0,
+        "s90": 0.8, "accuracy": 0.5, "weight": (1 / (1 + math.exp(1)) + 1 / (1 + math.exp(-0.6)) + 0.5) / 3,
+        "seconds": 2.0,
+    }  # fmt: skip
+    assert record == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_drift_is_the_winners_change_of_channel_means():
+    change = torch.tensor([[[[1.0, 3.0]], [[0.0, -2.0]]], [[[5.0, 5.0]], [[1.0, 0.0]]]])  # [2, 2, 1, 2]
+    zero, one = torch.zeros_like(change), torch.ones(2)
+    numbers = observed(
+        PairStep(change + 7, zero, zero, torch.tensor([3, 4]), torch.ones(9), None, one, one, zero + 7, zero)
+    )
+    assert numbers["drift_0"].tolist() == [2.0, 5.0] and numbers["drift_1"].tolist() == [-1.0, 0.5]
+
+
+def test_the_size_of_an_update_is_the_norm_over_all_layers():
+    pipe = tiny_pipeline()
+    with DPOTrainer(pipe, make_pairs(), QUICK, [dpo(2500.0)]) as trainer:
+        for i, p in enumerate(trainer.parameters.values()):
+            p.data.normal_(generator=torch.Generator().manual_seed(i))
+        state = trainer.parameters
+        products = [state[k.replace("lora_A", "lora_B")] @ a for k, a in state.items() if "lora_A" in k]
+        expected = sum(float(x.detach().square().sum()) for x in products) ** 0.5
+        assert update_norm(pipe.unet, "dpo", state, None) == pytest.approx(expected, rel=1e-5)
+    start, moved = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    moved.load_state_dict({k: v + 0.5 for k, v in start.state_dict().items()})
+    assert update_norm(moved, "dpo", dict(moved.named_parameters()), start) == pytest.approx(0.5 * 8**0.5, rel=1e-5)
+    assert math.isnan(update_norm(moved, "dpo", dict(moved.named_parameters()), None))
 
 
 # ---- the start ----------------------------------------------------------------------------------------------------
@@ -66,17 +165,17 @@ def test_a_fresh_adapter_starts_at_ln_2_bit_for_bit(prediction_type):
     with DPOTrainer(pipe, make_pairs(), QUICK, [dpo(2500.0), statistics()]) as trainer:
         step = trainer.pair_step([(0, 0), (3, 0), (5, 1)])
         assert torch.equal(step.winner_pred.detach(), step.ref_winner_pred)
-        assert torch.equal(step.difference.detach(), torch.zeros(3))
+        assert torch.equal(difference(step), torch.zeros(3))
         assert not step.ref_winner_pred.requires_grad
         first = trainer.run(steps=1)[0]
-    assert first["dpo"] == pytest.approx(LN2, abs=1e-7)
+    assert first["dpo"] == pytest.approx(math.log(2), abs=1e-7)
     assert first["statistics"] == 0.0 and first["accuracy"] == 0.5 and first["weight"] == 0.5
     assert first["d_w"] == first["d_l"] == first["s50"] == 0.0
 
 
 def test_swapped_labels_give_opposite_gradients_at_the_start():
     grads = []
-    for pairs in (make_pairs(), make_pairs().swapped()):
+    for pairs in (make_pairs(), swapped(make_pairs())):
         with DPOTrainer(tiny_pipeline(), pairs, QUICK, [dpo(2500.0)]) as trainer:
             trainer.terms[0](trainer.pair_step([(0, 0), (1, 0)])).mean().backward()
             grads.append({k: p.grad.clone() for k, p in trainer.parameters.items()})
@@ -95,7 +194,7 @@ def test_identical_errors_of_both_images_give_no_gradient():
             p.data.normal_(std=0.02, generator=torch.Generator().manual_seed(0))
         step = trainer.pair_step([(0, 0), (1, 0)])
         trainer.terms[0](step).sum().backward()
-        assert torch.allclose(step.difference, torch.zeros(2), atol=1e-6)
+        assert torch.allclose(difference(step), torch.zeros(2), atol=1e-6)
         assert max(p.grad.abs().max() for p in trainer.parameters.values()) < 1e-2
 
 
@@ -108,7 +207,7 @@ def test_one_small_step_down_the_gradient_lowers_the_loss_and_raises_the_logits(
             p.data -= 1e-4 * p.grad
         after = trainer.pair_step(rows)
         assert trainer.terms[0](after).mean() < trainer.terms[0](before).mean()
-        assert after.difference.mean() < before.difference.mean() == 0
+        assert difference(after).mean() < difference(before).mean() == 0
 
 
 def test_one_forward_of_both_images_equals_two_forwards():
@@ -173,7 +272,7 @@ def test_stage_hand_over_starts_at_ln_2_with_the_old_policy_as_reference():
     merge_lora(pipe.unet, "dpo")
     with DPOTrainer(pipe, pairs, QUICK, [dpo(2500.0), statistics()]) as second:
         step = second.pair_step([(0, 0), (1, 0)])
-        assert torch.equal(step.difference.detach(), torch.zeros(2))
+        assert torch.equal(difference(step), torch.zeros(2))
         torch.testing.assert_close(step.ref_winner_pred, old, rtol=0, atol=2e-5)
 
 
@@ -181,7 +280,7 @@ def test_another_u_net_can_be_the_reference():
     pipe, base = tiny_pipeline(), tiny_pipeline(seed=5).unet
     with DPOTrainer(pipe, make_pairs(), QUICK, [dpo(2500.0)], reference=base) as trainer:
         step = trainer.pair_step([(0, 0), (1, 0)])
-    assert (step.difference.detach() != 0).all()
+    assert (difference(step) != 0).all()
 
 
 def test_mapo_never_calls_the_reference():
@@ -202,10 +301,15 @@ def test_cached_reference_errors_equal_recomputed_ones_and_save_their_forwards()
         assert ledger.counts.unet_rows == 6 * 14 + 2 * 14  # the reference of each pair and draw once
         cache = trainer.cache.clone()
         assert torch.isfinite(cache).all()
+        stored = trainer.pair_step([(3, 1), (5, 0)])
         trainer.cache.fill_(torch.nan)
         for draw in (0, 1):
             trainer.pair_step([(i, draw) for i in range(7)])
         torch.testing.assert_close(trainer.cache, cache, rtol=0, atol=1e-6)
+        trainer.cache.fill_(torch.nan)
+        fresh = trainer.pair_step([(3, 1), (5, 0)])
+        torch.testing.assert_close(stored.ref_winner_error, fresh.ref_winner_error, rtol=0, atol=1e-6)
+        torch.testing.assert_close(stored.ref_loser_error, fresh.ref_loser_error, rtol=0, atol=1e-6)
         trainer.cache.zero_()  # used, not recomputed
         assert torch.equal(trainer.pair_step([(3, 1)]).ref_winner_error, torch.zeros(1))
     with pytest.raises(ValueError, match="cached_draws"):
@@ -236,6 +340,12 @@ def test_noise_is_a_function_of_seed_draw_and_pair_alone():
         assert torch.equal(one.noise[0], many.noise[i]) and one.t[0] == many.t[i]
     assert not torch.equal(many.noise[0], many.noise[2])
     assert not torch.equal(draw_pairs(rows, (4, 8, 8), seed=0).noise, many.noise)
+
+
+def test_the_number_that_drops_prompts_is_uniform_and_new_in_every_draw():
+    u = draw_pairs([(i, d) for i in range(500) for d in range(2)], (1, 1, 1), seed=0).uniform
+    assert u.min() >= 0 and u.max() < 1 and len(u.unique()) == 1000
+    assert u.sort().values.sub(torch.arange(1000) / 1000).abs().max() < 0.06  # Kolmogorov-Smirnov, p = 0.001
 
 
 def test_timesteps_are_uniform_and_those_of_one_pair_spread_evenly():
@@ -340,7 +450,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
     code = KILLED.format(root=str(ROOT), tests=str(ROOT / "tests"), folder=str(folder))
     killed = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=240)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    with (folder / checkpoints.LOG).open("a", encoding="utf-8") as file:
+    with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 5}\n')  # written beyond the checkpoint by the killed run
     log, resumed = run(SAVING, folder=folder)
     whole_log, whole = run(SAVING, folder=tmp_path / "whole")
@@ -351,24 +461,24 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
 def test_a_full_disk_is_named_and_the_old_checkpoint_stays(tmp_path, monkeypatch):
     with DPOTrainer(tiny_pipeline(), make_pairs(), SAVING, [dpo(2500.0)], folder=tmp_path) as trainer:
         trainer.run(steps=2)
-        before = (tmp_path / checkpoints.FILE).read_bytes()
+        before = (tmp_path / "checkpoint.safetensors").read_bytes()
 
         def full(tensors, path, metadata):
             Path(path).write_bytes(b"half")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        monkeypatch.setattr(checkpoints, "save_file", full)
-        with pytest.raises(checkpoints.CheckpointError, match="No space left.*intact"):
+        monkeypatch.setattr("labkit.checkpoint.save_file", full)
+        with pytest.raises(CheckpointError, match="No space left.*intact"):
             trainer.run()
-    assert (tmp_path / checkpoints.FILE).read_bytes() == before
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] != [] and not list(tmp_path.glob("*.tmp"))
 
 
 def test_a_checkpoint_of_another_run_is_refused_with_what_differs(tmp_path):
     run(SAVING, folder=tmp_path)
-    with pytest.raises(checkpoints.CheckpointError, match="differs in lr, terms"):
+    with pytest.raises(CheckpointError, match="differs in lr, terms"):
         run(replace(SAVING, lr=1.0), terms=[sft(1.0)], folder=tmp_path)
-    with pytest.raises(checkpoints.CheckpointError, match="differs in base, precision, text, vae"):  # nor its cache
+    with pytest.raises(CheckpointError, match="differs in base, precision, text, vae"):  # nor its cache
         run(replace(SAVING, precision="bf16"), pipe=tiny_pipeline(seed=5), folder=tmp_path)
 
 
@@ -437,7 +547,9 @@ def test_one_step_on_the_full_module_tree_of_sd15_and_sdxl(kind, predicts):
     log, state = run(replace(QUICK, steps=1, batch_size=1), [sdpo(2500.0)], make_pairs(2, size=8), pipe)
     blocks = 16 if kind == "sd15" else 70  # transformer layers of the published U-Nets, 8 projections each
     assert len(state) == 2 * 8 * blocks
-    assert log[0]["d_w"] == 0.0 and log[0]["sdpo"] == pytest.approx(LN2, abs=1e-6) and log[0]["adapter_norm"] > 0
+    assert (
+        log[0]["d_w"] == 0.0 and log[0]["sdpo"] == pytest.approx(math.log(2), abs=1e-6) and log[0]["adapter_norm"] > 0
+    )
 
 
 def test_a_base_that_something_else_trains_is_noticed():

@@ -95,3 +95,14 @@ def test_buttons_do_what_the_methods_do(lang):
 def test_the_first_round_is_an_ordinary_figure():
     figure = game().figure()
     assert "goal" in figure.alt or "Round 1" in figure.alt
+
+
+@pytest.mark.parametrize(("interactive", "shown"), [(True, ["CourseFigure", "VBox"]), (False, ["CourseFigure"])])
+def test_the_round_is_shown_and_the_buttons_only_where_the_lesson_is_interactive(monkeypatch, interactive, shown):
+    from labkit.course import render
+
+    seen = []
+    monkeypatch.setattr("IPython.display.display", seen.append)
+    monkeypatch.setattr(render, "_interactive", interactive)
+    game()._ipython_display_()
+    assert [type(one).__name__ for one in seen] == shown

@@ -14,8 +14,9 @@ import torch
 from other_solutions import OTHER_SOLUTIONS
 
 from labkit.course.checker import TODO
-from labkit.course.checks import HINT_LEVELS, load_exercises, result_texts, run_check
+from labkit.course.checks import load_exercises, run_check
 from labkit.course.claims import declared
+from labkit.course.feedback import HINT_LEVELS, result_texts
 from labkit.course.i18n import LANGUAGES, catalogue, set_language, use_lesson
 from labkit.course.lesson_files import lesson_files
 from labkit.course.manifest import Project, lesson_numbers
@@ -84,8 +85,8 @@ def test_stored_wrong_answers_fail_with_their_message(project, number, exercise)
         assert (result.ok, result.key) == (False, expected), (obj, result, result_texts(result))
         assert_readable(result.key, result.details)
         for lang in LANGUAGES:
-            title, paragraphs = result_texts(result, hint_level=1, lang=lang)
-            assert exercise.short in title and len(paragraphs) == 2 + (expected == "check.raised")
+            title, paragraphs = result_texts(result, lang=lang)
+            assert exercise.short in title and len(paragraphs) == 1 + (expected == "check.raised")
 
 
 @each_exercise

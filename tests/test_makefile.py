@@ -107,11 +107,8 @@ def test_make_test_runs_the_lints_all_lanes_and_last_of_all_pytest(fake_checkout
 
 
 @needs_make
-def test_jupyterlab_listens_on_this_machine_alone_and_keeps_its_token(fake_checkout):
+def test_make_lab_opens_the_learners_copies_with_the_given_arguments(fake_checkout):
     _, run = fake_checkout
-    commands = run("--dry-run", "lab").stdout.replace("\\\n", " ").splitlines()
-    (command,) = [command for command in commands if "jupyter lab" in command]
-    assert "--ip=127.0.0.1" in command
-    assert "token" not in command
-    assert "password" not in command
-    assert command.endswith("notebooks")
+    commands = run("--dry-run", "lab", LAB_ARGS="--lang ja --port=8890").stdout.splitlines()
+    assert commands[-1] == ".venv/bin/labkit lab --lang ja --port=8890"
+    assert run("--dry-run", "update").stdout.splitlines()[-1] == ".venv/bin/labkit update"

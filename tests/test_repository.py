@@ -99,6 +99,21 @@ def test_constraints_name_the_versions_that_draw_the_world():
     assert {name: pinned[name] for name in wanted} == wanted
 
 
+@pytest.mark.parametrize("python", ["3.11.2", "3.12.0", "3.13.0"])
+def test_every_pin_admits_the_oldest_patch_release_of_each_python(python):
+    """Debian 12 has Python 3.11.2: a pin that asks for 3.11.5 stops `make course` there."""
+    refused = []
+    for name, pinned in pins(ROOT / "constraints.txt").items():
+        try:
+            found = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # of another extra or system
+        needs = found.metadata["Requires-Python"] or ""
+        if found.version == str(pinned) and not SpecifierSet(needs).contains(python):
+            refused.append(f"{name}=={pinned} needs Python {needs}")
+    assert refused == []
+
+
 def test_constraints_bring_neither_torchvision_nor_this_package_nor_a_build_tag():
     pinned = pins(ROOT / "constraints.txt")
     assert not {"torchvision", "torchaudio", "labkit", DISTRIBUTION} & set(pinned)
@@ -303,7 +318,7 @@ def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return zipfile.ZipFile(wheel).namelist()
 
 
-def test_a_wheel_holds_every_file_of_the_package_and_the_data(wheel_names: list[str]):
+def test_a_wheel_holds_every_file_of_the_package_the_data_and_the_student_editions(wheel_names: list[str]):
     expected = set()
     for path in repository_files():
         name = path.relative_to(ROOT).as_posix()
@@ -311,14 +326,19 @@ def test_a_wheel_holds_every_file_of_the_package_and_the_data(wheel_names: list[
             expected.add(name)
         elif name.startswith("data/"):
             expected.add(f"labkit/_data/{name.removeprefix('data/')}")
-    assert {"labkit/__init__.py", "labkit/_data/ATTRIBUTION.md"} <= expected
+        elif name.startswith(("notebooks/en/", "notebooks/ja/")):
+            expected.add(f"labkit/_notebooks/{name.removeprefix('notebooks/')}")
+    wanted = ("__init__.py", "_data/ATTRIBUTION.md", "_notebooks/en/00_start_here.ipynb")
+    assert {f"labkit/{name}" for name in wanted} <= expected
     assert expected <= set(wheel_names)
 
 
 def test_a_wheel_holds_nothing_else(wheel_names: list[str]):
     others = [name for name in wheel_names if not name.startswith("labkit/") and ".dist-info/" not in name]
     assert not others
-    assert not [name for name in wheel_names if "__pycache__" in name or name.endswith((".ipynb", ".tmp"))]
+    assert not [name for name in wheel_names if "__pycache__" in name or name.endswith(".tmp")]
+    notebooks = [name for name in wheel_names if name.endswith(".ipynb")]
+    assert all(name.startswith(("labkit/_notebooks/en/", "labkit/_notebooks/ja/")) for name in notebooks)
     licences = {Path(name).name for name in wheel_names if ".dist-info/licenses/" in name}
     assert {"LICENSE", "LICENSE-text", "ATTRIBUTION.md"} <= licences
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from labkit.checkpoint import CheckpointError
 from labkit.training import loop
 from labkit.training.loop import LoopConfig, Optimizer, learning_rate, load_checkpoint, run, save_checkpoint
 
@@ -213,9 +214,9 @@ def test_a_failing_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         Path(filename).write_bytes(before[: len(before) // 2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(loop, "save_file", full_disk)
+    monkeypatch.setattr("labkit.checkpoint.save_file", full_disk)
     model = fresh()
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(CheckpointError, match="No space.*intact"):
         loop.save_checkpoint(path, model, {}, loop.Optimizer(model, LoopConfig(steps=1, lr=0.1)), 99)
     assert path.read_bytes() == before
     assert saved_step(path) == 12

@@ -3,7 +3,7 @@
 | module           | what it does                                                                            |
 |------------------|-----------------------------------------------------------------------------------------|
 | source           | the grammar of a lesson's source and its reader; regions: solution parts in a cell      |
-| build            | sources to notebooks; notebook, frame, install and leaks are its parts                  |
+| build            | sources to notebooks; its parts: notebook, frame, install, leaks, wording and wrapping  |
 | stamp            | the repository's address in badges and install cells                                    |
 | commands         | `labkit build` and `labkit stamp`                                                       |
 | colab            | run on Colab before labkit is installed: what to install there                          |

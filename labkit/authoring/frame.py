@@ -38,22 +38,18 @@ class Frame:
     def text(self, key: str, **values: object) -> str:
         return self.catalogue.text(f"build.{key}", self.lang, strict=True, **values)
 
-    @property
-    def up(self) -> str:
-        """From the notebook's folder to the root of the repository: notebooks/en/ or build/en/solution/."""
-        return "../../" if self.edition == "student" else "../../../"
-
     def header(self) -> str:
         """Markdown of the first cell: title, badge, summary, objectives, times, and the facts of the lesson."""
         lesson, lang = self.lesson, self.lang
         badge = self.stamp.badge(f"notebooks/{lang}/{lesson.stem}.ipynb", self.text("colab_badge"))
-        translated = f"../{other(lang)}" if self.edition == "student" else f"../../{other(lang)}/solution"
+        translated = f"notebooks/{other(lang)}/{lesson.stem}.ipynb"
+        translation = self.stamp.link(self.text("translation"), translated)
         return self._fill(
             "header",
             number=lesson.number,
             title=lesson.title[lang].strip(),
             badge=f"{badge} · " if badge else "",
-            translation=f"{translated}/{lesson.stem}.ipynb",
+            translation=translation if self.stamp.repo else f"{translation}: `{translated}`",
             summary=lesson.summary[lang].strip(),
             objectives="\n".join(f"- {item.strip()}" for item in lesson.objectives[lang]),
             facts="\n".join(f"- {fact}" for fact in self._facts()),
@@ -66,7 +62,14 @@ class Frame:
         following = self.link(self.lessons[numbers[0]]) if numbers else self.text("last_lesson")
         url = self.stamp.issues
         report = self.text("report_issue", url=url) if url else self.text("report_unstamped")
-        return self._fill("footer", next=following, report=report, source=self.source, up=self.up)
+        return self._fill(
+            "footer",
+            next=following,
+            report=report,
+            text_licence=self.stamp.link("CC BY 4.0", "LICENSE-text"),
+            code_licence=self.stamp.link("Apache-2.0", "LICENSE"),
+            source=self.stamp.link(f"`{self.source}`", self.source),
+        )
 
     def exercise_line(self, exercise: ExerciseInfo) -> str:
         """One line that says how hard, how important and how long an exercise is."""

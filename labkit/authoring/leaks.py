@@ -27,12 +27,12 @@ def solution_leaks(source: Source, cells: Iterable[tuple[str, str]]) -> list[Lea
         except RegionError:  # a lint of its own; the builder stops there
             continue
         for block in blocks:
-            if block.kind == "solution":
+            if block.solution:
                 solutions.append((cell, cell.body_line + block.offset, _lines("\n".join(block.lines), comments=False)))
-            elif block.kind == "text" and "instructor" not in cell.tags:
+            elif "instructor" not in cell.tags:
                 shown |= set(_lines("\n".join(block.lines), comments=False))
     for uid, text in cells:
-        marker = re.search(r"#\s*(BEGIN|END) (SOLUTION|STUB)", text)
+        marker = re.search(r"#\s*(BEGIN|END) SOLUTION", text)
         if marker or uid in instructor:
             what = f"the marker {marker[0]!r}" if marker else "a cell for instructors"
             cure = "run labkit build; generated notebooks are not edited by hand"

@@ -18,7 +18,8 @@ from labkit.authoring.leaks import solution_leaks
 from labkit.authoring.regions import RegionError, solution_code, student_code
 from labkit.authoring.source import Cell, Problem, Source, SourceError, read_source
 from labkit.authoring.stamp import Stamp, read_stamp
-from labkit.course.i18n import Catalogue, common_messages
+from labkit.authoring.wording import uses_t, with_texts
+from labkit.course.i18n import Catalogue, common_messages, load_messages
 from labkit.course.manifest import Lesson, ManifestError, Project, all_lessons
 
 EDITIONS = ("student", "solution")
@@ -66,7 +67,9 @@ class Course:
             raise SourceError([Problem(name, 1, "lesson-yaml", message, cure)])
         linked = {n for n, other in self.lessons.items() if (path.parent / f"{other.stem}.py").exists()}
         lessons = {n: other for n, other in self.lessons.items() if n in linked or n in lesson.prerequisites}
-        return Frame(lesson, lessons, lang, edition, self.stamp, self.catalogue, name)
+        messages = self.project.folder(number) / "messages.yaml"
+        catalogue = Catalogue(load_messages(messages) if messages.exists() else {}, common_messages())
+        return Frame(lesson, lessons, lang, edition, self.stamp, catalogue, name)
 
     def notebook(self, path: Path, lang: str, edition: str) -> str:
         """The text of one notebook of the lesson whose source is at `path`; see `make_notebook` for errors."""
@@ -96,12 +99,15 @@ def make_notebook(source: Source, frame: Frame, install: str) -> Any:
         if "hide-input" in cell.tags:
             metadata = _hidden(metadata)
         if cell.kind == "markdown":
-            text = re.sub(r"(\]\(|src=\"|href=\")\.\./\.\./", rf"\1{frame.up}", unwrapped(cell.source.strip()))
-            cells.append(v4.new_markdown_cell(text, id=cell.uid, metadata=metadata))
+            cells.append(v4.new_markdown_cell(unwrapped(cell.source.strip()), id=cell.uid, metadata=metadata))
             continue
         if cell.exercise:
             metadata["labkit"] = {"exercise": cell.exercise}
         cells.append(v4.new_code_cell(_code(cell, frame), id=cell.uid, metadata=metadata))
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    if not any(uses_t(cell.source) for cell in code):
+        for cell in code:
+            cell.source = re.sub(r"(?m)^(from labkit\.course import .*), t$", r"\1", cell.source)
     progress = _PROGRESS.read_text(encoding="utf-8").strip()
     cells.append(v4.new_code_cell(progress, id="progress", metadata={"tags": generated}))
     cells.append(v4.new_markdown_cell(frame.footer(), id="footer", metadata={"tags": generated}))
@@ -172,6 +178,7 @@ def _code(cell: Cell, frame: Frame) -> str:
         text = (error.text or "").strip()
         message = f"the {frame.edition} edition of cell {cell.uid!r} is not Python: {error.msg} ({text})"
         raise SourceError([Problem(frame.source, cell.line, "malformed-source", message, cure)]) from None
+    code = with_texts(code, frame.lang, frame.catalogue)
     if "parameters" in cell.tags:
         code = _with_language(code, tree, frame.lang)
     if cell.exercise:
@@ -180,7 +187,7 @@ def _code(cell: Cell, frame: Frame) -> str:
         except ManifestError as error:
             cure = f"add it to lesson.yaml of lesson {frame.lesson.number}"
             raise SourceError([Problem(frame.source, cell.line, "exercise-meta", str(error), cure)]) from None
-    return code.strip("\n")
+    return re.sub(r" *# fmt: skip$", "", code.strip("\n"), flags=re.M)
 
 
 def _with_language(code: str, tree: ast.Module, lang: str) -> str:

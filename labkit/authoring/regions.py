@@ -1,4 +1,4 @@
-"""Regions inside a code cell: what the student edition hides, what it shows instead, and comments in one language.
+"""What differs inside a code cell: solutions that the student edition hides, comments and docstrings in one language.
 
 The grammar is in the docstring of `labkit.authoring.source`. Everything here works on the text of one cell and knows
 nothing of files; positions are 0-based line offsets in the cell.
@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 from labkit.errors import LabkitError
 
-_MARKER = re.compile(r"\s*# *(BEGIN|END) (SOLUTION|STUB)\s*")
-_LANGUAGE = re.compile(r"(\s*)# ?(en|ja): ?(.*)")
+_MARKER = re.compile(r"\s*# *(BEGIN|END) SOLUTION\s*")
+_COMMENT = re.compile(r"^( *)# ?(en|ja): ?(.*)(\n|\Z)", re.M)
+_DOCSTRING = re.compile(r'^( *)"""en: (?P<en>(?:(?!""").)*?)\n *ja: (?P<ja>(?:(?!""").)*?)\s*"""', re.M | re.S)
+_DOCUMENTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 class RegionError(LabkitError, ValueError):
@@ -26,86 +28,78 @@ class RegionError(LabkitError, ValueError):
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive lines of one kind ("text", "solution" or "stub") without their markers; `offset` of the first one."""
+    """Consecutive lines inside or outside of a solution, without its markers; `offset` of the first one."""
 
-    kind: str
+    solution: bool
     lines: tuple[str, ...]
     offset: int
     indent: str = ""
 
 
 def split(code: str) -> list[Block]:
-    """The blocks of a cell in order. Raises RegionError for unbalanced or misplaced markers."""
+    """The blocks of a cell in order. Raises RegionError for unbalanced markers."""
     blocks: list[Block] = []
-    kind, indent, start, lines = "text", "", 0, []
+    solution, indent, start, lines = False, "", 0, []
     for offset, line in enumerate([*code.split("\n"), None]):
         marker = _MARKER.fullmatch(line) if line is not None else None
         if line is not None and not marker:
             lines.append(line)
             continue
-        if line is None and kind != "text":
-            raise RegionError(start - 1, f"BEGIN {kind.upper()} without END", f"add # END {kind.upper()} to the cell")
-        if marker and (marker[1] == "BEGIN") != (kind == "text"):
+        if line is None and solution:
+            raise RegionError(start - 1, "BEGIN SOLUTION without END", "add # END SOLUTION to the cell")
+        if marker and (marker[1] == "BEGIN") == solution:
             raise RegionError(offset, f"{line.strip()} inside or outside of a region", "regions are not nested")
-        if marker and marker[1] == "END" and marker[2].lower() != kind:
-            raise RegionError(offset, f"{line.strip()} ends a {kind} region", f"write # END {kind.upper()}")
-        if lines or kind != "text":
-            blocks.append(Block(kind, tuple(lines), start, indent))
-        if marker and marker[1] == "BEGIN":
-            kind, indent = marker[2].lower(), line[: len(line) - len(line.lstrip())]
-            if kind == "stub" and not (blocks and blocks[-1].kind == "solution"):
-                raise RegionError(offset, "a stub region without a solution", "put it directly after # END SOLUTION")
-        else:
-            kind, indent = "text", ""
+        if lines or solution:
+            blocks.append(Block(solution, tuple(lines), start, indent))
+        solution = bool(marker) and marker[1] == "BEGIN"
+        indent = line[: len(line) - len(line.lstrip())] if solution else ""
         start, lines = offset + 1, []
     return blocks
 
 
 def solution_code(code: str, lang: str) -> str:
-    """The cell of the solution edition in one language: no markers, no stubs."""
-    lines = [line for block in split(code) if block.kind != "stub" for line in block.lines]
-    return in_language("\n".join(lines), lang)
+    """The cell of the solution edition in one language: without markers."""
+    return in_language("\n".join(line for block in split(code) for line in block.lines), lang)
 
 
 def student_code(code: str, lang: str, comment: str) -> str:
-    """The cell of the student edition: each solution is replaced by its stub.
+    """The cell of the student edition: each solution is replaced by a stub that lets the notebook run on.
 
-    `comment` is the line that a generated stub carries ("Your code here."). RegionError where no stub can be made.
+    `comment` is the line that a stub carries ("Your code here."). RegionError where no stub can be made.
     """
-    blocks, lines = split(code), []
-    for block, following in zip(blocks, [*blocks[1:], None], strict=True):
-        if block.kind == "text":
-            lines += block.lines
-        elif block.kind == "stub":
-            lines += [_uncommented(block, index) for index in range(len(block.lines))]
-        elif not (following and following.kind == "stub"):
-            lines += [f"{block.indent}{line}" if line else "" for line in _default_stub(code, block, comment)]
+    lines: list[str] = []
+    for block in split(code):
+        stub = _stub(code, block, comment) if block.solution else block.lines
+        lines += [f"{block.indent}{line}" if line else "" for line in stub]
     return in_language("\n".join(lines), lang)
 
 
 def in_language(code: str, lang: str) -> str:
-    """The code with the comment lines of `lang` as plain comments and those of the other language gone."""
-    lines = []
-    for line in code.split("\n"):
-        match = _LANGUAGE.fullmatch(line)
-        if not match:
-            lines.append(line)
-        elif match[2] == lang:
-            lines.append(f"{match[1]}# {match[3]}".rstrip())
-    return "\n".join(lines)
+    """The code with comment lines and docstrings in `lang` only, without their marks."""
+
+    def docstring(match: re.Match) -> str:
+        text = match[lang].rstrip()
+        return f'{match[1]}"""{text}' + (f"\n{match[1]}" if "\n" in text else "") + '"""'
+
+    code = _COMMENT.sub(lambda match: f"{match[1]}# {match[3]}".rstrip() + match[4] if match[2] == lang else "", code)
+    return _DOCSTRING.sub(docstring, code)
 
 
 def only_language(code: str, lang: str) -> str:
-    """The comment lines of one language, each in its line; all other lines empty."""
-    matches = (_LANGUAGE.fullmatch(line.replace("# #", "#")) for line in code.split("\n"))
-    return "\n".join(match[3] if match and match[2] == lang else "" for match in matches)
+    """Comment lines and docstrings of one language, each in its line; everything else blank."""
+    spans = [match.span(3) for match in _COMMENT.finditer(code) if match[2] == lang]
+    spans += [match.span(lang) for match in _DOCSTRING.finditer(code)]
+    blank = re.sub(r"[^\n]", " ", code)
+    for start, end in spans:
+        blank = blank[:start] + code[start:end] + blank[end:]
+    return blank
 
 
-def one_sided_comments(code: str) -> list[tuple[int, str]]:
-    """Groups of `#en:`/`#ja:` lines that lack one language, as (offset, the language that is missing)."""
+def one_sided(code: str) -> list[tuple[int, str]]:
+    """Groups of `# en:`/`# ja:` lines, and docstrings, that lack a language: (offset, the language that is missing)."""
     found, group, start = [], set(), 0
     for offset, line in enumerate([*code.split("\n"), ""]):
-        match = _LANGUAGE.fullmatch(line.replace("# #", "#"))
+        match = _COMMENT.fullmatch(line)
         if match:
             start = start if group else offset
             group.add(match[2])
@@ -113,19 +107,14 @@ def one_sided_comments(code: str) -> list[tuple[int, str]]:
             if len(group) == 1:
                 found.append((start, "ja" if "en" in group else "en"))
             group = set()
+    starts = {code.count("\n", 0, match.start()) for match in _DOCSTRING.finditer(code)}
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, _DOCUMENTED) and ast.get_docstring(node) and node.body[0].lineno - 1 not in starts:
+            found.append((node.body[0].lineno - 1, "ja"))
     return found
 
 
-def _uncommented(block: Block, index: int) -> str:
-    line = block.lines[index]
-    match = re.fullmatch(r"(\s*)# ?(.*)", line)
-    if line.strip() and not match:
-        cure = "comment every line of the stub out: # return None"
-        raise RegionError(block.offset + index, "a line of the stub is not commented out", cure)
-    return f"{match[1]}{match[2]}".rstrip() if match else ""
-
-
-def _default_stub(code: str, block: Block, comment: str) -> list[str]:
+def _stub(code: str, block: Block, comment: str) -> list[str]:
     """Lines, without the region's own indent, that stand for a solution until the learner writes one."""
     first, last = block.offset + 1, block.offset + len(block.lines)  # as ast counts lines
     try:
@@ -146,8 +135,8 @@ def _default_stub(code: str, block: Block, comment: str) -> list[str]:
     lines: list[str] = []
     for node in statements:
         if isinstance(node, ast.ClassDef):
-            cure = "write one: # BEGIN STUB ... # END STUB directly after # END SOLUTION"
-            raise RegionError(node.lineno - 1, "a class needs a hand-written stub", cure)
+            cure = "keep its head outside and put the region into its methods"
+            raise RegionError(node.lineno - 1, "a class as a whole has no stub", cure)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines += _function_stub(code, node, comment)
         elif isinstance(node, ast.Import | ast.ImportFrom):

@@ -19,8 +19,9 @@ added by the builder: do not write them. What is known about the lesson (title, 
 have compared the two texts, `labkit build --reconcile forward` (or `01:forward`) writes both hashes; without uids,
 `--reconcile` does so for every pair that needs it and lists them. Edit one side later, and `labkit lint` reports the
 other one as stale until it has been looked at. A pair has the same formulas, links, images and heading levels. The body
-may also stand between two lines of three double quotes instead of behind `# `. Links to files of the repository start
-with `../../` (`[licence](../../LICENSE)`), links to other lessons are their notebooks (`00_start_here.ipynb`).
+may also stand between two lines of three double quotes instead of behind `# `. Links to other lessons
+are their notebooks (`00_start_here.ipynb`); all other links are absolute, because learners work in a folder that holds
+nothing but notebooks.
 
 **Code cells** are shared by both languages, are plain Python (no `%magic`, no `!shell`), and carry a uid and tags:
 
@@ -46,25 +47,26 @@ uids are lower-case letters, digits and hyphens, unique in the file, and become 
 **Solution regions** hold what the learner is to write:
 
     def add_noise(x0, noise, alpha_bar):
-        """Equation (4) of the paper."""
         # BEGIN SOLUTION
         return alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise
         # END SOLUTION
-        # BEGIN STUB
-        # #en: Mix x0 and noise.
-        # #ja: x0 とノイズを混ぜます。
-        # mixed = None
-        # return mixed
-        # END STUB
 
-The stub region is optional and directly follows the solution; its lines are commented out by `# ` and are uncommented
-in the student edition. Without one, the builder writes a stub that lets the notebook run on, so that `check` can answer
-"not done yet": inside a function `return None`; at top level every name that the solution assigns becomes None, and a
-function keeps its signature and docstring. (A class needs a hand-written stub.)
+The student edition gets a stub instead that lets the notebook run on, so that `check` can answer "not done yet": inside
+a function `return None`; at top level every name that the solution assigns becomes None, and a function keeps its
+signature and docstring.
 
-**Comments in two languages**: a line that starts with `#en:` or `#ja:` stays in that edition only; write both, next to
-each other. All other comments are short plain English. **Texts that code shows** (prints, titles, labels) are never
-literals: write `t("key")` and put the text in both languages into messages.yaml. Symbols (`r"$\\beta$"`) are fine.
+**Comments and docstrings in two languages**: a comment line that starts with `# en:` or `# ja:` stays in that edition
+only; write both, next to each other. Docstrings say `en:` first, then `ja:`, each as long as it needs to be:
+
+    def add_noise(x0, noise, alpha_bar):
+        """en: Equation (4) of the paper.
+        ja: 論文の式 (4) です。
+        """
+
+All other comments are shapes and symbols. **Texts that code shows** (prints, titles, labels) are never literals: write
+`t("key")` and put the text in both languages into messages.yaml. The builder puts the text of the edition in its place,
+`t("key", value=x)` as an f-string, so that learners read words and not keys; a key that is computed stays a call.
+Symbols (`r"$\\beta$"`) are fine.
 
 `labkit lint` says what is wrong with a file, where, and how to mend it; `labkit build --tidy` puts it into canonical
 form.

@@ -50,6 +50,13 @@ class Stamp:
         """Markdown of the Colab badge; "" if not stamped."""
         return f"[![{alt}]({_BADGE})]({self.colab(notebook)})" if self.repo else ""
 
+    def link(self, text: str, path: str) -> str:
+        """Markdown of a link to a file of the repository; the text alone if not stamped.
+
+        A link relative to the notebook would be dead in the learner's own folder, which holds nothing but notebooks.
+        """
+        return f"[{text}](https://github.com/{self.repo}/blob/{self.branch}/{path})" if self.repo else text
+
     @property
     def issues(self) -> str:
         """Address where errors are reported; "" if not stamped."""

@@ -14,6 +14,7 @@
 | progress     | the learner's own record, a file on their machine                                |
 | i18n         | texts in two languages; render shows them, progressbar counts                    |
 | manifest     | lesson.yaml, and where the files of a course lie; lesson_files reads the others  |
+| schema       | how YAML files are checked; yamlfile reads them with line numbers                |
 | lessons/lNN  | the files of each lesson                                                         |
 
 The names here are loaded on first use, so that importing the package stays quick.
@@ -26,17 +27,18 @@ from typing import Any
 
 _MODULES = {
     "start": "lab",
-    "current": "lab",
+    "t": "i18n",
     "Lab": "lab",
     "CheckFailed": "lab",
     "CourseError": "lesson_files",
+    "current": "lab",
     "progress_bar": "progressbar",
-    "t": "i18n",
     "set_language": "i18n",
     "get_language": "i18n",
 }
 
-__all__ = ["start", "current", "Lab", "CheckFailed", "CourseError", "progress_bar", "t", "set_language", "get_language"]
+# In the order of use: every notebook calls start and t.
+__all__ = ["start", "t", "Lab", "CheckFailed", "CourseError", "current", "progress_bar", "set_language", "get_language"]
 
 
 def __getattr__(name: str) -> Any:

@@ -17,6 +17,7 @@ from labkit.course.lesson_files import stable_seed
 from labkit.course.values import (
     as_array,
     brief,
+    call_text,
     diagnose,
     dtype_name,
     error_line,
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 TODO = "check.todo"
 PASSED = "check.passed"
 MISSING_CELL = "check.missing_cell"
+LENT, NOT_YOURS, STALE = "check.lent", "check.not_yours", "check.stale"
+NOT_CHECKED = (MISSING_CELL, LENT, NOT_YOURS, STALE)  # there was no answer of the learner's to look at
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,10 @@ class Result:
 
     @property
     def status(self) -> str:
-        """'passed', 'todo' (nothing written yet) or 'failed'."""
-        return "passed" if self.ok else "todo" if self.key in (TODO, MISSING_CELL) else "failed"
+        """'passed', 'failed', 'todo' (nothing written yet) or 'unchecked' (nothing of the learner's to look at)."""
+        if self.ok:
+            return "passed"
+        return "todo" if self.key == TODO else "unchecked" if self.key in NOT_CHECKED else "failed"
 
     def _ipython_display_(self) -> None:
         """Nothing: `check` has already shown the result, a cell that ends in it must not show it twice."""
@@ -84,6 +89,8 @@ class Checker:
         self.name = exercise.name
         self.seed = stable_seed(exercise.id)
         self.steps = 0
+        self.example = ""  # one small call of the learner's own and what it gave, for the message after a pass
+        self._last_call = ""
         self._generator: torch.Generator | None = None
 
     # ---- inputs -------------------------------------------------------------------------------------------------
@@ -151,6 +158,7 @@ class Checker:
             for old, new in zip(before, (*args, *kwargs.values()), strict=True):
                 if not unchanged(old, new):
                     self.fail("check.mutated", "call", name=self.name, want=brief(old, 50), got=brief(new, 50))
+        self._last_call = call_text(self.name, fn, args, kwargs, result)
         self.steps += 1
         return result
 
@@ -278,6 +286,7 @@ class Checker:
     def hand(self, got: Any, want: Any, *, key: str | None = None, name: str | None = None, **options: Any) -> None:
         """Like `close`, for a value worked out by hand: the general message shows got and want in full."""
         self._compare(got, want, "hand", key, name or self.name, **options)
+        self._keep_example()
 
     def close(self, got: Any, want: Any, *, key: str | None = None, name: str | None = None, **options: Any) -> None:
         """got equals want (numbers, tensors, arrays, or tuples/lists/dicts of them) within rtol=1e-4, atol=1e-5.
@@ -286,10 +295,12 @@ class Checker:
         further placeholders for the message of `key`.
         """
         self._compare(got, want, "reference", key, name or self.name, **options)
+        self._keep_example()
 
     def equal(self, got: Any, want: Any, *, key: str | None = None, name: str | None = None, **details: Any) -> None:
         """got == want exactly (strings, whole numbers, bools, bit-identical tensors)."""
         self._compare(got, want, "reference", key, name or self.name, rtol=0.0, atol=0.0, **details)
+        self._keep_example()
 
     def is_close(self, a: Any, b: Any, *, rtol: float = 1e-4, atol: float = 1e-5) -> bool:
         """True if the two agree in shape and value; for the `when=` of `mistake`. Never ends the check."""
@@ -362,6 +373,10 @@ class Checker:
     def _written(self, got: Any) -> None:
         if is_todo(got):
             self.fail(TODO, "type", name=self.name)
+
+    def _keep_example(self) -> None:
+        """A comparison has held: the call before it, if it is short enough to read, is the example."""
+        self.example = self.example or self._last_call
 
     def _device(self, got: Any, device: str, name: str) -> None:
         if is_tensor(got) and got.device.type != device:

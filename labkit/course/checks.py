@@ -61,11 +61,13 @@ pass; braces of formulas are doubled.
 In the notebook
 ---------------
     # BEGIN SOLUTION / # END SOLUTION region that defines add_noise
-    lab.check("add_noise", add_noise)               # never raises (unless strict): the notebook runs on
-    add_noise = lab.use("add_noise", add_noise)     # theirs if it passed, else the reference; later cells rely on it
+    lab.check("add_noise")                  # never raises (unless strict): the notebook runs on
+    add_noise = lab.use("add_noise")        # theirs if it passed, else the reference; later cells rely on it
 
-`lab.check("add_noise")` and `lab.use("add_noise")` look the name up themselves, which also survives a deleted cell.
-`lab.hint("add_noise")` gives the next hint, `lab.solution("add_noise")` the reference's source.
+Both look the name up themselves, so that a cell that was not run or was deleted gets an answer instead of a NameError.
+What `lab.use` lent is never taken for an answer (`labkit.course.answers`). A value looks like any other value, so what
+the lesson goes on with needs a name of its own there: `weights_used = lab.use("weights")`.
+`lab.hint()` gives the next hint, `lab.solution()` the reference's source, both for the exercise checked last.
 
 Quizzes and predict-then-run prompts, in quiz.yaml
 --------------------------------------------------
@@ -104,8 +106,8 @@ from typing import Any
 
 import numpy as np
 
+from labkit.course.answers import MISSING, objection, under_check
 from labkit.course.checker import MISSING_CELL, PASSED, TODO, Checker, Result, Stop
-from labkit.course.i18n import catalogue, t
 from labkit.course.lesson_files import CourseError, stable_seed
 from labkit.course.values import error_line, is_todo, where
 
@@ -114,12 +116,10 @@ __all__ = [
     "Exercise",
     "Result",
     "exercise",
+    "judge",
     "load_exercises",
     "run_check",
 ]
-
-MISSING: Any = type("Missing", (), {"__repr__": lambda self: "<look the name up>"})()
-HINT_LEVELS = (1, 2, 3)
 
 _registry: dict[str, dict[str, Exercise]] = {}  # module name -> exercise id -> exercise
 
@@ -135,6 +135,7 @@ class Exercise:
         self.name = name or self.short  # what the learner defines
         self.shows, self.extra_stubs = shows, stubs
         self.wrong_answers: list[tuple[str, Any]] = []  # (expected message key, object)
+        self.lent: list[Any] = []  # what `answers.lend` has handed out
 
     def wrong(self, key: str) -> Callable[[Any], Any]:
         """Decorator that stores a wrong answer, which must fail with the message `key`."""
@@ -150,7 +151,7 @@ class Exercise:
         return obj() if self.value and callable(obj) else obj
 
     def reference_object(self) -> Any:
-        """What `use` hands back when the learner's own object has not passed."""
+        """The reference solution itself; `answers.lend` is what a notebook gets of it."""
         return self.make(self.reference)
 
     def source(self) -> str:
@@ -234,11 +235,6 @@ def _load_module(name: str, path: Path) -> ModuleType:
     return module
 
 
-def look_up(exercise: Exercise, obj: Any) -> Any:
-    """`obj`, or, where none was given, what the notebook calls by the exercise's name (MISSING if nothing)."""
-    return vars(sys.modules["__main__"]).get(exercise.name, MISSING) if obj is MISSING else obj
-
-
 @contextmanager
 def isolated_random(seed: int) -> Iterator[None]:
     """Fixed global random state inside (learner code may use it), the previous one afterwards; gradients are on."""
@@ -268,10 +264,10 @@ def run_check(exercise: Exercise, obj: Any) -> Result:
     if obj is MISSING or is_todo(obj):
         return failed(MISSING_CELL if obj is MISSING else TODO, {"name": exercise.name}, "type")
     try:
-        with isolated_random(checker.seed):
+        with isolated_random(checker.seed), under_check(exercise.id):
             exercise.check(checker, obj)
     except Stop as stop:
-        return failed(stop.key, stop.details, stop.stage)
+        return failed(stop.key, {"name": exercise.name, **stop.details}, stop.stage)
     except NotImplementedError:
         return failed(TODO, {"name": exercise.name}, "type")
     except Exception as error:
@@ -279,28 +275,15 @@ def run_check(exercise: Exercise, obj: Any) -> Result:
         return failed("check.raised", details, "call")
     if not checker.steps:
         raise CourseError(f"the check of {exercise.id} has no step: call its first argument, e.g. c.close(got, want)")
-    return Result(exercise.id, True, PASSED, {"name": exercise.name, "steps": checker.steps})
+    return Result(
+        exercise.id, True, PASSED, {"name": exercise.name, "steps": checker.steps, "example": checker.example}
+    )
 
 
-def result_texts(result: Result, *, hint_level: int | None = None, lang: str | None = None) -> tuple[str, list[str]]:
-    """Title and paragraphs of a result in the learner's language; `hint_level`: the hint offered after a failure."""
-    name = result.details.get("name", result.exercise)
-    short = result.exercise.split(".", 1)[-1]
-    if result.ok:
-        return t(PASSED, lang=lang, **result.details), []
-    title = t(f"check.title_{result.status}", lang=lang, name=short)
-    paragraphs = [t(result.key, lang=lang, **{**result.details, "name": name})]
-    if result.key == "check.raised" and hint_text(result.exercise, 1, lang=lang):
-        paragraphs.append(t("check.hint_here", lang=lang, hint=hint_text(result.exercise, 1, lang=lang)))
-        hint_level = max(hint_level or 0, 2)
-    if hint_level is not None and hint_text(result.exercise, hint_level, lang=lang):
-        paragraphs.append(t("check.ask_hint", lang=lang, call=f'lab.hint("{short}")', level=hint_level))
-    elif hint_level is not None:
-        paragraphs.append(t("check.ask_solution", lang=lang, call=f'lab.solution("{short}")'))
-    return title, paragraphs
-
-
-def hint_text(exercise_id: str, level: int, *, lang: str | None = None) -> str:
-    """The text of a hint, '' where the lesson has none at this level."""
-    key = f"hint.{exercise_id}.{level}"
-    return t(key, lang=lang) if key in catalogue() else ""
+def judge(exercise: Exercise, obj: Any) -> Result:
+    """`run_check` of an object that is the learner's own; of anything else a Result that says why it does not count."""
+    key = None if obj is MISSING else objection(exercise, obj)
+    if key is None:
+        return run_check(exercise, obj)
+    details = {"name": exercise.name, "got": f"{getattr(obj, '__module__', '')}.{getattr(obj, '__qualname__', '')}"}
+    return Result(exercise.id, False, key, details, "type")

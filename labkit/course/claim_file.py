@@ -5,19 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import signature
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from labkit.course.i18n import t
-from labkit.course.lesson_files import YamlList, full_id, lesson_files, read_list
+from labkit.course.lesson_files import full_id, lesson_files, read_checked
 from labkit.course.manifest import TIERS, Project
-
-DIRECTIONS = {  # direction -> (needed fields, optional fields)
-    "increase": ((), ("threshold",)),
-    "decrease": ((), ("threshold",)),
-    "equal": (("value", "tolerance"), ()),
-    "band": (("lo", "hi"), ()),
-}
+from labkit.course.schema import Bilingual, Filled, Number, Strict, expected, must, with_different_ids
 
 
 @dataclass(frozen=True)
@@ -41,93 +39,60 @@ class Region:
         return t(key, lo=f"{self.lo:.4g}", hi=f"{self.hi:.4g}")
 
 
-@dataclass(frozen=True)
-class Claim:
+REGIONS: dict[str, Callable[..., Region]] = {  # direction -> region of the numbers beside it
+    "increase": lambda threshold=0.0: Region(lo=threshold),
+    "decrease": lambda threshold=0.0: Region(hi=threshold),
+    "equal": lambda value, tolerance: Region(value - tolerance, value + tolerance),
+    "band": lambda lo, hi: Region(lo, hi),
+}
+
+
+def _region(given: dict[str, Any]) -> Region:
+    numbers = {name: value for name, value in given.items() if name != "direction"}
+    make = REGIONS.get(given.get("direction", ""))
+    if make is None:
+        raise ValueError(f"a direction, one of {', '.join(REGIONS)}")
+    try:
+        region = make(**{name: float(value) for name, value in numbers.items()})
+    except (TypeError, ValueError):
+        raise ValueError(f"beside {given['direction']} the numbers {signature(make)}") from None
+    if region.lo > region.hi:
+        raise ValueError(f"a lower end below the upper end, found {region.lo} and {region.hi}; swap them")
+    return region
+
+
+Interval = Annotated[tuple[Number, Number], must(lambda pair: pair[0] <= pair[1], "lo <= hi")]
+Tiers = tuple[Literal[TIERS], ...]
+
+
+class Claim(Strict):
     """One declaration of claims.yaml."""
 
     id: str
-    lesson: str
-    paper: str
-    place: str
-    statement: dict[str, str]
-    region: Region
-    testable: tuple[str, ...] = TIERS
-    gated: tuple[str, ...] = ()
-    band: dict[str, tuple[float, float]] = field(default_factory=dict)
-    digest: str = ""
+    paper: Filled | Bilingual
+    place: Bilingual
+    statement: Bilingual
+    region: Annotated[Region, BeforeValidator(_region)] = Field(alias="expected")
+    testable: Tiers = TIERS
+    gated: Tiers = ()
+    band: dict[Literal[TIERS], Annotated[Interval, expected("[lo, hi] with lo <= hi, e.g. {cpu: [0.2, 0.6]}")]] = {}
+    lesson: str = Field("", exclude=True)  # this and the next are no keys of the file
+    digest: str = Field("", exclude=True)
+
+    @model_validator(mode="after")
+    def _gates_what_is_testable(self) -> Claim:
+        if not set(self.band) <= set(self.gated) <= set(self.testable):
+            raise ValueError("testable tiers only under gated, and gated tiers only under band")
+        return self
 
 
 def declared(number: int | str, project: Project | None = None) -> dict[str, Claim]:
     """The claims a lesson declares, by full id. Raises CourseError with file and line for a bad declaration."""
     files = lesson_files(number, project)
-    required, optional = ("id", "paper", "place", "statement", "expected"), ("testable", "gated", "band")
-    found = read_list(files.folder / "claims.yaml", required=required, optional=optional)
+    kind = Annotated[list[Claim], AfterValidator(with_different_ids)]
     claims = {}
-    for index, entry in enumerate(found.items):
-        found.bilingual(index, entry["statement"], "statement")
-        testable = _tiers(found, index, "testable", TIERS)
-        gated = _tiers(found, index, "gated", ())
-        if not set(gated) <= set(testable):
-            raise found.error(
-                index, f"gated on {', '.join(gated)} but testable on {', '.join(testable)}; gate testable tiers only"
-            )
-        band = entry.get("band") or {}
-        for tier, pair in band.items() if isinstance(band, dict) else [("band", None)]:
-            if (
-                tier not in gated
-                or not isinstance(pair, list)
-                or len(pair) != 2
-                or not _number(*pair)
-                or pair[0] > pair[1]
-            ):
-                raise found.error(index, "band: expected {gated tier: [lo, hi]} with lo <= hi, e.g. {cpu: [0.2, 0.6]}")
+    for entry in read_checked(files.folder / "claims.yaml", kind) or []:
         id = full_id(files.number, entry["id"])
         digest = hashlib.sha256(json.dumps(entry, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
-        claims[id] = Claim(
-            id=id,
-            lesson=files.number,
-            paper=str(entry["paper"]),
-            place=str(entry["place"]),
-            statement=entry["statement"],
-            region=_region(found, index),
-            testable=testable,
-            gated=gated,
-            band={tier: (float(lo), float(hi)) for tier, (lo, hi) in band.items()},
-            digest=digest,
-        )
+        claims[id] = Claim(**entry | {"id": id, "lesson": files.number, "digest": digest})
     return claims
-
-
-def _number(*values: Any) -> bool:
-    return all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
-
-
-def _tiers(found: YamlList, index: int, name: str, default: tuple[str, ...]) -> tuple[str, ...]:
-    tiers = found.items[index].get(name, default)
-    if not isinstance(tiers, list | tuple) or not set(tiers) <= set(TIERS):
-        raise found.error(index, f"{name}: expected a list of tiers from {', '.join(TIERS)}, found {tiers!r:.60}")
-    return tuple(tiers)
-
-
-def _region(found: YamlList, index: int) -> Region:
-    expected = found.items[index]["expected"]
-    direction = expected.get("direction") if isinstance(expected, dict) else None
-    if direction not in DIRECTIONS:
-        raise found.error(index, f"expected: needs a direction, one of {', '.join(DIRECTIONS)}, found {expected!r:.60}")
-    needed, optional = DIRECTIONS[direction]
-    given = {name: value for name, value in expected.items() if name != "direction"}
-    if not set(needed) <= set(given) <= {*needed, *optional} or not _number(*given.values()):
-        fields = ", ".join((*needed, *(f"{name} (optional)" for name in optional)))
-        raise found.error(index, f"expected, {direction}: the fields are {fields}, all numbers; found {given!r:.60}")
-    if direction == "increase":
-        return Region(lo=float(given.get("threshold", 0.0)))
-    if direction == "decrease":
-        return Region(hi=float(given.get("threshold", 0.0)))
-    lo, hi = (
-        (given["lo"], given["hi"])
-        if direction == "band"
-        else (given["value"] - given["tolerance"], given["value"] + given["tolerance"])
-    )
-    if lo > hi:
-        raise found.error(index, f"expected, {direction}: the lower end {lo} lies above the upper end {hi}; swap them")
-    return Region(float(lo), float(hi))

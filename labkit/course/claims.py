@@ -3,8 +3,8 @@
 A lesson's claims.yaml is a list of declarations:
 
     - id: dpo_beats_base                     # lab.claim("dpo_beats_base", ...)
-      paper: Diffusion-DPO
-      place: Table 1
+      paper: Diffusion-DPO                   # or {en: "...", ja: "..."}
+      place: {en: Table 1, ja: 表 1}
       statement: {en: "...", ja: "..."}      # in own words
       expected: {direction: increase}        # the measured value lies above 0, or above `threshold: 0.5`
       testable: [cpu, gpu]                   # optional (default: all tiers): elsewhere it is "not testable here"

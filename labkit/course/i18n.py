@@ -121,6 +121,11 @@ class Catalogue:
     def keys(self) -> set[str]:
         return set().union(*self.layers) if self.layers else set()
 
+    def entry(self, key: str) -> Entry:
+        """Both texts of a known key, placeholders unfilled; a missing one is that of the other language."""
+        found = next(layer[key] for layer in self.layers if key in layer)
+        return {lang: found.get(lang) or found[other(lang)] for lang in LANGUAGES}
+
     def text(self, key: str, lang: str, /, *, strict: bool = False, **values: Any) -> str:
         """The text of `key` in `lang` with its placeholders filled; see the module docstring for what is missing."""
         checked_language(lang)

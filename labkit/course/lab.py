@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -11,18 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.course import claims, ledger
 from labkit.course import quiz as quizzes
-from labkit.course.checks import (
+from labkit.course.answers import MISSING, cells_run, lend, look_up
+from labkit.course.checks import Exercise, Result, judge, load_exercises
+from labkit.course.feedback import (
     HINT_LEVELS,
-    MISSING,
-    Exercise,
-    Result,
-    hint_text,
-    load_exercises,
-    look_up,
+    hint_box,
+    next_level,
     result_texts,
-    run_check,
+    show_result,
+    solution_box,
+    what_to_type,
 )
 from labkit.course.i18n import checked_language, get_language, set_language, t, use_lesson
+from labkit.course.injected import check_injected
 from labkit.course.lesson_files import CourseError, known_id, lesson_files
 from labkit.course.manifest import Project
 from labkit.course.progress import Progress, overview, report
@@ -33,7 +35,7 @@ from labkit.errors import LabkitError
 if TYPE_CHECKING:
     import torch
 
-KIND_OF = {"passed": "pass", "failed": "fail", "todo": "todo"}
+WORTH_KEEPING = 1.0  # seconds
 SEED_STRIDE = 10_000  # offsets below this never give two seeds the same generator
 
 _current: Lab | None = None
@@ -75,8 +77,12 @@ class Lab:
         self.number, self.name, self.tier = self.files.number, self.files.lesson.name, tier
         self.lang, self.seed, self.strict, self.interactive = checked_language(lang), seed, strict, interactive
         self.results = results
+        self.keeps = interactive  # whether `keep` reads and writes; batch runs measure
+        self._loaded_in: int | None = None  # the cell that last said that a result was loaded
         self.records: list[claims.Record] = []
-        self._used: dict[str, Any] = {}  # exercise id -> function that passed
+        self._told_unsaved = False
+        self._judged: dict[str, tuple[Any, Result]] = {}  # exercise id -> what was checked last, and the result
+        self._checked_last: str | None = None  # exercise id
         set_language(lang)
         use_lesson(self.files.folder)
         self.exercises = load_exercises(self.files.folder)
@@ -111,6 +117,54 @@ class Lab:
         """Go through `iterable` and show a forecast; a batch run writes at most ten lines."""
         return progress_bar(iterable, desc, total, interactive=self.interactive)
 
+    # ---- results that are kept -----------------------------------------------------------------------------------
+
+    def keep(self, name: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """function(*args, **kwargs), or what this very call gave before, also in a kernel that is gone by now.
+
+        The result must hold everything that the lesson needs of the call: what the function changes elsewhere is lost
+        when it is loaded. It is computed anew when its code, its arguments, the notebook's names that it uses, the
+        tier, the sizes, the seed or labkit have changed, after `lab.fresh()`, and always where `lab.keeps` is False
+        (batch runs, which measure). What takes less than a second is not kept.
+        """
+        from labkit.course import keep
+
+        path = self._store().path(name, function, args, kwargs) if self.keeps or self.strict else None
+        if not self.keeps:
+            value = function(*args, **kwargs)
+            if self.strict:
+                keep.pack(value, 0.0, 0.0)  # raises where an interactive run could not keep it
+            return value
+        try:
+            kept = self._store().read(path, self.device)
+        except keep.DamagedResult as error:
+            show_box("warn", t("keep.damaged", name=name, error=error))
+            kept = None
+        if kept is not None:
+            if self._loaded_in != (cell := len(cells_run())):  # one line per cell
+                at = datetime.fromtimestamp(kept.at).strftime("%Y-%m-%d %H:%M")
+                show_box("info", t("keep.loaded", at=at))
+            self._loaded_in = cell
+            return kept.value
+        begun = time.perf_counter()
+        value = function(*args, **kwargs)
+        seconds = time.perf_counter() - begun
+        if seconds >= WORTH_KEEPING:
+            try:
+                self._store().write(path, value, seconds)
+            except (CourseError, OSError) as error:
+                show_box("warn", t("keep.not_kept", name=name, error=error))
+        return value
+
+    def fresh(self) -> None:
+        """Forget the kept results of this lesson and tier, so that its cells compute them anew."""
+        show_box("info", t("keep.forgotten", count=self._store().forget()))
+
+    def _store(self) -> Any:
+        from labkit.course.keep import Store
+
+        return Store(self.progress.path.parent, self.number, self.tier, sizes=vars(self.sizes), seed=self.seed)
+
     # ---- exercises ----------------------------------------------------------------------------------------------
 
     def check(self, id: str, obj: Any = MISSING) -> Result:
@@ -120,52 +174,73 @@ class Lab:
         CourseError.
         """
         exercise = self.exercise(id)
-        result = run_check(exercise, look_up(exercise, obj))
-        entry = self.progress.record_check(self.number, exercise.id, result.status)
-        level = entry.get("hints", 0) + 1 if result.status == "failed" else None
-        title, paragraphs = result_texts(result, hint_level=level)
-        show_box(KIND_OF[result.status], title, *paragraphs)
+        obj = look_up(exercise, obj)
+        result = self._judge(exercise, obj)
+        self._checked_last = exercise.id
+        counted = result.status if result.status in ("passed", "failed") else "todo"  # only the learner's own answers
+        seen = self.progress.record_check(self.number, exercise.id, counted).get("hints", 0)
         if result.key == "check.raised":  # shows the first hint by itself
-            self.progress.record_help(self.number, exercise.id, hint=1)
+            seen = max(seen, HINT_LEVELS[0])
+            self.progress.record_help(self.number, exercise.id, hint=seen)
+
+        def record(**help: Any) -> None:
+            self.progress.record_help(self.number, exercise.id, **help)
+
+        show_result(exercise, obj, result, seen=seen, record=record, interactive=self.interactive)
         if self.strict and not result:
+            title, paragraphs = result_texts(result)
             raise CheckFailed(" ".join([title, *paragraphs]))
         return result
 
     def use(self, id: str, obj: Any = MISSING) -> Any:
-        """The learner's object if it passes, else the reference solution; says which. Strict: raises in that case."""
+        """The learner's object if it passes, else the reference, lent; says which. Strict: raises in that case.
+
+        What is lent is recognised by later checks, so binding it to the learner's own name does no harm; the answer of
+        a `value=True` exercise needs another name (see the guide in `labkit.course.checks`).
+        """
         exercise = self.exercise(id)
         obj = look_up(exercise, obj)
-        known = self._used.get(exercise.id, MISSING)
-        if obj is not MISSING and (known is obj or run_check(exercise, obj)):
-            if not exercise.value:
-                self._used[exercise.id] = obj  # functions stay as they are; values may change and are checked again
+        known, result = self._judged.get(exercise.id, (MISSING, None))
+        if result is None or known is not obj or exercise.value:  # values may have changed since
+            result = self._judge(exercise, obj)
+        if result:
             show_box("pass", t("use.yours", name=exercise.name))
             return obj
         show_box("info", t("use.reference", name=exercise.name))
         if self.strict:
             raise CheckFailed(t("use.reference", name=exercise.name))
-        return exercise.reference_object()
+        return lend(exercise)
 
-    def hint(self, id: str, level: int | None = None) -> None:
-        """Show hint 1, 2 or 3; without `level` the next one that was not seen yet."""
-        exercise = self.exercise(id)
+    def _judge(self, exercise: Exercise, obj: Any) -> Result:
+        result = judge(exercise, obj)
+        self._judged[exercise.id] = (obj, result)
+        return result
+
+    def hint(self, id: str | None = None, level: int | None = None) -> None:
+        """Show a hint: of the exercise checked last without `id`; without `level` the next one not seen yet."""
+        exercise = self._asked_about(id, "hint")
+        seen = self.progress.entry(self.number, "exercises", exercise.id).get("hints", 0)
         if level is None:
-            seen = self.progress.entry(self.number, "exercises", exercise.id).get("hints", 0)
-            level = min(seen + 1, HINT_LEVELS[-1])
+            level = next_level(exercise, seen) or HINT_LEVELS[-1]
         if level not in HINT_LEVELS:
             raise CourseError(f"hint level {level!r}: choose 1, 2 or 3")
-        last = level == HINT_LEVELS[-1]
-        call = f'lab.solution("{exercise.short}")' if last else f'lab.hint("{exercise.short}", level={level + 1})'
-        text = hint_text(exercise.id, level) or t("help.no_hint")
-        show_box("info", t("help.hint_title", level=level, name=exercise.name), text, t("check.next_hint", call=call))
         self.progress.record_help(self.number, exercise.id, hint=level)
+        show(*hint_box(exercise, level, what_to_type(exercise, max(level, seen))))
 
-    def solution(self, id: str) -> None:
-        """Show the source of the reference solution."""
-        exercise = self.exercise(id)
-        title = t("help.solution_title", name=exercise.name)
-        show_box("info", title, t("help.solution_note"), code=exercise.source())
+    def solution(self, id: str | None = None) -> None:
+        """Show the source of the reference solution, of the exercise checked last without `id`."""
+        exercise = self._asked_about(id, "solution")
         self.progress.record_help(self.number, exercise.id, solution=True)
+        show(*solution_box(exercise))
+
+    def _asked_about(self, id: str | None, help: str) -> Exercise:
+        """The exercise with this id, else the one checked last; help for it without an id is about this one too."""
+        if id is None and self._checked_last is None:
+            names = ", ".join(exercise.short for exercise in self.exercises.values())
+            raise CourseError(f'no exercise has been checked yet: write lab.{help}("name") with one of {names}')
+        exercise = self.exercise(id or self._checked_last)
+        self._checked_last = exercise.id
+        return exercise
 
     def verdict(self, text: str, ok: Any) -> None:
         """Show whether a property holds that is true of every right solution; for results, which may differ, `claim`.
@@ -249,7 +324,9 @@ class Lab:
         try:
             claims.save(record, self.results)
         except OSError as error:
-            show_box("warn", t("claim.not_saved", error=error.strerror or type(error).__name__))
+            if not self._told_unsaved:  # once: the next claim meets the same folder
+                self._told_unsaved = True
+                show_box("warn", t("claim.not_saved", error=error.strerror or type(error).__name__))
         return record
 
     def article_map(self) -> None:
@@ -287,6 +364,7 @@ def start(
     ValueErrors that list the known ones.
     """
     global _current
+    check_injected()
     session = Lab(
         lesson,
         tier=tier,
@@ -300,6 +378,10 @@ def start(
     )
     _current = session
     set_interactive(session.interactive)
+    if session.lang == "ja":
+        from labkit.figures.style import add_japanese_font  # brings matplotlib, which nothing else here needs
+
+        add_japanese_font()
     planned = session.files.lesson.minutes.get(tier)
     minutes = t("session.minutes", minutes=f"{planned:g}") if planned else ""
     line = t("session.line", tier=tier, device=str(session.device), seed=seed, minutes=minutes)

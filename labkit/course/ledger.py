@@ -40,7 +40,7 @@ def record_box(claim: Claim, record: Record) -> tuple[str, str]:
     """(html, text) shown to the learner when a claim is recorded."""
     kind = "pass" if record.verdict == REPRODUCED else "info" if record.verdict == NOT_TESTABLE else "fail"
     lines = [
-        t("claim.source", paper=claim.paper, place=claim.place, statement=pick(claim.statement)),
+        t("claim.source", paper=pick(claim.paper), place=pick(claim.place), statement=pick(claim.statement)),
         t("claim.expected", region=claim.region.text()),
     ]
     if record.value is not None:
@@ -94,7 +94,7 @@ def ledger(rows: list[dict[str, Any]]) -> tuple[str, str]:
         cells.append(
             (
                 claim.id,
-                f"{claim.paper}, {claim.place}",
+                f"{pick(claim.paper)}, {pick(claim.place)}",
                 pick(claim.statement),
                 claim.region.text(),
                 value_text(record) if record else "",
@@ -149,7 +149,9 @@ def run(args: argparse.Namespace) -> int:
         return _run(args)
     except ValueError as error:
         print(f"labkit claims: {error}", file=sys.stderr)
-        return 2
+    except OSError as error:
+        print(f"labkit claims: {error.filename}: {error.strerror}; give --html another place", file=sys.stderr)
+    return 2
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -161,7 +163,7 @@ def _run(args: argparse.Namespace) -> int:
             args.html.parent.mkdir(parents=True, exist_ok=True)
             args.html.write_text(page(t("claim.ledger_title"), html_text), encoding="utf-8")
         if args.json:
-            print(json.dumps([_json_row(row) for row in rows], ensure_ascii=False, indent=1))
+            print(json.dumps([_json_row(row) for row in rows], indent=1))  # ASCII: read the same whatever the encoding
         elif args.html:
             print(args.html)
         else:

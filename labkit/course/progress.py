@@ -12,10 +12,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from labkit.course.i18n import LANGUAGES, t
 from labkit.course.render import language, show_box, table
@@ -139,17 +141,11 @@ class Progress:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """One writer at a time where the system has file locks; elsewhere the rename alone keeps the file whole."""
-        try:
-            import fcntl
-
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            lock = open(self.path.with_name(".progress.lock"), "w")
-        except (ImportError, OSError):  # Windows, or a folder that cannot be written: _write() will say so
-            yield
-            return
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        """One writer at a time; where a lock cannot be had the rename alone keeps the file whole."""
+        with ExitStack() as stack:
+            with suppress(OSError, NotImplementedError):  # no right to write: _write() will say so; no locks here
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(FileLock(self.path.with_name(".progress.lock")))
             yield
 
 
@@ -250,5 +246,5 @@ def _run(args: argparse.Namespace) -> int:
         if args.lesson is not None:
             number = lesson_files(args.lesson, project).number
             rows = [row for row in rows if row["lesson"] == number]
-        print(json.dumps(rows, ensure_ascii=False, indent=1) if args.json else report(rows, progress.path)[1])
+        print(json.dumps(rows, indent=1) if args.json else report(rows, progress.path)[1])
     return 0

@@ -7,7 +7,6 @@ The YAML format is in the guide of `labkit.course.checks`.
 from __future__ import annotations
 
 import html
-import importlib.util
 import math
 import random
 from collections.abc import Callable, Mapping
@@ -16,9 +15,18 @@ from typing import Any
 
 from labkit.course.i18n import t
 from labkit.course.lesson_files import CourseError, stable_seed
-from labkit.course.render import KINDS, box, in_notebook, inline, pick, show
+from labkit.course.render import KINDS, box, inline, pick, plain, show, widgets_possible
 
 LETTERS = "ABCDEFGH"
+
+# Labels of radio buttons are one line high and cut off; ours are sentences. (They are plain text: no TeX, no code.)
+_WRAPS = "labkit-choice"
+_STYLE = (
+    f".{_WRAPS} label{{height:auto;line-height:1.5;white-space:normal;margin:.15em 0}}"
+    f".{_WRAPS} .widget-radio-box label{{display:flex;flex-direction:row-reverse;justify-content:flex-end}}"
+    f".{_WRAPS} input[type=radio]{{flex:none;margin:.25em .5em 0 0}}"
+    f".{_WRAPS},.{_WRAPS} .widget-radio-box{{height:auto;max-width:100%}}"
+)
 
 
 @dataclass(frozen=True)
@@ -58,11 +66,6 @@ def find_option(options: list[Option], choice: str) -> Option:
     raise CourseError(t("quiz.unknown_option", choice=repr(choice), options=letters))
 
 
-def widgets_possible() -> bool:
-    """True in a notebook kernel that has ipywidgets."""
-    return in_notebook() and importlib.util.find_spec("ipywidgets") is not None
-
-
 # ---- quiz --------------------------------------------------------------------------------------------------------
 
 
@@ -91,13 +94,12 @@ def feedback(option: Option) -> tuple[str, str]:
 
 
 def question_widget(id: str, question: Mapping[str, Any], on_answer: Callable[[Option], None]) -> Any:
-    """A VBox of question (HTML), RadioButtons with the letters, Button, and reply (HTML), in this order.
+    """A VBox of question (HTML), RadioButtons with the options, Button, and reply (HTML), in this order.
 
-    `on_answer(option)` is called for each answer. The long texts are HTML because radio labels cannot wrap or show TeX.
+    `on_answer(option)` is called for each answer.
     """
     options = quiz_options(id, question)
     head = f"<b>{t('quiz.title')}</b><div>{inline(pick(question['question']))}</div>"
-    head += _list_html([(option.letter, option.text) for option in options])
 
     def answer(choice: Option | None) -> str:
         if choice is None:
@@ -168,7 +170,6 @@ def prompt_widget(prompt: Mapping[str, Any], on_predict: Callable[[Any], None]) 
 
     options = prediction_options(prompt)
     head = f"<b>{t('predict.title')}</b><div>{inline(pick(prompt['question']))}</div>"
-    head += _list_html([(option.letter, option.text) for option in options])
 
     def keep(answer: Any) -> str:
         if answer is None or answer == "":
@@ -231,8 +232,10 @@ def _list_html(items: list[tuple[str, str]]) -> str:
 def _choice_widget(head: str, options: list[Option], label: str, reply: Callable[[Option | None], str]) -> Any:
     import ipywidgets
 
-    choices = [(option.letter, index) for index, option in enumerate(options)]
-    radio = ipywidgets.RadioButtons(options=choices, value=None, layout={"width": "max-content"})
+    choices = [(f"{option.letter}. {plain(option.text).replace('`', '')}", i) for i, option in enumerate(options)]
+    radio = ipywidgets.RadioButtons(options=choices, value=None, layout={"width": "auto"})
+    radio.add_class(_WRAPS)
+    head += f"<style>{_STYLE}</style>"
     return _input_widget(head, radio, label, lambda: reply(None if radio.value is None else options[radio.value]))
 
 

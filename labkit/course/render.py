@@ -8,6 +8,7 @@ Okabe & Ito 2008).
 from __future__ import annotations
 
 import html
+import importlib.util
 import re
 import sys
 import unicodedata
@@ -25,6 +26,17 @@ KINDS = {
     "info": ("▸", "#0072B2"),
     "warn": ("!", "#E69F00"),
 }
+
+# First thing in the head of every page that we write: no scripts, nothing from the network, whatever got into the body.
+POLICY = (
+    '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+    "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'\">"
+)
+
+
+def widgets_possible() -> bool:
+    """True in a notebook kernel that has ipywidgets."""
+    return in_notebook() and importlib.util.find_spec("ipywidgets") is not None
 
 
 def in_notebook() -> bool:
@@ -109,6 +121,19 @@ def show_box(kind: str, title: str, *paragraphs: str, code: str | None = None) -
     show(*box(kind, title, *paragraphs, code=code))
 
 
+def fold(summary: str, body: str) -> str:
+    """HTML that shows `summary` and, once it is opened, `body` (HTML)."""
+    return f'<details lang="{get_language()}"><summary>{inline(summary)}</summary>{body}</details>'
+
+
+def beside(columns: Sequence[tuple[str, str]]) -> str:
+    """HTML of blocks of source code next to each other, or below each other where there is no room: (title, code)."""
+    code_style = "margin:.3em 0 0;overflow-x:auto;white-space:pre"
+    block = f'<div style="flex:1 1 22em;min-width:0"><b>{{}}</b><pre style="{code_style}">{{}}</pre></div>'
+    blocks = "".join(block.format(inline(title), html.escape(code)) for title, code in columns)
+    return f'<div style="display:flex;flex-wrap:wrap;gap:1em;margin:.5em 0">{blocks}</div>'
+
+
 def width(text: str) -> int:
     """Columns that `text` takes in a terminal; Japanese characters take two."""
     return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
@@ -133,6 +158,6 @@ def page(title: str, body: str) -> str:
         "table{border-collapse:collapse}td,th{border:1px solid #999;padding:.3em .6em}"
     )
     return (
-        f'<!doctype html>\n<html lang="{get_language()}">\n<head><meta charset="utf-8">'
+        f'<!doctype html>\n<html lang="{get_language()}">\n<head><meta charset="utf-8">{POLICY}'
         f"<title>{html.escape(title)}</title><style>{style}</style></head>\n<body>\n<h1>{html.escape(title)}</h1>\n{body}\n</body>\n</html>\n"
     )

@@ -55,8 +55,19 @@ def brief(obj: Any, limit: int = 90) -> str:
         text = np.array2string(as_array(obj), separator=", ", threshold=12, edgeitems=2, formatter=_DIGITS)
     else:
         text = f"{obj:.4g}" if isinstance(obj, float) else repr(obj)
+    if type(obj) in (list, tuple):
+        text = f"{text[0]}{', '.join(brief(item, limit) for item in obj)}{text[-1]}"
     text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def call_text(name: str, fn: Any, args: tuple, kwargs: dict[str, Any], result: Any) -> str:
+    """'add_noise([1], [2], 0.64) = [2]' on one line, long arguments as '…'; '' where the result is too long to read."""
+    name = f"{name}().{fn.__name__}" if inspect.ismethod(fn) else name
+    given = [brief(value, 60) for value in args] + [f"{key}={brief(value, 60)}" for key, value in kwargs.items()]
+    arguments, answer = ", ".join(given), brief(result, 60)
+    short = len(arguments) <= 90 and "…" not in arguments
+    return "" if "…" in answer or "..." in answer else f"{name}({arguments if short else '…'}) = {answer}"
 
 
 def error_line(error: Exception) -> str:

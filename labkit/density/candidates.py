@@ -11,7 +11,7 @@ from labkit.diffusion import decode_latents, encode_prompts, image_generators, s
 from labkit.diffusion.sample import initial_latents
 
 
-class Candidates:
+class CandidateStream:
     """Candidate i of a deterministic sampler (DDIM, eta 0): its noise depends on (seed, i) alone.
 
     Args:

@@ -2,7 +2,7 @@
 
 A diffusion model never sees fakes, so only the draws of training images change: a ratio w above the threshold moves the
 fixed point to p_data w, not w^2. The paper compares a weighted fine-tune with the *pretrained* model; what any further
-training does would then be credited to the weights, so `fine_tune_pair` also runs the same steps without weights.
+training does would then be credited to the weights, so run the same steps with equal weights too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from labkit.density.rule import WeightedSampler
+from labkit.density.sampler import WeightedSampler
 from labkit.diffusion import (
     PromptConditions,
     adapter_state,
@@ -132,14 +132,6 @@ def fine_tune(
         optimizer.zero_grad(set_to_none=True)
         adapter = adapter_state(unet, ADAPTER) if mode == "lora" else None
     return FineTuned(losses, drawn, unet if adapter is None else None, adapter, rank)
-
-
-def fine_tune_pair(
-    pipe, latents: Tensor, conditions: PromptConditions, *, weights: Tensor, **options
-) -> tuple[FineTuned, FineTuned]:
-    """(weighted run, unweighted control) with the same settings, noise and timesteps; options as in `fine_tune`."""
-    weighted = fine_tune(pipe, latents, conditions, weights=weights, **options)
-    return weighted, fine_tune(pipe, latents, conditions, weights=torch.ones_like(weights), **options)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from labkit.density.pseudo_density import PseudoDensity
+from labkit.density.scoring import PseudoDensity
 from labkit.metrics.checks import as_features, same_width
 
 WIDTHS = (512, 256, 128)

@@ -2,9 +2,9 @@
 
     maximise or minimise  rho(F(G(z + delta)))   over the box  max |delta| <= eps,  delta = 0 at the start
 
-"sign" takes steps of step_size * sign(gradient), as the released code does (projected gradient ascent in the maximum
-norm; 10 steps of eps / 4 reach the box's wall); "gradient" takes step_size * gradient, as the paper's figure writes it;
-"random" takes random signs, the control. The score that is climbed may be a stand-in, so the ends are scored again.
+"sign" and "gradient" are the two readings of `labkit.density.equations.push_step` (Algorithm 1 of arXiv 2407.08659; 10
+sign steps of eps / 4 reach the box's wall); "random" takes random signs, the control. The score that is climbed may be
+a stand-in, so the ends are scored again.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from labkit.density.equations import push_step
 
 METHODS = ("sign", "gradient", "random")
 
@@ -76,12 +78,12 @@ def perturb(
         if method == "random":
             with torch.no_grad():
                 climbed.append(_checked(score(z + delta), len(z)))
-            step = torch.randint(2, z.shape, generator=generator).to(z) * 2 - 1
+            uphill = torch.randint(2, z.shape, generator=generator).to(z) * 2 - 1
         else:
             value, gradient = _value_and_gradient(score, z + delta)
             climbed.append(value)
-            step = towards * (gradient.sign() if method == "sign" else gradient)
-        delta = (delta + length * step).clamp(-eps, eps)
+            uphill = towards * gradient
+        delta = push_step(delta, uphill, length, eps, raw=method == "gradient")
     with torch.no_grad():
         climbed.append(_checked(score(z + delta), len(z)))
         before, after = (_checked(exact(x), len(z)) for x in (z, z + delta))

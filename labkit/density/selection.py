@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from labkit.density.rule import Forecast, above, acceptance_probability, check_ratio, forecast
+from labkit.density.equations import Forecast, above, acceptance_probability, check_ratio, forecast
 from labkit.errors import LabkitError
 
 Generate = Callable[[int, int], Tensor]
@@ -82,7 +82,7 @@ def importance_sample(
     first: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Selection:
-    """Accept n samples by the two-level rule of `labkit.density.rule`.
+    """Accept n samples by the two-level rule (`acceptance_probability`).
 
     Args:
         generate: (first, count) -> samples [count, ...] of candidates first .. first + count - 1, reproducibly.

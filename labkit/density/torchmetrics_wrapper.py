@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from labkit.density.pseudo_density import PseudoDensity
-from labkit.density.rule import above
+from labkit.density.equations import above
+from labkit.density.scoring import PseudoDensity
 
 try:
     from torchmetrics import Metric

@@ -7,6 +7,7 @@ The weights are float32 whatever the base model's dtype, and come from the seed 
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -80,6 +81,7 @@ def add_lora(
             f"no layer of {type(model).__name__} matches {suffixes and list(suffixes)}: check suffixes and where"
         )
     state = AdapterSnapshot(model)
+    _pass_over_an_old_torchao()
     config = LoraConfig(
         r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=targets, lora_dropout=dropout
     )
@@ -98,6 +100,27 @@ def add_lora(
         parameter.data.copy_(fresh)
         parameter.requires_grad_(True)
     return list(parameters.values())
+
+
+def _pass_over_an_old_torchao() -> None:
+    """Have PEFT treat a torchao that it refuses as absent. Colab ships 0.10, PEFT wants 0.16 and raises ImportError.
+
+    PEFT asks for torchao before it wraps any layer, of quantized weights or not, and remembers the answer. So it is
+    enough to hide the package while it is asked once: nothing is uninstalled, and `import torchao` works as before.
+    """
+    from peft.import_utils import is_torchao_available
+
+    try:
+        is_torchao_available()
+    except ImportError:
+        loaded = sys.modules.get("torchao")
+        sys.modules["torchao"] = None  # importlib reads this as: not installed
+        try:
+            is_torchao_available()
+        finally:
+            del sys.modules["torchao"]
+            if loaded is not None:
+                sys.modules["torchao"] = loaded
 
 
 def remove_lora(model: nn.Module, name: str) -> None:

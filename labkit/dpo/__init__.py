@@ -1,7 +1,22 @@
-"""Diffusion-DPO (arXiv 2311.12908) and HG-DPO (arXiv 2405.20216): losses, pairs, trainer."""
+"""Diffusion-DPO (arXiv 2311.12908) and HG-DPO (arXiv 2405.20216).
+
+Read `equations` first: one function per equation, the one that the notebooks, their checks and the trainer use.
+
+    equations     the papers as functions                       scorers       judges: (images, prompts) -> scores
+    terms         an equation with its numbers filled in        pool          N candidates per prompt, scored
+    noise         which t and noise a pair gets                 pairs         the record of a preference
+    data          pairs in memory, fingerprints of models       recon, hg     HG-DPO: reconstructions, stages
+    config        what a run is                                 side_effects  what nobody asked for
+    trainer       the loop; record: its log                     toy           the same terms in two dimensions
+    processes     several of them                           preference    a judge learnt from votes
+    train         the command line                              gpu_scorers   published judges of photographs
+
+Here are the names that a lesson needs, in the order in which it needs them; the others come from their modules.
+"""
 
 from labkit.dpo.config import DPOConfig
-from labkit.dpo.data import PreferencePairs, check_hashes, fingerprints
+from labkit.dpo.data import PreferencePairs, fingerprints
+from labkit.dpo.equations import dpo_logit, dpo_loss, epsilon_error, kappa_of, statistics_loss, step_coefficient
 from labkit.dpo.hg import (
     Stage,
     attach,
@@ -10,137 +25,68 @@ from labkit.dpo.hg import (
     leap_pairs,
     normal_pairs,
     run_stages,
-    statistics_order,
     text_window,
     up_blocks,
 )
-from labkit.dpo.kappa import beta_of, check_kappa, kappa_of, to_mean
-from labkit.dpo.losses import (
-    epsilon_error,
-    epsilon_error_of_v,
-    hinge_loss,
-    implicit_accuracy,
-    ipo_loss,
-    kto_loss,
-    mapo_loss,
-    pair_difference,
-    pair_logits,
-    scale_gradient,
-    sdpo_scale,
-    sigmoid_loss,
-    statistics_loss,
-    step_coefficient,
-)
-from labkit.dpo.pairs import PairSet, best_vs_worst, channel_gap, load_pairs, make_row
-from labkit.dpo.pool import Pool, agreement, best_and_worst, build_pool, consensus, expected_range
-from labkit.dpo.preference import (
-    ArtDirector,
-    PreferenceModel,
-    Votes,
-    fit_bradley_terry,
-    simulate_votes,
-    train_preference,
-    vote_accuracy,
-)
-from labkit.dpo.recon import best_level, recon_levels, recon_timesteps, sd_recon
-from labkit.dpo.scorers import Scorer, blend, clip_score, faithfulness, sharpness, sharpness_of, warmth, warmth_of
-from labkit.dpo.side_effects import SideEffects, hue_distance, mean_hue, side_effects
-from labkit.dpo.terms import (
-    PairStep,
-    Term,
-    dpo,
-    hinge,
-    ipo,
-    kto,
-    mapo,
-    npo,
-    sdpo,
-    sft,
-    statistics,
-    terms_from,
-    weighted,
-)
+from labkit.dpo.pairs import PairSet, best_vs_worst, channel_gap
+from labkit.dpo.pool import Pool, best_and_worst, build_pool, expected_range
+from labkit.dpo.recon import recon_levels, sd_recon
+from labkit.dpo.scorers import Scorer, blend, faithfulness, sharpness, warmth, warmth_of
+from labkit.dpo.side_effects import side_effects
+from labkit.dpo.terms import PairStep, Term, dpo, hinge, ipo, kto, mapo, npo, sdpo, sft, statistics
 from labkit.dpo.trainer import DPOTrainer
 
 __all__ = [
-    "ArtDirector",
-    "DPOConfig",
-    "DPOTrainer",
-    "PairSet",
-    "PairStep",
-    "Pool",
-    "PreferenceModel",
-    "PreferencePairs",
-    "Scorer",
-    "SideEffects",
-    "Stage",
-    "Term",
-    "Votes",
-    "agreement",
-    "attach",
-    "base_weights_kept",
-    "best_and_worst",
-    "best_level",
-    "best_vs_worst",
-    "beta_of",
-    "blend",
-    "build_pool",
-    "channel_gap",
-    "check_hashes",
-    "check_kappa",
-    "clip_score",
-    "consensus",
-    "dpo",
+    # the equations
     "epsilon_error",
-    "epsilon_error_of_v",
-    "expected_range",
-    "faithfulness",
-    "fingerprints",
-    "fit_bradley_terry",
-    "hard_pairs",
-    "hinge",
-    "hinge_loss",
-    "hue_distance",
-    "implicit_accuracy",
-    "ipo",
-    "ipo_loss",
+    "dpo_logit",
+    "dpo_loss",
     "kappa_of",
-    "kto",
-    "kto_loss",
-    "leap_pairs",
-    "load_pairs",
-    "make_row",
-    "mapo",
-    "mapo_loss",
-    "mean_hue",
-    "normal_pairs",
-    "npo",
-    "pair_difference",
-    "pair_logits",
-    "recon_levels",
-    "recon_timesteps",
-    "run_stages",
-    "scale_gradient",
-    "sd_recon",
-    "sdpo",
-    "sdpo_scale",
-    "sft",
-    "sharpness",
-    "sharpness_of",
-    "side_effects",
-    "sigmoid_loss",
-    "simulate_votes",
-    "statistics",
-    "statistics_loss",
-    "statistics_order",
     "step_coefficient",
-    "terms_from",
-    "text_window",
-    "to_mean",
-    "train_preference",
-    "up_blocks",
-    "vote_accuracy",
+    "statistics_loss",
+    # what is minimised
+    "PairStep",
+    "Term",
+    "dpo",
+    "sft",
+    "sdpo",
+    "npo",
+    "mapo",
+    "ipo",
+    "hinge",
+    "kto",
+    "statistics",
+    # pairs by AI feedback
+    "Scorer",
+    "faithfulness",
+    "sharpness",
     "warmth",
     "warmth_of",
-    "weighted",
+    "blend",
+    "Pool",
+    "build_pool",
+    "best_and_worst",
+    "expected_range",
+    "PairSet",
+    "best_vs_worst",
+    "channel_gap",
+    "PreferencePairs",
+    "fingerprints",
+    # training
+    "DPOConfig",
+    "DPOTrainer",
+    "base_weights_kept",
+    # HG-DPO: reconstructions, stages, inference
+    "sd_recon",
+    "recon_levels",
+    "normal_pairs",
+    "hard_pairs",
+    "leap_pairs",
+    "Stage",
+    "run_stages",
+    "attach",
+    "up_blocks",
+    "text_window",
+    # what else it did
+    "side_effects",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -62,21 +62,6 @@ class PreferencePairs:
 
     def __len__(self) -> int:
         return len(self.prompts)
-
-    def select(self, indices: Sequence[int]) -> PreferencePairs:
-        """Some pairs, in the order given."""
-        rows = list(indices)
-        return PreferencePairs(
-            prompts=tuple(self.prompts[i] for i in rows),
-            winner=self.winner[rows],
-            loser=self.loser[rows],
-            margin=None if self.margin is None else self.margin[rows],
-            hashes=self.hashes,
-        )
-
-    def swapped(self) -> PreferencePairs:
-        """The same pairs with their labels exchanged (margins stay: they are sizes of gaps)."""
-        return replace(self, winner=self.loser, loser=self.winner)
 
 
 def fingerprints(pipe) -> dict[str, str]:

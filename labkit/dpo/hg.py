@@ -31,15 +31,12 @@ from labkit.diffusion import (
     merge_lora,
 )
 from labkit.dpo.data import PreferencePairs
-from labkit.dpo.losses import step_coefficient
 from labkit.dpo.pairs import PairSet, make_row
 from labkit.dpo.recon import best_level
 from labkit.dpo.terms import Term
 from labkit.dpo.trainer import DPOConfig, DPOTrainer
 
-STAGES = ("easy", "normal", "hard")
 TEXT_WINDOW = (900, 1000)  # timesteps in which the paper's text-encoder adapter is on
-PAPER_SCALE = 0.5  # of every adapter at inference; 50 steps of DPM-Solver++ and guidance 5 go with it
 
 
 def up_blocks(path: str) -> bool:
@@ -120,15 +117,6 @@ def _check_levels(pairs: PairSet, recons: Mapping[int, Tensor]) -> None:
                 f"pictures of level {t} have shape {tuple(latents.shape)}, expected one per prompt of the pool, in its "
                 f"order: {(needed, *pairs.latents.shape[1:])}"
             )
-
-
-def statistics_order(weight: float, alphas_cumprod: Tensor) -> float:
-    """weight * mean over t of c_t^2, the true size of a statistics-matching weight: 0.515 for 10,000 on SD's schedule.
-
-    On another schedule choose the weight that gives the same order.
-    """
-    t = torch.arange(len(alphas_cumprod))
-    return float(weight * step_coefficient(t, alphas_cumprod).double().square().mean())
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from labkit.dpo.data import PreferencePairs
-from labkit.dpo.pool import Pool, agreement, best_and_worst, consensus
+from labkit.dpo.pool import Pool, agreement, best_and_worst, check_scores, consensus
 from labkit.files import write_atomically
 
 _VOTE = pa.struct([("id", pa.string()), ("choice", pa.string()), ("left", pa.string()), ("ms", pa.int64())])
@@ -148,11 +148,13 @@ def best_vs_worst(
         raise ValueError(f"min_margin is {min_margin}, expected 0 or more")
     judged = {name: pool.scores[name] for name in names}
     scores = judged[names[0]] if len(names) == 1 else consensus(judged)
-    best, worst, gap = best_and_worst(scores)
+    check_scores(scores)
+    best, worst = best_and_worst(scores)
     agreed = agreement(judged, best, worst)
     rows, latents = [], []
     for p, prompt in enumerate(pool.prompts):
         w, lo = int(best[p]), int(worst[p])
+        gap = float(scores[p, w] - scores[p, lo])
         rows.append(
             make_row(
                 f"{stage}-{p:06d}",
@@ -162,13 +164,13 @@ def best_vs_worst(
                 2 * p + 1,
                 score_w=float(scores[p, w]),
                 score_l=float(scores[p, lo]),
-                margin=float(gap[p]),
+                margin=gap,
                 scorer=names[0] if len(names) == 1 else "vote of " + ", ".join(names),
                 agreement=float(agreed[p]),
                 source_w=f"candidate {w}",
                 source_l=f"candidate {lo}",
                 stage=stage,
-                tie=not (float(gap[p]) > min_margin and float(agreed[p]) >= min_agreement),
+                tie=not (gap > min_margin and float(agreed[p]) >= min_agreement),
             )
         )
         latents += [pool.latents[p, w], pool.latents[p, lo]]

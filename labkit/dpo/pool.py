@@ -129,12 +129,24 @@ def _make_shard(pipe, prompts, start, shard, n, scorers, seed, steps, guidance_s
     return {"latents": latents.float().cpu().reshape(*grid, *latents.shape[1:]).contiguous(), **part}
 
 
-def best_and_worst(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices of the highest and lowest score of each row and their gap: scores [P, N] -> int64 [P], int64 [P], [P].
+def best_and_worst(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Which candidate of each prompt scores highest and which lowest (HG-DPO, section 3: best and worst of N).
 
-    Among equal scores the lowest index is taken; a row of equal scores has gap 0 (a tie, which never trains).
-    Raises ValueError for N < 2 and for scores that are not finite.
+    Args:
+        scores: [P, N], finite.
+
+    Returns:
+        Columns of the highest and of the lowest score, int64 [P] each; among equal scores the first column.
     """
+    columns = torch.arange(scores.shape[1])
+    top, bottom = scores.max(1, keepdim=True).values, scores.min(1, keepdim=True).values
+    best = torch.where(scores == top, columns, scores.shape[1]).min(1).values
+    worst = torch.where(scores == bottom, columns, scores.shape[1]).min(1).values
+    return best, worst
+
+
+def check_scores(scores: Tensor) -> None:
+    """Raise ValueError unless scores are [prompts, N] with N >= 2 and finite."""
     if scores.ndim != 2 or scores.shape[1] < 2:
         raise ValueError(f"scores have shape {tuple(scores.shape)}, expected [prompts, N] with N >= 2")
     bad = (~torch.isfinite(scores)).any(1).nonzero().flatten().tolist()
@@ -142,11 +154,6 @@ def best_and_worst(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         raise ValueError(
             f"scores of {len(bad)} prompts are NaN or infinite (first: prompt {bad[0]}): drop those prompts"
         )
-    index = torch.arange(scores.shape[1]).expand_as(scores)
-    high, low = scores.max(1, keepdim=True).values, scores.min(1, keepdim=True).values
-    best = torch.where(scores == high, index, scores.shape[1]).min(1).values
-    worst = torch.where(scores == low, index, scores.shape[1]).min(1).values
-    return best, worst, (high - low).squeeze(1)
 
 
 def consensus(scores: Mapping[str, Tensor]) -> Tensor:
@@ -158,7 +165,7 @@ def consensus(scores: Mapping[str, Tensor]) -> Tensor:
         raise ValueError("no scores to vote with: give at least one scorer")
     shares = []
     for name, s in scores.items():
-        best_and_worst(s)  # raises for NaN and N < 2
+        check_scores(s)
         duel = s[:, :, None] - s[:, None, :]  # [P, N, N]
         won = (duel > 0).float() + 0.5 * (duel == 0).float()
         shares.append((won.sum(2) - 0.5) / (s.shape[1] - 1))  # without the duel against itself

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from labkit.diffusion import PromptConditions, image_generators, sample_latents
 
-LEVELS = tuple(range(100, 1001, 100))  # t_1 .. t_10 of the paper; normal-stage winners come from t_4 .. t_7
-NORMAL_LEVELS = (400, 500, 600, 700)
+NORMAL_LEVELS = (400, 500, 600, 700)  # t_4 .. t_7 of the paper's t_1 .. t_10 = 100 .. 1000
 HARD_LEVEL = 100
 
 

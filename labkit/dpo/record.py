@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from labkit.diffusion import AdapterError
 from labkit.diffusion.adapters import adapter_layers
-from labkit.dpo.losses import implicit_accuracy
+from labkit.dpo.equations import dpo_logit, implicit_accuracy
 from labkit.dpo.terms import PairStep
 
 
@@ -50,7 +50,8 @@ class Window:
         if "ref_winner_error" in table:
             d_w = table["winner_error"] - table["ref_winner_error"]
             d_l = table["loser_error"] - table["ref_loser_error"]
-            s = -kappa * (d_w - d_l)
+            errors = {n: table[f"{n}_error"] for n in ("winner", "loser", "ref_winner", "ref_loser")}
+            s = dpo_logit(**errors, kappa=kappa)
             record |= {"d_w": float(d_w.mean()), "d_l": float(d_l.mean())}
             low, middle, high = torch.quantile(s, torch.tensor([0.1, 0.5, 0.9])).tolist()
             record |= {"s10": low, "s50": middle, "s90": high}

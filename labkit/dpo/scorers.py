@@ -69,7 +69,7 @@ def faithfulness(clip, inputs, *, batch_size: int = 256) -> Scorer:
     return Scorer("portrait-faithfulness/1", score)
 
 
-def clip_score(clip, inputs, *, name: str = "clip-cosine/1", batch_size: int = 256) -> Scorer:
+def clip_scorer(clip, inputs, *, name: str = "clip-cosine/1", batch_size: int = 256) -> Scorer:
     """Cosine of CLIP's image and text embeddings, in [-1, 1], for any CLIPModel with its `ClipInputs`."""
 
     def score(images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -58,14 +58,6 @@ class SideEffects:
     diversity_high: float
     level: float
 
-    def of(self, attribute: str) -> tuple[Shift, ...]:
-        """The shifts of one attribute's values."""
-        return tuple(s for s in self.shifts if s.attribute == attribute)
-
-    def moved(self, alpha: float = 0.05) -> tuple[str, ...]:
-        """Attributes whose marginal moved, at a family-wise error of alpha."""
-        return tuple(a.attribute for a in self.attributes if a.p_value < alpha)
-
     def largest(self, n: int = 5) -> tuple[Shift, ...]:
         """The n largest changes of a single value."""
         return tuple(sorted(self.shifts, key=lambda s: -abs(s.change))[:n])
@@ -161,16 +153,3 @@ def _spread(features: Tensor, group: np.ndarray) -> np.ndarray:
         if len(rows) > 1:
             out.append(float(torch.pdist(rows).mean()))
     return np.array(out)
-
-
-def mean_hue(images: Tensor) -> float:
-    """Circular mean hue in degrees, 0 .. 360, of images [n, 3, H, W] in [-1, 1]; colourful pixels count more."""
-    red, green, blue = (images.double() / 2 + 0.5).clamp(0, 1).unbind(1)  # [n, H, W] each
-    x, y = red - (green + blue) / 2, (green - blue) * math.sqrt(3) / 2  # the hue's direction, length = chroma
-    return math.degrees(math.atan2(float(y.mean()), float(x.mean()))) % 360
-
-
-def hue_distance(a: Tensor, b: Tensor) -> float:
-    """Angle between the mean hues of two sets of images, 0 .. 180 degrees (HG-DPO's measure of colour shift)."""
-    gap = abs(mean_hue(a) - mean_hue(b)) % 360
-    return min(gap, 360 - gap)

@@ -1,30 +1,36 @@
 """Terms of the objective: what a training step knows of its pairs, turned into one number per pair.
 
-A run minimises the sum of its terms. Each says what it needs of the reference, so that a run of MaPO alone never calls
-one, and a run without statistics matching may take the reference's errors from a cache.
+A run minimises the sum of its terms; each is an equation of `labkit.dpo.equations` with its numbers filled in. It says
+what it needs of the reference, so that a run of MaPO alone never calls one, and a run without statistics matching may
+take the reference's errors from a cache.
 """
 
 from __future__ import annotations
 
-import zlib
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from labkit.dpo.kappa import check_kappa, to_mean
-from labkit.dpo.losses import (
+from labkit.dpo.equations import (
+    conservative_dpo_loss,
+    dpo_loss,
     epsilon_error,
     hinge_loss,
     ipo_loss,
+    kappa_of,
     kto_loss,
     mapo_loss,
-    pair_difference,
-    scale_gradient,
+    npo_loss,
+    sdpo_loss,
     sdpo_scale,
-    sigmoid_loss,
     statistics_loss,
+    step_coefficient,
 )
+
+USUAL = 2500 / 16384  # kappa per element of the sum: 2500 on Stable Diffusion at 512 pixels, 78 for 512 elements
+SMALLEST, LARGEST = 10.0, 1e6  # outside, a number in the mean convention is nearly always another convention's
 
 
 @dataclass(frozen=True)
@@ -54,26 +60,14 @@ class PairStep:
         return epsilon_error(self.loser_pred, self.noise)  # [B]
 
     @property
-    def difference(self) -> Tensor:
-        """D [B]."""
-        return pair_difference(
-            winner=self.winner_error,
-            loser=self.loser_error,
-            ref_winner=self.ref_winner_error,
-            ref_loser=self.ref_loser_error,
-        )
-
-    def swapped(self) -> PairStep:
-        """The same pairs with their labels exchanged."""
-        return replace(
-            self,
-            winner_pred=self.loser_pred,
-            loser_pred=self.winner_pred,
-            ref_winner_error=self.ref_loser_error,
-            ref_loser_error=self.ref_winner_error,
-            ref_winner_pred=self.ref_loser_pred,
-            ref_loser_pred=self.ref_winner_pred,
-        )
+    def errors(self) -> dict[str, Tensor]:
+        """The four errors of the pairs, [B] each, under the names of the equations' arguments."""
+        return {
+            "winner": self.winner_error,
+            "loser": self.loser_error,
+            "ref_winner": self.ref_winner_error,
+            "ref_loser": self.ref_loser_error,
+        }
 
 
 NEEDS = ("nothing", "errors", "predictions")
@@ -104,45 +98,39 @@ def dpo(kappa: float = 2500.0, *, label_smoothing: float = 0.0, margin_weight: f
     """Diffusion-DPO. margin_weight m asks for s > m * margin (needs pairs with margins)."""
 
     def function(step: PairStep) -> Tensor:
-        s = -kappa * step.difference
-        if margin_weight:
-            if step.margin is None:
-                raise ValueError("margin_weight is set but the pairs have no margins: give PreferencePairs a margin")
-            s = s - margin_weight * step.margin
-        return sigmoid_loss(s, label_smoothing=label_smoothing)
+        if not label_smoothing and not margin_weight:
+            return dpo_loss(**step.errors, kappa=kappa)
+        if margin_weight and step.margin is None:
+            raise ValueError("margin_weight is set but the pairs have no margins: give PreferencePairs a margin")
+        margin = margin_weight * step.margin if margin_weight else 0.0
+        return conservative_dpo_loss(**step.errors, kappa=kappa, label_smoothing=label_smoothing, margin=margin)
 
     settings = {"kappa": kappa, "label_smoothing": label_smoothing, "margin_weight": margin_weight}
     return Term("dpo", function, settings)
 
 
 def npo(kappa: float = 2500.0) -> Term:
-    """Diffusion-NPO (2505.11245): DPO with swapped labels, to train the model that guidance then points away from."""
-    inner = dpo(kappa)
-    return Term("npo", lambda step: inner(step.swapped()), {"kappa": kappa})
+    """Diffusion-NPO: DPO with swapped labels."""
+    return Term("npo", lambda step: npo_loss(**step.errors, kappa=kappa), {"kappa": kappa})
 
 
 def hinge(kappa: float = 2500.0) -> Term:
     """Hinge on the DPO logit."""
-    return Term("hinge", lambda step: hinge_loss(-kappa * step.difference), {"kappa": kappa})
+    return Term("hinge", lambda step: hinge_loss(**step.errors, kappa=kappa), {"kappa": kappa})
 
 
 def ipo(tau: float = 2500.0) -> Term:
     """IPO; tau per unit of mean error. Scaled by tau^2, so that its gradient at the start is of DPO's size."""
-    return Term("ipo", lambda step: tau**2 * ipo_loss(step.difference, tau=tau), {"tau": tau})
+    return Term("ipo", lambda step: tau**2 * ipo_loss(**step.errors, tau=tau), {"tau": tau})
 
 
 def sdpo(kappa: float = 2500.0, *, mu: float = 0.5) -> Term:
     """Diffusion-SDPO: DPO whose loser gradient is scaled so that the winner's error does not rise to first order."""
 
     def function(step: PairStep) -> Tensor:
-        scale = sdpo_scale(
-            winner_residual=step.winner_pred - step.noise, loser_residual=step.loser_pred - step.noise, mu=mu
-        )
-        loser = scale_gradient(step.loser_error, scale)
-        difference = pair_difference(
-            winner=step.winner_error, loser=loser, ref_winner=step.ref_winner_error, ref_loser=step.ref_loser_error
-        )
-        return sigmoid_loss(-kappa * difference)
+        g_w, g_l = step.winner_pred - step.noise, step.loser_pred - step.noise
+        scale = sdpo_scale(winner_residual=g_w, loser_residual=g_l, mu=mu)
+        return sdpo_loss(**step.errors, kappa=kappa, scale=scale)
 
     return Term("sdpo", function, {"kappa": kappa, "mu": mu})
 
@@ -182,24 +170,10 @@ def statistics(weight: float = 10_000.0) -> Term:
     """HG-DPO's statistics matching on the winners; 10,000 is the paper's weight (c_t^2 is of order 1e-4)."""
 
     def function(step: PairStep) -> Tensor:
-        return weight * statistics_loss(step.winner_pred, step.ref_winner_pred, step.t, step.alphas_cumprod)
+        c = step_coefficient(step.t, step.alphas_cumprod)
+        return weight * statistics_loss(step.winner_pred, step.ref_winner_pred, c)
 
     return Term("statistics", function, {"weight": weight}, needs="predictions")
-
-
-def weighted(term: Term, weights: Tensor) -> Term:
-    """The term with its loss at timestep t multiplied by weights[t] (weights [T], not negative).
-
-    Where in the noise a preference is to count; for a plain window use `DPOConfig.t_window`, which draws no other t.
-    """
-    if weights.ndim != 1 or not bool((weights >= 0).all()):
-        raise ValueError(f"weights have shape {tuple(weights.shape)}: expected one number >= 0 per timestep")
-    settings = {**term.settings, "t_weights": float(zlib.crc32(weights.double().numpy().tobytes()))}  # for checkpoints
-
-    def function(step: PairStep) -> Tensor:
-        return weights.to(step.noise)[step.t] * term(step)
-
-    return replace(term, function=function, settings=settings)
 
 
 FACTORIES: dict[str, Callable[..., Term]] = {
@@ -226,10 +200,35 @@ def terms_from(descriptions: Sequence[Mapping[str, object]], elements: int) -> l
         name = options.pop("name", None)
         if name not in FACTORIES:
             raise ValueError(f"term {name!r} is unknown: expected one of {', '.join(FACTORIES)}")
-        if "convention" in options:
-            options["kappa"] = to_mean(float(options["kappa"]), str(options.pop("convention")), elements)
+        convention = options.pop("convention", "mean")
+        if convention not in ("mean", "sum"):
+            raise ValueError(f"convention is {convention!r}, expected 'mean' or 'sum'")
+        if convention == "sum":
+            options["kappa"] = kappa_of(float(options["kappa"]), summed=True, half=False, elements=elements)
         terms.append(FACTORIES[name](**options))
     return terms
+
+
+def check_kappa(kappa: float, elements: int) -> float:
+    """Return kappa if it can be meant in the mean convention, else raise a ValueError that names the right value.
+
+    10 .. 1e6 pass: wider than the useful range (from about USUAL per element up), narrower than the confusion of mean
+    and sum, which is a factor of `elements` (16,384 for Stable Diffusion at 512 pixels).
+    """
+    start = f"start at {USUAL * elements:.0f}"
+    if not math.isfinite(kappa) or kappa <= 0:
+        raise ValueError(f"kappa is {kappa}: expected a positive number, {start}")
+    if kappa < SMALLEST:
+        raise ValueError(
+            f"kappa = {kappa:g} is too small per element mean: a value per element sum is {kappa * elements:g} here "
+            f"({elements} elements); the beta 0.1 of language models has no counterpart, {start}"
+        )
+    if kappa > LARGEST:
+        raise ValueError(
+            f"kappa = {kappa:g} is too large per element mean: divided by the {elements} elements of a latent it is "
+            f"{kappa / elements:g}; {start}"
+        )
+    return kappa
 
 
 def check_terms(terms: Sequence[Term], elements: int) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from labkit.diffusion import add_noise
-from labkit.dpo.losses import epsilon_error
+from labkit.dpo.equations import epsilon_error
 from labkit.dpo.record import Window
 from labkit.dpo.terms import PairStep, Term
 from labkit.worlds.toy import ALPHAS, STEPS, Denoiser, off_ring, reward, sample_points

@@ -9,6 +9,7 @@ batch and gradients are averaged: two processes equal one with twice the batch.
 from __future__ import annotations
 
 import copy
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -18,6 +19,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from labkit.checkpoint import (
+    CheckpointError,
+    append_log,
+    load_optimizer,
+    optimizer_tensors,
+    read_checkpoint,
+    save_checkpoint,
+    trim_log,
+)
 from labkit.diffusion import (
     AdapterError,
     PromptConditions,
@@ -35,16 +45,16 @@ from labkit.diffusion import (
     use_adapters,
 )
 from labkit.diffusion.adapters import AdapterSnapshot, adapter_parameters
-from labkit.dpo import checkpoint
 from labkit.dpo.config import DPOConfig
 from labkit.dpo.data import PreferencePairs, check_hashes, encode_unique, fingerprints
-from labkit.dpo.losses import epsilon_error
+from labkit.dpo.equations import epsilon_error
 from labkit.dpo.noise import draw_pairs, rows_of_step
 from labkit.dpo.processes import average_gradients, gathered, rank, world_size
 from labkit.dpo.record import FrozenFlags, Window, observed, update_norm
 from labkit.dpo.terms import PairStep, Term, check_terms
 
 Record = dict[str, float]
+CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"
 
 
 class DPOTrainer:
@@ -106,7 +116,6 @@ class DPOTrainer:
         switch_checkpointing(pipe.unet, config.checkpointing)
         self.done, self.log = self._resume()
         self.window = Window()
-        self.table: dict[str, Tensor] = {}  # per-pair numbers of the last record, for histograms
 
     # ---- the run ------------------------------------------------------------------------------------------------
 
@@ -124,10 +133,10 @@ class DPOTrainer:
                 continue
             record = {"step": self.done} | self.window.record(self.model_kappa) | {"lr": self.learning_rate(self.done)}
             record |= {"adapter_norm": update_norm(self.model, self.config.adapter, self.parameters, self.copy)}
-            self.table, self.window = self.window.table(), Window()
+            self.window = Window()
             self.log.append(record)
             if rank() == 0 and self.folder is not None:
-                checkpoint.append_log(self.folder, record)
+                append_log(self.folder / LOG, record)
                 if self.config.save_every and (self.done % self.config.save_every == 0 or self.done == end):
                     self.save()
             if callback is not None and callback(record) is True:
@@ -254,18 +263,30 @@ class DPOTrainer:
         return {**config, "terms": terms, "pairs": len(self.pairs), "processes": world_size(), **self.hashes}
 
     def save(self) -> None:
-        """Write a checkpoint now."""
-        checkpoint.save(
-            self.folder, self.done, self._identity(), self.parameters, self.optimizer, {"cache": self.cache}
-        )
+        """Write a checkpoint now. Raises CheckpointError if the disk does not take it."""
+        optimizer, reference = optimizer_tensors(self.optimizer), {"errors": self.cache}
+        groups = {"weight": self.parameters, "optimizer": optimizer, "reference": reference}
+        save_checkpoint(self.folder / CHECKPOINT, groups, step=self.done, identity=self._identity())
 
     def _resume(self) -> tuple[int, list[Record]]:
+        """Steps done and their log: from the folder's checkpoint, which must be of this run, or from the start."""
         if self.folder is None:
             return 0, []
-        done, extra = checkpoint.load(self.folder, self._identity(), self.parameters, self.optimizer)
-        if "cache" in extra:
-            self.cache.copy_(extra["cache"])
-        return done, checkpoint.trim_log(self.folder, done) if rank() == 0 else []
+        path, done = self.folder / CHECKPOINT, 0
+        if path.exists():
+            groups, state = read_checkpoint(path)
+            stored, present = state["identity"], json.loads(json.dumps(self._identity()))
+            differing = sorted(k for k in stored | present if stored.get(k) != present.get(k))
+            if differing:
+                raise CheckpointError(
+                    f"{path} belongs to another run, which differs in {', '.join(differing)}: choose a new folder"
+                )
+            for name, parameter in self.parameters.items():
+                parameter.data.copy_(groups["weight"][name])
+            load_optimizer(self.optimizer, groups["optimizer"])
+            self.cache.copy_(groups["reference"]["errors"])
+            done = state["step"]
+        return done, trim_log(self.folder / LOG, done) if rank() == 0 else []
 
     def close(self) -> None:
         """Remove the adapter (if it is still there) and put every flag back. Fully trained weights stay as they are."""

@@ -3,6 +3,18 @@
 One small set used by every lesson. Each function returns a `CourseFigure`: the value of a cell shows it, `.alt` is its
 description for screen readers (made from the data in the learner's language unless given), `.savefig` works as always.
 Images may be PIL images, uint8 arrays [H, W, 3] or float tensors [3, H, W] in [-1, 1].
+
+| module   | what it holds                                                                                  |
+|----------|------------------------------------------------------------------------------------------------|
+| grids    | images in rows: `image_grid`, `strips`, `before_after`, `heatmap_overlay`; layout places them  |
+| charts   | numbers: `curve_with_interval`, `bar_with_interval`, `label_points`                            |
+| widgets  | `explore(function, controls)`: a picture, and controls below it; controls are plain data       |
+| game     | the feedback game of the FABRIC lesson                                                         |
+| base     | `CourseFigure`, and text that is measured and broken into lines                                |
+| style    | colours, fonts, resolution                                                                     |
+| images   | from whatever a lesson holds to pixels, PNG and HTML                                           |
+
+Widgets are imported from `labkit.figures.widgets` and `labkit.figures.game`.
 """
 
 from __future__ import annotations
@@ -12,14 +24,14 @@ from labkit.figures.charts import bar_with_interval, curve_with_interval, label_
 from labkit.figures.grids import before_after, heatmap_overlay, image_grid, strips
 
 __all__ = [
-    "CourseFigure",
-    "bar_with_interval",
-    "before_after",
-    "curve_with_interval",
-    "figure_style",
-    "heatmap_overlay",
     "image_grid",
+    "strips",
+    "before_after",
+    "heatmap_overlay",
+    "curve_with_interval",
+    "bar_with_interval",
     "label_points",
     "new_figure",
-    "strips",
+    "figure_style",
+    "CourseFigure",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from functools import lru_cache
 from typing import Any
 
@@ -14,8 +15,9 @@ from matplotlib.font_manager import FontProperties
 from labkit.figures.images import image_bundle
 from labkit.figures.style import FIGURE_DPI, SCREEN_DPI, font_families, style_settings
 
-# Japanese line breaking: these never stand at a line's start
-_NEVER_FIRST = "、。，．・：；？！）」』】〉》ーっゃゅょぁぃぅぇぉッャュョァィゥェォ%％"
+_NEVER_FIRST = (
+    "、。，．・：；？！）」』】〉》ーっゃゅょぁぃぅぇぉッャュョァィゥェォ%％"  # at the start of a Japanese line
+)
 
 
 class CourseFigure(Figure):
@@ -42,8 +44,11 @@ class CourseFigure(Figure):
         self.savefig(buffer, format="png", dpi=FIGURE_DPI)
         return buffer.getvalue()
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, str], dict[str, Any]]:
-        return image_bundle(self.png(), width=round(self.get_size_inches()[0] * SCREEN_DPI), alt=self.alt)
+    def _ipython_display_(self) -> None:
+        # Not _repr_mimebundle_: to that, IPython's inline backend adds a PNG of its own for every matplotlib figure.
+        from IPython.display import display
+
+        display(image_bundle(self.png(), width=round(self.get_size_inches()[0] * SCREEN_DPI), alt=self.alt), raw=True)
 
 
 def new_figure(width: float, height: float, *, layout: str | None = None) -> CourseFigure:
@@ -77,8 +82,8 @@ def text_width(text: str, size: float, weight: str = "normal") -> float:
 def wrap_text(text: str, width: float, size: float, *, max_lines: int = 3) -> list[str]:
     """Break `text` into at most `max_lines` lines that are at most `width` inches wide at `size` points.
 
-    Latin text breaks at spaces, Japanese between any two characters except before closing punctuation and small kana.
-    What does not fit ends in an ellipsis. Line breaks in `text` are kept.
+    Latin text breaks at spaces, Japanese between phrases (as BudouX finds them). What does not fit ends in an
+    ellipsis. Line breaks in `text` are kept.
     """
     lines: list[str] = []
     for paragraph in str(text).split("\n"):
@@ -101,24 +106,20 @@ def _wrap_paragraph(text: str, width: float, size: float) -> list[str]:
         else:
             line += piece
         while text_width(line.rstrip(), size) > width and len(line) > 1:  # one word wider than the line: cut it
-            cut = next(n for n in range(len(line) - 1, 0, -1) if n == 1 or text_width(line[:n], size) <= width)
+            fits = (n for n in range(len(line) - 1, 1, -1) if text_width(line[:n], size) <= width)
+            cut = next((n for n in fits if line[n] not in _NEVER_FIRST), 1)
             lines.append(line[:cut])
             line = line[cut:]
     return [*lines, line.rstrip()] if line.strip() else lines
 
 
 def _breakable(text: str) -> list[str]:
-    """Smallest pieces between which a line may break; their concatenation is `text`."""
-    pieces: list[str] = []
-    for char in text:
-        wide = ord(char) >= 0x2E80
-        glued = pieces and (
-            (wide and char in _NEVER_FIRST)
-            or (not wide and not pieces[-1].endswith(" ") and ord(pieces[-1][-1]) < 0x2E80)
-            or (not wide and char == " ")
-        )
-        if glued:
-            pieces[-1] += char
-        else:
-            pieces.append(char)
-    return pieces
+    """Smallest pieces between which a line may break (words, Japanese phrases); their concatenation is `text`."""
+    return [phrase for word in re.findall(r"\S+\s*|\s+", text) for phrase in _japanese_phrases().parse(word)]
+
+
+@lru_cache(maxsize=1)
+def _japanese_phrases() -> Any:
+    from budoux import load_default_japanese_parser  # read when a figure is drawn: 0.1 s
+
+    return load_default_japanese_parser()

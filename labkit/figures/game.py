@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from labkit.course.i18n import get_language, t
+from labkit.course.render import is_interactive
 from labkit.figures.grids import image_grid
 from labkit.figures.images import as_pixels, png_bytes
 
@@ -135,10 +136,8 @@ class FeedbackGame:
     def _ipython_display_(self) -> None:
         from IPython.display import display
 
-        from labkit.figures.widgets import lesson_is_interactive
-
         display(self.figure())
-        if lesson_is_interactive() if self.interactive is None else self.interactive:
+        if is_interactive() if self.interactive is None else self.interactive:
             display(self.build())
 
 

@@ -90,14 +90,9 @@ def image_html(png: bytes, *, width: int, alt: str, kind: str = "labkit-figure")
     )
 
 
-def image_bundle(png: bytes, *, width: int, alt: str) -> tuple[dict[str, str], dict[str, Any]]:
-    """(data, metadata) of a notebook output: HTML first, since JupyterLab gives a plain PNG no description."""
-    data = {
-        "text/html": image_html(png, width=width, alt=alt),
-        "image/png": base64.b64encode(png).decode("ascii"),
-        "text/plain": alt,
-    }
-    return data, {"image/png": {"width": width, "alt": alt}}
+def image_bundle(png: bytes, *, width: int, alt: str) -> dict[str, str]:
+    """The data of a notebook output. The picture is in the HTML only: JupyterLab shows a bare PNG without its `alt`."""
+    return {"text/html": image_html(png, width=width, alt=alt), "text/plain": alt}
 
 
 def _over_white(rgba: np.ndarray) -> np.ndarray:

@@ -7,7 +7,6 @@ package `matplotlib-fontja`; without it any Japanese font of the system is taken
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
@@ -128,29 +127,12 @@ def style_settings() -> dict[str, object]:
     }
 
 
-def use_style(lang: str = "en") -> None:
-    """Apply the course's look to matplotlib as a whole, for lessons that draw with `plt` themselves.
+def add_japanese_font() -> None:
+    """Let the session's own plots draw Japanese: the font joins the end of matplotlib's list, nothing else changes.
 
-    The figure functions of `labkit.figures` bring the look with them and do not need this call. The look is the
-    same in both languages; with `lang="ja"` a missing Japanese font is reported by a warning that says what to install.
-
-    Raises:
-        ValueError: unknown language.
+    From it come only the characters that the fonts before it lack. Called again, or without such a font, it does
+    nothing. Figures of `labkit.figures` bring their fonts with them.
     """
-    if lang not in ("en", "ja"):
-        raise ValueError(f"lang is {lang!r}; expected 'en' or 'ja'")
-    if lang == "ja" and japanese_font() is None:
-        warnings.warn("no font with Japanese glyphs found: run `pip install matplotlib-fontja`", stacklevel=2)
-    matplotlib.rcParams.update(style_settings())
-    _sharp_inline_figures()
-
-
-def _sharp_inline_figures() -> None:
-    """In a notebook, let pyplot figures be drawn at twice the screen's resolution."""
-    try:
-        from IPython import get_ipython
-        from matplotlib_inline.backend_inline import set_matplotlib_formats
-    except ImportError:
-        return
-    if get_ipython() is not None and hasattr(get_ipython(), "kernel"):
-        set_matplotlib_formats("retina")
+    families, japanese = matplotlib.rcParams["font.family"], japanese_font()
+    if japanese and japanese not in families:
+        matplotlib.rcParams["font.family"] = [*families, japanese]

@@ -46,7 +46,7 @@ class Picture:
         """The picture as the HTML of a widget."""
         return image_html(self.png, width=self.width, alt=self.alt, kind="labkit-live")
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, str], dict[str, Any]]:
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return image_bundle(self.png, width=self.width, alt=self.alt)
 
 

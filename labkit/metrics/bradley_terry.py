@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from labkit.metrics.checks import plain_list, whole_number
+
 
 @dataclass(frozen=True)
 class BradleyTerryResult:
@@ -73,9 +75,10 @@ def bradley_terry(
         ValueError: lengths that differ, other outcomes, a model against itself, models that no chain of comparisons
             connects, or a bootstrap without a generator.
     """
-    first, second = [str(name) for name in first], [str(name) for name in second]
-    outcome = np.asarray(outcome, dtype=np.float64)
-    prompts = list(range(len(first))) if prompts is None else list(prompts)
+    first, second = [str(name) for name in plain_list(first)], [str(name) for name in plain_list(second)]
+    outcome = np.asarray(plain_list(outcome), dtype=np.float64)
+    prompts = list(range(len(first))) if prompts is None else plain_list(prompts)
+    resamples = whole_number("resamples", resamples)
     lengths = len(first), len(second), len(outcome), len(prompts)
     if len(set(lengths)) > 1 or not first:
         raise ValueError(f"first, second, outcome and prompts need equal non-zero lengths, got {lengths}")

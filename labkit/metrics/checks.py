@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -58,14 +60,46 @@ def same_width(real: Tensor, fake: Tensor, names: tuple[str, str] = ("real", "fa
         )
 
 
-def check_k(k: int, n: int, name: str) -> None:
-    """Raise unless 1 <= k < n, n being the number of samples of `name` (a point is not its own neighbour)."""
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise TypeError(f"k must be an integer, got {k!r}: pass a neighbour count such as k=5")
-    if k < 1 or k >= n:
+def whole_number(name: str, value: object) -> int:
+    """`value` as a Python int. Counts of NumPy and torch are taken too (their own arithmetic would overflow).
+
+    Args:
+        name: the argument's name, for the error message.
+        value: an int, a NumPy integer, or an integer tensor of one element.
+
+    Raises:
+        TypeError: a bool, a float, or no number at all.
+    """
+    logical = isinstance(value, bool | np.bool_) or getattr(value, "dtype", None) == torch.bool
+    try:
+        if logical:
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}: pass a whole number such as 5") from None
+
+
+def plain_list(values: object) -> list:
+    """Values as a list of Python's own objects: the elements of a tensor would all count as different labels."""
+    values = values.tolist() if hasattr(values, "tolist") else list(values)
+    return [value.item() if isinstance(value, Tensor | np.generic) else value for value in values]
+
+
+def check_k(k: object, n: int, name: str, *, queries: bool = False) -> int:
+    """k as an int, the number of neighbours among the n samples of `name`.
+
+    Args:
+        queries: neighbours of other points: k <= n. False: a point is not its own neighbour, k < n.
+
+    Raises:
+        TypeError: k is not a whole number. ValueError: k is out of range.
+    """
+    k, most = whole_number("k", k), n if queries else n - 1
+    if not 1 <= k <= most:
         raise ValueError(
-            f"k = {k} but {name} has {n} samples, so k must be between 1 and {n - 1}: lower k or add samples"
+            f"k = {k} but {name} has {n} samples, so k must be between 1 and {most}: lower k or add samples"
         )
+    return k
 
 
 def work_device(*tensors: Tensor) -> torch.device:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from labkit.metrics.checks import as_features
+from labkit.metrics.checks import as_features, whole_number
 from labkit.metrics.frechet import frechet_distance
 from labkit.metrics.gaussian import GaussianStats
 
@@ -62,7 +62,8 @@ def fid_infinity(
         if len(real) * len(fake) > fake.shape[1] ** 2:
             real = GaussianStats.from_features(real, ddof=ddof)  # its root is then computed once
     n = len(fake)
-    smallest = max(2, n // 10) if smallest is None else smallest
+    points = whole_number("points", points)
+    smallest = max(2, n // 10) if smallest is None else whole_number("smallest", smallest)
     if not 2 <= smallest < n or points < 2:
         raise ValueError(
             f"cannot place {points} sizes from {smallest} to {n}: need points >= 2 and 2 <= smallest < {n}"
@@ -106,7 +107,7 @@ def frechet_null(
     Returns:
         values [rounds] under the null, and the p-value (1 + #{null >= observed}) / (1 + rounds).
     """
-    real, fake = as_features("real", real), as_features("fake", fake)
+    real, fake, rounds = as_features("real", real), as_features("fake", fake), whole_number("rounds", rounds)
     observed = frechet_distance(real=real, fake=fake, ddof=ddof).value
     pool = torch.cat([real, fake.to(real)])
     values = torch.empty(rounds, dtype=torch.float64)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from labkit.files import write_atomically
-from labkit.metrics.checks import as_features, work_device
+from labkit.metrics.checks import as_features, whole_number, work_device
 
 FORMAT = "labkit-gaussian-stats-1"
 
@@ -57,7 +57,7 @@ class GaussianStats:
     def __init__(self, *, ddof: int = 1, fingerprint: Fingerprint | None = None) -> None:
         if ddof not in (0, 1):
             raise ValueError(f"ddof must be 0 or 1, got {ddof!r}: 1 divides by n - 1, 0 by n")
-        self.ddof = ddof
+        self.ddof = int(ddof)
         self.fingerprint = fingerprint
         self.n: int | None = 0
         self.mean: Tensor | None = None
@@ -99,6 +99,7 @@ class GaussianStats:
             raise ValueError("mean has NaN or infinite values: check the file that it came from")
         if not torch.allclose(covariance, covariance.T, rtol=1e-6, atol=1e-9 * float(covariance.abs().max())):
             raise ValueError("covariance is not symmetric: pass the covariance matrix, not a factor of it")
+        n = None if n is None else whole_number("n", n)
         if n is not None and n <= ddof:
             raise ValueError(f"n = {n} is too small for ddof = {ddof}: pass the number of samples behind the moments")
         stats = cls(ddof=ddof, fingerprint=fingerprint)

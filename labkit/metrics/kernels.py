@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from labkit.metrics.checks import as_features, same_width, work_device
+from labkit.metrics.checks import as_features, same_width, whole_number, work_device
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
 BLOCK = 2048
@@ -69,6 +69,7 @@ def kernel_distance(
     real, fake, device = _pair(real, fake)
     kernel = _polynomial(degree, 1 / real.shape[1] if gamma is None else gamma, coef)
     n, m = len(real), len(fake)
+    subsets, subset_size = whole_number("subsets", subsets), whole_number("subset_size", subset_size)
     if subsets == 0:
         value, error = _unbiased_with_jackknife(real, fake, kernel)
         return KernelResult(value, error, None, "all_pairs", n, m)
@@ -134,7 +135,7 @@ def cmmd(
     if sigma == "median":
         pool = torch.cat([x[:: -(-len(x) // 500)].double() for x in (real, fake)])
         sigma = float(torch.pdist(pool).median())
-    if not isinstance(sigma, int | float) or not sigma > 0:
+    if isinstance(sigma, str) or not float(sigma) > 0:
         raise ValueError(f'sigma must be a positive number or "median" of sets that are not constant, got {sigma!r}')
     kernel = _gaussian_minus_one(float(sigma))
     n, m = len(real), len(fake)

@@ -206,12 +206,12 @@ def nearest_neighbours(
     """
     points = as_features("points", points, min_rows=1 if queries is not None else 2)
     if queries is None:
-        check_k(k, len(points), "points")
+        k = check_k(k, len(points), "points")
         blocks, n = DistanceBlocks(points, block_bytes=block_bytes), len(points)
     else:
         queries = as_features("queries", queries, min_rows=1)
         same_width(points, queries, ("points", "queries"))
-        check_k(k, len(points) + 1, "points")
+        k = check_k(k, len(points), "points", queries=True)
         blocks, n = DistanceBlocks(queries, points, block_bytes=block_bytes), len(queries)
     candidates = Candidates(n, len(points), k + spare, blocks)
     for block in blocks:

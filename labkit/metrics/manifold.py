@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from labkit.metrics.checks import as_features, check_k, same_width
+from labkit.metrics.checks import as_features, check_k, plain_list, same_width, whole_number
 from labkit.metrics.knn import BLOCK_BYTES, Block, Candidates, DistanceBlocks, nearest_neighbours
 
 
@@ -86,7 +86,7 @@ def manifold_metrics(
     real, fake = as_features("real", real), as_features("fake", fake)
     same_width(real, fake)
     check_k(k, len(real), "real")
-    check_k(k, len(fake), "fake")
+    k = check_k(k, len(fake), "fake")
     radii = [  # squared, in float64
         nearest_neighbours(x, k, squared=True, block_bytes=block_bytes)[0][:, -1] for x in (real, fake)
     ]
@@ -123,7 +123,8 @@ def expected_coverage(*, n_real: int, n_fake: int, k: int) -> float:
 
     A real ball misses every fake iff the k nearest of the other N - 1 + M points are all real.
     """
-    check_k(k, n_real, "real")
+    n_real, n_fake = whole_number("n_real", n_real), whole_number("n_fake", n_fake)
+    k = check_k(k, n_real, "real")
     miss = 1.0
     for i in range(1, k + 1):
         miss *= (n_real - i) / (n_real + n_fake - i)
@@ -144,7 +145,7 @@ def manifold_metrics_per_class(
     real, fake = as_features("real", real), as_features("fake", fake)
     labels = []
     for name, rows, given in (("real", real, real_labels), ("fake", fake, fake_labels)):
-        given = given.tolist() if hasattr(given, "tolist") else list(given)
+        given = plain_list(given)
         if len(given) != len(rows):
             raise ValueError(f"{name}_labels has {len(given)} entries for {len(rows)} {name} rows: pass one per row")
         labels.append(given)

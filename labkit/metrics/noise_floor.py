@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from labkit.metrics.checks import whole_number
 from labkit.metrics.gaussian import GaussianStats, rows_root
 
 
@@ -23,6 +24,7 @@ def noise_floor(spectrum: object, *, n_real: int, n_fake: int) -> float:
     Args:
         spectrum: eigenvalues [d] of the law's covariance, or the covariance [d, d] itself.
     """
+    n_real, n_fake = whole_number("n_real", n_real), whole_number("n_fake", n_fake)
     spectrum = torch.as_tensor(spectrum, dtype=torch.float64)
     if spectrum.ndim == 2:
         spectrum = torch.linalg.eigvalsh(spectrum)

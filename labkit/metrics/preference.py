@@ -13,6 +13,8 @@ from statistics import NormalDist
 
 import numpy as np
 
+from labkit.metrics.checks import plain_list, whole_number
+
 NORMAL = NormalDist()
 
 
@@ -112,7 +114,7 @@ def average_by_prompt(values: object, prompts: Sequence[Hashable] | None) -> np.
     values = _vector("values", values)
     if prompts is None:
         return values
-    prompts = list(prompts)
+    prompts = plain_list(prompts)
     if len(prompts) != len(values):
         raise ValueError(f"{len(prompts)} prompts for {len(values)} values: pass one prompt per value")
     index: dict[Hashable, int] = {}
@@ -122,6 +124,7 @@ def average_by_prompt(values: object, prompts: Sequence[Hashable] | None) -> np.
 
 def wilson_interval(wins: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of a proportion (60 of 100: 0.502 to 0.691)."""
+    wins, n = whole_number("wins", wins), whole_number("n", n)
     if not 0 <= wins <= n or n < 1:
         raise ValueError(f"need 0 <= wins <= n and n >= 1, got wins = {wins}, n = {n}")
     z = NORMAL.inv_cdf(0.5 + _level(level) / 2)
@@ -147,7 +150,7 @@ def cluster_bootstrap(
     Raises:
         ValueError: unknown method, fewer than 2 prompts, or no generator.
     """
-    values = _vector("per_prompt", per_prompt)
+    values, resamples = _vector("per_prompt", per_prompt), whole_number("resamples", resamples)
     if method not in ("percentile", "bca"):
         raise ValueError(f'unknown method {method!r}: use "wilson", "percentile" or "bca"')
     if generator is None:
@@ -179,6 +182,7 @@ def cluster_bootstrap(
 
 def sign_test(wins: int, losses: int) -> float:
     """Exact two-sided sign test of wins against losses, ties left out (60 : 40 gives p = 0.057)."""
+    wins, losses = whole_number("wins", wins), whole_number("losses", losses)
     if wins < 0 or losses < 0:
         raise ValueError(f"counts must be >= 0, got {wins} and {losses}")
     n, tail = wins + losses, min(wins, losses)
@@ -193,7 +197,7 @@ def sign_test(wins: int, losses: int) -> float:
 
 def paired_permutation_test(differences: object, *, generator: np.random.Generator, resamples: int = 10_000) -> float:
     """Two-sided p-value of the mean paired difference [n prompts]: signs are flipped at random."""
-    differences = _vector("differences", differences)
+    differences, resamples = _vector("differences", differences), whole_number("resamples", resamples)
     observed, n, hits = abs(differences.mean()), len(differences), 0
     step = max(1, 2_000_000 // n)
     for start in range(0, resamples, step):
@@ -231,7 +235,7 @@ def holm(p_values: object) -> np.ndarray:
 
 
 def _vector(name: str, values: object) -> np.ndarray:
-    array = np.asarray(values.tolist() if hasattr(values, "tolist") else values, dtype=np.float64)
+    array = np.asarray(plain_list(values), dtype=np.float64)
     if array.ndim != 1 or len(array) == 0:
         raise ValueError(f"{name} must be a non-empty 1-D sequence of numbers, got shape {array.shape}")
     if not np.isfinite(array).all():
@@ -252,6 +256,7 @@ def krippendorff_alpha(labels: Sequence[Sequence[Hashable | None]]) -> float:
     of raters and gaps. Items with fewer than two labels do not count; one label throughout is 1 by convention.
     Raises ValueError for fewer than two raters, lists of unequal length, and no item that two raters labelled.
     """
+    labels = [plain_list(rater) for rater in labels]
     if len(labels) < 2 or len({len(rater) for rater in labels}) != 1:
         raise ValueError(
             f"got {len(labels)} raters with {[len(r) for r in labels]} labels: expected equally long lists"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from labkit.metrics.checks import as_features, same_width, work_device
+from labkit.metrics.checks import as_features, same_width, whole_number, work_device
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ def inception_score(
         ValueError: bad logits, or a split of fewer than one row.
     """
     logits = as_features("logits", logits, min_rows=1)
+    splits = whole_number("splits", splits)
     if not 1 <= splits <= len(logits):
         raise ValueError(f"splits = {splits} for {len(logits)} rows: pass splits between 1 and the number of rows")
     logits = logits.to(work_device(logits)).double()
@@ -147,6 +148,7 @@ def monge_distance(*, real: object, fake: object, generator: torch.Generator, di
     """
     real, fake = as_features("real", real), as_features("fake", fake)
     same_width(real, fake)
+    directions = whole_number("directions", directions)
     if directions < 1:
         raise ValueError(f"directions = {directions} must be positive: 1000 is the published number")
     device = work_device(real, fake)

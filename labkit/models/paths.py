@@ -1,6 +1,7 @@
 """Where data and weights are.
 
-LABKIT_DATA    folder with portraits/, portrait-sd/, ... and checksums.json; by default `data/` of the repository
+LABKIT_DATA    folder with portraits/, portrait-sd/, ... and checksums.json; by default the one that came with labkit:
+               `data/` of the clone, or `labkit/_data` where labkit was installed without one
 LABKIT_MODELS  folder with local copies of hub models, one folder per model, for machines without network
 """
 
@@ -9,11 +10,19 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+PACKAGE = Path(__file__).resolve().parents[1]
+
 
 def data_dir() -> Path:
-    """The data folder: LABKIT_DATA, or data/ beside the package. It need not exist; loaders say what is missing."""
-    given = os.environ.get("LABKIT_DATA")
-    return Path(given).expanduser() if given else Path(__file__).resolve().parents[2] / "data"
+    """The data folder: LABKIT_DATA, else labkit/_data (a wheel has it, a clone does not), else data/ of the clone.
+
+    The package's own folder comes first: beside an installed package, `data/` could be anybody's. The folder need not
+    exist; loaders say what is missing.
+    """
+    if given := os.environ.get("LABKIT_DATA"):
+        return Path(given).expanduser()
+    packed = PACKAGE / "_data"
+    return packed if packed.is_dir() else PACKAGE.parent / "data"
 
 
 def models_dir() -> Path | None:

@@ -13,7 +13,6 @@ average their gradients
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -22,11 +21,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from labkit.checkpoint import append_log, load_optimizer, optimizer_tensors, read_checkpoint, trim_log
+from labkit.checkpoint import save_checkpoint as write_checkpoint
 from labkit.files import write_atomically
 
 
@@ -61,7 +61,7 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 
 
 class Optimizer:
-    """AdamW whose state goes in and out as named tensors."""
+    """AdamW with clipping and a factor on its learning rate."""
 
     def __init__(self, model: nn.Module, config: LoopConfig):
         self.config = config
@@ -78,19 +78,6 @@ class Optimizer:
         self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
         return float(norm)
-
-    def tensors(self) -> dict[str, Tensor]:
-        state = self.adamw.state_dict()["state"]
-        return {
-            f"{index}.{key}": torch.as_tensor(value) for index, entry in state.items() for key, value in entry.items()
-        }
-
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            index, field = key.split(".")
-            state.setdefault(int(index), {})[field] = value.clone()
-        self.adamw.load_state_dict({"state": state, "param_groups": self.adamw.state_dict()["param_groups"]})
 
 
 def workers() -> tuple[int, int]:
@@ -112,26 +99,20 @@ def save_checkpoint(
 ) -> None:
     """Write weights, EMA and optimizer state after ``step`` steps; ``fresh`` is the step at which the optimizer was
     new."""
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    tensors |= {f"ema.{k}": v for k, v in ema.items()} | {
-        f"optimizer.{k}": v for k, v in (optimizer.tensors() if optimizer else {}).items()
-    }
-    tensors = {k: v.detach().clone().contiguous() for k, v in tensors.items()}
-    write_atomically(path, lambda p: save_file(tensors, str(p), metadata={"step": str(step), "fresh": str(fresh)}))
+    state = {} if optimizer is None else optimizer_tensors(optimizer.adamw)
+    groups = {"model": model.state_dict(), "ema": ema, "optimizer": state}
+    write_checkpoint(path, groups, step=step, fresh=fresh)
 
 
 def load_checkpoint(path: Path, model: nn.Module, ema: dict[str, Tensor], optimizer: Optimizer) -> tuple[int, int]:
     """Restore in place and return the step to go on with and the step at which the optimizer was new (a checkpoint
     that was rebuilt from published weights has no optimizer state: the learning rate warms up again from there)."""
-    with safe_open(str(path), framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        step, fresh = int(file.metadata()["step"]), int(file.metadata().get("fresh", 0))
-    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-    ema.update({k.removeprefix("ema."): v for k, v in tensors.items() if k.startswith("ema.")})
-    state = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
-    if state:
-        optimizer.load(state)
-    return step, fresh
+    groups, state = read_checkpoint(path)
+    model.load_state_dict(groups["model"])
+    ema.update(groups.get("ema", {}))
+    if "optimizer" in groups:
+        load_optimizer(optimizer.adamw, groups["optimizer"])
+    return state["step"], state.get("fresh", 0)
 
 
 def run(
@@ -157,9 +138,8 @@ def run(
     ema = {k: v.detach().clone() for k, v in model.state_dict().items()}
     start, fresh = load_checkpoint(checkpoint, model, ema, optimizer) if checkpoint.exists() else (0, 0)
     rank, world = workers()
-    if rank == 0 and log.exists():  # a killed run has logged steps that its checkpoint does not know
-        kept = [line for line in log.read_text("utf-8").splitlines() if json.loads(line)["step"] <= start]
-        write_atomically(log, "".join(f"{line}\n" for line in kept))
+    if rank == 0:
+        trim_log(log, start)
     model.train()
     saved = begun = time.monotonic()
     window: dict[str, list[float]] = {}
@@ -200,8 +180,7 @@ def run(
                     record |= evaluate(model)
                 model.load_state_dict(live)
                 model.train()
-            with log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            append_log(log, record)
             window = {}
         if done in keep:
             write_atomically(

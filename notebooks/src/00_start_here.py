@@ -61,32 +61,34 @@ for drop in ([], ["skin", "background", "clothes"], [a for a in ATTRIBUTES if a 
 for sentence in differences(specs[0], specs[1], lang):
     print(sentence)
 
-# %% [markdown] lang="en" uid="warm-up" pair="003caac2"
+# %% [markdown] lang="en" uid="warm-up" pair="6ec918f9"
 # ## 3. Warm-up: how exercises work
 #
 # Replace the body of `open_attributes` so that it returns the names of the attributes that a caption leaves open, in the order of `ATTRIBUTES`.
-# Then run the cell after it. Stuck? `lab.hint("open_attributes")` gives a hint, three levels in all; `lab.solution("open_attributes")` shows
-# the reference. If you go on without a solution, `lab.use` takes the reference and says so: every lesson runs to its end.
+# Then run the cell after it. Stuck? The buttons below its answer give hints, three levels in all, and a solution; without buttons, type
+# `lab.hint()` or `lab.solution()`. If you go on without a solution, `lab.use` lends you the reference and says so: every lesson runs to its end.
 
-# %% [markdown] lang="ja" uid="warm-up" pair="87c36681"
+# %% [markdown] lang="ja" uid="warm-up" pair="6c746e59"
 # ## 3. ウォームアップ: 課題の進め方
 #
 # `open_attributes` の中身を書き換え、キャプションが指定していない属性の名前を `ATTRIBUTES` の順に返してください。書けたら次のセルを実行します。
-# 行き詰まったら `lab.hint("open_attributes")` でヒントを表示できます(全3段階)。`lab.solution("open_attributes")` は解答例を表示します。
-# 解かずに先へ進むと `lab.use` が解答例を使い、その旨を表示します。どのレッスンも最後まで実行できます。
+# 行き詰まったら、チェック結果の下のボタンでヒント(全3段階)と解答例を表示できます。ボタンがない環境では `lab.hint()` や `lab.solution()` と
+# 入力してください。解かずに先へ進むと `lab.use` が参照実装を使い、その旨を表示します。どのレッスンも最後まで実行できます。
 
 
 # %% uid="open-attributes" tags=["exercise"] exercise="open_attributes"
 def open_attributes(caption):
-    """The attributes that a caption leaves open, in the order of ATTRIBUTES."""
+    """en: The attributes that a caption leaves open, in the order of ATTRIBUTES.
+    ja: キャプションが指定していない属性を、ATTRIBUTES の順に返します。
+    """
     # BEGIN SOLUTION
     return [name for name in ATTRIBUTES if name not in caption.named]
     # END SOLUTION
 
 
 # %% uid="open-attributes-check" tags=["check"]
-lab.check("open_attributes", open_attributes)
-open_attributes = lab.use("open_attributes", open_attributes)
+lab.check("open_attributes")
+open_attributes = lab.use("open_attributes")
 
 # %% [markdown] lang="en" uid="first-picture" pair="25ceb6e8"
 # ## 4. The first pictures from words
@@ -112,7 +114,9 @@ pipe = load_pipeline(tier, lab.device)
 
 
 def portraits(prompt, count, first_seed=0):
-    """Images [count, 3, H, W] in [-1, 1] of one prompt, one seed each."""
+    """en: Images [count, 3, H, W] in [-1, 1] of one prompt, one seed each.
+    ja: 1 つのプロンプトから count 枚の画像 [count, 3, H, W](値は [-1, 1])を、シードを 1 つずつ変えて生成します。
+    """
     generators = image_generators(count, first_seed)
     options = {"steps": lab.sizes.steps, "guidance_scale": lab.sizes.guidance}
     return sample(pipe, [prompt] * count, generators=generators, **options)
@@ -123,7 +127,9 @@ images = portraits(prompt.text, lab.sizes.images)
 image_grid(images, columns=4, title=t("l00.same_prompt"))
 
 # %% uid="reveal"
-spread = float(images.std(dim=0).mean())  # standard deviation of a pixel over the pictures, in units of [-1, 1]
+# en: standard deviation of a pixel over the pictures, in units of [-1, 1]
+# ja: 画像間での画素の標準偏差(単位は [-1, 1])
+spread = float(images.std(dim=0).mean())
 print(t("l00.spread", spread=spread))
 lab.reveal("vary", "open" if spread > 0.02 else "nothing")
 
@@ -169,7 +175,9 @@ def compose(mood, hair_color, background):
 
 
 def values(attribute):
-    """What the list offers: open, then every value."""
+    """en: What the list offers: open, then every value.
+    ja: 選択肢の一覧です。先頭は「指定なし」で、その後に属性の値が並びます。
+    """
     offered = {value_name(attribute, v, lang): v for v in ATTRIBUTES[attribute] if v != "none"}
     return {t("l00.anything"): ""} | offered
 

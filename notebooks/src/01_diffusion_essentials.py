@@ -25,15 +25,17 @@ lab = start("01", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 
 # %% uid="add-noise" tags=["exercise"] exercise="add_noise"
 def add_noise(x0, noise, alpha_bar):
-    """x_t from x0 and noise of the same shape, at a level given by one number."""
+    """en: x_t from x0 and noise of the same shape, at a level given by one number.
+    ja: x0 と、同じ形の noise から x_t を作ります。alpha_bar は 1 つの数です。
+    """
     # BEGIN SOLUTION
     return alpha_bar**0.5 * x0 + (1 - alpha_bar) ** 0.5 * noise
     # END SOLUTION
 
 
 # %% uid="add-noise-check" tags=["check"]
-lab.check("add_noise", add_noise)
-add_noise = lab.use("add_noise", add_noise)
+lab.check("add_noise")
+add_noise = lab.use("add_noise")
 
 # %% uid="forward-picture"
 import torch
@@ -70,15 +72,17 @@ image_grid(noised.clamp(-1, 1), captions=[f"t = {k}" for k in levels], columns=6
 
 # %% uid="predict-x0" tags=["exercise"] exercise="predict_x0"
 def predict_x0(x_t, eps, alpha_bar):
-    """The clean latent that a noise prediction implies."""
+    """en: The clean latent that a noise prediction implies.
+    ja: ノイズの予測 eps から、ノイズのない潜在変数を求めます。
+    """
     # BEGIN SOLUTION
     return (x_t - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5
     # END SOLUTION
 
 
 # %% uid="predict-x0-check" tags=["check"]
-lab.check("predict_x0", predict_x0)
-predict_x0 = lab.use("predict_x0", predict_x0)
+lab.check("predict_x0")
+predict_x0 = lab.use("predict_x0")
 
 # %% uid="predict-picture"
 from labkit.diffusion import encode_prompts, predict_noise
@@ -120,7 +124,9 @@ curve_with_interval(
 
 # %% uid="ddim-step" tags=["exercise"] exercise="ddim_step"
 def ddim_step(x_t, eps, alpha_bar, alpha_bar_next):
-    """One deterministic DDIM step from level alpha_bar to alpha_bar_next."""
+    """en: One deterministic DDIM step from level alpha_bar to alpha_bar_next.
+    ja: レベル alpha_bar から alpha_bar_next へ、決定的な DDIM で 1 ステップ進みます。
+    """
     # BEGIN SOLUTION
     guess = (x_t - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5
     return alpha_bar_next**0.5 * guess + (1 - alpha_bar_next) ** 0.5 * eps
@@ -128,8 +134,8 @@ def ddim_step(x_t, eps, alpha_bar, alpha_bar_next):
 
 
 # %% uid="ddim-check" tags=["check"]
-lab.check("ddim_step", ddim_step)
-ddim_step = lab.use("ddim_step", ddim_step)
+lab.check("ddim_step")
+ddim_step = lab.use("ddim_step")
 
 # %% uid="ddim-loop"
 from labkit.diffusion import ddim_timesteps, initial_latents
@@ -170,11 +176,15 @@ from labkit.models import load_reader
 portrait_pipe, reader = load_pipeline("cpu", lab.device), load_reader(lab.device)
 rng = np.random.default_rng(lab.seed)
 described = [(spec, random_caption(spec, rng)) for spec in sample_specs(lab.sizes.prompts, seed=lab.seed + 1)]
-judged, named = zip(*[(spec, c) for spec, c in described if c.named], strict=True)  # some captions name nothing
+# en: some captions name nothing
+# ja: 何も指定しないキャプションもあります
+judged, named = zip(*[(spec, c) for spec, c in described if c.named], strict=True)
 copies = lab.sizes.copies
 texts = [c.text for c in named for _ in range(copies)]
 scales = [1.0, 2.0, 3.0, 5.0, 8.0]
-faithful, varied = [], []  # per scale: one number per prompt
+# en: per scale: one number per prompt
+# ja: スケールごとに、プロンプト 1 つにつき 1 つの値
+faithful, varied = [], []
 for scale in lab.progress_bar(scales, t("l01.guidance_scale"), len(scales)):
     pictures = sample(
         portrait_pipe,
@@ -191,7 +201,9 @@ for scale in lab.progress_bar(scales, t("l01.guidance_scale"), len(scales)):
 
 
 def with_interval(rows):
-    """Mean and 95 % interval over prompts for each scale."""
+    """en: Mean and 95 % interval over prompts for each scale.
+    ja: スケールごとに、プロンプトに関する平均と 95 % 区間を返します。
+    """
     rows = np.asarray(rows)
     mean, half = rows.mean(1), 1.96 * rows.std(1, ddof=1) / rows.shape[1] ** 0.5
     return mean, mean - half, mean + half
@@ -209,9 +221,7 @@ curve_with_interval(
 gain = faithful[scales.index(3.0)] - faithful[scales.index(1.0)]
 margin = 1.96 * gain.std(ddof=1) / len(gain) ** 0.5
 interval = (float(gain.mean() - margin), float(gain.mean() + margin))
-lab.claim(
-    "guidance_helps", measured="guidance 3 - guidance 1", value=float(gain.mean()), interval=interval, seeds=[seed]
-)
+lab.claim("guidance_helps", measured=t("l01.m_gain"), value=float(gain.mean()), interval=interval, seeds=[seed])
 
 # %% uid="guidance-widget" tags=["widget"]
 from labkit.figures.widgets import explore, slider
@@ -245,7 +255,9 @@ explore(guided, {"scale": slider(t("l01.guidance_scale"), 1.0, 10.0, 3.0, 0.5)})
 
 # %% uid="attention-maps"
 class Recorder:
-    """An attention processor that keeps its probabilities, averaged over heads: [rows, queries, keys]."""
+    """en: An attention processor that keeps its probabilities, averaged over heads: [rows, queries, keys].
+    ja: 注意の確率を、ヘッドで平均して [rows, queries, keys] の形で残す注意プロセッサです。
+    """
 
     def __init__(self):
         self.maps = []
@@ -262,7 +274,9 @@ class Recorder:
 
 
 def attention_maps(kind, x_t, timestep, condition):
-    """Mean map of the outermost blocks; kind is "attn1" (self) or "attn2" (cross)."""
+    """en: Mean map of the outermost blocks; kind is "attn1" (self) or "attn2" (cross).
+    ja: いちばん外側のブロックの注意マップを平均します。kind は "attn1"(自己注意)か "attn2"(交差注意)です。
+    """
     recorder, before = Recorder(), pipe.unet.attn_processors
     chosen = {k: recorder if f".{kind}." in k and k.startswith("down_blocks.0") else v for k, v in before.items()}
     pipe.unet.set_attn_processor(chosen)
@@ -283,7 +297,9 @@ x_t = add_noise(clean, torch.randn(clean.shape, generator=lab.generator(1)).to(c
 cross = attention_maps("attn2", x_t, 300, condition)
 side = round(len(cross) ** 0.5)
 tokens = pipe.tokenizer.convert_ids_to_tokens(pipe.tokenizer(sentence)["input_ids"])
-words = [sentence.replace(",", "").split()[k] for k in (1, 5, 7, 10)]  # mood, hair, glasses, clothes
+# en: mood, hair, glasses, clothes
+# ja: 表情、髪、眼鏡、服
+words = [sentence.replace(",", "").split()[k] for k in (1, 5, 7, 10)]
 places = [tokens.index(word + "</w>") for word in words]
 heat = [cross[:, k].reshape(side, side) / cross[:, k].max() for k in places]
 heatmap_overlay([picture[0].clamp(-1, 1)] * 4, heat, captions=words, label=t("l01.attention"), columns=4)

@@ -35,18 +35,24 @@ from labkit.models import load_pipeline, load_reader
 from labkit.portraits import HELD_OUT_COMBINATIONS, caption, render_tensor, sample_specs
 
 size, rounds = lab.sizes.compare, lab.sizes.rounds
-law = {"exclude": HELD_OUT_COMBINATIONS}  # what PortraitSD was trained on
+# en: what PortraitSD was trained on
+# ja: PortraitSD の学習データと同じ条件
+law = {"exclude": HELD_OUT_COMBINATIONS}
 specs = sample_specs(2 * lab.sizes.renders, seed=lab.seed, **law)
 parts = [specs[i : i + 32] for i in range(0, len(specs), 32)]
 renders = torch.cat([render_tensor(part) for part in lab.progress_bar(parts, t("l02.rendering"), len(parts))])
-reals, others = renders.chunk(2)  # two sets of one law
+# en: two sets of one law
+# ja: 同じ分布の 2 つの集合
+reals, others = renders.chunk(2)
 
 pipe, reader = load_pipeline("cpu", lab.device), load_reader()
 features = reader_extractor(reader)
 
 
 def paint(prompts, guidance_scale, desc):
-    """Pictures of the prompts in batches, with a forecast."""
+    """en: Pictures of the prompts in batches, with a forecast.
+    ja: プロンプトの画像をバッチごとに生成し、残り時間の見込みを表示します。
+    """
     pictures, batch = [], 16
     starts = range(0, len(prompts), batch)
     for first in lab.progress_bar(starts, desc, len(starts)):
@@ -78,23 +84,29 @@ strips(rows, title=t("l02.two_sets", d=real_f.shape[1]))
 
 # %% uid="frechet-exercise" tags=["exercise"] exercise="frechet"
 def frechet(mean_1, cov_1, mean_2, cov_2):
-    """Squared Frechet distance of two Gaussians."""
+    """en: Squared Frechet distance of two Gaussians.
+    ja: 2 つの正規分布の間のフレシェ距離の 2 乗です。
+    """
     # BEGIN SOLUTION
     values, vectors = torch.linalg.eigh(cov_1)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    product = torch.linalg.eigvalsh(root @ cov_2 @ root)  # the eigenvalues of S1 S2
+    # en: the eigenvalues of S1 S2
+    # ja: S1 S2 の固有値
+    product = torch.linalg.eigvalsh(root @ cov_2 @ root)
     return (mean_1 - mean_2).square().sum() + cov_1.trace() + cov_2.trace() - 2 * product.clamp(min=0).sqrt().sum()
     # END SOLUTION
 
 
 # %% uid="frechet-check" tags=["check"]
-lab.check("frechet", frechet)
-frechet = lab.use("frechet", frechet)
+lab.check("frechet")
+frechet = lab.use("frechet")
 
 
 # %% uid="frechet-use"
 def moments(x):
-    """Mean [d] and covariance [d, d] of features [n, d]."""
+    """en: Mean [d] and covariance [d, d] of features [n, d].
+    ja: 特徴量 [n, d] の平均 [d] と共分散 [d, d] です。
+    """
     x = x.double()
     return x.mean(0), torch.cov(x.T)
 
@@ -119,13 +131,17 @@ lab.predict("floor")
 
 # %% uid="floor-run"
 def draw(x, n, r):
-    """Round r's random choice of n rows."""
+    """en: Round r's random choice of n rows.
+    ja: ラウンド r で n 行を無作為に選びます。
+    """
     return x[torch.randperm(len(x), generator=lab.generator(r))[:n]]
 
 
 pool = torch.cat([real_f, other_f])
 halves = [len(real_f) // 2**k for k in (3, 2, 1, 0)]
-same_law = torch.empty(rounds, len(halves))  # Frechet distance of two samples of one law
+# en: Frechet distance of two samples of one law
+# ja: 同じ分布からの 2 つの標本の間のフレシェ距離
+same_law = torch.empty(rounds, len(halves))
 for r in range(rounds):
     mixed = draw(pool, len(pool), r)
     for j, n in enumerate(halves):
@@ -151,18 +167,22 @@ lab.reveal("floor", "large" if float(same_law[:, 0].mean()) > float(made[:, -1].
 log_n, log_d = (
     torch.tensor(halves[-3:]).log(),
     same_law[:, -3:].log(),
-)  # where there are about as many pictures as features
+    # en: where there are about as many pictures as features
+    # ja: 画像の枚数が特徴量の次元と同じくらいの範囲
+)
 slopes = ((log_d - log_d.mean(1, keepdim=True)) @ (log_n - log_n.mean())) / (log_n - log_n.mean()).square().sum()
 
 
 def spread(values):
-    """Mean and the interval that holds 95 % of the rounds: what one experiment of this size may read."""
+    """en: Mean and the interval that holds 95 % of the rounds: what one experiment of this size may read.
+    ja: 平均と、ラウンドの 95 % が入る区間です。この規模の実験 1 回で読み取りうる値の範囲を表します。
+    """
     values = torch.as_tensor(values).double()
     return float(values.mean()), (float(values.quantile(0.025)), float(values.quantile(0.975)))
 
 
 value, interval = spread(slopes)
-lab.claim("bias_falls", measured="slope of log FD over log N", value=value, interval=interval, seeds=[seed])
+lab.claim("bias_falls", measured=t("l02.m_slope"), value=value, interval=interval, seeds=[seed])
 
 # %% [markdown] lang="en" uid="few" pair="62f73a12"
 # A Fréchet distance without its number of pictures and its floor says little. Do kernel distances need as many? Here the fakes differ for certain: they
@@ -218,7 +238,9 @@ from labkit.metrics import ImagePipeline, to_uint8
 
 
 def jpeg(pictures, quality):
-    """What is left after saving as JPEG."""
+    """en: What is left after saving as JPEG.
+    ja: JPEG で保存して読み直した画像です。
+    """
     kept = []
     for picture in to_uint8(pictures).permute(0, 2, 3, 1).numpy():
         file = io.BytesIO()
@@ -229,7 +251,9 @@ def jpeg(pictures, quality):
 
 filters = {kind: ImagePipeline(kind, 64, kind) for kind in ("bilinear-antialias", "bilinear")}
 small = {kind: [] for kind in filters}
-count = lab.sizes.renders + size  # all reals, and as many others as are damaged
+# en: all reals, and as many others as are damaged
+# ja: 本物のすべてと、劣化させる枚数の別のレンダリング
+count = lab.sizes.renders + size
 parts = [specs[i : min(i + 16, count)] for i in range(0, count, 16)]
 for part in lab.progress_bar(parts, t("l02.rendering_large"), len(parts)):
     large = render_tensor(part, 192)
@@ -252,7 +276,9 @@ damaged_f = {name: features(pictures) for name, pictures in damaged.items()}
 
 
 def over_rounds(fakes, metric=frechet_distance, real=real_f):
-    """The metric of `fakes` against another choice of reals in every round, [rounds]."""
+    """en: The metric of `fakes` against another choice of reals in every round, [rounds].
+    ja: `fakes` を、ラウンドごとに選び直した本物と比べたときの指標です。形は [rounds] です。
+    """
     return torch.tensor(
         [float(metric(real=draw(real, size, r), fake=draw(fakes, size, r + 500))) for r in range(rounds)]
     )
@@ -274,10 +300,9 @@ bar_with_interval(
 compressed = damage["JPEG 75"] - damage[t("l02.untouched")]
 aliased = damage[t("l02.no_antialias")] - damage[t("l02.antialias")]
 value, interval = spread(compressed)
-lab.claim("jpeg", measured="FD(JPEG 75) - FD(untouched)", value=value, interval=interval, seeds=[seed])
+lab.claim("jpeg", measured=t("l02.m_jpeg"), value=value, interval=interval, seeds=[seed])
 value, interval = spread(aliased)
-words = "FD(no antialiasing) - FD(antialiasing)"
-lab.claim("aliasing", measured=words, value=value, interval=interval, seeds=[seed])
+lab.claim("aliasing", measured=t("l02.m_aliasing"), value=value, interval=interval, seeds=[seed])
 
 # %% [markdown] lang="en" uid="manifold" pair="98bee198"
 # ## 4. Fidelity and diversity apart
@@ -298,7 +323,9 @@ lab.claim("aliasing", measured=words, value=value, interval=interval, seeds=[see
 
 # %% uid="coverage-exercise" tags=["exercise"] exercise="coverage"
 def coverage(real, fake, k):
-    """Share of real balls that hold at least one fake."""
+    """en: Share of real balls that hold at least one fake.
+    ja: 生成画像を 1 つ以上含む、本物の球の割合です。
+    """
     # BEGIN SOLUTION
     between_reals = torch.cdist(real, real).fill_diagonal_(float("inf"))  # [n, n]
     radius = between_reals.kthvalue(k, dim=1).values  # [n]
@@ -308,8 +335,8 @@ def coverage(real, fake, k):
 
 
 # %% uid="coverage-check" tags=["check"]
-lab.check("coverage", coverage)
-coverage = lab.use("coverage", coverage)
+lab.check("coverage")
+coverage = lab.use("coverage")
 
 # %% [markdown] lang="en" uid="modes" pair="a63454cc"
 # Now spoil the fakes in two ways. Remove a mode: the portraits in the style toon-head, a third of all. Add junk: the mean of two portraits, pixel by
@@ -330,14 +357,18 @@ fours = ("precision", "recall", "density", "coverage")
 
 
 def spoiled(removed, junk, r):
-    """Fakes of round r with a share of the mode removed and a share of junk instead of good pictures."""
+    """en: Fakes of round r with a share of the mode removed and a share of junk instead of good pictures.
+    ja: ラウンド r の生成側の画像です。モードの一部を除き、良い画像の一部を不自然な画像に置き換えます。
+    """
     left = draw(with_mode, round((1 - removed) * len(with_mode)), r + 500)
     good = draw(torch.cat([without_mode, left]), size - round(junk * size), r + 600)
     return torch.cat([good, draw(blend_f, round(junk * size), r + 700)])
 
 
 def four_scores(fake, r):
-    """Precision, recall, density, coverage of round r."""
+    """en: Precision, recall, density, coverage of round r.
+    ja: ラウンド r の適合率、再現率、密度、被覆率です。
+    """
     return list(manifold_metrics(real=draw(real_f, size, r), fake=fake, k=5).as_dict().values())
 
 
@@ -347,7 +378,7 @@ for r in lab.progress_bar(range(rounds), t("l02.rounds"), rounds):
     for j, share in enumerate(shares):
         removal[:, r, j] = four_scores(spoiled(share, 0, r), r)
         addition[:, r, j] = four_scores(spoiled(0, share / 2, r), r)
-names = [t(f"l02.{name}") for name in fours]
+names = [t("l02.precision"), t("l02.recall"), t("l02.density"), t("l02.coverage")]
 curve_with_interval(
     shares,
     dict(zip(names, removal, strict=True)),
@@ -370,14 +401,11 @@ fall = {name: removal[i, :, -1] - removal[i, :, 0] for i, name in enumerate(four
 drop = {name: addition[i, :, -1] - addition[i, :, 0] for i, name in enumerate(fours)}
 lab.reveal("lost_mode", "recall" if fall["recall"].mean() < fall["precision"].mean() else "precision")
 value, interval = spread(fall["recall"])
-words = "recall without the mode - recall with it"
-lab.claim("recall_sees_lost_mode", measured=words, value=value, interval=interval, seeds=[seed])
+lab.claim("recall_sees_lost_mode", measured=t("l02.m_lost"), value=value, interval=interval, seeds=[seed])
 value, interval = spread(drop["precision"])
-words = "precision with half junk - precision without"
-lab.claim("precision_sees_junk", measured=words, value=value, interval=interval, seeds=[seed])
+lab.claim("precision_sees_junk", measured=t("l02.m_junk"), value=value, interval=interval, seeds=[seed])
 value, interval = spread(fall["recall"] - fall["coverage"])
-words = "fall of coverage - fall of recall, mode removed"
-lab.claim("coverage_beats_recall", measured=words, value=value, interval=interval, seeds=[seed])
+lab.claim("coverage_beats_recall", measured=t("l02.m_falls"), value=value, interval=interval, seeds=[seed])
 
 # %% uid="modes-widget" tags=["widget"]
 from labkit.figures.widgets import explore, slider
@@ -409,7 +437,9 @@ explore(
 
 # %% uid="outlier-run"
 def toy_scores(r):
-    """Two disjoint sets on a line, each with one outlier."""
+    """en: Two disjoint sets on a line, each with one outlier.
+    ja: 直線上の互いに離れた 2 つの集合です。それぞれに外れ値が 1 つずつあります。
+    """
     g = lab.generator(r)
     real = torch.cat([torch.rand(999, 1, generator=g), torch.tensor([[2.0]])])
     fake = torch.cat([torch.rand(999, 1, generator=g) + 2, torch.tensor([[1.0]])])
@@ -417,7 +447,9 @@ def toy_scores(r):
 
 
 def mean_colours(pictures):
-    """Mean colour of each of 16 x 16 squares, [n, 768]: nothing was trained for this space."""
+    """en: Mean colour of each of 16 x 16 squares, [n, 768]: nothing was trained for this space.
+    ja: 16 × 16 個のマスそれぞれの平均色 [n, 768] です。学習を一切していない特徴空間です。
+    """
     return torch.nn.functional.avg_pool2d(pictures, 4).flatten(1)
 
 
@@ -447,12 +479,11 @@ bar_with_interval(
 
 # %% uid="outlier-claims"
 value, interval = spread(toys[:, :2].min(1))
-words = "the smaller of precision and recall of two disjoint sets with an outlier each"
-lab.claim("outlier_fools_both", measured=words, value=value, interval=interval, seeds=[seed])
+lab.claim("outlier_fools_both", measured=t("l02.m_outlier"), value=value, interval=interval, seeds=[seed])
 value, interval = spread(toys[:, 3])
-lab.claim("coverage_resists", measured="coverage of the same sets", value=value, interval=interval, seeds=[seed])
+lab.claim("coverage_resists", measured=t("l02.m_resists"), value=value, interval=interval, seeds=[seed])
 value, interval = spread(junk_reader[:, 0])
-lab.claim("noise_is_imprecise", measured="precision of pure noise", value=value, interval=interval, seeds=[seed])
+lab.claim("noise_is_imprecise", measured=t("l02.m_noise"), value=value, interval=interval, seeds=[seed])
 
 # %% [markdown] lang="en" uid="inside" pair="3df5c268"
 # That is no bad luck. A trained network sends pictures unlike any it has seen to the inside of its feature space, where the balls overlap, and the mean
@@ -504,8 +535,7 @@ bar_with_interval(
 
 # %% uid="cmmd-claim"
 value, interval = spread(differences[0])
-words = "CMMD(variety halved) - CMMD(unchanged)"
-lab.claim("cmmd_sees_variety", measured=words, value=value, interval=interval, seeds=[seed])
+lab.claim("cmmd_sees_variety", measured=t("l02.m_variety"), value=value, interval=interval, seeds=[seed])
 
 # %% [markdown] lang="en" uid="overview" pair="2c605ac2"
 # ## 7. Who sees what
@@ -527,20 +557,26 @@ metrics = {
 
 
 def every_score(real, fake):
-    """All set metrics of one round."""
+    """en: All set metrics of one round.
+    ja: 1 ラウンド分の、集合を比べるすべての指標です。
+    """
     return [metric(real, fake) for metric in metrics.values()] + list(
         manifold_metrics(real=real, fake=fake).as_dict().values()
     )
 
 
 def faithful(pictures, orders):
-    """Share of attributes that are read as ordered."""
+    """en: Share of attributes that are read as ordered.
+    ja: 注文どおりに読み取れた属性の割合です。
+    """
     right = reader.correct(features.pipeline(pictures), orders)
     return float(torch.stack([hits.float() for hits in right.values()]).mean())
 
 
 order = specs[lab.sizes.renders :]
-changes = {  # what the fakes of round r are, and how faithful the pictures are to their orders
+# en: what the fakes of round r are, and how faithful the pictures are to their orders
+# ja: ラウンド r の生成側の画像と、注文に対する忠実さ
+changes = {
     t("l02.other_renders"): (lambda r: draw(other_f, size, r + 500), faithful(plain, order[:size])),
     t("l02.copies"): (lambda r: draw(real_f, size, r), faithful(reals[:size], specs[:size])),
     "JPEG 75": (lambda r: damaged_f["JPEG 75"], faithful(damaged["JPEG 75"], order[:size])),
@@ -570,7 +606,9 @@ from labkit.figures import figure_style, new_figure
 heads = [*metrics, *names, t("l02.faithful")]
 means = np.column_stack([scores.mean(1), [share for _, share in changes.values()]])  # [change, metric + 1]
 outside = (means[:, :-1] < usual[0]) | (means[:, :-1] > usual[1])
-outside[0] = False  # the row that sets the range
+# en: the row that sets the range
+# ja: 範囲の基準になる行
+outside[0] = False
 seen = {
     name: [head for head, mark in zip(heads, row, strict=False) if mark]
     for name, row in zip(changes, outside, strict=True)
@@ -612,9 +650,12 @@ figure
 
 # %% uid="cluster-exercise" tags=["exercise"] exercise="cluster_interval"
 def cluster_interval(values, prompts, generator, resamples=2000):
-    """95 % bootstrap interval (low, high) of a mean over prompts.
+    """en: 95 % bootstrap interval (low, high) of a mean over prompts.
 
     values: outcomes [n], float64; prompts: the prompt of each, whole numbers [n] from 0 to P - 1.
+    ja: プロンプトに関する平均の 95 % ブートストラップ区間 (low, high) です。
+
+    values: 比較の結果 [n](float64)、prompts: それぞれのプロンプトの番号 [n](0 から P - 1 の整数)。
     """
     # BEGIN SOLUTION
     count = torch.bincount(prompts)  # [P]
@@ -626,8 +667,8 @@ def cluster_interval(values, prompts, generator, resamples=2000):
 
 
 # %% uid="cluster-check" tags=["check"]
-lab.check("cluster_interval", cluster_interval)
-cluster_interval = lab.use("cluster_interval", cluster_interval)
+lab.check("cluster_interval")
+cluster_interval = lab.use("cluster_interval")
 
 # %% uid="wins-run" tags=["slow"]
 from labkit.metrics import outcomes, sample_size, sign_test, win_rate
@@ -638,7 +679,9 @@ texts = [caption(spec).text for spec in judged]
 
 
 def share_right(scale):
-    """Share of attributes read as asked, one per picture."""
+    """en: Share of attributes read as asked, one per picture.
+    ja: 指定どおりに読み取れた属性の割合を、画像ごとに返します。
+    """
     right = reader.correct(paint(texts, scale, t("l02.guidance", scale=scale)), judged)
     return torch.stack([hits.double() for hits in right.values()]).mean(0)
 
@@ -671,7 +714,9 @@ table = won.reshape(-1, lab.sizes.copies)  # [prompts, copies]
 
 
 def inflation(rows):
-    """Standard error by prompt over standard error by picture."""
+    """en: Standard error by prompt over standard error by picture.
+    ja: プロンプト単位の標準誤差を、画像単位の標準誤差で割った値です。
+    """
     by_prompt = rows.mean(1).std() / len(rows) ** 0.5
     return float(by_prompt / (rows.std() / rows.numel() ** 0.5))
 
@@ -679,7 +724,7 @@ def inflation(rows):
 resampled = [table[torch.randint(len(table), (len(table),), generator=lab.generator(30 + i))] for i in range(400)]
 ratios = [inflation(rows) for rows in resampled if rows.std() > 0]
 if table.std() > 0:
-    words = "standard error by prompt / by picture"
+    words = t("l02.m_clusters")
     lab.claim("clusters_matter", measured=words, value=inflation(table), interval=spread(ratios)[1], seeds=[seed])
 else:
     lab.claim("clusters_matter", reason=t("l02.no_variation"), seeds=[seed])
@@ -709,7 +754,9 @@ curve_with_interval(
 # %% uid="enough-power"
 per_prompt = table.mean(1)
 counts = [8, 16, 32, 64, 128, 256]
-found = []  # share of experiments with this many prompts that find a difference
+# en: share of experiments with this many prompts that find a difference
+# ja: この数のプロンプトによる実験のうち、差を検出できた割合
+found = []
 for m in counts:
     picked = per_prompt[torch.randint(len(per_prompt), (400, m), generator=lab.generator(40))]  # [400, m]
     p_values = [sign_test(int((row > 0.5).sum()), int((row < 0.5).sum())) for row in picked]

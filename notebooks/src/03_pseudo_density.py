@@ -44,7 +44,9 @@ import torch
 
 
 def pseudo_density(features, k):
-    """rho [N] of each row of features [N, d] among the other rows; its mean is 1."""
+    """en: rho [N] of each row of features [N, d] among the other rows; its mean is 1.
+    ja: features [N, d] の各行について、残りの行の中での rho [N] を求めます。rho の平均は 1 です。
+    """
     # BEGIN SOLUTION
     distances = torch.cdist(features, features)  # [N, N]
     distances.fill_diagonal_(torch.inf)
@@ -54,8 +56,8 @@ def pseudo_density(features, k):
 
 
 # %% uid="density-check" tags=["check"]
-lab.check("pseudo_density", pseudo_density)
-pseudo_density = lab.use("pseudo_density", pseudo_density)
+lab.check("pseudo_density")
+pseudo_density = lab.use("pseudo_density")
 
 # %% uid="ring"
 import numpy as np
@@ -70,7 +72,9 @@ x, y = ring_density(reals).log(), ring.rho.log()
 slope = float(((x - x.mean()) * y).sum() / (x - x.mean()).square().sum())
 lab.verdict(t("l03.same_density", difference=difference), difference < 1e-3)
 print(t("l03.agreement", rank=rank_correlation(x, y), slope=slope))
-mode = torch.cdist(reals, ring_centres()).argmin(dim=1)  # [N]; mode 0 has the most points
+# en: mode 0 has the most points
+# ja: モード 0 の点が最も多い
+mode = torch.cdist(reals, ring_centres()).argmin(dim=1)  # [N]
 by_mode = torch.stack([ring.rho[mode == m].mean() for m in range(8)])
 lab.reveal("densest", "biggest" if by_mode.argmax() == 0 else "other")
 
@@ -90,7 +94,9 @@ from labkit.figures.widgets import choice, explore, slider
 
 
 def ring_picture(k, exponent, point):
-    """True density, and the reals coloured by rho with the k-NN ball of one of them."""
+    """en: True density, and the reals coloured by rho with the k-NN ball of one of them.
+    ja: 真の密度と、rho で色分けした実データです。1 点には k 近傍の球を描きます。
+    """
     fitted = PseudoDensity(k=k, exponent=exponent).fit(reals)
     axis = torch.linspace(-2.7, 2.7, 121, dtype=torch.float64)
     true = ring_density(torch.cartesian_prod(axis, axis)).reshape(121, 121).T
@@ -137,7 +143,9 @@ explore(ring_picture, controls)
 
 # %% uid="accept-exercise" tags=["exercise"] exercise="acceptance"
 def acceptance(rho, tau, w):
-    """Probability [N] of accepting samples with pseudo densities rho [N]."""
+    """en: Probability [N] of accepting samples with pseudo densities rho [N].
+    ja: 擬似密度が rho [N] のサンプルを受理する確率 [N] です。
+    """
     # BEGIN SOLUTION
     above, below = (1.0, 1 / w) if w >= 1 else (w, 1.0)
     return torch.where(rho > tau, above, below).to(rho.dtype)
@@ -145,8 +153,8 @@ def acceptance(rho, tau, w):
 
 
 # %% uid="accept-check" tags=["check"]
-lab.check("acceptance", acceptance)
-acceptance = lab.use("acceptance", acceptance)
+lab.check("acceptance")
+acceptance = lab.use("acceptance")
 
 # %% [markdown] lang="en" uid="cost" pair="1a2de306"
 # What does it cost? Let a share $\pi$ of the *generated* samples lie above $\tau$. Write `forecast`: the acceptance rate, the share above $\tau$ among
@@ -162,7 +170,9 @@ lab.predict("cost")
 
 # %% uid="forecast-exercise" tags=["exercise"] exercise="forecast"
 def forecast(pi, w):
-    """(acceptance rate, share above tau among the accepted, generated samples per accepted one)."""
+    """en: (acceptance rate, share above tau among the accepted, generated samples per accepted one).
+    ja: (受理率、受理したうち tau より上の割合、受理 1 つあたりの生成数)を返します。
+    """
     # BEGIN SOLUTION
     above, below = (pi, (1 - pi) / w) if w >= 1 else (w * pi, 1 - pi)
     rate = above + below
@@ -171,8 +181,8 @@ def forecast(pi, w):
 
 
 # %% uid="forecast-check" tags=["check"]
-lab.check("forecast", forecast)
-forecast = lab.use("forecast", forecast)
+lab.check("forecast")
+forecast = lab.use("forecast")
 for share in (0.9, 0.5, 0.1):
     print(t("l03.closed_form", pi=share, high=forecast(share, 33)[2], low=forecast(share, 0.03)[2]))
 lab.reveal("cost", min({"two": 2, "eight": 8, "all": 33}.items(), key=lambda o: abs(o[1] - forecast(0.1, 33)[2]))[0])
@@ -190,18 +200,24 @@ from labkit.course.render import show, table
 from labkit.density import importance_sample, pilot
 from labkit.metrics import frechet_distance, manifold_metrics
 
-T95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # Student's t
-METRICS = tuple(t(f"l03.{name}") for name in ("precision", "recall", "coverage", "frechet"))
+# en: Student's t
+# ja: スチューデントの t
+T95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+METRICS = (t("l03.precision"), t("l03.recall"), t("l03.coverage"), t("l03.frechet"))
 
 
 def half_width(values):
-    """Half the 95 % interval of a mean."""
+    """en: Half the 95 % interval of a mean.
+    ja: 平均の 95 % 区間の幅の半分です。
+    """
     n = len(values)
     return T95.get(n, 1.96 + 2.37 / (n - 1) + 2.8 / (n - 1) ** 2) * values.std(ddof=1) / n**0.5
 
 
 def paired(measured, a, b=0.0, seeds=(seed,)):
-    """What `lab.claim` records: the mean of a - b over paired repetitions with its 95 % interval."""
+    """en: What `lab.claim` records: the mean of a - b over paired repetitions with its 95 % interval.
+    ja: `lab.claim` に記録する値です。対にした繰り返しでの a - b の平均と、その 95 % 区間です。
+    """
     gap = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     gap = gap[~np.isnan(gap)]
     if len(gap) < 2:
@@ -211,7 +227,9 @@ def paired(measured, a, b=0.0, seeds=(seed,)):
 
 
 def quality(real, fake, k=5):
-    """Precision, recall, coverage and squared Frechet distance of fake features; NaN for fewer than seven of them."""
+    """en: Precision, recall, coverage and squared Frechet distance of fake features; NaN for fewer than seven of them.
+    ja: 生成側の特徴量の適合率、再現率、被覆率、フレシェ距離の 2 乗です。7 つに満たないときは NaN です。
+    """
     if len(fake) < 7:
         return (np.nan,) * 4
     found = manifold_metrics(real=real, fake=fake, k=k)
@@ -220,9 +238,11 @@ def quality(real, fake, k=5):
 
 selections = {"w = 1": (0.1, 1.0), "q 0.1, w 2": (0.1, 2.0), "q 0.1, w 33": (0.1, 33.0), "q 0.5, w 33": (0.5, 33.0)}
 selections |= {"q 0.8, w 33": (0.8, 33.0), "q 0.1, w 0.03": (0.1, 0.03)}
-truncations = {"truncation 0.7": 0.7, "truncation 0.3": 0.3}
+truncations = {t("l03.at_truncation", psi=psi): psi for psi in (0.7, 0.3)}
 n = lab.sizes.ring_kept
-measured = {name: [] for name in [*selections, *truncations]}  # name -> repetitions of (*quality, calls, forecast)
+# en: name -> repetitions of (*quality, calls, forecast)
+# ja: 名前 -> 繰り返しごとの (*quality, calls, forecast)
+measured = {name: [] for name in [*selections, *truncations]}
 for r in lab.progress_bar(range(lab.sizes.repeats), t("l03.repetitions"), lab.sizes.repeats):
     z = torch.randn(25 * n, 3, generator=lab.generator(100 + r), dtype=torch.float64)
     points = ring_generator(z)
@@ -248,7 +268,9 @@ from labkit.figures.style import MARKERS, PALETTE
 
 
 def plane(groups, title):
-    """Precision against coverage; groups: label -> {setting: (precision, coverage)}."""
+    """en: Precision against coverage; groups: label -> {setting: (precision, coverage)}.
+    ja: 被覆率に対する適合率です。groups は、ラベル -> {設定: (適合率, 被覆率)} です。
+    """
     title = "\n".join(wrap_text(title, 5.9, 12))
     with figure_style():
         figure = new_figure(7.0, 4.4, layout="constrained")
@@ -294,11 +316,15 @@ lab.claim("cost_forecast", **paired(t("l03.cost_ratio"), cost_ratio))
 z_pool = torch.randn(1500, 3, generator=lab.generator(300), dtype=torch.float64)
 pool_points = ring_generator(z_pool)
 pool_rho = ring.score(pool_points)
-stops = {}  # (log10 w, quantile) -> (precision, coverage, Frechet distance, generated per kept)
+# en: (log10 w, quantile) -> (precision, coverage, Frechet distance, generated per kept)
+# ja: (log10 w, 分位点) -> (適合率, 被覆率, フレシェ距離, 採用 1 つあたりの生成数)
+stops = {}
 
 
 def stop(log_w, quantile):
-    """Which points of the pool a setting accepts; what comes of it joins `stops`."""
+    """en: Which points of the pool a setting accepts; what comes of it joins `stops`.
+    ja: この設定で受理される点です。結果は `stops` に追加します。
+    """
     u = torch.rand(len(pool_rho), generator=lab.generator(301), dtype=torch.float64)
     accepted = u < acceptance(pool_rho, ring.threshold(quantile), 10.0**log_w)
     precision, _, coverage, fd = quality(reals, pool_points[accepted])
@@ -307,13 +333,17 @@ def stop(log_w, quantile):
 
 
 def without_selection(kind, count):
-    """Precision and coverage of `count` points: shrunken noise at four scales, or the first ones of the pool."""
+    """en: Precision and coverage of `count` points: shrunken noise at four scales, or the first ones of the pool.
+    ja: `count` 点の適合率と被覆率です。ノイズを 4 段階に縮めたものか、候補の先頭を使います。
+    """
     z = [psi * z_pool[:count] for psi in {"truncation": (0.9, 0.7, 0.5, 0.3), "random": (1.0,)}.get(kind, ())]
     return np.array([quality(reals, ring_generator(one))[::2] for one in z]).reshape(-1, 2)
 
 
 def typical_or_rare(log_w, quantile, overlay):
-    """The pool, the plane with all stops so far, and what a kept point costs."""
+    """en: The pool, the plane with all stops so far, and what a kept point costs.
+    ja: 候補の点、これまでの設定を示す平面、採用 1 つあたりのコストです。
+    """
     accepted, w = stop(log_w, quantile), 10.0**log_w
     precision, coverage, fd, paid = stops[log_w, quantile]
     above = pool_rho > ring.threshold(quantile)
@@ -424,7 +454,7 @@ bar_with_interval(labels, (centre, centre - half, centre + half), xlabel=t("l03.
 # 生成器は、同じ母集団のキャプションを与えた PortraitSD です。候補のプールを一度だけ生成し、どの設定もそこから選びます。生成画像は、実データに対して厳密に採点します。
 
 # %% uid="pool-run" tags=["slow"]
-from labkit.density import Candidates
+from labkit.density import CandidateStream
 from labkit.models import load_pipeline
 
 pipe = load_pipeline("cpu", lab.device)
@@ -435,13 +465,15 @@ options = {"seed": lab.seed, "steps": lab.sizes.steps}
 
 
 def draw(candidates, count, label):
-    """The first `count` candidates, drawn batch by batch."""
+    """en: The first `count` candidates, drawn batch by batch.
+    ja: 先頭から `count` 枚の候補を、バッチごとに生成します。
+    """
     starts = range(0, count, lab.sizes.batch)
     parts = [candidates(i, min(lab.sizes.batch, count - i)) for i in lab.progress_bar(starts, label, len(starts))]
     return torch.cat(parts).cpu()
 
 
-pool = draw(Candidates(pipe, prompts, **options), lab.sizes.pool, t("l03.pool"))
+pool = draw(CandidateStream(pipe, prompts, **options), lab.sizes.pool, t("l03.pool"))
 rho = typical.score(control(pool), fingerprint=control.fingerprint)
 order = rho.argsort(descending=True)
 ends = {t("l03.most_typical"): order[:8], t("l03.rarest"): order[-8:]}
@@ -461,7 +493,9 @@ from labkit.density import BudgetExhausted
 
 
 def select(rows, quantile, w, n, stream):
-    """Candidate numbers accepted from `rows`, and the generated samples per accepted one."""
+    """en: Candidate numbers accepted from `rows`, and the generated samples per accepted one.
+    ja: `rows` から受理された候補の番号と、受理 1 つあたりの生成数です。
+    """
     try:
         got = importance_sample(
             lambda i, count: rows[i : i + count], lambda chosen: rho[chosen], n=n, threshold=typical.threshold(quantile),
@@ -473,7 +507,9 @@ def select(rows, quantile, w, n, stream):
 
 
 def chosen_portraits(log_w, quantile):
-    """The first pictures that a setting accepts, with forecast and cost."""
+    """en: The first pictures that a setting accepts, with forecast and cost.
+    ja: この設定で最初に受理される画像を、予測値と実際のコストとともに表示します。
+    """
     w = 10.0**log_w
     chosen, calls = select(torch.arange(len(pool)), quantile, w, min(12, len(pool)), 99)
     _, share, expected = forecast(float((rho > typical.threshold(quantile)).double().mean()), w)
@@ -506,20 +542,26 @@ explore(chosen_portraits, {**slider_controls, "quantile": slider(t("l03.quantile
 folds, n_kept = lab.sizes.folds, lab.sizes.kept
 settings = {"w 33, q 0.5": (0.5, 33.0), "w 2, q 0.1": (0.1, 2.0), "w 0.03, q 0.5": (0.5, 0.03), "w 1": (0.5, 1.0)}
 parts = torch.arange(len(pool)).tensor_split(folds)
-predicted = {}  # setting -> (acceptance, share above tau afterwards, generated per kept)
+# en: setting -> (acceptance, share above tau afterwards, generated per kept)
+# ja: 設定 -> (受理率, 受理後に tau より上の割合, 採用 1 つあたりの生成数)
+predicted = {}
 for name, (quantile, w) in settings.items():
     predicted[name] = forecast(float((rho[parts[0]] > typical.threshold(quantile)).double().mean()), w)
 head = [t("l03.setting"), t("l03.forecast"), t("l03.needed", n=n_kept, size=len(parts[0]))]
 show(*table(head, [[name, f"{calls:.2f}", f"{calls * n_kept:.0f}"] for name, (*_, calls) in predicted.items()]))
 
 # %% uid="curve-run" tags=["slow"]
-spaces = {"judge": (judge(pictures), judge(pool)), "control": (typical.features, control(pool))}  # reals, pool
+# en: of reals and pool
+# ja: 本物と候補の特徴量
+spaces = {"judge": (judge(pictures), judge(pool)), "control": (typical.features, control(pool))}
 scores = {(name, space): [] for name in settings for space in spaces}  # -> [folds, metric]
 paid = {name: [] for name in settings}
 for f, rows in lab.progress_bar(enumerate(parts), t("l03.folds"), folds):
     for name, (quantile, w) in settings.items():
         found = {space: [] for space in spaces}
-        for r in range(lab.sizes.reruns):  # other orders and decisions on the same fold: less chance in what is kept
+        # en: other orders and decisions on the same fold: less chance in what is kept
+        # ja: 同じ分割で順序と判定を変えて繰り返し、偶然の影響を減らします
+        for r in range(lab.sizes.reruns):
             shuffled = rows[torch.randperm(len(rows), generator=lab.generator(3000 + 100 * f + r))]
             chosen, calls = select(shuffled, quantile, w, n_kept, 100 * f + r)
             paid[name].append(calls)
@@ -529,9 +571,10 @@ for f, rows in lab.progress_bar(enumerate(parts), t("l03.folds"), folds):
             scores[name, space].append(np.mean(found[space], axis=0))
 
 # %% uid="baselines-run" tags=["slow"]
-baselines = {"guidance 1": (1.0, 1.0), "guidance 6": (6.0, 1.0), "noise 0.8": (3.0, 0.8), "noise 1.1": (3.0, 1.1)}
-for name, (guidance, noise) in baselines.items():
-    stream = Candidates(pipe, prompts, **options, guidance_scale=guidance, noise_scale=noise)
+guided = {t("l03.at_guidance", scale=scale): (scale, 1.0) for scale in (1.0, 6.0)}
+noisy = {t("l03.at_noise", scale=scale): (3.0, scale) for scale in (0.8, 1.1)}
+for name, (guidance, noise) in (guided | noisy).items():
+    stream = CandidateStream(pipe, prompts, **options, guidance_scale=guidance, noise_scale=noise)
     images = draw(stream, lab.sizes.baseline_folds * n_kept, name)
     scores[name, "judge"] = [quality(spaces["judge"][0], part, 3) for part in judge(images).split(n_kept)]
 scores = {key: np.array(values) for key, values in scores.items()}
@@ -540,8 +583,8 @@ scores = {key: np.array(values) for key, values in scores.items()}
 judged = {name: np.ma.masked_invalid(values) for (name, space), values in scores.items() if space == "judge"}
 middle = {name: values.mean(axis=0).filled(np.nan) for name, values in judged.items()}
 groups = {t("l03.selection"): {name: middle[name][[0, 2]] for name in settings}}
-groups[t("l03.guidance")] = {name: middle[name][[0, 2]] for name in baselines if name.startswith("guidance")}
-groups[t("l03.noise")] = {name: middle[name][[0, 2]] for name in baselines if name.startswith("noise")}
+groups[t("l03.guidance")] = {name: middle[name][[0, 2]] for name in guided}
+groups[t("l03.noise")] = {name: middle[name][[0, 2]] for name in noisy}
 head = [t("l03.setting"), *METRICS, t("l03.calls"), t("l03.forecast")]
 cost = {name: (np.mean(paid[name]), predicted[name][2]) if name in paid else (1.0, 1.0) for name in middle}
 show(*table(head, [[k, *(f"{v:.3f}" for v in row), *(f"{v:.2f}" for v in cost[k])] for k, row in middle.items()]))
@@ -551,7 +594,9 @@ plane(groups, t("l03.portrait_plane", n=n_kept))
 
 
 def against_plain(name, column):
-    """A setting against w = 1, fold by fold, in the judge's space."""
+    """en: A setting against w = 1, fold by fold, in the judge's space.
+    ja: ある設定と w = 1 を、審判の空間で分割ごとに比べます。
+    """
     said = t("l03.change", metric=METRICS[column], name=name)
     return paired(said, scores[name, "judge"][:, column], scores["w 1", "judge"][:, column])
 
@@ -590,24 +635,30 @@ lab.claim("own_space", **paired(t("l03.own_space"), gain["control"], gain["judge
 
 # %% uid="push-exercise" tags=["exercise"] exercise="push_step"
 def push_step(delta, gradient, alpha, eps):
-    """The next delta: one sign step of length alpha, then back into the box of half width eps."""
+    """en: The next delta: one sign step of length alpha, then back into the box of half width eps.
+    ja: 次の delta です。勾配の符号の方向に alpha だけ進み、幅の半分が eps の箱の中に戻します。
+    """
     # BEGIN SOLUTION
     return (delta + alpha * gradient.sign()).clamp(-eps, eps)
     # END SOLUTION
 
 
 # %% uid="push-check" tags=["check"]
-lab.check("push_step", push_step)
-push_step = lab.use("push_step", push_step)
+lab.check("push_step")
+push_step = lab.use("push_step")
 
 # %% uid="push-ring" tags=["widget"]
 ring_mlp = fit_mlp(ring, generator=lab.generator(), epochs=lab.sizes.mlp_epochs, widths=(64, 64))
 z_ring = torch.randn(40, 3, generator=lab.generator(500), dtype=torch.float64)
-lost = int(ring.score(ring_generator(z_ring)).argmin())  # the rarest of the forty
+# en: the rarest of the forty
+# ja: 40 点のうち最も珍しい点
+lost = int(ring.score(ring_generator(z_ring)).argmin())
 
 
 def push_on_ring(which, direction, scorer):
-    """The path of one generated point under ten steps in a box of 0.3, and what the climbed and the exact score say."""
+    """en: The path of one generated point under ten steps in a box of 0.3, and what the climbed and the exact score say.
+    ja: 生成した 1 点が、0.3 の箱の中で 10 ステップたどる経路です。登るのに使ったスコアと正確なスコアも返します。
+    """
     score = {"exact": ring.soft_score, "mlp": ring_mlp.soft_score}[scorer]
     z, delta = z_ring[which : which + 1], torch.zeros(1, 3, dtype=torch.float64)
     path, deltas = [ring_generator(z)], [delta]
@@ -657,13 +708,15 @@ explore(push_on_ring, push_controls)
 # %% uid="push-run" tags=["slow"]
 from labkit.density import perturb
 
-few = Candidates(pipe, prompts, seed=lab.seed + 2, steps=lab.sizes.push_steps)
+few = CandidateStream(pipe, prompts, seed=lab.seed + 2, steps=lab.sizes.push_steps)
 z = few.noise(0, lab.sizes.push)
 mean, std = (torch.tensor(v, device=lab.device).view(1, 3, 1, 1) for v in (control.pipeline.mean, control.pipeline.std))
 
 
 def features_with_gradient(images):
-    """The control space without rounding, [B, d]."""
+    """en: The control space without rounding, [B, d].
+    ja: 丸めを行わない、制御用の空間の特徴量 [B, d] です。
+    """
     return control.network((images / 2 + 0.5 - mean) / std)
 
 
@@ -725,13 +778,19 @@ from labkit.figures import curve_with_interval
 
 
 def histogram_gan(w_real, w_fake, updates=40):
-    """How often above : below the fakes lie, relative to the reals, before and after each update."""
-    real = torch.tensor([0.5, 0.5])  # shares below and above the median
+    """en: How often above : below the fakes lie, relative to the reals, before and after each update.
+    ja: 生成側の「中央値より上 : 下」の比を本物の比で割った値です。初期値と、更新するたびの値を返します。
+    """
+    # en: shares below and above the median
+    # ja: 中央値より下と上の割合
+    real = torch.tensor([0.5, 0.5])
     fake, odds = real.clone(), []
     for _ in range(updates + 1):
         odds.append(float((fake[1] / fake[0]) / (real[1] / real[0])))
         seen_real, seen_fake = (w / (w @ p) * p for w, p in ((w_real, real), (w_fake, fake)))
-        fake = fake * (seen_real / seen_fake) ** 0.2  # D / (1 - D) of the ideal discriminator, in small steps
+        # en: D / (1 - D) of the ideal discriminator, in small steps
+        # ja: 理想的な識別器の D / (1 - D) に向けて、少しずつ進みます
+        fake = fake * (seen_real / seen_fake) ** 0.2
         fake = fake / fake.sum()
     return odds
 
@@ -774,14 +833,18 @@ for s in tune_seeds:
             steps=lab.sizes.tune_steps, batch=lab.sizes.tune_batch, learning_rate=lab.sizes.learning_rate,
             progress=lambda *_: next(bar),
         )  # fmt: skip
-        stream = Candidates(pipe, "a portrait of a person", seed=s, steps=lab.sizes.steps, batch_size=lab.sizes.batch)
+        stream = CandidateStream(
+            pipe, "a portrait of a person", seed=s, steps=lab.sizes.steps, batch_size=lab.sizes.batch
+        )
         with run.applied(pipe) if run else nullcontext():
             images = stream(0, lab.sizes.tune_images).cpu()
         values = typical.score(control(images))
         shares[label].append(float((values > tau).double().mean()))
         tuned[label].append(quality(spaces["judge"][0], judge(images), 3))
         shown.setdefault(label, (images[:8], values[:8].tolist()))
-list(bar)  # the bar reports its end
+# en: the bar reports its end
+# ja: 進捗バーを最後まで進めます
+list(bar)
 
 # %% uid="tune-look"
 tuned, shares = ({label: np.array(rows) for label, rows in found.items()} for found in (tuned, shares))

@@ -29,7 +29,9 @@ import numpy as np
 
 
 def reweight(own, refs, w):
-    """Attention of one query: own logits [N], reference logits [M], weight w > 0 -> [N + M], sums to 1."""
+    """en: Attention of one query: own logits [N], reference logits [M], weight w > 0 -> [N + M], sums to 1.
+    ja: 1 つのクエリの注意です。own [N] は自分、refs [M] は参照のロジット、w > 0 は重みです。和が 1 の [N + M] を返します。
+    """
     # BEGIN SOLUTION
     logits = np.concatenate([own, refs + np.log(w)])
     weights = np.exp(logits - logits.max())
@@ -38,8 +40,8 @@ def reweight(own, refs, w):
 
 
 # %% uid="reweight-check" tags=["check"]
-lab.check("reweight", reweight)
-reweight = lab.use("reweight", reweight)
+lab.check("reweight")
+reweight = lab.use("reweight")
 
 # %% uid="reweight-widget" tags=["widget"]
 from labkit.figures import bar_with_interval, curve_with_interval, heatmap_overlay, image_grid, strips
@@ -92,7 +94,9 @@ import torch
 
 
 def weighted_attention(q, k, v, k_ref, v_ref, w):
-    """q, k, v [B, N, d] own; k_ref, v_ref [1, M, d] shared by all rows; weight w > 0 -> [B, N, d]."""
+    """en: q, k, v [B, N, d] own; k_ref, v_ref [1, M, d] shared by all rows; weight w > 0 -> [B, N, d].
+    ja: q, k, v [B, N, d] は自分のもの、k_ref, v_ref [1, M, d] は全行に共通、w > 0 は重みです。[B, N, d] を返します。
+    """
     # BEGIN SOLUTION
     keys = torch.cat([k, k_ref.expand(len(q), -1, -1)], dim=1)  # [B, N + M, d]
     values = torch.cat([v, v_ref.expand(len(q), -1, -1)], dim=1)
@@ -104,13 +108,15 @@ def weighted_attention(q, k, v, k_ref, v_ref, w):
 
 
 # %% uid="weighted-attention-check" tags=["check"]
-lab.check("weighted_attention", weighted_attention)
-weighted_attention = lab.use("weighted_attention", weighted_attention)
+lab.check("weighted_attention")
+weighted_attention = lab.use("weighted_attention")
 
 
 # %% uid="read-references" tags=["exercise"] exercise="read_references"
 def read_references(attn, states, stored, w):
-    """One self-attention layer: states [B, N, C] also look at stored tokens [1, M, C] -> [B, N, C]."""
+    """en: One self-attention layer: states [B, N, C] also look at stored tokens [1, M, C] -> [B, N, C].
+    ja: 自己注意の 1 層です。states [B, N, C] が、保存済みのトークン stored [1, M, C] も見ます。[B, N, C] を返します。
+    """
 
     # BEGIN SOLUTION
     def project(linear, x):
@@ -127,8 +133,8 @@ def read_references(attn, states, stored, w):
 
 
 # %% uid="read-references-check" tags=["check"]
-lab.check("read_references", read_references)
-read_references = lab.use("read_references", read_references)
+lab.check("read_references")
+read_references = lab.use("read_references")
 
 # %% [markdown] lang="en" uid="puzzle" pair="14ef21d2"
 # Before you use it: let a noisy picture have itself as its only reference, with the same noise and the same prompt. What does the U-Net answer?
@@ -156,20 +162,26 @@ pipe = load_pipeline("cpu", lab.device)
 
 
 class Hook:
-    """Stores what enters a self-attention, or, once it has a weight, reads what was stored."""
+    """en: Stores what enters a self-attention, or, once it has a weight, reads what was stored.
+    ja: 自己注意への入力を保存します。重みが設定された後は、保存したものを読みます。
+    """
 
     def __init__(self, original):
         self.original, self.stored, self.weight = original, None, None
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
         if self.weight is None:
-            self.stored = hidden_states.flatten(0, 1)[None]  # all references end to end: [1, n N, C]
+            # en: all references end to end
+            # ja: すべての参照画像を 1 列につなぎます
+            self.stored = hidden_states.flatten(0, 1)[None]  # [1, n N, C]
             return self.original(attn, hidden_states)
         return read_references(attn, hidden_states, self.stored, self.weight)
 
 
 def hooked(x_ref, text_ref, x_t, text, timestep, w):
-    """What the U-Net says of x_t while it sees the noised references x_ref."""
+    """en: What the U-Net says of x_t while it sees the noised references x_ref.
+    ja: ノイズを加えた参照画像 x_ref を見せながら、x_t に対する U-Net の予測を求めます。
+    """
     layers = [attn for _, attn in self_attentions(pipe.unet)]
     hooks = [Hook(attn.processor) for attn in layers]
     try:
@@ -204,17 +216,20 @@ def gap(a, b):
 
 
 def alone(w):
-    """The first picture with the second as its only reference, at weight w."""
+    """en: The prediction for the first picture, with the second as its only reference at weight w.
+    ja: 2 枚目の画像だけを重み w で参照したときの、1 枚目の予測です。
+    """
     return hooked(noised[1:], empty, noised[:1], text, level, w)
 
 
 mine, both = alone(0.8), hooked(noised[1:], empty, noised, text.expand(2, -1, -1), level, 0.8)
 twice = hooked(noised[1:].expand(2, -1, -1, -1), empty, noised[:1], text, level, 0.4)
 itself = gap(hooked(noised[:1], text, noised[:1], text, level, 2.0), plain)
-lights = {"l04.light_self": itself, "l04.light_copies": gap(twice, mine), "l04.light_batch": gap(both[:1], mine)}
-lights |= {"l04.light_library": gap(mine, theirs)}
-for key, value in lights.items():
-    lab.verdict(t(key, value=value), value < 1e-4)
+same, other = gap(twice, mine), gap(both[:1], mine)
+lab.verdict(t("l04.light_self", value=itself), itself < 1e-4)
+lab.verdict(t("l04.light_copies", value=same), same < 1e-4)
+lab.verdict(t("l04.light_batch", value=other), other < 1e-4)
+lab.verdict(t("l04.light_library", value=gap(mine, theirs)), gap(mine, theirs) < 1e-4)
 print(t("l04.effect", value=gap(mine, plain)), t("l04.tiny", value=gap(alone(1e-9), plain)), sep="\n")
 lab.reveal("self_reference", "nothing" if itself < 1e-4 else "changes")
 
@@ -256,12 +271,16 @@ options = {"steps": lab.sizes.steps, "guidance_scale": lab.sizes.guidance}
 
 
 def similarity(pictures, others):
-    """Mean CLIP similarity of each picture to the others: [N]."""
+    """en: Mean CLIP similarity of each picture to the others: [N].
+    ja: 各画像と others の CLIP 類似度の平均 [N] です。
+    """
     return (embed_images(clip, pictures.to(lab.device)) @ embed_images(clip, others.to(lab.device)).T).mean(1).cpu()
 
 
 def judged(pictures, spec):
-    """Share of attributes that the reader sees as in the target: [N]."""
+    """en: Share of attributes that the reader sees as in the target: [N].
+    ja: 判定器が目標と同じだと読み取った属性の割合 [N] です。
+    """
     right = reader.correct(pictures.to(lab.device), [spec] * len(pictures))
     return torch.stack([hits.cpu().float() for hits in right.values()]).mean(0)
 
@@ -334,9 +353,13 @@ half_way = sorted({o.t for o in seen})[lab.sizes.steps // 2]
 
 
 def look(layer, column, row):
-    """Where one place of the new picture (in percent of its width and height) looks, half way through the steps."""
+    """en: Where one place of the new picture (in percent of its width and height) looks, half way through the steps.
+    ja: 生成中の画像の 1 か所(幅と高さに対するパーセントで指定)が、ステップの半ばでどこを見るかを示します。
+    """
     o = next(o for o in seen if o.layer.name == layer and o.t == half_way)
-    table = attention_table(o.q, o.k, o.reference.k, o.reference.weights)[1][0].mean(0)  # mean of heads: [N, M]
+    # en: mean of heads
+    # ja: ヘッドの平均
+    table = attention_table(o.q, o.k, o.reference.k, o.reference.weights)[1][0].mean(0)  # [N, M]
     side = round(o.q.shape[2] ** 0.5)
     x, y = (min(int(percent * side / 100), side - 1) for percent in (column, row))
     maps = [one.reshape(side, side).cpu() for one in table[y * side + x].split(o.reference.tokens)]
@@ -354,7 +377,8 @@ def look(layer, column, row):
 
 places = {t("l04.layer_at", number=i + 1, depth=o.depth): o.name for i, (o, _) in enumerate(self_attentions(pipe.unet))}
 controls = {"layer": choice(t("l04.layer"), places)}
-explore(look, controls | {name: slider(t(f"l04.{name}"), 0, 100, 50, 5) for name in ("column", "row")})
+controls |= {"column": slider(t("l04.column"), 0, 100, 50, 5), "row": slider(t("l04.row"), 0, 100, 50, 5)}
+explore(look, controls)
 
 # %% uid="looks-mass"
 depths = {one.name: one.depth for one, _ in self_attentions(pipe.unet)}
@@ -406,8 +430,25 @@ conditions = {
     "prompt": {"reference_prompt": None},
     "fixed": {"noise": "image"},
 }
-copies, names = lab.sizes.copies, ("liked", "disliked", "target", "judge", "diversity")
-measured = {condition: {name: [] for name in names} for condition in conditions}
+condition_names = {
+    "none": t("l04.condition.none"),
+    "likes": t("l04.condition.likes"),
+    "dislikes": t("l04.condition.dislikes"),
+    "both": t("l04.condition.both"),
+    "first": t("l04.condition.first"),
+    "second": t("l04.condition.second"),
+    "prompt": t("l04.condition.prompt"),
+    "fixed": t("l04.condition.fixed"),
+}
+score_names = {
+    "liked": t("l04.what.liked"),
+    "disliked": t("l04.what.disliked"),
+    "target": t("l04.what.target"),
+    "judge": t("l04.what.judge"),
+    "diversity": t("l04.what.diversity"),
+}
+copies = lab.sizes.copies
+measured = {condition: {name: [] for name in score_names} for condition in conditions}
 example = {}
 for i in lab.progress_bar(range(len(specs)), t("l04.targets"), len(specs)):
     sides, cache = {"liked": ranked[i][:few], "disliked": ranked[i][-few:]}, ReferenceCache()
@@ -424,12 +465,14 @@ for i in lab.progress_bar(range(len(specs)), t("l04.targets"), len(specs)):
         row["target"].append(similarity(pictures, portraits[i : i + 1]))
         row["judge"].append(judged(pictures, specs[i]))
         row["diversity"].append([pairwise_diversity(embed_images(clip, pictures.to(lab.device)))])
-strips({t(f"l04.condition.{name}"): list(example[name]) for name in ("none", "likes", "both", "first", "second")})
+strips({condition_names[name]: list(example[name]) for name in ("none", "likes", "both", "first", "second")})
 
 
 # %% uid="measure-claims"
 def interval(per_target):
-    """(mean, (low, high)) of one value per target."""
+    """en: (mean, (low, high)) of one value per target.
+    ja: 目標ごとに 1 つの値から、(平均, (low, high)) を求めます。
+    """
     values = np.asarray(per_target, dtype=float)
     generator = np.random.default_rng(lab.seed)
     low, high = cluster_bootstrap(values, generator=generator, method="percentile")
@@ -437,7 +480,9 @@ def interval(per_target):
 
 
 def contrast(a, b, what):
-    """Mean paired difference of two conditions, with its interval over targets."""
+    """en: Mean paired difference of two conditions, with its interval over targets.
+    ja: 2 つの条件の差を対にして平均し、目標に関する区間を付けます。
+    """
     difference = [
         np.mean(np.asarray(x) - np.asarray(y)) for x, y in zip(measured[a][what], measured[b][what], strict=True)
     ]
@@ -445,8 +490,10 @@ def contrast(a, b, what):
 
 
 def found(a, b, what):
-    """What `lab.claim` wants to know of a contrast."""
-    words = t("l04.measured", a=t(f"l04.condition.{a}"), b=t(f"l04.condition.{b}"), what=t(f"l04.what.{what}"))
+    """en: What `lab.claim` wants to know of a contrast.
+    ja: 2 つの条件の比較について、`lab.claim` に渡す値です。
+    """
+    words = t("l04.measured", a=condition_names[a], b=condition_names[b], what=score_names[what])
     value, bounds = contrast(a, b, what)
     return {"measured": words, "value": value, "interval": bounds, "seeds": [seed]}
 
@@ -457,8 +504,8 @@ def against_none(what):
 
 
 bar_with_interval(
-    [t(f"l04.condition.{name}") for name in conditions if name != "none"],
-    {t("l04.what.target"): against_none("target"), t("l04.what.judge"): against_none("judge")},
+    [condition_names[name] for name in conditions if name != "none"],
+    {score_names[what]: against_none(what) for what in ("target", "judge")},
     xlabel=t("l04.gain"),
     title=t("l04.gain_title", targets=len(specs), copies=copies),
     value_format="{:+.3f}",
@@ -501,7 +548,8 @@ for g in (1.0, 3.0):
         warnings.simplefilter("always")
         with fabric(pipe, disliked=ranked[0][-few:], end=1.0):
             effects[g] = gap(sample(pipe, prompt, **settings | {"generators": image_generators(1, lab.seed)}), without)
-    print(f"g = {g:g}:", t("l04.largest", value=effects[g]), *[str(w.message) for w in caught])
+    warned = t("l04.no_effect") if caught else ""
+    print(f"g = {g:g}:", t("l04.largest", value=effects[g]), warned)
 lab.verdict(t("l04.no_guidance", value=effects[1.0]), effects[1.0] == 0)
 lab.reveal("dislikes_alone", "nothing" if effects[1.0] == 0 else "something")
 
@@ -520,7 +568,7 @@ lab.reveal("dislikes_alone", "nothing" if effects[1.0] == 0 else "something")
 # %% uid="neighbours-run"
 alone = {"disliked": [], "end": 1.0}
 settings = {name: {"settings": name} for name in ("paper", "repo", "webui", "diffusers", "comfy")}
-settings = {t("l04.condition.none"): {"liked": [], "disliked": []}} | settings
+settings = {condition_names["none"]: {"liked": [], "disliked": []}} | settings
 settings |= {"reference-only": {"max_weight": 1.0} | alone, "StyleAligned": {"max_weight": 2.0, "adain": True} | alone}
 cells = []
 with warnings.catch_warnings():
@@ -547,6 +595,7 @@ image_grid(torch.stack(cells), captions=list(settings), columns=4, title=t("l04.
 from labkit.fabric import FeedbackLoop
 
 ways = {"feedback": {}, "restarts": {}, "dropout": {"dropout": 0.3}}
+way_names = {"feedback": t("l04.feedback"), "restarts": t("l04.restarts"), "dropout": t("l04.dropout")}
 shape = {"images": lab.sizes.images, "max_weight": lab.sizes.weight, "end": 1.0, "noise": "fixed"}
 history = {way: {"target": [], "judge": [], "diversity": []} for way in ways}
 for i in lab.progress_bar(range(len(specs)), t("l04.targets"), len(specs)):
@@ -572,18 +621,18 @@ strips(gallery, title=t("l04.rounds_title"))
 
 # %% uid="rounds-curves"
 numbers = np.arange(1, lab.sizes.rounds + 1)
-summaries = {"best": np.max, "mean": np.mean, "worst": np.min}
+summaries = {t("l04.best"): np.max, t("l04.mean"): np.mean, t("l04.worst"): np.min}
 series = {}
 for name, summary in summaries.items():
     per_round = summary(history["feedback"]["target"], axis=2)  # [targets, rounds]
     rows = [interval(column) for column in per_round.T]
-    series[t(f"l04.{name}")] = tuple(np.array(x) for x in zip(*[(v, *bounds) for v, bounds in rows], strict=True))
-baseline = {t("l04.restarts"): float(history["restarts"]["target"].mean())}
+    series[name] = tuple(np.array(x) for x in zip(*[(v, *bounds) for v, bounds in rows], strict=True))
+baseline = {way_names["restarts"]: float(history["restarts"]["target"].mean())}
 curve_with_interval(
     numbers,
     series,
     xlabel=t("l04.round_axis"),
-    ylabel=t("l04.what.target"),
+    ylabel=score_names["target"],
     reference=baseline,
     title=t("l04.rounds_curve"),
 )
@@ -593,7 +642,7 @@ so_far = {}
 for way in ("feedback", "restarts"):
     best = np.maximum.accumulate(history[way]["target"].max(axis=2), axis=1)  # [targets, rounds]
     rows = [interval(column) for column in best.T]
-    so_far[t(f"l04.{way}")] = tuple(np.array(x) for x in zip(*[(v, *bounds) for v, bounds in rows], strict=True))
+    so_far[way_names[way]] = tuple(np.array(x) for x in zip(*[(v, *bounds) for v, bounds in rows], strict=True))
 curve_with_interval(
     numbers, so_far, xlabel=t("l04.round_axis"), ylabel=t("l04.best_so_far"), title=t("l04.race_to_target")
 )
@@ -604,7 +653,9 @@ goals = np.array([similarity(best[:1], goal[None]).item() for best, goal in zip(
 
 
 def rounds_needed(way):
-    """First round that comes as near as the best of the pool, per target; one more than there are if none does."""
+    """en: First round that comes as near as the best of the pool, per target; one more than there are if none does.
+    ja: 候補の最良の画像と同じくらい目標に近づいた最初のラウンドを、目標ごとに返します。なければラウンド数 + 1 です。
+    """
     reached = history[way]["target"].max(axis=2) >= goals[:, None]  # [targets, rounds]
     return np.where(reached.any(axis=1), reached.argmax(axis=1), lab.sizes.rounds) + 1
 
@@ -614,7 +665,7 @@ rows = [interval(needed[way]) for way in ways]
 value, bounds = interval(needed["feedback"] - needed["restarts"])
 lab.claim("fewer_rounds", measured=t("l04.needed_less"), value=value, interval=bounds, seeds=[seed])
 bar_with_interval(
-    [t(f"l04.{way}") for way in ways],
+    [way_names[way] for way in ways],
     tuple(np.array(x) for x in zip(*[(v, *b) for v, b in rows], strict=True)),
     xlabel=t("l04.needed"),
     title=t("l04.needed_title", pool=lab.sizes.pool),
@@ -623,7 +674,9 @@ bar_with_interval(
 
 # %% uid="claims-rounds"
 def since_first(way, what, summary):
-    """Last round minus first round, per target."""
+    """en: Last round minus first round, per target.
+    ja: 最終ラウンドと最初のラウンドの差を、目標ごとに返します。
+    """
     values = history[way][what]
     values = values if values.ndim == 2 else summary(values, axis=2)
     return values[:, -1] - values[:, 0]
@@ -667,7 +720,7 @@ rows = [interval(gains[what]) for what in gains]
 value, bounds = interval(gains["target"] - gains["judge"])
 lab.claim("selector_flatters", measured=t("l04.selector_judge"), value=value, interval=bounds, seeds=[seed])
 bar_with_interval(
-    [t("l04.what.target"), t("l04.what.judge")],
+    [score_names[what] for what in gains],
     tuple(np.array(x) for x in zip(*[(v, *b) for v, b in rows], strict=True)),
     xlabel=t("l04.gain_sd"),
     title=t("l04.goodhart_title"),
@@ -689,7 +742,9 @@ rows, shares = {}, {}
 for attribute, name in tastes.items():
 
     def wanted(pictures, attribute=attribute):
-        return 1 - reader.probabilities(pictures.to(lab.device))[attribute][:, 0].cpu()  # the first value is "none"
+        # en: the first value is "none"
+        # ja: 先頭の値は "none" です
+        return 1 - reader.probabilities(pictures.to(lab.device))[attribute][:, 0].cpu()
 
     loop = FeedbackLoop(pipe, prompt, seed=lab.seed + 5, **options, **shape)
     loop.run(wanted, lab.sizes.rounds)
@@ -736,7 +791,9 @@ from labkit.diffusion import NFELedger
 
 
 def cost(n, **choices):
-    """U-Net rows and seconds of one picture with n likes; the quicker of two runs."""
+    """en: U-Net rows and seconds of one picture with n likes; the quicker of two runs.
+    ja: 「好き」が n 枚のときの、1 枚あたりの U-Net の行数と秒数です。2 回のうち速い方を採ります。
+    """
     runs = []
     for _ in range(2):
         with NFELedger(pipe) as ledger, warnings.catch_warnings():
@@ -750,15 +807,19 @@ def cost(n, **choices):
 warm, sizes = ReferenceCache(), lab.sizes.race
 contestants = {"recomputed": {}, "fused": {"fused": True}}
 contestants |= {"cached": {"cache": warm}, "pooled": {"cache": warm, "pool": 2}}
+labels = {"recomputed": t("l04.cost.recomputed"), "fused": t("l04.cost.fused")}
+labels |= {"cached": t("l04.cost.cached"), "pooled": t("l04.cost.pooled")}
 costs = {name: [] for name in contestants}
 for n in lab.progress_bar(sizes, t("l04.references_axis"), len(sizes)):
     for name, choices in contestants.items():
         costs[name].append(cost(n, **choices))
-plain_seconds = min(kept[0][1] for kept in costs.values())  # the quickest run without references
+# en: the quickest run without references
+# ja: 参照画像なしで最も速かった実行
+plain_seconds = min(kept[0][1] for kept in costs.values())
 print(t("l04.rows_used", recomputed=costs["recomputed"][-1][0], cached=costs["cached"][-1][0], n=sizes[-1]))
 curve_with_interval(
     sizes,
-    {t(f"l04.cost.{name}"): [seconds / plain_seconds for _, seconds in kept] for name, kept in costs.items()},
+    {labels[name]: [seconds / plain_seconds for _, seconds in kept] for name, kept in costs.items()},
     xlabel=t("l04.references_axis"),
     ylabel=t("l04.time_ratio"),
     title=t("l04.race_title"),
@@ -772,7 +833,11 @@ for name, choices in versions.items():
         made[name] = sample(pipe, prompt, generators=image_generators(4, 0), **options).cpu()
 effect, off = ((made["full"] - made[name]).abs().mean() for name in ("plain", "pooled"))
 print(t("l04.pooled_off", effect=float(effect), off=float(off)))
-image_grid(torch.cat(list(made.values())), columns=4, row_labels=[t(f"l04.version.{name}") for name in versions])
+image_grid(
+    torch.cat(list(made.values())),
+    columns=4,
+    row_labels=[t("l04.version.full"), t("l04.version.pooled"), t("l04.version.plain")],
+)
 
 # %% [markdown] lang="en" uid="article" pair="e240e33e"
 # ## 8. The article, the paper, and what you measured

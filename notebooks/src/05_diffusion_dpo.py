@@ -32,7 +32,9 @@ from labkit.figures import bar_with_interval, curve_with_interval, figure_style,
 
 
 def scatter(panels, title):
-    """Clouds of points side by side: name -> points [n, 2]; the circle is the data."""
+    """en: Clouds of points side by side: name -> points [n, 2]; the circle is the data.
+    ja: 点の集まりを並べて描きます。panels は、名前 -> 点 [n, 2] です。円はデータの位置です。
+    """
     with figure_style():
         figure = new_figure(2.3 * len(panels), 2.7, layout="constrained")
         for k, (name, points) in enumerate(panels.items()):
@@ -47,7 +49,9 @@ def scatter(panels, title):
 
 
 def table(heads, rows, title):
-    """A table: rows are a name and numbers as text."""
+    """en: A table: rows are a name and numbers as text.
+    ja: 表を描きます。各行は、名前と文字列にした数値です。
+    """
     with figure_style():
         figure = new_figure(8.2, 0.8 + 0.3 * len(rows), layout="constrained")
         axes = figure.add_subplot()
@@ -63,7 +67,9 @@ def table(heads, rows, title):
 
 
 def over_seeds(values):
-    """Mean and 95 % interval (Student's t) of one number per seed."""
+    """en: Mean and 95 % interval (Student's t) of one number per seed.
+    ja: シードごとの値の平均と 95 % 区間(スチューデントの t)です。
+    """
     values = np.asarray(values, dtype=float)
     quantile = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}[len(values)]
     half = quantile * values.std(ddof=1) / len(values) ** 0.5
@@ -73,7 +79,9 @@ def over_seeds(values):
 # %% uid="toy-base"
 from labkit.worlds.toy import make_pairs, off_ring, pretrain, reward, sample_points
 
-toy_seeds = [lab.seed + 100 + k for k in range(lab.sizes.toy_seeds)]  # the learning rate was chosen on seed 0
+# en: the learning rate was chosen on seed 0
+# ja: 学習率はシード 0 で決めました
+toy_seeds = [lab.seed + 100 + k for k in range(lab.sizes.toy_seeds)]
 bases = {s: pretrain(s, lab.sizes.toy_pretrain) for s in toy_seeds}
 toy_pairs, duels = (
     {s: make_pairs(bases[s], lab.sizes.toy_pairs, pool, torch.Generator().manual_seed(s)) for s in toy_seeds}
@@ -114,8 +122,10 @@ scatter({t("l05.base"): points[first], t("l05.winners"): winners, t("l05.losers"
 
 
 # %% uid="dpo-loss" tags=["exercise"] exercise="dpo_loss"
-def dpo_loss(winner, loser, ref_winner, ref_loser, kappa):
-    """Diffusion-DPO per pair [B] from errors [B] of winner and loser, under the policy and under the reference."""
+def dpo_loss(*, winner, loser, ref_winner, ref_loser, kappa):
+    """en: Diffusion-DPO per pair [B] from errors [B] of winner and loser, under the policy and under the reference.
+    ja: ペアごとの Diffusion-DPO 損失 [B] です。引数は、学習中のモデルと参照モデルでの、勝者と敗者の誤差 [B] です。
+    """
     # BEGIN SOLUTION
     difference = (winner - ref_winner) - (loser - ref_loser)
     return -torch.nn.functional.logsigmoid(-kappa * difference)
@@ -123,8 +133,8 @@ def dpo_loss(winner, loser, ref_winner, ref_loser, kappa):
 
 
 # %% uid="dpo-loss-check" tags=["check"]
-lab.check("dpo_loss", dpo_loss)
-dpo_loss = lab.use("dpo_loss", dpo_loss)
+lab.check("dpo_loss")
+dpo_loss = lab.use("dpo_loss")
 
 # %% [markdown] lang="en" uid="runs" pair="87c888fb"
 # ## 3. What happens to the winners?
@@ -149,8 +159,10 @@ from labkit.dpo.toy import train_toy
 
 
 def mine(kappa):
-    """Your loss at one strength, as a function of a training step's pairs."""
-    return lambda p: dpo_loss(p.winner_error, p.loser_error, p.ref_winner_error, p.ref_loser_error, kappa)
+    """en: Your loss at one strength, as a function of a training step's pairs.
+    ja: 強さを 1 つ決めて、自分の損失を、学習ステップのペアの関数にします。
+    """
+    return lambda p: dpo_loss(**p.errors, kappa=kappa)
 
 
 settings = {
@@ -254,7 +266,9 @@ lab.reveal("winner_error", "up" if final[two].mean() > 0 else "down")
 
 # %% uid="kappa-of" tags=["exercise"] exercise="kappa_of"
 def kappa_of(beta, summed, half, elements):
-    """kappa per unit of mean error; summed: the error is a sum over `elements`; half: the logit has a factor 1/2."""
+    """en: kappa per unit of mean error; summed: the error is a sum over `elements`; half: the logit has a factor 1/2.
+    ja: 平均誤差を単位とする kappa です。summed: 誤差は `elements` 個の要素の和、half: ロジットに係数 1/2 が付く。
+    """
     # BEGIN SOLUTION
     kappa = beta * elements if summed else beta
     return kappa / 2 if half else kappa
@@ -262,8 +276,8 @@ def kappa_of(beta, summed, half, elements):
 
 
 # %% uid="kappa-of-check" tags=["check"]
-lab.check("kappa_of", kappa_of)
-kappa_of = lab.use("kappa_of", kappa_of)
+lab.check("kappa_of")
+kappa_of = lab.use("kappa_of")
 
 # %% uid="kappa-print"
 print(t("l05.kappas", code=kappa_of(5000, False, True, 16384), script=kappa_of(2500, False, False, 16384)))
@@ -311,9 +325,18 @@ bar_with_interval(
 # %% uid="museum-runs" tags=["slow"]
 w, lo = toy_pairs[first]
 coin = torch.rand(len(w), 1, generator=lab.generator(3)) < 0.5
+
+
+def one_object(p):
+    """en: The policy's errors in the place of the reference's.
+    ja: 参照モデルの誤差の代わりに、学習中のモデルの誤差を使います。
+    """
+    return dpo_loss(**{**p.errors, "ref_winner": p.winner_error, "ref_loser": p.loser_error}, kappa=10)
+
+
 exhibits = {
     "A": (lo, w, mine(10)),
-    "B": (w, lo, lambda p: dpo_loss(p.winner_error, p.loser_error, p.winner_error, p.loser_error, 10)),
+    "B": (w, lo, one_object),
     "C": (torch.where(coin, w, lo), torch.where(coin, lo, w), mine(10)),
     "D": (w, lo, mine(0.02)),
 }
@@ -349,7 +372,9 @@ scatter({name: run.points for name, run in museum.items()}, t("l05.museum_clouds
 
 # %% uid="choose-pairs" tags=["exercise"] exercise="choose_pairs"
 def choose_pairs(scores):
-    """scores [P, N] -> index of the best [P], index of the worst [P], and which prompts are no ties [P] (bool)."""
+    """en: scores [P, N] -> index of the best [P], index of the worst [P], and which prompts are no ties [P] (bool).
+    ja: scores [P, N] から、最良の番号 [P]、最悪の番号 [P]、同点でないプロンプトかどうか [P](bool)を返します。
+    """
     # BEGIN SOLUTION
     best, worst = scores.max(1), scores.min(1)
     return best.indices, worst.indices, best.values > worst.values
@@ -357,8 +382,8 @@ def choose_pairs(scores):
 
 
 # %% uid="choose-pairs-check" tags=["check"]
-lab.check("choose_pairs", choose_pairs)
-choose_pairs = lab.use("choose_pairs", choose_pairs)
+lab.check("choose_pairs")
+choose_pairs = lab.use("choose_pairs")
 
 # %% uid="pool" tags=["slow"]
 from labkit.diffusion import decode_latents, image_generators, sample
@@ -372,7 +397,9 @@ sampler = {"steps": lab.sizes.sampler, "guidance_scale": lab.sizes.guidance}
 
 
 def captions(n, seed):
-    """n specs, and captions that leave attributes open."""
+    """en: n specs, and captions that leave attributes open.
+    ja: n 個の spec と、一部の属性を指定しないキャプションです。
+    """
     specs, rng = sample_specs(n, seed=seed), np.random.default_rng(seed)
     return specs, [random_caption(spec, rng) for spec in specs]
 
@@ -431,20 +458,26 @@ texts = [c.text for c in held for _ in range(copies)]
 
 
 def pictures(**options):
-    """Images of the held-out prompts by the U-Net as it is now; always the same seeds."""
+    """en: Images of the held-out prompts by the U-Net as it is now; always the same seeds.
+    ja: 現在の U-Net で、評価用プロンプトの画像を生成します。シードは常に同じです。
+    """
     generators = image_generators(len(texts), lab.seed + 99)
     return sample(pipe, texts, generators=generators, batch_size=64, **sampler, **options).cpu()
 
 
 def live(kappa, log):
-    """The errors of winners and losers so far."""
+    """en: The errors of winners and losers so far.
+    ja: これまでの勝者と敗者の誤差です。
+    """
     series = {name: [record[name] for record in log] for name in ("d_w", "d_l")}
     axes = {"xlabel": t("l05.step"), "ylabel": t("l05.d_axis"), "reference": {t("l05.no_change"): 0.0}}
     return curve_with_interval([r["step"] for r in log], series, title=t("l05.live_title", kappa=kappa), **axes)
 
 
 def config(s):
-    """A run of all weights; learning rate and timesteps are those of a pilot on other prompts."""
+    """en: A run of all weights; learning rate and timesteps are those of a pilot on other prompts.
+    ja: 全重みを学習する設定です。学習率とタイムステップは、別のプロンプトでの予備実験で決めました。
+    """
     every = max(1, lab.sizes.steps // 10)
     run = {"steps": lab.sizes.steps, "batch_size": lab.sizes.batch, "seed": s, "log_every": every}
     return DPOConfig(**run, trainable="full", reference="copy", lr=3e-5, precision="auto", t_window=(250, 1000))
@@ -481,7 +514,9 @@ from labkit.metrics import outcomes, win_rate
 
 
 def gold(images):
-    """Mean probability that the AttributeReader gives to the named attributes, per image (0 where none is named)."""
+    """en: Mean probability that the AttributeReader gives to the named attributes, per image (0 where none is named).
+    ja: AttributeReader が指定属性に与える確率の平均を、画像ごとに返します(指定がなければ 0)。
+    """
     probability = reader.probabilities(images.to(lab.device))
     named = [(i, a) for i in range(len(images)) for a in held[i // copies].named]
     score = np.zeros(len(images))
@@ -492,7 +527,9 @@ def gold(images):
 
 
 def rate(score, after, runs=1):
-    """Win rate of `after` (one or several runs) against the base, clustered by prompt."""
+    """en: Win rate of `after` (one or several runs) against the base, clustered by prompt.
+    ja: `after`(1 回または複数回の実行)の元のモデルに対する勝率です。プロンプト単位で集計します。
+    """
     wins = outcomes(candidate=score(after), baseline=np.tile(score(base_images), runs))
     rng = np.random.default_rng(lab.seed)
     return win_rate(wins, prompts=[i // copies for i in range(len(texts))] * runs, method="percentile", generator=rng)
@@ -598,6 +635,7 @@ lab.claim("npo_helps", measured=measured, value=r.value, interval=(r.low, r.high
 
 # %% uid="side-effects"
 from labkit.dpo import side_effects
+from labkit.portraits import attribute_name, value_name
 
 report = side_effects(
     reader,
@@ -608,7 +646,7 @@ report = side_effects(
 )
 largest = report.largest(8)
 bar_with_interval(
-    [f"{s.attribute}: {s.value}" for s in largest],
+    [": ".join((attribute_name(s.attribute, lang), value_name(s.attribute, s.value, lang))) for s in largest],
     ([s.change for s in largest], [s.low for s in largest], [s.high for s in largest]),
     xlabel=t("l05.share_change"),
     reference={t("l05.no_change"): 0.0},

@@ -51,7 +51,9 @@ clip, clip_inputs = load_clip("cpu", lab.device)
 
 
 def half_named(n, seed):
-    """n specs and captions that name about half of the attributes, and at least one."""
+    """en: n specs and captions that name about half of the attributes, and at least one.
+    ja: n 個の spec と、属性の約半分(少なくとも 1 つ)を指定するキャプションです。
+    """
     rng, found = np.random.default_rng(seed), []
     for spec in sample_specs(4 * n + 8, seed=seed):
         said = caption(spec, drop=[name for name in ATTRIBUTES if rng.random() < 0.5])
@@ -60,7 +62,9 @@ def half_named(n, seed):
 
 
 def gold(images, prompts):
-    """Share of the named attributes that the AttributeReader finds right, per image."""
+    """en: Share of the named attributes that the AttributeReader finds right, per image.
+    ja: 指定した属性のうち、AttributeReader が正しいと読み取った割合を、画像ごとに返します。
+    """
     read = {name: found.cpu() for name, found in reader.read(images).items()}
     return np.array(
         [np.mean([ATTRIBUTES[a][read[a][i]] == v for a, v in parse_caption(p).items()]) for i, p in enumerate(prompts)]
@@ -86,7 +90,9 @@ test = [p for p in held_out for _ in range(sizes.copies)]
 
 # %% uid="best-and-worst" tags=["exercise"] exercise="best_and_worst"
 def best_and_worst(scores):
-    """Column of the highest and of the lowest score of each row: scores [prompts, N] -> two int64 tensors [prompts]."""
+    """en: Column of the highest and of the lowest score of each row: scores [prompts, N] -> two int64 tensors [prompts].
+    ja: 各行で最高と最低の得点がある列です。scores [prompts, N] から、int64 のテンソル [prompts] を 2 つ返します。
+    """
     # BEGIN SOLUTION
     columns = torch.arange(scores.shape[1])
     top, bottom = scores.max(1, keepdim=True).values, scores.min(1, keepdim=True).values
@@ -97,15 +103,17 @@ def best_and_worst(scores):
 
 
 # %% uid="best-and-worst-check" tags=["check"]
-lab.check("best_and_worst", best_and_worst)
-best_and_worst = lab.use("best_and_worst", best_and_worst)
+lab.check("best_and_worst")
+best_and_worst = lab.use("best_and_worst")
 
 # %% uid="pool-run" tags=["slow"]
 from labkit.diffusion import NFELedger
 from labkit.dpo import blend, build_pool, expected_range, faithfulness, warmth
 
 judge = faithfulness(clip, clip_inputs)
-biased = blend([(judge, 1.0), (warmth(), sizes.bias)])  # a faithful judge with a secret taste for warm colours
+# en: a faithful judge with a secret taste for warm colours
+# ja: 忠実さを評価しながら、ひそかに暖色を好む評価役
+biased = blend([(judge, 1.0), (warmth(), sizes.bias)])
 shard = max(1, sizes.prompts // 8)
 bar = iter(lab.progress_bar(range(-(-sizes.prompts // shard)), t("l06.pool"), -(-sizes.prompts // shard)))
 next(bar)
@@ -166,9 +174,13 @@ explore(winners_and_losers, {"n": slider(t("l06.n"), 2, sizes.candidates, sizes.
 
 # %% uid="kappa" tags=["exercise"] exercise="cohen_kappa"
 def cohen_kappa(first, second):
-    """Agreement of two raters beyond chance: two equally long lists of labels -> float; 1 is perfect, 0 is chance.
+    """en: Agreement of two raters beyond chance: two equally long lists of labels -> float; 1 is perfect, 0 is chance.
 
     Raters who both give one and the same label throughout agree perfectly by convention.
+    ja: 偶然を除いた、2 人の評価者の一致度です。同じ長さのラベルのリスト 2 つから float を返します。
+
+    1 は完全一致、0 は偶然と同じ程度です。
+    2 人とも最初から最後まで同じ 1 つのラベルを付けた場合は、完全一致とみなします。
     """
     # BEGIN SOLUTION
     labels = set(first) | set(second)
@@ -179,8 +191,8 @@ def cohen_kappa(first, second):
 
 
 # %% uid="kappa-check" tags=["check"]
-lab.check("cohen_kappa", cohen_kappa)
-cohen_kappa = lab.use("cohen_kappa", cohen_kappa)
+lab.check("cohen_kappa")
+cohen_kappa = lab.use("cohen_kappa")
 
 # %% uid="vote-widget" tags=["widget"]
 rng = np.random.default_rng(lab.seed)
@@ -220,7 +232,9 @@ draws = [rng.integers(0, len(seen), len(seen)) for _ in range(300)]
 
 
 def kappa_interval(other):
-    """kappa and its bootstrap interval over pairs."""
+    """en: kappa and its bootstrap interval over pairs.
+    ja: kappa と、ペアに関するブートストラップ区間です。
+    """
     values = [cohen_kappa([person[i] for i in d], [other[i] for i in d]) for d in draws]
     middle = cohen_kappa(person, other)
     low, high = np.nanquantile(values, [0.025, 0.975]) if np.isfinite(values).any() else (middle, middle)
@@ -251,7 +265,9 @@ bar_with_interval(list(judged), tuple(found), xlabel=t("l06.kappa"), title=t("l0
 
 # %% uid="statistics" tags=["exercise"] exercise="statistics_loss"
 def statistics_loss(eps, eps_ref, c):
-    """Statistics matching per image: eps, eps_ref [B, C, h, w], c [B] -> [B]."""
+    """en: Statistics matching per image: eps, eps_ref [B, C, h, w], c [B] -> [B].
+    ja: 画像ごとの統計量合わせの損失です。eps, eps_ref [B, C, h, w] と c [B] から [B] を返します。
+    """
     # BEGIN SOLUTION
     shift = (eps - eps_ref).mean((2, 3))  # [B, C]
     return c**2 * (shift**2).sum(1)
@@ -259,8 +275,8 @@ def statistics_loss(eps, eps_ref, c):
 
 
 # %% uid="statistics-check" tags=["check"]
-lab.check("statistics_loss", statistics_loss)
-statistics_loss = lab.use("statistics_loss", statistics_loss)
+lab.check("statistics_loss")
+statistics_loss = lab.use("statistics_loss")
 
 # %% uid="statistics-term"
 from contextlib import contextmanager
@@ -291,7 +307,9 @@ seeds = list(range(lab.seed, lab.seed + sizes.seeds))
 
 @contextmanager
 def adapters(states):
-    """Inside, the U-Net carries these adapters (name -> state); afterwards it has none."""
+    """en: Inside, the U-Net carries these adapters (name -> state); afterwards it has none.
+    ja: with の中では、U-Net にこれらのアダプタ(名前 -> 重み)が付きます。抜けるとすべて外れます。
+    """
     try:
         for name, state in dict(states).items():
             attach(pipe.unet, name, state)
@@ -302,10 +320,18 @@ def adapters(states):
 
 
 def align(stages, seed, start=()):
-    """Train (name, pairs, terms, units of steps) stages after those in `start`: adapter states, pictures of the test prompts."""
+    """en: Train (name, pairs, terms, units of steps) stages after those in `start`.
+
+    Returns adapter states and pictures of the test prompts.
+    ja: `start` のアダプタに続けて、各段階(名前、ペア、損失項、ステップ数の単位)を学習します。
+
+    アダプタの重みと、テスト用プロンプトの画像を返します。
+    """
     options = {"batch_size": sizes.batch, "lr": sizes.lr, "rank": sizes.rank, "targets": "all", "precision": "auto"}
 
-    def config(units):  # the U-Net is small: adapters sit in every layer
+    def config(units):
+        # en: the U-Net is small: adapters sit in every layer
+        # ja: U-Net が小さいので、すべての層にアダプタを付けます
         steps = units * sizes.train_steps
         return DPOConfig(steps=steps, warmup=5, seed=seed, log_every=steps, **options)
 
@@ -320,18 +346,21 @@ def pictures(seed):
 
 
 def by_prompt(values):
-    """Numbers [seeds, prompts * copies] -> mean per prompt [prompts]."""
+    """en: Numbers [seeds, prompts * copies] -> mean per prompt [prompts].
+    ja: [seeds, prompts * copies] の値を、プロンプトごとに平均して [prompts] にします。
+    """
     return np.asarray(values, dtype=float).reshape(len(values), -1, sizes.copies).mean((0, 2))
 
 
 # %% uid="colour-run" tags=["slow"]
 arms = {
-    "l06.n2": (best_vs_worst(pool.first(2), biased.name).training(), [dpo(sizes.kappa)]),
-    "l06.n_all": (best_vs_worst(pool, biased.name).training(), [dpo(sizes.kappa)]),
-    "l06.n_all_cured": (best_vs_worst(pool, biased.name).training(), [dpo(sizes.kappa), your_term]),
+    "n2": (best_vs_worst(pool.first(2), biased.name).training(), [dpo(sizes.kappa)]),
+    "n_all": (best_vs_worst(pool, biased.name).training(), [dpo(sizes.kappa)]),
+    "n_all_cured": (best_vs_worst(pool, biased.name).training(), [dpo(sizes.kappa), your_term]),
 }
+arm_names = {"n2": t("l06.n2"), "n_all": t("l06.n_all", n=pool.n), "n_all_cured": t("l06.n_all_cured", n=pool.n)}
 for key, (pairs, _) in arms.items():
-    print(t("l06.channel_gap", arm=t(key, n=pool.n), gap=float(channel_gap(pairs).norm())))
+    print(t("l06.channel_gap", arm=arm_names[key], gap=float(channel_gap(pairs).norm())))
 base = [pictures(s) for s in seeds]
 colour = {key: [] for key in arms}
 jobs = [(key, s) for s in seeds for key in arms]
@@ -350,15 +379,16 @@ score = {
 
 
 def with_interval(values):
-    """Mean and 95 % interval over prompts for each row of values."""
+    """en: Mean and 95 % interval over prompts for each row of values.
+    ja: values の各行について、プロンプトに関する平均と 95 % 区間を返します。
+    """
     mean = np.mean(values, axis=1)
     half = 1.96 * np.std(values, axis=1, ddof=1) / np.shape(values)[1] ** 0.5
     return mean, mean - half, mean + half
 
 
-names = [t(key, n=pool.n) for key in arms]
 bar_with_interval(
-    names,
+    list(arm_names.values()),
     {t("l06.warmer"): with_interval(list(shift.values())), t("l06.score_gain"): with_interval(list(score.values()))},
     xlabel=t("l06.against_base"),
     title=t("l06.colour_title", seeds=len(seeds)),
@@ -368,14 +398,16 @@ bar_with_interval(
 # %% uid="colour-pictures"
 shown = [i * sizes.copies for i in range(min(6, sizes.test_prompts))]
 rows = {t("l06.base"): [base[0][i] for i in shown]}
-strips(rows | {t(key, n=pool.n): [colour[key][0][i] for i in shown] for key in arms}, title=t("l06.same_seeds"))
+strips(rows | {arm_names[key]: [colour[key][0][i] for i in shown] for key in arms}, title=t("l06.same_seeds"))
 
 # %% uid="colour-claims"
 from labkit.metrics import cluster_bootstrap
 
 
 def claim(id, measured, differences, used=seeds):
-    """Mean difference over prompts with its bootstrap interval, into the ledger."""
+    """en: Mean difference over prompts with its bootstrap interval, into the ledger.
+    ja: プロンプトに関する差の平均とブートストラップ区間を記録します。
+    """
     interval = cluster_bootstrap(differences, generator=np.random.default_rng(lab.seed), method="percentile")
     value = float(np.mean(differences))
     lab.claim(
@@ -383,9 +415,9 @@ def claim(id, measured, differences, used=seeds):
     )
 
 
-claim("colour_grows", t("l06.measure_colour", n=pool.n), shift["l06.n_all"] - shift["l06.n2"])
-claim("statistics_cure", t("l06.measure_cure"), shift["l06.n_all"] - shift["l06.n_all_cured"])
-claim("cure_is_free", t("l06.measure_free"), score["l06.n_all_cured"] - score["l06.n_all"])
+claim("colour_grows", t("l06.measure_colour", n=pool.n), shift["n_all"] - shift["n2"])
+claim("statistics_cure", t("l06.measure_cure"), shift["n_all"] - shift["n_all_cured"])
+claim("cure_is_free", t("l06.measure_free"), score["n_all_cured"] - score["n_all"])
 
 # %% [markdown] lang="en" uid="leap" pair="4909c33e"
 # ## 5. The leap that fails, and what lies between
@@ -459,7 +491,9 @@ from labkit.dpo import PreferencePairs, hard_pairs, leap_pairs, normal_pairs, sf
 easy_set = best_vs_worst(pool, judge.name)
 middle = [t_ for t_ in recons if t_ != 100]
 normal_set = normal_pairs(easy_set, {k: recons[k] for k in middle}, {k: judged_recons[k] for k in middle}, judge.name)
-if all(normal_set.column("tie")):  # a handful of pictures may leave nothing: take the leap's pairs then
+# en: a handful of pictures may leave nothing: take the leap's pairs then
+# ja: 画像が少ないと 1 組も残らないことがあります。その場合は leap のペアを使います
+if all(normal_set.column("tie")):
     normal_set = leap_pairs(easy_set, recons[400])
 easy, normal = easy_set.training(), normal_set.training()
 hard = hard_pairs(normal_set, recons[100]).training()
@@ -472,14 +506,25 @@ together = PreferencePairs(
     hashes=easy.hashes,
 )
 term = [dpo(sizes.kappa)]
-plans = {  # arm -> (stages with units of steps, trained after "easy")
-    "l06.easy": ([("easy", easy, term, 3)], False),
-    "l06.hg": ([("normal", normal, term, 1), ("hard", hard, term, 1)], True),
-    "l06.no_easy": ([("normal", normal, term, 3), ("hard", hard, term, 2)], False),
-    "l06.no_normal": ([("hard", hard, term, 2)], True),
-    "l06.at_once": ([("together", together, term, 5)], False),
-    "l06.leap": ([("leap", leap, term, 3)], False),
-    "l06.sft": ([("sft", hard, [sft(sizes.kappa / 2)], 1)], True),
+# en: arm -> (stages with units of steps, trained after "easy")
+# ja: 条件 -> (各段階とステップ数の単位, "easy" の後に学習するか)
+plans = {
+    "easy": ([("easy", easy, term, 3)], False),
+    "hg": ([("normal", normal, term, 1), ("hard", hard, term, 1)], True),
+    "no_easy": ([("normal", normal, term, 3), ("hard", hard, term, 2)], False),
+    "no_normal": ([("hard", hard, term, 2)], True),
+    "at_once": ([("together", together, term, 5)], False),
+    "leap": ([("leap", leap, term, 3)], False),
+    "sft": ([("sft", hard, [sft(sizes.kappa / 2)], 1)], True),
+}
+plan_names = {
+    "easy": t("l06.easy"),
+    "hg": t("l06.hg"),
+    "no_easy": t("l06.no_easy"),
+    "no_normal": t("l06.no_normal"),
+    "at_once": t("l06.at_once"),
+    "leap": t("l06.leap"),
+    "sft": t("l06.sft"),
 }
 results = {key: [] for key in plans}
 states = {}
@@ -487,7 +532,7 @@ jobs = [(key, s) for s in seeds for key in plans]
 with NFELedger(pipe) as train_cost:
     for key, s in lab.progress_bar(jobs, t("l06.training"), len(jobs)):
         stages, after_easy = plans[key]
-        states[key, s], images = align(stages, s, states["l06.easy", s] if after_easy else ())
+        states[key, s], images = align(stages, s, states["easy", s] if after_easy else ())
         results[key].append(images)
 
 # %% uid="curriculum-table"
@@ -497,7 +542,7 @@ gains = {
     for key, images in results.items()
 }
 bar_with_interval(
-    [t(key) for key in plans],
+    [plan_names[key] for key in plans],
     tuple(with_interval(list(gains.values()))),
     xlabel=t("l06.gold_gain"),
     title=t("l06.gains_title", base=float(np.mean(gold_base)), seeds=len(seeds)),
@@ -506,20 +551,27 @@ bar_with_interval(
 
 # %% uid="curriculum-pictures"
 rows = {t("l06.base"): [base[0][i] for i in shown]}
-strips(rows | {t(key): [images[0][i] for i in shown] for key, images in results.items()}, title=t("l06.same_seeds"))
+strips(
+    rows | {plan_names[key]: [images[0][i] for i in shown] for key, images in results.items()},
+    title=t("l06.same_seeds"),
+)
 
 # %% uid="curriculum-claims"
-lab.reveal("order", max(("hg", "easy", "leap", "at_once"), key=lambda name: gains["l06." + name].mean()))
-claim("leap_collapses", t("l06.measure_gold", a=t("l06.leap"), b=t("l06.base")), gains["l06.leap"])
-claim("curriculum_beats_base", t("l06.measure_gold", a=t("l06.hg"), b=t("l06.base")), gains["l06.hg"])
-claim("easy_matters", t("l06.measure_gold", a=t("l06.hg"), b=t("l06.no_easy")), gains["l06.hg"] - gains["l06.no_easy"])
+lab.reveal("order", max(("hg", "easy", "leap", "at_once"), key=lambda name: gains[name].mean()))
+claim("leap_collapses", t("l06.measure_gold", a=plan_names["leap"], b=t("l06.base")), gains["leap"])
+claim("curriculum_beats_base", t("l06.measure_gold", a=plan_names["hg"], b=t("l06.base")), gains["hg"])
+claim(
+    "easy_matters", t("l06.measure_gold", a=plan_names["hg"], b=plan_names["no_easy"]), gains["hg"] - gains["no_easy"]
+)
 claim(
     "normal_matters",
-    t("l06.measure_gold", a=t("l06.hg"), b=t("l06.no_normal")),
-    gains["l06.hg"] - gains["l06.no_normal"],
+    t("l06.measure_gold", a=plan_names["hg"], b=plan_names["no_normal"]),
+    gains["hg"] - gains["no_normal"],
 )
-claim("order_matters", t("l06.measure_gold", a=t("l06.hg"), b=t("l06.at_once")), gains["l06.hg"] - gains["l06.at_once"])
-claim("sft_erases", t("l06.measure_gold", a=t("l06.sft"), b=t("l06.easy")), gains["l06.sft"] - gains["l06.easy"])
+claim(
+    "order_matters", t("l06.measure_gold", a=plan_names["hg"], b=plan_names["at_once"]), gains["hg"] - gains["at_once"]
+)
+claim("sft_erases", t("l06.measure_gold", a=plan_names["sft"], b=plan_names["easy"]), gains["sft"] - gains["easy"])
 
 # %% [markdown] lang="en" uid="proof" pair="1512e86f"
 # ## 7. Prove it
@@ -537,7 +589,7 @@ claim("sft_erases", t("l06.measure_gold", a=t("l06.sft"), b=t("l06.easy")), gain
 from labkit.dpo import sharpness
 from labkit.metrics import outcomes, win_rate
 
-judges = {"l06.judge": judge, "l06.gold": gold, "l06.sharp": sharpness()}
+judges = {t("l06.judge"): judge, t("l06.gold"): gold, t("l06.sharp"): sharpness()}
 table = {}
 for key, images in results.items():
     for name, measure in judges.items():
@@ -548,8 +600,8 @@ for key, images in results.items():
         rate = win_rate(won, prompts=test * len(seeds), generator=np.random.default_rng(lab.seed), resamples=2000)
         table[key, name] = (rate.value, min(rate.low, rate.value), max(rate.high, rate.value))
 bar_with_interval(
-    [t(key) for key in plans],
-    {t(name): tuple(np.array([table[key, name] for key in plans]).T) for name in judges},
+    [plan_names[key] for key in plans],
+    {name: tuple(np.array([table[key, name] for key in plans]).T) for name in judges},
     xlabel=t("l06.win_rate"),
     reference={t("l06.chance"): 0.5},
     xlim=(0, 1),
@@ -558,11 +610,10 @@ bar_with_interval(
 )
 
 # %% uid="proof-claims"
-value, low, high = table["l06.hg", "l06.gold"]
+value, low, high = table["hg", t("l06.gold")]
 lab.claim("wins_by_gold", measured=t("l06.measure_win"), value=value, interval=(low, high), seeds=seeds)
 both = [
-    sharpness()(x, test).numpy() - sharpness()(b_, test).numpy()
-    for x, b_ in zip(results["l06.leap"], base, strict=True)
+    sharpness()(x, test).numpy() - sharpness()(b_, test).numpy() for x, b_ in zip(results["leap"], base, strict=True)
 ]
 claim("sharper_is_not_better", t("l06.measure_sharp"), by_prompt(both))
 
@@ -578,14 +629,14 @@ claim("sharper_is_not_better", t("l06.measure_sharp"), by_prompt(both))
 from labkit.diffusion import use_adapters
 
 strengths = (0.0, 0.5, 1.0, 2.0, 4.0)
-known = {0.0: base, 1.0: results["l06.easy"]}
+known = {0.0: base, 1.0: results["easy"]}
 pushed = {}
 jobs = [(k, strength) for k in range(len(seeds)) for strength in strengths]
 for k, strength in lab.progress_bar(jobs, t("l06.pictures"), len(jobs)):
     if strength in known:
         images = known[strength][k]
     else:
-        with adapters(states["l06.easy", seeds[k]]), use_adapters(pipe.unet, {"easy": strength}):
+        with adapters(states["easy", seeds[k]]), use_adapters(pipe.unet, {"easy": strength}):
             images = pictures(seeds[k])
     pushed[k, strength] = [np.mean(np.asarray(ask(images, test), dtype=float)) for ask in (judge, gold)]
 gain = np.array([[pushed[k, x] for x in strengths] for k in range(len(seeds))])  # [seeds, strengths, judges]
@@ -618,7 +669,7 @@ from labkit.portraits import attribute_name, value_name
 report = side_effects(
     reader,
     before=torch.cat(base),
-    after=torch.cat(results["l06.hg"]),
+    after=torch.cat(results["hg"]),
     prompts=test * len(seeds),
     generator=np.random.default_rng(lab.seed),
 )
@@ -664,7 +715,7 @@ from labkit.dpo import up_blocks
 
 
 def finished(scale, decoder_only):
-    with adapters(states["l06.hg", seeds[0]]):
+    with adapters(states["hg", seeds[0]]):
         scales = dict.fromkeys(adapter_names(pipe.unet), scale)
         with use_adapters(pipe.unet, scales, where={"hard": up_blocks} if decoder_only else None):
             images = sample(pipe, held_out[:6], generators=image_generators(len(held_out[:6]), 7), steps=sizes.steps)
@@ -701,13 +752,13 @@ with DPOTrainer(pipe, easy, words, term) as trainer:
     trainer.run()
     with torch.no_grad():
         tuned = encode_prompts(pipe, test)
-with adapters(states["l06.hg", seeds[0]]):
+with adapters(states["hg", seeds[0]]):
     generators = image_generators(len(test), 1000 + seeds[0])
     with_words = sample(pipe, None, generators=generators, steps=sizes.steps, conditions=text_window(plain, tuned))
 claim(
     "words_help",
-    t("l06.measure_gold", a=t("l06.with_words"), b=t("l06.hg")),
-    by_prompt([gold(with_words, test) - gold(results["l06.hg"][0], test)]),
+    t("l06.measure_gold", a=t("l06.with_words"), b=plan_names["hg"]),
+    by_prompt([gold(with_words, test) - gold(results["hg"][0], test)]),
     seeds[:1],
 )
 
@@ -724,13 +775,17 @@ changing = ("mood", "clothes", "background")
 
 
 def variants(others):
-    """One person with the moods, clothes and backgrounds of others, and captions that name just those."""
+    """en: One person with the moods, clothes and backgrounds of others, and captions that name just those.
+    ja: 同じ人物に、others の表情、服、背景を組み合わせます。キャプションはその 3 つだけを指定します。
+    """
     people = [specs[0].with_(**{a: getattr(other, a) for a in changing}) for other in others]
     return people, [caption(p, drop=[a for a in ATTRIBUTES if a not in changing]).text for p in people]
 
 
 def same_person(images):
-    """Share of the person's own attributes that the gold judge finds, per image."""
+    """en: Share of the person's own attributes that the gold judge finds, per image.
+    ja: その人物の属性のうち、正解の評価役が読み取れた割合を、画像ごとに返します。
+    """
     read = reader.read(images)
     kept = [a for a in ATTRIBUTES if a not in changing]
     return np.mean([(read[a] == ATTRIBUTES[a].index(getattr(specs[0], a))).cpu().numpy() for a in kept], axis=0)
@@ -739,12 +794,14 @@ def same_person(images):
 album, album_prompts = variants(specs[1:])
 with torch.no_grad():
     portraits = encode_images(pipe, render_tensor(album)).cpu()
-personal_pairs = PreferencePairs(album_prompts, portraits, real[1:], hashes=easy.hashes)  # SFT looks at winners alone
+# en: SFT looks at winners alone
+# ja: SFT は勝者だけを見ます
+personal_pairs = PreferencePairs(album_prompts, portraits, real[1:], hashes=easy.hashes)
 me, _ = align([("me", personal_pairs, [sft(sizes.kappa / 2)], 3)], seeds[0])
 others, _ = half_named(sizes.test_prompts, lab.seed + 3)
 _, wishes = variants(others)
 personal = []
-for carried in ({}, states["l06.hg", seeds[0]]):
+for carried in ({}, states["hg", seeds[0]]):
     with adapters({**me, **carried}):
         personal.append(
             sample(pipe, wishes, generators=image_generators(len(wishes), 9), steps=sizes.steps, batch_size=48)
@@ -777,9 +834,11 @@ claim(
 
 # %% uid="cost-run"
 rows_per_picture = 2 * sizes.steps
-per_model = train_cost.nfe / len(jobs) - len(test) * rows_per_picture  # without the pictures it was judged on
+# en: without the pictures it was judged on
+# ja: 評価に使った画像の分を除きます
+per_model = train_cost.nfe / len(jobs) - len(test) * rows_per_picture
 print(t("l06.cost", pool=pool_cost.nfe, train=per_model, labels=scores.numel(), votes=len(easy) + len(normal)))
-won_share = table["l06.hg", "l06.gold"][0]
+won_share = table["hg", t("l06.gold")][0]
 print(
     t(
         "l06.break_even",

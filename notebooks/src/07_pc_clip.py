@@ -25,7 +25,9 @@ lab = start("07", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 
 # %% uid="arrow-write" tags=["exercise"] exercise="arrow"
 def arrow(first, second, eps=1e-6):
-    """Unit vectors [N, d] from the second to the first; the inputs [N, d] may have any length."""
+    """en: Unit vectors [N, d] from the second to the first; the inputs [N, d] may have any length.
+    ja: second から first へ向かう単位ベクトル [N, d] です。入力 [N, d] の長さは問いません。
+    """
     # BEGIN SOLUTION
     u = first / first.norm(dim=-1, keepdim=True).clamp(min=eps)
     v = second / second.norm(dim=-1, keepdim=True).clamp(min=eps)
@@ -35,8 +37,8 @@ def arrow(first, second, eps=1e-6):
 
 
 # %% uid="arrow-check" tags=["check"]
-lab.check("arrow", arrow)
-arrow = lab.use("arrow", arrow)
+lab.check("arrow")
+arrow = lab.use("arrow")
 
 # %% uid="arrow-load"
 import torch
@@ -50,13 +52,17 @@ clip, inputs = load_clip(tier, lab.device)
 wording, side = portrait_wording(), inputs.image_size
 specs = sample_specs(lab.sizes.portraits, seed=lab.seed + 270)
 values = [spec.to_dict() for spec in specs]
-images = cache_embeddings(clip, inputs, render_tensor(specs, side))  # once: this tower never learns
+# en: once: this tower never learns
+# ja: この画像側は学習しないので、1 度だけ計算します
+images = cache_embeddings(clip, inputs, render_tensor(specs, side))
 image_grid(render_tensor(specs[:2], 128), captions=["i", "j"], columns=2, size=1.6, title=t("l07.two"))
 
 
 # %% uid="arrow-bars"
 def arrow_scores(model, i, j):
-    """A sentence for every attribute in which portraits i and j differ, and its cosine with the arrow."""
+    """en: A sentence for every attribute in which portraits i and j differ, and its cosine with the arrow.
+    ja: ポートレート i と j が異なる属性ごとに、1 つの文と、その文と矢印のコサイン類似度を返します。
+    """
     names = comparable(values[i], values[j], wording)
     texts = [sentence(Statement({a: values[i][a]}, {a: values[j][a]}), wording) for a in names]
     return texts, (TextTower(model, inputs)(texts) @ arrow(images[[i]], images[[j]])[0]).cpu().numpy()
@@ -116,7 +122,9 @@ bar_with_interval(
 
 # %% uid="counterbalanced-write" tags=["exercise"] exercise="counterbalanced"
 def counterbalanced(true, mirror):
-    """(mean accuracy, share of pairs right in both orders) from scores [pairs, 2 orders]; a tie counts as wrong."""
+    """en: (mean accuracy, share of pairs right in both orders) from scores [pairs, 2 orders]; a tie counts as wrong.
+    ja: 得点 [pairs, 2](2 は節の順序)から、(平均正解率, 両方の順序で正解したペアの割合)を返します。同点は不正解です。
+    """
     # BEGIN SOLUTION
     right = true > mirror  # [pairs, 2]
     return right.float().mean().item(), right.all(1).float().mean().item()
@@ -124,8 +132,8 @@ def counterbalanced(true, mirror):
 
 
 # %% uid="counterbalanced-check" tags=["check"]
-lab.check("counterbalanced", counterbalanced)
-counterbalanced = lab.use("counterbalanced", counterbalanced)
+lab.check("counterbalanced")
+counterbalanced = lab.use("counterbalanced")
 
 # %% uid="base-predict" tags=["quiz"]
 lab.predict("base_order")
@@ -136,15 +144,21 @@ from labkit.pairwise import ORDERS, choose_held_out, directions, natural_pairs
 test_specs = sample_specs(lab.sizes.tests, seed=lab.seed + 271, avoid=specs)
 test_values = [spec.to_dict() for spec in test_specs]
 test_images = cache_embeddings(clip, inputs, render_tensor(test_specs, side))
-held_out = choose_held_out(wording, 0.15, lab.generator(2))  # comparisons that training will never name
-rounds = range(1, lab.sizes.seeds + 1)  # round 0, on other portraits, was used up to choose the settings
+# en: comparisons that training will never name
+# ja: 学習では決して言葉にしない比較
+held_out = choose_held_out(wording, 0.15, lab.generator(2))
+# en: round 0, on other portraits, was used up to choose the settings
+# ja: ラウンド 0(別のポートレート)は設定を選ぶのに使いました
+rounds = range(1, lab.sizes.seeds + 1)
 draws = {
     k: natural_pairs(test_values, lab.sizes.judged, wording, lab.generator(10 + k), held_out=held_out) for k in rounds
 }
 
 
 def choice_scores(model, pairs):
-    """Scores of the true sentences and of their mirrors, each [pairs, 2 clause orders]."""
+    """en: Scores of the true sentences and of their mirrors, each [pairs, 2 clause orders].
+    ja: 正しい文と鏡像の文の得点です。どちらも [pairs, 2](2 は節の順序)です。
+    """
     encode, d = TextTower(model, inputs), directions(test_images, pairs)
     said = [p.statement for p in pairs], [p.statement.mirrored() for p in pairs]
     return [
@@ -164,12 +178,16 @@ from labkit.pairwise import evaluate_pairs
 
 
 def measure(model, pairs, pictures=test_images, words=wording):
-    """M1 with a 95 % interval from a bootstrap over portraits (pairs share portraits)."""
+    """en: M1 with a 95 % interval from a bootstrap over portraits (pairs share portraits).
+    ja: M1 と、ポートレートに関するブートストラップ 95 % 区間です(ペアどうしは同じポートレートを共有します)。
+    """
     return evaluate_pairs(TextTower(model, inputs), pictures, pairs, words, generator=lab.generator(3))
 
 
 def over_rounds(reports):
-    """Mean of M1 over the rounds, with the lowest and the highest end of their intervals."""
+    """en: Mean of M1 over the rounds, with the lowest and the highest end of their intervals.
+    ja: M1 のラウンド平均と、区間の下端の最小値、上端の最大値です。
+    """
     return (
         sum(r.m1 for r in reports) / len(reports),
         (min(r.low for r in reports), max(r.high for r in reports)),
@@ -225,7 +243,9 @@ import json
 from labkit.pairwise import swap_markers
 from labkit.pairwise.filters import judge
 
-kinds = ["honest", "swapped", "stranger", "half"]  # answers that we spoil on purpose, to see the filter work
+# en: answers that we spoil on purpose, to see the filter work
+# ja: フィルターの働きを見るために、わざと壊した回答
+kinds = ["honest", "swapped", "stranger", "half"]
 verdicts = {kind: 0 for kind in kinds}
 tried = list(zip(records, train_pairs, records[1:], strict=False))[: lab.sizes.judged]
 for record, pair, other in tried:
@@ -236,7 +256,7 @@ for record, pair, other in tried:
         verdict = judge(json.dumps({"sentence": answer}), pair, first, second, wording)
         verdicts[kind] += not isinstance(verdict, str)
 bar_with_interval(
-    [t(f"l07.kind_{kind}") for kind in kinds],
+    [t("l07.kind_honest"), t("l07.kind_swapped"), t("l07.kind_stranger"), t("l07.kind_half")],
     [verdicts[kind] / len(tried) for kind in kinds],
     xlabel=t("l07.accepted"),
     title=t("l07.judge_title", n=len(tried)),
@@ -259,7 +279,9 @@ bar_with_interval(
 
 # %% uid="loss-write" tags=["exercise"] exercise="contrastive_loss"
 def contrastive_loss(text, arrows, tau):
-    """Symmetric contrastive loss of unit rows text, arrows [B, d]; row i belongs to row i."""
+    """en: Symmetric contrastive loss of unit rows text, arrows [B, d]; row i belongs to row i.
+    ja: 単位ベクトルの行 text, arrows [B, d] に対する対称な対照損失です。i 行目どうしが対応します。
+    """
     # BEGIN SOLUTION
     logits = text @ arrows.T / tau  # [B, B]
     target = torch.arange(len(text), device=text.device)
@@ -269,8 +291,8 @@ def contrastive_loss(text, arrows, tau):
 
 
 # %% uid="loss-check" tags=["check"]
-lab.check("contrastive_loss", contrastive_loss)
-contrastive_loss = lab.use("contrastive_loss", contrastive_loss)
+lab.check("contrastive_loss")
+contrastive_loss = lab.use("contrastive_loss")
 
 # %% uid="loss-floor"
 from labkit.pairwise import loss_floor, unit
@@ -305,7 +327,9 @@ from labkit.pairwise import preset, train_pairwise, zero_shot
 from labkit.portraits import ATTRIBUTES, TEMPLATES, describe, random_caption
 
 rng = np.random.default_rng(lab.seed)
-told = []  # to rehearse: captions of many attributes, and of one alone
+# en: to rehearse: captions of many attributes, and of one alone
+# ja: 復習用: 多くの属性を述べるキャプションと、1 つだけを述べるキャプション
+told = []
 for k, spec in enumerate(specs):
     name = list(ATTRIBUTES)[int(rng.integers(len(ATTRIBUTES)))]
     one = describe({name: getattr(spec, name)}, template=int(rng.integers(TEMPLATES["en"])))
@@ -318,18 +342,24 @@ prompts = {
 
 
 def retention(model):
-    """Zero-shot accuracy with plain captions, averaged over the attributes."""
+    """en: Zero-shot accuracy with plain captions, averaged over the attributes.
+    ja: 普通のキャプションによるゼロショット正解率を、属性で平均した値です。
+    """
     return float(np.mean(list(zero_shot(TextTower(model, inputs), test_images, test_values, prompts).values())))
 
 
 def gauges(step, model):
-    """The two numbers to watch while training: what is learnt, and what is forgotten."""
+    """en: The two numbers to watch while training: what is learnt, and what is forgotten.
+    ja: 学習中に見守る 2 つの値です。何を学び、何を忘れたかを表します。
+    """
     right = torch.stack(choice_scores(model, draws[1][:200]))
     return {"m1": counterbalanced(*right)[0], "retention": retention(model)}
 
 
 def finetune(config, k, notes=records, **options):
-    """A finetuned copy of CLIP and its run card."""
+    """en: A finetuned copy of CLIP and its run card.
+    ja: CLIP をコピーしてファインチューニングしたモデルと、その実行記録です。
+    """
     data = {"wording": wording, "captions": captions, "generator": lab.generator(20 + k)}
     return train_pairwise(clip, inputs, images, values, notes, config, **data, **options)
 
@@ -389,7 +419,9 @@ recipes = {
     "robust": config,
     "fixed": replace(config, both_orders=False, mirrored=False),
     "captions": replace(config, difference=0.0),
-    "shuffled": replace(config, true_targets=False),  # targets from the attributes would undo the shuffling
+    # en: targets from the attributes would undo the shuffling
+    # ja: 属性から目標を作ると、シャッフルの意味がなくなります
+    "shuffled": replace(config, true_targets=False),
 }
 notes = {"shuffled": shuffled(records, lab.generator(5))}
 models, reports = {}, {}
@@ -398,18 +430,27 @@ for name, k in lab.progress_bar(jobs, t("l07.runs"), len(jobs)):
     done = (name, k) == ("robust", rounds[0])
     models[name, k] = tuned if done else finetune(recipes[name], k, notes.get(name, records))[0]
     reports[name, k] = measure(models[name, k], draws[k])
+recipe_names = {
+    "base": t("l07.recipe_base"),
+    "robust": t("l07.recipe_robust"),
+    "fixed": t("l07.recipe_fixed"),
+    "captions": t("l07.recipe_captions"),
+    "shuffled": t("l07.recipe_shuffled"),
+}
 groups = {"base": base} | {name: [r for (n, _), r in reports.items() if n == name] for name in recipes}
 
 
 def spread(pick):
-    """Mean, lowest and highest of a number over the seeds, for every recipe."""
+    """en: Mean, lowest and highest of a number over the seeds, for every recipe.
+    ja: 学習方法ごとに、シードに関する平均、最小、最大を返します。
+    """
     table = [[pick(r) for r in rows] for rows in groups.values()]  # [recipes][seeds]
     return tuple(np.array([f(row) for row in table]) for f in (np.mean, np.min, np.max))
 
 
-series = {t(f"l07.order_{k}"): spread(lambda r, o=o: r.by_order[o]) for k, o in enumerate(ORDERS)}
+series = {order: spread(lambda r, order=order: r.by_order[order]) for order in ORDERS}
 bar_with_interval(
-    [t(f"l07.recipe_{name}") for name in groups],
+    [recipe_names[name] for name in groups],
     series | {t("l07.counterbalanced"): spread(lambda r: r.m1), t("l07.both"): spread(lambda r: r.both_right)},
     xlabel=t("l07.share_right"),
     title=t("l07.recipes_title", seeds=len(rounds)),
@@ -420,16 +461,28 @@ bar_with_interval(
 
 # %% uid="hold-claims"
 value, interval = over_rounds(groups["robust"])
-lab.claim("robust_reads", measured="M1, robust", value=value, interval=interval, seeds=list(rounds))
+lab.claim(
+    "robust_reads",
+    measured=t("l07.m_recipe", recipe=recipe_names["robust"]),
+    value=value,
+    interval=interval,
+    seeds=list(rounds),
+)
 value, interval = over_rounds(groups["captions"])
-lab.claim("captions_chance", measured="M1, captions", value=value, interval=interval, seeds=list(rounds))
+lab.claim(
+    "captions_chance",
+    measured=t("l07.m_recipe", recipe=recipe_names["captions"]),
+    value=value,
+    interval=interval,
+    seeds=list(rounds),
+)
 swapped = [r.by_order["second-first"] for r in groups["fixed"]]
 interval = (min(swapped), max(swapped))
-lab.claim("fixed_position", measured="fixed, second-first", value=np.mean(swapped), interval=interval, seeds=rounds)
+lab.claim("fixed_position", measured=t("l07.m_fixed"), value=np.mean(swapped), interval=interval, seeds=rounds)
 lab.reveal("fixed_order", "below" if np.mean(swapped) < 0.45 else "above" if np.mean(swapped) > 0.55 else "chance")
 lost = [retention(clip) - retention(models["robust", k]) for k in rounds]
 lab.claim(
-    "retention_kept", measured="zero-shot loss", value=np.mean(lost), interval=(min(lost), max(lost)), seeds=rounds
+    "retention_kept", measured=t("l07.m_lost"), value=np.mean(lost), interval=(min(lost), max(lost)), seeds=rounds
 )
 
 # %% [markdown] lang="en" uid="scores" pair="6aeee725"
@@ -452,7 +505,9 @@ from labkit.portraits import allowed_values
 
 
 def one_change(spec, generator):
-    """The same portrait with one attribute changed to another value that its style can draw."""
+    """en: The same portrait with one attribute changed to another value that its style can draw.
+    ja: 同じポートレートの属性を 1 つだけ、その画風で描ける別の値に変えます。
+    """
     for k in torch.randperm(len(ATTRIBUTES), generator=generator).tolist():
         name = list(ATTRIBUTES)[k]
         others = [v for v in allowed_values(spec.style, name) if v not in (getattr(spec, name), "none", "bald")]
@@ -469,7 +524,9 @@ everything = torch.cat([test_images, edited_images])
 
 
 def scores(model, k):
-    """The paper's test, M1, M2 (R@1) and M3 (mean AUROC over the attributes) of one model in round k."""
+    """en: The paper's test, M1, M2 (R@1) and M3 (mean AUROC over the attributes) of one model in round k.
+    ja: ラウンド k での 1 つのモデルの、論文のテスト、M1、M2(R@1)、M3(属性で平均した AUROC)です。
+    """
     encode = TextTower(model, inputs)
     found = difference_retrieval(encode, everything, twins, directed_statements(wording), wording)
     return [
@@ -485,12 +542,13 @@ def scores(model, k):
 who = {"base": [(clip, k) for k in rounds]} | {
     name: [(model, k) for (n, k), model in models.items() if n == name] for name in recipes
 }
+examinations = [t("l07.score_sign"), t("l07.score_m1"), t("l07.score_m2"), t("l07.score_m3")]
 board = [np.array([scores(*one) for one in row]) for row in who.values()]  # [recipes][seeds, 4]
 bar_with_interval(
-    [t(f"l07.recipe_{name}") for name in groups],
+    [recipe_names[name] for name in groups],
     {
-        t(f"l07.score_{name}"): tuple(np.array([f(row[:, i]) for row in board]) for f in (np.mean, np.min, np.max))
-        for i, name in enumerate(("sign", "m1", "m2", "m3"))
+        name: tuple(np.array([f(row[:, i]) for row in board]) for f in (np.mean, np.min, np.max))
+        for i, name in enumerate(examinations)
     },
     xlabel=t("l07.score_axis"),
     title=t("l07.score_title", k=len(directed_statements(wording))),
@@ -523,7 +581,7 @@ for k in rounds:
     new = natural_pairs(far_values, lab.sizes.judged // 2, inner, lab.generator(40 + k))
     far.append(measure(models["robust", k], new, far_images, inner))
 value, interval = over_rounds(transfer)
-lab.claim("unseen_comparisons", measured="M1, held-out", value=value, interval=interval, seeds=rounds)
+lab.claim("unseen_comparisons", measured=t("l07.m_held_out"), value=value, interval=interval, seeds=rounds)
 value, interval = over_rounds(far)
 print(t("l07.far", value=value, low=interval[0], high=interval[1]))
 
@@ -555,7 +613,9 @@ pin_words = {"pin": {"left": "a left pin", "right": "a right pin"}}
 
 
 def with_pins(chosen, generator):
-    """Cached embeddings of portraits with a 2 x 2 pin (of 64 x 64), and where it is."""
+    """en: Cached embeddings of portraits with a 2 x 2 pin (of 64 x 64), and where it is.
+    ja: 2 × 2 画素のピン(画像は 64 × 64 画素)を付けたポートレートの埋め込みと、ピンの位置です。
+    """
     pictures = render_tensor(chosen, side)
     unit_pixels = max(1, side // 64)
     left = torch.rand(len(chosen), generator=generator) < 0.5
@@ -566,7 +626,9 @@ def with_pins(chosen, generator):
 
 
 pins, pin_values = with_pins(specs, lab.generator(6))
-many = sample_specs(lab.sizes.pins, seed=lab.seed + 274, avoid=specs)  # chance is only told from 53 % with many
+# en: chance is only told from 53 % with many
+# ja: 偶然の 50 % と 53 % を区別するには、多くのペアが必要です
+many = sample_specs(lab.sizes.pins, seed=lab.seed + 274, avoid=specs)
 test_pins, test_pin_values = with_pins(many, lab.generator(7))
 pin_reports = []
 for k in lab.progress_bar(rounds, t("l07.runs"), len(rounds)):
@@ -583,7 +645,7 @@ weights = torch.linalg.solve(ridge, pins.T @ side_of[0].to(pins.device))
 probe = ((test_pins @ weights).cpu().sign() == side_of[1]).float().mean().item()
 value, interval = over_rounds(pin_reports)
 print(t("l07.probe", probe=probe))
-lab.claim("unseen_attribute", measured="M1, pin", value=value, interval=interval, seeds=rounds)
+lab.claim("unseen_attribute", measured=t("l07.m_pin"), value=value, interval=interval, seeds=rounds)
 
 # %% uid="wise-run"
 from labkit.pairwise import interpolate
@@ -605,7 +667,9 @@ from labkit.figures.widgets import explore, slider
 
 
 def wise(a):
-    """Both gauges for weights between CLIP (0) and the finetuned model (1)."""
+    """en: Both gauges for weights between CLIP (0) and the finetuned model (1).
+    ja: CLIP (0) とファインチューニング後のモデル (1) の間の重みについて、2 つの値を表示します。
+    """
     both = gauges(0, interpolate(clip, tuned, a))
     labels = [t("l07.m1"), t("l07.retention")]
     return bar_with_interval(labels, list(both.values()), xlabel=t("l07.share_right"), xlim=(0, 1.1))
@@ -628,7 +692,9 @@ explore(wise, {"a": slider(t("l07.wise"), 0.0, 1.0, 0.5, 0.1)})
 
 # %% uid="comparative-write" tags=["exercise"] exercise="comparative_prompt"
 def comparative_prompt(e_i, e_j, t_ij, alpha, beta=1.0):
-    """The moved embedding of class j, at length 1; all vectors [d] have length 1."""
+    """en: The moved embedding of class j, at length 1; all vectors [d] have length 1.
+    ja: 動かした後のクラス j の埋め込み(長さ 1)です。ベクトル [d] はすべて長さ 1 です。
+    """
     # BEGIN SOLUTION
     moved = alpha * e_j + (1 - alpha) * (e_i - beta * t_ij)
     return moved / moved.norm()
@@ -636,13 +702,15 @@ def comparative_prompt(e_i, e_j, t_ij, alpha, beta=1.0):
 
 
 # %% uid="comparative-check" tags=["check"]
-lab.check("comparative_prompt", comparative_prompt)
-comparative_prompt = lab.use("comparative_prompt", comparative_prompt)
+lab.check("comparative_prompt")
+comparative_prompt = lab.use("comparative_prompt")
 
 # %% uid="prompting-run"
 from labkit.pairwise import comparative_prompts, confused_pairs, mean_gap, shuffled_texts
 
-half = len(far_specs) // 2  # the first half chooses, the second half judges
+# en: the first half chooses, the second half judges
+# ja: 前半で選び、後半で評価します
+half = len(far_specs) // 2
 accuracy = zero_shot(TextTower(tuned, inputs), far_images[:half], far_values[:half], prompts)
 chosen = min((a for a in prompts if a != "style" and a in accuracy), key=accuracy.get)
 known = list(prompts[chosen])
@@ -655,7 +723,9 @@ judge_from = sum(k < half for k in rows)
 
 
 def share_right(e, part=slice(judge_from, None)):
-    """Zero-shot accuracy on a part of the held-out styles."""
+    """en: Zero-shot accuracy on a part of the held-out styles.
+    ja: 未学習の画風の一部での、ゼロショット正解率です。
+    """
     return ((picture @ e.cpu().T).argmax(1) == label)[part].float().mean().item()
 
 
@@ -706,7 +776,9 @@ bare, worn = (
 with torch.no_grad():
     plain = encode_prompts(painter, bare[: lab.sizes.edits])
     other = [encode_prompts(painter, words[lab.sizes.edits :]).cond for words in (worn, bare)]
-    step = (other[0] - other[1]).mean((0, 1))  # [d]: one vector for all tokens, from other captions
+    # en: one vector for all tokens, from other captions
+    # ja: 別のキャプションから求めた、全トークンに共通のベクトル
+    step = (other[0] - other[1]).mean((0, 1))  # [d]
 random_step = torch.randn(step.shape, generator=lab.generator(11)).to(step.device)
 random_step = random_step * step.norm() / random_step.norm()
 strengths, drawn, shares = [0.0, 0.5, 1.0, 2.0], {}, {}
@@ -716,7 +788,7 @@ for kind, vector in (("edit", step), ("random", random_step)):
         generators = image_generators(lab.sizes.edits, lab.seed)
         options = {"steps": lab.sizes.draw_steps, "guidance_scale": 3.0, "generators": generators}
         row = sample(painter, None, conditions=moved, **options).clamp(-1, 1)
-        name = t(f"l07.{kind}", strength=strength)
+        name = t("l07.edit", strength=strength) if kind == "edit" else t("l07.random", strength=strength)
         drawn[name] = list(row[:6])
         shares[name] = float(np.mean([d["glasses"] != "none" for d in reader.describe(row)]))
 strips(
@@ -761,7 +833,7 @@ curve_with_interval(
 # %% uid="lamp-claim"
 lab.claim(
     "lamp_exceeds",
-    measured="|du| lamp 0.4 / |du| change",
+    measured=t("l07.m_lamp"),
     value=np.mean(ratios),
     interval=(min(ratios), max(ratios)),
     seeds=rounds,
@@ -770,12 +842,21 @@ lab.claim(
 # %% uid="products-train" tags=["slow"]
 from labkit.worlds.products import PARTS, PRODUCT_WORDING, Photo, ProductSpec, render_products, sample_products
 
-shop = {  # how the photographs are taken
+# en: how the photographs are taken
+# ja: 写真の撮り方
+shop = {
     "standard": Photo(),
     "lamp": Photo(brightness=0.15),
     "position": Photo(shift=2.0),
     "distance": Photo(scale=0.06),
     "careless": Photo(brightness=0.15, shift=2.0, scale=0.06),
+}
+shop_names = {
+    "standard": t("l07.shop_standard"),
+    "lamp": t("l07.shop_lamp"),
+    "position": t("l07.shop_position"),
+    "distance": t("l07.shop_distance"),
+    "careless": t("l07.shop_careless"),
 }
 plates = sample_products(lab.sizes.products, generator=lab.generator(90))
 shots = render_products(plates, generator=lab.generator(91), photo=Photo(brightness=0.05, shift=0.5, scale=0.02))
@@ -806,7 +887,7 @@ bar_with_interval(
 # %% uid="products-show"
 bad = [ProductSpec(), *(ProductSpec().with_(**{a: PARTS[a][1]}) for a in PARTS)]
 looks = {
-    t(f"l07.shop_{name}"): list(render_products(bad, generator=lab.generator(130), photo=p)) for name, p in shop.items()
+    shop_names[name]: list(render_products(bad, generator=lab.generator(130), photo=p)) for name, p in shop.items()
 }
 strips(looks, title=t("l07.shop_title"))
 
@@ -822,11 +903,19 @@ strips(looks, title=t("l07.shop_title"))
 from labkit.pairwise.inspection import alarm_rates, alarm_threshold, patch_distance, pixel_distance, sentence_alarm
 
 defects = [Statement({a: PARTS[a][1]}, {a: PARTS[a][0]}) for a in PARTS]
-false_alarms, missed = ({kind: [] for kind in ("pixel", "patch", "clip", "sentence")} for _ in range(2))
+alarm_names = {
+    "pixel": t("l07.alarm_pixel"),
+    "patch": t("l07.alarm_patch"),
+    "clip": t("l07.alarm_clip"),
+    "sentence": t("l07.alarm_sentence"),
+}
+false_alarms, missed = ({kind: [] for kind in alarm_names} for _ in range(2))
 
 
 def alarm_scores(shots, reference, encode):
-    """Four scores per photograph, from pixels, patches, raw distance and defect sentences."""
+    """en: Four scores per photograph, from pixels, patches, raw distance and defect sentences.
+    ja: 写真ごとに 4 つの得点を返します。画素、パッチ、そのままの距離、欠陥を述べる文によるものです。
+    """
     u = cache_embeddings(clip, inputs, torch.cat([reference[None], shots]))
     words = unit(sum(encode([sentence(s, PRODUCT_WORDING, order=o) for s in defects]) for o in ORDERS))
     return {
@@ -842,7 +931,9 @@ for k in lab.progress_bar(rounds, t("l07.runs"), len(rounds)):
     good = [ProductSpec()] * lab.sizes.checked
     shown = sample_products(lab.sizes.checked, generator=lab.generator(110 + k), defect_rate=0.0)
     spoil = torch.randint(len(PARTS), (lab.sizes.checked,), generator=lab.generator(113 + k)).tolist()
-    broken = [ProductSpec().with_(**{list(PARTS)[n]: PARTS[list(PARTS)[n]][1]}) for n in spoil]  # one defect each
+    # en: one defect each
+    # ja: 欠陥は 1 つずつ
+    broken = [ProductSpec().with_(**{list(PARTS)[n]: PARTS[list(PARTS)[n]][1]}) for n in spoil]
     reference = render_products([ProductSpec()], generator=lab.generator(116 + k))[0]
     calm = alarm_scores(render_products(good, generator=lab.generator(119 + k)), reference, encode)
     limits = {kind: alarm_threshold(score, 0.05) for kind, score in calm.items()}
@@ -857,8 +948,8 @@ for k in lab.progress_bar(rounds, t("l07.runs"), len(rounds)):
         false_alarms[kind].append([table[name][kind]["false_alarms"] for name in shop])
         missed[kind].append([table[name][kind]["missed"] for name in shop])
 bar_with_interval(
-    [t(f"l07.shop_{name}") for name in shop],
-    {t(f"l07.alarm_{kind}"): np.array(rows) for kind, rows in false_alarms.items()},
+    [shop_names[name] for name in shop],
+    {alarm_names[kind]: np.array(rows) for kind, rows in false_alarms.items()},
     xlabel=t("l07.false_alarms"),
     title=t("l07.alarm_title", seeds=len(rounds), n=lab.sizes.checked),
     value_format="{:.0%}",
@@ -867,8 +958,8 @@ bar_with_interval(
 
 # %% uid="alarm-missed"
 bar_with_interval(
-    [t(f"l07.shop_{name}") for name in shop],
-    {t(f"l07.alarm_{kind}"): np.array(rows) for kind, rows in missed.items()},
+    [shop_names[name] for name in shop],
+    {alarm_names[kind]: np.array(rows) for kind, rows in missed.items()},
     xlabel=t("l07.missed"),
     title=t("l07.missed_title"),
     value_format="{:.0%}",
@@ -879,13 +970,13 @@ bar_with_interval(
 rates = {kind: np.array(rows) for kind, rows in false_alarms.items()}  # [seeds, set-ups]
 more = rates["clip"][:, -1] - rates["clip"][:, 0]
 lab.claim(
-    "photos_matter", measured="careless - standard", value=more.mean(), interval=(more.min(), more.max()), seeds=rounds
+    "photos_matter", measured=t("l07.m_careless"), value=more.mean(), interval=(more.min(), more.max()), seeds=rounds
 )
 error = {kind: (rates[kind][:, -1] + np.array(missed[kind])[:, -1]) / 2 for kind in ("patch", "sentence")}
 better = error["patch"] - error["sentence"]
 lab.claim(
     "sentences_inspect",
-    measured="error patch - error sentence",
+    measured=t("l07.m_sentence"),
     value=better.mean(),
     interval=(better.min(), better.max()),
     seeds=rounds,

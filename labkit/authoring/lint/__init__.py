@@ -14,7 +14,6 @@ from labkit.authoring.lint.files import (
     lint_forbidden,
     lint_lesson_files,
     lint_python_messages,
-    lint_student_file,
     lint_yaml,
 )
 from labkit.authoring.lint.lesson import Names, declared_exercises, lint_lesson
@@ -39,14 +38,13 @@ RULES = {
     "headings-differ": "both languages have the same heading levels",
     "solution-leak": "no solution text stands in a student edition",
     "non-english-literal": "texts that code shows come from the catalogue",
-    "comment-language": "shared comments are English; #en: and #ja: lines come in pairs",
+    "comment-language": "comments and docstrings in words stand there in both languages",
     "parameters-tag": "one parameters cell, of simple literals, with the five parameters of every lesson",
-    "setup-cell": "one setup cell, after the parameters, starts this lesson with its parameters",
+    "setup-cell": "one setup cell, after the parameters, starts this lesson with them",
     "exercise-meta": "every exercise cell has difficulty, importance and minutes in lesson.yaml, and the reverse",
-    "check-id": "checks that are used are defined, and the reverse",
-    "quiz-id": "questions and predictions that are used are defined, and the reverse",
-    "claim-id": "claims that are recorded are declared, and the reverse",
-    "size-missing": "every lab.sizes.name stands in lesson.yaml",
+    "check-id": "checks that are defined are used",
+    "quiz-id": "questions and predictions that are defined are used",
+    "claim-id": "claims that are declared are recorded",
     "message-missing": "every message key exists, in both languages",
     "message-placeholders": "placeholders are the same in both languages and are filled",
     "glossary": "Japanese texts use the agreed terms",
@@ -112,10 +110,6 @@ def _lint_lesson(path: Path, project: Project) -> Iterator[Problem]:
     yield from lint_lesson(source, names, file)
     if names.checks and catalogue:
         yield from lint_python_messages(folder / "checks.py", catalogue, set(names.checks), checks)
-    for lang in ("en", "ja"):
-        notebook = project.notebook(path.stem, lang)
-        if notebook.exists() and not source.problems:
-            yield from lint_student_file(notebook, source, project.relative(notebook))
 
 
 def _format(source: Source, file: str) -> Iterator[Problem]:
@@ -142,7 +136,6 @@ def _lesson_yaml(path: Path, project: Project, names: Names) -> Iterator[Problem
     if lesson.stem != path.stem:
         message, cure = f"name is {lesson.name!r}, the source is {path.name}", "use one name for both"
         yield Problem(file, lines[("name",)], "lesson-yaml", message, cure)
-    names.sizes = set(lesson.sizes)
     names.exercises = {
         full_id(number, exercise.id): lines[("exercises", index)] for index, exercise in enumerate(lesson.exercises)
     }

@@ -1,4 +1,4 @@
-"""Lints of code cells: regions, comments, the texts that learners see, and the catalogue keys that stand for them."""
+"""Lints of code cells: comments, the texts that learners see, and the catalogue keys that stand for them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import tokenize
 from collections.abc import Iterable, Iterator
 
-from labkit.authoring.regions import RegionError, in_language, one_sided_comments, split, student_code
+from labkit.authoring.regions import one_sided
 from labkit.authoring.source import Cell, Problem, Source
 from labkit.course.i18n import Catalogue, placeholders
 
@@ -17,72 +17,47 @@ _SHOWN_BY = frozenset(
     " set_label xlabel ylabel zlabel text figtext annotate legend set_text".split()
 )
 _SHOWN_AS = frozenset(
-    "title suptitle label labels xlabel ylabel caption captions description desc tooltip alt message names".split()
+    "title suptitle label labels xlabel ylabel caption captions description desc tooltip alt message names"
+    " measured".split()
 )
 _TEXT_METHODS = frozenset("format join upper lower strip replace ljust rjust center".split())
+_MARKED = re.compile(r"# ?(en|ja):|# (BEGIN|END) SOLUTION|# fmt: skip")
 _JAPANESE = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uff00-\uffef]")
 
 
 def lint_code(source: Source, catalogue: Catalogue | None, file: str) -> Iterator[Problem]:
-    """All lints that look at one code cell at a time. Without a catalogue, its keys are not looked at."""
+    """All lints that look at one code cell at a time. Without a catalogue, its keys are not looked at.
+
+    What the builder refuses (markers, syntax, solution text for students) is not looked for here.
+    """
     for cell in source.code_cells:
-        found = list(_regions(cell, file))
-        yield from found
         try:
             tree = ast.parse(cell.source)
-        except SyntaxError as error:
-            message = f"the code of {cell.uid!r} is not Python: {error.msg}"
-            cure = "code cells are plain Python, without %magic and !shell"
-            yield Problem(file, cell.body_line + (error.lineno or 1) - 1, "malformed-source", message, cure)
-            continue
-        yield from _comments(cell, file)
-        if not found:
-            yield from _stub_literals(cell, file)
+        except SyntaxError:
+            continue  # the builder says so
+        if ("# BEGIN SOLUTION" in cell.source) != ("exercise" in cell.tags):
+            message = "the tag exercise and a solution region do not go together"
+            cure = "an exercise has the tag, an exercise id and # BEGIN SOLUTION ... # END SOLUTION"
+            yield Problem(file, cell.line, "malformed-source", message, cure)
+        yield from _comments(cell, tree, file)
         yield from literals(tree, file, cell.body_line)
         if catalogue is not None:
             yield from messages(tree, catalogue, file, cell.body_line)
 
 
-def _regions(cell: Cell, file: str) -> Iterator[Problem]:
-    try:
-        solved = any(block.kind == "solution" for block in split(cell.source))
-        student = student_code(cell.source, "en", "")
-    except RegionError as error:
-        yield Problem(file, cell.body_line + error.offset, "malformed-source", error.message, error.cure)
-        return
-    try:
-        ast.parse(student if solved else "")
-    except SyntaxError as error:
-        message = f"the student edition of {cell.uid!r} is not Python: {error.msg} ({(error.text or '').strip()})"
-        yield Problem(file, cell.line, "malformed-source", message, "correct the stub region")
-    if solved != ("exercise" in cell.tags):
-        message = "a solution region outside of an exercise cell" if solved else "an exercise without a solution region"
-        cure = "an exercise has the tag, an exercise id and # BEGIN SOLUTION ... # END SOLUTION"
-        yield Problem(file, cell.line, "malformed-source", message, cure)
-
-
-def _comments(cell: Cell, file: str) -> Iterator[Problem]:
-    for offset, missing in one_sided_comments(cell.source):
-        cure = f"write a #{missing}: line directly next to it"
-        yield Problem(file, cell.body_line + offset, "comment-language", f"a comment without {missing}", cure)
-    shared = in_language(cell.source, "")  # without comments in one language
-    for token in tokenize.generate_tokens(io.StringIO(shared).readline):
-        stub = re.fullmatch(r"# ?# ?(en|ja):.*", token.string)
-        if token.type == tokenize.COMMENT and _JAPANESE.search(token.string) and not stub:
-            line = cell.body_line + cell.source.split("\n").index(token.line.rstrip("\n"))
-            message = f"a Japanese comment in shared code: {token.string}"
-            yield Problem(file, line, "comment-language", message, "write it as a pair of #en: and #ja: lines")
-
-
-def _stub_literals(cell: Cell, file: str) -> Iterator[Problem]:
-    for block in split(cell.source):
-        if block.kind == "stub":
-            code = "\n".join(re.sub(r"^\s*# ?", "", line) for line in block.lines)
-            try:
-                tree = ast.parse(code)
-            except SyntaxError:  # a stub that is only part of a statement; the builder looks at the whole
-                continue
-            yield from literals(tree, file, cell.body_line + block.offset)
+def _comments(cell: Cell, tree: ast.Module, file: str) -> Iterator[Problem]:
+    for offset, missing in one_sided(cell.source):
+        message, cure = f"a comment or docstring without {missing}", "write it in both languages: en: ... and ja: ..."
+        yield Problem(file, cell.body_line + offset, "comment-language", message, cure)
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    names |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg | ast.keyword) and node.arg}
+    for token in tokenize.generate_tokens(io.StringIO(cell.source).readline):
+        if token.type == tokenize.COMMENT and not _MARKED.match(token.string):
+            words = _words(re.sub(r"\[.*?\]", "", token.string), names)
+            if words or _JAPANESE.search(token.string):
+                line = cell.body_line + token.start[0] - 1
+                message, cure = f"a comment in one language: {token.string}", "write it as # en: and # ja: lines above"
+                yield Problem(file, line, "comment-language", message, cure)
 
 
 # ---- learner-facing literals ---------------------------------------------------------------------------------------
@@ -91,13 +66,16 @@ def _stub_literals(cell: Cell, file: str) -> Iterator[Problem]:
 def literals(tree: ast.Module, file: str, first_line: int) -> Iterator[Problem]:
     """String literals that belong into the catalogue.
 
-    Anything that is not ASCII; and English words in what a call shows: the arguments of print, title, xlabel, ..., and
+    Letters that are not ASCII; and English words in what a call shows: the arguments of print, title, xlabel, ..., and
     keywords such as title= and label= of any call. Words are not counted inside $formulas$, `code` and <tags>, nor are
     names that the cell itself uses, ALL CAPITALS, CamelCase, snake_case, or anything shorter than three letters.
     """
     seen: set[int] = set()
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and not node.value.isascii():
+        if id(node) in docstrings:
+            continue
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and _foreign(node.value):
             seen.add(id(node))
             message = f"a literal that is not English: {node.value[:40]!r}"
             cure = 'put the text into messages.yaml and write t("key")'
@@ -120,6 +98,10 @@ def literals(tree: ast.Module, file: str, first_line: int) -> Iterator[Problem]:
                 message = f"an English text that learners see: {' '.join(words)[:60]!r}"
                 cure = 'put the text into messages.yaml in both languages and write t("key")'
                 yield Problem(file, first_line + part.lineno - 1, "non-english-literal", message, cure)
+
+
+def _foreign(text: str) -> bool:
+    return any(letter.isalpha() and not letter.isascii() for letter in text)
 
 
 def _shown(tree: ast.Module) -> Iterator[ast.expr]:

@@ -1,19 +1,17 @@
-"""Lints of the files beside the sources: YAML in two languages, notebooks on disk, text that must not occur."""
+"""Lints of the files beside the sources: YAML in two languages, texts of modules, text that must not occur."""
 
 from __future__ import annotations
 
 import ast
-import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from labkit.authoring.leaks import solution_leaks
 from labkit.authoring.lint.code import messages
 from labkit.authoring.lint.text import compare, lint_terms
-from labkit.authoring.source import Problem, Source
+from labkit.authoring.source import Problem
 from labkit.course.claim_file import declared
 from labkit.course.i18n import LANGUAGES, Catalogue, flatten, is_entry, key_of, placeholders
 from labkit.course.lesson_files import CourseError, LessonFiles
@@ -120,18 +118,6 @@ def lint_lesson_files(files: LessonFiles, project: Project) -> Iterator[Problem]
             name, line, message = match.groups() if match else ("lesson.yaml", "1", str(error))
             path = project.relative(files.folder / name)
             yield Problem(path, int(line), "lesson-files", message, "see the guide in labkit/course/checks.py")
-
-
-def lint_student_file(path: Path, source: Source, file: str) -> Iterator[Problem]:
-    """Solution text and outputs in a student notebook on disk."""
-    try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        texts = [(str(cell.get("id")), "".join(cell["source"])) for cell in cells]
-    except (ValueError, KeyError, TypeError) as error:
-        yield Problem(file, 1, "generated-edited", f"not a notebook ({error})", "run labkit build")
-        return
-    for message, cure, _ in solution_leaks(source, texts):
-        yield Problem(file, 1, "solution-leak", message, cure)
 
 
 def lint_forbidden(project: Project) -> Iterator[Problem]:

@@ -7,7 +7,8 @@
 Each notebook runs in a process of its own (`run_job`). It passes when no cell raised, every code cell has an execution
 count, and every claim that is gated on the tier kept to its band. A notebook that passed, and of which nothing has
 changed since (`run_cache`), is not run again. Executed notebooks, HTML pages and results land in
-OUTPUT/TIER-EDITION-LANG/, the report over all of them in OUTPUT/report.html (also summary.json and junit.xml).
+OUTPUT/TIER-EDITION-LANG/, the report over all of them in OUTPUT/report.html (also summary.json and junit.xml). What is
+executed is built from notebooks/src into OUTPUT/notebooks/: a run writes nowhere else, not to notebooks/, not to work/.
 Exit code: 0 passed, 1 failed, 2 wrong use, 130 interrupted.
 """
 
@@ -28,10 +29,20 @@ from labkit.authoring.run.cache import environment_versions, run_key
 from labkit.authoring.run.console import Console
 from labkit.authoring.run.html import write_html
 from labkit.authoring.run.job import PASSED, Job, Outcome
-from labkit.authoring.run.plan import Options, Row, RunError, check_parameters, parse_parameters, plan
+from labkit.authoring.run.plan import (
+    Options,
+    Row,
+    RunError,
+    build_rows,
+    check_parameters,
+    check_writable,
+    parse_parameters,
+    plan,
+)
 from labkit.authoring.run.pool import INTERRUPTED, Task, run_all
 from labkit.course.i18n import LANGUAGES, get_language, set_language
 from labkit.course.manifest import TIERS, Project
+from labkit.files import write_atomically
 
 EDITIONS = ("solution", "student")
 CLAIM = "claim"  # ran to the end, but a gated claim left its band
@@ -121,8 +132,7 @@ def _judge_claims(row: Row, output: Path, project: Project) -> None:
 
 def _remember(row: Row, output: Path) -> None:
     record = (output / row.name).with_suffix(".json")
-    record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(row.as_json(), ensure_ascii=False, indent=1), encoding="utf-8")
+    write_atomically(record, json.dumps(row.as_json(), ensure_ascii=False, indent=1))
 
 
 def _recall(row: Row, output: Path) -> bool:
@@ -184,7 +194,7 @@ def add_parser(subparsers: Any) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Build, run, report."""
-    from labkit.authoring.build import BuildError, build
+    from labkit.authoring.build import BuildError
 
     project = Project(args.root) if args.root else Project()
     langs = LANGUAGES if args.lang == "both" else (args.lang,)
@@ -203,10 +213,11 @@ def main(args: argparse.Namespace) -> int:
         )
         if args.jobs < 1:
             raise RunError(f"--jobs is {args.jobs}; expected 1 or more")
-        rows = plan(project, args.numbers, args.tier, langs, editions)
+        rows = plan(project, args.numbers, args.tier, langs, editions, options.output)
         if not rows:
-            raise RunError("there is no lesson to run: notebooks/src is empty")
-        build(project, sorted({row.number for row in rows}))
+            raise RunError(f"there is no lesson to run in {project.sources}: call labkit run in a clone of the course")
+        check_writable(options.output)
+        build_rows(project, rows)
         return run_and_report(rows, options, project)
     except (RunError, *BuildError) as error:
         print(f"labkit run: {error}", file=sys.stderr)
@@ -220,7 +231,6 @@ def run_and_report(rows: Sequence[Row], options: Options, project: Project) -> i
     from labkit.authoring.run.report import write_reports
 
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
-    options.output.mkdir(parents=True, exist_ok=True)
     finished = execute(rows, options, project)
     seconds = time.perf_counter() - clock
     about = {"started": started, "seconds": round(seconds, 1), "interrupted": not finished, **environment_versions()}

@@ -1,4 +1,5 @@
-"""An executed notebook as one HTML file that can be read offline: images inside, formulas as MathML, no scripts.
+"""An executed notebook as one HTML file that can be read offline: images inside, formulas as MathML, no scripts
+(`labkit.authoring.run.sanitise` decides what stays).
 
 Widgets need a running kernel, so their views are left out; the picture that stands beside each one (see
 `labkit.figures.widgets`) remains.
@@ -10,6 +11,11 @@ import html
 import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
+
+from labkit.authoring.run.sanitise import MATHML, clean, svg_image
+from labkit.course.render import POLICY
+from labkit.files import write_atomically
 
 _WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 _NO_MATH_IN = {"code", "pre", "script", "style", "math", "textarea"}
@@ -49,7 +55,7 @@ def write_html(notebook: Path, target: Path, *, title: str = "", lang: str = "en
         node = nbformat.read(notebook, as_version=4)
     except (OSError, ValueError):
         return
-    target.write_text(notebook_html(node, title=title or notebook.stem, lang=lang), encoding="utf-8")
+    write_atomically(target, notebook_html(node, title=title or notebook.stem, lang=lang))
 
 
 def notebook_html(notebook: Any, *, title: str, lang: str = "en") -> str:
@@ -62,6 +68,7 @@ def notebook_html(notebook: Any, *, title: str, lang: str = "en") -> str:
 
     notebook = copy.deepcopy(notebook)
     strip_widgets(notebook)
+    svg_as_images(notebook)
     config = Config()
     config.TagRemovePreprocessor.enabled = True
     config.TagRemovePreprocessor.remove_cell_tags = {"remove-cell"}
@@ -72,7 +79,7 @@ def notebook_html(notebook: Any, *, title: str, lang: str = "en") -> str:
     body, _ = exporter.from_notebook_node(notebook)
     colours = HtmlFormatter(style="default").get_style_defs(".highlight")
     return (
-        f'<!doctype html>\n<html lang="{html.escape(lang, quote=True)}"><head><meta charset="utf-8">'
+        f'<!doctype html>\n<html lang="{html.escape(lang, quote=True)}"><head><meta charset="utf-8">{POLICY}'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{colours}{_CSS}</style></head>\n<body>\n{offline(body)}\n</body></html>\n"
     )
@@ -86,6 +93,16 @@ def strip_widgets(notebook: Any) -> None:
             cell.outputs = [one for one in cell.outputs if _WIDGET_VIEW not in one.get("data", {})]
 
 
+def svg_as_images(notebook: Any) -> None:
+    """Turn SVG outputs into HTML images, in place, where the output has no HTML of its own."""
+    for cell in notebook.cells:
+        for one in cell.get("outputs", []):
+            data = one.get("data", {})
+            svg = data.pop("image/svg+xml", None)
+            if svg and "text/html" not in data:
+                data["text/html"] = svg_image("".join(svg), alt="".join(data.get("text/plain", "")))
+
+
 def offline(body: str) -> str:
     """HTML without scripts and without addresses that are loaded from elsewhere; formulas become MathML.
 
@@ -94,8 +111,6 @@ def offline(body: str) -> str:
     import bs4
 
     soup = bs4.BeautifulSoup(body, "html.parser")
-    for tag in soup.find_all(["script", "iframe", "link", "object", "embed"]):
-        tag.decompose()
     for image in soup.find_all("img"):
         if not image.get("src", "").startswith("data:"):
             image.replace_with(image.get("alt", ""))
@@ -105,7 +120,7 @@ def offline(body: str) -> str:
         pieces = _math_pieces(str(text))
         if pieces:
             text.replace_with(*pieces)
-    return str(soup)
+    return clean(str(soup))
 
 
 def mathml(tex: str, *, display: bool = False) -> str:
@@ -115,6 +130,9 @@ def mathml(tex: str, *, display: bool = False) -> str:
 
         known = re.sub(r"\{(aligned|split|gathered|gather\*?|equation\*?)\}", r"{align*}", tex.strip())
         drawn = convert(known, display="block" if display else "inline")
+        elements = {element.tag.rpartition("}")[2] for element in ElementTree.fromstring(drawn).iter()}
+        if not elements <= MATHML:  # the converter does not escape what stands in \text{...}
+            raise ValueError(elements - MATHML)
     except Exception:  # not installed, or TeX beyond its reach
         return f"<code>{html.escape(tex.strip())}</code>"
     return drawn.replace("<mi>&#x0007E;</mi>", "<mo>&#x223C;</mo>")  # "distributed as", not an accent

@@ -13,6 +13,7 @@ from labkit.authoring.run.job import PASSED, Outcome
 from labkit.authoring.run.pool import INTERRUPTED
 from labkit.course.manifest import Project, load_lesson
 from labkit.errors import LabkitError
+from labkit.files import write_atomically
 
 
 class RunError(LabkitError, ValueError):
@@ -73,7 +74,7 @@ class Options:
 
 
 def plan(
-    project: Project, numbers: Iterable[str], tier: str, langs: Sequence[str], editions: Sequence[str]
+    project: Project, numbers: Iterable[str], tier: str, langs: Sequence[str], editions: Sequence[str], output: Path
 ) -> list[Row]:
     """The rows of a run, in the order of lesson, edition, language. Raises ManifestError for an unknown lesson."""
     from labkit.authoring.build import select
@@ -83,10 +84,30 @@ def plan(
         lesson = load_lesson(path.name[:2], project)
         for edition in editions:
             for lang in langs:
-                notebook = project.notebook(path.stem, lang, edition)
+                notebook = output / "notebooks" / f"{edition}-{lang}" / path.name.replace(".py", ".ipynb")
                 row = Row(lesson.number, path.stem, dict(lesson.title), lang, edition, tier, str(notebook))
                 rows.append(replace(row, minutes=lesson.minutes.get(tier)))
     return rows
+
+
+def build_rows(project: Project, rows: Iterable[Row]) -> None:
+    """Build what the rows execute from the lesson sources into the run's own folder, and nowhere else: the notebooks
+    that git tracks and the learner's copies stay as they are. Raises one of `labkit.authoring.build.BuildError`."""
+    from labkit.authoring.build import write_if_changed
+    from labkit.authoring.notebook import Course
+
+    course = Course.of(project)
+    for row in rows:
+        write_if_changed(Path(row.source), course.notebook(project.sources / f"{row.stem}.py", row.lang, row.edition))
+
+
+def check_writable(folder: Path) -> None:
+    """Raise RunError unless a file can be written in `folder`, which is made if it is missing."""
+    try:
+        write_atomically(folder / ".writable", b"").unlink()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise RunError(f"{folder} cannot be written ({reason}); name another folder: --output FOLDER") from None
 
 
 def check_parameters(notebook: Path, parameters: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from xml.etree import ElementTree
 
 from labkit.authoring.run.job import KERNEL_DIED, NO_KERNEL, PASSED
@@ -19,10 +20,10 @@ from labkit.course import claims
 from labkit.course.i18n import get_language, t
 from labkit.course.ledger import ledger, ledger_rows
 from labkit.course.manifest import Project
-from labkit.course.render import table
+from labkit.course.render import POLICY, table
+from labkit.files import write_atomically
 
 _THUMBNAIL = (360, 240)  # pixels
-_COLOURS = {"pass": "#00795a", "fail": "#b3261e", "none": "#6b6b6b"}
 _CSS = """
 :root { color-scheme: light; }
 body { font: 15px/1.55 system-ui, "Hiragino Sans", "Noto Sans CJK JP", "Noto Sans JP", Meiryo, IPAGothic, sans-serif;
@@ -55,9 +56,9 @@ def write_reports(rows: Sequence[Row], output: Path, about: Mapping[str, Any], p
         "about": dict(about),
         "rows": [row.as_json() for row in rows],
     }
-    (output / "summary.json").write_text(json.dumps(summary, ensure_ascii=False, indent=1), encoding="utf-8")
-    (output / "junit.xml").write_bytes(junit(rows, about))
-    (output / "report.html").write_text(report_page(rows, output, about, project), encoding="utf-8")
+    write_atomically(output / "summary.json", json.dumps(summary, ensure_ascii=False, indent=1))
+    write_atomically(output / "junit.xml", junit(rows, about))
+    write_atomically(output / "report.html", report_page(rows, output, about, project))
     _, text = table(_headers(), [_cells(row) for row in rows])
     lines = [text, "", _verdict(rows, about), t("run.report_at", path=output / "report.html")]
     return "\n".join(lines)
@@ -113,7 +114,7 @@ def report_page(rows: Sequence[Row], output: Path, about: Mapping[str, Any], pro
     parts += _claims(rows, output, project)
     parts += _other_lanes(rows, output)
     return (
-        f'<!doctype html>\n<html lang="{lang}"><head><meta charset="utf-8">'
+        f'<!doctype html>\n<html lang="{lang}"><head><meta charset="utf-8">{POLICY}'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(t('run.title'))}</title><style>{_CSS}</style></head>\n<body>\n"
         + "\n".join(parts)
@@ -128,14 +129,20 @@ def thumbnail(notebook: Path) -> str | None:
     try:
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
         outputs = [one.get("data", {}) for cell in cells for one in cell.get("outputs", [])]
-        data = next(one[kind] for one in outputs for kind in ("image/png", "image/jpeg") if kind in one)
-        picture = Image.open(io.BytesIO(base64.b64decode("".join(data)))).convert("RGB")
+        data = next(filter(None, map(_picture, outputs)))
+        picture = Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
     except (OSError, ValueError, KeyError, StopIteration):
         return None
     picture.thumbnail(_THUMBNAIL, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _picture(data: dict) -> str:
+    """The base64 text of an output's picture: a course figure carries it in its HTML, a plot by pyplot as a PNG."""
+    found = re.search(r'src="data:image/(?:png|jpeg);base64,([^"]+)"', "".join(data.get("text/html", "")))
+    return found[1] if found else "".join(data.get("image/png") or data.get("image/jpeg") or "")
 
 
 _NOT_VERSIONS = {"started", "seconds", "interrupted"}
@@ -168,11 +175,11 @@ def _table(rows: Sequence[Row]) -> str:
     for row in rows:
         cells = _cells(row)
         slow = "<br>".join(
-            f'<code title="{html.escape(one["line"], quote=True)}">{one["id"]}</code> {one["seconds"]:.1f} s'
+            f'<code title="{html.escape(one["line"])}">{html.escape(one["id"])}</code> {one["seconds"]:.1f} s'
             for one in row.outcome.cells
             if one["seconds"] >= 0.05
         )
-        marks = {0: f'<a href="{html.escape(row.name)}.html">{html.escape(row.stem)}</a>', 6: slow}
+        marks = {0: f'<a href="{quote(row.name)}.html">{html.escape(row.stem)}</a>', 6: slow}
         marks[2] = f'<b class="{_kind(row)}">{html.escape(cells[2])}</b>'
         body.append(
             "<tr>"
@@ -195,7 +202,7 @@ def _card(row: Row, output: Path) -> str:
     )
     if not (output / f"{row.name}.html").exists():
         return f'<div class="card">{body}</div>'
-    return f'<a class="card" href="{html.escape(row.name, quote=True)}.html">{body}</a>'
+    return f'<a class="card" href="{quote(row.name)}.html">{body}</a>'
 
 
 def _claims(rows: Sequence[Row], output: Path, project: Project | None) -> list[str]:
@@ -216,9 +223,7 @@ def _other_lanes(rows: Sequence[Row], output: Path) -> list[str]:
     """Links to what earlier runs left in the same folder."""
     here = {row.name for row in rows}
     found = sorted(path.relative_to(output).with_suffix("").as_posix() for path in output.glob("*-*-*/*.html"))
-    links = [
-        f'<li><a href="{html.escape(name)}.html">{html.escape(name)}</a></li>' for name in found if name not in here
-    ]
+    links = [f'<li><a href="{quote(name)}.html">{html.escape(name)}</a></li>' for name in found if name not in here]
     return [f"<h2>{html.escape(t('run.earlier'))}</h2><ul>{''.join(links)}</ul>"] if links else []
 
 

@@ -1,10 +1,15 @@
-"""Exercises of lesson 03."""
+"""Exercises of lesson 03.
+
+The reference solutions are what a learner can write in a cell; the checks hold every answer against the same functions
+of `labkit.density.equations` that `PseudoDensity`, `importance_sample` and `perturb` use.
+"""
 
 import math
 
 import torch
 
 from labkit.course.checks import exercise
+from labkit.density import equations
 
 
 def pseudo_density(features, k):
@@ -36,7 +41,8 @@ def check_pseudo_density(c, fn):
     c.mistake("l03.sums_to_one", got=got, looks_like=want / want.sum())
     line = torch.arange(11, dtype=torch.float64)[:, None]
     c.hand(c.call(fn, line, 4)[:3], torch.tensor([0.66571, 0.95101, 1.10951], dtype=torch.float64), atol=1e-4)
-    c.close(got, want / want.mean())
+    d_k = equations.mean_distance(x, 4)
+    c.close(got, equations.pseudo_density(d_k, d_k))
 
 
 @check_pseudo_density.wrong("l03.itself")
@@ -85,6 +91,9 @@ def check_acceptance(c, fn):
     c.hand(high, torch.tensor([0.25, 0.25, 1.0, 1.0], dtype=torch.float64))
     c.hand(low, torch.tensor([1.0, 1.0, 0.25, 0.25], dtype=torch.float64))
     c.close(c.call(fn, rho, 1.0, 2.0), torch.tensor([0.5, 0.5, 1.0, 1.0], dtype=torch.float64), key="l03.tie")
+    rho = 2 * c.rand(30, dtype=torch.float64)
+    for w in (33.0, 1.0, 0.03):
+        c.close(c.call(fn, rho, 0.7, w), equations.acceptance_probability(rho, threshold=0.7, ratio=w))
 
 
 @check_acceptance.wrong("l03.weights")
@@ -129,6 +138,9 @@ def check_forecast(c, fn):
     rate, share, calls = c.call(fn, 0.2, 0.25)
     c.close(rate, 0.85, key="l03.below_one")
     c.close(share, 0.05 / 0.85, key="l03.below_one")
+    for pi, w in ((0.1, 33.0), (0.9, 33.0), (0.1, 0.03), (0.4, 1.0)):
+        want = equations.forecast(pi, ratio=w)
+        c.close(c.call(fn, pi, w), (want.acceptance, want.share_above_after, want.calls_per_sample))
 
 
 @check_forecast.wrong("l03.share_before")
@@ -167,6 +179,8 @@ def check_push_step(c, fn):
     c.hand(got, torch.tensor([0.025, 0.1, -0.1, 0.025], dtype=torch.float64))
     far = c.call(fn, torch.zeros(3), torch.ones(3), 5.0, 0.5)
     c.close(far, torch.full((3,), 0.5))
+    delta, gradient = 0.1 * (2 * c.rand(4, 3, dtype=torch.float64) - 1), c.randn(4, 3, dtype=torch.float64)
+    c.close(c.call(fn, delta, gradient, 0.025, 0.1), equations.push_step(delta, gradient, 0.025, 0.1))
 
 
 @check_push_step.wrong("l03.no_sign")

@@ -5,56 +5,46 @@ import math
 import torch
 
 from labkit.course.checks import exercise
-
-
-def dpo_loss(winner, loser, ref_winner, ref_loser, kappa):
-    """-log sigmoid(-kappa [(e_w - e_ref,w) - (e_l - e_ref,l)]) (Wallace et al. 2024, eq. 14)."""
-    difference = (winner - ref_winner) - (loser - ref_loser)
-    return -torch.nn.functional.logsigmoid(-kappa * difference)
+from labkit.dpo.equations import dpo_loss, kappa_of
 
 
 @exercise("l05.dpo_loss", reference=dpo_loss)
 def check_dpo_loss(c, fn):
     c.callable(fn)
-    errors = [c.rand(6) for _ in range(4)]
-    winner, loser, ref_winner, ref_loser = errors
-    got = c.call(fn, *errors, 3.0)
+    winner, loser, ref_winner, ref_loser = (c.rand(6) for _ in range(4))
+    reference = {"ref_winner": ref_winner, "ref_loser": ref_loser}
+    got = c.call(fn, winner=winner, loser=loser, **reference, kappa=3.0)
     c.tensor(got, shape=(6,), dtype=torch.float32)
     difference = ((winner - ref_winner) - (loser - ref_loser)).double()
     c.mistake("l05.sign", got=got.double(), looks_like=torch.log1p(torch.exp(-3.0 * difference)))
     c.mistake("l05.no_reference", got=got.double(), looks_like=torch.log1p(torch.exp(3.0 * (winner - loser).double())))
-    c.hand(c.call(fn, winner, loser, winner, loser, 3.0), torch.full((6,), math.log(2.0)))
+    start = c.call(fn, winner=winner, loser=loser, ref_winner=winner, ref_loser=loser, kappa=3.0)
+    c.hand(start, torch.full((6,), math.log(2.0)))
     c.close(got, torch.log1p(torch.exp(3.0 * difference)).float())
     one, zero = torch.ones(1), torch.zeros(1)
-    worst = fn(one, zero, zero, zero, 200.0)  # may be infinite, which is the mistake
+    worst = fn(winner=one, loser=zero, ref_winner=zero, ref_loser=zero, kappa=200.0)  # may be infinite: the mistake
     c.mistake("l05.unstable", when=not bool(torch.isfinite(worst).all()))
     c.close(worst, torch.tensor([200.0]))
 
 
 @check_dpo_loss.wrong("l05.sign")
-def _(winner, loser, ref_winner, ref_loser, kappa):
+def _(*, winner, loser, ref_winner, ref_loser, kappa):
     return -torch.nn.functional.logsigmoid(kappa * ((winner - ref_winner) - (loser - ref_loser)))
 
 
 @check_dpo_loss.wrong("l05.no_reference")
-def _(winner, loser, ref_winner, ref_loser, kappa):
+def _(*, winner, loser, ref_winner, ref_loser, kappa):
     return -torch.nn.functional.logsigmoid(-kappa * (winner - loser))
 
 
 @check_dpo_loss.wrong("l05.unstable")
-def _(winner, loser, ref_winner, ref_loser, kappa):
+def _(*, winner, loser, ref_winner, ref_loser, kappa):
     return -torch.log(torch.sigmoid(-kappa * ((winner - ref_winner) - (loser - ref_loser))))
 
 
 @check_dpo_loss.wrong("check.shape_scalar")
-def _(winner, loser, ref_winner, ref_loser, kappa):
+def _(*, winner, loser, ref_winner, ref_loser, kappa):
     return -torch.nn.functional.logsigmoid(-kappa * ((winner - ref_winner) - (loser - ref_loser))).mean()
-
-
-def kappa_of(beta, summed, half, elements):
-    """The printed logit, rewritten for the mean error: a sum is elements times a mean."""
-    kappa = beta * elements if summed else beta
-    return kappa / 2 if half else kappa
 
 
 @exercise("l05.kappa_of", reference=kappa_of)

@@ -3,15 +3,8 @@
 import torch
 
 from labkit.course.checks import exercise
-
-
-def best_and_worst(scores):
-    """Columns of the extremes of each row; among equal scores the first (HG-DPO, section 3: best and worst of N)."""
-    columns = torch.arange(scores.shape[1])
-    top, bottom = scores.max(1, keepdim=True).values, scores.min(1, keepdim=True).values
-    best = torch.where(scores == top, columns, scores.shape[1]).min(1).values
-    worst = torch.where(scores == bottom, columns, scores.shape[1]).min(1).values
-    return best, worst
+from labkit.dpo.equations import statistics_loss
+from labkit.dpo.pool import best_and_worst
 
 
 @exercise("l06.best_and_worst", reference=best_and_worst)
@@ -100,12 +93,6 @@ def _(first, second):
     observed = sum(a == b for a, b in zip(first, second, strict=True)) / n
     chance = sum((first.count(v) / n) * (second.count(v) / n) for v in set(first) | set(second))
     return 0.0 if chance == 1 else (observed - chance) / (1 - chance)
-
-
-def statistics_loss(eps, eps_ref, c):
-    """c_t^2 times the squared difference of channel means, summed over channels (HG-DPO, section 3.1, closed form)."""
-    shift = (eps - eps_ref).mean((2, 3))
-    return c**2 * (shift**2).sum(1)
 
 
 @exercise("l06.statistics_loss", reference=statistics_loss)

@@ -39,7 +39,11 @@ Complete `add_noise`.
 
 # %% uid="noise" tags=["exercise"] exercise="add_noise"
 def add_noise(x0, noise, alpha_bar):
-    """Mix x0 and noise so that the variance stays one."""
+    """en: Mix x0 and noise so that the variance stays one.
+    ja: 分散が 1 のままになるように、x0 とノイズを混ぜます。
+
+    x0 と noise は同じ形です。
+    """
     # BEGIN SOLUTION
     signal = alpha_bar**0.5 * x0
     return signal + (1 - alpha_bar) ** 0.5 * noise
@@ -47,21 +51,16 @@ def add_noise(x0, noise, alpha_bar):
 
 
 # %% uid="noise-check" tags=["check"]
-lab.check("add_noise", add_noise)
-add_noise = lab.use("add_noise", add_noise)
+lab.check("add_noise")
+add_noise = lab.use("add_noise")
 
 # %% uid="weights" tags=["exercise"] exercise="weights"
 alpha_bar = 0.64
 # BEGIN SOLUTION
 weights = [alpha_bar**0.5, (1 - alpha_bar) ** 0.5]
 # END SOLUTION
-# BEGIN STUB
-# # en: the two square roots
-# # ja: 二つの平方根
-# weights = None
-# END STUB
-lab.check("weights", weights)
-weights = lab.use("weights", weights)
+lab.check("weights")
+used_weights = lab.use("weights")
 
 # %% uid="plot" tags=["hide-input"]
 import matplotlib.pyplot as plt
@@ -78,7 +77,7 @@ lab.quiz("variance")
 lab.predict("larger")
 
 # %% uid="claim"
-lab.claim("variance", measured="variance", value=1.0, interval=(0.9, 1.1), seeds=[seed])
+lab.claim("variance", measured=r"$\sigma^2$", value=1.0, interval=(0.9, 1.1), seeds=[seed])
 
 # %% [markdown] lang="en" uid="teaching" pair="3bd89edc" tags=["instructor"]
 # Ask the room for the variance of a sum first.

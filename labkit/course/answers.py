@@ -1,0 +1,123 @@
+"""Whose answer is it? A check judges what the learner wrote, never what the lesson lent them.
+
+Where the learner's own answer has not passed, `lab.use` lends the reference, and the notebook binds it to the learner's
+own name so that later cells can go on. Three things are therefore no answer, whatever they are called: the lent
+reference (or a function that calls it), what labkit defines itself, and what an exercise cell defined before it was
+changed into something that stops with an error.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from labkit.course.checker import LENT, NOT_YOURS, STALE, Stop
+
+if TYPE_CHECKING:
+    from labkit.course.checks import Exercise
+
+MISSING: Any = type("Missing", (), {"__repr__": lambda self: "<look the name up>"})()
+
+_under_check: list[str] = []  # ids of the exercises whose checks are running
+
+
+def notebook_names() -> Mapping[str, Any]:
+    """The names that the learner's cells have defined (those of the main script outside of a notebook)."""
+    shell = _shell()
+    return vars(sys.modules["__main__"]) if shell is None else shell.user_ns
+
+
+def cells_run() -> Sequence[str]:
+    """The texts of the cells that this kernel was given, oldest first; [] outside of a notebook."""
+    return getattr(getattr(_shell(), "history_manager", None), "input_hist_raw", [])
+
+
+def look_up(exercise: Exercise, obj: Any) -> Any:
+    """`obj`, or, where none was given, what the notebook calls by the exercise's name (MISSING if nothing)."""
+    return notebook_names().get(exercise.name, MISSING) if obj is MISSING else obj
+
+
+def lend(exercise: Exercise) -> Any:
+    """The reference, for the lesson to go on with: a function that works everywhere but in its own exercise's check."""
+    reference = exercise.reference_object()
+    if exercise.value or isinstance(reference, type):
+        exercise.lent.append(reference)  # kept, so that no other object can have its identity
+        return reference
+    if not exercise.lent:
+        exercise.lent.append(_refusing_its_check(exercise.id, reference))
+    return exercise.lent[0]
+
+
+def _refusing_its_check(id: str, reference: Callable) -> Callable:
+    @functools.wraps(reference)
+    def lent(*args: Any, **kwargs: Any) -> Any:
+        if id in _under_check:
+            raise Stop(LENT, "type", {})
+        return reference(*args, **kwargs)
+
+    return lent
+
+
+@contextmanager
+def under_check(id: str) -> Iterator[None]:
+    """Inside, the lent reference of this exercise refuses to work, also when another function calls it."""
+    _under_check.append(id)
+    try:
+        yield
+    finally:
+        _under_check.pop()
+
+
+def objection(exercise: Exercise, obj: Any) -> str | None:
+    """Why `obj` is no answer of the learner's: check.lent, check.not_yours, check.stale; None if nothing is known."""
+    origin = _origin(obj)
+    if any(obj is lent for lent in exercise.lent if not isinstance(lent, str | int)):  # equal ones may be one object
+        return LENT
+    if exercise.value:
+        return None
+    if exercise.reference in (inspect.getmro(origin) if isinstance(origin, type) else (origin,)):
+        return LENT
+    if callable(origin) and str(getattr(origin, "__module__", None)).split(".")[0] == "labkit":
+        return NOT_YOURS
+    return STALE if _is_stale(exercise.name, origin) else None
+
+
+def own_source(exercise: Exercise, obj: Any) -> str:
+    """What the learner wrote, as far as it can still be found: the object's source or its cell; else ''."""
+    try:
+        return inspect.getsource(_origin(obj)).rstrip()
+    except (OSError, TypeError):
+        return _defining_cell(exercise.name).rstrip()
+
+
+def _origin(obj: Any) -> Any:
+    while isinstance(obj, functools.partial):
+        obj = obj.func
+    return inspect.unwrap(obj) if callable(obj) else obj
+
+
+def _is_stale(name: str, function: Any) -> bool:
+    """The cell that defined `name` last reads `def name`, yet this function of that name does not come from it."""
+    cell = _defining_cell(name)
+    if not re.search(rf"^\s*def\s+{name}\b", cell, re.MULTILINE) or getattr(function, "__module__", "") != "__main__":
+        return False
+    try:
+        return function.__name__ == name and inspect.getsource(function).strip() not in cell
+    except (OSError, TypeError, AttributeError):
+        return False  # nothing to compare with: believe the learner
+
+
+def _defining_cell(name: str) -> str:
+    """The text of the cell run last that defines `name`, also if it stopped with an error; '' outside of a notebook."""
+    defines = re.compile(rf"^\s*((async\s+)?def|class)\s+{name}\b|^{name}\s*(:[^=\n]*)?=(?!=)", re.MULTILINE)
+    cells = (cell for cell in reversed(cells_run()) if defines.search(cell) and "lab.use(" not in cell)
+    return next(cells, "")
+
+
+def _shell() -> Any:
+    return sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
