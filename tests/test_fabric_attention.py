@@ -47,6 +47,37 @@ def test_log_bias_and_lse_merge_and_renormalised_probabilities_agree(w, dtype, t
         assert (attend_merged(*parts, each)[0] - expected).abs().max() < tolerance
 
 
+def test_eq_2_worked_out_by_hand():
+    q, k, v = torch.tensor([[2.0]]), torch.tensor([[0.0], [1.0]]), torch.tensor([[1.0], [2.0]])
+    k_ref, v_ref = torch.tensor([[0.5]]), torch.tensor([[10.0]])
+    e = math.e  # logits 0 and 2 of the own tokens, 1 of the reference; w = 3
+    expected = (1 * 1 + e**2 * 2 + 3 * e * 10) / (1 + e**2 + 3 * e)
+    assert float(weighted_attention(q, k, v, k_ref, v_ref, 3.0)) == pytest.approx(expected)
+    halved = (1 * 1 + e * 2 + 3 * e**0.5 * 10) / (1 + e + 3 * e**0.5)
+    assert float(weighted_attention(q, k, v, k_ref, v_ref, 3.0, scale=0.5)) == pytest.approx(halved)
+
+
+def test_one_weight_for_all_is_the_same_as_one_for_each_and_weight_zero_is_plain_attention():
+    parts = case()
+    each = torch.full((14,), 0.25, dtype=torch.float64)
+    single = [x.float() for x in parts]
+    assert torch.equal(weighted_attention(*single, each.float()), weighted_attention(*single, 0.25))
+    plain = attention_with_lse(*parts[:3])[0]
+    assert (weighted_attention(*parts, 0.0) - plain).abs().max() < 1e-12
+    first = [x[:, 0] for x in parts]  # without heads: [B, N, d] and [1, M, d]
+    assert (weighted_attention(*first, each) - weighted_attention(*parts, each)[:, 0]).abs().max() < 1e-12
+
+
+def test_a_reference_token_of_its_own_weight_is_read_with_that_weight():
+    q, k, v, k_ref, v_ref = case()
+    w = torch.linspace(0.05, 3, 14, dtype=torch.float64)
+    expected = obvious_attention(q, k, v, k_ref, v_ref, w)
+    assert (weighted_attention(q, k, v, k_ref, v_ref, w) - expected).abs().max() < 1e-12
+    assert (attend_merged(q, k, v, k_ref, v_ref, w)[0] - expected).abs().max() < 1e-12
+    own, ref = attention_table(q, k, k_ref, w)
+    assert (own @ v + ref @ v_ref - expected).abs().max() < 1e-12
+
+
 def test_an_extra_channel_carries_the_weight_without_a_bias():
     q, k, v, k_ref, v_ref = case()
     scale = q.shape[-1] ** -0.5
@@ -71,13 +102,15 @@ def test_half_precision_stays_close(dtype):
         assert (out.float() - exact).abs().max() < 2e-2
 
 
-def test_gradients_flow_through_both_forms_alike():
+def test_gradients_flow_through_both_forms_alike_and_into_everything():
     grads = []
     for attend in (weighted_attention, lambda *a: attend_merged(*a)[0]):
-        parts = [x.requires_grad_() for x in case(dtype=torch.float32)]
-        attend(*parts, weights(0.5, dtype=torch.float32)).square().sum().backward()
-        grads.append(parts[0].grad)
-    assert (grads[0] - grads[1]).abs().max() < 1e-4
+        parts = [x.requires_grad_() for x in (*case(dtype=torch.float32), weights(0.5, dtype=torch.float32))]
+        attend(*parts).square().sum().backward()
+        grads.append([x.grad for x in parts])
+    for one, other in zip(*grads, strict=True):
+        assert one.abs().max() > 1e-3
+        assert (one - other).abs().max() < 1e-4
 
 
 def test_effective_attention_is_a_distribution_and_the_output_its_mean():
@@ -179,6 +212,14 @@ def test_training_time_counts_one_step_less_than_step_time():
     timesteps = [i * 50 + 1 for i in range(20)][::-1]
     inside = [t for t in timesteps if time_position(t, 1000, 0, 0.8) is not None]
     assert len(inside) == 16
+
+
+def test_places_in_the_window_worked_out_by_hand():
+    assert [step_position(i, 20, 0.33, 0.66) for i in (6, 7, 10, 13, 14)] == [None, 0.0, 0.5, 1.0, None]
+    assert step_position(5, 10, 0.5, 0.5) == 0.0
+    places = [time_position(t, 1001, 0.2, 0.8) for t in (800, 650, 200)]
+    assert places == pytest.approx([0.0, 0.25, 1.0])
+    assert [time_position(t, 1001, 0.2, 0.8) for t in (801, 199)] == [None, None]
 
 
 def test_shapes_hit_both_ends():
@@ -290,6 +331,14 @@ def test_noised_reference_is_what_the_sampler_would_show_the_unet(name):
         at = torch.as_tensor(t, dtype=sampler.timesteps.dtype)
         shown = sampler.scale_model_input(sampler.add_noise(x, noise, at[None]), at)
         assert (noised_reference(x, noise, t, sampler.alphas_cumprod) - shown).abs().max() < 2e-4, t
+
+
+def test_eq_1_worked_out_by_hand():
+    abar, x, noise = torch.tensor([0.96, 0.64, 0.36]), torch.tensor([10.0, 0.0]), torch.tensor([0.0, 10.0])
+    assert noised_reference(x, noise, 1, abar).tolist() == pytest.approx([8.0, 6.0])
+    sigma = ((0.36 / 0.64) * (0.64 / 0.36)) ** 0.25  # half way between two steps: the geometric mean of their sigmas
+    assert alpha_bar_at(1.5, abar) == pytest.approx(1 / (1 + sigma**2))
+    assert [alpha_bar_at(t, abar) for t in (-1, 7)] == pytest.approx([0.96, 0.36])
 
 
 def test_reference_is_pure_noise_at_the_start_and_clean_at_the_end():

@@ -31,6 +31,20 @@ def test_the_first_round_is_plain_sampling(pipe):
     assert torch.equal(loop(pipe).generate(), from_uint8(to_uint8(plain)))
 
 
+def test_a_round_is_the_sampling_with_feedback_that_one_would_write_by_hand(pipe):
+    from labkit.diffusion import from_uint8, image_generators, sample, to_uint8
+    from labkit.fabric import fabric
+
+    one = loop(pipe, end=1.0, negative_prompt="a blue house")
+    first = one.generate()
+    one.feedback(liked=[2, 0], disliked=[1])
+    options = {"steps": 2, "guidance_scale": 3.0, "negative_prompts": "a blue house"}
+    generators = image_generators(3, 1, first=3)  # images 3, 4 and 5 of seed 1
+    with fabric(pipe, liked=[first[2], first[0]], disliked=[first[1]], end=1.0, seed=2):  # fresh noise in each round
+        expected = sample(pipe, "a red house", generators=generators, **options)
+    assert torch.equal(one.generate(), from_uint8(to_uint8(expected)))
+
+
 def test_feedback_appends_and_undo_takes_back_one_step(pipe):
     one = loop(pipe)
     first = one.generate()

@@ -397,6 +397,18 @@ def test_observer_sees_queries_and_reference_tokens(pipe):
     assert first.reference.k.shape[2] == len(first.reference.weights) == 192
 
 
+def test_pooled_tokens_carry_the_weight_of_those_they_stand_for(pipe):
+    totals = {}
+    for pool in (1, 2):
+        seen = []
+        with fabric(pipe, liked=pictures(2), pool=pool, max_weight=0.3, observer=seen.append):
+            call(pipe, *one_call(pipe))
+        totals[pool] = [float(o.reference.weights.sum()) for o in seen]
+        assert {round(float(w), 6) for o in seen for w in o.reference.weights} == {0.3 if pool == 1 else 1.2}
+        assert [o.reference.tokens for o in seen][0] == ((64, 64) if pool == 1 else (16, 16))
+    assert totals[2] == pytest.approx(totals[1])
+
+
 def test_pooled_references_stay_close_to_full_ones(pipe):
     x, t, text, labels = one_call(pipe)
     plain = call(pipe, x, t, text, labels)

@@ -16,6 +16,7 @@ from labkit.pairwise import (
     TemplateWriter,
     attribute_ranking,
     choose_held_out,
+    comparative_prompt,
     comparative_prompts,
     confused_pairs,
     contrastive_loss,
@@ -195,6 +196,43 @@ def test_repeated_sentences_need_several_positives():
     d[1] = d[0]
     assert float(contrastive_loss(text, d, 1e-3, one_hot)) >= 2 / 6 * math.log(2) - 1e-6  # however cold
     assert float(contrastive_loss(text, d, 1e-3, same)) == pytest.approx(duplicate_floor(same), abs=1e-4)
+
+
+def test_two_sided_cross_entropy_worked_out_by_hand_where_rows_and_columns_differ():
+    logits = torch.tensor([[1.0, 2.0, 1.0], [3.0, 1.0, 2.0]]).log()  # 2 rows, 3 columns
+    positives = torch.tensor([[True, True, False], [False, False, True]])
+    rows = ((math.log(4) + math.log(2)) / 2 + math.log(3)) / 2  # 1/4 and 2/4 in the first row, 2/6 in the second
+    columns = (math.log(4) + math.log(1.5) + math.log(1.5)) / 3  # 1/4, 2/3, 2/3
+    assert float(two_sided_cross_entropy(logits, positives)) == pytest.approx((rows + columns) / 2)
+    assert float(two_sided_cross_entropy(logits.T, positives.T)) == pytest.approx((rows + columns) / 2)
+
+
+def test_who_is_positive_of_whom_is_not_taken_the_other_way_round():
+    logits = randn(4, 4)
+    positives = torch.eye(4, dtype=torch.bool)
+    positives[0, 1] = positives[0, 3] = positives[2, 1] = True  # sentence 0 is true of pairs 1 and 3, not they of it
+
+    def side(table, true):
+        losses = []
+        for row, wanted in zip(table, true, strict=True):
+            own = [float(row.logsumexp(0) - row[c]) for c in range(len(row)) if wanted[c]]
+            losses.append(sum(own) / len(own))
+        return sum(losses) / len(losses)
+
+    expected = (side(logits, positives) + side(logits.T, positives.T)) / 2
+    assert float(two_sided_cross_entropy(logits, positives)) == pytest.approx(expected, abs=1e-6)
+    assert float(two_sided_cross_entropy(logits, positives.T)) != pytest.approx(expected, abs=1e-2)
+    # entropies: rows of 3, 1, 2 and 1 positives, columns of 1, 3, 1 and 2
+    assert duplicate_floor(positives) == pytest.approx((math.log(3) + math.log(2)) / 4)
+
+
+def test_the_loss_sends_gradients_to_sentences_and_differences_alike():
+    text, d = unit(randn(4, 6)).requires_grad_(), unit(randn(4, 6, seed=1)).requires_grad_()
+    there = torch.autograd.grad(contrastive_loss(text, d, 0.2), (text, d))
+    back = torch.autograd.grad(contrastive_loss(d, text, 0.2), (text, d))
+    for a, b in zip(there, back, strict=True):
+        assert a.abs().min() > 0
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 
 def test_squared_loss_is_that_of_the_raw_difference():
@@ -424,6 +462,23 @@ def test_intervals_over_images_are_wider_than_over_pairs_that_share_them():
     assert same == (low, high)
 
 
+def test_the_interval_weighs_a_pair_with_the_counts_of_both_its_images():
+    said = Statement({"mood": "sad"}, {"mood": "calm"})
+    pairs = [Pair(3, 5, said), Pair(3, 8, said), Pair(5, 8, said), Pair(8, 9, said)]  # 4 images, each in 1 to 3 pairs
+    outcome = torch.tensor([1.0, 0.0, 0.5, 0.0])
+    got = image_bootstrap(outcome, pairs, generator=generator(2), resamples=50, level=0.8)
+    means = []
+    for drawn in torch.randint(4, (50, 4), generator=generator(2)).tolist():
+        count = {image: drawn.count(k) for k, image in enumerate((3, 5, 8, 9))}
+        weights = [count[p.first] * count[p.second] for p in pairs]
+        if sum(weights):
+            means.append(sum(w * o for w, o in zip(weights, outcome.tolist(), strict=True)) / sum(weights))
+    expected = torch.quantile(torch.tensor(means, dtype=torch.float64), torch.tensor([0.1, 0.9]).double()).tolist()
+    assert got == pytest.approx(expected)
+    exchanged = [Pair(p.second, p.first, said) for p in pairs]
+    assert image_bootstrap(outcome, exchanged, generator=generator(2), resamples=50, level=0.8) == pytest.approx(got)
+
+
 def test_an_edited_copy_is_no_independent_image():
     pairs = [Pair(i, 8 + i, Statement({"mood": "sad"}, {"mood": "calm"})) for i in range(8)]
     outcome = torch.tensor([1.0, 0.0] * 4)
@@ -446,6 +501,14 @@ def test_comparative_prompting_has_the_fixed_points_of_its_formula():
         torch.testing.assert_close(comparative_prompts(classes, exact, alpha), classes)
     mean = classes[0] - 0.4 * text[0]
     torch.testing.assert_close(comparative_prompts(classes, pairs[:1], 0.0, beta=0.4)[1], unit(mean))
+
+
+def test_a_comparative_prompt_worked_out_by_hand():
+    e_i, e_j, t_ij = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), torch.tensor([0.6, -0.8])
+    moved = torch.tensor([0.5 * (1 - 0.5 * 0.6), 0.5 + 0.5 * 0.5 * 0.8])  # alpha 1/2, beta 1/2
+    torch.testing.assert_close(comparative_prompt(e_i, e_j, t_ij, 0.5, 0.5), moved / moved.norm())
+    both = comparative_prompt(torch.stack([e_i, e_j]), e_j, torch.stack([t_ij, e_i]), 0.0)
+    torch.testing.assert_close(both, unit(torch.tensor([0.4 - 1, 0.8 + 1])))  # the mean of two proposals
 
 
 def test_the_true_direction_at_unit_length_overshoots_between_similar_classes():

@@ -34,7 +34,7 @@ from labkit.pairwise import (
     zero_shot,
 )
 from labkit.pairwise.towers import as_tensor, check_vocabulary
-from labkit.portraits import caption, render_tensor, sample_specs
+from labkit.portraits import caption, describe, render_tensor, sample_specs
 
 WORDING = portrait_wording()
 CONTEXT = 96
@@ -206,6 +206,82 @@ def test_only_the_text_blocks_move_and_the_original_stays_bit_for_bit(world):
     assert not any(p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.parametrize("name", ["robust", "paper", "squared"])
+def test_one_step_is_the_one_worked_out_by_hand(world, name):
+    """The batch drawn again, the loss in loops, and the first step of Adam: p - lr g / (|g| + eps)."""
+    lr, batch, few = 1e-3, 12, {a: WORDING[a] for a in ("glasses", "beard")}  # so that sentences fit several pairs
+    written = TemplateWriter(few)(natural_pairs(world.values, 40, few, generator()), world.values).records
+    named = [{a: row[a]} for row, a in zip(world.values, ("glasses", "beard") * 12, strict=True)]
+    told = [(describe(one).text, one) for one in named]
+    world = SimpleNamespace(**vars(world) | {"records": written, "captions": told})
+    options = {"robust": {}, "paper": {"tau": 0.3}, "squared": {"loss": "squared", "rehearsal": 0.5, "difference": 2.0}}
+    config = preset("paper" if name == "paper" else "robust", steps=1, **{"batch": batch, "lr": lr} | options[name])
+    model, card = train(world, config)
+    g = generator()
+    torch.randint(2**31, (1,), generator=g)
+    drawn = torch.randint(len(written), (batch // 2 if config.mirrored else batch,), generator=g).tolist()
+    second_clause_first = (torch.rand(batch, generator=g) < 0.5).tolist()
+    rows = []  # (sentence, number of the first image, of the second, what is said of them)
+    for k in drawn:
+        r = written[k]
+        rows.append([r.sentences, r.first, r.second, r.statement])
+    if config.mirrored:
+        for k in drawn:
+            r = written[k]
+            rows.append([r.mirrored, r.second, r.first, r.statement.mirrored()])
+    texts = [s[swapped and config.both_orders] for (s, *_), swapped in zip(rows, second_clause_first, strict=True)]
+    clip = copy.deepcopy(world.clip)
+    clip.text_model.encoder.requires_grad_(True)
+
+    def encode(texts):
+        return unit(as_tensor(clip.get_text_features(**world.inputs(texts))))
+
+    def cross_entropy(table, fits):
+        sides = []
+        for t, true in ((table, fits), (table.T, list(zip(*fits, strict=True)))):
+            own = [[t[a].logsumexp(0) - t[a][b] for b in range(len(t)) if true[a][b]] for a in range(len(t))]
+            sides.append(sum(sum(one) / len(one) for one in own) / len(own))
+        return sum(sides) / 2
+
+    def has(image, named):
+        return all(world.values[image][attribute] == value for attribute, value in named.items())
+
+    t, raw = encode(texts), torch.stack([world.images[i] - world.images[j] for _, i, j, _ in rows])
+    if config.loss == "squared":
+        loss = sum(((a - b) ** 2).sum() for a, b in zip(t, raw, strict=True)) / batch
+    else:
+        table = t @ (raw / raw.norm(dim=1, keepdim=True)).T / config.tau
+        fits = [[a == b for b in range(batch)] for a in range(batch)]
+        if config.true_targets:
+            fits = [[has(i, s.first) and has(j, s.second) for _, i, j, _ in rows] for *_, s in rows]
+            assert fits != [list(column) for column in zip(*fits, strict=True)]  # who fits whom is no symmetry
+        loss = cross_entropy(table, fits)
+    assert card.loss == [pytest.approx(float(loss.detach()), abs=1e-5)]
+    loss = config.difference * loss
+    if config.rehearsal:
+        index = torch.randint(len(world.images), (batch,), generator=g).tolist()
+        table = clip.logit_scale.exp() * encode([told[i][0] for i in index]) @ world.images[index].T
+        fits = [[has(i, told[a][1]) for i in index] for a in index]
+        assert fits != [list(column) for column in zip(*fits, strict=True)]
+        loss = loss + config.rehearsal * cross_entropy(table, fits)
+    parameters = list(clip.text_model.encoder.parameters())
+    for p, grad, got in zip(
+        parameters, torch.autograd.grad(loss, parameters), model.text_model.encoder.parameters(), strict=True
+    ):
+        clear = grad.abs() > 1e-5 * grad.abs().max() + 1e-7  # smaller ones are rounding
+        torch.testing.assert_close(got[clear], (p - lr * grad / (grad.abs() + 1e-8))[clear], atol=2e-5, rtol=0)
+
+
+def test_pairs_of_equal_pictures_are_dropped_and_counted(world):
+    images = world.images.clone()
+    images[world.records[0].second] = images[world.records[0].first]
+    same = sum(torch.equal(images[r.first], images[r.second]) for r in world.records)
+    twins = SimpleNamespace(**vars(world) | {"images": images})
+    _, card = train(twins, preset("paper", steps=2, batch=40))
+    assert card.dropped == same >= 1
+    assert all(x == x for x in card.loss)
+
+
 def test_the_papers_learning_rate_is_nothing_for_a_few_steps(world):
     model, card = train(world, preset("paper", steps=3, batch=16))
     assert card.drift < 1e-6
@@ -338,7 +414,7 @@ def test_every_statement_about_portraits_and_products_fits_portrait_clip():
 
 def test_zero_shot_with_cached_images_agrees_with_that_of_the_models():
     from labkit.models.clip import captionable_values, zero_shot_accuracy
-    from labkit.portraits import TEMPLATES, describe
+    from labkit.portraits import TEMPLATES
 
     clip, inputs = load_clip("cpu")
     specs = sample_specs(12, seed=3)
