@@ -30,7 +30,7 @@ import numpy as np
 
 def reweight(own, refs, w):
     """en: Attention of one query: own logits [N], reference logits [M], weight w > 0 -> [N + M], sums to 1.
-    ja: 1 つのクエリの注意です。own [N] は自分、refs [M] は参照のロジット、w > 0 は重みです。和が 1 の [N + M] を返します。
+    ja: 1 つのクエリの注意 [N + M](和は 1)です。own [N] は自分、refs [M] は参照のロジット、w > 0 は重みです。
     """
     # BEGIN SOLUTION
     logits = np.concatenate([own, refs + np.log(w)])

@@ -743,8 +743,8 @@ from labkit.diffusion import encode_prompts
 from labkit.dpo import DPOTrainer, text_window
 
 words = DPOConfig(
-    steps=3 * sizes.train_steps, batch_size=sizes.batch, lr=sizes.lr, rank=64, seed=seeds[0], model="text_encoder", adapter="words",
-    log_every=sizes.train_steps,
+    steps=3 * sizes.train_steps, batch_size=sizes.batch, lr=sizes.lr, rank=64, seed=seeds[0],
+    model="text_encoder", adapter="words", log_every=sizes.train_steps,
 )  # fmt: skip
 with torch.no_grad():
     plain = encode_prompts(pipe, test)
