@@ -374,7 +374,7 @@ def test_labkit_claims_prints_table_json_and_html(tmp_path, capsys):
     assert cli("--results", tmp_path, "--lang", "ja", "--html", page) == 0
     html_text = page.read_text(encoding="utf-8")
     assert '<html lang="ja">' in html_text and "学習済みモデルはベースモデルを上回る。" in html_text
-    assert html_text.count("<tr>") == 5 and "http" not in html_text
+    assert html_text.count("<tr>") == 5 and "://" not in html_text
 
 
 def test_labkit_claims_names_a_broken_file_in_one_line(tmp_path, copied, capsys):

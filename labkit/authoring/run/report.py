@@ -24,7 +24,6 @@ from labkit.course.render import POLICY, table
 from labkit.files import write_atomically
 
 _THUMBNAIL = (360, 240)  # pixels
-_COLOURS = {"pass": "#00795a", "fail": "#b3261e", "none": "#6b6b6b"}
 _CSS = """
 :root { color-scheme: light; }
 body { font: 15px/1.55 system-ui, "Hiragino Sans", "Noto Sans CJK JP", "Noto Sans JP", Meiryo, IPAGothic, sans-serif;
