@@ -1,7 +1,6 @@
 """Scripts that try to run when somebody opens a page of ours, each of which calls `hit()`, and pages that hold them."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -78,6 +77,7 @@ def spoiled_report(payload, folder):
 
 
 def spoiled_ledger(payload):
-    claim = replace(declared("90", FIXTURE)["l90.better"], statement={"en": payload, "ja": payload}, paper=payload)
+    changed = {"statement": {"en": payload, "ja": payload}, "paper": payload}
+    claim = declared("90", FIXTURE)["l90.better"].model_copy(update=changed)
     body = ledger([{"claim": claim, "record": None, "verdict": "not_run"}])[0]
     return page(payload, body + table([payload], [[payload]])[0] + box("warn", payload, payload)[0])
