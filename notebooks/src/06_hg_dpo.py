@@ -109,13 +109,21 @@ biased = blend([(judge, 1.0), (warmth(), sizes.bias)])  # a faithful judge with 
 shard = max(1, sizes.prompts // 8)
 bar = iter(lab.progress_bar(range(-(-sizes.prompts // shard)), t("l06.pool"), -(-sizes.prompts // shard)))
 next(bar)
-with NFELedger(pipe) as pool_cost:
-    pool = build_pool(
-        pipe, prompts, sizes.candidates, scorers=[judge, biased], seed=lab.seed, steps=sizes.steps, shard=shard,
-        progress=lambda done, total: next(bar, None),
-    )  # fmt: skip
+
+
+def make_pool():
+    """The pool, the U-Net rows it took, and the seconds."""
+    with NFELedger(pipe) as cost:
+        made = build_pool(
+            pipe, prompts, sizes.candidates, scorers=[judge, biased], seed=lab.seed, steps=sizes.steps, shard=shard,
+            progress=lambda done, total: next(bar, None),
+        )  # fmt: skip
+    return made, cost.nfe, cost.seconds
+
+
+pool, pool_rows, seconds = lab.keep("pool", make_pool)
 scores = pool.scores[judge.name]
-print(t("l06.pool_cost", images=scores.numel(), rows=pool_cost.nfe, seconds=pool_cost.seconds))
+print(t("l06.pool_cost", images=scores.numel(), rows=pool_rows, seconds=seconds))
 
 # %% uid="gaps"
 counts = list(range(2, sizes.candidates + 1))
@@ -302,16 +310,18 @@ def adapters(states):
 
 
 def align(stages, seed, start=()):
-    """Train (name, pairs, terms, units of steps) stages after those in `start`: adapter states, pictures of the test prompts."""
+    """Train (name, pairs, terms, units of steps) stages after those in `start`: adapter states, pictures of the test prompts, U-Net rows."""
     options = {"batch_size": sizes.batch, "lr": sizes.lr, "rank": sizes.rank, "targets": "all", "precision": "auto"}
 
     def config(units):  # the U-Net is small: adapters sit in every layer
         steps = units * sizes.train_steps
         return DPOConfig(steps=steps, warmup=5, seed=seed, log_every=steps, **options)
 
-    with adapters(start):
+    with NFELedger(pipe) as cost, adapters(start):
         run_stages(pipe, [Stage(name, pairs, terms, config(units)) for name, pairs, terms, units in stages])
-        return {name: adapter_state(pipe.unet, name) for name in adapter_names(pipe.unet)}, pictures(seed)
+        trained = {name: adapter_state(pipe.unet, name) for name in adapter_names(pipe.unet)}
+        images = pictures(seed)
+    return trained, images, cost.nfe
 
 
 def pictures(seed):
@@ -336,7 +346,7 @@ base = [pictures(s) for s in seeds]
 colour = {key: [] for key in arms}
 jobs = [(key, s) for s in seeds for key in arms]
 for key, s in lab.progress_bar(jobs, t("l06.training"), len(jobs)):
-    colour[key].append(align([("colour", *arms[key], 3)], s)[1])
+    colour[key].append(lab.keep("colour", align, [("colour", *arms[key], 3)], s)[1])
 
 # %% uid="colour-picture"
 shift = {
@@ -482,13 +492,14 @@ plans = {  # arm -> (stages with units of steps, trained after "easy")
     "l06.sft": ([("sft", hard, [sft(sizes.kappa / 2)], 1)], True),
 }
 results = {key: [] for key in plans}
-states = {}
+states, train_rows = {}, 0
 jobs = [(key, s) for s in seeds for key in plans]
-with NFELedger(pipe) as train_cost:
-    for key, s in lab.progress_bar(jobs, t("l06.training"), len(jobs)):
-        stages, after_easy = plans[key]
-        states[key, s], images = align(stages, s, states["l06.easy", s] if after_easy else ())
-        results[key].append(images)
+for key, s in lab.progress_bar(jobs, t("l06.training"), len(jobs)):
+    stages, after_easy = plans[key]
+    start = states["l06.easy", s] if after_easy else ()
+    states[key, s], images, rows = lab.keep("curriculum", align, stages, s, start)
+    results[key].append(images)
+    train_rows += rows
 
 # %% uid="curriculum-table"
 gold_base = [gold(x, test) for x in base]
@@ -777,13 +788,13 @@ claim(
 
 # %% uid="cost-run"
 rows_per_picture = 2 * sizes.steps
-per_model = train_cost.nfe / len(jobs) - len(test) * rows_per_picture  # without the pictures it was judged on
-print(t("l06.cost", pool=pool_cost.nfe, train=per_model, labels=scores.numel(), votes=len(easy) + len(normal)))
+per_model = train_rows / len(jobs) - len(test) * rows_per_picture  # without the pictures it was judged on
+print(t("l06.cost", pool=pool_rows, train=per_model, labels=scores.numel(), votes=len(easy) + len(normal)))
 won_share = table["l06.hg", "l06.gold"][0]
 print(
     t(
         "l06.break_even",
-        pictures=(pool_cost.nfe + 3 * per_model) / (rows_per_picture * (pool.n - 1)),
+        pictures=(pool_rows + 3 * per_model) / (rows_per_picture * (pool.n - 1)),
         n=pool.n,
         won=won_share,
     )

@@ -301,6 +301,7 @@ import numpy as np
 
 from labkit.models.clip import captionable_values
 from labkit.pairwise import preset, train_pairwise, zero_shot
+from labkit.pairwise.train import copy_with_shared_images
 from labkit.portraits import ATTRIBUTES, TEMPLATES, describe, random_caption
 
 rng = np.random.default_rng(lab.seed)
@@ -327,10 +328,19 @@ def gauges(step, model):
     return {"m1": counterbalanced(*right)[0], "retention": retention(model)}
 
 
+def finetuned_text_side(config, k, notes, **options):
+    """The weights of the text side after one run, and its run card."""
+    data = {"wording": wording, "captions": captions, "generator": lab.generator(20 + k)}
+    model, card = train_pairwise(clip, inputs, images, values, notes, config, **data, **options)
+    return {name: w for name, w in model.state_dict().items() if not name.startswith("vis")}, card
+
+
 def finetune(config, k, notes=records, **options):
     """A finetuned copy of CLIP and its run card."""
-    data = {"wording": wording, "captions": captions, "generator": lab.generator(20 + k)}
-    return train_pairwise(clip, inputs, images, values, notes, config, **data, **options)
+    weights, card = lab.keep("finetuned", finetuned_text_side, config, k, notes, **options)
+    model = copy_with_shared_images(clip).eval()
+    model.load_state_dict(weights, strict=False)  # the image side is CLIP's own
+    return model, card
 
 
 sizes = lab.sizes
