@@ -177,6 +177,20 @@ def test_values_inside_closures_objects_and_networks_count():
     assert fingerprint(pools[0]) == fingerprint(pools[1]) != fingerprint(pools[2])
 
 
+def test_a_pipeline_counts_by_weights_and_scheduler_settings():
+    from diffusers import DDIMScheduler
+
+    def pipe(scheduler):
+        return types.SimpleNamespace(scheduler=scheduler, device=object(), unet=None)
+
+    first = pipe(DDIMScheduler(num_train_timesteps=10))
+    again = pipe(DDIMScheduler(num_train_timesteps=10))
+    again.scheduler.config._use_default_values.reverse()  # in another order in every process
+    again.scheduler.set_timesteps(4)  # how far a run has come does not count
+    assert fingerprint(first) == fingerprint(again)
+    assert fingerprint(first) != fingerprint(pipe(DDIMScheduler(num_train_timesteps=11)))
+
+
 def test_cycles_end():
     loop = [1]
     loop.append(loop)

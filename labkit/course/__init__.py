@@ -8,6 +8,9 @@
 | lab          | `start` and the open lesson `lab` that every notebook works with                 |
 | checks       | exercises: reference, check, wrong answers; the guide for authors of a lesson    |
 | checker      | the steps a check is written with                                                |
+| answers      | whether an object is the learner's own answer, or something lent to them         |
+| feedback     | what stands below a check: hints, a solution, the reference beside their code    |
+| keep         | results of slow cells on disk; fingerprint tells whether a call is the same      |
 | values       | looking at objects that somebody else wrote                                      |
 | quiz         | questions and predictions                                                        |
 | claims       | what a paper claims and what a run measured; claim_file and ledger belong to it  |

@@ -69,6 +69,12 @@ What `lab.use` lent is never taken for an answer (`labkit.course.answers`). A va
 the lesson goes on with needs a name of its own there: `weights_used = lab.use("weights")`.
 `lab.hint()` gives the next hint, `lab.solution()` the reference's source, both for the exercise checked last.
 
+    picture = lab.keep("pictures", draw, 3.0)       # draw(3.0), or what this very call gave before the last restart
+
+For what takes more than a few seconds (`labkit.course.keep`). The function returns all that the lesson needs of it, as
+tensors, arrays, numbers, texts and containers of them, makes its random generators inside, and draws nothing. Batch
+runs compute; strict ones refuse a result that could not be kept. `lab.fresh()` forgets what was kept.
+
 Quizzes and predict-then-run prompts, in quiz.yaml
 --------------------------------------------------
     questions:

@@ -125,5 +125,7 @@ def _object_parts(value: Any) -> Iterator[Any]:
         yield [getattr(value, name, None) for name in getattr(type(value), "__slots__", ())]
     else:  # a pipeline: its networks, and the settings of its scheduler
         yield {name: item for name, item in attributes.items() if isinstance(item, torch.nn.Module)}
-        configs = {name: getattr(item, "config", None) for name, item in attributes.items()}
-        yield {name: dict(config) for name, config in configs.items() if isinstance(config, Mapping)}
+        for item in attributes.values():
+            if isinstance(config := getattr(item, "config", None), Mapping):  # "_..." are notes, in no fixed order
+                yield type(item)
+                yield {name: setting for name, setting in config.items() if not name.startswith("_")}

@@ -182,10 +182,12 @@ judged, named = zip(*[(spec, c) for spec, c in described if c.named], strict=Tru
 copies = lab.sizes.copies
 texts = [c.text for c in named for _ in range(copies)]
 scales = [1.0, 2.0, 3.0, 5.0, 8.0]
-# en: per scale: one number per prompt
-# ja: スケールごとに、プロンプト 1 つにつき 1 つの値
-faithful, varied = [], []
-for scale in lab.progress_bar(scales, t("l01.guidance_scale"), len(scales)):
+
+
+def at_scale(scale):
+    """en: Faithfulness and variety at one guidance scale: one number per prompt each.
+    ja: ある誘導スケールでの忠実さと多様さです。どちらもプロンプト 1 つにつき 1 つの値です。
+    """
     pictures = sample(
         portrait_pipe,
         texts,
@@ -196,8 +198,12 @@ for scale in lab.progress_bar(scales, t("l01.guidance_scale"), len(scales)):
     ).cpu()
     right = reader.correct(pictures, [s for s in judged for _ in range(copies)])
     score = [np.mean([right[a][i].item() for a in named[i // copies].named]) for i in range(len(texts))]
-    faithful.append(np.reshape(score, (-1, copies)).mean(1))
-    varied.append(pictures.reshape(-1, copies, *pictures.shape[1:]).std(1).mean((1, 2, 3)).numpy())
+    spread = pictures.reshape(-1, copies, *pictures.shape[1:]).std(1).mean((1, 2, 3)).numpy()
+    return np.reshape(score, (-1, copies)).mean(1), spread
+
+
+bar = lab.progress_bar(scales, t("l01.guidance_scale"), len(scales))
+faithful, varied = zip(*[lab.keep("guidance", at_scale, scale) for scale in bar], strict=True)
 
 
 def with_interval(rows):

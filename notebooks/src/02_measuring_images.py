@@ -65,7 +65,8 @@ def paint(prompts, guidance_scale, desc):
 
 
 asked = sample_specs(size, seed=lab.seed + 1, **law)
-generated = paint([caption(spec).text for spec in asked], lab.sizes.guidance, t("l02.painting"))
+asked_texts = [caption(spec).text for spec in asked]
+generated = lab.keep("generated", paint, asked_texts, lab.sizes.guidance, t("l02.painting"))
 real_f, other_f, made_f = features(reals), features(others), features(generated)
 shown = min(8, size)
 rows = {t("l02.renders"): list(reals[:shown]), t("l02.generated"): list(generated[:shown])}
@@ -686,7 +687,7 @@ def share_right(scale):
     return torch.stack([hits.double() for hits in right.values()]).mean(0)
 
 
-strong, weak = share_right(3.0), share_right(2.0)
+strong, weak = lab.keep("wins", share_right, 3.0), lab.keep("wins", share_right, 2.0)
 outcome = outcomes(candidate=strong, baseline=weak)
 result = win_rate(outcome, prompts=of_prompt.tolist(), generator=np.random.default_rng(lab.seed))
 print(t("l02.wins", wins=result.wins, ties=result.ties, losses=result.losses, p=result.p_value))

@@ -473,7 +473,7 @@ def draw(candidates, count, label):
     return torch.cat(parts).cpu()
 
 
-pool = draw(CandidateStream(pipe, prompts, **options), lab.sizes.pool, t("l03.pool"))
+pool = lab.keep("pool", draw, CandidateStream(pipe, prompts, **options), lab.sizes.pool, t("l03.pool"))
 rho = typical.score(control(pool), fingerprint=control.fingerprint)
 order = rho.argsort(descending=True)
 ends = {t("l03.most_typical"): order[:8], t("l03.rarest"): order[-8:]}
@@ -575,7 +575,7 @@ guided = {t("l03.at_guidance", scale=scale): (scale, 1.0) for scale in (1.0, 6.0
 noisy = {t("l03.at_noise", scale=scale): (3.0, scale) for scale in (0.8, 1.1)}
 for name, (guidance, noise) in (guided | noisy).items():
     stream = CandidateStream(pipe, prompts, **options, guidance_scale=guidance, noise_scale=noise)
-    images = draw(stream, lab.sizes.baseline_folds * n_kept, name)
+    images = lab.keep("baselines", draw, stream, lab.sizes.baseline_folds * n_kept, name)
     scores[name, "judge"] = [quality(spaces["judge"][0], part, 3) for part in judge(images).split(n_kept)]
 scores = {key: np.array(values) for key, values in scores.items()}
 
@@ -826,18 +826,25 @@ weights = {t("l03.pretrained"): None, t("l03.control"): 1.0, t("l03.typical"): 3
 tuned, shares, shown = {label: [] for label in weights}, {label: [] for label in weights}, {}
 total = len(tune_seeds) * 3 * lab.sizes.tune_steps
 bar = iter(lab.progress_bar(range(total), t("l03.tuning"), total))
+
+
+def tune(s, w):
+    """en: Pictures of the model finetuned with ratio w (None: as it is); the pipeline is as before.
+    ja: 比 w でファインチューニングしたモデル(None なら元のまま)の画像です。パイプライン自体は変わりません。
+    """
+    run = w and fine_tune(
+        pipe, latents, conditions, weights=training_weights(typical.rho, threshold=tau, ratio=w), seed=s,
+        steps=lab.sizes.tune_steps, batch=lab.sizes.tune_batch, learning_rate=lab.sizes.learning_rate,
+        progress=lambda *_: next(bar),
+    )  # fmt: skip
+    stream = CandidateStream(pipe, "a portrait of a person", seed=s, steps=lab.sizes.steps, batch_size=lab.sizes.batch)
+    with run.applied(pipe) if run else nullcontext():
+        return stream(0, lab.sizes.tune_images).cpu()
+
+
 for s in tune_seeds:
     for label, w in weights.items():
-        run = w and fine_tune(
-            pipe, latents, conditions, weights=training_weights(typical.rho, threshold=tau, ratio=w), seed=s,
-            steps=lab.sizes.tune_steps, batch=lab.sizes.tune_batch, learning_rate=lab.sizes.learning_rate,
-            progress=lambda *_: next(bar),
-        )  # fmt: skip
-        stream = CandidateStream(
-            pipe, "a portrait of a person", seed=s, steps=lab.sizes.steps, batch_size=lab.sizes.batch
-        )
-        with run.applied(pipe) if run else nullcontext():
-            images = stream(0, lab.sizes.tune_images).cpu()
+        images = lab.keep("tuned", tune, s, w)
         values = typical.score(control(images))
         shares[label].append(float((values > tau).double().mean()))
         tuned[label].append(quality(spaces["judge"][0], judge(images), 3))

@@ -285,13 +285,16 @@ def judged(pictures, spec):
     return torch.stack([hits.cpu().float() for hits in right.values()]).mean(0)
 
 
+def eight(first):
+    """en: Up to eight pictures of the pool.
+    ja: 候補の画像を 8 枚まで生成します。
+    """
+    generators = image_generators(min(8, lab.sizes.pool - first), lab.seed + 1, first=first)
+    return sample(pipe, prompt, generators=generators, **options).cpu()
+
+
 parts = range(0, lab.sizes.pool, 8)
-pool = torch.cat(
-    [
-        sample(pipe, prompt, generators=image_generators(min(8, lab.sizes.pool - k), lab.seed + 1, first=k), **options)
-        for k in lab.progress_bar(parts, t("l04.pool"), len(parts))
-    ]
-).cpu()
+pool = torch.cat([lab.keep("pool", eight, k) for k in lab.progress_bar(parts, t("l04.pool"), len(parts))])
 ranked = [pool[similarity(pool, portrait[None]).argsort(descending=True)] for portrait in portraits]
 few = lab.sizes.references
 shown = torch.cat([portraits[:1], ranked[0][:few], ranked[0][-few:]])
@@ -448,23 +451,31 @@ score_names = {
     "diversity": t("l04.what.diversity"),
 }
 copies = lab.sizes.copies
-measured = {condition: {name: [] for name in score_names} for condition in conditions}
-example = {}
-for i in lab.progress_bar(range(len(specs)), t("l04.targets"), len(specs)):
-    sides, cache = {"liked": ranked[i][:few], "disliked": ranked[i][-few:]}, ReferenceCache()
+
+
+def for_target(i):
+    """en: Target i under every condition: the scores by name, and the first pictures.
+    ja: 目標 i について、各条件での得点(名前ごと)と最初の数枚の画像を返します。
+    """
+    sides, cache, rows = {"liked": ranked[i][:few], "disliked": ranked[i][-few:]}, ReferenceCache(), {}
     for condition, changes in conditions.items():
         chosen = {"max_weight": lab.sizes.weight, "end": 1.0} | changes
         chosen |= {sign: pictures[: chosen.get(sign, few)] for sign, pictures in sides.items()}
         with fabric(pipe, cache=cache, **chosen):
             generators = image_generators(copies, lab.seed + 3, first=i * copies)
             pictures = sample(pipe, prompt, generators=generators, **options).cpu()
-        example.setdefault(condition, pictures[: min(copies, 6)])
-        row = measured[condition]
-        for sign, others in sides.items():
-            row[sign].append(similarity(pictures, others))
-        row["target"].append(similarity(pictures, portraits[i : i + 1]))
-        row["judge"].append(judged(pictures, specs[i]))
-        row["diversity"].append([pairwise_diversity(embed_images(clip, pictures.to(lab.device)))])
+        row = {sign: similarity(pictures, others) for sign, others in sides.items()}
+        row["target"] = similarity(pictures, portraits[i : i + 1])
+        row["judge"] = judged(pictures, specs[i])
+        row["diversity"] = [pairwise_diversity(embed_images(clip, pictures.to(lab.device)))]
+        rows[condition] = row, pictures[: min(copies, 6)]
+    return rows
+
+
+bar = lab.progress_bar(range(len(specs)), t("l04.targets"), len(specs))
+targets = [lab.keep("measured", for_target, i) for i in bar]
+measured = {c: {name: [rows[c][0][name] for rows in targets] for name in score_names} for c in conditions}
+example = {condition: pictures for condition, (_, pictures) in targets[0].items()}
 strips({condition_names[name]: list(example[name]) for name in ("none", "likes", "both", "first", "second")})
 
 

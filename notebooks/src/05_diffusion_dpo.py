@@ -154,6 +154,8 @@ dpo_loss = lab.use("dpo_loss")
 lab.predict("winner_error")
 
 # %% uid="toy-runs" tags=["slow"]
+from dataclasses import replace
+
 from labkit.dpo import dpo, sdpo, sft
 from labkit.dpo.toy import train_toy
 
@@ -172,11 +174,21 @@ settings = {
     "DPO 10 + SFT": [dpo(10.0), sft(1.0)],
     "SDPO 10": [sdpo(10.0, mu=0.5)],
 }
+
+
+def toy_run(name, s):
+    """en: One setting on the pairs of one seed: log, samples and their scores, without the model.
+    ja: 1 つの設定を、1 つのシードのペアで学習します。モデルを除き、記録、サンプル、その得点を返します。
+    """
+    pair_set = duels[s] if "$N$" in name else toy_pairs[s]
+    run = train_toy(bases[s], *pair_set, settings[name], seed=s, steps=lab.sizes.toy_steps)
+    return replace(run, model=None)
+
+
 toy = {name: {} for name in settings}
 jobs = [(name, s) for name in settings for s in toy_seeds]
 for name, s in lab.progress_bar(jobs, t("l05.toy_runs"), len(jobs)):
-    pair_set = duels[s] if "$N$" in name else toy_pairs[s]
-    toy[name][s] = train_toy(bases[s], *pair_set, settings[name], seed=s, steps=lab.sizes.toy_steps)
+    toy[name][s] = lab.keep("toy", toy_run, name, s)
 heads = [t("l05.reward"), t("l05.off"), "$d_w$", "$d_l$", t("l05.accuracy")]
 before = np.mean([[reward(p).mean(), off_ring(p).float().mean()] for p in points.values()], axis=0)
 rows = [[t("l05.base"), f"{before[0]:z.2f}", f"{before[1]:.1%}", "", "", ""]]
@@ -483,7 +495,16 @@ def config(s):
     return DPOConfig(**run, trainable="full", reference="copy", lr=3e-5, precision="auto", t_window=(250, 1000))
 
 
-base_images, aligned, logs = pictures(), {}, {}
+def train(kappa, s):
+    """en: The errors during one run, and the pictures after it; the pipeline is as before.
+    ja: 学習中の誤差と、学習後の画像です。パイプライン自体は変わりません。
+    """
+    with base_weights_kept(pipe.unet), DPOTrainer(pipe, pairs, config(s), [dpo(kappa)]) as trainer:
+        show = (lambda record: handle.update(live(kappa, trainer.log))) if lab.interactive else None
+        return trainer.run(show), pictures()
+
+
+base_images, aligned, logs = lab.keep("base", pictures), {}, {}
 train_seeds = [lab.seed + k for k in range(lab.sizes.seeds)]
 low = round(kappa_of(2500 / 16384, True, False, latents[0, 0].numel()))
 middle, high = 400, 2000
@@ -491,10 +512,7 @@ print(t("l05.kappa_here", elements=latents[0, 0].numel(), kappa=low))
 plan = [(middle, s) for s in train_seeds] + [(low, lab.seed), (high, lab.seed)]
 handle = display(t("l05.waiting"), display_id=True)
 for kappa, s in lab.progress_bar(plan, t("l05.training"), len(plan)):
-    with base_weights_kept(pipe.unet), DPOTrainer(pipe, pairs, config(s), [dpo(kappa)]) as trainer:
-        show = (lambda record, k=kappa: handle.update(live(k, trainer.log))) if lab.interactive else None
-        logs[kappa, s] = trainer.run(show)
-        aligned[kappa, s] = pictures()
+    logs[kappa, s], aligned[kappa, s] = lab.keep("aligned", train, kappa, s)
 handle.update(live(middle, logs[middle, lab.seed]))
 
 # %% [markdown] lang="en" uid="prove" pair="dba0f941"
@@ -598,12 +616,19 @@ from copy import deepcopy
 
 from labkit.dpo import npo
 
-guided = []
-for s in lab.progress_bar(train_seeds, t("l05.training"), len(train_seeds)):
+
+def train_negative(s):
+    """en: Pictures guided away from a model that was trained to prefer the losers.
+    ja: 敗者を好むように学習したモデルから遠ざけて生成した画像です。
+    """
     with base_weights_kept(pipe.unet), DPOTrainer(pipe, pairs, config(s), [npo(middle)]) as trainer:
         trainer.run()
         worse = deepcopy(pipe.unet)
-    guided.append(pictures(negative_model=worse))
+    return pictures(negative_model=worse)
+
+
+bar = lab.progress_bar(train_seeds, t("l05.training"), len(train_seeds))
+guided = [lab.keep("negative", train_negative, s) for s in bar]
 npo_rates = [rate(score, torch.cat(guided), len(guided)) for score in (by_judge, by_gold)]
 bar_with_interval(
     list(names.values()),

@@ -117,13 +117,23 @@ biased = blend([(judge, 1.0), (warmth(), sizes.bias)])
 shard = max(1, sizes.prompts // 8)
 bar = iter(lab.progress_bar(range(-(-sizes.prompts // shard)), t("l06.pool"), -(-sizes.prompts // shard)))
 next(bar)
-with NFELedger(pipe) as pool_cost:
-    pool = build_pool(
-        pipe, prompts, sizes.candidates, scorers=[judge, biased], seed=lab.seed, steps=sizes.steps, shard=shard,
-        progress=lambda done, total: next(bar, None),
-    )  # fmt: skip
+
+
+def make_pool():
+    """en: The pool, the U-Net rows it took, and the seconds.
+    ja: 候補のプールと、U-Net の計算回数、所要時間(秒)です。
+    """
+    with NFELedger(pipe) as cost:
+        made = build_pool(
+            pipe, prompts, sizes.candidates, scorers=[judge, biased], seed=lab.seed, steps=sizes.steps, shard=shard,
+            progress=lambda done, total: next(bar, None),
+        )  # fmt: skip
+    return made, cost.nfe, cost.seconds
+
+
+pool, pool_rows, seconds = lab.keep("pool", make_pool)
 scores = pool.scores[judge.name]
-print(t("l06.pool_cost", images=scores.numel(), rows=pool_cost.nfe, seconds=pool_cost.seconds))
+print(t("l06.pool_cost", images=scores.numel(), rows=pool_rows, seconds=seconds))
 
 # %% uid="gaps"
 counts = list(range(2, sizes.candidates + 1))
@@ -322,10 +332,10 @@ def adapters(states):
 def align(stages, seed, start=()):
     """en: Train (name, pairs, terms, units of steps) stages after those in `start`.
 
-    Returns adapter states and pictures of the test prompts.
+    Returns adapter states, pictures of the test prompts, and U-Net rows.
     ja: `start` のアダプタに続けて、各段階(名前、ペア、損失項、ステップ数の単位)を学習します。
 
-    アダプタの重みと、テスト用プロンプトの画像を返します。
+    アダプタの重み、テスト用プロンプトの画像、U-Net の計算回数を返します。
     """
     options = {"batch_size": sizes.batch, "lr": sizes.lr, "rank": sizes.rank, "targets": "all", "precision": "auto"}
 
@@ -335,9 +345,11 @@ def align(stages, seed, start=()):
         steps = units * sizes.train_steps
         return DPOConfig(steps=steps, warmup=5, seed=seed, log_every=steps, **options)
 
-    with adapters(start):
+    with NFELedger(pipe) as cost, adapters(start):
         run_stages(pipe, [Stage(name, pairs, terms, config(units)) for name, pairs, terms, units in stages])
-        return {name: adapter_state(pipe.unet, name) for name in adapter_names(pipe.unet)}, pictures(seed)
+        trained = {name: adapter_state(pipe.unet, name) for name in adapter_names(pipe.unet)}
+        images = pictures(seed)
+    return trained, images, cost.nfe
 
 
 def pictures(seed):
@@ -365,7 +377,7 @@ base = [pictures(s) for s in seeds]
 colour = {key: [] for key in arms}
 jobs = [(key, s) for s in seeds for key in arms]
 for key, s in lab.progress_bar(jobs, t("l06.training"), len(jobs)):
-    colour[key].append(align([("colour", *arms[key], 3)], s)[1])
+    colour[key].append(lab.keep("colour", align, [("colour", *arms[key], 3)], s)[1])
 
 # %% uid="colour-picture"
 shift = {
@@ -527,13 +539,14 @@ plan_names = {
     "sft": t("l06.sft"),
 }
 results = {key: [] for key in plans}
-states = {}
+states, train_rows = {}, 0
 jobs = [(key, s) for s in seeds for key in plans]
-with NFELedger(pipe) as train_cost:
-    for key, s in lab.progress_bar(jobs, t("l06.training"), len(jobs)):
-        stages, after_easy = plans[key]
-        states[key, s], images = align(stages, s, states["easy", s] if after_easy else ())
-        results[key].append(images)
+for key, s in lab.progress_bar(jobs, t("l06.training"), len(jobs)):
+    stages, after_easy = plans[key]
+    start = states["easy", s] if after_easy else ()
+    states[key, s], images, rows = lab.keep("curriculum", align, stages, s, start)
+    results[key].append(images)
+    train_rows += rows
 
 # %% uid="curriculum-table"
 gold_base = [gold(x, test) for x in base]
@@ -836,13 +849,13 @@ claim(
 rows_per_picture = 2 * sizes.steps
 # en: without the pictures it was judged on
 # ja: 評価に使った画像の分を除きます
-per_model = train_cost.nfe / len(jobs) - len(test) * rows_per_picture
-print(t("l06.cost", pool=pool_cost.nfe, train=per_model, labels=scores.numel(), votes=len(easy) + len(normal)))
+per_model = train_rows / len(jobs) - len(test) * rows_per_picture
+print(t("l06.cost", pool=pool_rows, train=per_model, labels=scores.numel(), votes=len(easy) + len(normal)))
 won_share = table["hg", t("l06.gold")][0]
 print(
     t(
         "l06.break_even",
-        pictures=(pool_cost.nfe + 3 * per_model) / (rows_per_picture * (pool.n - 1)),
+        pictures=(pool_rows + 3 * per_model) / (rows_per_picture * (pool.n - 1)),
         n=pool.n,
         won=won_share,
     )

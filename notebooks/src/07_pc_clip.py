@@ -324,6 +324,7 @@ import numpy as np
 
 from labkit.models.clip import captionable_values
 from labkit.pairwise import preset, train_pairwise, zero_shot
+from labkit.pairwise.train import copy_with_shared_images
 from labkit.portraits import ATTRIBUTES, TEMPLATES, describe, random_caption
 
 rng = np.random.default_rng(lab.seed)
@@ -356,12 +357,25 @@ def gauges(step, model):
     return {"m1": counterbalanced(*right)[0], "retention": retention(model)}
 
 
+def finetuned_text_side(config, k, notes, **options):
+    """en: The weights of the text side after one run, and its run card.
+    ja: 1 回学習した後のテキスト側の重みと、その実行記録です。
+    """
+    data = {"wording": wording, "captions": captions, "generator": lab.generator(20 + k)}
+    model, card = train_pairwise(clip, inputs, images, values, notes, config, **data, **options)
+    return {name: w for name, w in model.state_dict().items() if not name.startswith("vis")}, card
+
+
 def finetune(config, k, notes=records, **options):
     """en: A finetuned copy of CLIP and its run card.
     ja: CLIP をコピーしてファインチューニングしたモデルと、その実行記録です。
     """
-    data = {"wording": wording, "captions": captions, "generator": lab.generator(20 + k)}
-    return train_pairwise(clip, inputs, images, values, notes, config, **data, **options)
+    weights, card = lab.keep("finetuned", finetuned_text_side, config, k, notes, **options)
+    model = copy_with_shared_images(clip).eval()
+    # en: the image side is CLIP's own
+    # ja: 画像側は元の CLIP のものをそのまま使います
+    model.load_state_dict(weights, strict=False)
+    return model, card
 
 
 sizes = lab.sizes
