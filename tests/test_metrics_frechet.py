@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from labkit.metrics import (
     GaussianStats,
-    extrapolate,
     fid_infinity,
     frechet_distance,
     frechet_null,
     noise_floor,
 )
+from labkit.metrics.fid_infinity import extrapolate
 
 SEEDS = st.integers(0, 2**31)
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from labkit.metrics import PIPELINES, GaussianStats, ImagePipeline, to_uint8
+from labkit.metrics import GaussianStats, ImagePipeline
 from labkit.metrics.extractors import (
     Extractor,
     clip_extractor,
@@ -18,7 +18,7 @@ from labkit.metrics.extractors import (
     reader_extractor,
     weights_sha256,
 )
-from labkit.metrics.images import resize_levels, uint8_images
+from labkit.metrics.images import PIPELINES, resize_levels, to_levels, uint8_images
 from labkit.metrics.inception_net import FidInception, from_state_dict, load_fid_inception
 
 
@@ -43,7 +43,7 @@ def test_all_256_levels_survive_the_round_trip(value_range):
     levels = torch.arange(256, dtype=torch.uint8)
     low, high = value_range
     floats = levels.float() / 255 * (high - low) + low
-    assert torch.equal(to_uint8(floats, value_range=value_range), levels)
+    assert torch.equal(to_levels(floats, value_range=value_range), levels)
     truncated = ((floats - low) / (high - low) * 255).to(torch.uint8)
     if value_range == (-1.0, 1.0):
         assert not torch.equal(truncated, levels)  # this is what the rounding is for
@@ -51,8 +51,8 @@ def test_all_256_levels_survive_the_round_trip(value_range):
 
 def test_uint8_passes_through_and_overshoot_is_clamped():
     x = pictures(2)
-    assert to_uint8(x) is x
-    assert to_uint8(torch.tensor([-1.3, 1.2])).tolist() == [0, 255]
+    assert to_levels(x) is x
+    assert to_levels(torch.tensor([-1.3, 1.2])).tolist() == [0, 255]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_uint8_passes_through_and_overshoot_is_clamped():
 )
 def test_a_wrong_range_is_an_error_not_a_dark_picture(values, value_range):
     with pytest.raises(ValueError, match="image values run from|images must be uint8"):
-        to_uint8(torch.tensor(values), value_range=value_range)
+        to_levels(torch.tensor(values), value_range=value_range)
 
 
 def test_every_kind_of_picture_gives_the_same_pixels():

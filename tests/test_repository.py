@@ -209,6 +209,103 @@ def test_no_file_imports_torchvision():
     assert not [path for path in files if "torchvision" in imported_packages(path)]
 
 
+def public_names() -> dict[str, dict[str, str]]:
+    """Name in the `__all__` of a package of labkit -> {package: module that it comes from}."""
+    names: dict[str, dict[str, str]] = {}
+    for path in sorted((ROOT / "labkit").rglob("__init__.py")):
+        package = ".".join(path.parent.relative_to(ROOT).parts)
+        listed, origin = [], {}
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom):
+                origin |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+                listed = ast.literal_eval(node.value)
+        assert len(set(listed)) == len(listed), f"{package}.__all__ names something twice"
+        for name in listed:
+            names.setdefault(name, {})[package] = origin.get(name, f"{package}.{name}")
+    return names
+
+
+def test_no_public_name_has_two_meanings():
+    names = public_names()
+    assert {"pseudo_density", "frechet_distance", "ddim_step"} <= set(names)
+    double = {name: origins for name, origins in names.items() if len(set(origins.values())) > 1}
+    assert not double, f"rename one of each, or make them one function in the shared ground: {double}"
+
+
+# Imports point one way. Each room of labkit, and the rooms that it may import.
+GROUND = {"errors", "files"}
+SHARED = {*GROUND, "portraits", "models", "diffusion", "metrics", "worlds", "checkpoint"}
+PAPERS = {"density", "fabric", "dpo", "pairwise"}
+LAYERS = {
+    "__init__": set(),
+    "errors": set(),
+    "files": {"errors"},
+    "checkpoint": GROUND,
+    "portraits": GROUND,
+    "models": {*GROUND, "portraits"},  # never metrics: its extractors load the shipped models
+    "diffusion": GROUND,
+    "metrics": {*GROUND, "models"},
+    "worlds": {*GROUND, "diffusion"},
+    **{paper: SHARED for paper in PAPERS},  # what two papers need moves down
+    "training": SHARED,
+    "figures": GROUND,
+    "course": {*GROUND, "figures", "models"},  # models: what is kept holds for the weights in their list of checksums
+    "course.lessons": {*SHARED, *PAPERS, "course", "figures"},  # checks hold answers against the papers' functions
+    "authoring": {*GROUND, "course"},
+    "envcheck": {*GROUND, "course", "figures", "models"},
+    "cli": {*GROUND, "course", "authoring", "envcheck"},
+}
+# Modules that a room may import although the room around them is closed to it, and why.
+DOORS = {
+    "figures": {
+        "labkit.course.i18n",  # axis labels in the learner's language
+        "labkit.course.render",  # tables and boxes beside a figure
+    },
+}
+
+
+def labkit_imports(path: Path) -> set[str]:
+    """Modules of labkit that the file imports, at any depth, also inside functions; `labkit` itself is its version."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            found |= {f"labkit.{alias.name}" for alias in node.names} if node.module == "labkit" else {node.module}
+    return {name for name in found if name.startswith("labkit.") and name != "labkit.__version__"}
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(ROOT / "labkit").with_suffix("").parts
+    return "course.lessons" if parts[:2] == ("course", "lessons") else parts[0]
+
+
+def test_imports_point_one_way():
+    wrong, seen = [], set()
+    for path in python_files("labkit"):
+        room = room_of(path)
+        assert room in LAYERS, f"labkit/{room} is a new room: say in LAYERS what it may import"
+        for module in labkit_imports(path):
+            target = module.split(".")[1]
+            seen.add((room, target))
+            own = target == room.split(".")[0]
+            door = any(module == d or module.startswith(f"{d}.") for d in DOORS.get(room, ()))
+            if not own and not door and target not in LAYERS[room]:
+                wrong.append(f"{path.relative_to(ROOT)} imports {module}")
+    assert not wrong, f"move what is shared down, or turn the dependency round: {wrong}"
+    assert {("density", "metrics"), ("metrics", "models"), ("figures", "course")} <= seen
+
+
+def test_the_layers_have_no_cycle_except_the_doors():
+    done: set[str] = set()
+    while left := set(LAYERS) - done:
+        free = {room for room in left if {*LAYERS[room]} - {room} <= done}
+        assert free, f"these rooms import one another: {sorted(left)}"
+        done |= free
+
+
 @pytest.mark.slow
 def test_importing_labkit_loads_no_torchvision():
     candidates = ("portraits", "models", "diffusion", "metrics", "density", "fabric", "dpo", "pairwise", "course")

@@ -10,11 +10,12 @@ Modules, in the order in which to read them:
     selection       method (ii): `importance_sample` at inference; `pilot` forecasts the cost
     finetune        method (iii): `fine_tune` on weighted draws of the training data (`sampler`)
     torchmetrics_wrapper   `PseudoDensityShare`; needs torchmetrics and is imported on demand
+
+What each function returns is a dataclass of its module, described there.
 """
 
 from labkit.density.candidates import CandidateStream
 from labkit.density.equations import (
-    Forecast,
     acceptance_probability,
     fixed_point,
     forecast,
@@ -25,34 +26,33 @@ from labkit.density.equations import (
     ratio_of,
     training_weights,
 )
-from labkit.density.finetune import FineTuned, fine_tune
-from labkit.density.mlp import MLPScorer, fit_mlp, rank_correlation
-from labkit.density.perturbation import Perturbation, perturb
+from labkit.density.finetune import fine_tune
+from labkit.density.mlp import fit_mlp, rank_correlation
+from labkit.density.perturbation import perturb
 from labkit.density.scoring import PseudoDensity
-from labkit.density.selection import BudgetExhausted, Selection, importance_sample, pilot
+from labkit.density.selection import BudgetExhausted, importance_sample, pilot
 
-__all__ = [  # in the order of use
+__all__ = [
+    # the measure
     "mean_distance",
     "pseudo_density",
     "quantile_threshold",
     "PseudoDensity",
     "fit_mlp",
-    "MLPScorer",
     "rank_correlation",
+    # method (ii): accept or reject
     "acceptance_probability",
     "forecast",
-    "Forecast",
     "pilot",
     "importance_sample",
-    "Selection",
     "BudgetExhausted",
     "CandidateStream",
+    # method (i): push one sample
     "push_step",
     "perturb",
-    "Perturbation",
+    # method (iii): weighted training
     "training_weights",
     "ratio_of",
     "fixed_point",
     "fine_tune",
-    "FineTuned",
 ]

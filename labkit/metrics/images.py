@@ -19,7 +19,7 @@ from torch import Tensor
 RESIZES = ("bicubic-antialias", "bilinear-antialias", "bilinear", "bilinear-tf1")
 
 
-def to_uint8(images: Tensor, *, value_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
+def to_levels(images: Tensor, *, value_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
     """Float images in `value_range` -> uint8 of the same shape, rounded to the nearest level; uint8 passes through.
 
     Values a little outside (decoders overshoot) are clamped.
@@ -54,7 +54,7 @@ def uint8_images(images: object, *, value_range: tuple[float, float] = (-1.0, 1.
             raise ValueError(
                 f"an image batch must be [N, 3, H, W], got {tuple(images.shape)}: permute or convert to RGB"
             )
-        return list(to_uint8(images, value_range=value_range))
+        return list(to_levels(images, value_range=value_range))
     if not isinstance(images, Sequence | np.ndarray) or len(images) == 0:
         raise ValueError(f"images must be a non-empty batch of pictures, got {type(images).__name__}")
     return [_one(image, value_range) for image in images]
@@ -139,7 +139,7 @@ def _one(image: object, value_range: tuple[float, float]) -> Tensor:
     if isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8:
         return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
     if isinstance(image, Tensor) and image.ndim == 3 and image.shape[0] == 3:
-        return to_uint8(image, value_range=value_range)
+        return to_levels(image, value_range=value_range)
     shape = getattr(image, "shape", type(image).__name__)
     raise ValueError(f"an image must be PIL, uint8 [H, W, 3] or a tensor [3, H, W], got {shape}: convert it first")
 

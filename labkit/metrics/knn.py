@@ -121,7 +121,7 @@ class DistanceBlocks:
         return (slice(start, min(start + self.side, len(x))) for start in range(0, len(x), self.side))
 
 
-class Candidates:
+class Shortlist:
     """The smallest lower bounds seen so far for each of n queries.
 
     Args:
@@ -213,7 +213,7 @@ def nearest_neighbours(
         same_width(points, queries, ("points", "queries"))
         k = check_k(k, len(points), "points", queries=True)
         blocks, n = DistanceBlocks(queries, points, block_bytes=block_bytes), len(queries)
-    candidates = Candidates(n, len(points), k + spare, blocks)
+    candidates = Shortlist(n, len(points), k + spare, blocks)
     for block in blocks:
         candidates.merge(block.rows, block.lower, block.cols.start)
         if blocks.self_mode and block.cols.start > block.rows.start:

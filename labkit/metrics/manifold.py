@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from labkit.metrics.checks import as_features, check_k, plain_list, same_width, whole_number
-from labkit.metrics.knn import BLOCK_BYTES, Block, Candidates, DistanceBlocks, nearest_neighbours
+from labkit.metrics.checks import as_features, check_k, same_width, whole_number
+from labkit.metrics.knn import BLOCK_BYTES, Block, DistanceBlocks, Shortlist, nearest_neighbours
 
 
 @dataclass(frozen=True)
@@ -131,35 +131,6 @@ def expected_coverage(*, n_real: int, n_fake: int, k: int) -> float:
     return 1 - miss
 
 
-def manifold_metrics_per_class(
-    *, real: object, fake: object, real_labels: object, fake_labels: object, k: int = 5, boundary: str = "closed"
-) -> dict[int | str, ManifoldResult]:
-    """`manifold_metrics` inside every class that has more than k reals and more than k fakes.
-
-    Args:
-        real_labels: [n_real] and fake_labels: [n_fake] integers or strings.
-
-    Raises:
-        ValueError: a label count that differs from the row count, or no class with enough samples on both sides.
-    """
-    real, fake = as_features("real", real), as_features("fake", fake)
-    labels = []
-    for name, rows, given in (("real", real, real_labels), ("fake", fake, fake_labels)):
-        given = plain_list(given)
-        if len(given) != len(rows):
-            raise ValueError(f"{name}_labels has {len(given)} entries for {len(rows)} {name} rows: pass one per row")
-        labels.append(given)
-    results = {}
-    for label in sorted(set(labels[0]) & set(labels[1]), key=str):
-        rows = [torch.tensor([i for i, other in enumerate(side) if other == label]) for side in labels]
-        if min(len(rows[0]), len(rows[1])) > k:
-            pair = real[rows[0].to(real.device)], fake[rows[1].to(fake.device)]
-            results[label] = manifold_metrics(real=pair[0], fake=pair[1], k=k, boundary=boundary)
-    if not results:
-        raise ValueError(f"no class has more than k = {k} samples on both sides: lower k or add samples")
-    return results
-
-
 class _CrossPass:
     """State of the real-fake pass. Rows are reals, columns are fakes; radii are squared."""
 
@@ -172,8 +143,8 @@ class _CrossPass:
         self.fake_balls = torch.zeros(n_fake, dtype=torch.long, device=device)
         self.covered = torch.zeros(n_real, dtype=torch.bool, device=device)
         self.recalled = torch.zeros(n_real, dtype=torch.bool, device=device)
-        self.nearest_candidates = Candidates(n_fake, n_real, 3, blocks)
-        self.realism_candidates = Candidates(n_fake, n_real, 3, blocks)
+        self.nearest_candidates = Shortlist(n_fake, n_real, 3, blocks)
+        self.realism_candidates = Shortlist(n_fake, n_real, 3, blocks)
         # Realism is 1 / min of distance / radius. Balls of radius 0 and pruned balls never attain the minimum.
         usable = square_real > 0
         if prune:

@@ -195,17 +195,6 @@ def sign_test(wins: int, losses: int) -> float:
     return min(1.0, 2 * total / 2**n)
 
 
-def paired_permutation_test(differences: object, *, generator: np.random.Generator, resamples: int = 10_000) -> float:
-    """Two-sided p-value of the mean paired difference [n prompts]: signs are flipped at random."""
-    differences, resamples = _vector("differences", differences), whole_number("resamples", resamples)
-    observed, n, hits = abs(differences.mean()), len(differences), 0
-    step = max(1, 2_000_000 // n)
-    for start in range(0, resamples, step):
-        signs = generator.integers(0, 2, size=(min(step, resamples - start), n)) * 2 - 1
-        hits += int((np.abs(signs @ differences / n) >= observed * (1 - 1e-12)).sum())
-    return (1 + hits) / (1 + resamples)
-
-
 def sample_size(rate: float, *, power: float = 0.8, alpha: float = 0.05) -> int:
     """Prompts needed to tell a true win rate from 0.5 (two-sided test at alpha): 0.6 needs 194, 0.52 needs 4904."""
     if not 0 < rate < 1 or rate == 0.5:
@@ -213,13 +202,6 @@ def sample_size(rate: float, *, power: float = 0.8, alpha: float = 0.05) -> int:
     z_alpha, z_beta = NORMAL.inv_cdf(1 - alpha / 2), NORMAL.inv_cdf(power)
     root = (0.5 * z_alpha + math.sqrt(rate * (1 - rate)) * z_beta) / (rate - 0.5)
     return math.ceil(root**2)
-
-
-def sample_size_table(
-    rates: Sequence[float] = (0.52, 0.55, 0.58, 0.6, 0.65, 0.7), *, power: float = 0.8, alpha: float = 0.05
-) -> dict[float, int]:
-    """{win rate: prompts needed}."""
-    return {rate: sample_size(rate, power=power, alpha=alpha) for rate in rates}
 
 
 def holm(p_values: object) -> np.ndarray:

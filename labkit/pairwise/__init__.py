@@ -16,7 +16,7 @@ Modules in the order in which they are read:
 The names below are those that lessons use, in the order of use; everything else is imported from its module.
 """
 
-from labkit.pairwise.config import PRESETS, PairwiseConfig, preset
+from labkit.pairwise.config import PairwiseConfig, preset
 from labkit.pairwise.endpoint import EndpointError, HttpWriter
 from labkit.pairwise.equations import (
     comparative_prompt,
@@ -80,7 +80,6 @@ __all__ = [
     "DifferenceRecord",
     "shuffled",
     # training
-    "PRESETS",
     "preset",
     "PairwiseConfig",
     "train_pairwise",

@@ -235,7 +235,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from labkit.metrics import ImagePipeline, to_uint8
+from labkit.diffusion import to_pil
+from labkit.metrics import ImagePipeline
 
 
 def jpeg(pictures, quality):
@@ -243,9 +244,9 @@ def jpeg(pictures, quality):
     ja: JPEG で保存して読み直した画像です。
     """
     kept = []
-    for picture in to_uint8(pictures).permute(0, 2, 3, 1).numpy():
+    for picture in to_pil(pictures):
         file = io.BytesIO()
-        Image.fromarray(picture).save(file, "JPEG", quality=quality)
+        picture.save(file, "JPEG", quality=quality)
         kept.append(torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1))
     return torch.stack(kept) / 127.5 - 1
 

@@ -19,7 +19,8 @@ import torch
 
 from labkit.diffusion import image_generators, sample
 from labkit.dpo import DPOConfig, DPOTrainer, best_vs_worst, build_pool, dpo, faithfulness
-from labkit.metrics import WinRateResult, outcomes, win_rate
+from labkit.metrics import outcomes, win_rate
+from labkit.metrics.preference import WinRateResult
 from labkit.models import load_clip, load_pipeline, load_reader
 from labkit.portraits import ATTRIBUTES, random_caption, sample_specs
 from labkit.portraits.parse import parse_caption
