@@ -810,7 +810,7 @@ with torch.no_grad():
 # en: SFT looks at winners alone
 # ja: SFT は勝者だけを見ます
 personal_pairs = PreferencePairs(album_prompts, portraits, real[1:], hashes=easy.hashes)
-me, _ = align([("me", personal_pairs, [sft(sizes.kappa / 2)], 3)], seeds[0])
+me = align([("me", personal_pairs, [sft(sizes.kappa / 2)], 3)], seeds[0])[0]
 others, _ = half_named(sizes.test_prompts, lab.seed + 3)
 _, wishes = variants(others)
 personal = []
