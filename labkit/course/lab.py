@@ -330,6 +330,13 @@ class Lab:
                 show_box("warn", t("claim.not_saved", error=error.strerror or type(error).__name__))
         return record
 
+    @cached_property
+    def recorded(self) -> Any:
+        """The lesson's recorded study (`labkit.studies.Recorded`): values(metric, arm) -> [seeds, prompts]."""
+        from labkit.studies import Recorded, read_record
+
+        return Recorded(read_record(self.number))
+
     def article_map(self) -> None:
         """Show what the Japanese article says, what the paper says and what was measured on this tier."""
         saved = claims.load_records(self.results)
