@@ -71,7 +71,7 @@ def test_pseudo_density_of_copies_ends_at_the_floor():
     raw = [1 / 0.02, 1, 1 / 3, 1 / 4]
     got = pseudo_density(doubles(0, 0.01, 0.03), reals, floor=0.01)
     assert got.tolist() == pytest.approx([v / (sum(raw) / 4) for v in (50, 50, 1 / 0.03)], rel=1e-14)
-    assert pseudo_density(doubles(0, 0), doubles(0, 0)).tolist() == [1, 1]
+    assert pseudo_density(doubles(0, 2), doubles(0, 0)).tolist() == [1, 0.5]  # reals that are all equal: floored to 1
 
 
 def test_the_class_uses_the_equations():
@@ -127,12 +127,17 @@ def test_push_step_by_hand():
 def test_the_rule_its_cost_and_the_training_weights_agree():
     """One rule in three forms, for scores of which three of five lie above tau (the tie does not)."""
     rho = doubles(0.2, 0.7, 0.9, 1.4, 0.71)
-    for w, probability in ((4.0, [0.25, 0.25, 1, 1, 1]), (0.25, [1, 1, 0.25, 0.25, 0.25])):
+    for w, probability in (
+        (4.0, [1 / 4, 1 / 4, 1, 1, 1]),
+        (1.5, [2 / 3, 2 / 3, 1, 1, 1]),
+        (0.25, [1, 1, 0.25, 0.25, 0.25]),
+    ):
         accepted = acceptance_probability(rho, threshold=0.7, ratio=w)
-        assert accepted.tolist() == probability
+        assert accepted.tolist() == pytest.approx(probability, rel=1e-7)
         weights = training_weights(rho, threshold=0.7, ratio=w)
         assert weights.tolist() == pytest.approx([v / sum(probability) for v in probability], rel=1e-15)
         told = forecast(3 / 5, ratio=w)
+        assert (told.ratio, told.share_above) == (w, 3 / 5)
         assert told.acceptance == pytest.approx(float(accepted.mean()))
         assert told.share_above_after == pytest.approx(float(weights[2:].sum()))
         assert told.calls_per_sample == pytest.approx(5 / sum(probability))
@@ -166,6 +171,7 @@ def test_a_ratio_of_zero_infinity_or_nonsense():
     assert acceptance_probability(rho, threshold=0.7, ratio=0.0).tolist() == [1, 0, 1]
     assert acceptance_probability(rho, threshold=0.7, ratio=math.inf).tolist() == [0, 1, 0]
     assert training_weights(rho, threshold=0.7, ratio=0.0).tolist() == [0.5, 0, 0.5]
+    assert training_weights(rho, threshold=0.1, ratio=0.01).tolist() == pytest.approx([1 / 3] * 3)  # all above tau
     for bad in (-0.5, math.nan):
         with pytest.raises(ValueError, match=f"ratio = {bad} must be >= 0: above 1 for typical"):
             acceptance_probability(rho, threshold=0.7, ratio=bad)

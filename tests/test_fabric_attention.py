@@ -380,6 +380,15 @@ def test_a_noised_reference_keeps_the_precision_of_its_latent(dtype):
     assert noised.dtype == dtype and noised.tolist() == pytest.approx([8.0, 6.0], rel=5e-3)
 
 
+def test_noise_and_weights_follow_latents_and_keys_to_their_device():
+    """ "meta" stands for an accelerator: tensors without numbers, which mix with no others."""
+    latent = torch.ones(4, 8, 8, device="meta")
+    assert noised_reference(latent, torch.ones(4, 8, 8), 1, torch.tensor([0.9, 0.5])).device.type == "meta"
+    parts = [x.to("meta") for x in case()]
+    for w in (0.3, weights(0.3)):
+        assert weighted_attention(*parts, w).device.type == "meta"
+
+
 def test_reference_is_pure_noise_at_the_start_and_clean_at_the_end():
     from labkit.diffusion import sd_alphas_cumprod
 
