@@ -235,13 +235,14 @@ def test_no_public_name_has_two_meanings():
 
 # Imports point one way. Each room of labkit, and the rooms that it may import.
 GROUND = {"errors", "files"}
-SHARED = {*GROUND, "portraits", "models", "diffusion", "metrics", "worlds", "checkpoint"}
+SHARED = {*GROUND, "portraits", "models", "diffusion", "metrics", "worlds", "checkpoint", "optim"}
 PAPERS = {"density", "fabric", "dpo", "pairwise"}
 LAYERS = {
     "__init__": set(),
     "errors": set(),
     "files": {"errors"},
     "checkpoint": GROUND,
+    "optim": GROUND,
     "portraits": GROUND,
     "models": {*GROUND, "portraits"},  # never metrics: its extractors load the shipped models
     "diffusion": GROUND,
