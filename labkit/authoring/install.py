@@ -1,8 +1,8 @@
 """The install cell of every notebook, computed from pyproject.toml and the stamp.
 
 On Colab the cell clones the stamped repository and lets `labkit/authoring/colab.py` install from it what the runtime
-lacks, without touching Colab's torch, numpy or Jupyter stack. Anywhere else it installs nothing. Where labkit is missing
-and cannot be installed, it stops the notebook with one line that says what to do.
+lacks, without touching Colab's torch, numpy or Jupyter stack. Anywhere else it installs nothing. Where the
+course is missing and the cell cannot install it, it stops the notebook with one line that says what to do.
 """
 
 from __future__ import annotations
