@@ -98,7 +98,20 @@ def test_constraints_name_the_versions_that_draw_the_world():
     assert {name: pinned[name] for name in wanted} == wanted
 
 
-@pytest.mark.parametrize("python", ["3.11.2", "3.12.0", "3.13.0"])
+OLDEST_PYTHONS = ["3.11.0", "3.12.0", "3.13.0"]
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.ja.md"])
+def test_the_readme_names_the_oldest_release_of_each_supported_python(readme):
+    supported = SpecifierSet(PROJECT["requires-python"])
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    assert re.findall(r"(?<![\d.])3\.\d+\.\d+", text) == OLDEST_PYTHONS
+    assert supported.contains("3.11.0") and not supported.contains("3.10.99")
+    minors = {c.rsplit(" ", 1)[1] for c in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", c)}
+    assert {python.rpartition(".")[0] for python in OLDEST_PYTHONS} == minors
+
+
+@pytest.mark.parametrize("python", OLDEST_PYTHONS)
 def test_every_pin_admits_the_oldest_patch_release_of_each_python(python):
     """Debian 12 has Python 3.11.2: a pin that asks for 3.11.5 stops `make course` there."""
     refused = []
