@@ -99,8 +99,9 @@ ON_COLAB = """
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-sys.modules["google.colab"] = ModuleType("google.colab")
-sys.modules["google.colab"].__spec__ = ModuleSpec("google.colab", None)
+colab = sys.modules["google.colab"] = ModuleType("google.colab")
+colab.__spec__ = ModuleSpec("google.colab", None)
+colab.output, colab.userdata = ModuleType("output"), ModuleType("userdata")  # jax and the hub import them there
 """
 
 
@@ -181,9 +182,9 @@ def test_a_copy_without_stamp_and_course_stops_at_once_with_one_line_that_says_w
 
 # What Colab ships beside the packages that pyproject.toml names, and our libraries use or refuse where they find it.
 BESIDE = (
-    *("pip", "setuptools", "torchao", "torchaudio", "torchvision", "datasets", "einops", "kagglehub", "librosa"),
-    *("opencv-python", "pandas", "scikit-learn", "scipy", "sentence-transformers", "sentencepiece", "tensorboard"),
-    *("timm", "wandb"),
+    *("pip", "setuptools", "torchao", "torchaudio", "torchvision", "datasets", "einops", "flax", "jax", "kagglehub"),
+    *("librosa", "opencv-python", "pandas", "scikit-learn", "scipy", "sentence-transformers", "sentencepiece"),
+    *("tensorboard", "timm", "wandb"),
 )
 OF_ANOTHER_BUILD = re.compile(r"nvidia-|cuda-|triton|.*-cu1\d$")  # they follow the build of torch
 
