@@ -198,9 +198,11 @@ def test_an_unstamped_copy_whose_course_was_installed_by_hand_goes_on_on_colab(m
 
 @pytest.mark.parametrize(("lang", "text"), [("en", "write OWNER/NAME"), ("ja", "OWNER/NAME の形で入力")])
 def test_unstamped_on_colab_the_cell_stops_the_notebook_and_says_what_to_do(monkeypatch, lang, text):
-    with pytest.raises(RuntimeError, match=text) as stop:
-        run_cell(monkeypatch, cell("", lang), colab_kernel=True)
-    assert "\n" not in str(stop.value)
+    for written in ("", "octocat", "https://github.com/octocat/course"):
+        code = cell("", lang).replace('repo = ""', f'repo = "{written}"')
+        with pytest.raises(RuntimeError, match=text) as stop:
+            run_cell(monkeypatch, code, colab_kernel=True)
+        assert "\n" not in str(stop.value)
 
 
 @pytest.mark.parametrize("absent", ["labkit", "labkit.course"])  # the second: another project's labkit is installed
