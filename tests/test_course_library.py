@@ -62,7 +62,7 @@ def test_a_translated_message_says_the_same_numbers_and_the_longest_sentence_win
     assert translated(message, "ja") == "max_weight が -0.5 です。0 以上の有限の数を指定してください(0 は無効)"
     assert translated(message, "en") == message
     burnt = "87% of the attention went to references, images tend to burn: lower weights"
-    assert translated(burnt, "ja").startswith("アテンションの 87% が参照画像に向かいました")
+    assert translated(burnt, "ja").startswith("注意の 87% が参照画像に向かいました")
     assert translated("nobody says {this}", "ja") == "nobody says {this}"
 
 
@@ -119,9 +119,7 @@ def test_other_errors_keep_their_traceback(shell):
     shell.start("ja")
     shown = shell("def mine(x):\n    return undefined_name\n\nmine(1)")
     assert "Traceback" in shown and "return undefined_name" in shown and "NameError" in shown
-    shown = shell(
-        "from labkit.fabric import Settings\n\nSettings(max_weight='x')"
-    )  # labkit does not expect it
+    shown = shell("from labkit.fabric import Settings\n\nSettings(max_weight='x')")  # labkit does not expect it
     assert "Traceback" in shown and "TypeError" in shown
 
 
@@ -140,7 +138,7 @@ def test_a_warning_is_a_box_in_the_learners_language_each_time_the_cell_runs(she
     )
     for _ in range(2):
         shown = shell(cell)
-        assert ("about 90%" if lang == "en" else "アテンションの約 90% が参照画像に向かい") in shown
+        assert ("about 90%" if lang == "en" else "注意の約 90% が参照画像に向かい") in shown
         assert "FabricWarning" not in shown and shown.startswith("!")
     assert "UserWarning: other" in shell("import warnings\nwarnings.warn('other')")
 
