@@ -24,6 +24,7 @@ from labkit.course.i18n import set_language, use_lesson
 from labkit.course.lesson_files import CourseError
 from labkit.course.manifest import ManifestError, Project
 from labkit.course.progressbar import LOG_LINES, clock_text, progress_bar
+from labkit.course.render import language
 from labkit.course.values import brief, call_text, diagnose
 
 FIXTURE = Project(Path(__file__).parent / "data" / "lesson_fixture")
@@ -625,6 +626,11 @@ def test_bad_total_is_refused_before_the_loop():
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0.4 s"), (65, "1:05"), (3700, "1:01:40")])
 def test_clock_text(seconds, text):
     assert clock_text(seconds) == text
+
+
+def test_clock_text_in_japanese():
+    with language("ja"):
+        assert (clock_text(0.4), clock_text(65)) == ("0.4 秒", "1:05")
 
 
 def test_notebook_display_is_updated_in_place(monkeypatch):

@@ -132,6 +132,9 @@ def make_pool():
 
 
 pool, pool_rows, seconds = lab.keep("pool", make_pool)
+# en: the bar reaches its end, also where the result was kept
+# ja: 保存済みの結果を読み込んだ場合も、進捗バーを最後まで進めます
+_ = list(bar)
 scores = pool.scores[judge.name]
 print(t("l06.pool_cost", images=scores.numel(), rows=pool_rows, seconds=seconds))
 

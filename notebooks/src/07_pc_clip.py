@@ -380,10 +380,13 @@ def finetune(config, k, notes=records, **options):
 
 sizes = lab.sizes
 config = preset("robust", steps=sizes.steps, batch=sizes.batch, lr=sizes.lr, tau=sizes.tau)
-bar = iter(lab.progress_bar(range(config.steps + 1), t("l07.training"), config.steps + 1))
+bar = iter(lab.progress_bar(range(config.steps), t("l07.training"), config.steps))
+next(bar)
 watch = {"monitor": gauges, "every": max(1, config.steps // 5), "on_step": lambda step: next(bar, None)}
 tuned, card = finetune(config, rounds[0], **watch)
-next(bar, None)
+# en: the bar reaches its end, also where the result was kept
+# ja: 保存済みの結果を読み込んだ場合も、進捗バーを最後まで進めます
+_ = list(bar)
 print(t("l07.opposed", before=card.mirror_cosine[0], after=card.mirror_cosine[1], drift=card.drift))
 history = [{"step": 0, **gauges(0, clip)}, *card.history]
 curve_with_interval(
