@@ -249,10 +249,18 @@ LAYERS = {
     "worlds": {*GROUND, "diffusion"},
     **{paper: SHARED for paper in PAPERS},  # what two papers need moves down
     "training": SHARED,
+    "studies": {*SHARED, *PAPERS},
     "figures": GROUND,
-    "course": {*GROUND, "figures", "models"},  # models: what is kept holds for the weights in their list of checksums
-    "course.lessons": {*SHARED, *PAPERS, "course", "figures"},  # checks hold answers against the papers' functions
-    "authoring": {*GROUND, "course"},
+    # models: what is kept holds for the weights in their list of checksums; studies: the verdicts of claims
+    "course": {*GROUND, "figures", "models", "studies"},
+    "course.lessons": {
+        *SHARED,
+        *PAPERS,
+        "course",
+        "figures",
+        "studies",
+    },  # checks hold answers against the papers' functions
+    "authoring": {*GROUND, "course", "studies"},
     "envcheck": {*GROUND, "course", "figures", "models"},
     "cli": {*GROUND, "course", "authoring", "envcheck"},
 }
