@@ -138,7 +138,7 @@ def _device(tier: str) -> Iterable[Finding]:
         yield Finding(name, WARN if small else OK, found, t("env.device.small", need=GPU_GB) if small else "")
         return
     mps = torch.backends.mps.is_available()
-    kind = "Apple GPU (MPS)" if mps else f"CPU, {torch.get_num_threads()} threads"
+    kind = "Apple GPU (MPS)" if mps else t("env.device.cpu", count=torch.get_num_threads())
     found = f"{kind}, torch {torch.__version__}"
     if tier == "gpu":
         unused = shutil.which("nvidia-smi") is not None

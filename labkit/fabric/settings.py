@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from labkit.errors import LabkitError
+from labkit.errors import LabkitError, LabkitWarning
 from labkit.fabric.schedule import SHAPES
 
 BACKENDS = ("sdpa", "lse")
@@ -18,7 +18,7 @@ class FabricError(LabkitError):
     """FABRIC cannot do what it was asked for."""
 
 
-class FabricWarning(UserWarning):
+class FabricWarning(LabkitWarning):
     """The result will probably not be what was meant."""
 
 
