@@ -248,13 +248,15 @@ LAYERS = {
     "metrics": {*GROUND, "models"},
     "worlds": {*GROUND, "diffusion"},
     **{paper: SHARED for paper in PAPERS},  # what two papers need moves down
+    "inspection": {*GROUND, "metrics"},  # works on any folder of pictures
     "training": SHARED,
     "figures": GROUND,
     "course": {*GROUND, "figures", "models"},  # models: what is kept holds for the weights in their list of checksums
-    "course.lessons": {*SHARED, *PAPERS, "course", "figures"},  # checks hold answers against the papers' functions
+    # checks hold answers against the papers' functions
+    "course.lessons": {*SHARED, *PAPERS, "inspection", "course", "figures"},
     "authoring": {*GROUND, "course"},
     "envcheck": {*GROUND, "course", "figures", "models"},
-    "cli": {*GROUND, "course", "authoring", "envcheck"},
+    "cli": {*GROUND, "course", "authoring", "envcheck", "inspection"},
 }
 # Modules that a room may import although the room around them is closed to it, and why.
 DOORS = {
@@ -308,7 +310,8 @@ def test_the_layers_have_no_cycle_except_the_doors():
 
 @pytest.mark.slow
 def test_importing_labkit_loads_no_torchvision():
-    candidates = ("portraits", "models", "diffusion", "metrics", "density", "fabric", "dpo", "pairwise", "course")
+    papers = ("density", "fabric", "dpo", "pairwise", "inspection")
+    candidates = ("portraits", "models", "diffusion", "metrics", *papers, "course")
     present = [f"labkit.{name}" for name in candidates if (ROOT / "labkit" / name / "__init__.py").exists()]
     assert present
     code = f"import sys, {', '.join(present)}; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
