@@ -30,13 +30,13 @@ class Chart:
         return int(outside[0]) if len(outside) else None
 
 
-def ewma_chart(x: Sequence[float], *, mean: float, sd: float, weight: float = 0.2, width: float = 2.7) -> Chart:
+def ewma_chart(x: Sequence[float], *, mean: float, sd: float, weight: float = 0.2, width: float = 2.96) -> Chart:
     """z_t = w x_t + (1 - w) z_{t-1}, z_0 = mean; limits mean -+ L sd sqrt( w / (2 - w) (1 - (1 - w)^{2t}) ).
 
     Args:
         x: [T] one number per lot. mean, sd: of x while all was well, sd of a single lot's number (a share p of n
             pictures has sqrt(p (1 - p) / n)). weight: w in (0, 1]; 1 is Shewhart's chart. width: L in standard
-            deviations of z; 2.7 with w = 0.2 gives about one false alarm in 500 lots.
+            deviations of z; 2.96 with w = 0.2 gives about one false alarm in 500 lots.
 
     Raises:
         ValueError: values that are not finite, sd <= 0, or a weight outside (0, 1].
