@@ -182,11 +182,13 @@ def test_a_forbidden_mark_is_found_by_its_colour(tmp_path):
 
 
 def test_near_duplicates_name_the_picture_they_repeat_and_the_first_passes(tmp_path):
-    first = Image.open(save(tmp_path / "a.png", 1, size=(64, 48)))
-    save(tmp_path / "b.png", 2, size=(64, 48))
+    coarse = (Image.open(save(tmp_path / f"{name}.png", i, size=(8, 6))) for i, name in enumerate("ab"))
+    first, second = (picture.resize((64, 48), Image.Resampling.BICUBIC) for picture in coarse)
+    first.save(tmp_path / "a.png")
+    second.save(tmp_path / "b.png")
     first.save(tmp_path / "c.jpg", quality=90)
     first.resize((128, 96), Image.Resampling.BILINEAR).save(tmp_path / "d.png")
-    log = apply_rules(read_lot(tmp_path), [near_duplicate_rule(6.0)])
+    log = apply_rules(read_lot(tmp_path), [near_duplicate_rule(3.0)])
     assert [(one.item, one.value.split(",")[0]) for one in log] == [("c.jpg", "like a.png"), ("d.png", "like a.png")]
 
 

@@ -29,9 +29,9 @@ from labkit.inspection import (
     tornado,
     value_of_one_more,
 )
-from labkit.inspection.aql import code_letter
+from labkit.inspection.aql import code_letter, passes_one_step_tighter
 from labkit.inspection.economics import cost_per_image, plan_cost
-from labkit.inspection.rollout import RolloutError, from_dict, to_dict
+from labkit.inspection.rollout import RolloutError, from_dict, stage_plan, to_dict
 
 # ---- the table ------------------------------------------------------------------------------------------------------
 
@@ -64,6 +64,11 @@ def test_code_letters_change_after_the_last_size_of_a_row():
         (10_000, 1.0, "tightened", (200, 3)),
         (20_000, 1.0, "tightened", (315, 5)),
         (20, 0.65, "normal", (20, 0)),  # the plan is the lot
+        (1000, 0.4, "normal", (125, 1)),  # published examples: J at 0.40 and 0.25, F at 0.65 and 0.40
+        (1000, 0.25, "normal", (50, 0)),
+        (150, 0.65, "normal", (20, 0)),
+        (150, 0.4, "normal", (32, 0)),
+        (1200, 6.5, "normal", (80, 10)),
         (10, 0.65, "normal", (10, 0)),  # smaller than the plan: every picture
     ],
 )
@@ -82,6 +87,25 @@ def test_reduced_takes_two_fifths_and_is_no_harder_on_good_lots():
         aql_plan(500, 2.0)
     with pytest.raises(ValueError, match="severity = 'strict'"):
         aql_plan(500, 1.0, severity="strict")
+
+
+def test_the_plan_follows_the_stage():
+    def plan(stage):
+        got = stage_plan(Rollout("p", stage, calibrated=True), 1200, 1.0)
+        return got.n, got.c
+
+    stages = ("shadow", "all", "tightened", "normal", "reduced")
+    assert [plan(stage) for stage in stages] == [(1200, 12), (1200, 12), (80, 1), (80, 2), (32, 1)]
+    with pytest.raises(RolloutError, match="has stopped"):
+        plan("stopped")
+
+
+def test_one_step_tighter_is_the_next_smaller_aql_for_the_same_letter():
+    # lots of 1201-3200, letter K: Ac 3 at 1.0, 2 at 0.65, 1 at 0.40
+    assert [passes_one_step_tighter(d, 2000, 1.0) for d in (2, 3)] == [True, False]
+    assert [passes_one_step_tighter(d, 2000, 0.65) for d in (1, 2)] == [True, False]
+    with pytest.raises(ValueError, match="no smaller column"):
+        passes_one_step_tighter(0, 2000, 0.25)
 
 
 def test_a_plan_that_accepts_everything_is_refused():

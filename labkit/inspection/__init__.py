@@ -17,7 +17,7 @@ Modules, in the order in which they are read:
 The names below are those that lessons use, in the order of use; everything else is imported from its module.
 """
 
-from labkit.inspection.aql import Plan, aql_plan
+from labkit.inspection.aql import Plan, aql_plan, passes_one_step_tighter
 from labkit.inspection.digest import digest_process
 from labkit.inspection.drift import cusum_chart, ewma_chart, score_drift
 from labkit.inspection.economics import (
@@ -52,7 +52,7 @@ from labkit.inspection.lot import InspectionError, Lot, draw_sample, read_lot
 from labkit.inspection.provenance import provenance_problems, write_provenance
 from labkit.inspection.record import folder_problems, read_record, record_problems, sign_off, write_record
 from labkit.inspection.report import record_html
-from labkit.inspection.rollout import Rollout, after_alarm, after_lot, calibrate, meet_process
+from labkit.inspection.rollout import Rollout, after_alarm, after_lot, calibrate, meet_process, stage_plan
 from labkit.inspection.rules import (
     color_rule,
     forbidden_color_rule,
@@ -119,6 +119,8 @@ __all__ = [
     "Rollout",
     "calibrate",
     "meet_process",
+    "stage_plan",
+    "passes_one_step_tighter",
     "after_lot",
     "after_alarm",
     "ewma_chart",

@@ -1,5 +1,5 @@
 """Single sampling plans by lot size and AQL, as the tables of MIL-STD-105E (1989) and ISO 2859-1:1999 give them:
-general inspection level II, normal and tightened inspection, AQL 0.65 % to 4.0 %.
+general inspection level II, normal and tightened inspection, AQL 0.25 % to 6.5 %.
 
 The tables are diagonals: along one acceptance number, n times the AQL stays about the same. Written down here are the
 steps of a diagonal and where each column's 0 stands; the tests compare it with plans of the table. The two standards
@@ -16,7 +16,8 @@ from labkit.inspection.equations import acceptance, check_count
 LOT_ENDS = (8, 15, 25, 50, 90, 150, 280, 500, 1200, 3200, 10_000, 35_000, 150_000, 500_000)  # level II
 LETTERS = "ABCDEFGHJKLMNPQ"  # I and O are left out
 SIZES = (2, 3, 5, 8, 13, 20, 32, 50, 80, 125, 200, 315, 500, 800, 1250)
-NORMAL_ZERO = {0.65: "F", 1.0: "E", 1.5: "D", 2.5: "C", 4.0: "B"}  # AQL in percent -> letter of the plan with Ac = 0
+# AQL in percent -> letter of the plan with Ac = 0
+NORMAL_ZERO = {0.25: "H", 0.4: "G", 0.65: "F", 1.0: "E", 1.5: "D", 2.5: "C", 4.0: "B", 6.5: "A"}
 NORMAL_STEPS = (1, 2, 3, 5, 7, 10, 14, 21)  # Ac from three letters below the 0 on
 TIGHTENED_STEPS = (1, 2, 3, 5, 8, 12, 18)
 
@@ -53,7 +54,8 @@ def aql_plan(lot: int, aql: float, *, severity: str = "normal") -> Plan:
     """The single plan of the table for a lot; arrows are followed to the plan they point at.
 
     Args:
-        lot: pictures in the lot, at least 2. aql: in percent, 0.65, 1.0, 1.5, 2.5 or 4.0.
+        lot: pictures in the lot, at least 2.
+        aql: in percent, a column of the table: 0.25, 0.4, 0.65, 1.0, 1.5, 2.5, 4.0 or 6.5.
         severity: "normal", "tightened", or "reduced" (see `reduced_plan`).
 
     Returns:
@@ -106,3 +108,18 @@ def reduced_plan(normal: Plan, aql: float) -> Plan:
     wanted = acceptance(aql / 100, n=normal.n, c=normal.c)
     c = next(c for c in range(n) if acceptance(aql / 100, n=n, c=c) >= wanted or c == n - 1)
     return Plan(n=n, c=c, source=f"AQL {aql:g} %, reduced (rule of the course)")
+
+
+def passes_one_step_tighter(d: int, lot: int, aql: float) -> bool:
+    """Whether a lot with d defectives in its normal sample would have passed the normal plan's n with the acceptance
+    number of the next smaller AQL; the switching score of ISO 2859-1 asks for it where c >= 2.
+
+    Raises:
+        ValueError: there is no smaller AQL in the table here.
+    """
+    columns = sorted(NORMAL_ZERO)
+    if aql not in columns[1:]:
+        raise ValueError(f"aql = {aql} has no smaller column here: use one of {', '.join(map(str, columns[1:]))}")
+    row = LETTERS.index(code_letter(lot))
+    tighter = LETTERS.index(NORMAL_ZERO[columns[columns.index(aql) - 1]])
+    return d <= _normal(row, tighter)[1]

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 
 from labkit.errors import LabkitError
+from labkit.inspection.aql import Plan, aql_plan
 
 STAGES = ("shadow", "all", "tightened", "normal", "reduced")
 STOPPED = "stopped"
@@ -51,6 +52,23 @@ class Rollout:
     def ships(self) -> bool:
         """Lots may leave the house when they are accepted."""
         return self.stage not in ("shadow", STOPPED)
+
+
+def stage_plan(rollout: Rollout, lot: int, aql: float) -> Plan:
+    """The plan of the stage for a lot: every picture in shadow and at 100 % (accepted if at most the AQL is defective),
+    else the table's.
+
+    Args:
+        lot: pictures that passed the filters. aql: in percent, see `aql_plan`.
+
+    Raises:
+        RolloutError: the rollout is stopped.
+    """
+    if rollout.stage == STOPPED:
+        raise RolloutError("inspection has stopped: correct the process, then start a new rollout at tightened")
+    if rollout.stage in ("shadow", "all"):
+        return Plan(lot, int(lot * aql / 100), source=f"every picture, at most {aql:g} % defective")
+    return aql_plan(lot, aql, severity=rollout.stage)
 
 
 def from_dict(values: dict) -> Rollout:
