@@ -242,6 +242,7 @@ def test_e_process_by_hand():
     assert e_process([1, 0], 0.2, bets=[0.5]).tolist() == pytest.approx([1 + 2.5 * 0.8, 3 * (1 - 2.5 * 0.2)])
     assert e_process([1, 0], 0.2, side="below", bets=[0.5]).tolist() == pytest.approx([0.5, 0.5 * (1 + 0.625 * 0.2)])
     assert e_process([1], 0.2, bets=[0.0, 0.5]).tolist() == pytest.approx([(1 + 3) / 2])
+    assert math.isfinite(e_process([1] * 5000, 0.01)[-1])
     with pytest.raises(ValueError, match="0 .good. and 1"):
         e_process([0.5], 0.2)
     with pytest.raises(ValueError, match="cannot come back"):

@@ -436,13 +436,11 @@ def test_a_lot_smaller_than_the_sample_and_a_short_inspection_are_refused(folder
 def record(folder):
     (folder / "broken.png").write_bytes(b"nothing")
     gate = Gate("p", Plan(10, 1, minor=3, source="test"), (size_rule(24, 16), near_duplicate_rule()))
-    screening, sample, verdicts, decision = inspected(gate, folder, {1: "shape", 4: "color"}.items())
+    screening, _, verdicts, _ = inspected(gate, folder, {1: "shape", 4: "color"}.items())
     return sign_off(
         gate,
         screening,
-        decision,
         seed=7,
-        sample=sample,
         verdicts=verdicts,
         maker="田中",
         checker="Sato",
@@ -507,7 +505,7 @@ def test_added_and_removed_fields_and_another_seal_are_named(record):
 
 
 def test_a_record_sealed_anew_is_caught_by_the_seal_kept_elsewhere_and_by_what_must_follow(record):
-    better = edit(record, "estimate.upper_bound", 0.02)
+    better = edit(record, "process.model", "00" * 32)
     resealed = seal_record(better["content"])
     assert record_problems(resealed) == []  # nothing inside tells
     assert record_problems(resealed, seal=record["seal"])[0].startswith("the seal is ")
@@ -516,10 +514,15 @@ def test_a_record_sealed_anew_is_caught_by_the_seal_kept_elsewhere_and_by_what_m
         ("decision.accepted", False, "decision.accepted does not follow from plan and inspection"),
         ("maker", "ＳＡＴＯ ", "maker and checker are one person"),
         ("inspection.major", 0, "inspection does not follow from verdicts"),
+        ("estimate.upper_bound", 0.02, "estimate does not follow from verdicts"),
     ):
         assert record_problems(seal_record(edit(record, where, value)["content"])) == [told]
     broken = seal_record(edit(record, "plan", {"n": 0})["content"])
     assert record_problems(broken)[0].startswith("the content cannot be checked")
+    with pytest.raises(ValueError, match="the record cannot be shown"):
+        record_html(broken)
+    with pytest.raises(InspectionError, match="no content.screening.passed"):
+        folder_problems({"content": {}}, ".")
 
 
 @pytest.mark.parametrize(
@@ -527,17 +530,17 @@ def test_a_record_sealed_anew_is_caught_by_the_seal_kept_elsewhere_and_by_what_m
     [
         ({"maker": "Sato", "checker": "ｓａｔｏ"}, "someone else must sign"),
         ({"maker": "  "}, "must be named"),
-        ({"seed": 9}, "does not follow from seed 9"),
+        ({"seed": 9}, "which was not drawn"),
         ({"rollout": Rollout("q")}, "belongs to another process"),
         ({"signed": datetime(2026, 1, 1)}, "no time zone"),
     ],
 )
 def test_a_record_that_cannot_stand_is_not_signed(folder, change, message):
     gate = Gate("p", Plan(10, 1))
-    screening, sample, verdicts, decision = inspected(gate, folder)
-    told = {"seed": 7, "sample": sample, "verdicts": verdicts, "maker": "Abe", "checker": "Sato", "signed": SIGNED}
+    screening, _, verdicts, _ = inspected(gate, folder)
+    told = {"seed": 7, "verdicts": verdicts, "maker": "Abe", "checker": "Sato", "signed": SIGNED}
     with pytest.raises(ValueError, match=message):
-        sign_off(gate, screening, decision, **told | change)
+        sign_off(gate, screening, **told | change)
 
 
 @pytest.mark.parametrize("lang", ["ja", "en"])
@@ -557,9 +560,9 @@ def test_the_page_of_a_record_is_complete_and_warns_of_a_broken_one(record, lang
 
 def test_refusals_are_shown_in_words(folder):
     gate = Gate("p", Plan(10, 0))
-    screening, sample, verdicts, decision = inspected(gate, folder, {0: "forbidden", 1: "shape"}.items())
-    told = {"seed": 7, "sample": sample, "verdicts": verdicts, "maker": "Abe", "checker": "Sato", "signed": SIGNED}
-    html = record_html(sign_off(gate, screening, decision, **told), "ja")
+    screening, _, verdicts, _ = inspected(gate, folder, {0: "forbidden", 1: "shape"}.items())
+    told = {"seed": 7, "verdicts": verdicts, "maker": "Abe", "checker": "Sato", "signed": SIGNED}
+    html = record_html(sign_off(gate, screening, **told), "ja")
     assert "ロット不合格" in html and "致命欠点: 1 &gt; 0" in html and "重欠点: 1 &gt; 0" in html
 
 

@@ -166,15 +166,11 @@ def run_sign(args: argparse.Namespace) -> int:
         raise InspectionError(f"the pictures in {args.folder} are not those of the draw: draw again")
     gate = replace(Gate(job["process"], plan, rules), policy=args.policy)
     screening = gate.screen(lot)
-    sample = gate.sample(screening, job["seed"])
     verdicts = [verdict for path in args.verdicts for verdict in read_verdicts(path)]
-    decision = gate.decide(screening, sample, verdicts)
     record = sign_off(
         gate,
         screening,
-        decision,
         seed=job["seed"],
-        sample=sample,
         verdicts=verdicts,
         maker=args.maker,
         checker=args.checker,
@@ -185,8 +181,9 @@ def run_sign(args: argparse.Namespace) -> int:
     print(f"wrote {write_record(args.out / f'{name}.json', record)}")
     for lang in LANGUAGES:
         print(f"wrote {write_atomically(args.out / f'{name}.{lang}.html', record_html(record, lang))}")
-    print(f"{'accepted' if decision.accepted else 'refused: ' + '; '.join(decision.reasons)}\nseal {record['seal']}")
-    return 0 if decision.accepted else 1
+    accepted, reasons = (record["content"]["decision"][key] for key in ("accepted", "reasons"))
+    print(f"{'accepted' if accepted else 'refused: ' + '; '.join(reasons)}\nseal {record['seal']}")
+    return 0 if accepted else 1
 
 
 def run_verify(args: argparse.Namespace) -> int:

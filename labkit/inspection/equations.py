@@ -349,7 +349,7 @@ def e_process(x: Sequence[int], p0: float, *, side: str = "above", bets: Sequenc
         raise ValueError(f"bets = {tuple(bets)} must be shares in [0, 1): who bets everything cannot come back")
     gain, most = (x - p0, 1 / p0) if side == "above" else (p0 - x, 1 / (1 - p0))
     wealth = np.cumsum(np.log1p(np.outer(np.asarray(bets) * most, gain)), axis=1)  # [bets, T], log
-    return np.exp(wealth).mean(axis=0)  # [T]
+    return np.exp(np.minimum(wealth, 700)).mean(axis=0)  # [T]; exp(710) is no float any more
 
 
 @dataclass(frozen=True)

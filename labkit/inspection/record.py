@@ -22,10 +22,10 @@ from labkit.files import write_atomically
 from labkit.inspection.aql import Plan
 from labkit.inspection.digest import digest, digest_file
 from labkit.inspection.equations import clopper_pearson, lot_upper_bound, upper_bound
-from labkit.inspection.gate import Decision, Gate, Screening, broken_limits
+from labkit.inspection.gate import Gate, Screening, broken_limits
 from labkit.inspection.lot import InspectionError, draw_sample
 from labkit.inspection.rollout import Rollout, to_dict
-from labkit.inspection.verdicts import Defect, Verdict, tally
+from labkit.inspection.verdicts import Defect, Tally, Verdict, tally
 
 FORMAT = 1
 CONFIDENCE = 0.95
@@ -34,10 +34,8 @@ CONFIDENCE = 0.95
 def sign_off(
     gate: Gate,
     screening: Screening,
-    decision: Decision,
     *,
     seed: int | str,
-    sample: Sequence[str],
     verdicts: Sequence[Verdict],
     maker: str,
     checker: str,
@@ -46,15 +44,16 @@ def sign_off(
     rollout: Rollout | None = None,
     previous: str = "",
 ) -> dict:
-    """The sealed record of one decision.
+    """The sealed record of one decision: the sample is drawn again from the seed, the verdicts are counted again.
 
     Args:
+        seed: of the sample. verdicts: on each of its pictures.
         maker: who made the pictures. checker: who accepts or refuses the lot; another person.
         signed: when, with time zone. parts: hashes of model, adapter, prompts, ..., by name, beside the process's.
         rollout: the stage under which the lot was inspected. previous: seal of the record before this one.
 
     Raises:
-        InspectionError: maker and checker are one person or nameless, or the sample does not follow from the seed.
+        InspectionError: maker and checker are one person or nameless, or the verdicts are not those of the sample.
         ValueError: a time without zone.
     """
     if not maker.strip() or not checker.strip():
@@ -63,13 +62,11 @@ def sign_off(
         raise InspectionError(f"maker and checker are both {maker!r}: someone else must sign")
     if signed.tzinfo is None:
         raise ValueError(f"signed = {signed} has no time zone: use datetime.now().astimezone()")
-    if list(sample) != gate.sample(screening, seed):
-        raise InspectionError(f"the sample does not follow from seed {seed!r}: draw it with gate.sample")
     if rollout is not None and rollout.process != gate.process:
         raise InspectionError("the rollout belongs to another process: see meet_process")
-    counts = decision.tally
-    bad, passed = counts.critical + counts.major, len(screening.passed)
-    low, high = clopper_pearson(bad, counts.n)
+    sample = gate.sample(screening, seed)
+    decision = gate.decide(screening, sample, verdicts)
+    hashes = {item.name: item.sha256 for item in screening.lot.items}
     content = {
         "format": FORMAT,
         "lot": {
@@ -86,24 +83,15 @@ def sign_off(
             "log": [asdict(rejection) for rejection in screening.rejections],
             "refused": list(screening.refused),
             "left_to_people": {name: screening.decided.get(name) for name in screening.abstained},
-            "passed": {name: screening.lot[name].sha256 for name in screening.passed},
+            "passed": {name: hashes[name] for name in screening.passed},
         },
         "stage": to_dict(rollout) if rollout is not None else None,
         "plan": asdict(gate.plan),
         "defects": [asdict(defect) for defect in gate.defects],
-        "sample": {"seed": seed, "names": list(sample)},
+        "sample": {"seed": seed, "names": sample},
         "verdicts": [asdict(verdict) for verdict in verdicts],
-        "inspection": asdict(counts),
-        "estimate": {
-            "defective": bad,
-            "n": counts.n,
-            "rate": bad / counts.n,
-            "low": low,
-            "high": high,
-            "upper_bound": upper_bound(bad, counts.n, confidence=CONFIDENCE),
-            "bad_pictures_at_most": lot_upper_bound(bad, counts.n, lot=passed, confidence=CONFIDENCE),
-            "confidence": CONFIDENCE,
-        },
+        "inspection": asdict(decision.tally),
+        "estimate": estimate(decision.tally, len(screening.passed)),
         "decision": {"accepted": decision.accepted, "reasons": list(decision.reasons)},
         "maker": maker,
         "checker": checker,
@@ -112,6 +100,26 @@ def sign_off(
         "previous": previous,
     }
     return seal_record(content)
+
+
+def estimate(counts: Tally, lot: int) -> dict[str, float]:
+    """What the sample says about the lot of pictures that passed the filters: critical and major defects together.
+
+    Args:
+        counts: of the sample. lot: pictures that passed.
+    """
+    bad = counts.critical + counts.major
+    low, high = clopper_pearson(bad, counts.n, level=CONFIDENCE)
+    return {
+        "defective": bad,
+        "n": counts.n,
+        "rate": bad / counts.n,
+        "low": low,
+        "high": high,
+        "upper_bound": upper_bound(bad, counts.n, confidence=CONFIDENCE),
+        "bad_pictures_at_most": lot_upper_bound(bad, counts.n, lot=lot, confidence=CONFIDENCE),
+        "confidence": CONFIDENCE,
+    }
 
 
 def software() -> dict[str, str]:
@@ -163,9 +171,11 @@ def _inconsistencies(content: Mapping[str, Any]) -> list[str]:
     if sample["names"] != draw_sample(list(content["screening"]["passed"]), plan.n, sample["seed"]):
         problems.append("sample.names does not follow from sample.seed")
     defects, verdicts = [Defect(**d) for d in content["defects"]], [Verdict(**v) for v in content["verdicts"]]
-    counted = asdict(tally(sample["names"], verdicts, defects=defects, policy=content["inspection"]["policy"]))
-    if digest(counted) != digest(content["inspection"]):
+    counted = tally(sample["names"], verdicts, defects=defects, policy=content["inspection"]["policy"])
+    if digest(asdict(counted)) != digest(content["inspection"]):
         problems.append("inspection does not follow from verdicts")
+    if digest(estimate(counted, len(content["screening"]["passed"]))) != digest(content["estimate"]):
+        problems.append("estimate does not follow from verdicts")
     counts = {name: content["inspection"][name] for name in ("critical", "major", "minor")}
     if content["decision"]["accepted"] != (not broken_limits(plan, **counts)):
         problems.append("decision.accepted does not follow from plan and inspection")
@@ -173,9 +183,17 @@ def _inconsistencies(content: Mapping[str, Any]) -> list[str]:
 
 
 def folder_problems(record: Mapping[str, Any], folder: Path | str) -> list[str]:
-    """Which of the accepted pictures are missing from a folder or are no longer the same."""
+    """Which of the pictures that passed are missing from a folder or are no longer the same.
+
+    Raises:
+        InspectionError: the record does not say which pictures passed.
+    """
+    try:
+        passed = record["content"]["screening"]["passed"].items()
+    except (KeyError, TypeError, AttributeError):
+        raise InspectionError("the record has no content.screening.passed: nothing to compare with") from None
     problems = []
-    for name, sha256 in record["content"]["screening"]["passed"].items():
+    for name, sha256 in passed:
         path = Path(folder) / name
         if not path.is_file():
             problems.append(f"{name} is missing")

@@ -44,16 +44,23 @@ def record_html(record: Mapping[str, Any], lang: str = "ja") -> str:
         record: from `sign_off` or `read_record`. lang: "ja" or "en".
 
     Raises:
-        ValueError: an unknown language, or a record without content.
+        ValueError: an unknown language, or a record that lacks what must be shown.
     """
-    t = texts(lang)
-    if not isinstance(record.get("content"), Mapping):
-        raise ValueError("this is no record: expected content, hashes and seal")
-    c, problems = record["content"], record_problems(record)
-    accepted = c["decision"]["accepted"]
+    t, problems = texts(lang), record_problems(record)
+    try:
+        parts = _parts(record["content"], record["seal"], problems, t, lang)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the record cannot be shown ({error!r}): {'; '.join(problems)}") from None
+    head = f'<!doctype html><html lang="{lang}"><head><meta charset="utf-8"><title>{t["title"]}</title>'
+    return f"{head}<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+
+
+def _parts(c: Mapping[str, Any], seal: str, problems: Sequence[str], t: Mapping[str, str], lang: str) -> list[str]:
+    """The page's sections from a record's content c, in the texts t."""
+    accepted, passed = c["decision"]["accepted"], len(c["screening"]["passed"])  # what the sample stands for
     severities = {name: t[name] for name in ("critical", "major", "minor")}
     estimate, plan, seen = c["estimate"], c["plan"], c["inspection"]
-    parts = [
+    return [
         f"<h1>{t['title']}: {_e(c['lot']['name'])}</h1>",
         _broken(problems, t),
         f'<p class="verdict {"accepted" if accepted else "refused"}">{t["accepted" if accepted else "refused"]}</p>',
@@ -66,18 +73,18 @@ def record_html(record: Mapping[str, Any], lang: str = "ja") -> str:
                 (t["maker"], c["maker"]),
                 (t["checker"], c["checker"]),
                 (t["signed"], c["signed"]),
-                (t["seal"], record.get("seal", "")),
+                (t["seal"], seal),
                 (t["previous"], c["previous"] or t["none"]),
             ],
         ),
         _table(
             t["result"],
             [
-                (t["sample"], f"{seen['n']} / {estimate_pictures(c)}"),
+                (t["sample"], f"{seen['n']} / {passed}"),
                 *((severities[name], f"{seen[name]} ({t['limit']} {_limit(plan, name)})") for name in severities),
                 (t["rate"], f"{estimate['rate']:.2%} (95%: {estimate['low']:.2%} – {estimate['high']:.2%})"),
                 (t["upper_bound"], f"{estimate['upper_bound']:.2%}"),
-                (t["bad_at_most"], t["of_lot"].format(bad=estimate["bad_pictures_at_most"], lot=estimate_pictures(c))),
+                (t["bad_at_most"], t["of_lot"].format(bad=estimate["bad_pictures_at_most"], lot=passed)),
             ],
         ),
         _table(
@@ -109,13 +116,6 @@ def record_html(record: Mapping[str, Any], lang: str = "ja") -> str:
         _table(t["software"], list(c["software"].items())),
         f"<p>{t['note']}</p>",
     ]
-    head = f'<!doctype html><html lang="{lang}"><head><meta charset="utf-8"><title>{t["title"]}</title>'
-    return f"{head}<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
-
-
-def estimate_pictures(content: Mapping[str, Any]) -> int:
-    """Pictures that passed the filters: what the sample stands for."""
-    return len(content["screening"]["passed"])
 
 
 def _limit(plan: Mapping[str, Any], severity: str) -> int:
