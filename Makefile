@@ -16,7 +16,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help mutants course gpu smoke test check lab update bench train install clean
+.PHONY: help mutants studies course gpu smoke test check lab update bench train install clean
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
@@ -64,6 +64,7 @@ check: $(VENV)/.installed-test ## ruff, the course's own lints, generated files 
 	$(VENV)/bin/ruff format --check
 	$(LABKIT) lint
 	$(LABKIT) build --check
+	$(OFFLINE) $(LABKIT) study check
 
 lab: $(VENV)/.installed-course ## open your own copies of the lessons, work/, in JupyterLab / 自分用のコピー(work/)をJupyterLabで開く
 	@$(LABKIT) lab $(LAB_ARGS)
@@ -73,6 +74,9 @@ update: $(VENV)/.installed-course ## bring new and changed lessons into work/ / 
 
 bench: $(VENV)/.installed-bench ## measure speed and memory against peers / 速度・メモリの比較測定
 	$(VENV_PYTHON) -m pytest tests/benchmarks -s $(PYTEST_ARGS)
+
+studies: $(VENV)/.installed-course ## record the studies behind the claims (hours; resumes) / 主張を裏付ける実験を記録(数時間・再開可)
+	$(OFFLINE) $(LABKIT) study run --jobs $(or $(JOBS),2)
 
 train: $(VENV)/.installed-course ## retrain everything shipped in data/ (hours; resumes) / data/ の全モデルを再学習(数時間・再開可)
 	$(VENV_PYTHON) -m labkit.training all

@@ -32,14 +32,14 @@ from labkit.inspection import (
     provenance_problems,
     provenance_rule,
     read_lot,
-    read_record,
+    read_sign_off,
     record_html,
     record_problems,
     sign_off,
     size_rule,
     tally,
     write_provenance,
-    write_record,
+    write_sign_off,
 )
 from labkit.inspection.judge import JudgeError
 from labkit.inspection.page import write_page
@@ -459,8 +459,8 @@ def test_a_record_holds_the_evidence_and_verifies(record, folder, tmp_path):
     assert content["estimate"]["bad_pictures_at_most"] < 0.394 * 30
     assert content["stage"]["stage"] == "all" and content["signed"] == "2026-11-28T18:30:00+00:00"
     assert set(content["software"]) >= {"labkit", "python", "scipy"}
-    path = write_record(tmp_path / "record.json", record)
-    assert record_problems(read_record(path), seal=record["seal"]) == []
+    path = write_sign_off(tmp_path / "record.json", record)
+    assert record_problems(read_sign_off(path), seal=record["seal"]) == []
     assert folder_problems(record, folder) == []
     save(folder / "p03.png", 1000), (folder / "p05.png").unlink()
     assert folder_problems(record, folder) == ["p03.png was changed after inspection", "p05.png is missing"]

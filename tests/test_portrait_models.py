@@ -27,6 +27,7 @@ def test_every_shipped_file_has_its_checksum():
     """A card that is edited by hand needs `write_checksums`, or nothing loads."""
     table = read_checksums()
     files = [f for f in data_dir().rglob("*") if f.is_file() and f.name != CHECKSUMS and not f.name.startswith(".")]
+    files = [f for f in files if "studies" not in f.parts]  # their records hold digests
     assert {f.relative_to(data_dir()).as_posix(): sha256(f) for f in files} == table
 
 
@@ -85,7 +86,7 @@ def test_the_decoder_keeps_what_the_reader_looks_for():
     assert -10 * error.log10() >= 33
 
 
-def test_portrait_sd_and_its_early_checkpoint_share_the_vae():
+def test_portrait_sd_and_the_base_share_the_vae():
     first, second = (load_pipeline("cpu", variant=v).vae.state_dict() for v in ("portrait-sd", "portrait-sd-base"))
     assert all(torch.equal(first[k], second[k]) for k in first)
 
@@ -98,7 +99,7 @@ def test_clip_finds_the_caption_of_an_image():
     assert min(scores.values()) >= 0.95, json.dumps(scores)
 
 
-def test_the_final_model_is_more_faithful_than_its_early_checkpoint():
+def test_the_base_is_less_faithful_than_portrait_sd():
     specs, reader = SPECS[:24], load_reader()
     captions = [caption(s) for s in specs]
     named = [c.named for c in captions]

@@ -27,7 +27,9 @@ from labkit.portraits import (
     contains,
     describe,
     differences,
+    grainy,
     load_dataset,
+    mislabelled,
     random_caption,
     render,
     render_array,
@@ -457,3 +459,35 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path):
         write_atomically(path, fail)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_careless_caption_is_wrong_as_often_as_asked_and_never_about_the_style():
+    specs, rng = sample_specs(1500, seed=3), np.random.default_rng(0)
+    said = [mislabelled(spec, rng, 0.4) for spec in specs]  # every one is a valid spec, or this raises
+    wrong = {a: np.mean([getattr(x, a) != getattr(y, a) for x, y in zip(specs, said, strict=True)]) for a in ATTRIBUTES}
+    assert wrong["style"] == 0
+    for attribute in ("hair_style", "skin", "mood", "clothes", "background"):
+        assert abs(wrong[attribute] - 0.4) < 4 * (0.24 / 1500) ** 0.5, attribute
+
+
+def test_a_careless_caption_keeps_bald_heads_and_hair_colours_together():
+    rng = np.random.default_rng(1)
+    bald = PortraitSpec(hair_style="bald", hair_color="none")
+    said = [mislabelled(bald, rng, 1.0) for _ in range(40)]
+    assert all(s.hair_style != "bald" and s.hair_color != "none" for s in said)
+    assert len({s.hair_color for s in said}) > 3
+    assert mislabelled(bald, rng, 0.0) == bald
+    with pytest.raises(ValueError, match="probability 1.2"):
+        mislabelled(bald, rng, 1.2)
+
+
+def test_grain_has_the_strength_asked_for_and_stays_in_range():
+    images = torch.zeros(3, 3, 64, 64)
+    made = grainy(images, 0.25, generator=torch.Generator().manual_seed(0))
+    assert abs(made.std().item() - 0.25) < 0.005
+    assert torch.equal(made, grainy(images, 0.25, generator=torch.Generator().manual_seed(0)))
+    white = grainy(images + 1, 0.25, generator=torch.Generator().manual_seed(0))
+    assert white.max() == 1
+    assert torch.equal(grainy(images, 0.0, generator=torch.Generator()), images)
+    with pytest.raises(ValueError, match="amount -1"):
+        grainy(images, -1, generator=torch.Generator())

@@ -250,11 +250,13 @@ LAYERS = {
     **{paper: SHARED for paper in PAPERS},  # what two papers need moves down
     "inspection": {*GROUND, "metrics"},  # works on any folder of pictures
     "training": SHARED,
+    "studies": {*SHARED, *PAPERS},
     "figures": GROUND,
-    "course": {*GROUND, "figures", "models"},  # models: what is kept holds for the weights in their list of checksums
+    # models: what is kept holds for the weights in their list of checksums; studies: the verdicts of claims
+    "course": {*GROUND, "figures", "models", "studies"},
     # checks hold answers against the papers' functions
-    "course.lessons": {*SHARED, *PAPERS, "inspection", "course", "figures"},
-    "authoring": {*GROUND, "course"},
+    "course.lessons": {*SHARED, *PAPERS, "inspection", "course", "figures", "studies"},
+    "authoring": {*GROUND, "course", "studies"},
     "envcheck": {*GROUND, "course", "figures", "models"},
     "cli": {*GROUND, "course", "authoring", "envcheck", "inspection"},
 }

@@ -73,6 +73,10 @@ class Claim(Strict):
     place: Bilingual
     statement: Bilingual
     region: Annotated[Region, BeforeValidator(_region)] = Field(alias="expected")
+    smallest: Annotated[Number, must(lambda x: x >= 0, "a number >= 0")] = 0.0
+    setting: Bilingual | None = None
+    too_far: Bilingual | None = None
+    verdict: Literal["reproduced", "contradicted", "equivalent", "undecided", "too_far"] | None = None
     testable: Tiers = TIERS
     gated: Tiers = ()
     band: dict[Literal[TIERS], Annotated[Interval, expected("[lo, hi] with lo <= hi, e.g. {cpu: [0.2, 0.6]}")]] = {}

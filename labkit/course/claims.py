@@ -7,6 +7,10 @@ A lesson's claims.yaml is a list of declarations:
       place: {en: Table 1, ja: 表 1}
       statement: {en: "...", ja: "..."}      # in own words
       expected: {direction: increase}        # the measured value lies above 0, or above `threshold: 0.5`
+      smallest: 0.02                         # optional: the smallest effect that matters, in the unit of the value
+      setting: {en: "...", ja: "..."}        # optional: the paper's setting, where ours differs in what may matter
+      too_far: {en: "...", ja: "..."}        # optional: why our setting is too far from the paper's to decide
+      verdict: reproduced                    # optional: what the recorded study says; `labkit study check` holds it
       testable: [cpu, gpu]                   # optional (default: all tiers): elsewhere it is "not testable here"
       gated: [cpu]                           # optional: on these tiers `labkit run` fails unless the gate below holds
       band: {cpu: [0.2, 0.6]}                # optional: the gate is "value in this band" instead of "reproduced"
@@ -18,7 +22,11 @@ A lesson's claims.yaml is a list of declarations:
     {direction: equal, value: 1, tolerance: 0.1}    value - tolerance <= v <= value + tolerance
     {direction: band, lo: 0.2, hi: 0.6}      lo <= v <= hi
 
-Rule of the verdict. **reproduced**: the whole interval lies in the region (without an interval: the value does).
+A claim is decided by the recorded study of its lesson where there is one (`labkit.course.evidence`): reproduced,
+contradicted, equivalent (no effect as large as `smallest`), undecided, or too far from the paper's setting. A live run
+then says whether its own number fits the recorded ones.
+
+Rule of the verdict of a run alone. **reproduced**: the whole interval lies in the region (without one: the value does).
 **not reproduced**: anything else, also a NaN; a record whose interval crosses the border is marked `undecided`, because
 more seeds may decide it. **not testable here**: the tier is not in `testable`, or there is no value (give a reason).
 `band` does not touch the verdict: a claim that this small model does not reproduce can be gated to stay where it is.

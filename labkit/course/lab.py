@@ -14,6 +14,7 @@ from labkit.course import claims, ledger
 from labkit.course import quiz as quizzes
 from labkit.course.answers import MISSING, cells_run, lend, look_up
 from labkit.course.checks import Exercise, Result, judge, load_exercises
+from labkit.course.evidence import evidence
 from labkit.course.feedback import (
     HINT_LEVELS,
     hint_box,
@@ -320,7 +321,7 @@ class Lab:
         measurement = {"measured": measured, "value": value, "interval": interval, "seeds": seeds, "reason": reason}
         record = claims.make_record(claim, tier=self.tier, lang=self.lang, at=at, **measurement)
         self.records.append(record)
-        show(*ledger.record_box(claim, record))
+        show(*ledger.record_box(claim, record, evidence(claim)))
         try:
             claims.save(record, self.results)
         except OSError as error:
@@ -332,7 +333,7 @@ class Lab:
     def article_map(self) -> None:
         """Show what the Japanese article says, what the paper says and what was measured on this tier."""
         saved = claims.load_records(self.results)
-        html_text, text = ledger.article_table(self.files, [*saved, *self.records], self.tier)
+        html_text, text = ledger.article_table(self.files, self.claims, [*saved, *self.records], self.tier)
         title = t("article.title")
         show(f"<b>{title}</b>{html_text}", f"{title}\n\n{text}")
 

@@ -6,15 +6,13 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from labkit.course.claims import (
     NOT_RUN,
-    NOT_TESTABLE,
     REPRODUCED,
-    VERDICTS,
     Claim,
     Record,
     as_json,
@@ -23,12 +21,22 @@ from labkit.course.claims import (
     load_records,
     value_text,
 )
+from labkit.course.evidence import Evidence, agreement_line, evidence, evidence_lines
 from labkit.course.i18n import LANGUAGES, t
 from labkit.course.lesson_files import LessonFiles
 from labkit.course.manifest import TIERS, Project, lesson_numbers
 from labkit.course.render import box, language, page, pick, table
 
-SIGNS = {"reproduced": "✓", "not_reproduced": "✗", "not_testable": "–", NOT_RUN: "…"}
+SIGNS = {
+    "reproduced": "✓",
+    "not_reproduced": "✗",
+    "contradicted": "✗",
+    "equivalent": "=",
+    "undecided": "?",
+    "too_far": "–",
+    "not_testable": "–",
+    NOT_RUN: "…",
+}
 
 
 def verdict_text(verdict: str) -> str:
@@ -36,9 +44,10 @@ def verdict_text(verdict: str) -> str:
     return f"{SIGNS[verdict]} {t(f'claim.{verdict}')}"
 
 
-def record_box(claim: Claim, record: Record) -> tuple[str, str]:
-    """(html, text) shown to the learner when a claim is recorded."""
-    kind = "pass" if record.verdict == REPRODUCED else "info" if record.verdict == NOT_TESTABLE else "fail"
+def record_box(claim: Claim, record: Record, known: Evidence | None = None) -> tuple[str, str]:
+    """(html, text) shown to the learner when a claim is measured; `known`: the recorded study, which decides."""
+    verdict = record.verdict if known is None else known.verdict
+    kind = "pass" if verdict == REPRODUCED else "fail" if verdict in ("contradicted", "not_reproduced") else "info"
     lines = [
         t("claim.source", paper=pick(claim.paper), place=pick(claim.place), statement=pick(claim.statement)),
         t("claim.expected", region=claim.region.text()),
@@ -60,11 +69,15 @@ def record_box(claim: Claim, record: Record) -> tuple[str, str]:
         )
     if record.value is not None and not math.isfinite(record.value):
         lines.append(t("claim.not_finite"))
-    if record.undecided:
-        lines.append(t("claim.undecided"))
+    if known is not None:
+        if agreement := agreement_line(known, record.value, record.interval):
+            lines.append(agreement)
+        lines[2:2] = evidence_lines(claim, known)
+    elif record.undecided:
+        lines.append(t("claim.undecided_run"))
     if record.reason:
         lines.append(t("claim.reason", reason=record.reason))
-    return box(kind, t("claim.title", id=claim.id, verdict=t(f"claim.{record.verdict}")), *lines)
+    return box(kind, t("claim.title", id=claim.id, verdict=t(f"claim.{verdict}")), *lines)
 
 
 def ledger_rows(
@@ -76,15 +89,16 @@ def ledger_rows(
     for number in lesson_numbers(project):
         for claim in declared(number, project).values():
             mine = sorted((r for r in newest.values() if r.claim == claim.id), key=lambda r: TIERS.index(r.tier))
-            rows += [{"claim": claim, "record": r, "verdict": r.verdict} for r in mine]
-            if not mine:
-                rows.append({"claim": claim, "record": None, "verdict": NOT_RUN})
+            known = evidence(claim)
+            for record in mine or [None]:
+                verdict = known.verdict if known else record.verdict if record else NOT_RUN
+                rows.append({"claim": claim, "record": record, "evidence": known, "verdict": verdict})
     return rows
 
 
 def ledger(rows: list[dict[str, Any]]) -> tuple[str, str]:
     """(html, text) of the ledger with a summary line, in the current language."""
-    columns = ("claim", "paper", "statement", "expected", "value", "seeds", "tier", "verdict")
+    columns = ("claim", "paper", "statement", "expected", "study", "value", "seeds", "tier", "verdict")
     cells = []
     for row in rows:
         claim, record = row["claim"], row["record"]
@@ -97,19 +111,22 @@ def ledger(rows: list[dict[str, Any]]) -> tuple[str, str]:
                 f"{pick(claim.paper)}, {pick(claim.place)}",
                 pick(claim.statement),
                 claim.region.text(),
+                row["evidence"].text() if row.get("evidence") else "",
                 value_text(record) if record else "",
                 str(len(record.seeds)) if record else "",
                 record.tier if record else "",
                 verdict,
             )
         )
-    counts = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in (*VERDICTS, NOT_RUN)}
+    counts = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in SIGNS}
     html_text, text = table([t(f"claim.column.{name}") for name in columns], cells)
-    summary = t("claim.summary", **counts)
+    summary = ", ".join(f"{t(f'claim.{verdict}')}: {count}" for verdict, count in counts.items() if count)
     return f"{html_text}<p>{summary}</p>", f"{text}\n\n{summary}"
 
 
-def article_table(files: LessonFiles, records: Iterable[Record], tier: str) -> tuple[str, str]:
+def article_table(
+    files: LessonFiles, claims: Mapping[str, Claim], records: Iterable[Record], tier: str
+) -> tuple[str, str]:
     """(html, text): what the Japanese article says, what the paper says, and what was measured on this tier."""
     newest = latest(records, tier=tier)
     cells = []
@@ -118,8 +135,13 @@ def article_table(files: LessonFiles, records: Iterable[Record], tier: str) -> t
         if row["goes_beyond"]:
             article += "\n" + t("article.goes_beyond")
         record = newest.get((row["claim"], tier))
+        known = evidence(claims[row["claim"]]) if row["claim"] in claims else None
         if row["claim"] is None:
             measured = t("article.nothing")
+        elif known is not None:
+            measured = f"{verdict_text(known.verdict)}\n{known.text()}"
+            if record is not None:
+                measured += "\n" + t("article.yours", value=value_text(record) or record.reason)
         elif record is None:
             measured = t("article.not_yet", id=row["claim"])
         else:
@@ -174,4 +196,6 @@ def _run(args: argparse.Namespace) -> int:
 def _json_row(row: dict[str, Any]) -> dict[str, Any]:
     claim, record = row["claim"], row["record"]
     source = {"id": claim.id, "paper": claim.paper, "place": claim.place, "statement": claim.statement}
-    return {**source, "verdict": row["verdict"], "record": as_json(record) if record else None}
+    known = row.get("evidence")
+    study = {"value": known.estimate.value, "interval": [known.estimate.low, known.estimate.high]} if known else None
+    return {**source, "verdict": row["verdict"], "study": study, "record": as_json(record) if record else None}

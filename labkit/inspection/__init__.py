@@ -50,7 +50,7 @@ from labkit.inspection.gate import Decision, Gate, Screening
 from labkit.inspection.judge import StoredJudge
 from labkit.inspection.lot import InspectionError, Lot, draw_sample, read_lot
 from labkit.inspection.provenance import provenance_problems, write_provenance
-from labkit.inspection.record import folder_problems, read_record, record_problems, sign_off, write_record
+from labkit.inspection.record import folder_problems, read_sign_off, record_problems, sign_off, write_sign_off
 from labkit.inspection.report import record_html
 from labkit.inspection.rollout import Rollout, after_alarm, after_lot, calibrate, meet_process, stage_plan
 from labkit.inspection.rules import (
@@ -111,8 +111,8 @@ __all__ = [
     # signing
     "sign_off",
     "record_html",
-    "write_record",
-    "read_record",
+    "write_sign_off",
+    "read_sign_off",
     "record_problems",
     "folder_problems",
     # lot after lot

@@ -27,10 +27,10 @@ from labkit.inspection.lot import InspectionError, read_lot
 from labkit.inspection.page import write_page
 from labkit.inspection.record import (
     folder_problems,
-    read_record,
+    read_sign_off,
     record_problems,
     sign_off,
-    write_record,
+    write_sign_off,
 )
 from labkit.inspection.report import LANGUAGES, record_html
 from labkit.inspection.rules import Rule, near_duplicate_rule, provenance_rule, size_rule
@@ -178,7 +178,7 @@ def run_sign(args: argparse.Namespace) -> int:
         previous=args.previous,
     )
     name = f"record-{record['seal'][:8]}"  # no record takes the place of another
-    print(f"wrote {write_record(args.out / f'{name}.json', record)}")
+    print(f"wrote {write_sign_off(args.out / f'{name}.json', record)}")
     for lang in LANGUAGES:
         print(f"wrote {write_atomically(args.out / f'{name}.{lang}.html', record_html(record, lang))}")
     accepted, reasons = (record["content"]["decision"][key] for key in ("accepted", "reasons"))
@@ -188,7 +188,7 @@ def run_sign(args: argparse.Namespace) -> int:
 
 def run_verify(args: argparse.Namespace) -> int:
     """`labkit inspect verify`: 0 the record stands, 1 it does not."""
-    record = read_record(args.record)
+    record = read_sign_off(args.record)
     problems = record_problems(record, seal=args.seal)
     if args.folder is not None and isinstance(record.get("content"), dict):
         problems += folder_problems(record, args.folder)

@@ -202,12 +202,12 @@ def folder_problems(record: Mapping[str, Any], folder: Path | str) -> list[str]:
     return problems
 
 
-def write_record(path: Path | str, record: Mapping[str, Any]) -> Path:
+def write_sign_off(path: Path | str, record: Mapping[str, Any]) -> Path:
     """The record as indented JSON."""
     return write_atomically(path, json.dumps(record, ensure_ascii=False, indent=2) + "\n")
 
 
-def read_record(path: Path | str) -> dict:
+def read_sign_off(path: Path | str) -> dict:
     """The record of a file, unverified.
 
     Raises:

@@ -41,7 +41,7 @@ def record_html(record: Mapping[str, Any], lang: str = "ja") -> str:
     """The page. A record that does not verify is shown with what is wrong in a red box at the top.
 
     Args:
-        record: from `sign_off` or `read_record`. lang: "ja" or "en".
+        record: from `sign_off` or `read_sign_off`. lang: "ja" or "en".
 
     Raises:
         ValueError: an unknown language, or a record that lacks what must be shown.

@@ -15,7 +15,7 @@ from labkit.errors import ModelLoadError
 from labkit.files import write_atomically
 from labkit.models.paths import data_dir
 
-CHECKSUMS = "checksums.json"
+CHECKSUMS, STUDIES = "checksums.json", "studies"
 _hashed: dict[tuple[str, int, int], str] = {}  # (path, size, modification time in ns) -> hex digest
 
 
@@ -48,7 +48,8 @@ def read_checksums(data: Path | None = None) -> dict[str, str]:
 def write_checksums(data: Path | None = None, folders: Iterable[str] | None = None) -> dict[str, str]:
     """Hash all files of the data folder, or of some of its folders (other entries stay), and write the table.
 
-    Hidden files and the table itself are left out. Returns the table.
+    Hidden files, the table itself and recorded studies (whose records hold digests of their own) are left out. Returns
+    the table.
     """
     data = data or data_dir()
     roots = [data] if folders is None else [data / name for name in folders]
@@ -58,7 +59,8 @@ def write_checksums(data: Path | None = None, folders: Iterable[str] | None = No
         table = {name: digest for name, digest in table.items() if not (prefix and name.startswith(prefix))}
         for path in sorted(root.rglob("*")):
             name = path.relative_to(data)
-            if path.is_file() and name.as_posix() != CHECKSUMS and not any(p.startswith(".") for p in name.parts):
+            left_out = name.as_posix() == CHECKSUMS or name.parts[0] == STUDIES or any(p[0] == "." for p in name.parts)
+            if path.is_file() and not left_out:
                 table[name.as_posix()] = sha256(path)
     write_atomically(data / CHECKSUMS, json.dumps(dict(sorted(table.items())), indent=1) + "\n")
     return table

@@ -18,8 +18,8 @@ from labkit.portraits.captions import (
     value_name,
 )
 from labkit.portraits.dataset import build_dataset, load_dataset
-from labkit.portraits.render import render, render_array, render_tensor
-from labkit.portraits.sampling import contains, sample_specs
+from labkit.portraits.render import grainy, render, render_array, render_tensor
+from labkit.portraits.sampling import contains, mislabelled, sample_specs
 from labkit.portraits.spec import PortraitSpec
 
 __all__ = [
@@ -37,7 +37,9 @@ __all__ = [
     "contains",
     "describe",
     "differences",
+    "grainy",
     "load_dataset",
+    "mislabelled",
     "random_caption",
     "render",
     "render_array",

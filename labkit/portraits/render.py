@@ -253,3 +253,22 @@ def render_tensor(specs: Sequence[PortraitSpec], size: int = 64) -> torch.Tensor
     """Portraits as float32 [N, 3, size, size] in [-1, 1]."""
     stack = np.stack([render_array(spec, size) for spec in specs])  # [N, H, W, 3]
     return torch.from_numpy(stack).permute(0, 3, 1, 2).float().div(127.5).sub(1.0).contiguous()
+
+
+def grainy(images: torch.Tensor, amount: float, *, generator: torch.Generator) -> torch.Tensor:
+    """Pictures with grain, as photographs have it and drawings lack it: independent Gaussian noise on every pixel.
+
+    Args:
+        images: float [N, 3, H, W] in [-1, 1].
+        amount: standard deviation of the grain in the same unit; 0 returns a copy.
+        generator: a CPU generator.
+
+    Returns:
+        Images of the same shape, clamped to [-1, 1].
+
+    Raises:
+        ValueError: a negative amount.
+    """
+    if amount < 0:
+        raise ValueError(f"amount {amount}: expected a standard deviation >= 0")
+    return (images + amount * torch.randn(images.shape, generator=generator).to(images)).clamp(-1, 1)

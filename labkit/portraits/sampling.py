@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from labkit.portraits.attributes import ATTRIBUTES, TRAINING_STYLES, allowed_values, check_value
+from labkit.portraits.attributes import ATTRIBUTES, TRAINING_STYLES, allowed_values, check_value, colored_hair
 from labkit.portraits.spec import PortraitSpec
 
 Marginals = Mapping[str, Mapping[str, float]]
@@ -62,6 +62,27 @@ def sample_specs(
         base[attribute] = {**base.get(attribute, {}), **weights}
     avoid = set(avoid)
     return [_draw(np.random.default_rng([seed, i]), styles, base, given, exclude, rare, avoid) for i in range(n)]
+
+
+def mislabelled(spec: PortraitSpec, rng: np.random.Generator, probability: float) -> PortraitSpec:
+    """What a careless caption says about ``spec``: every attribute but the style is replaced, with ``probability``, by
+    another value that the style can draw. A head that becomes bald loses its hair colour; one that grows hair gets a
+    random one.
+
+    Raises:
+        ValueError: ``probability`` outside [0, 1].
+    """
+    if not 0 <= probability <= 1:
+        raise ValueError(f"probability {probability}: expected a number in [0, 1]")
+    said = spec.to_dict()
+    for attribute in list(ATTRIBUTES)[1:]:
+        values = colored_hair() if attribute == "hair_color" else allowed_values(spec.style, attribute)
+        others = [value for value in values if value != said[attribute]]
+        if attribute == "hair_color" and said["hair_style"] == "bald":
+            said[attribute] = "none"
+        elif rng.random() < probability or said[attribute] not in values:  # the latter: hair on a bald head
+            said[attribute] = others[int(rng.integers(len(others)))] if others else said[attribute]
+    return PortraitSpec(**said)
 
 
 def _check(*all_marginals: Marginals) -> None:

@@ -33,9 +33,18 @@ from labkit.portraits import (
     render_tensor,
     sample_specs,
 )
+from labkit.training import parts
 from labkit.training.vae import psnr
 
 STEPS, GUIDANCE = 20, 3.0
+
+_SKEW = ", ".join(f"{a} {value} x{w:g}" for a, weights in parts.BASE_SKEW.items() for value, w in weights.items())
+BASE_TEXT = (
+    "A base worth aligning: sharp and misaligned, by its data alone. The U-Net of portrait-sd was trained on, on "
+    f"portraits of a skewed world ({_SKEW}) "
+    f"whose captions are wrong: each attribute but the style with probability {parts.MISLABELLED:g}, where the style "
+    "can draw another value. It saw clean renders only, never the grain of the photographs in lesson 06.\n\n"
+)
 
 
 def entropy(values: Sequence[str]) -> float:
@@ -180,14 +189,12 @@ def write_cards(results: dict, out: Path, work: Path, record: dict[str, dict]) -
         work: the folder with the logs of the training runs.
         record: part -> its steps and a note on how it was trained, where that differs from the recipe.
     """
-    parts = results["parts"]
+    measured = results["parts"]
     day = date.today().isoformat()
 
     def trained(part: str, folder: str) -> str:
         log, curve = work / part / "log.jsonl", out / folder / f"loss-{part}.png"
         steps, note = record[part]["steps"], record[part]["note"]
-        if (part, folder) == ("unet", "portrait-sd-base"):  # the log is that of the steps that came after it
-            return f"unet: an early checkpoint of `python -m labkit.training unet`. {note}\n\n"
         if log.exists():
             draw_curve(log, curve, part)
         text = f"{part}: `python -m labkit.training {part}`, {steps} steps. {note}\n\n"
@@ -206,17 +213,17 @@ def write_cards(results: dict, out: Path, work: Path, record: dict[str, dict]) -
         + trained("clip", "portrait-clip")
         + trained("clip-images", "portrait-clip")
         + trained("clip-both", "portrait-clip")
-        + f"Image->text R@1 among 512 validation captions: {100 * parts['clip_retrieval']:.1f} % (goal 98).\n\n"
+        + f"Image->text R@1 among 512 validation captions: {100 * measured['clip_retrieval']:.1f} % (goal 98).\n\n"
         + "Zero-shot accuracy per attribute in % (goal 95):\n\n"
-        + _table(parts["clip_zero_shot"])
+        + _table(measured["clip_zero_shot"])
         + "\n\n"
         + weights("portrait-clip"),
         "attribute-reader": "# AttributeReader\n\n"
         + trained("reader", "attribute-reader")
         + "The gold judge: nothing may be trained against it. Accuracy in % on 512 clean renders (goal 99):\n\n"
-        + _table(parts["reader_clean"])
+        + _table(measured["reader_clean"])
         + "\n\nand on their VAE reconstructions (goal 97; confusion matrices in ../evaluation.json):\n\n"
-        + _table(parts["reader_reconstructions"])
+        + _table(measured["reader_reconstructions"])
         + "\n\n"
         + weights("attribute-reader"),
     }
@@ -226,8 +233,8 @@ def write_cards(results: dict, out: Path, work: Path, record: dict[str, dict]) -
             f"# {variant}\n\n"
             + trained("vae", variant)
             + trained("decoder", variant)
-            + trained("unet", variant)
-            + f"VAE: {parts['vae_psnr_db']:.2f} dB PSNR on 512 validation portraits (goal 33).\n\n"
+            + (trained("unet", variant) if variant == "portrait-sd" else BASE_TEXT + trained("base", variant))
+            + f"VAE: {measured['vae_psnr_db']:.2f} dB PSNR on 512 validation portraits (goal 33).\n\n"
             + f"{r['prompts']} held-out prompts, {STEPS} DDIM steps, guidance {GUIDANCE:g}. "
             + f"Accuracy of named attributes in % (mean {100 * r['accuracy_mean']:.1f}, goal 92):\n\n"
             + _table(r["accuracy"])

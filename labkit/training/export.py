@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from labkit.files import write_atomically
 from labkit.models.checksums import write_checksums
 from labkit.models.load import quiet
 from labkit.models.reader import AttributeReader
-from labkit.training.unet import new_scheduler, new_unet
+from labkit.training.unet import new_scheduler
 
 
 def export_pipeline(unet: UNet2DConditionModel, work: Path, folder: Path) -> None:
@@ -53,21 +51,10 @@ def clean_config(config_file: Path) -> None:
     write_atomically(config_file, json.dumps(config, indent=2) + "\n")
 
 
-def export_all(work: Path, out: Path, base_checkpoint: Path, final: Path) -> None:
-    """The four model folders under ``out``, then ``checksums.json``.
-
-    Args:
-        base_checkpoint, final: EMA weights of the U-Net (safetensors). A training run that was restored from shipped
-            weights has no early checkpoint: portrait-sd-base then stays what it is, but for the VAE, which both share.
-    """
-    for name, weights in (("portrait-sd", final), ("portrait-sd-base", base_checkpoint)):
-        if weights == base_checkpoint and not weights.exists():
-            if (out / name).exists():
-                shutil.copytree(out / "portrait-sd" / "vae", out / name / "vae", dirs_exist_ok=True)
-            continue
-        unet = new_unet()
-        unet.load_state_dict(load_file(weights))
-        export_pipeline(unet, work, out / name)
+def export_all(work: Path, out: Path) -> None:
+    """The four model folders under ``out``, then ``checksums.json``."""
+    for name, part in (("portrait-sd", "unet"), ("portrait-sd-base", "base")):
+        export_pipeline(UNet2DConditionModel.from_pretrained(work / part / "model"), work, out / name)
     with quiet():
         CLIPModel.from_pretrained(work / "clip-both" / "model").half().save_pretrained(out / "portrait-clip")
         CLIPTokenizer.from_pretrained(work / "clip-both" / "model").save_pretrained(out / "portrait-clip")

@@ -136,8 +136,6 @@ def train_unet(
     config: LoopConfig,
     batch: int,
     groups: CaptionGroups | None = None,
-    weights: Sequence[tuple[int, Tensor]] = (),
-    keep: tuple[int, ...] = (),
     dropout: float = 0.1,
     cell_weight: Tensor | None = None,
 ) -> nn.Module:
@@ -149,9 +147,6 @@ def train_unet(
         cell_weight: weights [8, 8] with mean 1 on the squared error of each latent cell (None: all 1). The best
         prediction of a cell does not depend on its weight; a model of limited size and time learns heavy cells first.
         groups: draws images and captions together (None: images uniformly, with one of their captions).
-        weights: ``(until, p)``: before step ``until`` images are drawn with probabilities ``p`` [N] instead of
-        uniformly; groups come after that.
-        keep: steps whose EMA weights are kept.
     """
     half = native_bfloat16()
     alphas = new_scheduler().alphas_cumprod  # [1000]
@@ -159,12 +154,10 @@ def train_unet(
     timestep_weight = snr.clamp(*SNR_BOUNDS) / snr
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        skew = next((p for until, p in weights if step < until), None)
-        if skew is None and groups is not None:
+        if groups is not None:
             index, captions = groups(batch, generator)
         else:
-            share = torch.ones(len(latents)) if skew is None else skew
-            index = torch.multinomial(share, batch, replacement=True, generator=generator)
+            index = torch.randint(len(latents), (batch,), generator=generator)
             captions = index * conditions.variants + torch.randint(
                 conditions.variants, index.shape, generator=generator
             )
@@ -182,7 +175,7 @@ def train_unet(
         value = (timestep_weight[t] * error).mean()
         return value, {"mse": mse.mean().item(), "weighted": value.item()}
 
-    ema = run("unet", unet, loss, config, folder, keep=keep)
+    ema = run("unet", unet, loss, config, folder)
     unet.load_state_dict(ema)
     return unet.eval()
 

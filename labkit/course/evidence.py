@@ -1,0 +1,96 @@
+"""What the recorded studies say about the claims: the verdict of each, and whether a live run agrees with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from labkit.course.claim_file import Claim, declared
+from labkit.course.i18n import t
+from labkit.course.render import pick
+
+if TYPE_CHECKING:
+    from labkit.studies import Estimate
+
+TOO_FAR = "too_far"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The recorded study on one claim: the estimate, the verdict, and where it is undecided, what it would take."""
+
+    estimate: Estimate
+    verdict: str
+    seeds_needed: int | None
+    cpu_hours: float  # of the whole study
+
+    def text(self) -> str:
+        """'0.114 [0.081, 0.147]'."""
+        return f"{self.estimate.value:.4g} [{self.estimate.low:.4g}, {self.estimate.high:.4g}]"
+
+
+def evidence(claim: Claim) -> Evidence | None:
+    """The verdict of the recorded study, or None where no study decides this claim.
+
+    A claim whose setting is declared as too far from the paper's keeps that verdict whatever the number.
+
+    Raises:
+        StudyError: the record cannot be read.
+    """
+    from labkit.studies import Recorded, decide, estimate, load_study, read_record, studies
+
+    if claim.lesson not in studies():
+        return None
+    contrast = load_study(claim.lesson).estimates.get(claim.id.split(".", 1)[1])
+    record = read_record(claim.lesson)
+    if contrast is None or not record.facts:
+        return None
+    found = estimate(contrast(Recorded(record)))
+    decision = decide(found, low=claim.region.lo, high=claim.region.hi, smallest=claim.smallest)
+    verdict = TOO_FAR if claim.too_far else decision.verdict
+    return Evidence(found, verdict, decision.seeds_needed, record.seconds() / 3600)
+
+
+def evidence_lines(claim: Claim, known: Evidence) -> list[str]:
+    """What the study found, for a learner, in the current language."""
+    found = known.estimate
+    numbers = {"value": known.text(), "seeds": found.seeds, "prompts": found.prompts, "hours": f"{known.cpu_hours:.1f}"}
+    lines = [t("claim.recorded" if found.prompts > 1 else "claim.recorded_seeds", **numbers)]
+    if claim.smallest:
+        lines.append(t("claim.smallest", smallest=f"{claim.smallest:g}"))
+    if claim.too_far:
+        lines.append(t("claim.reason", reason=pick(claim.too_far)))
+    elif known.verdict == "undecided":
+        lines.append(t("claim.needed", seeds=known.seeds_needed or "?"))
+    return lines
+
+
+def agreement_line(known: Evidence, value: float | None, interval: Sequence[float] | None) -> str:
+    """Whether the learner's number is one that the recorded study would expect; "" for no number."""
+    from labkit.studies import fits
+
+    if value is None or not math.isfinite(value):
+        return ""
+    error = 0.0 if interval is None else (interval[1] - interval[0]) / (2 * 1.96)
+    return t("claim.fits" if fits(value, error, known.estimate) else "claim.does_not_fit")
+
+
+def changed_verdicts(lesson: str) -> list[str]:
+    """Claims whose recorded verdict is not the one they declare (`verdict:` in claims.yaml), one line each.
+
+    Claims that declare none are not gated; a declared verdict without evidence is a difference too.
+    """
+    lines = []
+    for claim in declared(lesson).values():
+        if claim.verdict is None:
+            continue
+        known = evidence(claim)
+        if known is None:
+            lines.append(f"{claim.id}: declares {claim.verdict}, but no recorded study decides it")
+        elif known.verdict != claim.verdict:
+            lines.append(
+                f"{claim.id}: declares {claim.verdict}, the recorded study says {known.verdict} ({known.text()})"
+            )
+    return lines

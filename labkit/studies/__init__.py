@@ -1,0 +1,31 @@
+"""Recorded studies: the evidence behind the claims, made once by hours of computing, read by the lessons in a second.
+
+    study.py      what a study is: a pure function (arm, seed, sizes) -> numbers, and the estimates of its claims
+    store.py      recorded units on disk, their conditions (code, weights, sizes), status, merging
+    recorder.py   running what is missing, in one process or several; computing one unit again
+    estimate.py   differences of arms, intervals over seeds and prompts, the decision
+    l02.py ...    one module per lesson; the lesson calls the same functions for its live run
+
+On the command line: `labkit study run|status|verify|merge|check`.
+"""
+
+from labkit.studies.estimate import Estimate, Recorded, decide, estimate, fits, gain, level, win_share
+from labkit.studies.store import folder_of_studies, read_record
+from labkit.studies.study import Study, StudyError, load_study, studies
+
+__all__ = [
+    "Study",
+    "StudyError",
+    "load_study",
+    "studies",
+    "folder_of_studies",
+    "read_record",
+    "Recorded",
+    "level",
+    "gain",
+    "win_share",
+    "Estimate",
+    "estimate",
+    "decide",
+    "fits",
+]

@@ -1,0 +1,172 @@
+"""From recorded numbers to a verdict: differences of arms with the same seeds and prompts, interval, decision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from labkit.studies.store import Record
+from labkit.studies.study import StudyError
+
+REPRODUCED, CONTRADICTED, EQUIVALENT, UNDECIDED = "reproduced", "contradicted", "equivalent", "undecided"
+
+
+class Recorded:
+    """A record's numbers as arrays [seeds, prompts]."""
+
+    def __init__(self, record: Record) -> None:
+        self._values, self.lesson = record.values, record.lesson
+
+    def seeds(self, *arms: str) -> list[int]:
+        """Seeds that all these arms have, in order."""
+        found = [{seed for arm, seed in self._values if arm == wanted} for wanted in arms]
+        return sorted(set.intersection(*found)) if found else []
+
+    def values(self, metric: str, arm: str, *, seeds: list[int] | None = None) -> np.ndarray:
+        """Numbers of one metric and arm, [seeds, prompts] in float64.
+
+        Raises:
+            StudyError: nothing recorded for this arm, or a unit without this metric.
+        """
+        seeds = self.seeds(arm) if seeds is None else seeds
+        if not seeds:
+            raise StudyError(f"study {self.lesson} has no recorded units of arm {arm!r}: record them")
+        rows = [self._values[arm, seed].get(metric) for seed in seeds]
+        if any(row is None for row in rows):
+            known = ", ".join(sorted(self._values[arm, seeds[0]]))
+            raise StudyError(f"arm {arm!r} has no metric {metric!r}: expected one of {known}")
+        return np.stack(rows).astype(float)
+
+    def pair(self, metric: str, arm: str, against: str) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers of two arms on the seeds that both have."""
+        seeds = self.seeds(arm, against)
+        return self.values(metric, arm, seeds=seeds), self.values(metric, against, seeds=seeds)
+
+
+Contrast = Callable[[Recorded], np.ndarray]  # -> [seeds, prompts], or [seeds, 1]
+
+
+def level(metric: str, arm: str) -> Contrast:
+    """The metric itself."""
+    return lambda recorded: recorded.values(metric, arm)
+
+
+def gain(metric: str, arm: str, against: str) -> Contrast:
+    """metric(arm) - metric(against), same seeds and prompts."""
+
+    def contrast(recorded: Recorded) -> np.ndarray:
+        first, second = recorded.pair(metric, arm, against)
+        return first - second
+
+    return contrast
+
+
+def win_share(metric: str, arm: str, against: str, *, margin: float = 0.0) -> Contrast:
+    """1 where the arm is better by more than `margin`, 0.5 for ties, 0 where it is worse."""
+
+    def contrast(recorded: Recorded) -> np.ndarray:
+        first, second = recorded.pair(metric, arm, against)
+        gap = first - second
+        return np.where(np.abs(gap) <= margin, 0.5, (gap > 0).astype(float))
+
+    return contrast
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds and prompts with its 95 % interval.
+
+    Attributes:
+        value, low, high: in the metric's unit. standard_error: half of what a t interval is made of.
+        per_seed: the mean of each seed. prompts: numbers per seed.
+    """
+
+    value: float
+    low: float
+    high: float
+    standard_error: float
+    per_seed: tuple[float, ...]
+    prompts: int
+
+    @property
+    def seeds(self) -> int:
+        return len(self.per_seed)
+
+
+def estimate(values: np.ndarray, *, confidence: float = 0.95) -> Estimate:
+    """Mean of values [seeds, prompts] for seeds and prompts that are both drawn at random (crossed random effects).
+
+    The variance of the mean is A + B - C with A = var(seed means) / S, B = var(prompt means) / P and
+    C = var(residuals) / (S P), at least max(A, B); degrees of freedom after Satterthwaite. One seed alone, or one
+    number per seed, leaves the other source of chance.
+
+    Raises:
+        StudyError: fewer than two numbers, or numbers that are not finite.
+    """
+    values = np.atleast_2d(np.asarray(values, dtype=float))
+    s, p = values.shape
+    if values.size < 2 or not np.isfinite(values).all():
+        raise StudyError(f"expected at least two finite numbers [seeds, prompts], got shape {values.shape}")
+    mean = float(values.mean())
+    by_seed, by_prompt = values.mean(1), values.mean(0)
+    a = by_seed.var(ddof=1) / s if s > 1 else 0.0
+    b = by_prompt.var(ddof=1) / p if p > 1 else 0.0
+    c = 0.0
+    if s > 1 and p > 1:
+        residual = values - by_seed[:, None] - by_prompt[None] + mean
+        c = float((residual**2).sum()) / ((s - 1) * (p - 1)) / (s * p)
+    variance = max(a + b - c, a, b)
+    parts = [(part, n - 1) for part, n in ((a, s), (b, p)) if n > 1]
+    bottom = sum(part**2 / df for part, df in parts)
+    freedom = (a + b) ** 2 / bottom if bottom > 0 else float(max(df for _, df in parts))
+    error = math.sqrt(variance)
+    half = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * error
+    return Estimate(mean, mean - half, mean + half, error, tuple(map(float, by_seed)), p)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A verdict and, where it is undecided, about how many seeds it would take."""
+
+    verdict: str
+    seeds_needed: int | None = None
+
+
+def decide(found: Estimate, *, low: float, high: float, smallest: float) -> Decision:
+    """What a recorded estimate says about a claim "the value lies between low and high" (one end may be infinite).
+
+    equivalent     one-sided claims: the whole interval lies closer than `smallest` to the border
+    reproduced     the whole interval lies inside
+    contradicted   the whole interval lies outside
+    undecided      anything else
+    """
+    one_sided = math.isinf(low) != math.isinf(high)
+    if one_sided and smallest > 0:
+        border = high if math.isinf(low) else low
+        if border - smallest < found.low and found.high < border + smallest:
+            return Decision(EQUIVALENT)
+    if low < found.low and found.high < high:
+        return Decision(REPRODUCED)
+    if found.high <= low or found.low >= high:
+        return Decision(CONTRADICTED)
+    ends = [end for end in (low, high) if math.isfinite(end)]
+    if one_sided and smallest > 0:  # the nearest border between two verdicts that is not crossed for good
+        ends += [ends[0] - smallest, ends[0] + smallest]
+    distance = sorted(abs(found.value - end) for end in ends)
+    target = distance[0] if len(distance) == 1 else max(distance[0], distance[1] / 2)
+    half = (found.high - found.low) / 2
+    needed = math.ceil(found.seeds * (half / target) ** 2) if target > 0 else None
+    return Decision(UNDECIDED, needed)
+
+
+def fits(value: float, error: float, found: Estimate, *, confidence: float = 0.95) -> bool:
+    """Whether one more run, of one seed, with this value and standard error agrees with what was recorded: its
+    distance from the recorded mean lies inside the prediction interval of a new seed."""
+    spread = float(np.var(found.per_seed, ddof=1)) if found.seeds > 1 else 0.0
+    total = math.sqrt(found.standard_error**2 + spread + error**2)
+    quantile = float(stats.t.ppf(0.5 + confidence / 2, max(1, found.seeds - 1)))
+    return abs(value - found.value) <= quantile * total

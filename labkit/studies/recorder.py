@@ -1,0 +1,141 @@
+"""Recording a study: unit after unit, in one process or several, each written as soon as it is there."""
+
+from __future__ import annotations
+
+import multiprocessing
+import queue
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from labkit.studies.store import (
+    Key,
+    Values,
+    compare,
+    conditions,
+    facts,
+    read_record,
+    recording,
+    same_conditions,
+    write_record,
+)
+from labkit.studies.study import Study, StudyError, load_study
+
+Report = Callable[[str], None]
+
+
+def run(
+    study: Study,
+    *,
+    folder: Path | None = None,
+    jobs: int = 1,
+    hours: float | None = None,
+    arms: tuple[str, ...] = (),
+    anew: bool = False,
+    report: Report = print,
+) -> int:
+    """Record the units that are missing; returns how many are missing still.
+
+    Args:
+        jobs: processes, each with one thread; all arms of a seed are made by the same one.
+        hours: no unit is begun after this time.
+        arms: only these (default: all).
+        anew: drop what was recorded under other conditions.
+
+    Raises:
+        StudyError: another recorder is at work, or other conditions and not `anew`.
+    """
+    if unknown := sorted(set(arms) - set(study.arms)):
+        raise StudyError(f"study {study.lesson} has no arm {unknown[0]!r}: expected some of {', '.join(study.arms)}")
+    with recording(study.lesson, folder):
+        record = read_record(study.lesson, folder)
+        if anew and record.conditions != conditions(study):
+            record.facts, record.values = {}, {}
+        same_conditions(study, record)
+        record.conditions = conditions(study)
+        todo = [key for key in study.planned if key not in record.facts and (not arms or key[0] in arms)]
+        report(f"study {study.lesson}: {len(record.facts)} units recorded, {len(todo)} to do")
+        deadline = None if hours is None else time.monotonic() + 3600 * hours
+
+        def done(key: Key, values: Values, seconds: float) -> None:
+            record.facts[key], record.values[key] = facts(*key, values, seconds), values
+            write_record(record, folder)
+            report(f"{key[0]}/{key[1]}: {seconds:.0f} s, {sum(k in record.facts for k in todo)} of {len(todo)}")
+
+        if jobs <= 1:
+            for key in todo:
+                if deadline is not None and time.monotonic() > deadline:
+                    break
+                done(key, *_timed(study, key))
+        else:
+            _in_processes(study, todo, jobs, deadline, done)
+    return len([key for key in study.planned if key not in record.facts])
+
+
+def _timed(study: Study, key: Key) -> tuple[Values, float]:
+    begun = time.process_time()
+    values = study.run(*key)
+    return values, time.process_time() - begun
+
+
+def _in_processes(study: Study, todo: list[Key], jobs: int, deadline: float | None, done: Callable) -> None:
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    seeds = sorted({seed for _, seed in todo})
+    shares = [[key for key in todo if seeds.index(key[1]) % jobs == job] for job in range(jobs)]
+    left = None if deadline is None else deadline - time.monotonic()
+    workers = [
+        context.Process(target=_worker, args=(study.lesson, share, left, results), daemon=True)
+        for share in shares
+        if share
+    ]
+    for worker in workers:
+        worker.start()
+    try:
+        while any(worker.is_alive() for worker in workers) or not results.empty():
+            try:
+                key, values, seconds = results.get(timeout=1)
+            except queue.Empty:
+                continue
+            if isinstance(values, str):
+                raise StudyError(f"unit {key[0]}/{key[1]} failed: {values}")
+            done(key, values, seconds)
+    finally:
+        for worker in workers:
+            worker.terminate()
+
+
+def _worker(lesson: str, share: list[Key], left: float | None, results) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    study, begun = load_study(lesson), time.monotonic()
+    for key in share:
+        if left is not None and time.monotonic() - begun > left:
+            return
+        try:
+            results.put((key, *_timed(study, key)))
+        except Exception as error:  # noqa: BLE001 - the parent reports it in one line
+            results.put((key, f"{type(error).__name__}: {error}", 0.0))
+            return
+
+
+def verify(
+    study: Study, *, folder: Path | None = None, arm: str = "", rng: np.random.Generator
+) -> tuple[Key, list[str]]:
+    """Compute one recorded unit again (of `arm`, or of any): which one, and why it does not agree ([]: it does).
+
+    Raises:
+        StudyError: nothing recorded, or recorded under other conditions.
+    """
+    record = read_record(study.lesson, folder)
+    keys = sorted(key for key in record.facts if not arm or key[0] == arm)
+    if not keys:
+        raise StudyError(
+            f"study {study.lesson} has no recorded unit{f' of arm {arm}' if arm else ''}: record some first"
+        )
+    same_conditions(study, record)
+    key = keys[int(rng.integers(len(keys)))]
+    return key, compare(study, record.values[key], study.run(*key))

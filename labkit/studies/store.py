@@ -1,0 +1,264 @@
+"""Recorded units on disk: `lNN.parquet`, one row per number, and `lNN.json`, the record beside it.
+
+The parquet file is in long form: study, arm, seed, prompt, metric, value (prompt -1 where a unit gives one number). The
+record says how the numbers came to be: hash of the code, weights, sizes, and for every unit its digest, versions,
+machine, CPU seconds and time. A unit counts only if its record is there and its digest fits: whatever stops the
+recorder between the two files loses that unit and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from labkit import __version__
+from labkit.files import write_atomically
+from labkit.models.checksums import read_checksums
+from labkit.models.paths import data_dir
+from labkit.studies.study import Study, StudyError
+
+Key = tuple[str, int]  # arm, seed
+Values = dict[str, np.ndarray]  # metric -> float32 [prompts], or [1] for a single number
+
+SCHEMA = pa.schema(
+    [
+        ("study", pa.dictionary(pa.int8(), pa.string())),
+        ("arm", pa.dictionary(pa.int8(), pa.string())),
+        ("seed", pa.int32()),
+        ("prompt", pa.int32()),
+        ("metric", pa.dictionary(pa.int16(), pa.string())),
+        ("value", pa.float32()),
+    ]
+)
+
+
+def folder_of_studies() -> Path:
+    """Where recorded studies are: `studies` in the data folder."""
+    return data_dir() / "studies"
+
+
+def conditions(study: Study) -> dict[str, Any]:
+    """What all units of a record share: hash of the code, of the weights, and the sizes."""
+    table = read_checksums()
+    weights = {}
+    for model in study.weights:
+        files = {name: digest for name, digest in table.items() if name.startswith(f"{model}/")}
+        files = {name: digest for name, digest in files.items() if not name.endswith((".md", ".png"))}
+        if not files:
+            raise StudyError(f"study {study.lesson} uses {model}, which checksums.json does not list")
+        weights[model] = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
+    return {"code": study.code(), "weights": weights, "sizes": json.loads(json.dumps(study.sizes))}
+
+
+def digest(values: Values) -> str:
+    """Hash of a unit's numbers."""
+    made = hashlib.sha256()
+    for metric in sorted(values):
+        made.update(f"{metric}\0{len(values[metric])}\0".encode() + np.ascontiguousarray(values[metric]).tobytes())
+    return made.hexdigest()[:16]
+
+
+@dataclass
+class Record:
+    """A study's file pair in memory: conditions shared by all units, units' facts, units' values."""
+
+    lesson: str
+    conditions: dict[str, Any] = field(default_factory=dict)
+    facts: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    values: dict[Key, Values] = field(default_factory=dict)
+    damaged: list[Key] = field(default_factory=list)  # recorded, but the numbers are not those that were written
+
+    def seconds(self) -> float:
+        """CPU seconds of all units."""
+        return sum(fact["cpu_seconds"] for fact in self.facts.values())
+
+
+def read_record(lesson: str, folder: Path | None = None) -> Record:
+    """What is recorded; empty if nothing is.
+
+    Raises:
+        StudyError: a file that cannot be read.
+    """
+    folder = folder_of_studies() if folder is None else folder
+    table_file, record_file = folder / f"l{lesson}.parquet", folder / f"l{lesson}.json"
+    if not record_file.exists():
+        return Record(lesson)
+    try:
+        data = json.loads(record_file.read_text("utf-8"))
+        facts = {(fact["arm"], int(fact["seed"])): fact for fact in data["units"]}
+        shared = {key: data[key] for key in ("code", "weights", "sizes")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise StudyError(
+            f"{record_file.name} cannot be read ({error}): restore it, or delete it to record anew"
+        ) from None
+    try:
+        values = _from_table(pq.read_table(table_file)) if table_file.exists() else {}
+    except (pa.ArrowInvalid, OSError, KeyError) as error:
+        line = str(error).splitlines()[0]
+        raise StudyError(f"{table_file.name} is damaged ({line}): restore it, or delete it to record anew") from None
+    damaged = [key for key, fact in facts.items() if digest(values.get(key, {})) != fact["digest"]]
+    whole = {key: fact for key, fact in facts.items() if key not in damaged}
+    return Record(lesson, shared, whole, {key: values[key] for key in whole}, damaged)
+
+
+def write_record(record: Record, folder: Path | None = None) -> None:
+    """Write both files, numbers first."""
+    folder = folder_of_studies() if folder is None else folder
+    table = _to_table(record)
+    write_atomically(folder / f"l{record.lesson}.parquet", lambda p: pq.write_table(table, p, compression="zstd"))
+    units = [record.facts[key] for key in sorted(record.facts)]
+    text = json.dumps({"lesson": record.lesson, **record.conditions, "units": units}, indent=1, ensure_ascii=False)
+    write_atomically(folder / f"l{record.lesson}.json", text + "\n")
+
+
+def _to_table(record: Record) -> pa.Table:
+    columns: dict[str, list] = {name: [] for name in SCHEMA.names}
+    for (arm, seed), values in sorted(record.values.items()):
+        for metric, numbers in sorted(values.items()):
+            n = len(numbers)
+            columns["study"] += [f"l{record.lesson}"] * n
+            columns["arm"] += [arm] * n
+            columns["seed"] += [seed] * n
+            columns["prompt"] += [-1] if n == 1 else list(range(n))
+            columns["metric"] += [metric] * n
+            columns["value"] += [float(v) for v in numbers]
+    return pa.table(columns, schema=SCHEMA)
+
+
+def _from_table(table: pa.Table) -> dict[Key, Values]:
+    columns = {name: table[name].to_pylist() for name in ("arm", "seed", "metric", "value")}
+    found: dict[Key, dict[str, list[float]]] = {}
+    for arm, seed, metric, value in zip(*columns.values(), strict=True):
+        found.setdefault((arm, seed), {}).setdefault(metric, []).append(value)
+    return {key: {m: np.array(v, dtype=np.float32) for m, v in values.items()} for key, values in found.items()}
+
+
+def facts(arm: str, seed: int, values: Values, seconds: float) -> dict[str, Any]:
+    """What is written about one unit."""
+    import torch
+
+    return {
+        "arm": arm,
+        "seed": seed,
+        "digest": digest(values),
+        "cpu_seconds": round(seconds, 1),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "device": "cpu",
+        "versions": {"labkit": __version__, "python": platform.python_version(), "torch": str(torch.__version__)},
+    }
+
+
+def machine() -> str:
+    """The processor in words."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+@contextmanager
+def recording(lesson: str, folder: Path | None = None) -> Iterator[None]:
+    """Inside, this process alone records the study in this folder.
+
+    Raises:
+        StudyError: another one does.
+    """
+    folder = folder_of_studies() if folder is None else folder
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f".l{lesson}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise StudyError(
+            f"study {lesson} is being recorded in {folder} by another process: wait until it ends"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def same_conditions(study: Study, record: Record) -> None:
+    """Raise a StudyError if the record's units were made under other conditions than this study's now."""
+    if not record.facts:
+        return
+    changed = differing(record.conditions, conditions(study))
+    if changed:
+        raise StudyError(
+            f"study {study.lesson} was recorded with other {' and '.join(changed)}: "
+            f"`labkit study run {study.lesson} --anew` drops its {len(record.facts)} units and starts again"
+        )
+
+
+def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Names of the conditions that differ."""
+    return [key for key in ("code", "weights", "sizes") if first.get(key) != second.get(key)]
+
+
+def status(study: Study, record: Record) -> dict[str, Any]:
+    """recorded, stale, missing: numbers of planned units; changed: the conditions that made them stale."""
+    changed = differing(record.conditions, conditions(study)) if record.facts else []
+    planned = set(study.planned)
+    there = planned & set(record.facts)
+    return {
+        "planned": len(planned),
+        "recorded": 0 if changed else len(there),
+        "stale": len(there) if changed else 0,
+        "missing": len(planned - set(record.facts)),
+        "damaged": len(record.damaged),
+        "changed": changed,
+        "cpu_hours": record.seconds() / 3600,
+    }
+
+
+def merge(study: Study, other: Path, folder: Path | None = None) -> int:
+    """Add the units that another machine recorded in the folder `other`; returns how many are new.
+
+    Raises:
+        StudyError: other conditions, or a unit that both have and whose numbers differ by more than the tolerance.
+    """
+    with recording(study.lesson, folder):
+        own, theirs = read_record(study.lesson, folder), read_record(study.lesson, other)
+        if not theirs.facts:
+            raise StudyError(f"{other} holds no units of study {study.lesson}")
+        same_conditions(study, own)
+        same_conditions(study, theirs)
+        for key in set(own.facts) & set(theirs.facts):
+            for line in compare(study, own.values[key], theirs.values[key]):
+                raise StudyError(f"unit {key[0]}/{key[1]} differs: {line}")
+        new = [key for key in theirs.facts if key not in own.facts]
+        for key in new:
+            own.facts[key], own.values[key] = theirs.facts[key], theirs.values[key]
+        own.conditions = own.conditions or theirs.conditions
+        write_record(own, folder)
+    return len(new)
+
+
+def compare(study: Study, recorded: Values, computed: Values) -> list[str]:
+    """Why two computations of one unit do not agree within the study's tolerance, one line per metric."""
+    lines = []
+    for metric in sorted(set(recorded) | set(computed)):
+        first, second = recorded.get(metric), computed.get(metric)
+        if first is None or second is None or len(first) != len(second):
+            lines.append(
+                f"{metric}: {0 if first is None else len(first)} numbers against {0 if second is None else len(second)}"
+            )
+        elif not np.array_equal(first, second, equal_nan=True):
+            gap = abs(float(first.mean()) - float(second.mean()))
+            if not gap <= study.allowed(metric):
+                lines.append(f"{metric}: means differ by {gap:.4g}, allowed {study.allowed(metric):g}")
+    return lines

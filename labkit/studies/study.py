@@ -1,0 +1,139 @@
+"""What a study is: a function of arm, seed and sizes that gives numbers, and what its claims are computed from."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from labkit.errors import LabkitError
+
+Numbers = Mapping[str, "float | Sequence[float] | np.ndarray"]
+
+
+class StudyError(LabkitError, ValueError):
+    """A study, a record or a request that does not fit; one line that names the cure."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """One recorded experiment of one lesson.
+
+    Attributes:
+        lesson: "06".
+        unit: (arm, seed, sizes) -> metric -> one number, or one per prompt. A pure function: the same arguments give
+            the same numbers, whatever ran before. The lesson calls the same function for its live run.
+        arms: what is compared. seeds: how often each arm is repeated.
+        sizes: the numbers that `unit` reads, as attributes of its third argument.
+        estimates: claim id (without the lesson) -> function of `Recorded` that gives differences [seeds, prompts].
+        weights: shipped model folders that it uses, for instance ("portrait-sd-base", "attribute-reader").
+        modules: modules whose code decides the numbers, beside the study's own; a record is stale when they change.
+        tolerance: by how much the mean of a metric may differ when a unit is computed again on another machine;
+            one number for every metric, or metric -> number (with "" for all others).
+        cheap: the arm that a quick verification recomputes.
+    """
+
+    lesson: str
+    unit: Callable[[str, int, SimpleNamespace], Numbers]
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+    estimates: Mapping[str, Callable[[Any], np.ndarray]] = field(default_factory=dict)
+    weights: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+    tolerance: float | Mapping[str, float] = 0.0
+    cheap: str = ""
+
+    def __post_init__(self) -> None:
+        if len(set(self.arms)) != len(self.arms) or len(set(self.seeds)) != len(self.seeds):
+            raise StudyError(f"study {self.lesson}: arms and seeds must be distinct, got {self.arms} and {self.seeds}")
+        if self.cheap and self.cheap not in self.arms:
+            raise StudyError(f"study {self.lesson}: cheap is {self.cheap!r}, expected one of {', '.join(self.arms)}")
+
+    @property
+    def planned(self) -> list[tuple[str, int]]:
+        """All units, seed by seed: what the arms of a seed share is made once."""
+        return [(arm, seed) for seed in self.seeds for arm in self.arms]
+
+    def run(self, arm: str, seed: int, **sizes: Any) -> dict[str, np.ndarray]:
+        """The numbers of one unit as float32 [prompts] per metric ([1] for a single number), at the recorded sizes or
+        others.
+
+        Raises:
+            StudyError: an arm or a size that the study does not have, or a unit that gives no numbers.
+        """
+        if arm not in self.arms:
+            raise StudyError(f"study {self.lesson} has no arm {arm!r}: expected one of {', '.join(self.arms)}")
+        if unknown := sorted(set(sizes) - set(self.sizes)):
+            raise StudyError(
+                f"study {self.lesson} has no size {unknown[0]!r}: expected some of {', '.join(self.sizes)}"
+            )
+        numbers = self.unit(arm, seed, SimpleNamespace(**{**self.sizes, **sizes}))
+        made = {metric: np.atleast_1d(np.asarray(values, dtype=np.float32)) for metric, values in numbers.items()}
+        if not made or any(values.ndim != 1 or not len(values) for values in made.values()):
+            raise StudyError(f"study {self.lesson}, unit {arm}/{seed}: expected numbers or lists of numbers by metric")
+        return made
+
+    def allowed(self, metric: str) -> float:
+        """The tolerance of a metric's mean."""
+        if isinstance(self.tolerance, Mapping):
+            return self.tolerance.get(metric, self.tolerance.get("", 0.0))
+        return self.tolerance
+
+    def code(self) -> str:
+        """Hash of the code that decides the numbers: the module of `unit` and `modules`, without comments, docstrings
+        and layout. What they import from further away is held by `verify`, which computes a unit again."""
+        digest = hashlib.sha256()
+        for name in (self.unit.__module__, *self.modules):
+            digest.update(meaning(importlib.import_module(name)).encode())
+        return digest.hexdigest()[:16]
+
+
+def meaning(module: ModuleType) -> str:
+    """The module's syntax tree as text, without docstrings; comments and layout are not in it. The plan of a study
+    (the call of `Study`: seeds, estimates, tolerances) is left out, so more seeds make no recorded unit stale."""
+    tree = ast.parse(inspect.getsource(module))
+    tree.body = [node for node in tree.body if not _is_plan(node)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
+            if ast.get_docstring(node, clean=False) is not None:
+                node.body = node.body[1:]
+    return ast.dump(tree)
+
+
+def _is_plan(node: ast.stmt) -> bool:
+    """Assignments of a `Study` and of the table of its estimates, and functions marked as estimates by their name."""
+    if isinstance(node, ast.FunctionDef):
+        return node.name.startswith("estimate_")
+    if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
+        return False
+    return node.targets[0].id in ("STUDY", "ESTIMATES")
+
+
+def load_study(lesson: str) -> Study:
+    """The study of a lesson: `STUDY` of labkit.studies.lNN.
+
+    Raises:
+        StudyError: the lesson has none.
+    """
+    name = f"labkit.studies.l{lesson}"
+    try:
+        return importlib.import_module(name).STUDY
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise StudyError(f"lesson {lesson} has no study: expected one of {', '.join(studies())}") from None
+
+
+def studies() -> list[str]:
+    """Lessons with a study, in order."""
+    from pathlib import Path
+
+    return sorted(path.stem[1:] for path in Path(__file__).parent.glob("l[0-9][0-9].py"))

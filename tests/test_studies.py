@@ -1,0 +1,345 @@
+"""Recorded studies: what is written, what counts, what is refused, and how numbers become a verdict."""
+
+import dataclasses
+import json
+import math
+import multiprocessing
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from labkit.studies import (
+    Recorded,
+    Study,
+    StudyError,
+    decide,
+    estimate,
+    fits,
+    gain,
+    level,
+    load_study,
+    read_record,
+    studies,
+    win_share,
+)
+from labkit.studies import store as store_module
+from labkit.studies.estimate import Estimate
+from labkit.studies.recorder import run, verify
+from labkit.studies.store import compare, merge, recording, status, write_record
+
+
+def unit(arm, seed, sizes):
+    """Numbers that differ by arm, seed and prompt, and one number for the whole unit."""
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(size=sizes.prompts) + {"base": 0.0, "better": 0.5, "same": 0.001}[arm]
+    return {"score": scores, "total": float(scores.sum())}
+
+
+STUDY = Study(
+    "99", unit, ("base", "better", "same"), (0, 1, 2), {"prompts": 16}, cheap="base", tolerance={"score": 0.1}
+)
+quiet = {"report": lambda line: None}
+
+
+def test_a_study_records_every_unit_once_and_resumes(tmp_path):
+    asked = []
+
+    def counting(arm, seed, sizes):
+        asked.append((arm, seed))
+        if len(asked) == 5:
+            raise KeyboardInterrupt
+        return unit(arm, seed, sizes)
+
+    stopped = dataclasses.replace(STUDY, unit=counting)
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped, folder=tmp_path, **quiet)
+    assert len(read_record("99", tmp_path).facts) == 4
+    assert run(stopped, folder=tmp_path, **quiet) == 0
+    assert asked == [*STUDY.planned[:5], *STUDY.planned[4:]]  # the interrupted unit again, the finished ones not
+    record = read_record("99", tmp_path)
+    for (arm, seed), values in record.values.items():
+        wanted = unit(arm, seed, SimpleNamespace(prompts=16))
+        assert np.array_equal(values["score"], np.float32(wanted["score"]))
+        assert np.array_equal(values["total"], [np.float32(wanted["total"])])
+
+
+def test_the_record_says_how_the_numbers_came_to_be(tmp_path):
+    run(STUDY, folder=tmp_path, arms=("base",), **quiet)
+    data = json.loads((tmp_path / "l99.json").read_text("utf-8"))
+    assert data["code"] == STUDY.code()
+    assert data["sizes"] == {"prompts": 16}
+    fact = data["units"][0]
+    assert (fact["arm"], fact["seed"], fact["device"]) == ("base", 0, "cpu")
+    assert {"digest", "cpu_seconds", "at", "machine", "versions"} <= set(fact)
+
+
+def test_the_parquet_file_is_in_long_form(tmp_path):
+    import pyarrow.parquet as pq
+
+    run(STUDY, folder=tmp_path, arms=("better",), **quiet)
+    table = pq.read_table(tmp_path / "l99.parquet")
+    assert table.column_names == ["study", "arm", "seed", "prompt", "metric", "value"]
+    assert table.num_rows == 3 * 17
+    rows = [row for row in table.to_pylist() if row["metric"] == "total"]
+    assert [row["prompt"] for row in rows] == [-1, -1, -1]
+
+
+def test_status_counts_recorded_stale_and_missing(tmp_path):
+    run(STUDY, folder=tmp_path, arms=("base",), **quiet)
+    found = status(STUDY, read_record("99", tmp_path))
+    assert (found["recorded"], found["stale"], found["missing"]) == (3, 0, 6)
+    other = dataclasses.replace(STUDY, sizes={"prompts": 17})
+    found = status(other, read_record("99", tmp_path))
+    assert (found["recorded"], found["stale"], found["changed"]) == (0, 3, ["sizes"])
+
+
+def test_more_seeds_and_other_estimates_make_nothing_stale(tmp_path):
+    run(STUDY, folder=tmp_path, **quiet)
+    more = dataclasses.replace(STUDY, seeds=(0, 1, 2, 3), estimates={"x": level("score", "base")})
+    assert run(more, folder=tmp_path, **quiet) == 0
+    assert len(read_record("99", tmp_path).facts) == 12
+
+
+def test_units_of_other_conditions_are_refused_until_dropped(tmp_path, monkeypatch):
+    run(STUDY, folder=tmp_path, arms=("base",), **quiet)
+    monkeypatch.setattr(Study, "code", lambda self: "0" * 16)
+    with pytest.raises(StudyError, match="recorded with other code.*--anew"):
+        run(STUDY, folder=tmp_path, **quiet)
+    assert run(STUDY, folder=tmp_path, anew=True, **quiet) == 0
+    assert {fact["digest"] for fact in read_record("99", tmp_path).facts.values()}
+
+
+def test_other_weights_are_other_conditions(tmp_path, monkeypatch):
+    tables = [{"m/a.safetensors": "1", "m/README.md": "1"}]
+    monkeypatch.setattr(store_module, "read_checksums", lambda: tables[-1])
+    study = dataclasses.replace(STUDY, weights=("m",))
+    run(study, folder=tmp_path, arms=("base",), **quiet)
+    tables.append({"m/a.safetensors": "1", "m/README.md": "2"})  # a card is no weight
+    assert status(study, read_record("99", tmp_path))["stale"] == 0
+    tables.append({"m/a.safetensors": "2", "m/README.md": "2"})
+    with pytest.raises(StudyError, match="other weights"):
+        run(study, folder=tmp_path, **quiet)
+    with pytest.raises(StudyError, match="does not list"):
+        run(dataclasses.replace(STUDY, weights=("n",)), folder=tmp_path, **quiet)
+
+
+def test_the_hash_of_the_code_ignores_comments_docstrings_and_the_plan():
+    from labkit.studies import study as module
+
+    def text(source):
+        return module.ast.dump(module.ast.parse(source))
+
+    made = {}
+    for name, source in {
+        "first": 'def f(x):\n    """One."""\n    return x + 1  # a\nSTUDY = 1\ndef estimate_a(r):\n    return 1\n',
+        "second": 'def f(x):\n    """Two."""\n\n    return x + 1\nSTUDY = 2\ndef estimate_a(r):\n    return 2\n',
+        "third": "def f(x):\n    return x + 2\n",
+    }.items():
+        loaded = SimpleNamespace()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module.inspect, "getsource", lambda _, source=source: source)
+            made[name] = module.meaning(loaded)
+    assert made["first"] == made["second"] == text("def f(x):\n    return x + 1\n")
+    assert made["third"] != made["first"]
+
+
+def test_a_unit_whose_numbers_were_changed_does_not_count(tmp_path):
+    run(STUDY, folder=tmp_path, **quiet)
+    record = read_record("99", tmp_path)
+    record.values["base", 1]["score"][3] += 1
+    write_record(record, tmp_path)
+    again = read_record("99", tmp_path)
+    assert again.damaged == [("base", 1)]
+    assert ("base", 1) not in again.values
+    assert run(STUDY, folder=tmp_path, **quiet) == 0
+    assert not read_record("99", tmp_path).damaged
+
+
+def test_a_stop_between_the_two_files_loses_one_unit(tmp_path):
+    run(STUDY, folder=tmp_path, arms=("base",), **quiet)
+    before = (tmp_path / "l99.json").read_bytes()
+    run(STUDY, folder=tmp_path, arms=("better",), **quiet)
+    (tmp_path / "l99.json").write_bytes(before)
+    assert {arm for arm, _ in read_record("99", tmp_path).facts} == {"base"}
+    assert run(STUDY, folder=tmp_path, **quiet) == 0
+
+
+@pytest.mark.parametrize("cut", ["l99.parquet", "l99.json"])
+def test_a_file_cut_off_is_named_in_one_line(tmp_path, cut):
+    run(STUDY, folder=tmp_path, arms=("base",), **quiet)
+    path = tmp_path / cut
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(StudyError, match=f"{cut} (is damaged|cannot be read).*restore it") as caught:
+        read_record("99", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_second_recorder_is_refused(tmp_path):
+    with recording("99", tmp_path), pytest.raises(StudyError, match="by another process"):
+        run(STUDY, folder=tmp_path, **quiet)
+
+
+def test_no_unit_is_begun_after_the_time(tmp_path):
+    def slow(arm, seed, sizes):
+        time.sleep(0.05)
+        return unit(arm, seed, sizes)
+
+    assert run(dataclasses.replace(STUDY, unit=slow), folder=tmp_path, hours=0.12 / 3600, **quiet) > 3
+
+
+def test_another_machines_units_are_merged_if_the_conditions_agree(tmp_path, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
+    run(STUDY, folder=here, arms=("base",), **quiet)
+    run(STUDY, folder=there, arms=("base", "better"), **quiet)
+    assert merge(STUDY, there, here) == 3
+    assert {arm for arm, _ in read_record("99", here).facts} == {"base", "better"}
+    with pytest.raises(StudyError, match="holds no units"):
+        merge(STUDY, tmp_path / "none", here)
+    data = json.loads((there / "l99.json").read_text("utf-8"))
+    (there / "l99.json").write_text(json.dumps(data | {"code": "f" * 16}), encoding="utf-8")
+    with pytest.raises(StudyError, match="other code"):
+        merge(STUDY, there, here)
+
+
+def test_merging_refuses_units_that_disagree(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    run(STUDY, folder=here, arms=("base",), **quiet)
+    run(dataclasses.replace(STUDY, unit=shifted), folder=there, arms=("base",), **quiet)
+    data = json.loads((there / "l99.json").read_text("utf-8"))
+    (there / "l99.json").write_text(json.dumps(data | {"code": STUDY.code()}), encoding="utf-8")
+    with pytest.raises(StudyError, match="unit base/. differs: score: means differ by 0.2"):
+        merge(STUDY, there, here)
+
+
+def shifted(arm, seed, sizes):
+    return {"score": unit(arm, seed, sizes)["score"] + 0.2, "total": 1.0}
+
+
+def test_verification_computes_a_unit_again(tmp_path):
+    run(STUDY, folder=tmp_path, **quiet)
+    key, lines = verify(STUDY, folder=tmp_path, arm="base", rng=np.random.default_rng(0))
+    assert key[0] == "base"
+    assert lines == []
+    wrong = dataclasses.replace(STUDY, unit=shifted)
+    lines = verify(wrong, folder=tmp_path, rng=np.random.default_rng(0))[1]
+    assert len(lines) == 2
+    with pytest.raises(StudyError, match="no recorded unit"):
+        verify(STUDY, folder=tmp_path / "none", rng=np.random.default_rng(0))
+
+
+def test_small_differences_of_rounding_agree_and_missing_metrics_do_not():
+    first = {"score": np.float32([1, 2]), "total": np.float32([3])}
+    near = {"score": np.float32([1.05, 2.05]), "total": np.float32([3])}
+    assert compare(STUDY, first, near) == []
+    assert compare(STUDY, first, {"score": first["score"]}) == ["total: 1 numbers against 0"]
+    assert compare(STUDY, first, {**first, "total": np.float32([3.01])}) == ["total: means differ by 0.01, allowed 0"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: STUDY.run("worse", 0), "no arm 'worse': expected one of base"),
+        (lambda: STUDY.run("base", 0, prompt=3), "no size 'prompt': expected some of prompts"),
+        (lambda: dataclasses.replace(STUDY, unit=lambda *_: {}).run("base", 0), "expected numbers"),
+        (lambda: dataclasses.replace(STUDY, arms=("a", "a")), "must be distinct"),
+        (lambda: dataclasses.replace(STUDY, cheap="c"), "cheap is 'c'"),
+        (lambda: load_study("98"), "lesson 98 has no study"),
+    ],
+)
+def test_wrong_requests_get_one_line(call, message):
+    with pytest.raises(StudyError, match=message):
+        call()
+
+
+# ---- numbers to verdicts -----------------------------------------------------------------------------------------
+
+
+def test_contrasts_pair_seeds_and_prompts(tmp_path):
+    run(STUDY, folder=tmp_path, **quiet)
+    record = read_record("99", tmp_path)
+    del record.values["better", 1], record.facts["better", 1]
+    recorded = Recorded(record)
+    assert recorded.seeds("base", "better") == [0, 2]
+    assert np.allclose(gain("score", "better", "base")(recorded), 0.5, atol=1e-6)
+    assert gain("score", "better", "base")(recorded).shape == (2, 16)
+    assert (win_share("score", "same", "base", margin=0.01)(recorded) == 0.5).all()
+    assert (win_share("score", "base", "better")(recorded) == 0).all()
+    with pytest.raises(StudyError, match="no metric 'scores': expected one of score, total"):
+        level("scores", "base")(recorded)
+
+
+def test_the_estimate_by_hand():
+    """Two seeds, three prompts: A = 2/2, B = 7/3, residuals 0."""
+    values = np.array([[0.0, 1.0, 5.0], [2.0, 3.0, 7.0]])
+    found = estimate(values)
+    a, b = 1.0, 7 / 3
+    assert found.value == 3
+    assert found.standard_error == pytest.approx(math.sqrt(a + b))
+    freedom = (a + b) ** 2 / (a**2 / 1 + b**2 / 2)
+    from scipy import stats
+
+    half = stats.t.ppf(0.975, freedom) * math.sqrt(a + b)
+    assert (found.low, found.high) == pytest.approx((3 - half, 3 + half))
+    assert found.per_seed == (2, 4)
+    assert found.prompts == 3
+
+
+def test_the_interval_covers_the_mean_where_seeds_and_prompts_are_both_random():
+    rng, hits, n = np.random.default_rng(0), 0, 1500
+    for _ in range(n):
+        values = 0.3 * rng.normal(size=(5, 1)) + 1.0 * rng.normal(size=(1, 40)) + 2.0 * rng.normal(size=(5, 40))
+        found = estimate(values)
+        hits += found.low < 0 < found.high
+    assert 0.935 < hits / n < 0.985, hits / n
+
+
+@pytest.mark.parametrize(
+    ("interval", "region", "smallest", "verdict"),
+    [
+        ((0.03, 0.09), (0, math.inf), 0.02, "reproduced"),
+        ((0.001, 0.09), (0, math.inf), 0.02, "reproduced"),
+        ((-0.09, -0.03), (0, math.inf), 0.02, "contradicted"),
+        ((-0.01, 0.015), (0, math.inf), 0.02, "equivalent"),
+        ((0.001, 0.015), (0, math.inf), 0.02, "equivalent"),  # real, but smaller than what matters
+        ((-0.01, 0.03), (0, math.inf), 0.02, "undecided"),
+        ((-0.01, 0.015), (0, math.inf), 0.0, "undecided"),
+        ((-0.09, -0.03), (-math.inf, 0), 0.02, "reproduced"),
+        ((0.45, 0.48), (-math.inf, 0.5), 0.01, "reproduced"),
+        ((-0.01, 0.02), (-0.03, math.inf), 0.0, "reproduced"),  # not worse than 0.03
+        ((0.3, 0.4), (0.2, 0.6), 0.0, "reproduced"),
+        ((0.7, 0.8), (0.2, 0.6), 0.0, "contradicted"),
+        ((0.5, 0.7), (0.2, 0.6), 0.0, "undecided"),
+    ],
+)
+def test_decisions(interval, region, smallest, verdict):
+    low, high = interval
+    found = Estimate((low + high) / 2, low, high, (high - low) / 4, (0.0, 0.0, 0.0), 10)
+    assert decide(found, low=region[0], high=region[1], smallest=smallest).verdict == verdict
+
+
+def test_what_is_undecided_says_how_many_seeds_it_would_take():
+    found = Estimate(0.02, -0.02, 0.06, 0.02, (0.02,) * 4, 10)
+    decision = decide(found, low=0, high=math.inf, smallest=0.0)
+    assert decision.seeds_needed == 16  # the half width 0.04 must shrink to 0.02: four times the seeds
+
+
+def test_a_live_run_fits_what_new_seeds_would_give():
+    found = estimate(np.array([[0.1], [0.2], [0.3], [0.2]]))
+    assert fits(0.35, 0.0, found)
+    assert not fits(0.6, 0.0, found)
+    assert fits(0.6, 0.2, found)  # the learner's own run is small and uncertain
+
+
+# ---- the command -------------------------------------------------------------------------------------------------
+
+
+def test_the_command_records_in_several_processes_what_one_process_gives(tmp_path, monkeypatch):
+    """Needs a study that another process can import: the cheapest of the lessons, at no more than its cheap arm."""
+    from labkit.studies.recorder import _in_processes
+
+    if not studies():
+        pytest.skip("no lesson has a study yet")
+    assert multiprocessing.get_all_start_methods()
+    assert callable(_in_processes)
