@@ -32,6 +32,8 @@ class Item:
     def open(self) -> np.ndarray:
         """Pixels [H, W, 3] uint8; transparency is put on white."""
         with Image.open(self.path) as picture:
+            if not picture.has_transparency_data:
+                return np.asarray(picture.convert("RGB"))
             picture = picture.convert("RGBA")
             ground = Image.new("RGBA", picture.size, "white")
             return np.asarray(Image.alpha_composite(ground, picture).convert("RGB"))

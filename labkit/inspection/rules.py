@@ -110,7 +110,8 @@ def forbidden_color_rule(
     known colour (a red cross) must not be there."""
 
     def measure(pixels: np.ndarray, item: Item) -> float:
-        return float((np.abs(pixels.astype(int) - np.asarray(rgb)).max(axis=2) <= tolerance).mean())
+        off = np.abs(pixels.astype(np.int16) - np.asarray(rgb, dtype=np.int16)).max(axis=2)  # [H, W]
+        return float((off <= tolerance).mean())
 
     expected = f"at most {most:.2%} of the pixels near {rgb} (within {tolerance:g})"
     return Rule(name, expected, measure, lambda share, _: None if share <= most else f"{share:.2%}")
