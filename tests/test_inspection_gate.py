@@ -619,7 +619,7 @@ def test_the_command_goes_from_a_folder_to_a_record_that_verifies(inspect, folde
     assert code == 0 and "accepted" in out
     (path,) = (tmp_path / "inspection").glob("record-*.json")
     seal = re.search(r"seal (\w{64})", out)[1]
-    assert inspect("verify", path, "--folder", folder, "--seal", seal)[0] == 0
+    assert inspect("verify", path, path, "--folder", folder, "--seal", seal)[0] == 0
     assert {page.name for page in (tmp_path / "inspection").glob("*.html")} == {
         "inspect.html",
         f"{path.stem}.en.html",
@@ -627,11 +627,11 @@ def test_the_command_goes_from_a_folder_to_a_record_that_verifies(inspect, folde
     }
     save(folder / "p04.png", 4000)
     code, out, _ = inspect("verify", path, "--folder", folder)
-    assert code == 1 and out == "p04.png was changed after inspection\n"
+    assert code == 1 and out == f"{path.name}: p04.png was changed after inspection\n"
     code, _, err = inspect("sign", folder, "v1.jsonl", "v2.jsonl", "--maker", "Abe", "--checker", "Sato")
     assert code == 2 and "are not those of the draw" in err
     path.write_text(path.read_text().replace('"maker": "Abe"', '"maker": "Abel"'))
-    assert inspect("verify", path)[:2] == (1, "maker was changed\n")
+    assert inspect("verify", path)[:2] == (1, f"{path.name}: maker was changed\n")
 
 
 def test_the_command_says_in_one_line_what_is_wrong(inspect, folder, tmp_path):

@@ -73,9 +73,9 @@ def add_parser(subparsers: Any) -> None:
     sign.add_argument("--out", type=Path, default=Path(OUT), help=f"folder of the job (default: {OUT})")
     sign.set_defaults(func=_guarded(run_sign))
 
-    verify = steps.add_parser("verify", help="check a record: edited fields, seal, sample, decision, pictures")
-    verify.add_argument("record", type=Path)
-    verify.add_argument("--seal", default="", help="the seal that was kept elsewhere")
+    verify = steps.add_parser("verify", help="check records: edited fields, seal, sample, decision, pictures")
+    verify.add_argument("records", type=Path, nargs="+", metavar="RECORD")
+    verify.add_argument("--seal", default="", help="the seal of the record that was kept elsewhere")
     verify.add_argument("--folder", type=Path, help="also compare the pictures that passed")
     verify.set_defaults(func=_guarded(run_verify))
 
@@ -187,13 +187,17 @@ def run_sign(args: argparse.Namespace) -> int:
 
 
 def run_verify(args: argparse.Namespace) -> int:
-    """`labkit inspect verify`: 0 the record stands, 1 it does not."""
-    record = read_sign_off(args.record)
-    problems = record_problems(record, seal=args.seal)
-    if args.folder is not None and isinstance(record.get("content"), dict):
-        problems += folder_problems(record, args.folder)
-    print("\n".join(problems) or f"the record stands; seal {record['seal']}")
-    return 1 if problems else 0
+    """`labkit inspect verify`: 0 all records stand, 1 one does not."""
+    broken = False
+    for path in args.records:
+        record = read_sign_off(path)
+        problems = record_problems(record, seal=args.seal)
+        if args.folder is not None:
+            problems += folder_problems(record, args.folder)
+        broken |= bool(problems)
+        for line in problems or [f"stands; seal {record['seal']}"]:
+            print(f"{path.name}: {line}")
+    return int(broken)
 
 
 def make_rules(told: dict) -> tuple[Rule, ...]:
