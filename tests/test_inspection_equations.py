@@ -1,6 +1,7 @@
 """Plans, intervals, sequential tests and certification: published and hand-computed values, edges, and coverage."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from labkit.inspection import (
     upper_bound,
     zero_failure_n,
 )
-from labkit.inspection.equations import csp1_limit, design_effect, majority_rate
+from labkit.inspection.equations import SPRT, csp1_limit, design_effect, majority_rate, smallest
 from labkit.inspection.threshold import CalibrationError, PreferenceFilter
 from labkit.metrics import sample_size, wilson_interval
 
@@ -357,3 +358,82 @@ def test_a_threshold_says_nothing_about_another_process_and_keeps_a_band_for_peo
         keep.sort([0.9], process="new")
     with pytest.raises(ValueError, match="1 scores are not finite"):
         keep.sort([math.nan], process="old")
+
+
+# ---- bad input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: zero_failure_n(0.0), "rate = 0 must be between 0 and 1: 2 % is 0.02"),
+        (lambda: zero_failure_n(0.1, 1.0), "confidence = 1 must be between 0 and 1"),
+        (lambda: zero_failure_n(0.1, lot=0), "lot = 0 must be from 1 to 1000000000 (pictures)"),
+        (lambda: two_point_plan(0.0, 0.1), "good = 0 must be between"),
+        (lambda: two_point_plan(0.1, 1.0), "bad = 1 must be between"),
+        (lambda: two_point_plan(0.1, 0.2, alpha=0), "alpha = 0 must be between"),
+        (lambda: two_point_plan(0.1, 0.2, beta_risk=1), "beta_risk = 1 must be between"),
+        (lambda: two_point_plan(0.1, 0.2, lot=0), "lot = 0 must be from 1"),
+        (lambda: acceptance(0.1, n=0, c=0), "n = 0 must be from 1 to 1000000000 (the lot)"),
+        (lambda: acceptance(0.1, n=3, c=-1), "c = -1 must be from 0"),
+        (lambda: acceptance(-0.1, n=3, c=0), "rates must lie in 0..1"),
+        (lambda: clopper_pearson(1, 3, level=1.0), "level = 1 must be between"),
+        (lambda: clopper_pearson(-1, 3), "d = -1 must be from 0 to 3 (the sample)"),
+        (lambda: upper_bound(0, 0), "n = 0 must be from 1 to 1000000000 (pictures)"),
+        (lambda: upper_bound(0, 3, confidence=0.0), "confidence = 0 must be between"),
+        (lambda: lot_upper_bound(0, 3, lot=10, confidence=1), "confidence = 1 must be between"),
+        (lambda: lot_upper_bound(0, 11, lot=10), "n = 11 must be from 1 to 10 (the lot)"),
+        (lambda: true_rate(1.1, sensitivity=0.9, specificity=0.9), "observed = 1.1 must be from 0 to 1"),
+        (lambda: true_rate(0.1, sensitivity=1.1, specificity=0.9), "sensitivity = 1.1 must be from 0 to 1"),
+        (lambda: true_rate(0.1, sensitivity=0.9, specificity=-0.1), "specificity = -0.1 must be from 0 to 1"),
+        (lambda: majority_rate(1.1, 3), "rate = 1.1 must be from 0 to 1"),
+        (lambda: majority_rate(0.5, 0), "voters = 0 must be from 1 to 1000000 (people)"),
+        (lambda: sprt(0.0, 0.1), "good = 0 must be between"),
+        (lambda: sprt(0.1, 1.0), "bad = 1 must be between"),
+        (lambda: sprt(0.1, 0.1), "good = 0.1 must be below bad = 0.1"),
+        (lambda: sprt(0.1, 0.2, alpha=0), "alpha = 0 must be between"),
+        (lambda: sprt(0.1, 0.2, beta_risk=0), "beta_risk = 0 must be between"),
+        (lambda: sprt(0.1, 0.2, truncate=0), "truncate = 0 must be from 1 to 1000000000 (pictures)"),
+        (lambda: sprt(0.1, 0.2).performance(1.5), "rate = 1.5 must be from 0 to 1"),
+        (lambda: e_process([0], 1.0), "p0 = 1 must be between"),
+        (lambda: e_process([[0]], 0.5), "x must be a 1-D sequence"),
+        (lambda: e_process([0], 0.5, side="both"), "side = 'both' must be"),
+        (lambda: e_process([0], 0.5, bets=[]), "bets = () must be shares"),
+        (lambda: csp1(0.0, clearance=3, fraction=0.1), "rate = 0 must be between"),
+        (lambda: csp1(0.1, clearance=0, fraction=0.1), "clearance = 0 must be from 1 to 1000000000 (pictures)"),
+        (lambda: csp1(0.1, clearance=3, fraction=1.1), "fraction = 1.1 must be from 0 to 1"),
+        (lambda: csp1(0.1, clearance=3, fraction=0), "fraction = 0 never finds"),
+        (lambda: certification_p_value(0, -1, alpha=0.1), "n = -1 must be from 0 to 1000000000 (pictures)"),
+        (lambda: certification_p_value(4, 3, alpha=0.1), "k = 4 must be from 0 to 3 (the accepted)"),
+        (lambda: certification_p_value(0, 3, alpha=1), "alpha = 1 must be between"),
+    ],
+)
+def test_a_bad_argument_is_named_with_its_value(call, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        call()
+
+
+def test_counts_must_be_whole_numbers():
+    with pytest.raises(TypeError, match="n must be an integer, got 2.5"):
+        upper_bound(0, 2.5)
+
+
+def test_rates_at_the_ends_are_rates():
+    assert true_rate(0.0, sensitivity=1.0, specificity=1.0) == 0.0
+    assert true_rate(1.0, sensitivity=1.0, specificity=1.0) == 1.0
+    assert true_rate(0.9, sensitivity=0.8, specificity=0.9) == 1.0  # more reports than defectives could cause
+    assert majority_rate(1.0, 1) == 1.0 and majority_rate(0, 3) == 0.0
+    assert sprt(0.1, 0.2).performance(1)[0] == 0.0
+
+
+def test_points_on_a_line_of_the_sequential_test_decide():
+    test = SPRT(accept_at=1.0, reject_at=1.0, slope=0.5, truncate=4)
+    assert [test.decide(d, 2) for d in (0, 1, 2)] == ["accept", "go on", "reject"]
+    assert [test.decide(d, 4) for d in (2, 3)] == ["accept", "reject"]
+    assert SPRT(1.0, 2.0, 0.5, truncate=3).decide(2, 3) == "accept"  # the middle of the lines is at 2
+
+
+def test_the_smallest_of_a_range():
+    assert [smallest(lambda n, at=at: n >= at, 3, 9) for at in (1, 3, 4, 9)] == [3, 3, 4, 9]
+    assert smallest(lambda n: n >= 3, 3, 3) == 3 and smallest(lambda n: False, 3, 9) is None
+    assert smallest(lambda n: True, 4, 3) is None

@@ -92,7 +92,7 @@ def zero_failure_n(rate: float, confidence: float = 0.95, *, lot: int | None = N
     bad = math.floor(rate * check_count("lot", lot, 1, 10**9, "pictures") + ROUNDING) + 1
     if bad > lot:
         raise ValueError(f"a lot of {lot} cannot hold more than {rate:g} of bad pictures: inspect all of it")
-    return smallest(lambda n: hypergeom.cdf(0, lot, bad, n) <= miss, 1, lot) or lot
+    return smallest(lambda n: hypergeom.cdf(0, lot, bad, n) <= miss, 1, lot)  # all of it always suffices
 
 
 def two_point_plan(
