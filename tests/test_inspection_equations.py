@@ -413,6 +413,20 @@ def test_a_bad_argument_is_named_with_its_value(call, message):
         call()
 
 
+def test_what_cannot_be_told_apart_is_refused():
+    with pytest.raises(ValueError, match="a lot of 2 cannot hold more than 1 of bad pictures"):
+        zero_failure_n(0.9999999999, lot=2)
+    with pytest.raises(ValueError, match="no plan of up to 10000000 pictures tells 0.0001 from 0.000100001"):
+        two_point_plan(1e-4, 1.00001e-4)
+
+
+def test_a_confidence_that_is_reached_exactly_needs_no_further_picture():
+    assert zero_failure_n(0.5, 0.75) == 2  # 0.5^2 = 0.25
+    assert zero_failure_n(0.4, 0.5, lot=2) == 1  # one of two is bad: seen in one half of the samples
+    assert certification_p_value(0, 1, alpha=0.25) == 0.75
+    assert isinstance(acceptance(0.1, n=3, c=1), float)
+
+
 def test_counts_must_be_whole_numbers():
     with pytest.raises(TypeError, match="n must be an integer, got 2.5"):
         upper_bound(0, 2.5)

@@ -285,9 +285,8 @@ class SPRT:
         for n in range(1, horizon + 1):
             looked += alive.sum()
             alive = np.append(alive * (1 - p), 0.0) + np.append(0.0, alive * p)
-            decisions = np.array([self.decide(d, n) for d in np.flatnonzero(alive)])
-            for d, decision in zip(np.flatnonzero(alive), decisions, strict=True):
-                if decision != "go on":
+            for d in np.flatnonzero(alive):
+                if (decision := self.decide(d, n)) != "go on":
                     accepted += alive[d] * (decision == "accept")
                     alive[d] = 0.0
             if alive.sum() < 1e-12:
@@ -376,7 +375,7 @@ def csp1(rate: float, *, clearance: int, fraction: float) -> CSP1:
         raise ValueError("fraction = 0 never finds a defective again: inspect at least some")
     clean = (1 - p) ** i  # q^i
     # F = (u + f v) / (u + v), numerator and denominator times p q^i
-    inspected = 1.0 if clean == 0 else 1 / (1 - clean + clean / f)
+    inspected = 1 / (1 - clean + clean / f)
     return CSP1(inspected=inspected, outgoing=p * (1 - inspected))
 
 
