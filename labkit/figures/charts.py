@@ -176,6 +176,80 @@ def bar_with_interval(
     return figure
 
 
+def on_recorded(
+    labels: Sequence[str],
+    recorded: tuple[Sequence[float], Sequence[float], Sequence[float]],
+    yours: Mapping[str, tuple[float, float, float]],
+    *,
+    names: tuple[str, str],
+    xlabel: str,
+    title: str | None = None,
+    reference: Mapping[str, float] | None = None,
+    value_format: str = "{:.2f}",
+    width: float = 7.0,
+    alt: str | None = None,
+    lang: str | None = None,
+) -> CourseFigure:
+    """A learner's own results, drawn on top of what a recorded study found.
+
+    Args:
+        labels: n names, drawn from top to bottom.
+        recorded: values, lower and upper ends, n numbers each: a grey dot with its interval per label.
+        yours: label -> (value, low, high) of the live run; labels left out have none.
+        names: what the two kinds of dots are called, recorded first.
+        xlabel, title, reference, value_format: as in `bar_with_interval`.
+
+    Raises:
+        ValueError: as `curve_with_interval`; a label in `yours` that is not drawn.
+    """
+    unknown = sorted(set(yours) - set(labels))
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is not among the labels; expected some of {', '.join(labels)}")
+    known = _series(tuple(np.asarray(part, dtype=float) for part in recorded), len(labels), names[0])
+    rows = [label for label in labels if label in yours]
+    own = (
+        _series(tuple(np.array(part) for part in zip(*(yours[r] for r in rows), strict=True)), len(rows), names[1])
+        if rows
+        else None
+    )
+    height = 1.0 + 0.34 * len(labels) + (0.3 if title else 0) + (0.25 if reference else 0)
+    with figure_style():
+        figure = new_figure(width, height, layout="constrained")
+        axes = figure.add_subplot()
+        for one, places, color, marker, name in (
+            (known, range(len(labels)), ROLES["before"], "o", names[0]),
+            (own, [list(labels).index(r) for r in rows], ROLES["after"], "D", names[1]),
+        ):
+            if one is None:
+                continue
+            spread = np.stack([one.y - one.low, one.high - one.y])  # [2, n]
+            axes.errorbar(
+                one.y, places, xerr=spread, fmt=marker, color=color, elinewidth=2.2, capsize=3, markersize=6, label=name
+            )
+        for k, value in enumerate(known.y):
+            text = value_format.format(value).replace("-", "\N{MINUS SIGN}")
+            axes.annotate(text, (1, k), (6, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+                          va="center", fontsize=8.5, color=MUTED)  # fmt: skip
+        for label, value in (reference or {}).items():
+            axes.axvline(value, color=ROLES["reference"], linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
+            axes.annotate(label, (value, 1), (0, 3), xycoords=("data", "axes fraction"), textcoords="offset points",
+                          ha="center", va="bottom", fontsize=8.5, color=MUTED)  # fmt: skip
+        axes.set_yticks(range(len(labels)), ["\n".join(wrap_text(x, width * 0.3, 9.5, max_lines=2)) for x in labels])
+        axes.set(xlabel=xlabel, ylim=(len(labels) - 0.45, -0.55))
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="y", visible=False)
+        axes.grid(axis="x", visible=True)
+        if title:
+            axes.set_title("\n".join(wrap_text(title, width - 0.4, 12, max_lines=2)), pad=22 if reference else 10)
+        figure.legend(loc="outside lower right", ncols=2, handlelength=1.2, columnspacing=1.4)
+    series = {names[0]: known}
+    described = _describe_bars(labels, series, reference, xlabel, title, value_format, lang)
+    if own is not None:
+        described += " " + _describe_bars(rows, {names[1]: own}, None, xlabel, None, value_format, lang)
+    figure.alt = alt or described
+    return figure
+
+
 def _named(series: Any) -> dict[str, Any]:
     return dict(series) if isinstance(series, Mapping) else {"": series}
 

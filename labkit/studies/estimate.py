@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,6 +126,19 @@ def estimate(values: np.ndarray, *, confidence: float = 0.95) -> Estimate:
     error = math.sqrt(variance)
     half = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * error
     return Estimate(mean, mean - half, mean + half, error, tuple(map(float, by_seed)), p)
+
+
+def intervals(
+    recorded: Recorded, metric: str, arms: Sequence[str], *, against: str | None = None
+) -> tuple[list[float], list[float], list[float]]:
+    """Values, lower and upper ends of a metric for some arms, or of their gains over the arm `against`: for a chart.
+
+    Raises:
+        StudyError: as `Recorded.values` and `estimate`.
+    """
+    contrasts = [gain(metric, arm, against) if against else level(metric, arm) for arm in arms]
+    found = [estimate(contrast(recorded)) for contrast in contrasts]
+    return [e.value for e in found], [e.low for e in found], [e.high for e in found]
 
 
 @dataclass(frozen=True)

@@ -242,7 +242,6 @@ ESTIMATES = {
     "kto_beats_dpo": gain("gold", "kto", "dpo"),
     "npo_helps": win_share("gold", "npo", "base", margin=0.01),
     "npo_needs_words": gain("gold", "npo_words", "npo"),
-    "comes_nearer": gain("distance", "dpo", "base"),
 }
 
 STUDY = Study(
