@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from labkit.dpo import PairStep
-from labkit.figures import on_recorded
-from labkit.studies import Recorded, intervals, l05, read_record
+from labkit.studies import Recorded, l05, means, read_record
 from labkit.studies.store import Record, status
 
 TINY = {
@@ -92,38 +91,28 @@ class TestPortraits:
 
 
 class TestRecord:
-    def test_what_is_recorded_is_current_and_decides_its_claims(self):
-        record = read_record("05")
-        found = status(l05.STUDY, record)
-        assert found["recorded"] > 0
+    def test_what_is_recorded_is_current(self):
+        found = status(l05.STUDY, read_record("05"))
         assert not found["stale"]
         assert not found["damaged"]
-        for contrast in l05.ESTIMATES.values():
-            assert np.isfinite(contrast(Recorded(record))).all()
 
-    def test_intervals_are_those_of_the_gain_over_another_arm(self):
+    def test_every_claim_is_computed_from_arms_and_metrics_that_the_study_has(self):
+        rng = np.random.default_rng(0)
+        metrics = ("gold", "judge", "d_w", "off_ring")
+        keys = [(arm, seed) for arm in l05.STUDY.arms for seed in (0, 1)]
+        record = Record("05", values={key: {m: rng.random(4) for m in metrics} for key in keys})
+        assert all(contrast(Recorded(record)).shape == (2, 4) for contrast in l05.ESTIMATES.values())
+
+    def test_means_are_of_the_gain_over_another_arm_and_leave_out_what_is_not_recorded(self):
         values = {
             ("a", 0): {"m": np.array([1.0, 2.0, 4.0])},
             ("b", 0): {"m": np.array([0.0, 1.0, 3.0])},
+            ("single", 0): {"m": np.array([7.0])},
         }
-        record = Record("05", {}, {key: {} for key in values}, values)
-        assert intervals(Recorded(record), "m", ["a"], against="b") == ([1.0], [1.0], [1.0])
-        value, low, high = (part[0] for part in intervals(Recorded(record), "m", ["a"]))
-        assert value == pytest.approx(7 / 3)
-        assert high - value == pytest.approx(4.303 * np.std([1, 2, 4], ddof=1) / 3**0.5, rel=1e-3)
-        assert low == pytest.approx(2 * value - high)
-
-
-class TestDrawnOnTheRecord:
-    def test_own_results_stand_on_the_line_of_their_label_and_are_described(self):
-        figure = on_recorded(
-            ["a", "b"], ([1, 2], [0, 1], [2, 4]), {"b": (3.0, 2.5, 3.5)}, names=("recorded", "you"), xlabel="gain",
-            lang="en",
-        )  # fmt: skip
-        own = figure.axes[0].containers[1].lines[0]
-        assert (own.get_xdata().tolist(), own.get_ydata().tolist()) == ([3.0], [1])
-        assert "you" in figure.alt
-
-    def test_a_label_that_is_not_drawn_is_refused(self):
-        with pytest.raises(ValueError, match="'c' is not among the labels"):
-            on_recorded(["a"], ([1], [0], [2]), {"c": (1, 1, 1)}, names=("r", "y"), xlabel="x")
+        recorded = Recorded(Record("05", values=values))
+        found = means(recorded, "m", {"A": "a", "C": "c"}, against="b")
+        assert list(found) == ["A"]
+        assert (found["A"].value, found["A"].low, found["A"].high) == (1.0, 1.0, 1.0)
+        alone = means(recorded, "m", {"A": "a", "single": "single"})
+        assert list(alone) == ["A"]
+        assert alone["A"].high - 7 / 3 == pytest.approx(4.303 * np.std([1, 2, 4], ddof=1) / 3**0.5, rel=1e-3)

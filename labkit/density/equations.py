@@ -250,5 +250,5 @@ def fixed_point(p: Tensor, *, w_real: Tensor | float = 1.0, w_fake: Tensor | flo
     Returns:
         Histogram [bins] float64, sum 1.
     """
-    out = p.double() * torch.as_tensor(w_real, dtype=torch.float64) / torch.as_tensor(w_fake, dtype=torch.float64)
+    out = p.double() * w_real / w_fake
     return out / out.sum()

@@ -308,7 +308,7 @@ def step_coefficient(t: torch.Tensor, alphas_cumprod: torch.Tensor) -> torch.Ten
         c_t, float32 [B].
     """
     abar = alphas_cumprod.cpu().double()  # on the CPU: some accelerators have no float64
-    before = torch.cat([torch.ones(1, dtype=abar.dtype), abar[:-1]])  # alpha_bar_{t-1}
+    before = torch.cat([abar.new_ones(1), abar[:-1]])  # alpha_bar_{t-1}
     alpha = abar / before
     coefficient = (1 - alpha) / (alpha.sqrt() * (1 - abar).sqrt())  # [T]
     return coefficient[t.cpu()].float().to(t.device)

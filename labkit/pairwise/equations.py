@@ -29,7 +29,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def unit(x: Tensor, eps: float = EPS) -> Tensor:
-    """u = g / |g|: rows [..., d] at length 1; rows shorter than `eps` become zeros, not NaN."""
+    """u = g / |g|: rows [..., d] at length 1; rows no longer than `eps` become zeros, not NaN."""
     length = x.norm(dim=-1, keepdim=True)
     return torch.where(length > eps, x / length.clamp(min=eps), torch.zeros_like(x))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -128,17 +128,21 @@ def estimate(values: np.ndarray, *, confidence: float = 0.95) -> Estimate:
     return Estimate(mean, mean - half, mean + half, error, tuple(map(float, by_seed)), p)
 
 
-def intervals(
-    recorded: Recorded, metric: str, arms: Sequence[str], *, against: str | None = None
-) -> tuple[list[float], list[float], list[float]]:
-    """Values, lower and upper ends of a metric for some arms, or of their gains over the arm `against`: for a chart.
+def means(
+    recorded: Recorded, metric: str, arms: Mapping[str, str], *, against: str | None = None
+) -> dict[str, Estimate]:
+    """Label -> estimate of a metric, or of its gain over the arm `against`; for a chart.
 
-    Raises:
-        StudyError: as `Recorded.values` and `estimate`.
+    Args:
+        arms: label -> arm; those that are not recorded yet, or have one number alone, are left out.
     """
-    contrasts = [gain(metric, arm, against) if against else level(metric, arm) for arm in arms]
-    found = [estimate(contrast(recorded)) for contrast in contrasts]
-    return [e.value for e in found], [e.low for e in found], [e.high for e in found]
+    found = {}
+    for label, arm in arms.items():
+        if recorded.seeds(*((arm, against) if against else (arm,))):
+            values = (gain(metric, arm, against) if against else level(metric, arm))(recorded)
+            if values.size > 1:
+                found[label] = estimate(values)
+    return found
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ import torch
 from IPython.display import display
 from matplotlib.patches import Circle
 
-from labkit.figures import bar_with_interval, curve_with_interval, figure_style, new_figure, on_recorded, strips
+from labkit.figures import bar_with_interval, curve_with_interval, figure_style, new_figure, recorded_means, strips
 
 
 def scatter(panels, title):
@@ -95,7 +95,7 @@ def table(heads, rows, title):
 # %% uid="toy-base"
 from dataclasses import replace
 
-from labkit.studies import Recorded, estimate, intervals, l05, read_record
+from labkit.studies import Recorded, estimate, l05, means, read_record
 from labkit.worlds.toy import off_ring, reward, sample_points
 
 
@@ -104,6 +104,19 @@ def toy_run(arm, terms=None):
     ja: 記録済みの実験の条件 arm で、または同じペアと自分の損失で、円周のモデルを学習します(モデルは返しません)。
     """
     return replace(l05.ring_run(arm, 0, lab.seed, lab.sizes, terms), model=None)
+
+
+record = Recorded(read_record("05"))
+
+
+def on_record(metric, arms, yours, xlabel, *, against=None, **options):
+    """en: What the study recorded for some arms (label -> arm), and your own numbers on top of it.
+    ja: 記録済みの実験の結果(表示名 -> 条件)に、自分の測定値を重ねて描きます。
+    """
+    found = means(record, metric, arms, against=against)
+    if found:
+        mine = {label: value for label, value in yours.items() if label in found}
+        display(recorded_means(found, yours=mine, xlabel=xlabel, **options))
 
 
 base = l05.ring_base(0, lab.sizes.toy_pretrain)
@@ -285,17 +298,15 @@ for name, run in toy.items():
 table(heads, rows, t("l05.toy_table", steps=lab.sizes.toy_steps))
 
 # %% uid="toy-curves"
-record = Recorded(read_record("05"))
-shown = {r"$\kappa$ = 2": "dpo_2", r"$\kappa$ = 10": "dpo", "+ SFT": "anchor"}
+shown = {"2": "dpo_2", "10": "dpo", "10 + SFT": "anchor"}
 series = {}
 for label, arm in shown.items():
-    curves = record.values("d_w_curve", f"toy_{arm}")  # [seeds, points]
-    own = next(run for name, run in toy.items() if arms[name][0] == arm)
-    points = len(own.log) if len(own.log) == curves.shape[1] else 0
-    line = np.array([r["d_w"] for r in own.log]) if points else curves.mean(0)
+    line = np.array([r["d_w"] for name, run in toy.items() if arms[name][0] == arm for r in run.log])
+    curves = record.values("d_w_curve", f"toy_{arm}") if record.seeds(f"toy_{arm}") else line[None]
+    curves = curves if curves.shape[1] == len(line) else line[None]
     series[label] = (line, np.minimum(line, curves.min(0)), np.maximum(line, curves.max(0)))
 curve_with_interval(
-    np.arange(1, curves.shape[1] + 1) * 10,
+    [r["step"] for r in toy["SFT"].log],
     series,
     xlabel=t("l05.step"),
     ylabel=t("l05.d_w_axis"),
@@ -364,21 +375,12 @@ def my_sdpo(p):
 
 toy["SDPO 10"] = lab.keep("toy", toy_run, "sdpo", my_sdpo)
 arms["SDPO 10"] = ("sdpo", my_sdpo)
-names = {arm: name for name, (arm, _) in arms.items()}
-names |= {"conservative": "DPO 10, q = 0.1", "ipo": "IPO 10", "hinge": "hinge 10", "mapo": "MaPO 10", "kto": "KTO 10"}
-names = {arm: name for arm, name in names.items() if record.seeds(f"toy_{arm}")}
-ring_arms = [f"toy_{arm}" for arm in names]
-for metric, title in (("off_ring", t("l05.off_title")), ("d_w", t("l05.d_w_all"))):
-    own = {n: r.off_ring if metric == "off_ring" else r.log[-1]["d_w"] for n, r in toy.items()}
-    figure = on_recorded(
-        list(names.values()),
-        intervals(record, metric, ring_arms),
-        {name: (value, value, value) for name, value in own.items() if name in names.values()},
-        names=(t("l05.recorded"), t("l05.yours")),
-        xlabel=t("l05.off") if metric == "off_ring" else t("l05.d_w_axis"),
-        title=title,
-    )
-    display(figure)
+ring_arms = {name: f"toy_{arm}" for name, (arm, _) in arms.items()}
+ring_arms |= {"DPO 10, q = 0.1": "toy_conservative", "IPO 10": "toy_ipo", "hinge 10": "toy_hinge"}
+ring_arms |= {"MaPO 10": "toy_mapo", "KTO 10": "toy_kto"}
+off = {name: run.off_ring for name, run in toy.items()}
+on_record("off_ring", ring_arms, off, t("l05.off"), title=t("l05.off_title"))
+on_record("d_w", ring_arms, {n: r.log[-1]["d_w"] for n, r in toy.items()}, t("l05.d_w_axis"), title=t("l05.d_w_all"))
 
 # %% [markdown] lang="en" uid="losses-reading" pair="9d95c987"
 # **What you see.** Grey: the recorded study, three bases; blue: your one base. The dots to look at are those right of zero in $d_w$: their winners got worse. Losses that stop asking once
@@ -601,6 +603,7 @@ choose_pairs = lab.use("choose_pairs")
 # %% uid="pool" tags=["slow"]
 from labkit.diffusion import decode_latents
 from labkit.dpo import PreferencePairs, build_pool, fingerprints
+from labkit.figures.widgets import picture
 from labkit.portraits import ATTRIBUTES
 from labkit.portraits.parse import parse_caption
 
@@ -721,7 +724,8 @@ def live(record):
     log.append(record)
     series = {name: [r[name] for r in log] for name in ("d_w", "d_l")}
     axes = {"xlabel": t("l05.step"), "ylabel": t("l05.d_axis"), "reference": {t("l05.no_change"): 0.0}}
-    handle.update(curve_with_interval([r["step"] for r in log], series, title=t("l05.live_title", kappa=kappa), **axes))
+    figure = curve_with_interval([r["step"] for r in log], series, title=t("l05.live_title", kappa=kappa), **axes)
+    handle.update(picture(figure))
 
 
 def train(terms):
@@ -781,15 +785,14 @@ gold = {"base": l05.gold(base_images, test), "dpo": l05.gold(aligned, test)}
 pleased = {"base": judge(base_images, test).numpy(), "dpo": judge(aligned, test).numpy()}
 by = {t("l05.training_judge"): pleased, t("l05.gold_judge"): gold}
 rates = {name: estimate(wins(score["dpo"], score["base"], 0.01)) for name, score in by.items()}
-found = [estimate(l05.ESTIMATES[claim](record)) for claim in ("judge_is_pleased", "dpo_beats_base")]
-on_recorded(
+bar_with_interval(
     list(by),
-    ([e.value for e in found], [e.low for e in found], [e.high for e in found]),
-    {name: (e.value, e.low, e.high) for name, e in rates.items()},
-    names=(t("l05.recorded"), t("l05.yours")),
+    tuple(np.array([(e.value, e.low, e.high) for e in rates.values()]).T),
     xlabel=t("l05.win_rate"),
     reference={t("l05.chance"): 0.5},
+    xlim=(0, 1),
     value_format="{:.0%}",
+    title=t("l05.win_title", prompts=len(test)),
 )
 
 # %% uid="pictures"
@@ -848,18 +851,8 @@ losses = {
     "DPO": "dpo", "SDPO": "sdpo", "DPO + SFT": "anchor", "DPO, q = 0.1": "conservative", "IPO": "ipo",
     "hinge": "hinge", "MaPO": "mapo", "KTO": "kto", "SFT": "sft",
 }  # fmt: skip
-losses = {name: arm for name, arm in losses.items() if record.seeds(arm)}
-mean, low, high = intervals(record, "gold", list(losses.values()), against="base")
-on_recorded(
-    [*losses, t("l05.yours")],
-    ([*mean, own.value], [*low, own.value], [*high, own.value]),
-    {t("l05.yours"): (own.value, own.low, own.high), "DPO": (dpo_gain.value, dpo_gain.low, dpo_gain.high)},
-    names=(t("l05.recorded"), t("l05.yours")),
-    xlabel=t("l05.gain_axis"),
-    reference={t("l05.no_change"): 0.0},
-    title=t("l05.gain_title"),
-    value_format="{:+.3f}",
-)
+options = {"against": "base", "reference": {t("l05.no_change"): 0.0}, "title": t("l05.gain_title")}
+on_record("gold", losses, {"DPO": dpo_gain.value, "SDPO": own.value}, t("l05.gain_axis"), **options)
 
 # %% uid="loss-claims"
 lab.claim("dpo_beats_sft", reason=t("l05.only_recorded"))
@@ -908,18 +901,10 @@ def guided():
 
 
 plain, worded = (l05.gold(images, test) for images in lab.keep("negative", guided))
-names = [t("l05.empty_prompt"), t("l05.full_prompt")]
-own = {name: estimate(score - gold["base"]) for name, score in zip(names, (plain, worded), strict=True)}
-on_recorded(
-    names,
-    intervals(record, "gold", ["npo", "npo_words"], against="base"),
-    {name: (e.value, e.low, e.high) for name, e in own.items()},
-    names=(t("l05.recorded"), t("l05.yours")),
-    xlabel=t("l05.gain_axis"),
-    reference={t("l05.no_change"): 0.0},
-    title=t("l05.npo_title"),
-    value_format="{:+.3f}",
-)
+names = {t("l05.empty_prompt"): "npo", t("l05.full_prompt"): "npo_words"}
+yours = {name: float((score - gold["base"]).mean()) for name, score in zip(names, (plain, worded), strict=True)}
+options = {"against": "base", "reference": {t("l05.no_change"): 0.0}, "title": t("l05.npo_title")}
+on_record("gold", names, yours, t("l05.gain_axis"), **options)
 
 # %% uid="negative-claim"
 e = estimate(wins(plain, gold["base"], 0.01))
@@ -970,13 +955,7 @@ bar_with_interval(
 )
 
 # %% uid="realism"
-crowd = {t("l05.base"): "base", **losses}
-bar_with_interval(
-    list(crowd),
-    np.array([record.values("distance", arm)[:, 0].mean() for arm in crowd.values()]),
-    xlabel=t("l05.distance_axis"),
-    title=t("l05.distance_title"),
-)
+on_record("distance", {t("l05.base"): "base", **losses}, {}, t("l05.distance_axis"), title=t("l05.distance_title"))
 
 # %% [markdown] lang="en" uid="side-reading" pair="e18b2220"
 # **What you see.** Bars whose interval crosses zero are no news. A bar that does not is a habit the model has picked up from the winners, although no prompt asked for it; with six bars shown out of dozens, the

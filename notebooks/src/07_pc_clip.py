@@ -179,7 +179,7 @@ from labkit.pairwise import evaluate_pairs
 
 def measure(model, pairs, pictures=test_images, words=wording):
     """en: M1 with a 95 % interval from a bootstrap over portraits (pairs share portraits).
-    ja: M1 と、ポートレートに関するブートストラップ 95 % 区間です(ペアどうしは同じポートレートを共有します)。
+    ja: M1 と、ポートレート単位のブートストラップ 95 % 区間です(ペアどうしは同じポートレートを共有します)。
     """
     return evaluate_pairs(TextTower(model, inputs), pictures, pairs, words, generator=lab.generator(3))
 
@@ -380,10 +380,13 @@ def finetune(config, k, notes=records, **options):
 
 sizes = lab.sizes
 config = preset("robust", steps=sizes.steps, batch=sizes.batch, lr=sizes.lr, tau=sizes.tau)
-bar = iter(lab.progress_bar(range(config.steps + 1), t("l07.training"), config.steps + 1))
+bar = iter(lab.progress_bar(range(config.steps), t("l07.training"), config.steps))
+next(bar)
 watch = {"monitor": gauges, "every": max(1, config.steps // 5), "on_step": lambda step: next(bar, None)}
 tuned, card = finetune(config, rounds[0], **watch)
-next(bar, None)
+# en: the bar reaches its end, also where the result was kept
+# ja: 保存済みの結果を読み込んだ場合も、進捗バーを最後まで進めます
+_ = list(bar)
 print(t("l07.opposed", before=card.mirror_cosine[0], after=card.mirror_cosine[1], drift=card.drift))
 history = [{"step": 0, **gauges(0, clip)}, *card.history]
 curve_with_interval(
@@ -456,7 +459,7 @@ groups = {"base": base} | {name: [r for (n, _), r in reports.items() if n == nam
 
 def spread(pick):
     """en: Mean, lowest and highest of a number over the seeds, for every recipe.
-    ja: 学習方法ごとに、シードに関する平均、最小、最大を返します。
+    ja: 学習方法ごとに、シード単位の平均、最小、最大を返します。
     """
     table = [[pick(r) for r in rows] for rows in groups.values()]  # [recipes][seeds]
     return tuple(np.array([f(row) for row in table]) for f in (np.mean, np.min, np.max))
@@ -499,13 +502,13 @@ lab.claim(
     "retention_kept", measured=t("l07.m_lost"), value=np.mean(lost), interval=(min(lost), max(lost)), seeds=rounds
 )
 
-# %% [markdown] lang="en" uid="scores" pair="6aeee725"
+# %% [markdown] lang="en" uid="scores" pair="0d932223"
 # M1 is one question among several. The **paper's test** takes the true sentence alone and asks for a cosine above 0: it knows no mirror, so
 # position readers pass it. **M2** looks for the one changed attribute among all directed sentences, **M3** orders single portraits by a sentence.
 
 # %% [markdown] lang="ja" uid="scores" pair="8e1190f2"
 # M1 のほかにも問い方があります。**論文の試験**は正しい文だけを使い、コサイン類似度が 0 より大きいかどうかを調べます。鏡像の文がないので、位置しか読まない
-# モデルも合格します。**M2** は変更した 1 つの属性をすべての文の中から探し、**M3** は 1 枚ずつのポートレートを文で並べます。
+# モデルも合格します。**M2** は変更した 1 つの属性をすべての文の中から探し、**M3** は 1 枚ずつのポートレートを文との近さで順位付けします。
 
 # %% uid="scores-run" tags=["slow"]
 from labkit.pairwise import (
@@ -614,12 +617,12 @@ bar_with_interval(
     xlim=(0, 1.12),
 )
 
-# %% [markdown] lang="en" uid="unseen" pair="21802239"
+# %% [markdown] lang="en" uid="unseen" pair="62f9708f"
 # And an attribute that never mattered to the tower: a tiny white pin on the left or on the right of the clothes. A linear probe on the frozen
 # embeddings says how much of it is there to be read.
 
 # %% [markdown] lang="ja" uid="unseen" pair="1ea97386"
-# 最後に、画像側にとって意味のなかった属性を試します。服の左か右に付けた小さな白いピンです。凍結した埋め込みにその情報がどれだけ残っているかは、
+# 最後に、画像エンコーダが区別する必要のなかった属性を試します。服の左か右に付けた小さな白いピンです。凍結した埋め込みにその情報がどれだけ残っているかは、
 # 線形プローブで調べます。
 
 # %% uid="unseen-run" tags=["slow"]
@@ -809,14 +812,14 @@ strips(
     {f"{name}: {shares[name]:.0%}": row for name, row in drawn.items()}, title=t("l07.edit_title", n=lab.sizes.edits)
 )
 
-# %% [markdown] lang="en" uid="inspection" pair="7228edac"
+# %% [markdown] lang="en" uid="inspection" pair="5c2c7b71"
 # ## 7. The inspection desk
 #
 # The article promises fewer false alarms for scratches and wrong shapes. The paper contains no such experiment, so here is ours: painted plates
 # with screws, a hole and a label, tolerances, and five defects. First look at what a lamp does to the **raw** distance of two photographs.
 
 # %% [markdown] lang="ja" uid="inspection" pair="22fffd70"
-# ## 7. 検品の机
+# ## 7. 検品台での実験
 #
 # 記事は、傷や形状の誤検出が減ると述べています。論文にそのような実験はないので、この教材で行います。ねじ、穴、ラベルの付いた塗装プレートに公差と
 # 5 種類の欠陥を用意しました。まず、照明の変化が 2 枚の写真の**生の距離**に与える影響を調べます。
