@@ -39,7 +39,7 @@ def evidence(claim: Claim) -> Evidence | None:
     Raises:
         StudyError: the record cannot be read.
     """
-    from labkit.studies import Recorded, decide, estimate, load_study, read_record, studies
+    from labkit.studies import Recorded, StudyError, decide, estimate, load_study, read_record, studies
 
     if claim.lesson not in studies():
         return None
@@ -47,7 +47,10 @@ def evidence(claim: Claim) -> Evidence | None:
     record = read_record(claim.lesson)
     if contrast is None or not record.facts:
         return None
-    found = estimate(contrast(Recorded(record)))
+    try:
+        found = estimate(contrast(Recorded(record)))
+    except StudyError:  # its arms are not recorded yet
+        return None
     decision = decide(found, low=claim.region.lo, high=claim.region.hi, smallest=claim.smallest)
     verdict = TOO_FAR if claim.too_far else decision.verdict
     return Evidence(found, verdict, decision.seeds_needed, record.seconds() / 3600)

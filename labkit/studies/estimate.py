@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,6 +126,23 @@ def estimate(values: np.ndarray, *, confidence: float = 0.95) -> Estimate:
     error = math.sqrt(variance)
     half = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * error
     return Estimate(mean, mean - half, mean + half, error, tuple(map(float, by_seed)), p)
+
+
+def means(
+    recorded: Recorded, metric: str, arms: Mapping[str, str], *, against: str | None = None
+) -> dict[str, Estimate]:
+    """Label -> estimate of a metric, or of its gain over the arm `against`; for a chart.
+
+    Args:
+        arms: label -> arm; those that are not recorded yet, or have one number alone, are left out.
+    """
+    found = {}
+    for label, arm in arms.items():
+        if recorded.seeds(*((arm, against) if against else (arm,))):
+            values = (gain(metric, arm, against) if against else level(metric, arm))(recorded)
+            if values.size > 1:
+                found[label] = estimate(values)
+    return found
 
 
 @dataclass(frozen=True)
