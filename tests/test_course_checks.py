@@ -94,6 +94,21 @@ def test_comparison_names_what_is_wrong(got, want, key):
     assert outcome(got, want) == key
 
 
+def test_values_may_be_off_by_rounding_and_by_no_more():
+    """Within 1e-4 of the number, or 1e-5 where it is 0: by hand, against the reference, and in `is_close`."""
+
+    def verdicts(got, want):
+        by_hand = run_check(make(lambda c, obj: c.hand(obj, want)), got).key
+        return {key == "check.passed" for key in (outcome(got, want), by_hand)} | {
+            Checker(make(None)).is_close(got, want)
+        }
+
+    for want, near, far in ((1.0, 1.00009, 1.0002), (-500.0, -499.96, -499.9), (0.0, 9e-6, 3e-5)):
+        for kind in (float, lambda v: torch.tensor([v, 2.0], dtype=torch.float64), lambda v: [2.0, v]):
+            assert verdicts(kind(near), kind(want)) == {True}
+            assert verdicts(kind(far), kind(want)) == {False}
+
+
 def test_message_points_at_the_worst_element():
     got = torch.zeros(4, 5)
     got[2, 3], got[0, 1] = 0.7, 0.1

@@ -127,6 +127,8 @@ def test_a_common_offset_cancels_in_the_raw_difference():
 def test_a_length_may_be_off_by_what_rounding_does_and_no_more():
     one = torch.tensor([[0.6, 0.8]])
     assert torch.isfinite(difference(1.009 * one, 0.991 * one.flip(1))).all()
+    grid = unit(randn(2, 3, 5)), unit(randn(2, 3, 5, seed=1))  # [..., d]
+    assert torch.equal(difference(*grid)[1], difference(grid[0][1], grid[1][1]))
     for name, pair in (("u_i", (1.011 * one, one)), ("u_j", (one, 0.989 * one))):
         with pytest.raises(ValueError, match=f"^{name} holds embeddings that are NaN or not of length 1"):
             difference(*pair)
@@ -245,6 +247,10 @@ def test_who_is_positive_of_whom_is_not_taken_the_other_way_round():
     assert float(two_sided_cross_entropy(logits, positives.T)) != pytest.approx(expected, abs=1e-2)
     # entropies: rows of 3, 1, 2 and 1 positives, columns of 1, 3, 1 and 2
     assert duplicate_floor(positives) == pytest.approx((math.log(3) + math.log(2)) / 4)
+    one_for_all = torch.eye(4, dtype=torch.bool)
+    one_for_all[0] = True  # rows of 4, 1, 1, 1, columns of 1, 2, 2, 2
+    for table in (one_for_all, one_for_all.T):
+        assert duplicate_floor(table) == pytest.approx((math.log(4) / 4 + 3 * math.log(2) / 4) / 2)
 
 
 def test_the_loss_sends_gradients_to_sentences_and_differences_alike():
@@ -309,6 +315,13 @@ def test_exchanging_the_markers_gives_the_mirrored_statement_in_the_other_order(
         there = sentence(said, WORDING, form=form)
         assert swap_markers(there) == sentence(said.mirrored(), WORDING, order="second-first", form=form)
         assert swap_markers(swap_markers(there)) == there
+
+
+def test_a_mirrored_pair_exchanges_its_images_and_what_is_said_of_them():
+    said = Statement({"mood": "sad"}, {"mood": "calm"})
+    mirrored = Pair(3, 8, said).mirrored()
+    assert (mirrored.first, mirrored.second) == (8, 3)
+    assert (dict(mirrored.statement.first), dict(mirrored.statement.second)) == ({"mood": "calm"}, {"mood": "sad"})
 
 
 def test_a_clause_with_two_values_of_one_attribute_is_a_contradiction():

@@ -259,21 +259,17 @@ LAYERS = {
     "metrics": {*GROUND, "models"},
     "worlds": {*GROUND, "diffusion"},
     **{paper: SHARED for paper in PAPERS},  # what two papers need moves down
+    "inspection": {*GROUND, "metrics"},  # works on any folder of pictures
     "training": SHARED,
     "studies": {*SHARED, *PAPERS},
     "figures": GROUND,
     # models: what is kept holds for the weights in their list of checksums; studies: the verdicts of claims
     "course": {*GROUND, "figures", "models", "studies"},
-    "course.lessons": {
-        *SHARED,
-        *PAPERS,
-        "course",
-        "figures",
-        "studies",
-    },  # checks hold answers against the papers' functions
+    # checks hold answers against the papers' functions
+    "course.lessons": {*SHARED, *PAPERS, "inspection", "course", "figures", "studies"},
     "authoring": {*GROUND, "course", "studies"},
     "envcheck": {*GROUND, "course", "figures", "models"},
-    "cli": {*GROUND, "course", "authoring", "envcheck"},
+    "cli": {*GROUND, "course", "authoring", "envcheck", "inspection"},
 }
 # Modules that a room may import although the room around them is closed to it, and why.
 DOORS = {
@@ -327,7 +323,8 @@ def test_the_layers_have_no_cycle_except_the_doors():
 
 @pytest.mark.slow
 def test_importing_labkit_loads_no_torchvision():
-    candidates = ("portraits", "models", "diffusion", "metrics", "density", "fabric", "dpo", "pairwise", "course")
+    papers = ("density", "fabric", "dpo", "pairwise", "inspection")
+    candidates = ("portraits", "models", "diffusion", "metrics", *papers, "course")
     present = [f"labkit.{name}" for name in candidates if (ROOT / "labkit" / name / "__init__.py").exists()]
     assert present
     code = f"import sys, {', '.join(present)}; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"

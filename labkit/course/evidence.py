@@ -49,7 +49,7 @@ def evidence(claim: Claim) -> Evidence | None:
         return None
     try:
         found = estimate(contrast(Recorded(record)))
-    except NotRecorded:
+    except NotRecorded:  # its arms are not recorded yet
         return None
     decision = decide(found, low=claim.region.lo, high=claim.region.hi, smallest=claim.smallest)
     verdict = TOO_FAR if claim.too_far else decision.verdict

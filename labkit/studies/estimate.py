@@ -150,6 +150,23 @@ def estimate(values: np.ndarray, *, confidence: float = 0.95) -> Estimate:
     return Estimate(mean, mean - half, mean + half, error, tuple(map(float, by_seed)), p)
 
 
+def means(
+    recorded: Recorded, metric: str, arms: Mapping[str, str], *, against: str | None = None
+) -> dict[str, Estimate]:
+    """Label -> estimate of a metric, or of its gain over the arm `against`; for a chart.
+
+    Args:
+        arms: label -> arm; those that are not recorded yet, or have one number alone, are left out.
+    """
+    found = {}
+    for label, arm in arms.items():
+        if recorded.seeds(*((arm, against) if against else (arm,))):
+            values = (gain(metric, arm, against) if against else level(metric, arm))(recorded)
+            if values.size > 1:
+                found[label] = estimate(values)
+    return found
+
+
 @dataclass(frozen=True)
 class Decision:
     """A verdict and, where it is undecided, about how many seeds it would take."""
