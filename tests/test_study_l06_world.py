@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from labkit.studies import Recorded, StudyError, l06, l06_world
-from labkit.studies.estimate import NotRecorded
+from labkit.studies import NotRecorded, Recorded, StudyError, l06, l06_world, means
 from labkit.studies.store import Record
 
 TINY = SimpleNamespace(
@@ -77,9 +76,9 @@ def test_measures_are_the_studys(world):
 def test_means_leave_out_what_is_not_recorded():
     values = {("a", 0): {"gold": np.array([0.2, 0.4, 0.9])}, ("b", 0): {"gold": np.array([0.1, 0.1, 0.1])}}
     recorded = Recorded(Record("06", values=values))
-    found = recorded.means("gold", {"A": "a", "B": "b", "C": "c"}, prompts=2)
+    found = means(recorded, "gold", {"A": "a", "B": "b", "C": "c"}, prompts=2)
     assert list(found) == ["A", "B"] and found["A"].value == pytest.approx(0.3)
-    assert recorded.means("gold", {"A": "a"}, against="b")["A"].value == pytest.approx(0.4)
-    assert recorded.means("gold", {"A": "a"}, against="c") == {}
+    assert means(recorded, "gold", {"A": "a"}, against="b")["A"].value == pytest.approx(0.4)
+    assert means(recorded, "gold", {"A": "a"}, against="c") == {}
     with pytest.raises(NotRecorded):
         recorded.values("gold", "c")

@@ -47,22 +47,6 @@ class Recorded:
         seeds = self.seeds(arm, against)
         return self.values(metric, arm, seeds=seeds), self.values(metric, against, seeds=seeds)
 
-    def means(
-        self, metric: str, arms: Mapping[str, str], *, against: str | None = None, prompts: int | None = None
-    ) -> dict[str, Estimate]:
-        """Label -> estimate of each arm (label -> arm), for a figure; arms without enough recorded units are left out.
-
-        against: an arm that is subtracted, seed by seed. prompts: only the first ones, those of a live run.
-        """
-        found = {}
-        for label, arm in arms.items():
-            contrast = level(metric, arm) if against is None else gain(metric, arm, against)
-            try:
-                found[label] = estimate(contrast(self)[:, :prompts])
-            except NotRecorded:
-                continue
-        return found
-
 
 Contrast = Callable[[Recorded], np.ndarray]  # -> [seeds, prompts], or [seeds, 1]
 
@@ -128,9 +112,7 @@ def estimate(values: np.ndarray, *, confidence: float = 0.95) -> Estimate:
     values = np.atleast_2d(np.asarray(values, dtype=float))
     s, p = values.shape
     if values.size < 2:
-        raise NotRecorded(
-            f"expected at least two numbers [seeds, prompts], got {values.shape}: record more seeds"
-        )
+        raise NotRecorded(f"expected at least two numbers [seeds, prompts], got {values.shape}: record more seeds")
     if not np.isfinite(values).all():
         raise StudyError(f"expected finite numbers [seeds, prompts], got NaN or infinity in shape {values.shape}")
     mean = float(values.mean())
@@ -151,17 +133,23 @@ def estimate(values: np.ndarray, *, confidence: float = 0.95) -> Estimate:
 
 
 def means(
-    recorded: Recorded, metric: str, arms: Mapping[str, str], *, against: str | None = None
+    recorded: Recorded,
+    metric: str,
+    arms: Mapping[str, str],
+    *,
+    against: str | None = None,
+    prompts: int | None = None,
 ) -> dict[str, Estimate]:
     """Label -> estimate of a metric, or of its gain over the arm `against`; for a chart.
 
     Args:
         arms: label -> arm; those that are not recorded yet, or have one number alone, are left out.
+        prompts: only the first ones, those of a live run (default: all).
     """
     found = {}
     for label, arm in arms.items():
         if recorded.seeds(*((arm, against) if against else (arm,))):
-            values = (gain(metric, arm, against) if against else level(metric, arm))(recorded)
+            values = (gain(metric, arm, against) if against else level(metric, arm))(recorded)[:, :prompts]
             if values.size > 1:
                 found[label] = estimate(values)
     return found

@@ -10,7 +10,7 @@ from labkit.course import start, t
 
 lab = start("06", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
 
-# %% [markdown] lang="en" uid="story"
+# %% [markdown] lang="en" uid="story" pair="a1eabe0b"
 # ## 1. The article, and what it leaves out
 #
 # This lesson belongs to the AIBR dialogue "人の画像生成を高める直接選好最適化とAIフィードバック" on HG-DPO ([arXiv 2405.20216](https://arxiv.org/abs/2405.20216)).
@@ -31,7 +31,7 @@ lab = start("06", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # | good and bad photograph | preference pair: winner and loser | `pairs.easy` |
 # | fine-tuning | fine-tuning, "SFT" in tables | `sft` |
 
-# %% [markdown] lang="ja" uid="story"
+# %% [markdown] lang="ja" uid="story" pair="4f41afa5"
 # ## 1. 記事の主張と、そこに書かれていないこと
 #
 # このレッスンで読む記事は、HG-DPO([arXiv 2405.20216](https://arxiv.org/abs/2405.20216))を解説した AIBR の対話「人の画像生成を高める直接選好最適化とAIフィードバック」です。
@@ -60,7 +60,7 @@ from labkit.diffusion import decode_latents, image_generators, sample
 from labkit.dpo import Term, build_pool, dpo, expected_range, sft, step_coefficient
 from labkit.figures import bar_with_interval, curve_with_interval, image_grid, recorded_means, recorded_plane, strips
 from labkit.figures.widgets import choice, explore, slider, text
-from labkit.studies import l06, l06_world
+from labkit.studies import l06, l06_world, means
 
 sizes = lab.sizes
 pipe, reader, judge = l06.models().pipe, l06.models().reader, l06.models().judge
@@ -95,7 +95,7 @@ strips(
     title=t("l06.first_title"),
 )
 
-# %% [markdown] lang="en" uid="first-reading"
+# %% [markdown] lang="en" uid="first-reading" pair="39494a82"
 # **What you see.** Below the strip of real portraits (of other people) three models draw the same held-out prompts from the same noise. The number is the
 # gold judge's mean probability of what the prompt names. The base draws sharp pictures and reads its prompts badly: it was trained on captions in which each
 # attribute was wrong two times in five, as captions from the web are. The columns are the four where the number rose most and the two where it fell most;
@@ -110,7 +110,7 @@ strips(
 # Written down before any run: both measures, prompts that no training saw, and the smallest effect that matters for each claim (`claims.yaml`).
 # Which row made the difference in which measure? Keep your guess for section 7.
 
-# %% [markdown] lang="ja" uid="first-reading"
+# %% [markdown] lang="ja" uid="first-reading" pair="6d018793"
 # **図の読み方。** 一番上は本物のポートレート(別の人物)です。その下の3行では、3つのモデルが同じ未使用のプロンプトを同じノイズから描いています。数字は、プロンプトが指定した
 # 属性に正解の評価役が与えた確率の平均です。基準モデルは鮮明な絵を描きますが、プロンプトをうまく読めません。Web のキャプションのように、各属性が5回に2回は間違った
 # キャプションで学習したからです。列は、数字が最も上がった4つと、最も下がった2つです。図の上の行には全体の数が出ているので、悪くなったものも確認してください。
@@ -124,7 +124,7 @@ strips(
 # 実行前に決めてあること: この2つの尺度、学習に使っていないプロンプト、主張ごとの意味のある最小の差(`claims.yaml`)。
 # どの行が、どちらの尺度を良くしたのでしょうか。予想は第7節まで取っておいてください。
 
-# %% [markdown] lang="en" uid="pool"
+# %% [markdown] lang="en" uid="pool" pair="cf32b738"
 # ## 2. The pool: let the model compete with itself
 #
 # Nobody draws better pictures for us; the model's own luck does. For each prompt it draws $N$ pictures from different noise, the training judge scores them, and
@@ -135,7 +135,7 @@ strips(
 # Write `best_and_worst`. Candidates are columns; where scores are equal the first one counts, so that the choice can be repeated. By hand: the row
 # $(0.2, 0.9, 0.9, 0.1)$ has its best in column 1 and its worst in column 3.
 
-# %% [markdown] lang="ja" uid="pool"
+# %% [markdown] lang="ja" uid="pool" pair="1efb49a1"
 # ## 2. 候補画像のプール: モデル自身に競わせる
 #
 # より良い絵を描いてくれる人はいません。頼れるのはモデル自身の「当たり」です。プロンプトごとに異なるノイズから $N$ 枚を生成し、学習用の評価役が採点して、最高と最低の2枚をペアに
@@ -165,10 +165,10 @@ def best_and_worst(scores):
 lab.check("best_and_worst")
 best_and_worst = lab.use("best_and_worst")
 
-# %% [markdown] lang="en" uid="pool-live"
+# %% [markdown] lang="en" uid="pool-live" pair="309c1bfd"
 # A few prompts live, so that you see what a pool is; the whole pool of 96 prompts with 8 candidates each took minutes and is shipped.
 
-# %% [markdown] lang="ja" uid="pool-live"
+# %% [markdown] lang="ja" uid="pool-live" pair="46766350"
 # プールがどういうものかを見るために、まず数個のプロンプトだけをその場で生成します。96プロンプト、各8枚のプール全体は生成に数分かかるので、教材に含めてあります。
 
 # %% uid="pool-run" tags=["slow"]
@@ -202,17 +202,17 @@ curve_with_interval(
     title=t("l06.gap_title"),
 )
 
-# %% [markdown] lang="en" uid="gaps-reading"
+# %% [markdown] lang="en" uid="gaps-reading" pair="f84e25a5"
 # **Reading.** In the grid each row is one prompt; green won, red lost. Look for a pair whose label you would not sign: the judge is a network, too. In the
 # curve the gap grows fast at first and then flattens, as the range of normal numbers does. It can lie a little below that curve, because the score ends at 1:
 # where two candidates are already perfect, more of them change nothing. A sharper base would flatten it sooner.
 
-# %% [markdown] lang="ja" uid="gaps-reading"
+# %% [markdown] lang="ja" uid="gaps-reading" pair="59b1eeef"
 # **図の読み方。** 格子の各行が1つのプロンプトで、緑の枠が勝者、赤の枠が敗者です。自分なら賛成しない判定を探してください。評価役もネットワークにすぎません。曲線では、得点差は最初は急に広がり、
 # その後は頭打ちになります。正規乱数の範囲と同じ形です。実測が少し下回ることがあるのは、得点の上限が1だからです。すでに完璧な候補が2枚あれば、候補を増やしても差は広がりません。
 # 基準モデルがもっと優秀なら、頭打ちはさらに早く来ます。
 
-# %% [markdown] lang="en" uid="judging"
+# %% [markdown] lang="en" uid="judging" pair="36a019b2"
 # ## 3. Be the judge
 #
 # The second sentence of the article says that an AI replaces the raters. Find out how far it agrees with you. Type one letter per pair: l for left, r for right,
@@ -223,7 +223,7 @@ curve_with_interval(
 # that out, $\kappa = (p_o - p_e)/(1 - p_e)$: $p_o$ is the share of equal labels, $p_e$ the share that two raters with these label frequencies reach by chance,
 # $p_e = \sum_v f_1(v)\,f_2(v)$. In the example $p_e = 0.9^2 + 0.1^2 = 0.82$, and $\kappa = 0$.
 
-# %% [markdown] lang="ja" uid="judging"
+# %% [markdown] lang="ja" uid="judging" pair="b11d15a5"
 # ## 3. 自分で評価する
 #
 # 記事の2つ目の主張は、AI が人の評価を置き換えるというものです。評価役がどのくらい自分と一致するかを調べましょう。1組ごとに1文字、左なら l、右なら r、引き分けなら t と入力します。
@@ -310,17 +310,17 @@ print(t("l06.alpha", alpha=krippendorff_alpha([person, *judged.values()])))
 found = tuple(np.array([kappa_interval(other) for other in judged.values()]).T)
 bar_with_interval(list(judged), found, xlabel=t("l06.kappa"), title=t("l06.kappa_title", n=len(person)))
 
-# %% [markdown] lang="en" uid="agreement-reading"
+# %% [markdown] lang="en" uid="agreement-reading" pair="e24c1106"
 # **Reading.** Around $\kappa = 0.4$ raters agree moderately, above $0.8$ nearly always. The interval of forty pairs is wide: it spans several tenths, so forty votes tell a useful
 # judge from a useless one and not more. The first line asks whether your side mattered: a small $p$ would mean that you prefer left or right whatever is
 # shown. If the training judge disagrees with you where the gold judge agrees, that gap is what training will exploit; section 8 shows it.
 
-# %% [markdown] lang="ja" uid="agreement-reading"
+# %% [markdown] lang="ja" uid="agreement-reading" pair="7d7dccdc"
 # **図の読み方。** $\kappa = 0.4$ 前後なら中程度の一致、$0.8$ を超えればほぼ常に一致です。40組では区間の幅が 0.1 の数倍になるので、役に立つ評価役とそうでないものを区別するのがやっとです。最初の
 # 行は、左右の位置が投票に影響したかどうかです。$p$ が小さければ、内容と関係なく左または右を選んでいることになります。正解の評価役は自分と一致するのに学習用の評価役は一致しない場合、
 # 学習はその隙を突きます。それを第8節で確かめます。
 
-# %% [markdown] lang="en" uid="colour"
+# %% [markdown] lang="en" uid="colour" pair="088f2492"
 # ## 4. The colours that the judge smuggles in
 #
 # Give the judge a secret taste: its score plus a bonus for warm pictures. No prompt asks for it. The best of many candidates is then warm more often than the
@@ -337,7 +337,7 @@ bar_with_interval(list(judged), found, xlabel=t("l06.kappa"), title=t("l06.kappa
 # $k$ over channels, the mean over the pixels of one channel. Both predictions are there already: no further forward pass. Write it. By hand: two channels whose
 # difference is 2 everywhere and $c = 0.5$ give $0.25 \cdot (4 + 4) = 2$.
 
-# %% [markdown] lang="ja" uid="colour"
+# %% [markdown] lang="ja" uid="colour" pair="aa66bcd9"
 # ## 4. 評価役が持ち込む色
 #
 # 評価役に、ひそかな好みを持たせます。得点に、暖色の画像への加点を足すのです。それを求めるプロンプトはありません。すると、多数の候補の最高は最低より暖色であることが多くなります。
@@ -384,12 +384,12 @@ for n in counts:
     gap.append(float(difference.mean((0, 2, 3)).norm()))
 curve_with_interval(counts, gap, xlabel=t("l06.n"), ylabel=t("l06.channel_gap"), title=t("l06.gap_by_n"))
 
-# %% [markdown] lang="en" uid="colour-record"
+# %% [markdown] lang="en" uid="colour-record" pair="23a48a4b"
 # Before anything is trained, winners and losers already differ in their mean latent, and more so the more candidates there are. What training makes of it is
 # recorded: the study trained three models per seed on the tainted judge's pairs (hours of CPU, which is why it is not run here; section 7 lets you
 # train one of them).
 
-# %% [markdown] lang="ja" uid="colour-record"
+# %% [markdown] lang="ja" uid="colour-record" pair="4a04a937"
 # 学習の前から、勝者と敗者は平均潜在変数が異なり、候補が多いほどその差は広がります。学習するとどうなるかは、記録済みの実験で見ます。偏った評価役のペアで、シードごとに
 # 3つのモデルを学習してあります(CPU で数時間かかるので、ここでは実行しません。第7節では、そのうち1つを自分で学習できます)。
 
@@ -419,7 +419,7 @@ def on_record(metric, arms, xlabel, title, against=None):
     """en: Recorded means of these arms on the prompts of this run, with your own numbers where you have them.
     ja: この条件の記録済みの平均を、今回と同じプロンプトについて描き、自分の結果があれば重ねます。
     """
-    recorded = lab.recorded.means(metric, {names[a]: a for a in arms}, against=against, prompts=len(held_out))
+    recorded = means(lab.recorded, metric, {names[a]: a for a in arms}, against=against, prompts=len(held_out))
     base_value = 0.0 if against is None else results[against][metric].mean() if against in results else np.nan
     live = [a for a in arms if metric in results.get(a, ()) and np.isfinite(base_value)]
     yours = {names[a]: results[a][metric].mean() - base_value for a in live}
@@ -467,18 +467,18 @@ claim("colour_grows", "warm_all", "warm_two", "warmth")
 claim("statistics_cure", "warm_all", "warm_cured", "warmth")
 claim("cure_is_free", "warm_cured", "warm_all", "judge")
 
-# %% [markdown] lang="en" uid="colour-reading"
+# %% [markdown] lang="en" uid="colour-reading" pair="72cec493"
 # **Reading.** The dots are seeds, the bar a 95 % interval over seeds and prompts; zero is the base. Compare the first two rows: the same judge, the same
 # steps, only more to choose from. The third row shows what the loss takes back. The term can only act on a *mean* over pixels, so a taste for warm
 # backgrounds beside cool faces would pass it untouched; and a prompt that asks for a red dress pays a little, because its mean has to move. The last
 # claim says whether that price can be seen.
 
-# %% [markdown] lang="ja" uid="colour-reading"
+# %% [markdown] lang="ja" uid="colour-reading" pair="da2846b4"
 # **図の読み方。** 点はシードごとの平均、横棒はシードとプロンプトにわたる 95 % 区間で、0 が基準モデルです。まず上の2行を比べてください。評価役もステップ数も同じで、違うのは候補の数だけです。
 # 3行目は、この損失がどれだけ元に戻すかを示します。罰則が効くのは画素の*平均*だけです。背景は暖色、顔は寒色という好みなら、そのまま素通りします。また「赤い服」を求めるプロンプトでは
 # 平均が動くのが正しいので、少し損をします。その損が目に見えるほどかどうかが、最後の主張です。
 
-# %% [markdown] lang="en" uid="leap"
+# %% [markdown] lang="en" uid="leap" pair="4eb2e85e"
 # ## 5. The leap, and what lies between
 #
 # The winners of the pool are the model's own pictures: they have no grain, so no number of them can teach it. Why not let the real picture win and a generated one
@@ -493,7 +493,7 @@ claim("cure_is_free", "warm_cured", "warm_all", "judge")
 #   t = 100: almost the real picture                      t = 700: pose and colours real, texture the model's
 # ```
 
-# %% [markdown] lang="ja" uid="leap"
+# %% [markdown] lang="ja" uid="leap" pair="78418fb1"
 # ## 5. 飛躍と、その間にあるもの
 #
 # プールの勝者はモデル自身の絵なので、粒状感がありません。何枚集めても、粒状感は教えられません。では、本物の画像を勝者、生成画像を敗者として、1段階で学習する**飛躍**ではいけないのでしょうか。
@@ -532,7 +532,7 @@ curve_with_interval(
     title=t("l06.recon_title"),
 )
 
-# %% [markdown] lang="en" uid="normal"
+# %% [markdown] lang="en" uid="normal" pair="d45c47cc"
 # **Reading.** The further the reconstruction walks from the real picture, the more of the base's misreading returns: the curve falls from the real pictures towards
 # the mean of the pool. The window from 400 to 700 is the paper's choice for the middle: realistic where the judge looks, the model's own in texture.
 #
@@ -541,7 +541,7 @@ curve_with_interval(
 # levels the first (smallest $t$, nearest to the real picture) counts. By hand: scores $(0.7, 0.9)$ against an easy winner of $0.8$ give level 1, kept;
 # against $0.9$ the same level, dropped.
 
-# %% [markdown] lang="ja" uid="normal"
+# %% [markdown] lang="ja" uid="normal" pair="fc50b41c"
 # **図の読み方。** 復元画像が本物から離れるほど、基準モデルの読み違いが戻ってきます。曲線は、本物の画像の得点からプールの平均に向かって下がります。400 から 700 の範囲は、論文が中間として
 # 選んだものです。評価役が見る点では本物に近く、質感はモデル自身のものです。
 #
@@ -589,7 +589,7 @@ strips(
     title=t("l06.ladder"),
 )
 
-# %% [markdown] lang="en" uid="curriculum"
+# %% [markdown] lang="en" uid="curriculum" pair="f6de2e15"
 # This strip *is* the curriculum, read from the bottom: in each stage a row loses against the row above it. Why are so few pairs left for the middle? The best of
 # eight candidates often has every named attribute already, and nothing can beat a perfect score.
 #
@@ -605,7 +605,7 @@ strips(
 # reference it used.) The steps are 60 + 20 + 20, not the paper's 15 : 1 : 1, which would leave two stages of six steps each. What will the three arms
 # gain against each other? Predict first.
 
-# %% [markdown] lang="ja" uid="curriculum"
+# %% [markdown] lang="ja" uid="curriculum" pair="c0156dfc"
 # この図がそのままカリキュラムです。下から読むと、どの段階でも、ある行がすぐ上の行に負けます。中間に残るペアが少ないのは、8枚中の最良が、指定した属性をすでにすべて満たしていることが
 # 多いからです。満点の画像に勝てるものはありません。
 #
@@ -656,7 +656,9 @@ def plane(arms, title, yours=None):
     """en: Faithfulness against distance: recorded arms, and your own runs as stars.
     ja: 忠実度と距離の平面に、記録済みの条件と、自分の結果(星)を描きます。
     """
-    found = {m: lab.recorded.means(m, {names[a]: a for a in arms}, prompts=len(held_out)) for m in ("gold", "distance")}
+    found = {
+        m: means(lab.recorded, m, {names[a]: a for a in arms}, prompts=len(held_out)) for m in ("gold", "distance")
+    }
     both = {name: (found["gold"][name], found["distance"][name]) for name in found["gold"] if name in found["distance"]}
     own = {names[a]: (results[a]["gold"].mean(), results[a]["distance"].mean()) for a in arms if a in results}
     return recorded_plane(
@@ -672,7 +674,7 @@ claim("curriculum_beats_base", "hg", "base")
 claim("curriculum_is_nearer", "hg", "base", "distance")
 claim("curriculum_nearer_than_easy", "hg", "easy", "distance")
 
-# %% [markdown] lang="en" uid="curriculum-reading"
+# %% [markdown] lang="en" uid="curriculum-reading" pair="0f93131e"
 # **Reading.** To the right is more faithful, *down* is nearer to real pictures. The easy stage should go right and hardly down: its winners have no grain. The
 # two later stages should go down, and at most a little to the left: no judge reads the prompt in the hard stage, so nothing defends faithfulness there. The paper
 # sees the same: its reward falls slightly from easy to hard while FID and image quality improve. If your star is far from its dot, ask how far the dots
@@ -680,14 +682,14 @@ claim("curriculum_nearer_than_easy", "hg", "easy", "distance")
 #
 # What would change it? Longer later stages move further down and to the left; a judge in the hard stage, or the paper's text encoder (section 9), pulls back.
 
-# %% [markdown] lang="ja" uid="curriculum-reading"
+# %% [markdown] lang="ja" uid="curriculum-reading" pair="9d6fd585"
 # **図の読み方。** 右ほど忠実で、*下*ほど本物に近いことを表します。easy 段階は右へ動き、下へはほとんど動かないはずです。勝者に粒状感がないからです。後の2段階は下へ動き、左へは少ししか
 # 動かないはずです。hard 段階ではどの評価役もプロンプトを読まないので、忠実度を守るものがありません。論文でも同じことが起きています。easy から hard へ進むと報酬はわずかに下がり、
 # FID と画質は良くなります。自分の星が記録の点から離れているときは、まずシード間のばらつきを確認してください。64枚で測った距離は 0.1 の数倍ばらつきます。
 #
 # 何を変えると動くでしょうか。後の段階を長くすれば、さらに下と左へ動きます。hard 段階にも評価役を置くか、論文のテキストエンコーダ(第9節)を使えば、引き戻せます。
 
-# %% [markdown] lang="en" uid="own"
+# %% [markdown] lang="en" uid="own" pair="bc124c71"
 # ## 7. An experiment of your own
 #
 # The stages are recipes now, and you have a budget of 100 steps. Choose a plan, predict where its star will land, run it. Some that the paper or a sceptic
@@ -703,7 +705,7 @@ claim("curriculum_nearer_than_easy", "hg", "easy", "distance")
 # **Open task.** Find a plan of at most 100 steps that no recorded arm beats on both axes at once. There is no single answer; the next section's function
 # judges it. Difficulty 5 of 5 if you may not use `real`.
 
-# %% [markdown] lang="ja" uid="own"
+# %% [markdown] lang="ja" uid="own" pair="49579f8a"
 # ## 7. 自分の実験
 #
 # 各段階は、いわばレシピになりました。予算は100ステップです。計画を選び、星がどこに来るかを予想してから実行してください。論文の著者や、疑い深い人が試しそうな例を挙げます。
@@ -779,7 +781,7 @@ claim("order_matters", "hg", "at_once")
 claim("sft_erases", "sft", "easy")
 claim("pairs_beat_fine_tuning", "hg", "real_sft")
 
-# %% [markdown] lang="en" uid="own-reading"
+# %% [markdown] lang="en" uid="own-reading" pair="d7f58726"
 # **Reading.** Compare the leap with the curriculum first. It comes as near to real pictures, but pays with faithfulness: grain was the easier lesson. Does it
 # fall below the base, as in the paper (FID from 37 to 113)? The box says what the record decides. Where it does not, the likely reason is the size of the gap:
 # our real pictures differ from generated ones by a film of noise, photographs in everything at once, and the paper trained for hundreds of thousands of steps.
@@ -791,7 +793,7 @@ claim("pairs_beat_fine_tuning", "hg", "real_sft")
 # photographs, so there was nothing left for that antidote to cure. The lesson for your own project is a question about your base: is it wrong because of its data
 # (then mend the data), or is it right on average and you want its better half (then preferences)? A table without this control cannot tell.
 
-# %% [markdown] lang="ja" uid="own-reading"
+# %% [markdown] lang="ja" uid="own-reading" pair="f99aaeec"
 # **図の読み方。** まず、飛躍とカリキュラムを比べてください。飛躍も本物に近づきますが、その分、忠実度で損をします。粒状感の方が学びやすかったのです。論文のように基準モデルを下回る
 # (FID が37から113に悪化)でしょうか。記録が何を決めたかは、判定の枠に出ています。下回らない場合、考えられる理由は差の大きさです。この教材の本物と生成画像の違いは薄いノイズだけですが、
 # 写真はあらゆる点で同時に異なり、論文では学習も数十万ステップ続きます。簡単に見分けられないペアは、属性を教え続けます。
@@ -802,13 +804,13 @@ claim("pairs_beat_fine_tuning", "hg", "real_sft")
 # 引きつければ、問うべきは基準モデルの状態です。データのせいで間違っているのか(それならデータを直す)、平均的には正しく、その良い方だけが欲しいのか(それなら選好)。この対照実験がない表からは、
 # どちらなのか分かりません。
 
-# %% [markdown] lang="en" uid="pareto"
+# %% [markdown] lang="en" uid="pareto" pair="be48fe8c"
 # With two axes "best" is no longer a number. An arm is **dominated** if another one is at least as good on both axes and better on one; what no one dominates
 # is the Pareto front, and between its points the numbers cannot choose for you. Write it: points are rows (faithfulness, distance), *more* faithfulness and
 # *less* distance are better. By hand: of $(0.8, 9)$, $(0.7, 9)$, $(0.9, 11)$ the second is dominated by the first; two equal points do not dominate
 # each other.
 
-# %% [markdown] lang="ja" uid="pareto"
+# %% [markdown] lang="ja" uid="pareto" pair="3356f282"
 # 軸が2つあると、「最良」は1つの数字では決まりません。ある条件が別の条件に**支配される**とは、別の条件が両方の軸で同等以上で、少なくとも一方では優れていることです。何にも支配されない条件の集まりが
 # パレートフロントです。その中のどれを選ぶかは、数字だけでは決まりません。これを書いてください。行は(忠実度, 距離)で、忠実度は*大きい*ほど、距離は*小さい*ほど良いものとします。
 # 手計算の例: $(0.8, 9)$、$(0.7, 9)$、$(0.9, 11)$ では、2つ目が1つ目に支配されます。等しい2点は、互いに支配しません。
@@ -834,20 +836,20 @@ lab.check("pareto_front")
 pareto_front = lab.use("pareto_front")
 
 # %% uid="pareto-use"
-known_arms = lab.recorded.means("gold", {a: a for a in arms}, prompts=len(held_out))
-known_distances = lab.recorded.means("distance", {a: a for a in arms})
+known_arms = means(lab.recorded, "gold", {a: a for a in arms}, prompts=len(held_out))
+known_distances = means(lab.recorded, "distance", {a: a for a in arms})
 points = {names[a]: (known_arms[a].value, known_distances[a].value) for a in known_arms if a in known_distances}
 points |= {f"{names[a]} (★)": (r["gold"].mean(), r["distance"].mean()) for a, r in results.items()}
 for (name, (faithful, far)), free in zip(points.items(), pareto_front(np.array(list(points.values()))), strict=True):
     print(t("l06.front" if free else "l06.dominated", name=name, gold=faithful, distance=far))
 
-# %% [markdown] lang="en" uid="proof"
+# %% [markdown] lang="en" uid="proof" pair="dc643cf1"
 # ## 8. Prove it
 #
 # A judge that made the pairs cannot prove anything. Read its score beside a judge that it never met, and beside sharpness, which is easily pleased: grain is
 # sharp. Below, for every arm of this run, the share of held-out prompts on which it beats the base from the same noise (ties count half).
 
-# %% [markdown] lang="ja" uid="proof"
+# %% [markdown] lang="ja" uid="proof" pair="3b186aeb"
 # ## 8. 証明する
 #
 # ペアを作った評価役の採点は、何の証拠にもなりません。学習に使っていない評価役の得点と並べて読む必要があります。鮮鋭度も並べますが、これは簡単に高得点が出ます。粒状感は鮮鋭だからです。
@@ -878,14 +880,14 @@ value, low, high = table["hg", "gold"]
 lab.claim("wins_by_gold", measured=t("l06.measure_win"), value=value, interval=(low, high), seeds=[run_seed])
 claim("sharper_is_not_better", "leap", "base", "sharpness")
 
-# %% [markdown] lang="en" uid="goodhart"
+# %% [markdown] lang="en" uid="goodhart" pair="75d2ddfe"
 # **Reading.** An arm that wins by sharpness and not by the gold judge has learnt texture. The two judges should agree in direction; where the training judge
 # gives more, the surplus is its own error, learnt.
 #
 # When a measure becomes a target, it stops being a good measure (Goodhart). The easy adapter at twice and four times its strength goes further along the
 # direction that training found: an *analogy* of a training that nobody stopped, not the thing itself. Where do the two judges part?
 
-# %% [markdown] lang="ja" uid="goodhart"
+# %% [markdown] lang="ja" uid="goodhart" pair="a5188d64"
 # **図の読み方。** 鮮鋭度で勝ち、正解の評価役で勝っていない条件は、質感を学んだだけです。2つの評価役は同じ向きに動くはずです。学習用の評価役の方が大きく伸びていれば、その余分は、評価役の誤りを
 # 学んだ分です。
 #
@@ -915,14 +917,14 @@ curve_with_interval(
     title=t("l06.goodhart_title"),
 )
 
-# %% [markdown] lang="en" uid="side"
+# %% [markdown] lang="en" uid="side" pair="cb7245cd"
 # **Reading.** Beyond some strength both fall: the pictures break. What matters is the stretch before: where the training judge still holds while the gold judge
 # gives way, stopping by the training judge would have stopped too late.
 #
 # What happened to attributes that no prompt asked for? The paper does not look; a person who signs for the result has to. The gold judge reads how their
 # shares moved from the base to the curriculum. Intervals and p-values count prompts; p-values are corrected for the number of attributes (Holm).
 
-# %% [markdown] lang="ja" uid="side"
+# %% [markdown] lang="ja" uid="side" pair="6ac869da"
 # **図の読み方。** ある強さを超えると両方とも下がります。画像が壊れるからです。大切なのはその手前です。学習用の評価役がまだ持ちこたえ、正解の評価役が下がり始める区間があれば、学習用の評価役だけを
 # 見ていると止めるのが遅れます。
 #
@@ -954,7 +956,7 @@ lab.claim("side_effects", measured=t("l06.measure_side"), value=smallest, seeds=
 # %% uid="diversity"
 on_record("diversity", ["base", "easy", "hg", "leap", "real_sft"], t("l06.vendi"), t("l06.vendi_title"))
 
-# %% [markdown] lang="en" uid="finish"
+# %% [markdown] lang="en" uid="finish" pair="af4053fd"
 # **Reading.** A bar whose interval misses zero is a change nobody asked for: a colour of skin or hair that became commoner because the real pictures, or
 # the judge's winners, have it more often. It need not be bad (the base's own shares are skewed), but somebody has to know. The Vendi score counts how
 # many *different* pictures an arm draws (128 in the study): a model that always draws its favourite face would win prompts and lose here.
@@ -964,7 +966,7 @@ on_record("diversity", ["base", "easy", "hg", "leap", "real_sft"], t("l06.vendi"
 # At inference the paper runs its adapters at half strength, and the last stage's in the decoder blocks alone, because everywhere it cost diversity. The adapters lie
 # side by side, so this is one context manager. What does it cost, and what does it keep?
 
-# %% [markdown] lang="ja" uid="finish"
+# %% [markdown] lang="ja" uid="finish" pair="54b1553b"
 # **図の読み方。** 区間が 0 を含まない棒は、誰も求めていない変化です。本物の画像や評価役が選んだ勝者に多い肌や髪の色が、増えたのかもしれません。悪いこととは限りませんが(基準モデルの割合も偏っています)、
 # 誰かが知っておくべきことです。Vendi スコアは、その条件が何種類の*異なる*絵を描くかを数えます(記録では128枚)。いつも同じ得意な顔を描くモデルは、プロンプトでは勝っても、ここで負けます。
 #
@@ -993,7 +995,7 @@ explore(
     },
 )
 
-# %% [markdown] lang="en" uid="words"
+# %% [markdown] lang="en" uid="words" pair="4d222536"
 # Two more parts of the paper are too long for a live run and rest on the record alone.
 #
 # **Words.** The hard stage has no judge that reads the prompt. To make up for it the paper trains the text encoder by itself on the easy pairs, and uses it for
@@ -1002,7 +1004,7 @@ explore(
 # **A personal model.** One person, drawn with many moods and clothes, is learnt by an adapter of its own (plain fine-tuning). Then the curriculum's adapters are put
 # beside it without further training. Does the person stay the same, and are the prompts kept better?
 
-# %% [markdown] lang="ja" uid="words"
+# %% [markdown] lang="ja" uid="words" pair="dd94765d"
 # 論文の残る2つの要素は、その場で実行するには長すぎるので、記録だけで判断します。
 #
 # **言葉。** hard 段階には、プロンプトを読む評価役がいません。それを補うため、論文ではテキストエンコーダを easy のペアで別に学習し、構図が決まる $900 \le t \le 1000$ だけで使います。細部を描く
@@ -1025,7 +1027,7 @@ claim("words_help", "hg_words", "hg")
 claim("identity_stays", "personal_hg", "personal", "same_person")
 claim("transfer_helps", "personal_hg", "personal")
 
-# %% [markdown] lang="en" uid="cost"
+# %% [markdown] lang="en" uid="cost" pair="bd4fba4b"
 # **Reading.** Half strength is a dial between the base and the trained model, so some faithfulness must go; the question is whether what remains still beats
 # the base clearly. The personal rows answer other prompts than the rows above them and can only be compared with each other.
 #
@@ -1034,7 +1036,7 @@ claim("transfer_helps", "personal_hg", "personal")
 # The article asks what it costs and who is still needed. Count U-Net evaluations (NFE: one picture, once through the U-Net; in training a picture costs three,
 # because the way back costs twice the way forth). Labels: the judge scored every candidate; a person who compares pairs would give one vote per pair.
 
-# %% [markdown] lang="ja" uid="cost"
+# %% [markdown] lang="ja" uid="cost" pair="2787de50"
 # **図の読み方。** 半分の強さは、基準モデルと学習後のモデルの間のダイヤルです。忠実度がいくらか失われるのは当然で、問題は、残った分が基準モデルをはっきり上回るかどうかです。人物の2行は
 # 上の行とは別のプロンプトで測ったものなので、この2行どうしでだけ比べてください。
 #
@@ -1056,7 +1058,7 @@ print(t("l06.cost", pool=pool_rows, train=train_rows, labels=scores.numel(), vot
 print(t("l06.break_even", pictures=(pool_rows + train_rows) / (per_picture * (world.pool.n - 1)), n=world.pool.n))
 lab.article_map()
 
-# %% [markdown] lang="en" uid="where-next"
+# %% [markdown] lang="en" uid="where-next" pair="6d02a278"
 # ## 11. What to keep
 #
 # * Pairs from the model's own pool teach what the model can already do sometimes. What it can never do has to come from outside, in steps it can follow.
@@ -1065,7 +1067,7 @@ lab.article_map()
 #
 # Three questions to think about, then lesson 07, which asks whether the judge itself understands a sentence: [PC-CLIP](07_pc_clip.ipynb).
 
-# %% [markdown] lang="ja" uid="where-next"
+# %% [markdown] lang="ja" uid="where-next" pair="d158bf10"
 # ## 11. 持ち帰ること
 #
 # * モデル自身のプールから作ったペアが教えるのは、モデルがすでに時々できることです。一度もできないことは、外から、ついて来られる歩幅で教える必要があります。
