@@ -469,12 +469,12 @@ claim("cure_is_free", "warm_cured", "warm_all", "judge")
 
 # %% [markdown] lang="en" uid="colour-reading" pair="72cec493"
 # **Reading.** The dots are seeds, the bar a 95 % interval over seeds and prompts; zero is the base. Compare the first two rows: the same judge, the same
-# steps, only more to choose from. The third row shows what the loss takes back. The term can only act on a *mean* over pixels, so a taste for warm
+# steps, only more to choose from; where their intervals overlap, two candidates carry the taste already. The third row shows what the loss takes back. The term can only act on a *mean* over pixels, so a taste for warm
 # backgrounds beside cool faces would pass it untouched; and a prompt that asks for a red dress pays a little, because its mean has to move. The last
 # claim says whether that price can be seen.
 
 # %% [markdown] lang="ja" uid="colour-reading" pair="da2846b4"
-# **図の読み方。** 点はシードごとの平均、横棒はシードとプロンプトにわたる 95 % 区間で、0 が基準モデルです。まず上の2行を比べてください。評価役もステップ数も同じで、違うのは候補の数だけです。
+# **図の読み方。** 点はシードごとの平均、横棒はシードとプロンプトにわたる 95 % 区間で、0 が基準モデルです。まず上の2行を比べてください。評価役もステップ数も同じで、違うのは候補の数だけです。区間が重なっていれば、候補が2枚でも好みは十分に伝わったことになります。
 # 3行目は、この損失がどれだけ元に戻すかを示します。罰則が効くのは画素の*平均*だけです。背景は暖色、顔は寒色という好みなら、そのまま素通りします。また「赤い服」を求めるプロンプトでは
 # 平均が動くのが正しいので、少し損をします。その損が目に見えるほどかどうかが、最後の主張です。
 
@@ -675,19 +675,23 @@ claim("curriculum_is_nearer", "hg", "base", "distance")
 claim("curriculum_nearer_than_easy", "hg", "easy", "distance")
 
 # %% [markdown] lang="en" uid="curriculum-reading" pair="0f93131e"
-# **Reading.** To the right is more faithful, *down* is nearer to real pictures. The easy stage should go right and hardly down: its winners have no grain. The
-# two later stages should go down, and at most a little to the left: no judge reads the prompt in the hard stage, so nothing defends faithfulness there. The paper
-# sees the same: its reward falls slightly from easy to hard while FID and image quality improve. If your star is far from its dot, ask how far the dots
-# of single seeds lie apart first: the distance of 64 pictures scatters by several tenths.
+# **Reading.** To the right is more faithful, *down* is nearer to real pictures. By the paper's story the easy stage goes right and not down, for its winners have no
+# grain; the later stages go down and a little to the left, for no judge reads the prompt in the hard stage. In the paper the reward does fall slightly from easy to
+# hard, while FID and image quality improve.
 #
-# What would change it? Longer later stages move further down and to the left; a judge in the hard stage, or the paper's text encoder (section 9), pulls back.
+# Now hold your star against the record. Faithfulness is the steady axis. Before you believe any order on the other one, look at the vertical bars: training moves the
+# distance by whole units from seed to seed, in either direction, so one run, yours or a table of one seed, could tell any story. A likely reason: a hundred
+# steps shift *all* pictures of a model together, by a cast of colour or tone, and the kernel distance counts a common shift in full. The boxes say what the
+# recorded seeds decide. What would change it: more seeds; the loss of section 4 in the easy stage, where the paper has it; half strength (section 9).
 
 # %% [markdown] lang="ja" uid="curriculum-reading" pair="9d6fd585"
-# **図の読み方。** 右ほど忠実で、*下*ほど本物に近いことを表します。easy 段階は右へ動き、下へはほとんど動かないはずです。勝者に粒状感がないからです。後の2段階は下へ動き、左へは少ししか
-# 動かないはずです。hard 段階ではどの評価役もプロンプトを読まないので、忠実度を守るものがありません。論文でも同じことが起きています。easy から hard へ進むと報酬はわずかに下がり、
-# FID と画質は良くなります。自分の星が記録の点から離れているときは、まずシード間のばらつきを確認してください。64枚で測った距離は 0.1 の数倍ばらつきます。
+# **図の読み方。** 右ほど忠実で、*下*ほど本物に近いことを表します。論文の筋書きでは、easy 段階は右へ動きますが、勝者に粒状感がないので下へは動きません。後の2段階は下へ、そして少し左へ
+# 動きます。hard 段階ではどの評価役もプロンプトを読まないからです。実際に論文では、easy から hard へ進むと報酬がわずかに下がり、FID と画質は良くなります。
 #
-# 何を変えると動くでしょうか。後の段階を長くすれば、さらに下と左へ動きます。hard 段階にも評価役を置くか、論文のテキストエンコーダ(第9節)を使えば、引き戻せます。
+# 自分の星を記録と比べてください。安定しているのは忠実度の軸です。もう一方の軸で順位を信じる前に、縦の棒を見てください。距離は、学習のシードが変わるだけで上下どちらにも1以上動きます。
+# 1回の実行だけなら、自分の結果でも1シードの表でも、どんな筋書きにも見えてしまいます。考えられる理由は、100ステップの学習が*すべて*の画像を色かぶりや明るさの点で一緒にずらし、カーネル距離がその共通の
+# ずれをそのまま数えることです。記録したシードで何が決まったかは、判定の枠に出ています。結果を変えそうなのは、シードを増やすこと、論文と同じく easy 段階に第4節の損失を入れること、
+# アダプタを半分の強さにすること(第9節)です。
 
 # %% [markdown] lang="en" uid="own" pair="bc124c71"
 # ## 7. An experiment of your own
@@ -782,8 +786,8 @@ claim("sft_erases", "sft", "easy")
 claim("pairs_beat_fine_tuning", "hg", "real_sft")
 
 # %% [markdown] lang="en" uid="own-reading" pair="d7f58726"
-# **Reading.** Compare the leap with the curriculum first. It comes as near to real pictures, but pays with faithfulness: grain was the easier lesson. Does it
-# fall below the base, as in the paper (FID from 37 to 113)? The box says what the record decides. Where it does not, the likely reason is the size of the gap:
+# **Reading.** Compare the leap with the curriculum first, by the intervals and not by the dots. Does it fall below the curriculum, or even below the base, as in
+# the paper (FID from 37 to 113)? The boxes say what the record decides. Where the leap holds its ground, the likely reason is the size of the gap:
 # our real pictures differ from generated ones by a film of noise, photographs in everything at once, and the paper trained for hundreds of thousands of steps.
 # A pair that cannot be told apart so easily goes on teaching attributes.
 #
@@ -794,8 +798,8 @@ claim("pairs_beat_fine_tuning", "hg", "real_sft")
 # (then mend the data), or is it right on average and you want its better half (then preferences)? A table without this control cannot tell.
 
 # %% [markdown] lang="ja" uid="own-reading" pair="f99aaeec"
-# **図の読み方。** まず、飛躍とカリキュラムを比べてください。飛躍も本物に近づきますが、その分、忠実度で損をします。粒状感の方が学びやすかったのです。論文のように基準モデルを下回る
-# (FID が37から113に悪化)でしょうか。記録が何を決めたかは、判定の枠に出ています。下回らない場合、考えられる理由は差の大きさです。この教材の本物と生成画像の違いは薄いノイズだけですが、
+# **図の読み方。** まず、飛躍とカリキュラムを、点ではなく区間で比べてください。飛躍はカリキュラムを下回るでしょうか。論文のように、基準モデルより悪くなる
+# (FID が37から113)でしょうか。記録が何を決めたかは、判定の枠に出ています。飛躍が持ちこたえた場合、考えられる理由は差の大きさです。この教材の本物と生成画像の違いは薄いノイズだけですが、
 # 写真はあらゆる点で同時に異なり、論文では学習も数十万ステップ続きます。簡単に見分けられないペアは、属性を教え続けます。
 #
 # 次は、都合の悪い点、**本物の画像による通常のファインチューニング**です。これがカリキュラムより右*かつ*下にあるなら、*ここでは*ペアも評価役も要らなかったことになります。なぜでしょうか。
