@@ -467,13 +467,13 @@ claim("colour_grows", "warm_all", "warm_two", "warmth")
 claim("statistics_cure", "warm_all", "warm_cured", "warmth")
 claim("cure_is_free", "warm_cured", "warm_all", "judge")
 
-# %% [markdown] lang="en" uid="colour-reading" pair="72cec493"
+# %% [markdown] lang="en" uid="colour-reading" pair="8478226d"
 # **Reading.** The dots are seeds, the bar a 95 % interval over seeds and prompts; zero is the base. Compare the first two rows: the same judge, the same
 # steps, only more to choose from; where their intervals overlap, two candidates carry the taste already. The third row shows what the loss takes back. The term can only act on a *mean* over pixels, so a taste for warm
 # backgrounds beside cool faces would pass it untouched; and a prompt that asks for a red dress pays a little, because its mean has to move. The last
 # claim says whether that price can be seen.
 
-# %% [markdown] lang="ja" uid="colour-reading" pair="da2846b4"
+# %% [markdown] lang="ja" uid="colour-reading" pair="c97ad251"
 # **図の読み方。** 点はシードごとの平均、横棒はシードとプロンプトにわたる 95 % 区間で、0 が基準モデルです。まず上の2行を比べてください。評価役もステップ数も同じで、違うのは候補の数だけです。区間が重なっていれば、候補が2枚でも好みは十分に伝わったことになります。
 # 3行目は、この損失がどれだけ元に戻すかを示します。罰則が効くのは画素の*平均*だけです。背景は暖色、顔は寒色という好みなら、そのまま素通りします。また「赤い服」を求めるプロンプトでは
 # 平均が動くのが正しいので、少し損をします。その損が目に見えるほどかどうかが、最後の主張です。
@@ -674,7 +674,7 @@ claim("curriculum_beats_base", "hg", "base")
 claim("curriculum_is_nearer", "hg", "base", "distance")
 claim("curriculum_nearer_than_easy", "hg", "easy", "distance")
 
-# %% [markdown] lang="en" uid="curriculum-reading" pair="0f93131e"
+# %% [markdown] lang="en" uid="curriculum-reading" pair="e26f4be7"
 # **Reading.** To the right is more faithful, *down* is nearer to real pictures. By the paper's story the easy stage goes right and not down, for its winners have no
 # grain; the later stages go down and a little to the left, for no judge reads the prompt in the hard stage. In the paper the reward does fall slightly from easy to
 # hard, while FID and image quality improve.
@@ -684,7 +684,7 @@ claim("curriculum_nearer_than_easy", "hg", "easy", "distance")
 # steps shift *all* pictures of a model together, by a cast of colour or tone, and the kernel distance counts a common shift in full. The boxes say what the
 # recorded seeds decide. What would change it: more seeds; the loss of section 4 in the easy stage, where the paper has it; half strength (section 9).
 
-# %% [markdown] lang="ja" uid="curriculum-reading" pair="9d6fd585"
+# %% [markdown] lang="ja" uid="curriculum-reading" pair="9e18688e"
 # **図の読み方。** 右ほど忠実で、*下*ほど本物に近いことを表します。論文の筋書きでは、easy 段階は右へ動きますが、勝者に粒状感がないので下へは動きません。後の2段階は下へ、そして少し左へ
 # 動きます。hard 段階ではどの評価役もプロンプトを読まないからです。実際に論文では、easy から hard へ進むと報酬がわずかに下がり、FID と画質は良くなります。
 #
@@ -785,7 +785,7 @@ claim("order_matters", "hg", "at_once")
 claim("sft_erases", "sft", "easy")
 claim("pairs_beat_fine_tuning", "hg", "real_sft")
 
-# %% [markdown] lang="en" uid="own-reading" pair="d7f58726"
+# %% [markdown] lang="en" uid="own-reading" pair="b77e180b"
 # **Reading.** Compare the leap with the curriculum first, by the intervals and not by the dots. Does it fall below the curriculum, or even below the base, as in
 # the paper (FID from 37 to 113)? The boxes say what the record decides. Where the leap holds its ground, the likely reason is the size of the gap:
 # our real pictures differ from generated ones by a film of noise, photographs in everything at once, and the paper trained for hundreds of thousands of steps.
@@ -797,7 +797,7 @@ claim("pairs_beat_fine_tuning", "hg", "real_sft")
 # photographs, so there was nothing left for that antidote to cure. The lesson for your own project is a question about your base: is it wrong because of its data
 # (then mend the data), or is it right on average and you want its better half (then preferences)? A table without this control cannot tell.
 
-# %% [markdown] lang="ja" uid="own-reading" pair="f99aaeec"
+# %% [markdown] lang="ja" uid="own-reading" pair="184edd95"
 # **図の読み方。** まず、飛躍とカリキュラムを、点ではなく区間で比べてください。飛躍はカリキュラムを下回るでしょうか。論文のように、基準モデルより悪くなる
 # (FID が37から113)でしょうか。記録が何を決めたかは、判定の枠に出ています。飛躍が持ちこたえた場合、考えられる理由は差の大きさです。この教材の本物と生成画像の違いは薄いノイズだけですが、
 # 写真はあらゆる点で同時に異なり、論文では学習も数十万ステップ続きます。簡単に見分けられないペアは、属性を教え続けます。
