@@ -11,11 +11,12 @@ On the command line: `labkit study run|status|verify|merge|check`.
 
 from labkit.studies.estimate import Estimate, Recorded, decide, estimate, fits, gain, level, means, win_share
 from labkit.studies.store import folder_of_studies, read_record
-from labkit.studies.study import Study, StudyError, load_study, studies
+from labkit.studies.study import NotRecorded, Study, StudyError, load_study, studies
 
 __all__ = [
     "Study",
     "StudyError",
+    "NotRecorded",
     "load_study",
     "studies",
     "folder_of_studies",
