@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-from labkit.studies.store import Record
+from labkit.studies.store import Record, read_record
 from labkit.studies.study import StudyError
 
 REPRODUCED, CONTRADICTED, EQUIVALENT, UNDECIDED = "reproduced", "contradicted", "equivalent", "undecided"
@@ -126,6 +126,17 @@ def estimate(values: np.ndarray, *, confidence: float = 0.95) -> Estimate:
     error = math.sqrt(variance)
     half = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * error
     return Estimate(mean, mean - half, mean + half, error, tuple(map(float, by_seed)), p)
+
+
+def recorded_levels(lesson: str, metrics: Sequence[str], arm: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, lower and upper end of the 95 % interval of each metric of an arm [metrics], as bar charts take them.
+
+    Raises:
+        StudyError: nothing recorded for this arm, or a metric that it does not have.
+    """
+    recorded = Recorded(read_record(lesson))
+    found = [estimate(recorded.values(metric, arm)) for metric in metrics]
+    return tuple(np.array([getattr(one, end) for one in found]) for end in ("value", "low", "high"))
 
 
 @dataclass(frozen=True)

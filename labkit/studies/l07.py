@@ -491,6 +491,7 @@ ESTIMATES = {
     "unseen_comparisons": level("m1.unseen", "bank"),
     "frame_alone": estimate_frames("frame", ("while", "only", "unlike", "after")),
     "new_grammar": estimate_frames("bank", ("while", "only", "unlike", "after"), "frame"),
+    "after_marker": level("m1.after", "bank"),
     "negation": level("m1.negated", "bank"),
     "new_markers": estimate_frames("bank", ("sides", "numbers")),
     "new_prompts": gain("retention.new", "base", "bank"),
