@@ -79,33 +79,34 @@ def _python(tier: str) -> Iterable[Finding]:
     yield Finding("Python", OK if fits else FAIL, found, advice)
 
 
-def requirements() -> dict[str, str]:
-    """Name -> version range of what a learner needs: the dependencies and the extra `course`.
+def requirements(*extras: str) -> dict[str, str]:
+    """Name -> version range of the dependencies (what lessons import), and of what the named extras add.
 
     Read from the installed distribution, else from pyproject.toml beside the package.
     """
     try:
-        lines = [line.split(";")[0] for line in requires(DISTRIBUTION) or () if _needed(line)]
+        lines = [line.split(";")[0] for line in requires(DISTRIBUTION) or () if _needed(line, extras)]
     except PackageNotFoundError:
         import tomllib
 
         path = ROOT / "pyproject.toml"
         project = tomllib.loads(path.read_text(encoding="utf-8"))["project"] if path.exists() else {}
-        lines = [*project.get("dependencies", []), *project.get("optional-dependencies", {}).get("course", [])]
+        optional = project.get("optional-dependencies", {})
+        lines = [*project.get("dependencies", []), *(line for extra in extras for line in optional.get(extra, []))]
     found = (re.match(r"([A-Za-z0-9._-]+)\s*(?:\[[^]]*\])?\s*\(?([^()]*)\)?$", line.strip()) for line in lines)
     return {match[1]: match[2].strip() for match in found if match}
 
 
-def _needed(line: str) -> bool:
+def _needed(line: str, extras: Iterable[str]) -> bool:
     marker = line.partition(";")[2]
-    return "extra" not in marker or re.search(r"extra\s*==\s*['\"]course['\"]", marker) is not None
+    of_extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)['\"]", marker)
+    return of_extra is None or of_extra[1] in extras
 
 
 def _packages(tier: str) -> Iterable[Finding]:
     from packaging.specifiers import SpecifierSet
 
-    skip = {"jupyterlab", "jupyterlab-language-pack-ja-jp", "papermill", "jupytext"} if on_colab() else set()
-    wanted = {name: span for name, span in requirements().items() if name not in skip}
+    wanted = requirements() if on_colab() else requirements("course")  # on Colab: what the install cell installs
     install = t("env.packages.colab") if on_colab() else t("env.packages.install")
     good = 0
     for name, span in sorted(wanted.items()):
@@ -137,7 +138,7 @@ def _device(tier: str) -> Iterable[Finding]:
         yield Finding(name, WARN if small else OK, found, t("env.device.small", need=GPU_GB) if small else "")
         return
     mps = torch.backends.mps.is_available()
-    kind = "Apple GPU (MPS)" if mps else f"CPU, {torch.get_num_threads()} threads"
+    kind = "Apple GPU (MPS)" if mps else t("env.device.cpu", count=torch.get_num_threads())
     found = f"{kind}, torch {torch.__version__}"
     if tier == "gpu":
         unused = shutil.which("nvidia-smi") is not None

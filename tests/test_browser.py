@@ -274,11 +274,18 @@ def checksums(folder):
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*.ipynb"))}
 
 
-def keep_screenshot(page, name):
+def keep_screenshot(shown, name):
+    """Of a page, or of one element in it."""
     folder = os.environ.get("LABKIT_SCREENSHOTS")
     if folder:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=Path(folder) / f"{name}.png")
+        shown.screenshot(path=Path(folder) / f"{name}.png")
+
+
+def look_at(cell, name):
+    """Keep a screenshot of what a cell shows."""
+    cell.scroll_into_view_if_needed()
+    keep_screenshot(cell, name)
 
 
 @pytest.fixture
@@ -339,12 +346,20 @@ def test_an_evening_of_a_learner_a_wrong_answer_a_hint_the_right_one_a_restart(e
         run_all_above()
         for shown_text in (answer(wrong), answer(wrong)):
             assert failed in shown_text and passed not in shown_text, shown_text
+        below = page.locator(".jp-Cell").nth(check)
+        below.get_by_role("button", name=t("help.button_hint", lang=lang, level=1)).click()
+        below.get_by_text(shown("help.hint_title", lang, name, level=1)).wait_for()
+        below.get_by_role("button", name=t("help.button_hint", lang=lang, level=2)).wait_for()  # what comes next
+        look_at(below, f"evening-{lang}-hint")
         assert passed not in page.evaluate(RUN, check)  # the reference that the lesson lent is no answer
+        assert shown("check.lent", lang, name) in below.inner_text()
         page.evaluate("() => { window.jupyterapp.commands.execute('notebook:insert-cell-below'); return 0 }")
-        page.evaluate(WRITE, [check + 1, f'lab.hint("{name}")'])
-        assert shown("help.hint_title", lang, name, level=1) in page.evaluate(RUN, check + 1)
+        page.evaluate(WRITE, [check + 1, "lab.hint()"])
+        assert shown("help.hint_title", lang, name, level=2) in page.evaluate(RUN, check + 1)  # 1 was seen
         shown_text = answer(right)
         assert passed in shown_text and failed not in shown_text, shown_text
+        below.get_by_text(t("help.compare", lang=lang)).click()
+        look_at(below, f"evening-{lang}-passed")
         page.evaluate(SAVE)
 
         # The next day: a fresh kernel, the answer still there.

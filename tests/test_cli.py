@@ -104,26 +104,30 @@ class TestEncodings:
 
 class TestEnvironment:
     def test_requirements_cover_dependencies_and_the_course_extra_only(self):
-        found = requirements()
+        found = requirements("course")
         assert {"torch", "matplotlib-fontja", "ipywidgets", "papermill"} <= set(found)
         assert "pytest" not in found and "torch-fidelity" not in found
         assert ">=" in found["torch"]
+        assert "torch" in requirements() and "papermill" not in requirements()
 
     def test_requirements_are_the_same_from_the_installed_package_and_from_pyproject(self, monkeypatch):
         from importlib.metadata import PackageNotFoundError
 
         lines = ["torch<3,>=2.11", "ipywidgets!=8.1.9,<9,>=7.7.1; extra == 'course'", "pytest>=8; extra == 'dev'"]
         monkeypatch.setattr(envcheck, "requires", lambda name: lines)
-        assert requirements() == {"torch": "<3,>=2.11", "ipywidgets": "!=8.1.9,<9,>=7.7.1"}
+        assert requirements("course") == {"torch": "<3,>=2.11", "ipywidgets": "!=8.1.9,<9,>=7.7.1"}
+        assert requirements() == {"torch": "<3,>=2.11"}
 
         def missing(name):
             raise PackageNotFoundError(name)
 
         monkeypatch.setattr(envcheck, "requires", missing)
-        assert "torch" in requirements()
+        assert "torch" in requirements() and "papermill" in requirements("course")
 
     def test_old_and_missing_packages_are_named_with_the_cure(self, monkeypatch, lang):
-        monkeypatch.setattr(envcheck, "requirements", lambda: {"numpy": ">=99", "no-such-package": "", "pillow": ">=1"})
+        monkeypatch.setattr(
+            envcheck, "requirements", lambda *_: {"numpy": ">=99", "no-such-package": "", "pillow": ">=1"}
+        )
         found = {one.name: one for one in envcheck._packages("cpu")}
         assert (
             found["numpy"].status == FAIL and ">=99" in found["numpy"].advice and "pip install" in found["numpy"].advice

@@ -348,7 +348,7 @@ def test_ledger_covers_measured_and_unmeasured_claims(tmp_path):
         ("l90.within", "not_run"),
     ]
     text = ledger(rows)[1]
-    assert "1 reproduced, 1 not reproduced, 1 not testable here, 3 not run yet" in text
+    assert "reproduced: 1, not reproduced: 1, not testable here: 1, not run yet: 3" in text
 
 
 def test_value_text_has_four_digits():

@@ -355,6 +355,11 @@ display(explore(square, {"level": slider("level", 0, 255, 3)}))
 display(explore(square, {"level": slider("level", 0, 255, 4)}, interactive=False))
 square(200)
 """
+LIVE = """
+handle = display({"text/plain": "waiting"}, raw=True, display_id=True)
+for level in (5, 6, 7):
+    handle.update(picture(square(level)))
+"""
 
 
 def test_an_executed_notebook_holds_each_figure_once_with_its_description(tmp_path):
@@ -363,7 +368,7 @@ def test_an_executed_notebook_holds_each_figure_once_with_its_description(tmp_pa
 
     from labkit.authoring.run.report import thumbnail
 
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SHOWN)])
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in (SHOWN, LIVE)])
     NotebookClient(notebook, timeout=300, startup_timeout=300, kernel_name="python3").execute()
     outputs = [output.data for output in notebook.cells[0].outputs]
     pictures = [data for data in outputs if "iVBORw0KGgo" in str(data)]  # how every PNG begins in base64
@@ -371,6 +376,8 @@ def test_an_executed_notebook_holds_each_figure_once_with_its_description(tmp_pa
     assert [data["text/plain"] for data in pictures][::4] == ["a square of 1", "a square of 200"]
     assert all(f'alt="{data["text/plain"]}"' in data["text/html"] for data in pictures)
     assert len(outputs) == 6  # and the controls of one widget
+    [live] = notebook.cells[1].outputs  # a picture that is drawn again and again stays one output
+    assert live.data["text/plain"] == "a square of 7" and str(live.data).count("iVBORw0KGgo") == 1
 
     nbformat.write(notebook, tmp_path / "shown.ipynb")
     small = Image.open(io.BytesIO(base64.b64decode(thumbnail(tmp_path / "shown.ipynb").split(",")[1])))

@@ -247,7 +247,10 @@ def test_fresh_forgets_this_lesson_and_tier_alone(lab, counted, tmp_path, capsys
     cpu = start("90", tier="cpu", project=FIXTURE, home=tmp_path)
     lab.keep("means", slow, 3)
     cpu.keep("means", slow, 3)
+    cut_off = tmp_path / "kept" / ".90-smoke-one-key.1-ab.kept"  # of a kernel that was killed while it wrote
+    cut_off.write_bytes(b"half")
     lab.fresh()
+    assert not cut_off.exists()
     assert "1 kept results" in capsys.readouterr().out
     lab.keep("means", slow, 3)
     cpu.keep("means", slow, 3)

@@ -1,10 +1,12 @@
 """The stamp, and the install cell: computed, harmless elsewhere, and unable to touch what Colab depends on."""
 
 import argparse
+import importlib.util
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -49,7 +51,7 @@ def test_on_colab_only_the_small_missing_packages_are_installed():
     needs, built_in = requirements(ROOT / "pyproject.toml")
     have = on_colab()
     missing = {colab.canonical(line) for line in needs if not colab.satisfied(line, have)}
-    assert missing == {"dicebear-core", "dicebear-styles", "matplotlib-fontja", "resvg-py"}
+    assert missing == {"budoux", "dicebear-core", "dicebear-styles", "matplotlib-fontja", "resvg-py"}
     assert not missing & (PROTECTED | have.keys())
     assert all(colab.satisfied(line, have) for line in built_in)
     assert {colab.canonical(line) for line in built_in} == PROTECTED
@@ -167,9 +169,13 @@ def test_an_unreadable_pyproject_is_a_clear_error(tmp_path):
 # ---- the cell ------------------------------------------------------------------------------------------------------
 
 
-def run_cell(monkeypatch, code: str, *, colab_kernel: bool, returncode: int = 0) -> list[list[str]]:
-    """Execute the cell with a subprocess that only records; returns its command lines."""
+def run_cell(
+    monkeypatch, code: str, *, colab_kernel: bool, returncode: int = 0, absent: str = "labkit"
+) -> list[list[str]]:
+    """Execute the cell, with one module absent and a subprocess that only records; returns its command lines."""
     commands = []
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == absent else find(name))
     done = SimpleNamespace(returncode=returncode, stdout="", stderr="")
     monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command) or done)
     monkeypatch.delitem(sys.modules, "google.colab", raising=False)
@@ -181,22 +187,39 @@ def run_cell(monkeypatch, code: str, *, colab_kernel: bool, returncode: int = 0)
 
 @pytest.mark.parametrize("lang", ["en", "ja"])
 @pytest.mark.parametrize("repo", ["", "octocat/course"])
-def test_elsewhere_the_cell_does_nothing(monkeypatch, capsys, repo, lang):
-    assert run_cell(monkeypatch, cell(repo, lang), colab_kernel=False) == []
+def test_where_the_course_is_installed_the_cell_does_nothing_elsewhere(monkeypatch, capsys, repo, lang):
+    assert run_cell(monkeypatch, cell(repo, lang), colab_kernel=False, absent="nothing") == []
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize(("lang", "text"), [("en", "Write OWNER/NAME"), ("ja", "OWNER/NAME を書き")])
-def test_unstamped_on_colab_the_cell_says_what_to_do(monkeypatch, capsys, lang, text):
-    assert run_cell(monkeypatch, cell("", lang), colab_kernel=True) == []
-    assert text in capsys.readouterr().out
+def test_an_unstamped_copy_whose_course_was_installed_by_hand_goes_on_on_colab(monkeypatch):
+    assert run_cell(monkeypatch, cell(""), colab_kernel=True, absent="nothing") == []
+
+
+@pytest.mark.parametrize(("lang", "text"), [("en", "write OWNER/NAME"), ("ja", "OWNER/NAME の形で入力")])
+def test_unstamped_on_colab_the_cell_stops_the_notebook_and_says_what_to_do(monkeypatch, lang, text):
+    for written in ("", "octocat", "https://github.com/octocat/course"):
+        code = cell("", lang).replace('repo = ""', f'repo = "{written}"')
+        with pytest.raises(RuntimeError, match=text) as stop:
+            run_cell(monkeypatch, code, colab_kernel=True)
+        assert "\n" not in str(stop.value)
+
+
+@pytest.mark.parametrize("absent", ["labkit", "labkit.course"])  # the second: another project's labkit is installed
+@pytest.mark.parametrize("repo", ["", "octocat/course"])
+@pytest.mark.parametrize(("lang", "text"), [("en", "is not installed"), ("ja", "入っていません")])
+def test_without_the_course_the_cell_stops_the_notebook_elsewhere(monkeypatch, lang, text, repo, absent):
+    with pytest.raises(RuntimeError, match=text) as stop:
+        run_cell(monkeypatch, cell(repo, lang), colab_kernel=False, absent=absent)
+    assert "make lab" in str(stop.value) and "\n" not in str(stop.value)
 
 
 def test_stamped_on_colab_the_cell_clones_and_runs_the_installer(monkeypatch):
     clone, script = run_cell(monkeypatch, cell("octocat/course", "ja"), colab_kernel=True)
     assert clone[:5] == ["git", "clone", "--quiet", "--depth", "1"]
-    assert clone[-2:] == ["https://github.com/octocat/course", "/content/course"]
-    assert script[1:3] == ["/content/course/labkit/authoring/colab.py", "ja"]
+    folder = f"{tempfile.gettempdir()}/course"
+    assert clone[-2:] == ["https://github.com/octocat/course", folder]
+    assert script[1:3] == [f"{folder}/labkit/authoring/colab.py", "ja"]
     needs, built_in = requirements(SAMPLE / "pyproject.toml")
     assert script[3:] == [*built_in, "--", *needs]
 
@@ -207,7 +230,7 @@ def test_a_failing_command_stops_the_notebook(monkeypatch):
 
 
 def test_the_cell_installs_nothing_by_itself():
-    assert not re.search(r"\bpip\b|\binstall\b.*torch", cell("octocat/course").split("\n", 2)[2])
+    assert not re.search(r"[\"'!%]pip\b|\binstall\b.*torch", cell("octocat/course").split("\n", 2)[2])
 
 
 # ---- the stamp -----------------------------------------------------------------------------------------------------

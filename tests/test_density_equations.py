@@ -17,6 +17,7 @@ from labkit.density import (
     pseudo_density,
     push_step,
     quantile_threshold,
+    ratio_of,
     training_weights,
 )
 
@@ -70,7 +71,7 @@ def test_pseudo_density_of_copies_ends_at_the_floor():
     raw = [1 / 0.02, 1, 1 / 3, 1 / 4]
     got = pseudo_density(doubles(0, 0.01, 0.03), reals, floor=0.01)
     assert got.tolist() == pytest.approx([v / (sum(raw) / 4) for v in (50, 50, 1 / 0.03)], rel=1e-14)
-    assert pseudo_density(doubles(0, 0), doubles(0, 0)).tolist() == [1, 1]
+    assert pseudo_density(doubles(0, 2), doubles(0, 0)).tolist() == [1, 0.5]  # reals that are all equal: floored to 1
 
 
 def test_the_class_uses_the_equations():
@@ -126,12 +127,17 @@ def test_push_step_by_hand():
 def test_the_rule_its_cost_and_the_training_weights_agree():
     """One rule in three forms, for scores of which three of five lie above tau (the tie does not)."""
     rho = doubles(0.2, 0.7, 0.9, 1.4, 0.71)
-    for w, probability in ((4.0, [0.25, 0.25, 1, 1, 1]), (0.25, [1, 1, 0.25, 0.25, 0.25])):
+    for w, probability in (
+        (4.0, [1 / 4, 1 / 4, 1, 1, 1]),
+        (1.5, [2 / 3, 2 / 3, 1, 1, 1]),
+        (0.25, [1, 1, 0.25, 0.25, 0.25]),
+    ):
         accepted = acceptance_probability(rho, threshold=0.7, ratio=w)
-        assert accepted.tolist() == probability
+        assert accepted.tolist() == pytest.approx(probability, rel=1e-7)
         weights = training_weights(rho, threshold=0.7, ratio=w)
-        assert weights.tolist() == pytest.approx([v / sum(probability) for v in probability], rel=1e-15)
+        assert weights.tolist() == pytest.approx([v / sum(probability) for v in probability], rel=1e-7)
         told = forecast(3 / 5, ratio=w)
+        assert (told.ratio, told.share_above) == (w, 3 / 5)
         assert told.acceptance == pytest.approx(float(accepted.mean()))
         assert told.share_above_after == pytest.approx(float(weights[2:].sum()))
         assert told.calls_per_sample == pytest.approx(5 / sum(probability))
@@ -140,6 +146,52 @@ def test_the_rule_its_cost_and_the_training_weights_agree():
 def test_the_fixed_point_by_hand():
     got = fixed_point(doubles(0.5, 0.3, 0.2), w_real=doubles(1, 4, 4), w_fake=doubles(1, 2, 0.5))
     assert got.tolist() == pytest.approx([0.5 / 2.7, 0.6 / 2.7, 1.6 / 2.7])
+
+
+def test_calls_until_n_are_accepted_are_those_of_a_negative_binomial():
+    told = forecast(0.2, ratio=4.0)  # a = 0.2 + 0.8 / 4 = 0.4
+    assert told.calls(30) == pytest.approx(75)
+    assert told.calls(30, sd=2.0) == pytest.approx(75 + 2 * math.sqrt(30 * 0.6) / 0.4)
+    assert forecast(0.2, ratio=1.0).calls(30, sd=3.0) == 30  # all are accepted: nothing varies
+    assert forecast(0.0, ratio=math.inf).calls(5) == math.inf
+
+
+def test_nothing_and_everything_above_the_threshold_are_forecast_too():
+    for w, acceptance in ((4.0, (0.25, 1.0)), (0.25, (1.0, 0.25)), (0.0, (1.0, 0.0)), (math.inf, (0.0, 1.0))):
+        assert (forecast(0.0, ratio=w).acceptance, forecast(1.0, ratio=w).acceptance) == acceptance
+    none = forecast(1.0, ratio=0.0)
+    assert math.isnan(none.share_above_after) and none.calls_per_sample == math.inf
+    for bad in (-0.01, 1.01):
+        with pytest.raises(ValueError, match=f"share_above = {bad} must be between 0 and 1"):
+            forecast(bad, ratio=2.0)
+
+
+def test_a_ratio_of_zero_infinity_or_nonsense():
+    rho = doubles(0.2, 0.9, 0.7)
+    assert acceptance_probability(rho, threshold=0.7, ratio=0.0).tolist() == [1, 0, 1]
+    assert acceptance_probability(rho, threshold=0.7, ratio=math.inf).tolist() == [0, 1, 0]
+    assert training_weights(rho, threshold=0.7, ratio=0.0).tolist() == [0.5, 0, 0.5]
+    assert training_weights(rho, threshold=0.1, ratio=0.01).tolist() == pytest.approx([1 / 3] * 3)  # all above tau
+    for bad in (-0.5, math.nan):
+        with pytest.raises(ValueError, match=f"ratio = {bad} must be >= 0: above 1 for typical"):
+            acceptance_probability(rho, threshold=0.7, ratio=bad)
+    with pytest.raises(ValueError, match="ratio = inf leaves no sample to draw: 0 of 3 lie above tau$"):
+        training_weights(rho, threshold=1.0, ratio=math.inf)
+
+
+def test_scores_that_are_no_numbers_are_counted_and_refused():
+    with pytest.raises(ValueError, match="^2 of 3 scores are not finite: check features$"):
+        equations.above(doubles(math.nan, 0.5, math.inf), 0.3)
+    with pytest.raises(ValueError, match="^the threshold is NaN: take it from PseudoDensity.threshold"):
+        equations.above(doubles(0.5), math.nan)
+
+
+def test_the_ratio_of_a_gan_is_that_of_its_two_weights():
+    assert ratio_of(w_real=3.0, w_fake=0.5) == 6
+    assert ratio_of(w_real=0.25) == 0.25  # fakes are not weighted unless one says so
+    for real, fake in ((0.0, 1.0), (1.0, 0.0), (-2.0, -1.0)):
+        with pytest.raises(ValueError, match=f"w_real = {real} and w_fake = {fake} must be positive"):
+            ratio_of(w_real=real, w_fake=fake)
 
 
 def test_expected_distance_is_exact_on_a_line():

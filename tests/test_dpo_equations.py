@@ -263,6 +263,21 @@ def test_sdpo_scale_by_hand():
         sdpo_scale(winner_residual=g_w, loser_residual=g_l, mu=1.5)
 
 
+def test_lambda_at_the_edges_of_mu_and_of_the_overlap():
+    g_w, g_l = torch.tensor([[0.5, 0.5], [0.0, 0.0]]), torch.tensor([[1.0, 0.5], [3.0, 1.0]])  # overlaps 0.75 and 0
+    scale = sdpo_scale(winner_residual=g_w, loser_residual=g_l, mu=0.0)
+    torch.testing.assert_close(scale, torch.tensor([0.5 / 0.75, 1.0]))  # no overlap: the loser may be pushed freely
+    with pytest.raises(ValueError, match="mu is -0.1, expected 0 .. 1"):
+        sdpo_scale(winner_residual=g_w, loser_residual=g_l, mu=-0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_lambda_of_half_precision_residuals_is_taken_in_float32(dtype):
+    g_w, g_l = torch.full((1, 4, 64), 30.0, dtype=dtype), torch.full((1, 4, 64), 50.0, dtype=dtype)
+    scale = sdpo_scale(winner_residual=g_w, loser_residual=g_l, mu=0.3)  # overlap 384,000: float16 ends at 65,504
+    torch.testing.assert_close(scale, torch.tensor([0.7 * 0.6]))
+
+
 def test_lambda_is_a_number_not_a_path_for_gradients():
     g_w, g_l = (torch.randn(6, 4, 2, 2, generator=torch.Generator().manual_seed(i)).requires_grad_() for i in (1, 2))
     scale = sdpo_scale(winner_residual=g_w, loser_residual=g_l, mu=0.5)
@@ -318,6 +333,8 @@ def test_mapo_near_zero_error_is_dpo_at_a_quarter_of_its_scale_and_f_of_zero_is_
     winner = torch.tensor([0.02], dtype=torch.float64, requires_grad=True)
     mapo_loss(winner=winner, loser=torch.tensor([0.02], dtype=torch.float64)).sum().backward()
     assert float(winner.grad) == pytest.approx(1 + 0.1 * 0.5 * 1000 / 4, rel=0.02)
+    e = {"winner": torch.tensor([0.3]), "loser": torch.tensor([0.1])}
+    assert torch.equal(mapo_loss(**e), mapo_loss(**e, weight=0.1, scale=1000.0))
     at_zero = mapo_loss(winner=torch.zeros(1), loser=torch.tensor([2 * LN2]), weight=1.0, scale=1.0)
     assert at_zero.item() == pytest.approx(math.log1p(math.exp(-(1 - LN2))), rel=1e-6)  # f(2 ln 2) = ln 2
 

@@ -13,6 +13,7 @@ from labkit.fabric import (
     attention_table,
     flat_mass,
     noised_reference,
+    pairwise_diversity,
     reference_noise,
     weighted_attention,
 )
@@ -280,7 +281,7 @@ def test_first_release_is_the_papers_constant_weight():
     [
         ({"max_weight": -1}, "at least 0"),
         ({"max_weight": float("nan")}, "at least 0"),
-        ({"level_weights": {1: -2}}, r"level_weights\[1\]"),
+        ({"bottleneck_scale": -2}, "bottleneck_scale is -2, expected a finite number"),
         ({"shape": "square"}, "boxcar, linear, cosine"),
         ({"end": 1.2}, "0 .pure noise"),
         ({"mass_cap": 0.5}, "backend='lse'"),
@@ -291,6 +292,29 @@ def test_first_release_is_the_papers_constant_weight():
 def test_bad_settings_say_what_is_expected(bad, message):
     with pytest.raises(FabricError, match=message):
         Settings(**bad)
+
+
+# ---- diversity ----------------------------------------------------------------------------------------------------
+
+
+def test_diversity_is_zero_for_copies_and_one_for_orthogonal_features():
+    assert pairwise_diversity(torch.ones(4, 7)) == pytest.approx(0, abs=1e-6)
+    assert pairwise_diversity(torch.eye(5)) == pytest.approx(1)
+    features = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    pairs = [torch.cosine_similarity(features[i], features[j], dim=0) for i in range(4) for j in range(i)]
+    assert pairwise_diversity(features) == pytest.approx(float(1 - sum(pairs) / 6), abs=1e-6)
+
+
+def test_diversity_of_two_pictures_of_any_length_and_precision_by_hand():
+    features = torch.tensor([[3.0, 4.0], [0.0, 50.0]])  # cosine 4 / 5
+    assert pairwise_diversity(features) == pytest.approx(0.2, abs=1e-6)
+    assert pairwise_diversity(-features) == pytest.approx(0.2, abs=1e-6)
+    assert pairwise_diversity(torch.tensor([[3.0, 4.0], [-3.0, -4.0]])) == pytest.approx(2)
+    wide = torch.full((2, 512), 90.0, dtype=torch.float16)
+    wide[1, :256] = 0  # cosine 1 / sqrt 2; a square alone is 8,100, 512 of them overflow float16
+    assert pairwise_diversity(wide) == pytest.approx(1 - 0.5**0.5, abs=1e-5)
+    with pytest.raises(FabricError, match="^diversity needs at least two images, got 1$"):
+        pairwise_diversity(features[:1])
 
 
 # ---- noise ----------------------------------------------------------------------------------------------------------
@@ -339,6 +363,30 @@ def test_eq_1_worked_out_by_hand():
     sigma = ((0.36 / 0.64) * (0.64 / 0.36)) ** 0.25  # half way between two steps: the geometric mean of their sigmas
     assert alpha_bar_at(1.5, abar) == pytest.approx(1 / (1 + sigma**2))
     assert [alpha_bar_at(t, abar) for t in (-1, 7)] == pytest.approx([0.96, 0.36])
+
+
+def test_alpha_bar_between_the_first_steps_and_at_both_ends():
+    """sigma^2 = 1/9, 1 and 4: alpha_bar = 0.9, 0.5 and 0.2; a quarter of the way is a quarter in log sigma."""
+    abar = torch.tensor([0.9, 0.5, 0.2])
+    for t, sigma2 in ((0, 1 / 9), (0.25, 9**-0.75), (0.5, 1 / 3), (1, 1.0), (1.75, 4**0.75), (1.999, 4**0.999), (2, 4)):
+        assert alpha_bar_at(t, abar) == pytest.approx(1 / (1 + sigma2), rel=1e-6), t
+    assert isinstance(alpha_bar_at(1, abar), float)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_noised_reference_keeps_the_precision_of_its_latent(dtype):
+    latent, noise = torch.tensor([10.0, 0.0], dtype=dtype), torch.tensor([0.0, 10.0])
+    noised = noised_reference(latent, noise, 0, torch.tensor([0.64, 0.36]))
+    assert noised.dtype == dtype and noised.tolist() == pytest.approx([8.0, 6.0], rel=5e-3)
+
+
+def test_noise_and_weights_follow_latents_and_keys_to_their_device():
+    """ "meta" stands for an accelerator: tensors without numbers, which mix with no others."""
+    latent = torch.ones(4, 8, 8, device="meta")
+    assert noised_reference(latent, torch.ones(4, 8, 8), 1, torch.tensor([0.9, 0.5])).device.type == "meta"
+    parts = [x.to("meta") for x in case()]
+    for w in (0.3, weights(0.3)):
+        assert weighted_attention(*parts, w).device.type == "meta"
 
 
 def test_reference_is_pure_noise_at_the_start_and_clean_at_the_end():

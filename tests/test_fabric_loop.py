@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import tiny_pipeline
 
-from labkit.fabric import FabricError, FeedbackLoop, Reference, pairwise_diversity
+from labkit.fabric import FabricError, FeedbackLoop, Reference
 from labkit.fabric.loop import drop_words
 from labkit.fabric.references import ReferenceSet
 
@@ -171,16 +171,8 @@ def test_dropped_words_are_a_subset_in_order_and_never_all():
     assert all(word in words for word in drop_words(prompt, 0.5, g).split())
 
 
-def test_diversity_is_zero_for_copies_and_one_for_orthogonal_features():
-    assert pairwise_diversity(torch.ones(4, 7)) == pytest.approx(0, abs=1e-6)
-    assert pairwise_diversity(torch.eye(5)) == pytest.approx(1)
-    features = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
-    pairs = [torch.cosine_similarity(features[i], features[j], dim=0) for i in range(4) for j in range(i)]
-    assert pairwise_diversity(features) == pytest.approx(float(1 - sum(pairs) / 6), abs=1e-6)
-
-
 def test_equal_images_have_equal_keys_and_other_images_others():
     image = torch.zeros(3, 8, 8)
-    assert Reference(image).key == Reference(image.clone(), weight=0.5).key
+    assert Reference(image).key == Reference(image.clone()).key
     assert Reference(image).key != Reference(image + 1e-3).key
     assert Reference(image).key != Reference(torch.zeros(3, 8, 16)).key

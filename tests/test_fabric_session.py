@@ -350,29 +350,22 @@ def test_copies_add_up_and_count_normalisation_undoes_it(pipe):
     assert (out(1, max_weight=0.2) - out(1, max_weight=0.6)).abs().max() > 1e-4
 
 
-def test_weights_masks_and_levels_select_what_is_read(pipe):
-    x, t, text, labels = one_call(pipe)
-    a, b = pictures(2)
-    plain = call(pipe, x, t, text, labels)
+def test_a_ramp_over_the_depth_weighs_the_middle_by_its_scale(pipe):
+    """Layers by their depth: the outermost keep 0.8, the middle gets 0.25 of it; at a scale of 0 it reads nothing."""
 
-    def out(liked, **options):
-        with fabric(pipe, liked=liked, **options):
-            return call(pipe, x, t, text, labels)
+    def weights(scale, **options):
+        seen = []
+        with fabric(pipe, liked=pictures(2), bottleneck_scale=scale, max_weight=0.8, observer=seen.append, **options):
+            call(pipe, *one_call(pipe))
+        return {o.layer: {round(float(w), 6) for w in o.reference.weights} for o in seen}
 
-    only_a = out([a])
-    assert (out([a, Reference(b, weight=0.0)]) - only_a).abs().max() < 1e-6
-    assert (out([Reference(a, weight=0.5)]) - out([a], max_weight=0.4)).abs().max() < 1e-6
-    assert (out([Reference(a, mask=torch.ones(64, 64))]) - only_a).abs().max() < 1e-5
-    assert torch.equal(out([Reference(a, mask=torch.zeros(64, 64))], level_weights={1: 0}), plain)
-    left = torch.zeros(64, 64)
-    left[:, :32] = 1
-    patched = a.clone()
-    patched[:, :, 32:] = -a[:, :, 32:]
-    masked = out([Reference(a, mask=left)])
-    assert (masked - only_a).abs().max() > 1e-4
-    assert torch.equal(out([a], level_weights={1: 0.0, 2: 0.0}), plain)
-    levels = [out([a], level_weights={1: 0.0}), out([a], level_weights={2: 0.0}), only_a]
-    assert min((p - q).abs().max() for p, q in ((levels[0], levels[1]), (levels[0], only_a))) > 1e-4
+    layers = [layer for layer, _ in self_attentions(pipe.unet)]
+    assert {layer.depth for layer in layers} >= {0.0, 1.0}
+    assert weights(0.25) == {layer: {round(0.8 * (1 - 0.75 * layer.depth), 6)} for layer in layers}
+    assert weights(0.25, count_normalized=True) == {
+        layer: {round(0.4 * (1 - 0.75 * layer.depth), 6)} for layer in layers
+    }
+    assert set(weights(0.0)) == {layer for layer in layers if layer.depth < 1}
 
 
 def test_reference_mass_is_reported_per_step_layer_and_sign(pipe):

@@ -1,7 +1,17 @@
-"""An install without a clone is complete: the wheel in an environment of its own runs a lesson, and finds its data."""
+"""An install without a clone is complete: the wheel finds its data, and on Colab a notebook alone in a folder runs.
+
+Colab is played by an environment of its own, a kernel that has loaded `google.colab`, and a repository on this disk
+that git takes for GitHub's. The install cell runs verbatim. In the quick tests the packages are those of the tests'
+environment, without network. `pytest --optin tests/test_install.py` installs Colab's own versions as far as the package
+index has them (Python 3.13, network, several GB with the CUDA build of torch) and runs every lesson on them;
+LABKIT_COLAB_PYTHON names the interpreter, LABKIT_PIP_ARGS more arguments for pip.
+"""
 
 import json
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -9,55 +19,48 @@ import venv
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+
+from labkit.authoring.install import install_cell
+from labkit.authoring.stamp import Stamp
+from labkit.course.i18n import Catalogue, common_messages
+from labkit.course.manifest import lesson_numbers
+from tests.test_colab import PROJECT, shipped
+from tests.test_repository import repository_files
 
 ROOT = Path(__file__).resolve().parents[1]
+REPO = "octocat/course"
 
 pytestmark = pytest.mark.slow
 
 
-class Installed:
-    """An environment outside the clone: labkit from its wheel, everything else from the environment of the tests."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.wheel = self._build()
-        venv.create(folder / "env", symlinks=os.name != "nt")
-        scheme = {"base": str(folder / "env"), "platbase": str(folder / "env")}
-        self.python = Path(sysconfig.get_path("scripts", "venv", scheme)) / Path(sys.executable).name
-        self.packages = Path(sysconfig.get_path("purelib", "venv", scheme))
-        self._pip("install", "--quiet", "--no-index", "--no-deps", str(self.wheel))
-        # Folders that a .pth file names come later on the path; .pth files in them (the editable labkit) are not read.
-        ours = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-        (self.packages / "the_other_packages.pth").write_text("\n".join(sorted(ours)) + "\n", encoding="utf-8")
-
-    def _build(self) -> Path:
-        pytest.importorskip("hatchling")
-        command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", self.folder / "wheel"]
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-        (wheel,) = (self.folder / "wheel").glob("diffusion_labkit-*.whl")
-        return wheel
-
-    def _pip(self, *arguments: str) -> None:
-        command = [sys.executable, "-m", "pip", "--python", str(self.python), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-
-    def run(self, *arguments: str | Path, cwd: Path, code: int = 0) -> str:
-        """Run the environment's Python as a learner would: nothing of the clone is on its path. Returns stdout."""
-        kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "LABKIT_DATA")}
-        done = subprocess.run(
-            [self.python, *map(str, arguments)], cwd=cwd, env=kept, capture_output=True, text=True, timeout=900
-        )
-        assert done.returncode == code, (done.stdout + done.stderr)[-3000:]
-        return done.stdout
+def outside(**changes: str) -> dict[str, str]:
+    """The environment variables of a learner: nothing of the clone is on the path."""
+    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "LABKIT_DATA")} | changes
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    return Installed(tmp_path_factory.mktemp("install"))
+def bare_environment(folder: Path) -> tuple[Path, Path]:
+    """(Python, site-packages) of an environment with every package of the tests' environment but labkit."""
+    venv.create(folder, symlinks=os.name != "nt")
+    scheme = {"base": str(folder), "platbase": str(folder)}
+    packages = Path(sysconfig.get_path("purelib", "venv", scheme))
+    # Folders that a .pth file names come later on the path; .pth files in them (the editable labkit) are not read.
+    ours = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    (packages / "the_other_packages.pth").write_text("\n".join(sorted(ours)) + "\n", encoding="utf-8")
+    return Path(sysconfig.get_path("scripts", "venv", scheme)) / Path(sys.executable).name, packages
 
 
-def test_the_wheels_labkit_finds_its_own_data_notebooks_and_intact_models(installed, tmp_path):
+# ---- the wheel -----------------------------------------------------------------------------------------------------
+
+
+def test_the_wheels_labkit_finds_its_own_data_notebooks_and_intact_models(tmp_path):
+    pytest.importorskip("hatchling")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path / "wheel"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "wheel").glob("diffusion_labkit-*.whl")
+    python, packages = bare_environment(tmp_path / "env")
+    command = [python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", wheel]
+    subprocess.run(command, cwd=tmp_path, env=outside(), check=True, capture_output=True)
     code = (
         "import json, labkit\nfrom labkit.course.manifest import Project, lesson_numbers\n"
         "from labkit.models import data_dir\nfrom labkit.models.checksums import read_checksums, verify\n"
@@ -65,8 +68,10 @@ def test_the_wheels_labkit_finds_its_own_data_notebooks_and_intact_models(instal
         "print(json.dumps([labkit.__file__, str(data_dir()), str(Project().notebook('00_start_here', 'ja')),"
         " lesson_numbers(), {folder: verify(folder) for folder in folders}]))"
     )
-    file, data, notebook, numbers, verified = json.loads(installed.run("-c", code, cwd=tmp_path))
-    package = installed.packages / "labkit"
+    done = subprocess.run([python, "-c", code], cwd=tmp_path, env=outside(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    file, data, notebook, numbers, verified = json.loads(done.stdout)
+    package = packages / "labkit"
     assert Path(file) == package / "__init__.py"
     assert Path(data) == package / "_data"
     assert Path(notebook) == package / "_notebooks/ja/00_start_here.ipynb"
@@ -79,17 +84,140 @@ def test_the_wheels_labkit_finds_its_own_data_notebooks_and_intact_models(instal
     assert sum(verified.values()) == sum("/" in name for name in table)
 
 
-def test_a_lesson_runs_from_the_wheel_with_the_notebook_alone_in_a_folder(installed, tmp_path):
-    """Lesson 00 as a learner gets it: it checks the machine, loads the models and makes pictures."""
-    code = (
-        "import papermill\nfrom labkit.course.manifest import Project\n"
-        "papermill.execute_notebook(str(Project().notebook('00_start_here', 'en')), 'done.ipynb',"
-        " parameters={'tier': 'smoke'}, progress_bar=False)"
-    )
-    installed.run("-c", code, cwd=tmp_path)
-    cells = json.loads((tmp_path / "done.ipynb").read_text("utf-8"))["cells"]
+# ---- a notebook alone in a folder ----------------------------------------------------------------------------------
+
+EXECUTE = """
+import sys, nbclient, nbformat
+notebook = nbformat.read(sys.argv[1], 4)
+try:
+    nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3").execute()
+except nbclient.exceptions.CellExecutionError:
+    pass
+nbformat.write(notebook, sys.argv[1])
+"""
+ON_COLAB = """
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+colab = sys.modules["google.colab"] = ModuleType("google.colab")
+colab.__spec__ = ModuleSpec("google.colab", None)
+colab.output, colab.userdata = ModuleType("output"), ModuleType("userdata")  # jax and the hub import them there
+"""
+
+
+def put_notebook(lesson: str, lang: str, repo: str, folder: Path) -> Path:
+    """The student edition as `labkit stamp` would write it (repo "": as it is without), at its smallest."""
+    (source,) = (ROOT / "notebooks" / lang).glob(f"{lesson}_*.ipynb")
+    notebook = json.loads(source.read_text("utf-8"))
+    cells = {"".join(cell["source"]).split("\n")[0]: cell for cell in notebook["cells"]}
+    stamped = install_cell(ROOT / "pyproject.toml", Stamp(repo), lang, Catalogue(common_messages()))
+    cells[stamped.split("\n")[0]]["source"] = stamped
+    parameters = cells['tier = "cpu"']
+    parameters["source"] = "".join(parameters["source"]).replace('"cpu"', '"smoke"')
+    (folder / source.name).write_text(json.dumps(notebook), encoding="utf-8")
+    return folder / source.name
+
+
+def execute(python: Path, notebook: Path, folder: Path, *, colab: bool, **env: str) -> tuple[list[dict], str]:
+    """(outputs, their text) of a notebook that runs where it lies; `folder` takes what the machine keeps elsewhere."""
+    startup = folder / "ipython/profile_default/startup"
+    startup.mkdir(parents=True, exist_ok=True)
+    (startup / "machine.py").write_text(ON_COLAB if colab else "", encoding="utf-8")
+    (folder / "tmp").mkdir(exist_ok=True)
+    env = outside(IPYTHONDIR=str(folder / "ipython"), TMPDIR=str(folder / "tmp"), **env)
+    command = [python, "-c", EXECUTE, notebook.name]
+    done = subprocess.run(command, cwd=notebook.parent, env=env, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr[-3000:]
+    cells = json.loads(notebook.read_text("utf-8"))["cells"]
     outputs = [output for cell in cells if cell["cell_type"] == "code" for output in cell["outputs"]]
-    assert not [output for output in outputs if output["output_type"] == "error"]
-    assert "".join(json.dumps(output.get("data", {})) for output in outputs).count("data:image/png;base64,") >= 2
-    written = {path.name for path in tmp_path.iterdir()}
-    assert "done.ipynb" in written and not {"data", "notebooks", "labkit"} & written
+    return outputs, "".join(json.dumps(output, ensure_ascii=False) for output in outputs)
+
+
+@pytest.fixture(scope="module")
+def github(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Variables that make git find this working tree, as one commit on main, at the address of REPO on GitHub."""
+    folder = tmp_path_factory.mktemp("github")
+    for path in repository_files():
+        copy = folder / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    who = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for command in (["init", "-q", "-b", "main"], ["add", "-A"], [*who, "commit", "-q", "-m", "The course"]):
+        subprocess.run(["git", *command], cwd=folder, check=True, capture_output=True)
+    key = f"url.{folder.as_uri()}.insteadOf"
+    return {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": key, "GIT_CONFIG_VALUE_0": f"https://github.com/{REPO}"}
+
+
+def test_on_colab_a_lesson_runs_from_its_install_cell_with_the_notebook_alone_in_a_folder(github, tmp_path):
+    """Lesson 00 as a learner gets it: it installs the course, checks the machine, loads models and makes pictures."""
+    pytest.importorskip("hatchling")
+    python, packages = bare_environment(tmp_path / "env")
+    (tmp_path / "content").mkdir()
+    notebook = put_notebook("00", "ja", REPO, tmp_path / "content")
+    offline = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0"}  # pip's variable says the opposite of its name
+    outputs, text = execute(python, notebook, tmp_path, colab=True, **offline, **github)
+    assert not [output for output in outputs if output["output_type"] == "error"], text[:3000]
+    assert "教材をインストールしました" in text and "✗" not in text and "未インストール" not in text
+    assert text.count("data:image/png;base64,") >= 2
+    assert (packages / "labkit/_data/portrait-sd").is_dir()
+    assert [path.name for path in (tmp_path / "tmp").glob("course")] == ["course"]
+    assert not {"data", "notebooks", "labkit", "course"} & {path.name for path in (tmp_path / "content").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("lang", "colab", "words"),
+    [("ja", True, "OWNER/NAME の形で入力"), ("en", False, "open the lesson with `make lab`")],
+)
+def test_a_copy_without_stamp_and_course_stops_at_once_with_one_line_that_says_what_to_do(lang, colab, words, tmp_path):
+    python, _ = bare_environment(tmp_path / "env")
+    outputs, text = execute(python, put_notebook("00", lang, "", tmp_path), tmp_path, colab=colab)
+    (output,) = outputs
+    assert output["output_type"] == "error"
+    (line,) = output["traceback"]
+    assert words in line and "\n" not in line
+    assert "No module named" not in text
+
+
+# ---- the same on Colab's own versions ------------------------------------------------------------------------------
+
+# What Colab ships beside the packages that pyproject.toml names, and our libraries use or refuse where they find it.
+BESIDE = (
+    *("pip", "setuptools", "torchao", "torchaudio", "torchvision", "datasets", "einops", "flax", "jax", "kagglehub"),
+    *("librosa", "opencv-python", "pandas", "scikit-learn", "scipy", "sentence-transformers", "sentencepiece"),
+    *("tensorboard", "timm", "wandb"),
+)
+OF_ANOTHER_BUILD = re.compile(r"nvidia-|cuda-|triton|.*-cu1\d$")  # they follow the build of torch
+
+
+@pytest.fixture(scope="module")
+def colab(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(Python, folder) of an environment with Colab's versions of the packages that matter to the course."""
+    interpreter = os.environ.get("LABKIT_COLAB_PYTHON") or shutil.which("python3.13")
+    if not interpreter or subprocess.run([interpreter, "-c", ""]).returncode:
+        pytest.skip("Colab has Python 3.13, here is none: name one in LABKIT_COLAB_PYTHON")
+    folder = tmp_path_factory.mktemp("colab")
+    subprocess.run([interpreter, "-m", "venv", folder / "env"], check=True)
+    python = folder / "env/bin/python"
+    have = {name: version.partition("+")[0] for name, version in shipped().items() if not OF_ANOTHER_BUILD.match(name)}
+    (folder / "list.txt").write_text("".join(f"{name}=={version}\n" for name, version in have.items()))
+    lines = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["course"]]
+    declared = {re.sub(r"[-_.]+", "-", Requirement(line).name).lower() for line in lines}
+    more = shlex.split(os.environ.get("LABKIT_PIP_ARGS", ""))
+    wanted = sorted(declared & have.keys() | {*BESIDE})
+    command = [python, "-m", "pip", "install", "--quiet", *more, "-c", folder / "list.txt", *wanted]
+    subprocess.run(command, check=True)
+    return python, folder
+
+
+@pytest.mark.optin
+@pytest.mark.parametrize("lang", ["en", "ja"])
+@pytest.mark.parametrize("lesson", lesson_numbers())
+def test_every_lesson_runs_on_colabs_versions_from_its_install_cell(lesson, lang, colab, github, tmp_path):
+    python, folder = colab
+    notebook = put_notebook(lesson, lang, REPO, tmp_path)
+    outputs, text = execute(python, notebook, folder, colab=True, **github)
+    assert not [output for output in outputs if output["output_type"] == "error"], text[-5000:]
+    listed = [python, "-m", "pip", "list", "--format", "json"]
+    found = {one["name"].lower(): one["version"] for one in json.loads(subprocess.check_output(listed))}
+    assert found["torchao"] == shipped()["torchao"]  # nothing that Colab ships is uninstalled or moved
+    assert found["torch"].partition("+")[0] == shipped()["torch"].partition("+")[0]

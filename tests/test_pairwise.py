@@ -28,6 +28,7 @@ from labkit.pairwise import (
     duplicate_floor,
     evaluate_pairs,
     image_bootstrap,
+    interpolate,
     loss_floor,
     mean_gap,
     mirrored_choice,
@@ -83,6 +84,18 @@ def test_a_difference_worked_out_by_hand():
     torch.testing.assert_close(difference(a, b), torch.tensor([[0.4, -0.8]]) / 0.8**0.5)
 
 
+def test_rows_up_to_eps_have_no_direction_and_longer_ones_have_one():
+    x = torch.tensor([[0.5, 0.0], [0.0, -0.75]])
+    assert unit(x, 0.5).tolist() == [[0.0, 0.0], [0.0, -1.0]]
+    assert unit(x * 1e-6, 1e-9).tolist() == [[1.0, 0.0], [0.0, -1.0]]
+    assert unit(x * 1e-5).tolist() == [[1.0, 0.0], [0.0, -1.0]] and unit(x * 1e-6).tolist() == [[0.0, 0.0], [0.0, 0.0]]
+    x = torch.tensor([[2e-7, 0.0]], requires_grad=True)
+    unit(x).sum().backward()
+    assert x.grad.tolist() == [[0.0, 0.0]]
+    a, b = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8]])  # 0.894 apart
+    assert difference(a, b, 0.9).tolist() == [[0.0, 0.0]] and float(difference(a, b, 0.89).norm()) == pytest.approx(1)
+
+
 def test_identical_images_give_zeros_where_plain_normalisation_gives_nan():
     a = unit(randn(3, 8))
     assert torch.equal(difference(a, a.clone()), torch.zeros(3, 8))
@@ -109,6 +122,16 @@ def test_lengths_of_encoder_outputs_would_matter_so_only_unit_vectors_are_taken(
 def test_a_common_offset_cancels_in_the_raw_difference():
     a, b, gap = randn(10, 8), randn(10, 8, seed=1), randn(1, 8, seed=2)
     torch.testing.assert_close((a + gap) - (b + gap), a - b, atol=1e-6, rtol=0)
+
+
+def test_a_length_may_be_off_by_what_rounding_does_and_no_more():
+    one = torch.tensor([[0.6, 0.8]])
+    assert torch.isfinite(difference(1.009 * one, 0.991 * one.flip(1))).all()
+    grid = unit(randn(2, 3, 5)), unit(randn(2, 3, 5, seed=1))  # [..., d]
+    assert torch.equal(difference(*grid)[1], difference(grid[0][1], grid[1][1]))
+    for name, pair in (("u_i", (1.011 * one, one)), ("u_j", (one, 0.989 * one))):
+        with pytest.raises(ValueError, match=f"^{name} holds embeddings that are NaN or not of length 1"):
+            difference(*pair)
 
 
 def test_bad_embeddings_are_refused():
@@ -224,6 +247,10 @@ def test_who_is_positive_of_whom_is_not_taken_the_other_way_round():
     assert float(two_sided_cross_entropy(logits, positives.T)) != pytest.approx(expected, abs=1e-2)
     # entropies: rows of 3, 1, 2 and 1 positives, columns of 1, 3, 1 and 2
     assert duplicate_floor(positives) == pytest.approx((math.log(3) + math.log(2)) / 4)
+    one_for_all = torch.eye(4, dtype=torch.bool)
+    one_for_all[0] = True  # rows of 4, 1, 1, 1, columns of 1, 2, 2, 2
+    for table in (one_for_all, one_for_all.T):
+        assert duplicate_floor(table) == pytest.approx((math.log(4) / 4 + 3 * math.log(2) / 4) / 2)
 
 
 def test_the_loss_sends_gradients_to_sentences_and_differences_alike():
@@ -248,8 +275,20 @@ def test_impossible_losses_are_refused():
         contrastive_loss(x, x, 0)
     with pytest.raises(ValueError, match="no True"):
         contrastive_loss(x, x, 0.1, torch.zeros(3, 3, dtype=torch.bool))
-    with pytest.raises(ValueError, match="same \\[batch, width\\]"):
-        contrastive_loss(x, x[:2], 0.1)
+    for text, differences in ((x, x[:2]), (x[:, :3], x), (x[0], x[0]), (x[None], x[None])):
+        with pytest.raises(ValueError, match=r"\): expected the same \[batch, width\]$"):
+            contrastive_loss(text, differences, 0.1)
+    lacking = torch.tensor([[True, True], [False, False]])  # every column has one, a row has none
+    for positives in (lacking, lacking.T):
+        with pytest.raises(ValueError, match="^a row or column of positives has no True: every item needs a partner$"):
+            two_sided_cross_entropy(torch.zeros(2, 2), positives)
+    with pytest.raises(ValueError, match=r"logits have shape \(2, 3\): without positives they must be square"):
+        two_sided_cross_entropy(torch.zeros(2, 3))
+    with pytest.raises(ValueError, match=r"positives have shape \(2, 2\), expected \(2, 3\)"):
+        two_sided_cross_entropy(torch.zeros(2, 3), torch.ones(2, 2, dtype=torch.bool))
+    for batch, tau in ((0, 1.0), (4, 0.0), (4, -1.0)):
+        with pytest.raises(ValueError, match=f"batch {batch} and tau {tau}: expected at least 1 and above 0"):
+            loss_floor(batch, tau)
 
 
 # ---- sentences ----------------------------------------------------------------------------------------------------
@@ -509,6 +548,32 @@ def test_a_comparative_prompt_worked_out_by_hand():
     torch.testing.assert_close(comparative_prompt(e_i, e_j, t_ij, 0.5, 0.5), moved / moved.norm())
     both = comparative_prompt(torch.stack([e_i, e_j]), e_j, torch.stack([t_ij, e_i]), 0.0)
     torch.testing.assert_close(both, unit(torch.tensor([0.4 - 1, 0.8 + 1])))  # the mean of two proposals
+    assert torch.equal(comparative_prompt(e_i, e_j, t_ij, 0.5), comparative_prompt(e_i, e_j, t_ij, 0.5, 1.0))
+
+
+class Weights(torch.nn.Module):
+    """A parameter, a mask that holds -inf, and a counter."""
+
+    def __init__(self, weight, mask=(0.0, -math.inf), count=0):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(weight))
+        self.register_buffer("mask", torch.tensor(mask))
+        self.register_buffer("count", torch.tensor(count))
+
+
+def test_interpolation_by_hand_mixes_floats_that_differ_and_leaves_masks_and_counters():
+    base, tuned = Weights([1.0, -2.0], count=3), Weights([3.0, 4.0], count=7)
+    for a, weight, count in ((0, [1, -2], 3), (0.25, [1.5, -0.5], 3), (0.75, [2.5, 2.5], 3), (1, [3, 4], 7)):
+        mixed = interpolate(base, tuned, a)
+        assert mixed.weight.tolist() == weight and mixed.weight.requires_grad
+        assert mixed.mask.tolist() == [0.0, -math.inf] and int(mixed.count) == count
+    assert base.weight.tolist() == [1, -2] and tuned.weight.tolist() == [3, 4]
+    for bad in (-0.1, 1.1):
+        with pytest.raises(ValueError, match=rf"^a is {bad}, expected a number from 0 \(base\) to 1 \(tuned\)$"):
+            interpolate(base, tuned, bad)
+    for other in (Weights([1.0]), torch.nn.Linear(2, 1)):
+        with pytest.raises(ValueError, match="^the models have different weights: pass two of one shape"):
+            interpolate(base, other, 0.5)
 
 
 def test_the_true_direction_at_unit_length_overshoots_between_similar_classes():

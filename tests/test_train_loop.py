@@ -158,7 +158,8 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 import torch, torch.distributed as dist
-from labkit.training.loop import LoopConfig, average_gradients, run
+from labkit.optim import average_gradients
+from labkit.training.loop import LoopConfig, run
 rank, folder = int(sys.argv[1]), Path(sys.argv[2])
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)

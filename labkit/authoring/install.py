@@ -1,7 +1,8 @@
 """The install cell of every notebook, computed from pyproject.toml and the stamp.
 
 On Colab the cell clones the stamped repository and lets `labkit/authoring/colab.py` install from it what the runtime
-lacks, without touching Colab's torch, numpy or Jupyter stack. Anywhere else it does nothing.
+lacks, without touching Colab's torch, numpy or Jupyter stack. Anywhere else it installs nothing. Where the
+course is missing and the cell cannot install it, it stops the notebook with one line that says what to do.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def requirements(pyproject: Path) -> tuple[list[str], list[str]]:
     """(what the cell may install, what must be there already) from pyproject.toml, sorted by name.
 
     The first list holds the dependencies without the protected packages. The second holds the protected ones among the
-    dependencies and in the extra `course`; the rest of that extra (JupyterLab, papermill, ...) is not needed on Colab.
+    dependencies and in the extra `course`; the rest of that extra (JupyterLab, papermill, ...) no lesson imports.
     """
     try:
         project = tomllib.loads(Path(pyproject).read_text(encoding="utf-8"))["project"]
@@ -52,6 +53,7 @@ def install_cell(pyproject: Path, stamp: Stamp, lang: str, catalogue: Catalogue)
             needs=_literal(needs),
             built_in=_literal(built_in),
             no_repo=_literal(text("no_repo")),
+            no_labkit=_literal(text("no_labkit")),
             failed=_literal(text("failed")),
         )
         .rstrip()

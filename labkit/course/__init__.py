@@ -16,6 +16,7 @@
 | claims       | what a paper claims and what a run measured; claim_file and ledger belong to it  |
 | progress     | the learner's own record, a file on their machine                                |
 | i18n         | texts in two languages; render shows them, progressbar counts                    |
+| library      | what labkit itself says, warnings and errors, in the lesson's language           |
 | manifest     | lesson.yaml, and where the files of a course lie; lesson_files reads the others  |
 | schema       | how YAML files are checked; yamlfile reads them with line numbers                |
 | lessons/lNN  | the files of each lesson                                                         |

@@ -8,6 +8,7 @@ changed into something that stops with an error.
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
 import re
@@ -77,7 +78,7 @@ def objection(exercise: Exercise, obj: Any) -> str | None:
     """Why `obj` is no answer of the learner's: check.lent, check.not_yours, check.stale; None if nothing is known."""
     origin = _origin(obj)
     if any(obj is lent for lent in exercise.lent if not isinstance(lent, str | int)):  # equal ones may be one object
-        return LENT
+        return STALE if _is_broken(_defining_cell(exercise.name)) else LENT
     if exercise.value:
         return None
     if exercise.reference in (inspect.getmro(origin) if isinstance(origin, type) else (origin,)):
@@ -114,9 +115,18 @@ def _is_stale(name: str, function: Any) -> bool:
 
 def _defining_cell(name: str) -> str:
     """The text of the cell run last that defines `name`, also if it stopped with an error; '' outside of a notebook."""
-    defines = re.compile(rf"^\s*((async\s+)?def|class)\s+{name}\b|^{name}\s*(:[^=\n]*)?=(?!=)", re.MULTILINE)
-    cells = (cell for cell in reversed(cells_run()) if defines.search(cell) and "lab.use(" not in cell)
-    return next(cells, "")
+    assigned = rf"^{name}\s*(:[^=\n]*)?=(?!=|\s*lab\.use\()"
+    defines = re.compile(rf"^\s*((async\s+)?def|class)\s+{name}\b|{assigned}", re.MULTILINE)
+    return next((cell for cell in reversed(cells_run()) if defines.search(cell)), "")
+
+
+def _is_broken(cell: str) -> bool:
+    """Whether the cell is no Python, so that it stopped before it defined anything."""
+    try:
+        ast.parse(_shell().transform_cell(cell) if cell else "")
+    except SyntaxError:
+        return True
+    return False
 
 
 def _shell() -> Any:

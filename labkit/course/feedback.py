@@ -5,13 +5,14 @@ Buttons need ipywidgets (7.7 or 8) and a running kernel; everywhere else one lin
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from typing import Any
 
 from labkit.course.answers import own_source
 from labkit.course.checker import PASSED, Result
 from labkit.course.checks import Exercise
-from labkit.course.i18n import catalogue, t
+from labkit.course.i18n import catalogue, get_language, t
 from labkit.course.render import beside, box, fold, inline, show, widgets_possible
 
 HINT_LEVELS = (1, 2, 3)
@@ -59,7 +60,20 @@ def hint_box(exercise: Exercise, level: int, *paragraphs: str) -> tuple[str, str
 def solution_box(exercise: Exercise) -> tuple[str, str]:
     """(html, text) of the reference's source."""
     title = t("help.solution_title", name=exercise.name)
-    return box("info", title, t("help.solution_note"), code=exercise.source())
+    return box("info", title, t("help.solution_note"), code=reference_source(exercise))
+
+
+def reference_source(exercise: Exercise) -> str:
+    """The reference's source; in Japanese without the docstrings, which are English."""
+    source = exercise.source()
+    if get_language() == "en":
+        return source
+    lines = source.splitlines()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
+            first, last = node.body[0].lineno - 1, node.body[0].end_lineno
+            lines[first:last] = [None] * (last - first)
+    return "\n".join(line for line in lines if line is not None)
 
 
 def show_result(
@@ -86,7 +100,7 @@ def show_result(
 
 def comparison(exercise: Exercise, obj: Any) -> str:
     """HTML, folded: the learner's code and the reference side by side."""
-    columns = [(t("help.yours"), own_source(exercise, obj)), (t("help.reference"), exercise.source())]
+    columns = [(t("help.yours"), own_source(exercise, obj)), (t("help.reference"), reference_source(exercise))]
     return fold(t("help.compare"), inline(t("help.solution_note")) + beside([c for c in columns if c[1]]))
 
 

@@ -30,8 +30,10 @@ def check_injected(cells: Sequence[str] | None = None) -> None:
         for name in _assigned(injected):
             if name not in known:
                 close = get_close_matches(name, known, n=1)
-                meant = f"; did you mean {close[0]}?" if close else ""
-                raise CourseError(f"unknown parameter {name}: this notebook has {', '.join(known)}{meant}")
+                names = ", ".join(known)
+                if close:
+                    raise CourseError(f"unknown parameter {name}: this notebook has {names}; did you mean {close[0]}?")
+                raise CourseError(f"unknown parameter {name}: this notebook has {names}")
 
 
 def _cells_that_ran() -> list[str]:

@@ -89,9 +89,9 @@ class Store:
         write_atomically(path, pack(value, time.time(), seconds))
 
     def forget(self) -> int:
-        """Delete the results of this lesson and tier; how many there were."""
+        """Delete the results of this lesson and tier, and what was cut off while it was written; how many results."""
         paths = list(self.folder.glob(f"{self.prefix}*{SUFFIX}"))
-        for path in paths:
+        for path in [*paths, *self.folder.glob(f".{self.prefix}*")]:
             path.unlink(missing_ok=True)
         return len(paths)
 

@@ -27,6 +27,7 @@ from labkit.course.feedback import (
 from labkit.course.i18n import checked_language, get_language, set_language, t, use_lesson
 from labkit.course.injected import check_injected
 from labkit.course.lesson_files import CourseError, known_id, lesson_files
+from labkit.course.library import speak_to_learners, translated
 from labkit.course.manifest import Project
 from labkit.course.progress import Progress, overview, report
 from labkit.course.progressbar import Item, progress_bar
@@ -139,7 +140,7 @@ class Lab:
         try:
             kept = self._store().read(path, self.device)
         except keep.DamagedResult as error:
-            show_box("warn", t("keep.damaged", name=name, error=error))
+            show_box("warn", t("keep.damaged", name=name, error=translated(str(error))))
             kept = None
         if kept is not None:
             if self._loaded_in != (cell := len(cells_run())):  # one line per cell
@@ -154,7 +155,7 @@ class Lab:
             try:
                 self._store().write(path, value, seconds)
             except (CourseError, OSError) as error:
-                show_box("warn", t("keep.not_kept", name=name, error=error))
+                show_box("warn", t("keep.not_kept", name=name, error=translated(str(error))))
         return value
 
     def fresh(self) -> None:
@@ -330,6 +331,13 @@ class Lab:
                 show_box("warn", t("claim.not_saved", error=error.strerror or type(error).__name__))
         return record
 
+    @cached_property
+    def recorded(self) -> Any:
+        """The lesson's recorded study (`labkit.studies.Recorded`): values(metric, arm) -> [seeds, prompts]."""
+        from labkit.studies import Recorded, read_record
+
+        return Recorded(read_record(self.number))
+
     def article_map(self) -> None:
         """Show what the Japanese article says, what the paper says and what was measured on this tier."""
         saved = claims.load_records(self.results)
@@ -365,11 +373,13 @@ def start(
     ValueErrors that list the known ones.
     """
     global _current
+    speak_to_learners(errors=interactive and not strict)
+    set_language(get_language() if lang is None else lang)  # before the first error that can occur
     check_injected()
     session = Lab(
         lesson,
         tier=tier,
-        lang=get_language() if lang is None else lang,
+        lang=get_language(),
         seed=seed,
         strict=strict,
         interactive=interactive,

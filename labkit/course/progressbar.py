@@ -20,9 +20,9 @@ LOG_LINES = 10
 
 
 def clock_text(seconds: float) -> str:
-    """65 -> '1:05', 3700 -> '1:01:40', 0.4 -> '0.4 s'."""
+    """65 -> '1:05', 3700 -> '1:01:40', 0.4 -> '0.4 s' in the current language."""
     if seconds < 10:
-        return f"{seconds:.1f} s"
+        return t("bar.seconds", seconds=seconds)
     minutes, rest = divmod(int(round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -27,6 +27,7 @@ from labkit.diffusion import (
     to_epsilon,
     unet_output,
 )
+from labkit.optim import update
 
 ADAPTER = "density"
 
@@ -120,16 +121,13 @@ def fine_tune(
             epsilon = to_epsilon(output, x_t, t, scheduler.alphas_cumprod, scheduler.config.prediction_type)
             error = (epsilon - noise).square().mean(dim=(1, 2, 3))  # [B]
             loss = (weight[t].to(error.device) * error).mean()
-            optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if step == 0:
                 check_gradients(parameters)
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
+            update(optimizer, clip=1.0)
             losses.append(float(loss.detach()))
             if progress is not None:
                 progress(step + 1, losses[-1])
-        optimizer.zero_grad(set_to_none=True)
         adapter = adapter_state(unet, ADAPTER) if mode == "lora" else None
     return FineTuned(losses, drawn, unet if adapter is None else None, adapter, rank)
 

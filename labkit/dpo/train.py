@@ -30,11 +30,11 @@ from safetensors.torch import save_file
 from labkit.diffusion import adapter_state, image_generators, sample, to_pil
 from labkit.dpo.config import DPOConfig
 from labkit.dpo.pairs import load_pairs
-from labkit.dpo.processes import rank
 from labkit.dpo.terms import terms_from
 from labkit.dpo.trainer import DPOTrainer, Record
 from labkit.files import write_atomically
 from labkit.models import load_pipeline
+from labkit.optim import rank
 
 REQUIRED, OPTIONAL = ("pairs", "output", "terms"), ("pipeline", "config", "grid", "stop")
 

@@ -49,9 +49,9 @@ from labkit.dpo.config import DPOConfig
 from labkit.dpo.data import PreferencePairs, check_hashes, encode_unique, fingerprints
 from labkit.dpo.equations import epsilon_error
 from labkit.dpo.noise import draw_pairs, rows_of_step
-from labkit.dpo.processes import average_gradients, gathered, rank, world_size
 from labkit.dpo.record import FrozenFlags, Window, observed, update_norm
 from labkit.dpo.terms import PairStep, Term, check_terms
+from labkit.optim import average_gradients, gathered, rank, update, world_size
 
 Record = dict[str, float]
 CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"
@@ -161,11 +161,7 @@ class DPOTrainer:
         average_gradients(list(self.parameters.values()))
         check_gradients(self.parameters)
         self.flags.check()
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), config.clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(self.done + 1)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        norm = update(self.optimizer, lr=self.learning_rate(self.done + 1), clip=config.clip)
         joined = {k: torch.cat([p[k].detach().float().cpu() for p in parts]) for k in parts[0]}
         return gathered(joined) | {"gradient_norm": norm.detach().float().cpu().reshape(1)}
 

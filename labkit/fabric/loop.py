@@ -8,7 +8,7 @@ and referred to is the same picture, and a loop read back from disk goes on bit 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -170,11 +170,9 @@ class FeedbackLoop:
         return result
 
     def _configuration(self) -> dict:
-        settings = {f.name: getattr(self.settings, f.name) for f in fields(self.settings)}
-        settings["level_weights"] = {str(level): factor for level, factor in self.settings.level_weights.items()}
         names = ("images", "steps", "guidance_scale", "negative_prompt", "seed", "noise", "most", "dropout")
         initial = {"liked": [r.key for r in self.initial.liked], "disliked": [r.key for r in self.initial.disliked]}
-        return {"settings": settings, "initial": initial} | {name: getattr(self, name) for name in names}
+        return {"settings": asdict(self.settings), "initial": initial} | {name: getattr(self, name) for name in names}
 
     def _store(self) -> None:
         if self.folder is not None:

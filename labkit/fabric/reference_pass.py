@@ -14,7 +14,7 @@ from labkit.fabric.attention import moments, pool_tokens
 from labkit.fabric.cache import LayerStates, ReferenceCache, digest_of
 from labkit.fabric.equations import noised_reference
 from labkit.fabric.processor import Context, Layer, SignStates
-from labkit.fabric.references import Reference, encode_reference, reference_noise, token_mask
+from labkit.fabric.references import Reference, encode_reference, reference_noise
 from labkit.fabric.schedule import depth_ramp
 from labkit.fabric.settings import FabricError, Settings
 
@@ -57,8 +57,8 @@ class ReferencePass:
 
     def states(
         self, references: Mapping[str, Sequence[Reference]], call: dict, t: float, rows: Mapping[str, tuple[int, ...]]
-    ) -> tuple[dict[str, list[LayerStates | None]], list[Job]]:
-        """What every reference of every sign leaves in every layer (None at weight 0), and the jobs still to do.
+    ) -> tuple[dict[str, list[LayerStates]], list[Job]]:
+        """What every reference of every sign leaves in every layer, and the jobs still to do.
 
         It comes from the cache or from a pass of their own; if the settings say "fused", the jobs that are left are to
         be rows of the generation's call (`appended`), and their states fill up while that runs.
@@ -69,14 +69,11 @@ class ReferencePass:
         base = (self.cache.revision(self.unet), t, noise_t, self.seed, sample.dtype, str(sample.device))
         known: dict[Hashable, LayerStates] = {}  # a reference that is given twice runs once
         jobs: list[Job] = []
-        found: dict[str, list[LayerStates | None]] = {}
+        found: dict[str, list[LayerStates]] = {}
         for sign, own in references.items():
             *text, text_key = self._text(call, rows[sign], size)
             found[sign] = []
             for reference in own:
-                if reference.weight == 0:
-                    found[sign].append(None)
-                    continue
                 latent, digest = self._latent(reference, size)
                 key = (*base, text_key, reference.key, digest)
                 if key not in known:
@@ -196,40 +193,30 @@ class ReferencePass:
         return self._texts[tuple(size)]
 
     def assemble(
-        self, references: Sequence[Reference], states: list, layer: Layer, weight: float, size: torch.Size
+        self, states: Sequence[LayerStates], layer: Layer, weight: float, size: torch.Size
     ) -> SignStates | None:
-        """K, V and weights of one layer for one sign, end to end; None if nothing has a weight."""
-        s, f = self.settings, vae_scale_factor(self.pipe)
-        keys, values, weights, tokens, style = [], [], [], [], []
-        for reference, entry in zip(references, states, strict=True):
-            if entry is None:
-                continue
+        """K, V and weights of one layer for one sign, references end to end; None where they have no weight."""
+        s = self.settings
+        w = weight * depth_ramp(layer.depth, s.bottleneck_scale)
+        w = w / len(states) if s.count_normalized else w
+        if w == 0:
+            return None
+        keys, values, weights, style = [], [], [], []
+        for entry in states:
             k, v, *q_moments = entry[layer.name]
             style.append((*q_moments, *moments(k)) if s.adain else ())
-            side = round(math.sqrt(size[0] * size[1] / k.shape[2]))  # 1, 2, 4, ...: how much coarser than the latent
-            grid = -(-size[0] // side), -(-size[1] // side)
-            w = weight * reference.weight * depth_ramp(layer.depth, s.bottleneck_scale) * s.level_weights.get(side, 1.0)
-            w = w / len(references) if s.count_normalized else w
-            mask = token_mask(reference, size[0] * f, size[1] * f, grid)
-            if mask is None and s.pool > 1:
-                before = k.shape[2]
+            before = k.shape[2]
+            if s.pool > 1:
+                side = round(math.sqrt(size[0] * size[1] / before))  # 1, 2, 4, ...: how much coarser than the latent
+                grid = -(-size[0] // side), -(-size[1] // side)
                 k, v = pool_tokens(k, grid, s.pool), pool_tokens(v, grid, s.pool)
-                w = w * before / k.shape[2]
-            per_token = torch.full((k.shape[2],), w) if mask is None else w * mask
-            keep = per_token > 0
-            if not bool(keep.all()):
-                index = keep.nonzero()[:, 0].to(k.device)
-                k, v, per_token = k[:, :, index], v[:, :, index], per_token[keep]
             keys.append(k)
             values.append(v)
-            weights.append(per_token)
-            tokens.append(len(per_token))
-        if not sum(tokens):
-            return None
-        w = torch.cat(weights).to(keys[0].device)
+            weights.append(torch.full((k.shape[2],), w * (before / k.shape[2])))
         # moments over all references together are their mean, since all have the same number of tokens
         style = tuple(torch.stack(one).mean(0) for one in zip(*style, strict=True)) or None
-        return SignStates(torch.cat(keys, dim=2), torch.cat(values, dim=2), w, tuple(tokens), style)
+        w = torch.cat(weights).to(keys[0].device)
+        return SignStates(torch.cat(keys, dim=2), torch.cat(values, dim=2), w, tuple(map(len, weights)), style)
 
 
 def can_append(call: dict) -> bool:

@@ -18,16 +18,9 @@ from labkit.fabric.settings import FabricError
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """One liked or disliked image.
-
-    image    a PIL picture of any size and mode, or a float tensor [3, H, W] in [-1, 1]
-    weight   factor of this reference, >= 0
-    mask     [H, W] in [0, 1]: which parts of the image count (like only this region); None is all of it
-    """
+    """One liked or disliked image: a PIL picture of any size and mode, or a float tensor [3, H, W] in [-1, 1]."""
 
     image: Image.Image | Tensor
-    weight: float = 1.0
-    mask: Tensor | None = None
     key: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -39,19 +32,11 @@ class Reference:
             raise FabricError(f"a reference is a PIL picture or a float tensor [3, H, W] in [-1, 1], got {got}")
         if not bool(torch.isfinite(image).all()):
             raise FabricError("a reference image contains NaN or infinity: decode it again in float32")
-        if not 0.0 <= self.weight < float("inf"):
-            raise FabricError(f"the weight of a reference is {self.weight}, expected a finite number of at least 0")
         image = image.detach().float().cpu().clamp(-1, 1).contiguous().clone()
         object.__setattr__(self, "image", image)
         digest = hashlib.sha256(f"{tuple(image.shape)}".encode())
         digest.update(image.numpy().tobytes())
         object.__setattr__(self, "key", digest.hexdigest())
-        if self.mask is not None:
-            mask = torch.as_tensor(self.mask, dtype=torch.float32).detach().cpu()
-            if mask.shape != image.shape[1:] or float(mask.min()) < 0 or float(mask.max()) > 1:
-                size = tuple(image.shape[1:])
-                raise FabricError(f"a mask has values in 0 .. 1 and the image's size {size}, got {tuple(mask.shape)}")
-            object.__setattr__(self, "mask", mask)
 
 
 def as_references(images: Sequence[Reference | Image.Image | Tensor] | Tensor | None) -> tuple[Reference, ...]:
@@ -105,14 +90,6 @@ def encode_reference(pipe, reference: Reference, height: int, width: int) -> Ten
         return encode_images(pipe, image)[0]
     finally:
         vae.to(torch.float16)
-
-
-def token_mask(reference: Reference, height: int, width: int, grid: tuple[int, int]) -> Tensor | None:
-    """The reference's mask averaged over the tokens of a layer, [H W] in [0, 1]; None without a mask."""
-    if reference.mask is None:
-        return None
-    mask = fit(reference.mask[None], height, width).clamp(0, 1)
-    return F.adaptive_avg_pool2d(mask[None], grid)[0].flatten()
 
 
 def reference_noise(key: str, seed: int, t: float | None, shape: Sequence[int]) -> Tensor:

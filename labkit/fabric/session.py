@@ -126,11 +126,10 @@ class Session:
         return self
 
     def _warn_before_burning(self) -> None:
-        weights = {s: sum(r.weight for r in refs) for s, refs in self.references.items()}
-        if self.settings.count_normalized:
-            weights = {s: weights[s] / max(len(refs), 1) for s, refs in self.references.items()}
+        most = 1 if self.settings.count_normalized else None
+        liked, disliked = (len(self.references[sign][:most]) for sign in SIGNS)
         top = max(self.settings.max_weight, self.settings.min_weight)
-        expected = flat_mass(max(weights["liked"], weights["disliked"] * self.settings.negative_scale) * top)
+        expected = flat_mass(max(liked, disliked * self.settings.negative_scale) * top)
         if expected > BURNING and self.settings.mass_cap is None:
             self._warn(
                 f"with these weights about {expected:.0%} of the attention goes to references, images tend to burn: "
@@ -167,7 +166,7 @@ class Session:
         return {key: float(torch.stack(values).mean()) for key, values in self._mass.items()}
 
     def weight_at(self, t: float) -> float:
-        """The scheduled weight of a liked reference at timestep t, before level, depth and count."""
+        """The scheduled weight of a liked reference at timestep t, before depth and count."""
         s = self.settings
         if s.clock == "training":
             position = time_position(t, len(self.alphas_cumprod), s.start, s.end)
@@ -197,7 +196,7 @@ class Session:
             return None
         weight = self.weight_at(t)
         signs = {"liked": weight, "disliked": weight * self.settings.negative_scale}
-        signs = {s: w for s, w in signs.items() if w > 0 and any(r.weight > 0 for r in self.references[s])}
+        signs = {s: w for s, w in signs.items() if w > 0 and self.references[s]}
         if not signs:
             return None
         labels = self._labels(len(sample))
@@ -214,7 +213,7 @@ class Session:
         def of(sign: str, layer: Layer) -> SignStates | None:
             key = sign, layer.name
             if key not in assembled:
-                assembled[key] = self._pass.assemble(self.references[sign], states[sign], layer, signs[sign], size)
+                assembled[key] = self._pass.assemble(states[sign], layer, signs[sign], size)
             return assembled[key]
 
         self.active_calls += 1
@@ -227,10 +226,9 @@ class Session:
             return None
         context = self._context
         failed = context.mode == "inject" and output is not None and context.injections == 0
-        levels_off = any(value == 0 for value in self.settings.level_weights.values())
         jobs, self._jobs = self._jobs, []
         context.mode, context.rows, context.states, context.appended = "idle", {}, None, 0
-        if failed and not levels_off:
+        if failed:
             raise FabricError(
                 "the U-Net ran but no self-attention asked for references: something replaced its processors"
             )

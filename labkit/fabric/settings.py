@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 
-from labkit.errors import LabkitError
+from labkit.errors import LabkitError, LabkitWarning
 from labkit.fabric.schedule import SHAPES
 
 BACKENDS = ("sdpa", "lse")
@@ -18,7 +18,7 @@ class FabricError(LabkitError):
     """FABRIC cannot do what it was asked for."""
 
 
-class FabricWarning(UserWarning):
+class FabricWarning(LabkitWarning):
     """The result will probably not be what was meant."""
 
 
@@ -32,8 +32,6 @@ class Settings:
     clock                    window in "steps" (the paper's code) or "training" time (its web UI)
     negative_scale           weight of dislikes relative to likes
     bottleneck_scale         ramp over the depth of the U-Net: 1 is flat
-    level_weights            factor per resolution: {1: 0.0, 2: 1.0} uses the level at half the latent's side only; a
-                             level that is not named keeps 1
     count_normalized         divide by the number of references of a sign, so that eight weigh like one
     mass_cap                 largest share of attention that the references of a sign may get ("lse" only)
     backend                  "sdpa": one call with a bias. "lse": two attentions merged, which gives the mass
@@ -53,7 +51,6 @@ class Settings:
     clock: str = "training"
     negative_scale: float = 0.5
     bottleneck_scale: float = 1.0
-    level_weights: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
     count_normalized: bool = False
     mass_cap: float | None = None
     backend: str = "sdpa"
@@ -64,12 +61,9 @@ class Settings:
     fused: bool = False
 
     def __post_init__(self) -> None:
-        numbers = {name: getattr(self, name) for name in ("max_weight", "min_weight", "negative_scale")}
-        numbers |= {"bottleneck_scale": self.bottleneck_scale}
-        numbers |= {f"level_weights[{level}]": value for level, value in self.level_weights.items()}
-        for name, value in numbers.items():
-            if not 0.0 <= value < float("inf"):
-                raise FabricError(f"{name} is {value}, expected a finite number of at least 0 (0 is off)")
+        for name in ("max_weight", "min_weight", "negative_scale", "bottleneck_scale"):
+            if not 0.0 <= getattr(self, name) < float("inf"):
+                raise FabricError(f"{name} is {getattr(self, name)}, expected a finite number of at least 0 (0 is off)")
         choices = {"shape": tuple(SHAPES), "clock": CLOCKS, "backend": BACKENDS, "noise": NOISES}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -83,7 +77,6 @@ class Settings:
             raise FabricError("mass_cap needs the mass on references: set backend='lse'")
         if self.pool < 1:
             raise FabricError(f"pool is {self.pool}, expected 1 (off) or a number of tokens along a side")
-        object.__setattr__(self, "level_weights", MappingProxyType(dict(self.level_weights)))
 
 
 @dataclass(frozen=True)

@@ -114,8 +114,12 @@ def _wrap_paragraph(text: str, width: float, size: float) -> list[str]:
 
 
 def _breakable(text: str) -> list[str]:
-    """Smallest pieces between which a line may break (words, Japanese phrases); their concatenation is `text`."""
-    return [phrase for word in re.findall(r"\S+\s*|\s+", text) for phrase in _japanese_phrases().parse(word)]
+    """Smallest pieces between which a line may break (words, Japanese phrases); their concatenation is `text`.
+
+    A number stays on the line of the word before it: ラウンド 1.
+    """
+    words = re.findall(r"\S+(?:\s+[\d.]+(?!\S))?\s*|\s+", text)
+    return [phrase for word in words for phrase in _japanese_phrases().parse(word)]
 
 
 @lru_cache(maxsize=1)

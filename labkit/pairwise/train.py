@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from labkit.models.clip_inputs import ClipInputs
+from labkit.optim import update
 from labkit.pairwise.config import PairwiseConfig
 from labkit.pairwise.equations import (
     contrastive_loss,
@@ -125,8 +126,6 @@ def train_pairwise(
     clock = 0.0
     for step in range(config.steps):
         start = time.perf_counter()
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * config.decay ** (step // per_pass)
         loss = torch.zeros((), device=images.device)
         if config.difference:
             count = config.batch // 2 if config.mirrored else config.batch
@@ -139,9 +138,8 @@ def train_pairwise(
             loss = loss + config.rehearsal * _caption_loss(
                 tower, images, values, captions, config, codes, scale, generator
             )
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimizer.step()
+        update(optimizer, lr=config.lr * config.decay ** (step // per_pass))
         clock += time.perf_counter() - start
         if monitor and (step + 1 == config.steps or (every and (step + 1) % every == 0)):
             with torch.no_grad():

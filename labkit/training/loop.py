@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -28,6 +27,7 @@ from tqdm.auto import tqdm
 from labkit.checkpoint import append_log, load_optimizer, optimizer_tensors, read_checkpoint, trim_log
 from labkit.checkpoint import save_checkpoint as write_checkpoint
 from labkit.files import write_atomically
+from labkit.optim import average_gradients, rank, update, world_size
 
 
 @dataclass(frozen=True)
@@ -72,26 +72,7 @@ class Optimizer:
 
     def step(self, factor: float) -> float:
         """One update at ``factor`` times the learning rate; returns the gradient norm before clipping."""
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
-        for group in self.adamw.param_groups:
-            group["lr"] = self.config.lr * factor
-        self.adamw.step()
-        self.adamw.zero_grad(set_to_none=True)
-        return float(norm)
-
-
-def workers() -> tuple[int, int]:
-    """``(rank, number of processes)``."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Replace every gradient by its mean over the processes."""
-    flat = torch.cat([p.grad.flatten() for p in parameters])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        p.grad.copy_(part.view_as(p))
+        return float(update(self.adamw, lr=self.config.lr * factor, clip=self.config.clip))
 
 
 def save_checkpoint(
@@ -137,23 +118,22 @@ def run(
     optimizer = Optimizer(model, config)
     ema = {k: v.detach().clone() for k, v in model.state_dict().items()}
     start, fresh = load_checkpoint(checkpoint, model, ema, optimizer) if checkpoint.exists() else (0, 0)
-    rank, world = workers()
-    if rank == 0:
+    first, world = rank() == 0, world_size()
+    if first:
         trim_log(log, start)
     model.train()
     saved = begun = time.monotonic()
     window: dict[str, list[float]] = {}
     bar = tqdm(
-        range(start, config.steps), desc=name, initial=start, total=config.steps, mininterval=10, disable=rank > 0
+        range(start, config.steps), desc=name, initial=start, total=config.steps, mininterval=10, disable=not first
     )
     for step in bar:
-        generator = step_generator(config.seed, step * world + rank)
+        generator = step_generator(config.seed, step * world + rank())
         with torch.random.fork_rng(devices=[]):  # dropout knows the global generator only: seed it too, then restore it
             torch.manual_seed(generator.initial_seed() ^ (1 << 62))
             value, numbers = loss(step, generator)
             value.backward()
-        if world > 1:
-            average_gradients(optimizer.parameters)
+        average_gradients(optimizer.parameters)
         numbers["gradient_norm"] = optimizer.step(learning_rate(config, step, fresh))
         decay = min(config.ema, (1 + step) / (10 + step))
         for key, current in model.state_dict().items():
@@ -164,7 +144,7 @@ def run(
         for key, number in numbers.items():
             window.setdefault(key, []).append(float(number))
         done = step + 1
-        if rank > 0:
+        if not first:
             continue
         if done % 50 == 0 or done == config.steps:
             record = {

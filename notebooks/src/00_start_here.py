@@ -24,7 +24,7 @@ lab = start("00", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 from labkit.envcheck import show_environment
 
 findings = show_environment(tier)
-# %% [markdown] lang="en" uid="world" pair="0df852c9"
+# %% [markdown] lang="en" uid="world" pair="d49620cc"
 # ## 2. A world whose ground truth we know
 #
 # Everything in this course runs on drawn portraits. A portrait is decided by a handful of attributes, so every picture has an exact answer to
@@ -33,7 +33,7 @@ findings = show_environment(tier)
 # %% [markdown] lang="ja" uid="world" pair="eb905a26"
 # ## 2. 正解が分かっている世界
 #
-# この教材では、絵として描かれたポートレートを使います。ポートレートはいくつかの属性だけで決まるため、「何が描かれているか」には必ず正解があります。
+# この教材では、イラストのポートレートを使います。ポートレートはいくつかの属性だけで決まるため、「何が描かれているか」には必ず正解があります。
 # だからこそ、この教材では主張を数値で確かめられます。
 
 # %% uid="portraits"
@@ -41,21 +41,21 @@ from labkit.figures import image_grid
 from labkit.portraits import ATTRIBUTES, attribute_name, caption, differences, render, sample_specs, value_name
 
 specs = sample_specs(lab.sizes.portraits, seed=lab.seed)
-shown = [", ".join(value_name(a, getattr(s, a), lang) for a in ("mood", "hair_color")) for s in specs]
+shown = [t("l00.comma").join(value_name(a, getattr(s, a), lang) for a in ("mood", "hair_color")) for s in specs]
 image_grid([render(s) for s in specs], captions=shown, columns=8, title=t("l00.world"))
 
-# %% [markdown] lang="en" uid="captions" pair="a8791125"
+# %% [markdown] lang="en" uid="captions" pair="bb4c0828"
 # A **caption** puts a portrait into words and may leave attributes open. It knows which ones it names; faithfulness is judged on those alone.
 
 # %% [markdown] lang="ja" uid="captions" pair="3c86ee2a"
-# **キャプション**はポートレートを言葉で表したものです。一部の属性には触れないこともあります。キャプションは自分がどの属性を指定しているかを知っており、
-# 忠実度は指定された属性だけで評価します。
+# **キャプション**はポートレートを言葉で表したものです。一部の属性には触れないこともあります。指定した属性は `caption.named` に
+# 記録されていて、忠実度はその属性だけで評価します。
 
 # %% uid="caption"
 for drop in ([], ["skin", "background", "clothes"], [a for a in ATTRIBUTES if a != "mood"]):
     words = caption(specs[0], lang, drop=drop)
     print(words.text)
-    print("  ", t("l00.open", names=", ".join(attribute_name(a, lang) for a in drop)))
+    print("  ", t("l00.open", names=t("l00.comma").join(attribute_name(a, lang) for a in drop)))
 
 # %% uid="difference"
 for sentence in differences(specs[0], specs[1], lang):
@@ -90,7 +90,7 @@ def open_attributes(caption):
 lab.check("open_attributes")
 open_attributes = lab.use("open_attributes")
 
-# %% [markdown] lang="en" uid="first-picture" pair="25ceb6e8"
+# %% [markdown] lang="en" uid="first-picture" pair="6b4cf1e6"
 # ## 4. The first pictures from words
 #
 # `load_pipeline` gives a small but genuine Stable Diffusion on the smoke and cpu tiers, and Stable Diffusion 1.5 on the gpu tier. The prompt
@@ -99,7 +99,7 @@ open_attributes = lab.use("open_attributes")
 # %% [markdown] lang="ja" uid="first-picture" pair="31ed419a"
 # ## 4. 言葉から最初の画像を作る
 #
-# `load_pipeline` は、smoke と cpu のティアでは小さいながらも本物の Stable Diffusion を、gpu のティアでは Stable Diffusion 1.5 を読み込みます。
+# `load_pipeline` は、tier が smoke と cpu なら小さいながらも本物の Stable Diffusion を、gpu なら Stable Diffusion 1.5 を読み込みます。
 # 次のプロンプトは表情だけを指定しています。結果を予想してから実行してください。
 
 # %% uid="predict" tags=["quiz"]
@@ -191,17 +191,17 @@ explore(
     },
 )
 
-# %% [markdown] lang="en" uid="tiers" pair="3358c763"
+# %% [markdown] lang="en" uid="tiers" pair="62b52714"
 # ## 6. Tiers
 #
 # `tier` in the first cell chooses the size of everything: `smoke` (tests, seconds), `cpu` (a laptop, minutes), `gpu` (a CUDA GPU;
 # the README lists what each lesson loads there). The code is the same. A last question:
 
 # %% [markdown] lang="ja" uid="tiers" pair="46537d7f"
-# ## 6. ティア
+# ## 6. tier(実行規模)
 #
-# 最初のセルの `tier` で全体の規模が決まります。`smoke` はテスト用(数秒)、`cpu` はノートPC向け(数分)、`gpu` は CUDA 対応GPU向けです。
-# 各レッスンが gpu で読み込むモデルは、READMEの表にまとめています。コードはどのティアでも同じです。最後に確認問題をひとつ解いてみましょう。
+# パラメータのセルの `tier` で全体の規模が決まります。`smoke` はテスト用(数秒)、`cpu` はノートPC向け(数分)、`gpu` は CUDA 対応GPU向けです。
+# 各レッスンが gpu で読み込むモデルは、READMEの表にまとめています。コードはどの tier でも同じです。最後に確認問題を 1 つ解いてみましょう。
 
 # %% uid="quiz" tags=["quiz"]
 lab.quiz("open")

@@ -109,7 +109,7 @@ curve_with_interval(
     title=t("l01.noise_error_title"),
 )
 
-# %% [markdown] lang="en" uid="ddim" pair="acc62495"
+# %% [markdown] lang="en" uid="ddim" pair="c98d8289"
 # ## 3. DDIM by hand
 #
 # A deterministic DDIM step guesses $\hat x_0$ and mixes it again with the same $\hat\epsilon$ at the next lower level:
@@ -118,14 +118,14 @@ curve_with_interval(
 # %% [markdown] lang="ja" uid="ddim" pair="0fa12ccf"
 # ## 3. DDIM を自分で書く
 #
-# 決定的な DDIM の 1 ステップでは、$\hat x_0$ を推定し、同じ $\hat\epsilon$ を使って 1 つ下のノイズレベルで混ぜ直します:
+# 決定論的な DDIM の 1 ステップでは、$\hat x_0$ を推定し、同じ $\hat\epsilon$ を使って 1 つ下のノイズレベルで混ぜ直します:
 # $x_{t'} = \sqrt{\bar\alpha_{t'}}\,\hat x_0 + \sqrt{1-\bar\alpha_{t'}}\,\hat\epsilon$。これを 20 回繰り返せばサンプラーになります。
 
 
 # %% uid="ddim-step" tags=["exercise"] exercise="ddim_step"
 def ddim_step(x_t, eps, alpha_bar, alpha_bar_next):
     """en: One deterministic DDIM step from level alpha_bar to alpha_bar_next.
-    ja: レベル alpha_bar から alpha_bar_next へ、決定的な DDIM で 1 ステップ進みます。
+    ja: レベル alpha_bar から alpha_bar_next へ、決定論的な DDIM で 1 ステップ進みます。
     """
     # BEGIN SOLUTION
     guess = (x_t - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5
@@ -154,7 +154,7 @@ apart = float((mine - theirs).abs().max())
 lab.verdict(t("l01.same_picture", value=apart), apart < 1e-3)
 image_grid(torch.cat([mine, theirs]), captions=[t("l01.by_hand"), t("l01.by_library")], columns=2)
 
-# %% [markdown] lang="en" uid="guidance" pair="10f6fcba"
+# %% [markdown] lang="en" uid="guidance" pair="df8c7552"
 # ## 4. Guidance: faithful or varied?
 #
 # Classifier-free guidance pushes the prediction away from that of the empty prompt. Faithfulness is measured: the AttributeReader reads every
@@ -165,8 +165,8 @@ image_grid(torch.cat([mine, theirs]), captions=[t("l01.by_hand"), t("l01.by_libr
 # ## 4. 誘導スケール: 忠実さか多様さか
 #
 # 分類器なし誘導は、空のプロンプトの予測から離れる方向へ予測を押し出します。忠実度は実測します。AttributeReader がすべての画像を読み取り、
-# プロンプトが指定した属性だけを採点します。読み取れるのはポートレートだけなので、この節ではどのティアでも PortraitSD を使います。
-# 多様性は、同じプロンプトの画像間での画素値の標準偏差です。帯はプロンプトに関する 95 % 区間です。
+# プロンプトが指定した属性だけを採点します。読み取れるのはポートレートだけなので、この節ではどの tier でも PortraitSD を使います。
+# 多様性は、同じプロンプトの画像間での画素値の標準偏差です。帯はプロンプト単位の 95 % 区間です。
 
 # %% uid="guidance-run" tags=["slow"]
 import numpy as np
@@ -208,7 +208,7 @@ faithful, varied = zip(*[lab.keep("guidance", at_scale, scale) for scale in bar]
 
 def with_interval(rows):
     """en: Mean and 95 % interval over prompts for each scale.
-    ja: スケールごとに、プロンプトに関する平均と 95 % 区間を返します。
+    ja: スケールごとに、プロンプト単位の平均と 95 % 区間を返します。
     """
     rows = np.asarray(rows)
     mean, half = rows.mean(1), 1.96 * rows.std(1, ddof=1) / rows.shape[1] ** 0.5
@@ -246,17 +246,17 @@ def guided(scale):
 
 explore(guided, {"scale": slider(t("l01.guidance_scale"), 1.0, 10.0, 3.0, 0.5)})
 
-# %% [markdown] lang="en" uid="attention" pair="d2b1e057"
+# %% [markdown] lang="en" uid="attention" pair="0b2813c7"
 # ## 5. Where attention looks
 #
 # Cross-attention connects places of the picture with words; self-attention connects places with places. A small processor computes the same
 # as the original one and keeps the weights. It is put in, used once, and taken out again.
 
 # %% [markdown] lang="ja" uid="attention" pair="e36f1e4c"
-# ## 5. 注意はどこを見ているのか
+# ## 5. 注意はどこを見ているか
 #
-# 交差注意は画像の位置と単語を、自己注意は画像の位置どうしを結び付けます。もとの処理と同じ計算をしながら注意の重みを記録する小さなプロセッサーを
-# 書き、差し替えて一度だけ使い、元に戻します。
+# 交差注意は画像の位置と単語を、自己注意は画像の位置どうしを結び付けます。もとの処理と同じ計算をしながら注意の重みを
+# 記録する小さなプロセッサーを書き、差し替えて 1 回だけ使い、元に戻します。
 
 
 # %% uid="attention-maps"
@@ -345,7 +345,7 @@ with torch.no_grad():
 pixels = torch.stack([torch.lerp(originals[0], originals[1], share) for share in shares])
 strips({t("l01.in_pixels"): list(pixels), t("l01.in_latents"): list(between.clamp(-1, 1))}, title=t("l01.between"))
 
-# %% [markdown] lang="en" uid="cost" pair="d05a02e4"
+# %% [markdown] lang="en" uid="cost" pair="1704ebbc"
 # ## 7. What does a picture cost?
 #
 # The unit of this course is one U-Net row: one image through the U-Net once. Predict: four images, guidance 3, as many steps as above.
@@ -353,8 +353,8 @@ strips({t("l01.in_pixels"): list(pixels), t("l01.in_latents"): list(between.clam
 # %% [markdown] lang="ja" uid="cost" pair="1c33006b"
 # ## 7. 画像 1 枚のコスト
 #
-# この教材では、1 枚の画像を U-Net に 1 回通すことをコストの単位とし、これを 1 行と数えます。誘導スケール 3、上と同じステップ数で 4 枚生成すると何行になるか、
-# 予想してください。
+# この教材では、1 枚の画像を U-Net に 1 回通すことをコストの単位とし、これを 1 回(NFE)と数えます。誘導スケール 3、上と同じステップ数で 4 枚生成すると
+# 何回になるか、予想してください。
 
 # %% uid="cost-predict" tags=["quiz"]
 lab.predict("rows")

@@ -10,7 +10,7 @@ from labkit.course import start, t
 
 lab = start("02", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
 
-# %% [markdown] lang="en" uid="ruler" pair="5d391568"
+# %% [markdown] lang="en" uid="ruler" pair="7b2778d1"
 # ## 1. Two sets and a ruler
 #
 # A metric never sees pictures. It sees a table of features per set. Here the reals are renders, the fakes come from PortraitSD, and the
@@ -22,7 +22,7 @@ lab = start("02", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 #
 # 指標は画像そのものを見ません。見るのは、集合ごとの特徴量の表です。このレッスンの本物の画像はレンダリングしたポートレート、生成画像は PortraitSD の出力です。
 # 特徴量には AttributeReader の最後から 2 番目の層の 128 次元を使います。論文の FID では Inception の 2048 次元です。
-# 属性が分かっているのはポートレートだけなので、どのティアでも PortraitSD を使います。
+# 属性が分かっているのはポートレートだけなので、どの tier でも PortraitSD を使います。
 
 # %% uid="renders" tags=["slow"]
 import torch
@@ -340,12 +340,12 @@ def coverage(real, fake, k):
 lab.check("coverage")
 coverage = lab.use("coverage")
 
-# %% [markdown] lang="en" uid="modes" pair="a63454cc"
+# %% [markdown] lang="en" uid="modes" pair="5c89c7a2"
 # Now spoil the fakes in two ways. Remove a mode: the portraits in the style toon-head, a third of all. Add junk: the mean of two portraits, pixel by
 # pixel. Which number falls in which case?
 
 # %% [markdown] lang="ja" uid="modes" pair="e540476f"
-# 生成画像の側を 2 通りに損なってみます。1 つは、全体の 3 分の 1 を占めるスタイル toon-head のポートレートを取り除くこと(モードの欠落)、
+# 生成画像の側を 2 通りの方法でわざと劣化させます。1 つは、全体の 3 分の 1 を占めるスタイル toon-head のポートレートを取り除くこと(モードの欠落)、
 # もう 1 つは、2 枚のポートレートの画素を平均した不自然な画像を混ぜることです。それぞれどの数値が下がるでしょうか。
 
 # %% uid="modes-predict" tags=["quiz"]
@@ -497,7 +497,7 @@ lab.claim("noise_is_imprecise", measured=t("l02.m_noise"), value=value, interval
 # 平均色の空間では、本物が数百枚あれば、ノイズはどの球にも入りません。
 # 適合率が答えるのは、**その空間で**本物に近いかどうかであって、良い画像かどうかではありません。
 
-# %% [markdown] lang="en" uid="cmmd" pair="62b8458d"
+# %% [markdown] lang="en" uid="cmmd" pair="04994c80"
 # ## 6. CMMD is almost a difference of means
 #
 # CMMD compares CLIP embeddings with a Gaussian kernel of width $\sigma = 10$. But embeddings have length 1, so distances are at most 2, and
@@ -511,7 +511,7 @@ lab.claim("noise_is_imprecise", measured=t("l02.m_noise"), value=value, interval
 # CMMD は CLIP の埋め込みを、幅 $\sigma = 10$ のガウスカーネルで比べます。ところが埋め込みの長さは 1 なので距離は高々 2 で、$e^{-r^2/200}$ は $r^2$ に
 # ついてほぼ直線です。したがって残るのは $10\,|\bar x-\bar y|^2$ です。平均を変えない変化で確かめましょう。似たものばかり生成するモデルのように、
 # 各埋め込みから集合の平均までの距離を半分にします。棒は、ノイズ(レンダリング画像どうしの比較)の標準偏差を単位として、各指標がどれだけ動いたかを示します。
-# 右に伸びれば、その指標は変化に気付いています。
+# 右に伸びれば、その指標が変化を検出できたことを示します。
 
 # %% uid="cmmd-mean"
 for name, fake in {t("l02.other_renders"): other_e, t("l02.generated"): made_e}.items():
@@ -539,14 +539,14 @@ bar_with_interval(
 value, interval = spread(differences[0])
 lab.claim("cmmd_sees_variety", measured=t("l02.m_variety"), value=value, interval=interval, seeds=[seed])
 
-# %% [markdown] lang="en" uid="overview" pair="2c605ac2"
+# %% [markdown] lang="en" uid="overview" pair="7a0cf0ea"
 # ## 7. Who sees what
 #
 # All metrics, all changes. A number is marked where it leaves the range of *renders against renders*. The last column is no set metric: the share of attributes
 # that the AttributeReader reads as ordered. In the last row each picture is judged by another picture's prompt.
 
 # %% [markdown] lang="ja" uid="overview" pair="fefb1bfa"
-# ## 7. 何がどの指標に見えるか
+# ## 7. どの指標がどの変化を検出できるか
 #
 # すべての指標とすべての変化を並べます。*レンダリング画像どうし*を比べた範囲から外れた数値に印を付けます。右端の列だけは集合の指標ではなく、AttributeReader が
 # 注文どおりと判定した属性の割合です。一番下の行では、各画像を別の画像のプロンプトで採点します。
@@ -655,7 +655,7 @@ def cluster_interval(values, prompts, generator, resamples=2000):
     """en: 95 % bootstrap interval (low, high) of a mean over prompts.
 
     values: outcomes [n], float64; prompts: the prompt of each, whole numbers [n] from 0 to P - 1.
-    ja: プロンプトに関する平均の 95 % ブートストラップ区間 (low, high) です。
+    ja: プロンプト単位の平均の 95 % ブートストラップ区間 (low, high) です。
 
     values: 比較の結果 [n](float64)、prompts: それぞれのプロンプトの番号 [n](0 から P - 1 の整数)。
     """
@@ -774,7 +774,7 @@ curve_with_interval(
     ylim=(0, 1.05),
 )
 
-# %% [markdown] lang="en" uid="rules" pair="caa9b92c"
+# %% [markdown] lang="en" uid="rules" pair="ddaca624"
 # ## What to write beside a number
 #
 # - Number of pictures, features, image pipeline, and the noise floor; a change below it is no change.
@@ -788,7 +788,7 @@ curve_with_interval(
 # - 画像の枚数、特徴量、画像の前処理、そしてノイズフロア。それより小さい変化は、変化とはいえません。
 # - 忠実度と多様性をそれぞれ 1 つずつ。*本物どうし*を比べた値も添えます。
 # - プロンプトへの忠実度。集合の指標では測れません。また、学習画像の丸写しにも気付きません。
-# - 勝率なら、プロンプト数、引き分けの数、プロンプトに関する信頼区間、そして実行前に決めた主指標。
+# - 勝率なら、プロンプト数、引き分けの数、プロンプト単位の信頼区間、そして実行前に決めた主指標。
 
 # %% uid="article"
 lab.article_map()

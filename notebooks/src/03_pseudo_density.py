@@ -187,13 +187,13 @@ for share in (0.9, 0.5, 0.1):
     print(t("l03.closed_form", pi=share, high=forecast(share, 33)[2], low=forecast(share, 0.03)[2]))
 lab.reveal("cost", min({"two": 2, "eight": 8, "all": 33}.items(), key=lambda o: abs(o[1] - forecast(0.1, 33)[2]))[0])
 
-# %% [markdown] lang="en" uid="ring-run" pair="6b21e29c"
+# %% [markdown] lang="en" uid="ring-run" pair="c35a9a4b"
 # The ring has a generator that knows all modes but smears a fifth of its samples over the bridges between them. Several settings, each with fresh
 # noise; intervals are 95 %, Student's t over the repetitions. `truncation` shrinks the noise instead, as for GANs.
 
 # %% [markdown] lang="ja" uid="ring-run" pair="9ff77098"
-# このリングの生成器はすべての山を知っていますが、サンプルの 5 分の 1 を山と山の間の橋にまき散らします。設定ごとに新しいノイズで繰り返します。区間は繰り返しに関する
-# Student の t による 95 % 区間です。`truncation` は GAN のようにノイズを縮める方法です。
+# このリングの生成器は 8 つの山をすべて再現できますが、サンプルの 2 割は山と山の間に落ちます。設定ごとに新しいノイズで繰り返します。区間は、繰り返しの結果から
+# スチューデントの t 分布で求めた 95 % 区間です。`truncation` は GAN のようにノイズを縮める方法です。
 
 # %% uid="ring-table"
 from labkit.course.render import show, table
@@ -404,7 +404,7 @@ better = sum(bool((np.array(found) > bare).all(1).any()) for found in yours.valu
 print(t("l03.best_stop", w=10 ** best[0], q=best[1], fd=stops[best][2], better=better, n=len(stops), file=path.name))
 figure
 
-# %% [markdown] lang="en" uid="portraits" pair="ef31ca0c"
+# %% [markdown] lang="en" uid="portraits" pair="447c1237"
 # ## 3. Portraits: what is typical, what is rare
 #
 # Now a data set in which some things are rare on purpose: few drawings in the cartoon style, few sunglasses, few pink or blue heads. The
@@ -415,7 +415,7 @@ figure
 # ## 3. ポートレート: 何が典型的で、何が珍しいのか
 #
 # 次は、一部をわざと珍しくしたデータです。アニメ調の絵、サングラス、ピンクや青の髪は少ししかありません。擬似密度は PortraitCLIP の画像空間(*制御*用の空間)で
-# 測ります。すべての画像の属性がわかっているのはこのデータだけなので、どのティアでも PortraitSD を使います。
+# 測ります。すべての画像の属性がわかっているのはこのデータだけなので、どの tier でも PortraitSD を使います。
 
 # %% uid="portrait-data"
 from labkit.metrics.extractors import clip_extractor, reader_extractor
@@ -521,7 +521,7 @@ def chosen_portraits(log_w, quantile):
 
 explore(chosen_portraits, {**slider_controls, "quantile": slider(t("l03.quantile"), 0.05, 0.95, 0.5, 0.05)})
 
-# %% [markdown] lang="en" uid="curve" pair="02c5e97d"
+# %% [markdown] lang="en" uid="curve" pair="d65cc02d"
 # ## 4. The curve, and who measures it
 #
 # Selection against what a diffusion model offers otherwise: the guidance scale and the scale of the initial noise. Precision, recall and coverage are
@@ -534,9 +534,9 @@ explore(chosen_portraits, {**slider_controls, "quantile": slider(t("l03.quantile
 # ## 4. トレードオフ曲線と、それを測る空間
 #
 # 選別を、拡散モデルのほかの調整手段である誘導スケールと初期ノイズの大きさと比べます。適合率、再現率、被覆率は、選別に関わっていない AttributeReader の空間で測り、
-# さらに制御用の空間でも測ります。プールを互いに重ならない分割に分け、どの設定も各分割から同じ枚数を残します。分割に関する区間は、プールを取り直したときのばらつきを表します。
+# さらに制御用の空間でも測ります。プールを重複のないグループに分け、どの設定も各グループから同じ枚数を残します。グループ単位の区間は、プールを取り直したときのばらつきを表します。
 # 球は、論文と同じく 3 番目の近傍まで取ります。5 番目まで取ると、ほとんどのポートレートがどれかの球に入り、適合率は上がりようがなくなります。
-# 実行する前に、1 つの分割で足りるかどうかを閉じた式で確かめます。式に入れるのは最初の分割の値だけです。
+# 実行する前に、1 つのグループで足りるかどうかを閉じた式で確かめます。式に入れるのは最初のグループの値だけです。
 
 # %% uid="curve-forecast"
 folds, n_kept = lab.sizes.folds, lab.sizes.kept
@@ -595,7 +595,7 @@ plane(groups, t("l03.portrait_plane", n=n_kept))
 
 def against_plain(name, column):
     """en: A setting against w = 1, fold by fold, in the judge's space.
-    ja: ある設定と w = 1 を、審判の空間で分割ごとに比べます。
+    ja: ある設定と w = 1 を、評価役の空間でグループごとに比べます。
     """
     said = t("l03.change", metric=METRICS[column], name=name)
     return paired(said, scores[name, "judge"][:, column], scores["w 1", "judge"][:, column])
@@ -697,12 +697,12 @@ push_controls = {
 }
 explore(push_on_ring, push_controls)
 
-# %% [markdown] lang="en" uid="push-portraits" pair="f58256b5"
+# %% [markdown] lang="en" uid="push-portraits" pair="033401ad"
 # The same through a whole diffusion sampler. The score that is climbed is exact or the MLP that the paper trains on the reals; the result is always
 # scored exactly. Random signs are the control.
 
 # %% [markdown] lang="ja" uid="push-portraits" pair="9c10bfa8"
-# 同じことを拡散モデルのサンプラー全体を通して行います。登る対象は、厳密なスコアか、論文のように実データで学習した MLP です。結果は必ず厳密に採点し直します。
+# 同じことを拡散モデルのサンプラー全体を通して行います。最大化する目的関数は、厳密なスコアか、論文のように実データで学習した MLP です。結果は必ず厳密に採点し直します。
 # 対照はランダムな符号です。
 
 # %% uid="push-run" tags=["slow"]
@@ -803,14 +803,14 @@ curve_with_interval(
     reference={"$w$": 4, "$w^2$": 16}, log_y=True,
 )  # fmt: skip
 
-# %% [markdown] lang="en" uid="tune-portraits" pair="6e62ca24"
+# %% [markdown] lang="en" uid="tune-portraits" pair="5184b0bf"
 # Now PortraitSD. The paper compares with the pretrained model. Here the same steps also run **without weights**: whatever they do is not due to pseudo
 # density. Everything is repeated with several seeds, and the intervals are over the seeds. The prompt is open, "a portrait of a person", so that
 # the model itself decides how typical its pictures are.
 
 # %% [markdown] lang="ja" uid="tune-portraits" pair="15d75967"
 # 次は PortraitSD です。論文の比較対象は事前学習済みモデルです。ここでは同じステップを**重みなし**でも実行します。そこで生じる変化は、擬似密度の効果ではありません。
-# すべてを複数のシードで繰り返し、区間はシードに関するものです。プロンプトは "a portrait of a person" だけにして、どれくらい典型的な画像にするかをモデルに任せます。
+# すべてを複数のシードで繰り返し、区間はシード単位です。プロンプトは "a portrait of a person" だけにして、どれくらい典型的な画像にするかをモデルに任せます。
 
 # %% uid="tune-run" tags=["slow"]
 from contextlib import nullcontext
@@ -851,7 +851,7 @@ for s in tune_seeds:
         shown.setdefault(label, (images[:8], values[:8].tolist()))
 # en: the bar reports its end
 # ja: 進捗バーを最後まで進めます
-list(bar)
+_ = list(bar)
 
 # %% uid="tune-look"
 tuned, shares = ({label: np.array(rows) for label, rows in found.items()} for found in (tuned, shares))
@@ -859,7 +859,7 @@ head = [t("l03.run"), *METRICS, t("l03.share")]
 show(*table(head, [[k, *(f"{v:.3f}" for v in tuned[k].mean(0)), f"{shares[k].mean():.3f}"] for k in weights]))
 pi = shares[t("l03.control")].mean()
 for w in (33.0, 0.03):
-    print(t("l03.fixed_point", w=w, pi=pi, share=w * pi / (w * pi + 1 - pi)))
+    print(t("l03.fixed_point", w=w, pi=pi, share=forecast(pi, w)[1]))
 images, values = ({label: pair[i] for label, pair in shown.items()} for i in range(2))
 strips(images, scores=values, score_label=r"$\rho$", title=t("l03.same_noise"))
 

@@ -279,7 +279,7 @@ def similarity(pictures, others):
 
 def judged(pictures, spec):
     """en: Share of attributes that the reader sees as in the target: [N].
-    ja: 判定器が目標と同じだと読み取った属性の割合 [N] です。
+    ja: 評価役が目標と同じだと読み取った属性の割合 [N] です。
     """
     right = reader.correct(pictures.to(lab.device), [spec] * len(pictures))
     return torch.stack([hits.cpu().float() for hits in right.values()]).mean(0)
@@ -407,7 +407,7 @@ curve_with_interval(
     title=t("l04.looks_title"),
 )
 
-# %% [markdown] lang="en" uid="measure" pair="80a4f831"
+# %% [markdown] lang="en" uid="measure" pair="4adb693e"
 # ## 4. What does it do, and when?
 #
 # For every target the same seeds are drawn under eight conditions, so all differences are paired. Intervals are 95 % bootstraps over
@@ -416,7 +416,7 @@ curve_with_interval(
 # %% [markdown] lang="ja" uid="measure" pair="daa280c8"
 # ## 4. 何に、いつ効くのか
 #
-# 目標ごとに、同じシードを 8 つの条件で生成するので、差はすべて対応のある差です。区間は目標を単位とする 95 % ブートストラップ区間です。
+# 目標ごとに、同じシードの画像を 8 つの条件で生成するので、差はすべて対応のある差です。区間は目標を単位とする 95 % ブートストラップ区間です。
 # うち 2 つの条件は、論文が答えていない問いです。参照画像を通すときのプロンプトと、そのノイズを調べます。
 
 # %% uid="measure-run" tags=["slow"]
@@ -492,7 +492,7 @@ def interval(per_target):
 
 def contrast(a, b, what):
     """en: Mean paired difference of two conditions, with its interval over targets.
-    ja: 2 つの条件の差を対にして平均し、目標に関する区間を付けます。
+    ja: 2 つの条件の差を対にして平均し、目標単位の区間を付けます。
     """
     difference = [
         np.mean(np.asarray(x) - np.asarray(y)) for x, y in zip(measured[a][what], measured[b][what], strict=True)
@@ -555,12 +555,9 @@ effects = {}
 for g in (1.0, 3.0):
     settings = {"generators": image_generators(1, lab.seed), "steps": lab.sizes.steps, "guidance_scale": g}
     without = sample(pipe, prompt, **settings)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        with fabric(pipe, disliked=ranked[0][-few:], end=1.0):
-            effects[g] = gap(sample(pipe, prompt, **settings | {"generators": image_generators(1, lab.seed)}), without)
-    warned = t("l04.no_effect") if caught else ""
-    print(f"g = {g:g}:", t("l04.largest", value=effects[g]), warned)
+    with fabric(pipe, disliked=ranked[0][-few:], end=1.0):
+        effects[g] = gap(sample(pipe, prompt, **settings | {"generators": image_generators(1, lab.seed)}), without)
+    print(f"g = {g:g}:", t("l04.largest", value=effects[g]))
 lab.verdict(t("l04.no_guidance", value=effects[1.0]), effects[1.0] == 0)
 lab.reveal("dislikes_alone", "nothing" if effects[1.0] == 0 else "something")
 
@@ -783,7 +780,7 @@ print(t("l04.game_needed", rounds=lab.sizes.rounds, **{way: int(needed[way][-1])
 mine = FeedbackLoop(pipe, prompt, seed=lab.seed + 6, **options, **shape)
 FeedbackGame(mine, lambda pictures: similarity(pictures, hidden), goal=goals[-1])
 
-# %% [markdown] lang="en" uid="race" pair="6a11cd34"
+# %% [markdown] lang="en" uid="race" pair="a02b95df"
 # ## 7. What does it cost?
 #
 # Every step runs the references through the U-Net once more. With one noise per reference their keys and values are the same in every round:
@@ -794,8 +791,8 @@ FeedbackGame(mine, lambda pictures: similarity(pictures, hidden), goal=goals[-1]
 # ## 7. コストはどれくらいか
 #
 # 毎ステップ、参照画像も U-Net を 1 回通ります。参照画像ごとにノイズを決めておけば、キーと値はどのラウンドでも同じです。キャッシュすればこの順伝播は
-# 不要になり、残るのは注意の計算が長くなる分だけです。融合すると、参照画像も同じ呼び出しの行になり、行数はそのままで呼び出しが減ります。
-# 平均すると、参照画像の 4 つの位置が 1 つになり、速くなる代わりに厳密ではなくなります。
+# 不要になり、残るのは注意の計算が長くなる分だけです。融合すると、参照画像も同じバッチで計算するので、計算量は同じで呼び出し回数が減ります。
+# 2×2 平均プーリングでは、参照画像の 4 つの位置が 1 つになり、速くなる代わりに厳密ではなくなります。
 
 # %% uid="race-run" tags=["slow"]
 from labkit.diffusion import NFELedger
@@ -803,7 +800,7 @@ from labkit.diffusion import NFELedger
 
 def cost(n, **choices):
     """en: U-Net rows and seconds of one picture with n likes; the quicker of two runs.
-    ja: 「好き」が n 枚のときの、1 枚あたりの U-Net の行数と秒数です。2 回のうち速い方を採ります。
+    ja: 「好き」が n 枚のときの、1 枚あたりの U-Net の回数と秒数です。2 回のうち速い方を採ります。
     """
     runs = []
     for _ in range(2):

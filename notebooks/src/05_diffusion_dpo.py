@@ -136,7 +136,7 @@ def dpo_loss(*, winner, loser, ref_winner, ref_loser, kappa):
 lab.check("dpo_loss")
 dpo_loss = lab.use("dpo_loss")
 
-# %% [markdown] lang="en" uid="runs" pair="87c888fb"
+# %% [markdown] lang="en" uid="runs" pair="0dbbd1a4"
 # ## 3. What happens to the winners?
 #
 # Your loss trains the toy at four strengths $\kappa$; beside it the obvious baseline (fine-tuning on winners, SFT) and two cures:
@@ -147,7 +147,7 @@ dpo_loss = lab.use("dpo_loss")
 # ## 3. 勝者に何が起きるか
 #
 # 書いた損失で、$\kappa$ を 4 通りに変えて学習します。比較対象は、勝者だけで学習するファインチューニング(SFT)と、2 つの対策です。1 つは SFT の項を
-# 加えた DPO、もう 1 つは、勝者まで押しのけてしまう場合に敗者の勾配を弱める SDPO です。$d_w$ と $d_l$ は参照モデルに対する誤差の変化です。損失だけでなく、
+# 加えた DPO、もう 1 つは、勝者の誤差まで増やしてしまう場合に敗者の勾配を弱める SDPO です。$d_w$ と $d_l$ は参照モデルに対する誤差の変化です。損失だけでなく、
 # 必ず別々に描きます。まず予想してください。
 
 # %% uid="runs-predict" tags=["quiz"]
@@ -443,7 +443,7 @@ strips(
     title=t("l05.pairs_title"),
 )
 
-# %% [markdown] lang="en" uid="train" pair="44b71730"
+# %% [markdown] lang="en" uid="train" pair="847d98d7"
 # ## 7. Training, watched live
 #
 # PortraitSD is small enough to train all of its weights; the reference is a frozen copy, computed first. (On Stable Diffusion one trains a LoRA adapter, and
@@ -455,14 +455,15 @@ strips(
 # ## 7. 学習を見守る
 #
 # PortraitSD は小さいので、すべての重みを学習します。参照モデルは凍結したコピーで、先に計算します(Stable Diffusion では LoRA アダプタを学習し、アダプタを
-# 切った同じ U-Net を参照モデルにするのが普通です)。$\kappa$ はいくつにすべきでしょうか。Stable Diffusion での $2500$ は、合計の 1 要素あたり
-# $2500 / 16384 = 0.15$ です。書いた変換関数でこれを小さな潜在変数に換算した値が、比較の左端になります。中央では 3 つのシード(ノイズと順序が異なります)、両端では
+# 切った同じ U-Net を参照モデルにするのが普通です)。$\kappa$ はいくつにすべきでしょうか。Stable Diffusion での $2500$ は、二乗誤差の合計に対する
+# 係数に直すと $2500 / 16384 = 0.15$ です。書いた変換関数でこれを小さな潜在変数に換算した値が、比較の左端になります。中央では 3 つのシード(ノイズと順序が異なります)、両端では
 # 1 つずつ学習します。学習率、中央の $\kappa$、タイムステップの範囲(250 以上)は、別のプロンプトでの予備実験で決めました。$d_w$ と $d_l$ は別々に見てください。
 
 # %% uid="train-run" tags=["slow"]
 from IPython.display import display
 
 from labkit.dpo import base_weights_kept
+from labkit.figures.widgets import picture
 
 held_specs, held = captions(lab.sizes.held_out, lab.seed + 2)
 copies = lab.sizes.copies
@@ -483,7 +484,10 @@ def live(kappa, log):
     """
     series = {name: [record[name] for record in log] for name in ("d_w", "d_l")}
     axes = {"xlabel": t("l05.step"), "ylabel": t("l05.d_axis"), "reference": {t("l05.no_change"): 0.0}}
-    return curve_with_interval([r["step"] for r in log], series, title=t("l05.live_title", kappa=kappa), **axes)
+    figure = curve_with_interval([r["step"] for r in log], series, title=t("l05.live_title", kappa=kappa), **axes)
+    # en: it takes the place of what is shown; a figure would appear below it
+    # ja: 表示中の図と入れ替わります。図のまま渡すと、下に追加されてしまいます
+    return picture(figure)
 
 
 def config(s):
@@ -510,12 +514,12 @@ low = round(kappa_of(2500 / 16384, True, False, latents[0, 0].numel()))
 middle, high = 400, 2000
 print(t("l05.kappa_here", elements=latents[0, 0].numel(), kappa=low))
 plan = [(middle, s) for s in train_seeds] + [(low, lab.seed), (high, lab.seed)]
-handle = display(t("l05.waiting"), display_id=True)
+handle = display({"text/plain": t("l05.waiting")}, raw=True, display_id=True)
 for kappa, s in lab.progress_bar(plan, t("l05.training"), len(plan)):
     logs[kappa, s], aligned[kappa, s] = lab.keep("aligned", train, kappa, s)
 handle.update(live(middle, logs[middle, lab.seed]))
 
-# %% [markdown] lang="en" uid="prove" pair="dba0f941"
+# %% [markdown] lang="en" uid="prove" pair="1c7fc0cf"
 # ## 8. Does it win?
 #
 # Held-out prompts, same seeds for both models, one number per prompt, intervals over prompts. The judge that made the pairs is not a witness:
@@ -524,7 +528,7 @@ handle.update(live(middle, logs[middle, lab.seed]))
 # %% [markdown] lang="ja" uid="prove" pair="b06474fc"
 # ## 8. 本当に勝っているか
 #
-# 未使用のプロンプトで、両モデルに同じシードを使い、プロンプトごとに 1 つの数にまとめ、区間はプロンプトについて求めます。ペアを作った評価役は証人になれません。
+# 未使用のプロンプトで、両モデルに同じシードを使い、プロンプトごとに 1 つの数にまとめ、区間はプロンプトについて求めます。ペアを作った評価役による採点は証拠になりません。
 # 主張の成否は正解の評価役、つまり指定した属性に AttributeReader が与える確率の平均で決めます。
 
 # %% uid="win-rates"
@@ -546,7 +550,7 @@ def gold(images):
 
 def rate(score, after, runs=1):
     """en: Win rate of `after` (one or several runs) against the base, clustered by prompt.
-    ja: `after`(1 回または複数回の実行)の元のモデルに対する勝率です。プロンプト単位で集計します。
+    ja: `after`(1 回または複数回の実行)の基準モデルに対する勝率です。プロンプト単位で集計します。
     """
     wins = outcomes(candidate=score(after), baseline=np.tile(score(base_images), runs))
     rng = np.random.default_rng(lab.seed)
@@ -597,7 +601,7 @@ lab.claim("dpo_beats_base", measured=measured, value=r.value, interval=(r.low, r
 ends = {name: logs[k, lab.seed][-1]["d_w"] for name, k in (("at_low", low), ("at_high", high))}
 print(t("l05.d_w_portraits", low=low, high=high, **ends))
 
-# %% [markdown] lang="en" uid="negative" pair="539b4a6e"
+# %% [markdown] lang="en" uid="negative" pair="58c925b2"
 # ## 9. The worst model as a signpost
 #
 # Guidance points away from an unconditional prediction: $\epsilon_\varnothing + g\,(\epsilon_c - \epsilon_\varnothing)$. Diffusion-NPO
@@ -607,9 +611,9 @@ print(t("l05.d_w_portraits", low=low, high=high, **ends))
 # %% [markdown] lang="ja" uid="negative" pair="c5423e24"
 # ## 9. 悪いモデルを道しるべにする
 #
-# ガイダンスは無条件の予測から遠ざかる方向へ進みます: $\epsilon_\varnothing + g\,(\epsilon_c - \epsilon_\varnothing)$。Diffusion-NPO
+# 誘導は無条件の予測から遠ざかる方向へ進みます: $\epsilon_\varnothing + g\,(\epsilon_c - \epsilon_\varnothing)$。Diffusion-NPO
 # ([arXiv 2505.11245](https://arxiv.org/abs/2505.11245))は、ここに「避けるべきモデル」を置きます。同じペアのラベルを入れ替えて学習したモデルで、
-# $\epsilon_\varnothing$ の計算だけに使います。条件付きの側は元のモデルのままです。同じ強さの通常のガイダンスに勝てるでしょうか。
+# $\epsilon_\varnothing$ の計算だけに使います。条件付きの側は基準モデルのままです。同じ強さの通常の誘導に勝てるでしょうか。
 
 # %% uid="negative-run" tags=["slow"]
 from copy import deepcopy

@@ -10,7 +10,7 @@ from labkit.course import start, t
 
 lab = start("06", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
 
-# %% [markdown] lang="en" uid="story" pair="d561edf4"
+# %% [markdown] lang="en" uid="story" pair="c5c88324"
 # ## 1. Three steps, and what they miss
 #
 # The article tells version 1 of the paper: fine-tune a model for people, let an AI judge make preference pairs, train on them with DPO. Version 2
@@ -27,7 +27,7 @@ lab = start("06", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 #
 # 記事が紹介しているのは論文の第 1 版です。人物向けにモデルをファインチューニングし、AI に選好ペアを作らせ、DPO で学習します。第 2 版
 # ([arXiv 2405.20216](https://arxiv.org/abs/2405.20216))で著者らは、欠けていたものを 3 つ挙げました。実写画像を勝者にすること、そこへ段階的に
-# 近づくカリキュラム、そして評価モデルが持ち込む色の偏りへの対策です。このレッスンでは、正解が分かっているポートレートですべてを実測します。
+# 近づくカリキュラム、そして評価役が持ち込む色の偏りへの対策です。このレッスンでは、正解が分かっているポートレートですべてを実測します。
 # 出発点は PortraitSD の学習初期のチェックポイントです。評価役は 2 つに分けます。選好ペアを作る**学習用の評価役**は PortraitCLIP、測定専用の
 # **正解の評価役**は、学習には決して使わない AttributeReader です。
 #
@@ -132,6 +132,9 @@ def make_pool():
 
 
 pool, pool_rows, seconds = lab.keep("pool", make_pool)
+# en: the bar reaches its end, also where the result was kept
+# ja: 保存済みの結果を読み込んだ場合も、進捗バーを最後まで進めます
+_ = list(bar)
 scores = pool.scores[judge.name]
 print(t("l06.pool_cost", images=scores.numel(), rows=pool_rows, seconds=seconds))
 
@@ -243,7 +246,7 @@ draws = [rng.integers(0, len(seen), len(seen)) for _ in range(300)]
 
 def kappa_interval(other):
     """en: kappa and its bootstrap interval over pairs.
-    ja: kappa と、ペアに関するブートストラップ区間です。
+    ja: kappa と、ペア単位のブートストラップ区間です。
     """
     values = [cohen_kappa([person[i] for i in d], [other[i] for i in d]) for d in draws]
     middle = cohen_kappa(person, other)
@@ -392,7 +395,7 @@ score = {
 
 def with_interval(values):
     """en: Mean and 95 % interval over prompts for each row of values.
-    ja: values の各行について、プロンプトに関する平均と 95 % 区間を返します。
+    ja: values の各行について、プロンプト単位の平均と 95 % 区間を返します。
     """
     mean = np.mean(values, axis=1)
     half = 1.96 * np.std(values, axis=1, ddof=1) / np.shape(values)[1] ** 0.5
@@ -418,7 +421,7 @@ from labkit.metrics import cluster_bootstrap
 
 def claim(id, measured, differences, used=seeds):
     """en: Mean difference over prompts with its bootstrap interval, into the ledger.
-    ja: プロンプトに関する差の平均とブートストラップ区間を記録します。
+    ja: プロンプト単位の差の平均とブートストラップ区間を記録します。
     """
     interval = cluster_bootstrap(differences, generator=np.random.default_rng(lab.seed), method="percentile")
     value = float(np.mean(differences))
@@ -479,7 +482,7 @@ def reconstructed(level):
 
 explore(reconstructed, {"level": slider(t("l06.timestep"), 0, 1000, 500, 50)})
 
-# %% [markdown] lang="en" uid="curriculum" pair="784ebed0"
+# %% [markdown] lang="en" uid="curriculum" pair="b910daab"
 # ## 6. The curriculum and its ablations
 #
 # *Easy*: best of the pool against its worst. *Normal*: the best reconstruction from $t$ = 400 to 700 against the easy winner, if the judge prefers it. *Hard*: an
@@ -491,8 +494,8 @@ explore(reconstructed, {"level": slider(t("l06.timestep"), 0, 1000, 500, 50)})
 # ## 6. カリキュラムと、その要素を除いた比較
 #
 # *easy* ではプールの最高と最低を比べます。*normal* では $t$ = 400〜700 の復元画像のうち最良のものを、評価役が上と認めた場合に限り easy の勝者と比べます。*hard* では
-# ほぼ本物の画像($t$ = 100)を normal の勝者と比べます。段階が終わるたびにアダプタを統合し、次の参照モデルはその段階の出発点とします。ステップ数の比は
-# easy 3、normal 1、hard 1 です(論文では 15 : 1 : 1)。easy なし、normal なし、一括の 3 条件も、合計は同じ 5 です。どの条件が勝つか、予想してください。
+# ほぼ本物の画像($t$ = 100)を勝者、normal の勝者を敗者とします。段階が終わるたびにアダプタを統合し、次の参照モデルはその段階の出発点とします。ステップ数の比は
+# easy 3、normal 1、hard 1 です(論文では 15 : 1 : 1)。easy なし、normal なし、一括の 3 条件も、総ステップ数は同じです(5 単位)。どの条件が勝つか、予想してください。
 
 # %% uid="curriculum-predict" tags=["quiz"]
 lab.predict("order")
@@ -833,7 +836,7 @@ claim(
     "transfer_helps", t("l06.measure_gold", **names), gold(personal[1], wishes) - gold(personal[0], wishes), seeds[:1]
 )
 
-# %% [markdown] lang="en" uid="cost" pair="b1941069"
+# %% [markdown] lang="en" uid="cost" pair="76058972"
 # ## 10. The manager's questions
 #
 # The article asks what it costs and who is still needed. In U-Net rows (one picture through the U-Net once; a training row costs three), and in labels: the judge gave
@@ -842,7 +845,7 @@ claim(
 # %% [markdown] lang="ja" uid="cost" pair="21af423d"
 # ## 10. 経営者の質問
 #
-# 記事の問いは、費用と人の役割です。費用は U-Net の行数で数えます(1 行は画像 1 枚を U-Net に 1 回通すこと、学習の 1 行は 3 行分)。ラベルについては、評価役は候補ごとに
+# 記事の問いは、費用と人の役割です。費用は U-Net を通した回数(NFE)で数えます(画像 1 枚を 1 回通すと 1 回、学習では 3 回分)。ラベルについては、評価役は候補ごとに
 # 1 回採点しました。人がペアを比べるなら、ペアごとに 1 票が必要です。
 
 # %% uid="cost-run"

@@ -425,9 +425,9 @@ def gauges(step, model):
 
 
 bar = iter(lab.progress_bar(range(sizes.steps), t("l07.training"), sizes.steps))
+next(bar)
 watch = {"monitor": gauges, "every": max(1, sizes.steps // 4), "on_step": lambda step: next(bar, None)}
 tuned, card = finetune(sizes, 100 + lab.seed, my_frames, **watch)
-next(bar, None)
 history = [{"step": 0, **gauges(0, clip)}, *card.history]
 curve_with_interval(
     [row["step"] for row in history],

@@ -95,6 +95,8 @@ def check_coverage(c, fn):
     c.mistake("l02.is_recall", got=got, looks_like=recall)
     line = torch.tensor([[0.0], [1.0], [2.0], [10.0]], dtype=torch.float64)
     c.hand(c.call(fn, line, torch.tensor([[0.5], [0.6]], dtype=torch.float64), 1), 0.5)
+    edge = c.call(fn, line, torch.tensor([[3.0]], dtype=torch.float64), 1)  # on the sphere of 2, inside that of 10
+    c.close(edge, 0.5, key="l02.on_sphere")
     c.close(got, share(1))
     c.close(c.call(fn, real, fake + 100, 3), 0.0)
 
@@ -103,6 +105,12 @@ def check_coverage(c, fn):
 def _(real, fake, k):
     radius = torch.cdist(real, real).kthvalue(k, dim=1).values
     return (torch.cdist(real, fake).min(dim=1).values <= radius).double().mean()
+
+
+@check_coverage.wrong("l02.on_sphere")
+def _(real, fake, k):
+    radius = torch.cdist(real, real).kthvalue(k + 1, dim=1).values
+    return (torch.cdist(real, fake).min(dim=1).values < radius).double().mean()
 
 
 @check_coverage.wrong("l02.is_precision")

@@ -25,6 +25,8 @@ def check_dpo_loss(c, fn):
     worst = fn(winner=one, loser=zero, ref_winner=zero, ref_loser=zero, kappa=200.0)  # may be infinite: the mistake
     c.mistake("l05.unstable", when=not bool(torch.isfinite(worst).all()))
     c.close(worst, torch.tensor([200.0]))
+    trained = winner.clone().requires_grad_()
+    c.has_gradient(c.call(fn, winner=trained, loser=loser, **reference, kappa=3.0), trained)
 
 
 @check_dpo_loss.wrong("l05.sign")
@@ -42,9 +44,9 @@ def _(*, winner, loser, ref_winner, ref_loser, kappa):
     return -torch.log(torch.sigmoid(-kappa * ((winner - ref_winner) - (loser - ref_loser))))
 
 
-@check_dpo_loss.wrong("check.shape_scalar")
+@check_dpo_loss.wrong("check.no_gradient")
 def _(*, winner, loser, ref_winner, ref_loser, kappa):
-    return -torch.nn.functional.logsigmoid(-kappa * ((winner - ref_winner) - (loser - ref_loser))).mean()
+    return -torch.nn.functional.logsigmoid(-kappa * ((winner - ref_winner) - (loser - ref_loser))).detach()
 
 
 @exercise("l05.kappa_of", reference=kappa_of)

@@ -109,11 +109,18 @@ def check_statistics_loss(c, fn):
     c.close(got, factor * factor * (means * means).sum(1))
     mixed = (eps - ref).flatten(2)[:, :, torch.arange(29, -1, -1)].view_as(eps) + ref
     c.close(c.call(fn, mixed, ref, factor), got, key="l06.pixelwise")
+    trained = eps.clone().requires_grad_()
+    c.has_gradient(c.call(fn, trained, ref, factor), trained)
 
 
 @check_statistics_loss.wrong("l06.pixelwise")
 def _(eps, eps_ref, c):
     return c**2 * ((eps - eps_ref) ** 2).mean((2, 3)).sum(1)
+
+
+@check_statistics_loss.wrong("check.no_gradient")
+def _(eps, eps_ref, c):
+    return c**2 * (eps.detach() - eps_ref).mean((2, 3)).square().sum(1)
 
 
 @check_statistics_loss.wrong("l06.c_not_squared")

@@ -114,6 +114,10 @@ def check_contrastive_loss(c, fn):
     c.close(got, (rows + columns) / 2)
     same = torch.ones(7, 4) / 2
     c.hand(c.call(fn, same, same, 0.3), torch.tensor(math.log(7)))
+    for side in range(2):  # both towers learn
+        sides = [x.clone(), y.clone()]
+        sides[side].requires_grad_()
+        c.has_gradient(c.call(fn, *sides, 0.2), sides[side])
 
 
 @check_contrastive_loss.wrong("l07.one_side")
@@ -124,6 +128,11 @@ def _(text, arrows, tau):
 @check_contrastive_loss.wrong("l07.tau_multiplied")
 def _(text, arrows, tau):
     return contrastive_loss(text, arrows, 1 / tau)
+
+
+@check_contrastive_loss.wrong("check.no_gradient")
+def _(text, arrows, tau):
+    return contrastive_loss(text, arrows.detach(), tau)
 
 
 @check_contrastive_loss.wrong("l07.sum_of_sides")

@@ -1,0 +1,93 @@
+"""The learner's own number on top of the recorded study: a forest plot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from labkit.course.i18n import t
+from labkit.figures.base import CourseFigure, figure_style, new_figure, wrap_text
+from labkit.figures.style import INK, MUTED, PALETTE, ROLES
+
+
+class RecordedMean(Protocol):
+    """What `labkit.studies.estimate` returns: a mean, its interval, and the means of the single seeds."""
+
+    value: float
+    low: float
+    high: float
+    per_seed: Sequence[float]
+
+
+def recorded_means(
+    recorded: Mapping[str, RecordedMean],
+    *,
+    xlabel: str,
+    yours: Mapping[str, float] | None = None,
+    title: str | None = None,
+    reference: Mapping[str, float] | None = None,
+    value_format: str = "{:+.3f}",
+    width: float = 7.0,
+    alt: str | None = None,
+    lang: str | None = None,
+) -> CourseFigure:
+    """One row per label: the recorded mean with its 95 % interval, its seeds as pale dots, the learner's run as a star.
+
+    Args:
+        recorded: label -> estimate, drawn from top to bottom.
+        xlabel: what is measured, with unit.
+        yours: label -> the number of the live run, for some of the labels.
+        reference: label -> value of a dashed vertical line.
+
+    Raises:
+        ValueError: nothing recorded, or a number of the learner's without a row.
+    """
+    yours = {label: float(value) for label, value in (yours or {}).items()}
+    if not recorded or set(yours) - set(recorded):
+        unknown = ", ".join(sorted(set(yours) - set(recorded))) or "none"
+        raise ValueError(f"expected recorded rows and live numbers for some of them; without a row: {unknown}")
+    height = 0.95 + 0.36 * len(recorded) + (0.3 if title else 0) + (0.25 if reference else 0)
+    with figure_style():
+        figure = new_figure(width, height, layout="constrained")
+        axes = figure.add_subplot()
+        for row, (label, one) in enumerate(recorded.items()):
+            name = {"label": t("fig.recorded_mean", lang=lang)} if not row else {}
+            spread = [[one.value - one.low], [one.high - one.value]]
+            axes.plot(one.per_seed, [row + 0.22] * len(one.per_seed), "o", color=MUTED, markersize=3.2, alpha=0.55)
+            axes.errorbar([one.value], [row], xerr=spread, fmt="o", color=PALETTE[0], elinewidth=2, capsize=3, **name)
+            axes.annotate(
+                value_format.format(one.value).replace("-", "\N{MINUS SIGN}"),
+                (one.value, row), (0, 6), textcoords="offset points", ha="center", fontsize=8.5, color=INK,
+            )  # fmt: skip
+            if label in yours:
+                name = {"label": t("fig.your_run", lang=lang)} if label == next(iter(yours)) else {}
+                axes.plot([yours[label]], [row], "*", color=PALETTE[1], markersize=13, markeredgecolor="white", **name)
+        for label, value in (reference or {}).items():
+            axes.axvline(value, color=ROLES["reference"], linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
+            axes.annotate(
+                label, (value, 1), (0, 3), xycoords=("data", "axes fraction"), textcoords="offset points",
+                ha="center", va="bottom", fontsize=8.5, color=MUTED,
+            )  # fmt: skip
+        names = ["\n".join(wrap_text(label, width * 0.34, 9.5, max_lines=2)) for label in recorded]
+        axes.set_yticks(np.arange(len(recorded)), names)
+        axes.set(xlabel=xlabel, ylim=(len(recorded) - 0.4, -0.7))
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="y", visible=False)
+        axes.grid(axis="x", visible=True)
+        axes.margins(x=0.08)
+        if title:
+            axes.set_title("\n".join(wrap_text(title, width - 0.4, 12, max_lines=2)), pad=22 if reference else 10)
+        figure.legend(loc="outside lower right", ncols=2, handlelength=1.2, columnspacing=1.4)
+    figure.alt = alt or _describe(recorded, yours, xlabel, title, value_format, lang)
+    return figure
+
+
+def _describe(recorded: Any, yours: Any, xlabel: str, title: str | None, value_format: str, lang: str | None) -> str:
+    rows = []
+    for label, one in recorded.items():
+        interval = f"[{value_format.format(one.low)}, {value_format.format(one.high)}]"
+        own = f", {t('fig.your_run', lang=lang)} {value_format.format(yours[label])}" if label in yours else ""
+        rows.append(f"{label} {value_format.format(one.value)} {interval}{own}")
+    return t("fig.alt.bar", lang=lang, title=f"{title}: " if title else "", xlabel=xlabel, bars="; ".join(rows))

@@ -1,0 +1,112 @@
+"""The page on which people inspect: one HTML file beside the pictures, keys for everything, time per picture kept.
+
+It works without a server and without a network. What an inspector saves is a JSONL file of verdicts.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from labkit.files import write_atomically
+from labkit.inspection.lot import Lot
+from labkit.inspection.report import texts
+from labkit.inspection.verdicts import Defect
+
+MAX_DEFECTS = 9  # one digit each
+
+PAGE = """<!doctype html><html lang="%(lang)s"><head><meta charset="utf-8"><title>%(page_title)s</title><style>
+body { font: 16px/1.6 system-ui, "Hiragino Sans", "Noto Sans CJK JP", "Yu Gothic", sans-serif; max-width: 60rem;
+  margin: 1rem auto; padding: 0 1rem; color: #222; }
+img { display: block; min-height: 16rem; max-height: 62vh; max-width: 100%%; object-fit: contain; margin: 1rem 0;
+  image-rendering: auto; border: 1px solid #ccc; }
+button, input { font: inherit; margin: .15rem; padding: .3rem .8rem; } .critical { border-left: .4rem solid #c33; }
+.major { border-left: .4rem solid #e90; } .minor { border-left: .4rem solid #99b; } [hidden] { display: none; }
+</style></head><body><h1>%(page_title)s: %(lot)s</h1>
+<form id="begin"><label>%(page_name)s <input id="who" required></label> <button>%(page_start)s</button></form>
+<main hidden><p id="where" aria-live="polite"></p><img id="picture" alt=""><div id="buttons"></div><p>%(page_keys)s</p>
+</main><section id="end" hidden><p>%(page_done)s</p><button id="save">%(page_save)s</button></section><script>
+"use strict";
+const job = %(job)s, told = [];
+let since = 0;
+const get = (id) => document.getElementById(id);
+const show = () => {
+  const i = told.length, over = i >= job.items.length;
+  document.querySelector("main").hidden = over; get("end").hidden = !over;
+  if (over) return;
+  get("where").textContent = (i + 1) + " / " + job.items.length + "  " + job.items[i].name;
+  get("picture").src = job.items[i].href; get("picture").alt = job.items[i].name; since = performance.now();
+};
+const judge = (defect) => {
+  if (told.length >= job.items.length || get("begin").hidden === false) return;
+  told.push({item: job.items[told.length].name, inspector: get("who").value.trim(), defect: defect,
+    seconds: Math.round((performance.now() - since) / 100) / 10});
+  show();
+};
+const back = () => { told.pop(); show(); };
+const button = (text, action, kind) => {
+  const one = document.createElement("button");
+  one.textContent = text; one.className = kind; one.type = "button";
+  one.onclick = () => { one.blur(); action(); };
+  get("buttons").append(one);
+};
+button("Enter: %(page_good)s", () => judge(""), "good");
+job.defects.forEach((d, i) => button((i + 1) + ": " + d.text, () => judge(d.code), d.severity));
+button("Backspace: %(page_back)s", back, "back");
+get("begin").onsubmit = (event) => {
+  event.preventDefault();
+  if (!get("who").value.trim()) return;
+  get("who").blur(); get("begin").hidden = true; show();
+};
+document.addEventListener("keydown", (event) => {
+  if (!get("begin").hidden || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === "Backspace") { event.preventDefault(); back(); return; }
+  if (told.length >= job.items.length) return;
+  if (event.key === "Enter" || event.key === " ") { event.preventDefault(); judge(""); }
+  const d = job.defects[Number(event.key) - 1];
+  if (event.key >= "1" && event.key <= "9" && d) judge(d.code);
+});
+get("save").onclick = () => {
+  const lines = told.map((v) => JSON.stringify(v) + "\\n").join("");
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([lines], {type: "application/x-ndjson"}));
+  link.download = "verdicts-" + get("who").value.trim().replace(/[^\\p{L}\\p{N}_-]+/gu, "-") + ".jsonl";
+  link.click();
+};
+</script></body></html>
+"""
+
+
+def write_page(path: Path | str, lot: Lot, sample: Sequence[str], defects: Sequence[Defect], *, lang: str) -> Path:
+    """Write the inspection page for a sample; it refers to the pictures where they lie.
+
+    Args:
+        path: the .html file. sample: names in the order of inspection. defects: at most 9. lang: "ja" or "en".
+
+    Raises:
+        ValueError: more defects than digits.
+    """
+    if len(defects) > MAX_DEFECTS:
+        raise ValueError(f"{len(defects)} defects but {MAX_DEFECTS} keys: put rare ones together")
+    path, t = Path(path), texts(lang)
+    folder = path.absolute().parent
+    job = {
+        "items": [{"name": name, "href": _href(lot[name].path, folder)} for name in sample],
+        "defects": [{"code": d.code, "severity": d.severity, "text": getattr(d, lang)} for d in defects],
+    }
+    words = {key: html.escape(text) for key, text in t.items() if key.startswith("page_")}
+    # "<" inside a script could end it: the names of files are not ours
+    told = json.dumps(job, ensure_ascii=False).replace("<", "\\u003c")
+    return write_atomically(path, PAGE % {**words, "lang": lang, "lot": html.escape(lot.name), "job": told})
+
+
+def _href(picture: Path, folder: Path) -> str:
+    """Address of a picture relative to the page, or absolute where there is no relative one (another drive)."""
+    try:
+        return quote(os.path.relpath(picture.absolute(), folder).replace(os.sep, "/"))
+    except ValueError:
+        return picture.absolute().as_uri()

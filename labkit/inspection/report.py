@@ -1,0 +1,155 @@
+"""The sign-off record as a page for people, in Japanese or English: one HTML file without scripts or links."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from labkit.inspection.record import record_problems
+
+TEXTS = Path(__file__).with_name("texts.yaml")
+LANGUAGES = ("en", "ja")
+STYLE = """
+body { font: 15px/1.6 system-ui, "Hiragino Sans", "Noto Sans CJK JP", "Yu Gothic", sans-serif; max-width: 46rem;
+  margin: 2rem auto; padding: 0 1rem; color: #222; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; border-bottom: 1px solid #bbb; }
+table { border-collapse: collapse; width: 100%; } th, td { text-align: left; vertical-align: top; padding: .25rem .6rem;
+  border-bottom: 1px solid #ddd; overflow-wrap: anywhere; } th { font-weight: 600; width: 40%; }
+.verdict { font-size: 1.3rem; font-weight: 700; padding: .6rem 1rem; border-left: .5rem solid; }
+.accepted { border-color: #2a7; background: #eefaf3; } .refused { border-color: #c33; background: #fdf0f0; }
+.broken { border: 2px solid #c33; padding: .5rem 1rem; } code { font-size: .85rem; overflow-wrap: anywhere; }
+"""
+
+
+def texts(lang: str) -> dict[str, str]:
+    """Key -> text in one language.
+
+    Raises:
+        ValueError: another language than "en" and "ja".
+    """
+    if lang not in LANGUAGES:
+        raise ValueError(f"unknown language {lang!r}: use one of {', '.join(LANGUAGES)}")
+    entries = yaml.safe_load(TEXTS.read_text(encoding="utf-8"))
+    return {key: entry[lang] for key, entry in entries.items()}
+
+
+def record_html(record: Mapping[str, Any], lang: str = "ja") -> str:
+    """The page. A record that does not verify is shown with what is wrong in a red box at the top.
+
+    Args:
+        record: from `sign_off` or `read_sign_off`. lang: "ja" or "en".
+
+    Raises:
+        ValueError: an unknown language, or a record that lacks what must be shown.
+    """
+    t, problems = texts(lang), record_problems(record)
+    try:
+        parts = _parts(record["content"], record["seal"], problems, t, lang)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the record cannot be shown ({error!r}): {'; '.join(problems)}") from None
+    head = f'<!doctype html><html lang="{lang}"><head><meta charset="utf-8"><title>{t["title"]}</title>'
+    return f"{head}<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+
+
+def _parts(c: Mapping[str, Any], seal: str, problems: Sequence[str], t: Mapping[str, str], lang: str) -> list[str]:
+    """The page's sections from a record's content c, in the texts t."""
+    accepted, passed = c["decision"]["accepted"], len(c["screening"]["passed"])  # what the sample stands for
+    severities = {name: t[name] for name in ("critical", "major", "minor")}
+    estimate, plan, seen = c["estimate"], c["plan"], c["inspection"]
+    return [
+        f"<h1>{t['title']}: {_e(c['lot']['name'])}</h1>",
+        _broken(problems, t),
+        f'<p class="verdict {"accepted" if accepted else "refused"}">{t["accepted" if accepted else "refused"]}</p>',
+        _list(
+            [f"{severities[reason.split(':')[0]]}{reason[reason.index(':') :]}" for reason in c["decision"]["reasons"]]
+        ),
+        _table(
+            "",
+            [
+                (t["maker"], c["maker"]),
+                (t["checker"], c["checker"]),
+                (t["signed"], c["signed"]),
+                (t["seal"], seal),
+                (t["previous"], c["previous"] or t["none"]),
+            ],
+        ),
+        _table(
+            t["result"],
+            [
+                (t["sample"], f"{seen['n']} / {passed}"),
+                *((severities[name], f"{seen[name]} ({t['limit']} {_limit(plan, name)})") for name in severities),
+                (t["rate"], f"{estimate['rate']:.2%} (95%: {estimate['low']:.2%} – {estimate['high']:.2%})"),
+                (t["upper_bound"], f"{estimate['upper_bound']:.2%}"),
+                (t["bad_at_most"], t["of_lot"].format(bad=estimate["bad_pictures_at_most"], lot=passed)),
+            ],
+        ),
+        _table(
+            t["inspection"],
+            [
+                (t["plan"], f"n = {plan['n']}, c = {plan['c']} ({plan['source']})"),
+                (t["seed"], c["sample"]["seed"]),
+                (t["stage"], t[f"stage_{c['stage']['stage']}"] if c["stage"] else t["none"]),
+                (t["inspectors"], ", ".join(seen["inspectors"])),
+                (t["policy"], t[f"policy_{seen['policy']}"]),
+                (t["disagreements"], ", ".join(seen["disagreements"]) or t["none"]),
+                (t["agreement"], t["none"] if seen["agreement"] is None else f"{seen['agreement']:.2f}"),
+                (t["minutes"], f"{seen['seconds'] / 60:.1f}"),
+            ],
+        ),
+        _table(
+            t["defects"],
+            [
+                (f"{defect[lang]} ({severities[defect['severity']]})", seen["defects"].get(defect["code"], 0))
+                for defect in c["defects"]
+            ],
+        ),
+        _table(t["screening"], [(t[f"count_{key}"], n) for key, n in c["screening"]["counts"].items()]),
+        _table(t["faults"], [(rule, n) for rule, n in c["screening"]["faults"].items()]),
+        _table(t["unreadable"], list(c["lot"]["unreadable"].items())),
+        _table(t["rules"], [(rule["name"], rule["expected"]) for rule in c["filters"]["rules"]]),
+        _table(t["threshold"], _threshold(c["filters"]["threshold"], t)),
+        _table(t["process"], [*c["process"].items(), (t["lot_hash"], c["lot"]["sha256"])]),
+        _table(t["software"], list(c["software"].items())),
+        f"<p>{t['note']}</p>",
+    ]
+
+
+def _limit(plan: Mapping[str, Any], severity: str) -> int:
+    if severity == "critical":
+        return 0
+    return plan["c"] if severity == "major" or plan["minor"] is None else plan["minor"]
+
+
+def _threshold(told: Mapping[str, Any] | None, t: Mapping[str, str]) -> list[tuple[str, Any]]:
+    if told is None:
+        return []
+    return [
+        (t["tau"], f"{told['threshold']:g} ({told['judge']})"),
+        (t["guarantee"], t["guarantee_text"].format(alpha=told["alpha"], sure=1 - told["delta"])),
+        (t["yield"], f"{told['passes']:.1%}"),
+        (t["abstain"], f"{told['abstain']:g}"),
+    ]
+
+
+def _broken(problems: Sequence[str], t: Mapping[str, str]) -> str:
+    return f'<div class="broken"><b>{t["broken"]}</b>{_list(problems)}</div>' if problems else ""
+
+
+def _list(lines: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{_e(line)}</li>' for line in lines)}</ul>" if lines else ""
+
+
+def _table(title: str, rows: Sequence[tuple[str, Any]]) -> str:
+    """A titled table of two columns; nothing without rows."""
+    if not rows:
+        return ""
+    body = "".join(f'<tr><th scope="row">{_e(name)}</th><td>{_e(value)}</td></tr>' for name, value in rows)
+    return f"{f'<h2>{title}</h2>' if title else ''}<table>{body}</table>"
+
+
+def _e(value: Any) -> str:
+    return html.escape(str(value))
