@@ -518,23 +518,23 @@ lab.claim("negation", measured="M1", **mean_and_interval(own["m1.negated"]))
 markers = np.mean([own[f"m1.{name}"] for name in NEW_MARKERS], axis=0)
 lab.claim("new_markers", measured="M1", **mean_and_interval(markers))
 
-# %% [markdown] lang="en" uid="hold-reading" pair="ba828883"
+# %% [markdown] lang="en" uid="hold-reading" pair="0359210c"
 # **What you see.** Frames that put a value behind its marker are read, trained or not ("while …"). Sentences about one picture alone ("only the first has red hair") stay near
 # one half. And "red hair in the first, black hair in the second" is read the *wrong way round*. **Why.** The tower has not learnt what "first" means. It has learnt a rule that held in
 # every training sentence: the value behind a marker belongs to that picture. In "… in the first, black hair …" the words behind "first" belong to the second. A value alone pulls the sentence towards
 # that value, whoever has it. "Left" and "right" were never trained and say nothing; "it is not the second that …" is no sentence about negation for a model that looks for values.
 #
-# **What contradicts the expectation.** Four frames are not better than one in frames that neither has seen: the four obey the same rule, so they teach no more than it. Variety helps only
+# **What contradicts the expectation.** Four frames are not clearly better than one in frames that neither has seen (the recorded interval holds 0): the four obey the same rule, so they teach no more than it. Variety helps only
 # where it breaks the shortcut. **What would change it.** Train on frames in which the value stands before its marker, and on sentences about one picture. A language model writes
 # freely and breaks such rules by itself; but a test that fills one template, as most of the paper's tests do, cannot see whether it did.
 
-# %% [markdown] lang="ja" uid="hold-reading" pair="b18bbb5f"
+# %% [markdown] lang="ja" uid="hold-reading" pair="eee3f27b"
 # **図から読み取れること。** 値が目印の後に来る文型は、学習に使っていなくても(「while …」)読めています。片方の画像だけを述べた文(「only the first has red hair」)は 50 % 付近です。そして
 # 「red hair in the first, black hair in the second」は*逆の意味に*読まれています。**理由。** テキスト側は「first」の意味を学んだのではありません。学習用の文すべてで成り立つ「目印の後にある値は、その画像のもの」という規則を
 # 学びました。「… in the first, black hair …」では、「first」の後にあるのは 2 枚目の値です。値が 1 つしかない文は、どちらの画像の話であっても、その値の方向を指します。「left」と「right」は学習していないので、何も伝えません。
 # 値だけを探すモデルにとって、「it is not the second that …」は否定の文ではありません。
 #
-# **予想に反した結果。** どちらも学習していない文型では、4 つの文型で学習しても、1 つの場合より良くなりません。4 つとも同じ規則に従うので、教わることは 1 つと変わらないからです。言い回しを増やして効果があるのは、
+# **予想に反した結果。** どちらも学習していない文型では、4 つの文型で学習しても、1 つの場合より明らかに良いとは言えません(記録済みの区間は 0 を含みます)。4 つとも同じ規則に従うので、教わることは 1 つと変わらないからです。言い回しを増やして効果があるのは、
 # 近道が通用しなくなる場合だけです。**何を変えればよいか。** 値が目印より先に来る文型や、片方の画像だけを述べる文でも学習します。言語モデルが自由に書く文には、このような規則に従わないものも自然に混ざります。しかし、論文の試験の多くの
 # ように 1 つのテンプレートに当てはめる試験では、規則を破れたかどうかは分かりません。
 
@@ -639,13 +639,13 @@ lab.claim("new_prompts", measured=t("l07.m_lost"), **mean_and_interval(kept["new
 lab.claim("wise_cures", measured=t("l07.m_lost"), **mean_and_interval(kept["new"] - recognised(halfway, sizes, NEW_PROMPTS)))
 lab.claim("wise_reads", measured="M1", **mean_and_interval(m1(halfway, sizes, ("plain",))["m1.plain"]))
 
-# %% [markdown] lang="en" uid="wise-reading" pair="7ad563d2"
-# **What you see.** Rehearsed prompts lose next to nothing. New prompts lose more, but less than we had declared. **Why.** The loss of the difference sentences pulls on every text; rehearsal pulls back where it can reach,
+# %% [markdown] lang="en" uid="wise-reading" pair="5f6c21e0"
+# **What you see.** Rehearsed prompts lose next to nothing. New prompts lose about three points, with a wide interval: whether it is more than that is undecided. **Why.** The loss of the difference sentences pulls on every text; rehearsal pulls back where it can reach,
 # and "a photo of …" is only near what it rehearses. How much is lost depends on how far the weights have moved: 200 steps are few. **What would change it.** Longer training, or no rehearsal; then the middle of the line, which here
 # keeps most of what was learnt at no loss, becomes a real compromise. The paper has no rehearsal. Its protection is a learning rate so small that the weights hardly move.
 
-# %% [markdown] lang="ja" uid="wise-reading" pair="609b1235"
-# **図から読み取れること。** 復習したプロンプトでは、ほとんど何も失われません。新しいプロンプトではそれより多く失われますが、事前に予想したほどではありません。**理由。** 差分の損失は、すべての文の埋め込みを動かします。復習はそれを引き戻しますが、
+# %% [markdown] lang="ja" uid="wise-reading" pair="802ce6ec"
+# **図から読み取れること。** 復習したプロンプトでは、ほとんど何も失われません。新しいプロンプトではおよそ 3 ポイント失われますが、区間が広く、3 ポイントを超えるかどうかは決まっていません。**理由。** 差分の損失は、すべての文の埋め込みを動かします。復習はそれを引き戻しますが、
 # 力が及ぶのは復習した文とその近くだけです。「a photo of …」は少し離れています。どれだけ失われるかは重みの移動量で決まり、200ステップの移動はわずかです。**何を変えればよいか。** 学習を長くするか復習をやめると、損失は増えます。ここでは
 # 線の中央が、学んだことの大半をほぼ損失なしに保っていますが、そのときは本当の妥協点を探すことになります。論文は復習を使いません。重みがほとんど動かないほど小さな学習率で、忘却を防いでいます。
 
