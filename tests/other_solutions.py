@@ -236,3 +236,13 @@ def normalised_and_mixed(e_i, e_j, t_ij, alpha, beta=1.0):
 def divided_by_its_length(e_i, e_j, t_ij, alpha, beta=1):
     moved = (1 - alpha) * e_i - (1 - alpha) * beta * t_ij + alpha * e_j
     return moved / torch.sqrt((moved * moved).sum())
+
+
+@solves("l07.threshold")
+def sorted_and_interpolated(good, share):
+    return float(np.quantile(np.asarray(good, dtype=np.float64), 1 - share))
+
+
+@solves("l07.threshold")
+def as_a_tensor(good, share):
+    return torch.quantile(good.double(), 1 - share)

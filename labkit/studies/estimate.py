@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-from labkit.studies.store import Record
+from labkit.studies.store import Record, read_record
 from labkit.studies.study import NotRecorded, StudyError
 
 REPRODUCED, CONTRADICTED, EQUIVALENT, UNDECIDED = "reproduced", "contradicted", "equivalent", "undecided"
@@ -153,6 +153,17 @@ def means(
             if values.size > 1:
                 found[label] = estimate(values)
     return found
+
+
+def recorded_levels(lesson: str, metrics: Sequence[str], arm: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, lower and upper end of the 95 % interval of each metric of an arm [metrics], as bar charts take them.
+
+    Raises:
+        StudyError: nothing recorded for this arm, or a metric that it does not have.
+    """
+    recorded = Recorded(read_record(lesson))
+    found = [estimate(recorded.values(metric, arm)) for metric in metrics]
+    return tuple(np.array([getattr(one, end) for one in found]) for end in ("value", "low", "high"))
 
 
 @dataclass(frozen=True)
