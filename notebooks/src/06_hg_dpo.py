@@ -845,7 +845,8 @@ known_distances = means(lab.recorded, "distance", {a: a for a in arms})
 points = {names[a]: (known_arms[a].value, known_distances[a].value) for a in known_arms if a in known_distances}
 points |= {f"{names[a]} (★)": (r["gold"].mean(), r["distance"].mean()) for a, r in results.items()}
 for (name, (faithful, far)), free in zip(points.items(), pareto_front(np.array(list(points.values()))), strict=True):
-    print(t("l06.front" if free else "l06.dominated", name=name, gold=faithful, distance=far))
+    numbers = {"name": name, "gold": faithful, "distance": far}
+    print(t("l06.front", **numbers) if free else t("l06.dominated", **numbers))
 
 # %% [markdown] lang="en" uid="proof" pair="dc643cf1"
 # ## 8. Prove it

@@ -835,9 +835,9 @@ from labkit.studies.l07 import SHOP
 from labkit.worlds.products import PARTS, ProductSpec, render_products
 
 bad = [ProductSpec(), *(ProductSpec().with_(**{a: PARTS[a][1]}) for a in PARTS)]
+setups = {"standard": t("l07.shop_standard"), "careless": t("l07.shop_careless")}
 looks = {
-    t(f"l07.shop_{name}"): list(render_products(bad, generator=lab.generator(130), photo=photo))
-    for name, photo in SHOP.items()
+    setups[name]: list(render_products(bad, generator=lab.generator(130), photo=photo)) for name, photo in SHOP.items()
 }
 strips(looks, title=t("l07.shop_title"))
 
@@ -849,9 +849,11 @@ found = desk(judge, lab.seed + 100, sizes)
 good = render_products([ProductSpec()] * sizes.checked, generator=lab.generator(131))
 calm = alarm_scores(judge, good[1:], good[0])["clip"]
 print(t("l07.threshold", value=threshold(calm, 0.05), share=float((calm > threshold(calm, 0.05)).float().mean())))
-kinds = [(error, kind, setup) for setup in SHOP for error in ("false", "missed") for kind in ALARMS]
+errors = {"false": t("l07.error_false"), "missed": t("l07.error_missed")}
+alarms = {"clip": t("l07.alarm_clip"), "patch": t("l07.alarm_patch"), "sentence": t("l07.alarm_sentence")}
+kinds = [(error, kind, setup) for setup in SHOP for error in errors for kind in ALARMS]
 bar_with_interval(
-    [t("l07.desk_row", setup=t(f"l07.shop_{s}"), error=t(f"l07.error_{e}"), kind=t(f"l07.alarm_{k}")) for e, k, s in kinds],
+    [t("l07.desk_row", setup=setups[s], error=errors[e], kind=alarms[k]) for e, k, s in kinds],
     {
         t("l07.recorded_desk"): recorded_levels("07", [".".join(k) for k in kinds], "desk"),
         t("l07.yours"): [found[".".join(k)].mean() for k in kinds],
