@@ -11,6 +11,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.optimize import brentq
+from scipy.stats import beta, binom, hypergeom
 
 OTHER_SOLUTIONS: dict[str, list[Callable]] = {}
 
@@ -236,3 +238,54 @@ def normalised_and_mixed(e_i, e_j, t_ij, alpha, beta=1.0):
 def divided_by_its_length(e_i, e_j, t_ij, alpha, beta=1):
     moved = (1 - alpha) * e_i - (1 - alpha) * beta * t_ij + alpha * e_j
     return moved / torch.sqrt((moved * moved).sum())
+
+
+# ---- lesson 09 ------------------------------------------------------------------------------------------------------
+
+
+@solves("l09.zero_failure_n")
+def one_picture_more_until_it_is_enough(rate, confidence):
+    n = 1
+    while (1 - rate) ** n > 1 - confidence:
+        n += 1
+    return n
+
+
+@solves("l09.zero_failure_n")
+def in_numpy_logarithms(rate, confidence):
+    return int(np.ceil(np.log1p(-confidence) / np.log1p(-rate)))
+
+
+@solves("l09.lot_acceptance")
+def by_scipy(lot, bad, n, c):
+    return hypergeom.cdf(c, lot, bad, n)
+
+
+@solves("l09.lot_acceptance")
+def by_scipys_sum(lot, bad, n, c):
+    return hypergeom.pmf(np.arange(c + 1), lot, bad, n).sum()
+
+
+@solves("l09.upper_bound")
+def by_the_beta_distribution(d, n, confidence):
+    return 1.0 if d == n else beta.ppf(confidence, d + 1, n - d)
+
+
+@solves("l09.upper_bound")
+def by_a_root(d, n, confidence):
+    return 1 if d == n else brentq(lambda p: binom.cdf(d, n, p) - (1 - confidence), 0, 1)
+
+
+@solves("l09.true_rate")
+def clipped(observed, sensitivity, specificity):
+    return np.clip((observed - (1 - specificity)) / (sensitivity - (1 - specificity)), 0, 1)
+
+
+@solves("l09.wealth")
+def by_numpys_product(x, p0, bet):
+    return np.cumprod(1 + bet * (np.asarray(x) - p0))
+
+
+@solves("l09.wealth")
+def by_torchs_product(x, p0, bet):
+    return torch.cumprod(1 + bet * (torch.tensor(x, dtype=torch.float64) - p0), dim=0)
