@@ -240,6 +240,16 @@ def divided_by_its_length(e_i, e_j, t_ij, alpha, beta=1):
     return moved / torch.sqrt((moved * moved).sum())
 
 
+@solves("l07.threshold")
+def sorted_and_interpolated(good, share):
+    return float(np.quantile(np.asarray(good, dtype=np.float64), 1 - share))
+
+
+@solves("l07.threshold")
+def as_a_tensor(good, share):
+    return torch.quantile(good.double(), 1 - share)
+
+
 # ---- lesson 09 ------------------------------------------------------------------------------------------------------
 
 

@@ -94,6 +94,21 @@ def test_comparison_names_what_is_wrong(got, want, key):
     assert outcome(got, want) == key
 
 
+def test_values_may_be_off_by_rounding_and_by_no_more():
+    """Within 1e-4 of the number, or 1e-5 where it is 0: by hand, against the reference, and in `is_close`."""
+
+    def verdicts(got, want):
+        by_hand = run_check(make(lambda c, obj: c.hand(obj, want)), got).key
+        return {key == "check.passed" for key in (outcome(got, want), by_hand)} | {
+            Checker(make(None)).is_close(got, want)
+        }
+
+    for want, near, far in ((1.0, 1.00009, 1.0002), (-500.0, -499.96, -499.9), (0.0, 9e-6, 3e-5)):
+        for kind in (float, lambda v: torch.tensor([v, 2.0], dtype=torch.float64), lambda v: [2.0, v]):
+            assert verdicts(kind(near), kind(want)) == {True}
+            assert verdicts(kind(far), kind(want)) == {False}
+
+
 def test_message_points_at_the_worst_element():
     got = torch.zeros(4, 5)
     got[2, 3], got[0, 1] = 0.7, 0.1
@@ -374,7 +389,7 @@ def test_use_hands_back_the_learners_object_or_the_reference(lab, capsys):
     assert "your own `add_noise`" in capsys.readouterr().out
     reference = lab.use("add_noise", None)
     assert reference(5.0, 10.0, 0.64) == 0.8 * 5 + 0.6 * 10
-    assert inspect.unwrap(reference) is lab.exercise("add_noise").reference
+    assert inspect.signature(reference) == inspect.signature(lab.exercise("add_noise").reference)
     assert lab.use("add_noise", reference) is reference
     assert "reference solution of `add_noise`" in capsys.readouterr().out
     assert torch.equal(lab.use("answer", "wrong"), torch.triu(torch.ones(3, 3)))

@@ -4,6 +4,7 @@ Only an answer of the learner's own passes and is recorded, whatever the referen
 """
 
 import ast
+import inspect
 import io
 import json
 import re
@@ -147,3 +148,66 @@ def test_what_is_lent_for_a_value_has_a_name_of_its_own(project):
                 assert (target != exercise.name) is exercise.value, (path.name, id)
                 seen += 1
     assert seen >= len(list(project.sources.glob("*.py")))
+
+
+@pytest.fixture
+def lesson01(tmp_path):
+    InteractiveShell.clear_instance()
+    notebook = Notebook("01", tmp_path)
+    notebook.run(notebook.imports())
+    cell, check = notebook.cell("l01.add_noise")
+    notebook.right, notebook.check = solution_code(cell.source, "en"), check.source
+    yield notebook
+    notebook.shell.restore_sys_module_state()
+    InteractiveShell.clear_instance()
+    session._current = None
+    use_lesson(None)
+    set_language("en")
+
+
+@pytest.mark.parametrize(
+    "scratch",
+    [
+        "class Mine:\n    def add_noise(self):\n        return 1",
+        "text = '''\ndef add_noise(x):\n    return x\n'''",
+        "def other():\n    def add_noise(x):\n        return x\n    return add_noise",
+        "# add_noise = nothing\nlater = 3",
+    ],
+)
+def test_a_right_answer_stays_right_after_a_cell_that_only_mentions_its_name(lesson01, scratch):
+    lesson01.run(lesson01.right)
+    lesson01.run(scratch)
+    assert "passed (" in lesson01.run(lesson01.check)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "add_noise = lambda *a: (a[0]",
+        "class add_noise(:\n    pass",
+        "add_noise = not_there(3)",
+        "add_noise: int = 1 / 0",
+    ],
+)
+def test_an_older_answer_does_not_pass_for_a_later_one_that_stopped_with_an_error(lesson01, broken):
+    lesson01.run(lesson01.right)
+    lesson01.run(broken)
+    assert not lesson01.last.success
+    assert "older version" in lesson01.run(lesson01.check)
+    lesson01.run(lesson01.right)
+    assert "passed (" in lesson01.run(lesson01.check)
+
+
+def test_what_is_lent_does_not_give_the_reference_away(lesson01):
+    lesson01.run(lesson01.check)
+    lent = lesson01.shell.user_ns["add_noise"]
+    reference = lesson01.exercises["l01.add_noise"].reference_object()
+    assert inspect.unwrap(lent) is lent
+    assert inspect.signature(lent) == inspect.signature(reference)
+
+
+def test_an_answer_that_leaves_the_program_is_a_failed_answer(lesson01):
+    lesson01.run("import sys\ndef add_noise(*args, **kwargs):\n    sys.exit(3)")
+    shown = lesson01.run(lesson01.check)
+    assert lesson01.last.success
+    assert "SystemExit" in shown

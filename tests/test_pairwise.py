@@ -317,6 +317,13 @@ def test_exchanging_the_markers_gives_the_mirrored_statement_in_the_other_order(
         assert swap_markers(swap_markers(there)) == there
 
 
+def test_a_mirrored_pair_exchanges_its_images_and_what_is_said_of_them():
+    said = Statement({"mood": "sad"}, {"mood": "calm"})
+    mirrored = Pair(3, 8, said).mirrored()
+    assert (mirrored.first, mirrored.second) == (8, 3)
+    assert (dict(mirrored.statement.first), dict(mirrored.statement.second)) == ({"mood": "calm"}, {"mood": "sad"})
+
+
 def test_a_clause_with_two_values_of_one_attribute_is_a_contradiction():
     first, _ = read("the first has red hair and blue hair, the second has black hair", WORDING)
     assert first == {"hair_color": "?"}

@@ -94,6 +94,25 @@ class TestHandingOut:
         assert (folder / "en/01_noise.new.ipynb").read_bytes() == notebook("second en")
         assert hand_out(project, folder) == []
 
+    def test_without_its_record_a_new_version_is_put_beside_once(self, course):
+        project, folder = course
+        hand_out(project, folder)
+        (folder / NAME).write_bytes(notebook("my answer"))
+        publish(project.root, "second")
+        for _ in range(3):
+            (folder / RECORD).unlink()
+            hand_out(project, folder)
+        assert sorted(p.name for p in (folder / "en").iterdir()) == ["01_noise.ipynb", "01_noise.new.ipynb"]
+
+    @pytest.mark.parametrize("name", ["labkit", "data"])
+    def test_a_folder_of_the_clone_that_holds_other_files_is_no_workspace(self, course, name):
+        project, _ = course
+        (project.root / name).mkdir()
+        (project.root / name / "ours.py").write_text("x = 1", encoding="utf-8")
+        with pytest.raises(WorkspaceError, match="holds other files"):
+            hand_out(project, project.root / name)
+        assert [p.name for p in (project.root / name).iterdir()] == ["ours.py"]
+
     def test_outputs_alone_make_a_copy_the_learners(self, course):
         project, folder = course
         hand_out(project, folder)

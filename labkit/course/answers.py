@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MISSING: Any = type("Missing", (), {"__repr__": lambda self: "<look the name up>"})()
 
 _under_check: list[str] = []  # ids of the exercises whose checks are running
+_stopped: set[str] = set()  # texts of cells that stopped with an error when they ran last
 
 
 def notebook_names() -> Mapping[str, Any]:
@@ -36,6 +37,19 @@ def notebook_names() -> Mapping[str, Any]:
 def cells_run() -> Sequence[str]:
     """The texts of the cells that this kernel was given, oldest first; [] outside of a notebook."""
     return getattr(getattr(_shell(), "history_manager", None), "input_hist_raw", [])
+
+
+def watch_cells() -> None:
+    """From now on, remember which cells stop with an error; nothing outside of a notebook."""
+    shell = _shell()
+    if shell is not None and _remember not in shell.events.callbacks["post_run_cell"]:
+        shell.events.register("post_run_cell", _remember)
+
+
+def _remember(result: Any) -> None:
+    text = getattr(getattr(result, "info", None), "raw_cell", None)
+    if text is not None:
+        (_stopped.discard if result.success else _stopped.add)(text)
 
 
 def look_up(exercise: Exercise, obj: Any) -> Any:
@@ -61,6 +75,8 @@ def _refusing_its_check(id: str, reference: Callable) -> Callable:
             raise Stop(LENT, "type", {})
         return reference(*args, **kwargs)
 
+    lent.__signature__ = inspect.signature(reference)
+    del lent.__wrapped__  # nobody gets at the reference through what is lent
     return lent
 
 
@@ -103,21 +119,57 @@ def _origin(obj: Any) -> Any:
 
 
 def _is_stale(name: str, function: Any) -> bool:
-    """The cell that defined `name` last reads `def name`, yet this function of that name does not come from it."""
+    """The cell that defined `name` last stopped with an error or reads `def name`, yet this function, written in a
+    notebook, does not come from it."""
     cell = _defining_cell(name)
-    if not re.search(rf"^\s*def\s+{name}\b", cell, re.MULTILINE) or getattr(function, "__module__", "") != "__main__":
+    if not cell or getattr(function, "__module__", "") != "__main__":
+        return False
+    stopped = cell in _stopped or _is_broken(cell)
+    if not stopped and not re.search(rf"^\s*def\s+{name}\b", cell, re.MULTILINE):
         return False
     try:
-        return function.__name__ == name and inspect.getsource(function).strip() not in cell
+        return (stopped or function.__name__ == name) and inspect.getsource(function).strip() not in cell
     except (OSError, TypeError, AttributeError):
         return False  # nothing to compare with: believe the learner
 
 
 def _defining_cell(name: str) -> str:
     """The text of the cell run last that defines `name`, also if it stopped with an error; '' outside of a notebook."""
-    assigned = rf"^{name}\s*(:[^=\n]*)?=(?!=|\s*lab\.use\()"
-    defines = re.compile(rf"^\s*((async\s+)?def|class)\s+{name}\b|{assigned}", re.MULTILINE)
-    return next((cell for cell in reversed(cells_run()) if defines.search(cell)), "")
+    return next((cell for cell in reversed(cells_run()) if _defines(cell, name)), "")
+
+
+def _defines(cell: str, name: str) -> bool:
+    """Whether the cell defines `name` at its top level: by def, class or an assignment other than `lab.use(...)`."""
+    if name not in cell:
+        return False
+    body = cell.partition("\n")[2] if cell.startswith("%%") else cell
+    try:
+        tree = ast.parse(_shell().transform_cell(body))
+    except SyntaxError:  # what it was to define can only be guessed
+        assigned = rf"^{name}\s*(:[^=\n]*)?=(?!=|\s*lab\.use\()"
+        return bool(re.search(rf"^\s*((async\s+)?def|class)\s+{name}\b|{assigned}", body, re.MULTILINE))
+    return any(_binds(statement, name) for statement in _top_level(tree.body))
+
+
+def _top_level(statements: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements that run with the cell, also inside if, for, while, with and try, but not inside a definition."""
+    for statement in statements:
+        yield statement
+        if not isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            for part in ("body", "orelse", "finalbody"):
+                yield from _top_level(getattr(statement, part, []))
+            for handler in getattr(statement, "handlers", []):
+                yield from _top_level(handler.body)
+
+
+def _binds(statement: ast.stmt, name: str) -> bool:
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return statement.name == name
+    if not isinstance(statement, ast.Assign | ast.AnnAssign) or statement.value is None:
+        return False
+    targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+    lent = ast.unparse(statement.value).startswith("lab.use(")
+    return not lent and any(isinstance(target, ast.Name) and target.id == name for target in targets)
 
 
 def _is_broken(cell: str) -> bool:

@@ -150,7 +150,7 @@ class Checker:
             self.fail(TODO, "type", name=self.name)
         except Stop:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self.fail("check.raised", "call", name=self.name, error=error_line(error), where=where(error))
         if not none_ok:
             self._written(result)
@@ -172,7 +172,7 @@ class Checker:
             self.steps += 1
         except NotImplementedError:
             self.fail(TODO, "type", name=self.name)
-        except Exception as other:
+        except (Exception, SystemExit) as other:
             self.fail(key, "property", name=self.name, want=error.__name__, got=error_line(other))
         else:
             self.fail(key, "property", name=self.name, want=error.__name__, got="-")

@@ -276,7 +276,7 @@ def run_check(exercise: Exercise, obj: Any) -> Result:
         return failed(stop.key, {"name": exercise.name, **stop.details}, stop.stage)
     except NotImplementedError:
         return failed(TODO, {"name": exercise.name}, "type")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         details = {"name": exercise.name, "error": error_line(error), "where": where(error)}
         return failed("check.raised", details, "call")
     if not checker.steps:

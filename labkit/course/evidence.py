@@ -32,14 +32,14 @@ class Evidence:
 
 
 def evidence(claim: Claim) -> Evidence | None:
-    """The verdict of the recorded study, or None where no study decides this claim.
+    """The verdict of the recorded study, or None where no study decides this claim or its arms are not recorded yet.
 
     A claim whose setting is declared as too far from the paper's keeps that verdict whatever the number.
 
     Raises:
         StudyError: the record cannot be read.
     """
-    from labkit.studies import Recorded, decide, estimate, load_study, read_record, studies
+    from labkit.studies import NotRecorded, Recorded, decide, estimate, load_study, read_record, studies
 
     if claim.lesson not in studies():
         return None
@@ -47,7 +47,10 @@ def evidence(claim: Claim) -> Evidence | None:
     record = read_record(claim.lesson)
     if contrast is None or not record.facts:
         return None
-    found = estimate(contrast(Recorded(record)))
+    try:
+        found = estimate(contrast(Recorded(record)))
+    except NotRecorded:  # its arms are not recorded yet
+        return None
     decision = decide(found, low=claim.region.lo, high=claim.region.hi, smallest=claim.smallest)
     verdict = TOO_FAR if claim.too_far else decision.verdict
     return Evidence(found, verdict, decision.seeds_needed, record.seconds() / 3600)

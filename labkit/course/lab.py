@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.course import claims, ledger
 from labkit.course import quiz as quizzes
-from labkit.course.answers import MISSING, cells_run, lend, look_up
+from labkit.course.answers import MISSING, cells_run, lend, look_up, watch_cells
 from labkit.course.checks import Exercise, Result, judge, load_exercises
 from labkit.course.evidence import evidence
 from labkit.course.feedback import (
@@ -376,6 +376,7 @@ def start(
     speak_to_learners(errors=interactive and not strict)
     set_language(get_language() if lang is None else lang)  # before the first error that can occur
     check_injected()
+    watch_cells()
     session = Lab(
         lesson,
         tier=tier,

@@ -89,6 +89,9 @@ def hand_out(project: Project, folder: Path) -> list[Change]:
         )
     if project.root.resolve().is_relative_to(folder) or folder.is_relative_to(project.notebooks.resolve()):
         raise WorkspaceError(f"{folder} belongs to the course: name a folder of your own, for example --folder work")
+    if folder.is_relative_to(project.root.resolve()) and folder.name != "work":
+        if folder.exists() and any(folder.iterdir()) and not (folder / ".gitignore").exists():
+            raise WorkspaceError(f"{folder} holds other files: name a new folder, for example --folder work")
     if not folder.exists() and folder.is_relative_to(project.root.resolve()):
         write_atomically(folder / ".gitignore", "*\n")  # whatever its name, git leaves it alone
     given = read_record(folder)
@@ -127,7 +130,8 @@ def _put_beside(folder: Path, name: str, fresh: bytes, given: Given) -> str:
     while True:
         beside = f"{stem}.new.ipynb" if count == 1 else f"{stem}.new-{count}.ipynb"
         target = folder / beside
-        if not target.exists() or checksum(target.read_bytes()) == given.get(beside, {}).get("file"):
+        there = target.read_bytes() if target.exists() else None
+        if there in (None, fresh) or checksum(there) == given.get(beside, {}).get("file"):
             break
         count += 1
     write_atomically(target, fresh)

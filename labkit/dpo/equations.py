@@ -7,7 +7,10 @@
     HG-DPO          sec. 3      best and worst of N candidates            `labkit.dpo.pool.best_and_worst`
                     sec. 3.1    statistics matching                       `statistics_loss`
                     sec. 3      SDRecon                                   `labkit.dpo.recon.sd_recon`
-    Relatives                   label smoothing and margin, IPO, hinge, NPO, SDPO, MaPO, KTO
+                                how far a DDPM step moves, c_t            `step_coefficient`
+    Relatives                   label smoothing and margin                `conservative_dpo_loss`
+                                IPO, hinge, NPO, SDPO, MaPO               `ipo_loss`, `hinge_loss`, ...
+                                Kahneman-Tversky utility (Diffusion-KTO)  `kto_loss`
 
 An error e [B] is the mean over a latent's elements of (eps_theta(x_t, t) - eps)^2. A pair has four: of the winner w and
 of the loser l, each under the policy and under the frozen reference (ref_).
@@ -88,7 +91,9 @@ def dpo_loss(
     ref_loser: torch.Tensor,
     kappa: float,
 ) -> torch.Tensor:
-    """L_DPO-Diffusion (eq. 14): -log sigmoid(-kappa [(e_w - e_ref,w) - (e_l - e_ref,l)]), kappa for beta T omega.
+    """L_DPO-Diffusion (eq. 14): -log sigmoid(-kappa [(e_w - e_ref,w) - (e_l - e_ref,l)]).
+
+    kappa is the paper's beta T omega times the elements of a latent (`kappa_of`), because e is a mean.
 
     Args:
         winner, loser, ref_winner, ref_loser: errors e_w, e_l, e_ref,w, e_ref,l, [B] each.
@@ -282,7 +287,8 @@ def kto_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Diffusion-KTO (arXiv 2404.04465), for likes and dislikes that need not be pairs: 1 - sigmoid(+-beta (g - k)).
 
-    g = e_ref - e of an image, k = the batch's mean g, detached; + for liked images.
+    The Kahneman-Tversky utility: g = e_ref - e of an image, + for liked images. k, the reference point, is the batch's
+    mean g, detached; the released code has three variants of it, and others clamp it at 0, which is not done here.
 
     Args:
         liked, ref_liked: errors of liked images under policy and reference, [A].
@@ -298,7 +304,8 @@ def kto_loss(
 
 
 def step_coefficient(t: torch.Tensor, alphas_cumprod: torch.Tensor) -> torch.Tensor:
-    """c_t = beta_t / (sqrt(alpha_t) sqrt(1 - alpha_bar_t)): how far a DDPM step moves per unit of predicted noise.
+    """c_t = beta_t / (sqrt(alpha_t) sqrt(1 - alpha_bar_t)): how far a DDPM step (2006.11239, eq. 11) moves per unit of
+    predicted noise; the weight in HG-DPO's statistics matching.
 
     Args:
         t: timesteps, int [B].

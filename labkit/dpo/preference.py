@@ -133,7 +133,8 @@ def preference_features(clip, inputs, images: Tensor, prompts: Sequence[str]) ->
 
 
 def fit_bradley_terry(first: Tensor, second: Tensor, outcome: Tensor, *, ridge: float = 1e-3) -> Tensor:
-    """Weights [d] that minimise the mean cross-entropy of sigmoid(w . (first - second)) + ridge / 2 * |w|^2.
+    """Bradley-Terry likelihood of votes (Diffusion-DPO, 2311.12908, eq. 4): weights [d] that minimise the mean
+    cross-entropy of sigmoid(w . (first - second)) + ridge / 2 * |w|^2.
 
     first, second: features [n, d]; outcome [n]: 1, 0, or 0.5 for a tie. Newton steps; the problem is convex.
     Raises ValueError for shapes that differ, other outcomes, and votes that are all ties.

@@ -46,7 +46,8 @@ def sd_recon(
     conditions: PromptConditions | None = None,
     batch_size: int | None = None,
 ) -> Tensor:
-    """Reconstructions [n, C, h, w] of the latents `real` [n, C, h, w] from noise level t; t = 0 returns a copy.
+    """SDRecon, the intermediate domain of HG-DPO (2405.20216): reconstructions [n, C, h, w] of the latents `real`
+    [n, C, h, w] from noise level t; t = 0 returns a copy.
 
     prompts: the pictures' captions (or `conditions` encoded before); generators: one per picture, for its noise.
     Needs a plain DDIM scheduler. The pipeline is used as it is: for the paper's data, with the base model.

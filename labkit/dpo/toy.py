@@ -50,11 +50,13 @@ def train_toy(
         rows = torch.randint(len(winner), (batch,), generator=generator)
         t = torch.randint(STEPS, (batch,), generator=generator)
         noise = torch.randn(batch, 2, generator=generator)
-        w, lo = (add_noise(x[rows], noise, t, ALPHAS) for x in (winner, loser))
+        both, times = torch.cat([winner[rows], loser[rows]]), torch.cat([t, t])  # one forward pass for w and l
+        x_t = add_noise(both, torch.cat([noise, noise]), times, ALPHAS)  # [2B, 2]
         with torch.no_grad():
-            ref_w, ref_l = base(w, t), base(lo, t)
+            ref_w, ref_l = base(x_t, times).chunk(2)
+        w, lo = model(x_t, times).chunk(2)
         pairs = PairStep(
-            winner_pred=model(w, t), loser_pred=model(lo, t), noise=noise, t=t, alphas_cumprod=ALPHAS,
+            winner_pred=w, loser_pred=lo, noise=noise, t=t, alphas_cumprod=ALPHAS,
             ref_winner_error=epsilon_error(ref_w, noise), ref_loser_error=epsilon_error(ref_l, noise),
             ref_winner_pred=ref_w, ref_loser_pred=ref_l,
         )  # fmt: skip

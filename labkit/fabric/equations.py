@@ -1,9 +1,12 @@
 """The equations of FABRIC (von Rütte et al., arXiv 2307.10159): one function each. Read this file first.
 
     eq. 1     a reference at the noise level of the step that reads it    `noised_reference`
-    eq. 2     self-attention that also sees reference tokens              `weighted_attention`
+    eq. 2     weighted attention: self-attention that also sees           `weighted_attention`
+              reference tokens
               the mass on references whose logits say nothing             `flat_mass`
     sec. 5    in-batch diversity                                          `pairwise_diversity`
+    CFG       likes read by the conditional rows, dislikes by the         `labkit.fabric.session`, `unet_output` of
+              unconditional ones                                          `labkit.diffusion.guidance`
 
 Eq. 2, for a query i and keys j, those of the picture's own tokens (w_j = 1) and those of references (w_j = w):
 
@@ -63,7 +66,9 @@ def noised_reference(latent: Tensor, noise: Tensor, t: float, alphas_cumprod: Te
 def weighted_attention(
     q: Tensor, k: Tensor, v: Tensor, k_ref: Tensor, v_ref: Tensor, w: Tensor | float, scale: float | None = None
 ) -> Tensor:
-    """Eq. 2: softmax(s + log w) v in one fused call; the bias is [1, N + M] and broadcasts over rows and queries.
+    """Eq. 2, weighted attention: softmax(s + log w) v in one fused call.
+
+    The bias is [1, N + M] and broadcasts over rows and queries.
 
     Args:
         q, k, v: queries, keys and values of the picture's own N tokens, [..., N, d].

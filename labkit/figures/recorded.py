@@ -1,4 +1,4 @@
-"""The learner's own number on top of the recorded study: a forest plot."""
+"""The learner's own numbers on top of the recorded study: a forest plot, and two measures against each other."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from labkit.course.i18n import t
 from labkit.figures.base import CourseFigure, figure_style, new_figure, wrap_text
+from labkit.figures.charts import label_points
 from labkit.figures.style import INK, MUTED, PALETTE, ROLES
 
 
@@ -81,6 +82,53 @@ def recorded_means(
             axes.set_title("\n".join(wrap_text(title, width - 0.4, 12, max_lines=2)), pad=22 if reference else 10)
         figure.legend(loc="outside lower right", ncols=2, handlelength=1.2, columnspacing=1.4)
     figure.alt = alt or _describe(recorded, yours, xlabel, title, value_format, lang)
+    return figure
+
+
+def recorded_plane(
+    recorded: Mapping[str, tuple[RecordedMean, RecordedMean]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    yours: Mapping[str, tuple[float, float]] | None = None,
+    title: str | None = None,
+    size: tuple[float, float] = (7.0, 4.4),
+    alt: str | None = None,
+    lang: str | None = None,
+) -> CourseFigure:
+    """One point per label with the 95 % intervals of both measures; the learner's runs as stars.
+
+    Args:
+        recorded: label -> estimates of the measure on the x axis and of the one on the y axis; may be empty.
+        yours: label -> (x, y) of the live run; labels may be new.
+
+    Raises:
+        ValueError: neither recorded nor live numbers.
+    """
+    yours = {label: (float(x), float(y)) for label, (x, y) in (yours or {}).items()}
+    if not recorded and not yours:
+        raise ValueError("nothing to draw: expected recorded estimates or numbers of a live run")
+    with figure_style():
+        figure = new_figure(*size, layout="constrained")
+        axes = figure.add_subplot()
+        for k, (x, y) in enumerate(recorded.values()):
+            spread = {"xerr": [[x.value - x.low], [x.high - x.value]], "yerr": [[y.value - y.low], [y.high - y.value]]}
+            name = {"label": t("fig.recorded_mean", lang=lang)} if not k else {}
+            axes.errorbar([x.value], [y.value], **spread, fmt="o", color=PALETTE[0], elinewidth=1, alpha=0.8, **name)
+        for k, (x, y) in enumerate(yours.values()):
+            name = {"label": t("fig.your_run", lang=lang)} if not k else {}
+            axes.plot([x], [y], "*", color=PALETTE[1], markersize=13, markeredgecolor="white", **name)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.margins(0.12)
+        if title:
+            axes.set_title("\n".join(wrap_text(title, size[0] - 0.4, 12, max_lines=2)), pad=10)
+        figure.legend(loc="outside lower right", ncols=2, handlelength=1.2, columnspacing=1.4)
+        means = {label: (x.value, y.value) for label, (x, y) in recorded.items()}
+        label_points(axes, means | {f"{label} \N{BLACK STAR}": point for label, point in yours.items()})
+    points = [f"{label} ({x:.3g}, {y:.3g})" for label, (x, y) in means.items()]
+    points += [f"{label}, {t('fig.your_run', lang=lang)} ({x:.3g}, {y:.3g})" for label, (x, y) in yours.items()]
+    heading = f"{title}: " if title else ""
+    figure.alt = alt or t("fig.alt.bar", lang=lang, title=heading, xlabel=f"{xlabel}, {ylabel}", bars="; ".join(points))
     return figure
 
 

@@ -23,6 +23,7 @@ class PairwiseConfig:
     true_targets multi-positive targets from the attributes, instead of the diagonal
     difference   weight of the difference loss; 0 leaves the captions alone (a control)
     rehearsal    weight of CLIP's own loss on captions, with CLIP's own temperature
+    rehearsed    captions of a batch (0: as many as sentences)
     loss         "contrastive", or "squared" (to the difference that is not brought to length 1)
     """
 
@@ -36,6 +37,7 @@ class PairwiseConfig:
     true_targets: bool = True
     difference: float = 1.0
     rehearsal: float = 1.0
+    rehearsed: int = 0
     loss: str = "contrastive"
 
     def __post_init__(self) -> None:
@@ -46,6 +48,8 @@ class PairwiseConfig:
                 f"steps {self.steps}, batch {self.batch}, lr {self.lr}, tau {self.tau}: expected at least 1 and 2, "
                 "and both rates above 0"
             )
+        if self.rehearsed < 0 or self.rehearsed == 1:
+            raise ValueError(f"rehearsed is {self.rehearsed}, expected 0 or at least 2 captions")
         if min(self.difference, self.rehearsal) < 0 or self.difference + self.rehearsal == 0:
             raise ValueError("the weights of both losses are 0 or one is negative: nothing would be learnt")
 

@@ -35,7 +35,8 @@ def unit(x: Tensor, eps: float = EPS) -> Tensor:
 
 
 def difference(u_i: Tensor, u_j: Tensor, eps: float = EPS) -> Tensor:
-    """d_ij = (u_i - u_j) / |u_i - u_j|: what is left when one image embedding is taken from another.
+    """The difference embedding of PC-CLIP (2409.09721), d_ij = (u_i - u_j) / |u_i - u_j|: what is left when one image
+    embedding is taken from another. Lesson 07 calls it an arrow.
 
     Args:
         u_i, u_j: image embeddings at length 1 (see `unit`), [..., d] of one shape. Lengths must not matter: a long
@@ -58,14 +59,15 @@ def difference(u_i: Tensor, u_j: Tensor, eps: float = EPS) -> Tensor:
 
 
 def contrastive_loss(text: Tensor, differences: Tensor, tau: float, positives: Tensor | None = None) -> Tensor:
-    """PC-CLIP's loss: the symmetric cross-entropy of CLIP between sentences and differences, S = t d^T / tau.
+    """PC-CLIP's contrastive loss (2409.09721): the symmetric cross-entropy of CLIP between sentences and differences,
+    S = t d^T / tau.
 
     Args:
         text: t, embeddings of the sentences at length 1, [B, d].
         differences: d_ij of their pairs, [B, d].
-        tau: the temperature, a constant above 0 (1 in the paper).
-        positives: bool [B, B], True where sentence a is true of pair b; None is the diagonal, as in the paper. A row's
-            target is uniform over its positives.
+        tau: the temperature, a constant above 0 (1 in the released code).
+        positives: bool [B, B], True where sentence a is true of pair b; None is the diagonal, as in the released code.
+            A row's target is uniform over its positives.
 
     Returns:
         L, a scalar.
@@ -146,7 +148,7 @@ def comparative_prompt(e_i: Tensor, e_j: Tensor, t_ij: Tensor, alpha: float, bet
         e_j: embedding of class j, [d]; all embeddings have length 1.
         t_ij: embeddings of how each i differs from j, of the shape of e_i.
         alpha: weight of the old embedding, 0 .. 1; 1 changes nothing.
-        beta: length of the step; 1 is the paper.
+        beta: length of the step; 1 in the released code.
 
     Returns:
         e_j', [d], at length 1.

@@ -11,7 +11,7 @@ nothing about the direction words.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,9 @@ from labkit.pairwise.equations import difference, unit
 from labkit.pairwise.pairs import Pair, Values
 from labkit.pairwise.towers import Encoder
 from labkit.pairwise.wording import ORDERS, Statement, Wording, directed_statements, sentence
+
+Say = Callable[..., str]
+"""(statement, wording, order=...) -> sentence: `sentence`, or `phrase` with a frame of the bank"""
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,13 @@ def directions(images: Tensor, pairs: Sequence[Pair]) -> Tensor:
 
 @torch.no_grad()
 def mirrored_choice(
-    encode: Encoder, images: Tensor, pairs: Sequence[Pair], wording: Wording, *, form: int = 0
+    encode: Encoder, images: Tensor, pairs: Sequence[Pair], wording: Wording, *, say: Say = sentence
 ) -> Tensor:
     """Outcomes [P, 2]: 1 where the true sentence beats its mirror, 0.5 at a tie, for each clause order."""
     d, columns = directions(images, pairs), []
     for order in ORDERS:
-        true = encode([sentence(p.statement, wording, order=order, form=form) for p in pairs])
-        back = encode([sentence(p.statement.mirrored(), wording, order=order, form=form) for p in pairs])
+        true = encode([say(p.statement, wording, order=order) for p in pairs])
+        back = encode([say(p.statement.mirrored(), wording, order=order) for p in pairs])
         columns.append(_wins((true * d).sum(-1) - (back * d).sum(-1)))
     return torch.stack(columns, 1)
 
@@ -72,7 +75,7 @@ def evaluate_pairs(
     wording: Wording,
     *,
     generator: torch.Generator,
-    form: int = 0,
+    say: Say = sentence,
     copies_of: int | None = None,
     resamples: int = 1000,
 ) -> PairReport:
@@ -84,7 +87,7 @@ def evaluate_pairs(
     """
     if not pairs:
         raise ValueError("there are no pairs: make some with natural_pairs or counterfactual_pairs")
-    won = mirrored_choice(encode, images, pairs, wording, form=form)  # [P, 2]
+    won = mirrored_choice(encode, images, pairs, wording, say=say)  # [P, 2]
     score = won.mean(1)
     low, high = image_bootstrap(score, pairs, generator=generator, copies_of=copies_of, resamples=resamples)
     rows: dict[str, list[float]] = {}

@@ -181,7 +181,7 @@ def _difference_loss(tower, images, values, batch, config, codes, generator) -> 
 
 def _caption_loss(tower, images, values, captions, config, codes, scale, generator) -> Tensor:
     """CLIP's own loss on a batch of images and captions, each caption counted as true wherever it is."""
-    index = torch.randint(len(images), (config.batch,), generator=generator).tolist()
+    index = torch.randint(len(images), (config.rehearsed or config.batch,), generator=generator).tolist()
     texts = tower([captions[i][0] for i in index])  # [B, d]
     truth = matching(codes.of([values[i] for i in index]), codes.of([captions[i][1] for i in index])).T
     truth = truth | torch.eye(len(index), dtype=torch.bool)

@@ -87,13 +87,18 @@ def sentence(statement: Statement, wording: Wording, *, order: str = "first-seco
     if not statement.attributes or statement.first == statement.second:
         raise ValueError("the statement names no difference: give at least one attribute with two values")
     clauses = {
-        "first": _FORMS[form].format(which="first", words=_words(statement.first, wording)),
-        "second": _FORMS[form].format(which="second", words=_words(statement.second, wording)),
+        "first": _FORMS[form].format(which="first", words=in_words(statement.first, wording)),
+        "second": _FORMS[form].format(which="second", words=in_words(statement.second, wording)),
     }
     return ", ".join(clauses[which] for which in order.split("-"))
 
 
-def _words(values: Mapping[str, str], wording: Wording) -> str:
+def in_words(values: Mapping[str, str], wording: Wording) -> str:
+    """ "red hair and a sad face".
+
+    Raises:
+        ValueError: unknown attribute or value.
+    """
     for attribute, value in values.items():
         if attribute not in wording:
             raise ValueError(f"unknown attribute {attribute!r}: expected one of {', '.join(wording)}")

@@ -8,11 +8,13 @@ can only repeat what captions mention, and its mistakes are systematic: every an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 
 from labkit.models.clip_inputs import ClipInputs
 from labkit.pairwise.filters import judge
+from labkit.pairwise.frames import Frame, phrase
 from labkit.pairwise.pairs import Pair, Values
 from labkit.pairwise.records import AnswerCache, DifferenceRecord, WriteReport, Written, content_hash, template_record
 from labkit.pairwise.wording import FORMS, ORDERS, Wording, pick, sentence, swap_markers
@@ -46,18 +48,21 @@ def token_budget(inputs: ClipInputs) -> Callable[[str], str | None]:
 
 
 class TemplateWriter:
-    """Sentences from the attributes, both clause orders; the paraphrase follows from a hash of the pair."""
+    """Sentences from the attributes, both clause orders; the paraphrase follows from a hash of the pair.
 
-    def __init__(self, wording: Wording, *, forms: int = FORMS):
-        self.wording, self.forms = wording, forms
+    forms: how many paraphrases of the plain sentence. frames: frames of the bank to draw from instead.
+    """
+
+    def __init__(self, wording: Wording, *, forms: int = FORMS, frames: Sequence[str | Frame] = ()):
+        self.wording, self.forms, self.frames = wording, forms, tuple(frames)
 
     def write(self, pair: Pair) -> DifferenceRecord:
         """The record of one pair."""
-        form = pick(f"{TEMPLATE_VERSION}:{pair.id}", self.forms)
-        mirror = pair.statement.mirrored()
+        chosen = pick(f"{TEMPLATE_VERSION}:{pair.id}", len(self.frames) or self.forms)
+        say = partial(phrase, frame=self.frames[chosen]) if self.frames else partial(sentence, form=chosen)
         said, back = (
-            tuple(sentence(s, self.wording, order=order, form=form) for order in ORDERS)
-            for s in (pair.statement, mirror)
+            tuple(say(s, self.wording, order=order) for order in ORDERS)
+            for s in (pair.statement, pair.statement.mirrored())
         )
         return template_record(pair, said, back, TEMPLATE_VERSION)
 

@@ -9,13 +9,14 @@
 On the command line: `labkit study run|status|verify|merge|check`.
 """
 
-from labkit.studies.estimate import Estimate, Recorded, decide, estimate, fits, gain, level, win_share
+from labkit.studies.estimate import Estimate, Recorded, decide, estimate, fits, gain, level, means, win_share
 from labkit.studies.store import folder_of_studies, read_record
-from labkit.studies.study import Study, StudyError, load_study, studies
+from labkit.studies.study import NotRecorded, Study, StudyError, load_study, studies
 
 __all__ = [
     "Study",
     "StudyError",
+    "NotRecorded",
     "load_study",
     "studies",
     "folder_of_studies",
@@ -26,6 +27,7 @@ __all__ = [
     "win_share",
     "Estimate",
     "estimate",
+    "means",
     "decide",
     "fits",
 ]

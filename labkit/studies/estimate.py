@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-from labkit.studies.store import Record
-from labkit.studies.study import StudyError
+from labkit.studies.store import Record, read_record
+from labkit.studies.study import NotRecorded, StudyError
 
 REPRODUCED, CONTRADICTED, EQUIVALENT, UNDECIDED = "reproduced", "contradicted", "equivalent", "undecided"
 
@@ -30,11 +30,12 @@ class Recorded:
         """Numbers of one metric and arm, [seeds, prompts] in float64.
 
         Raises:
-            StudyError: nothing recorded for this arm, or a unit without this metric.
+            NotRecorded: nothing recorded for this arm.
+            StudyError: a unit without this metric.
         """
         seeds = self.seeds(arm) if seeds is None else seeds
         if not seeds:
-            raise StudyError(f"study {self.lesson} has no recorded units of arm {arm!r}: record them")
+            raise NotRecorded(f"study {self.lesson} has no recorded units of arm {arm!r}: record them")
         rows = [self._values[arm, seed].get(metric) for seed in seeds]
         if any(row is None for row in rows):
             known = ", ".join(sorted(self._values[arm, seeds[0]]))
@@ -105,12 +106,15 @@ def estimate(values: np.ndarray, *, confidence: float = 0.95) -> Estimate:
     number per seed, leaves the other source of chance.
 
     Raises:
-        StudyError: fewer than two numbers, or numbers that are not finite.
+        NotRecorded: fewer than two numbers.
+        StudyError: numbers that are not finite.
     """
     values = np.atleast_2d(np.asarray(values, dtype=float))
     s, p = values.shape
-    if values.size < 2 or not np.isfinite(values).all():
-        raise StudyError(f"expected at least two finite numbers [seeds, prompts], got shape {values.shape}")
+    if values.size < 2:
+        raise NotRecorded(f"expected at least two numbers [seeds, prompts], got {values.shape}: record more seeds")
+    if not np.isfinite(values).all():
+        raise StudyError(f"expected finite numbers [seeds, prompts], got NaN or infinity in shape {values.shape}")
     mean = float(values.mean())
     by_seed, by_prompt = values.mean(1), values.mean(0)
     a = by_seed.var(ddof=1) / s if s > 1 else 0.0
@@ -126,6 +130,40 @@ def estimate(values: np.ndarray, *, confidence: float = 0.95) -> Estimate:
     error = math.sqrt(variance)
     half = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * error
     return Estimate(mean, mean - half, mean + half, error, tuple(map(float, by_seed)), p)
+
+
+def means(
+    recorded: Recorded,
+    metric: str,
+    arms: Mapping[str, str],
+    *,
+    against: str | None = None,
+    prompts: int | None = None,
+) -> dict[str, Estimate]:
+    """Label -> estimate of a metric, or of its gain over the arm `against`; for a chart.
+
+    Args:
+        arms: label -> arm; those that are not recorded yet, or have one number alone, are left out.
+        prompts: only the first ones, those of a live run (default: all).
+    """
+    found = {}
+    for label, arm in arms.items():
+        if recorded.seeds(*((arm, against) if against else (arm,))):
+            values = (gain(metric, arm, against) if against else level(metric, arm))(recorded)[:, :prompts]
+            if values.size > 1:
+                found[label] = estimate(values)
+    return found
+
+
+def recorded_levels(lesson: str, metrics: Sequence[str], arm: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, lower and upper end of the 95 % interval of each metric of an arm [metrics], as bar charts take them.
+
+    Raises:
+        StudyError: nothing recorded for this arm, or a metric that it does not have.
+    """
+    recorded = Recorded(read_record(lesson))
+    found = [estimate(recorded.values(metric, arm)) for metric in metrics]
+    return tuple(np.array([getattr(one, end) for one in found]) for end in ("value", "low", "high"))
 
 
 @dataclass(frozen=True)

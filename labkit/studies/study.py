@@ -22,6 +22,10 @@ class StudyError(LabkitError, ValueError):
     """A study, a record or a request that does not fit; one line that names the cure."""
 
 
+class NotRecorded(StudyError):
+    """What is asked for has no recorded units yet, or too few."""
+
+
 @dataclass(frozen=True)
 class Study:
     """One recorded experiment of one lesson.

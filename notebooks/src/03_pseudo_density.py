@@ -859,7 +859,7 @@ head = [t("l03.run"), *METRICS, t("l03.share")]
 show(*table(head, [[k, *(f"{v:.3f}" for v in tuned[k].mean(0)), f"{shares[k].mean():.3f}"] for k in weights]))
 pi = shares[t("l03.control")].mean()
 for w in (33.0, 0.03):
-    print(t("l03.fixed_point", w=w, pi=pi, share=w * pi / (w * pi + 1 - pi)))
+    print(t("l03.fixed_point", w=w, pi=pi, share=forecast(pi, w)[1]))
 images, values = ({label: pair[i] for label, pair in shown.items()} for i in range(2))
 strips(images, scores=values, score_label=r"$\rho$", title=t("l03.same_noise"))
 

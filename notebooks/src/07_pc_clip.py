@@ -10,18 +10,79 @@ from labkit.course import start, t
 
 lab = start("07", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
 
-# %% [markdown] lang="en" uid="arrow" pair="7186e077"
-# ## 1. Two portraits, one arrow
+# %% [markdown] lang="en" uid="article" pair="251f8004"
+# ## 1. Two pictures, one difference
 #
-# CLIP turns a picture into a vector $u$ of length 1. PC-CLIP describes **two** pictures: it subtracts their vectors and brings the result to
-# length 1, $d_{ij} = (u_i - u_j) / \lVert u_i - u_j \rVert$. Write `arrow`; two equal pictures have no direction, so give zeros there, not NaN.
-
-# %% [markdown] lang="ja" uid="arrow" pair="84e1f2b6"
-# ## 1. 2 枚のポートレート、1 本の矢印
+# The article「ペア差分を推論するためのCLIPのファインチューニング」presents *Finetuning CLIP to Reason about Pairwise Differences*
+# ([arXiv 2409.09721](https://arxiv.org/abs/2409.09721)). Three of its statements are put to the test here: CLIP is good at matching a picture with
+# a sentence but weak at matching the *difference* of two pictures with a sentence; describing differences and training on them cures that; and in a
+# factory false alarms for fine scratches become fewer. The last one is the article's own: the paper contains no factory.
 #
-# CLIP は画像を長さ 1 のベクトル $u$ に変換します。PC-CLIP が言葉にするのは **2 枚**の画像の差です。2 つのベクトルを引き算し、長さを 1 に
-# 戻します: $d_{ij} = (u_i - u_j) / \lVert u_i - u_j \rVert$。`arrow` を書いてください。同じ画像どうしには向きがないので、NaN ではなくゼロを返します。
+# The question behind all of them is what a model has learnt when its score rises. It may have learnt words. It may have learnt where in a sentence
+# they stand. The figure shows which: the same model, the same pairs of portraits, the same facts, said in ten ways. Four of the ten were trained.
+# What makes the difference between the upper and the lower bars? Keep a guess; section 5 comes back to it.
 
+# %% [markdown] lang="ja" uid="article" pair="6cd1b5a6"
+# ## 1. 2 枚の画像、1 つの差分
+#
+# 記事「ペア差分を推論するためのCLIPのファインチューニング」が紹介しているのは、論文 *Finetuning CLIP to Reason about Pairwise Differences*
+# ([arXiv 2409.09721](https://arxiv.org/abs/2409.09721))です。このレッスンでは、記事の主張を 3 つ検証します。CLIP は画像と文の対応付けは得意でも、2 枚の画像の
+# 「差」と文の対応付けは苦手であること。差分を述べた文で学習すると、それが改善すること。工場の検品で、細かい傷の誤検出が減ること。最後の 1 つは
+# 記事が独自に述べているもので、論文に工場の実験はありません。
+#
+# 3 つに共通する問いは「得点が上がったとき、モデルは何を学んだのか」です。単語の意味を学んだのかもしれません。文の中の位置を覚えただけかも
+# しれません。次の図を見てください。モデルも、ポートレートのペアも、述べる内容も同じで、言い回しだけを 10 通りに変えています。このうち学習に使った言い回しは
+# 4 つです。上の棒と下の棒の差は何によるのでしょうか。予想を立てておいてください。答えは第 5 節で確かめます。
+
+# %% uid="first-look"
+from types import SimpleNamespace
+
+from labkit.figures import bar_with_interval, curve_with_interval, image_grid, strips
+from labkit.pairwise.frames import FRAMES, NEW_GRAMMAR, NEW_MARKERS, TRAINED
+from labkit.studies import load_study
+from labkit.studies.estimate import recorded_levels
+
+study = load_study("07")
+examples = {name: frame.first.format(a="red hair", b="black hair") for name, frame in FRAMES.items()}
+m1_metrics = [f"m1.{name}" for name in FRAMES]
+bar_with_interval(
+    list(examples.values()),
+    {
+        t("l07.before"): recorded_levels("07", m1_metrics, "base"),
+        t("l07.after"): recorded_levels("07", m1_metrics, "bank"),
+    },
+    colors={t("l07.before"): "before", t("l07.after"): "after"},
+    xlabel=t("l07.share_right"),
+    title=t("l07.first_title"),
+    reference={t("l07.chance"): 0.5},
+    value_format="{:.0%}",
+    xlim=(0, 1.12),
+    width=8.5,
+)
+
+# %% [markdown] lang="en" uid="arrow" pair="1999d0c4"
+# ### The difference as an arrow
+#
+# CLIP turns a picture into a vector $u$ of length 1. PC-CLIP puts **two** pictures into words: it subtracts their vectors and brings the result to
+# length 1,
+#
+# $$d_{ij} = \frac{u_i - u_j}{\lVert u_i - u_j \rVert}.$$
+#
+# Here $u_i$ is the embedding of the first picture and $u_j$ that of the second, so the arrow points from the second to the first. Both steps of
+# normalising matter. Without the first, a picture with a long embedding would decide the direction alone; without the second, similar pictures would have
+# short arrows and count for less. Write `arrow`. Two equal pictures have no direction: give zeros there, not NaN. A value to try: `arrow([[2, 0]], [[0, 5]])`
+# is (0.707, −0.707).
+
+# %% [markdown] lang="ja" uid="arrow" pair="c1cb089e"
+# ### 差分を矢印として表す
+#
+# CLIP は画像を長さ 1 のベクトル $u$ に変換します。PC-CLIP が言葉にするのは **2 枚**の画像の差です。2 つのベクトルを引き算し、長さを 1 に戻します。
+#
+# $$d_{ij} = \frac{u_i - u_j}{\lVert u_i - u_j \rVert}.$$
+#
+# $u_i$ は 1 枚目、$u_j$ は 2 枚目の埋め込みなので、矢印は 2 枚目から 1 枚目へ向かいます。正規化は 2 回とも必要です。引き算の前に正規化しないと、
+# 埋め込みの長い画像だけで向きが決まります。引き算の後に正規化しないと、似た画像どうしの矢印は短くなり、学習への影響が小さくなります。`arrow` を書いてください。同じ画像どうしには
+# 向きがないので、NaN ではなくゼロを返します。確認用の値: `arrow([[2, 0]], [[0, 5]])` は (0.707, −0.707) です。
 
 # %% uid="arrow-write" tags=["exercise"] exercise="arrow"
 def arrow(first, second, eps=1e-6):
@@ -35,41 +96,37 @@ def arrow(first, second, eps=1e-6):
     return (u - v) / length.clamp(min=eps)
     # END SOLUTION
 
-
 # %% uid="arrow-check" tags=["check"]
 lab.check("arrow")
 arrow = lab.use("arrow")
 
 # %% uid="arrow-load"
+import numpy as np
 import torch
 
-from labkit.figures import bar_with_interval, curve_with_interval, image_grid, strips
-from labkit.models import load_clip
-from labkit.pairwise import Statement, TextTower, comparable, cache_embeddings, portrait_wording, sentence
-from labkit.portraits import render_tensor, sample_specs
+from labkit.pairwise import Statement, TextTower, comparable, sentence
+from labkit.studies.l07 import WORDING, clip_and_inputs, portraits_of
 
-clip, inputs = load_clip(tier, lab.device)
-wording, side = portrait_wording(), inputs.image_size
-specs = sample_specs(lab.sizes.portraits, seed=lab.seed + 270)
-values = [spec.to_dict() for spec in specs]
-# en: once: this tower never learns
-# ja: この画像側は学習しないので、1 度だけ計算します
-images = cache_embeddings(clip, inputs, render_tensor(specs, side))
-image_grid(render_tensor(specs[:2], 128), captions=["i", "j"], columns=2, size=1.6, title=t("l07.two"))
-
+sizes = SimpleNamespace(**(dict(study.sizes) | vars(lab.sizes)))
+clip, inputs = clip_and_inputs()
+# en: 64 x 64 portraits whose attributes are known, embedded once: the image tower never learns
+# ja: 属性の分かっている 64 × 64 のポートレートです。画像側は学習しないので、埋め込みは 1 度だけ計算します
+world = portraits_of(sizes)
+pictures, u, values = world.test_pixels, world.test_images, world.test_values
+image_grid(pictures[:2], captions=["i", "j"], columns=2, size=1.6, title=t("l07.two"))
 
 # %% uid="arrow-bars"
 def arrow_scores(model, i, j):
     """en: A sentence for every attribute in which portraits i and j differ, and its cosine with the arrow.
-    ja: ポートレート i と j が異なる属性ごとに、1 つの文と、その文と矢印のコサイン類似度を返します。
+    ja: ポートレート i と j で異なる属性ごとに文を 1 つ作り、その文と、矢印とのコサイン類似度を返します。
     """
-    names = comparable(values[i], values[j], wording)
-    texts = [sentence(Statement({a: values[i][a]}, {a: values[j][a]}), wording) for a in names]
-    return texts, (TextTower(model, inputs)(texts) @ arrow(images[[i]], images[[j]])[0]).cpu().numpy()
+    names = comparable(values[i], values[j], WORDING)
+    texts = [sentence(Statement({a: values[i][a]}, {a: values[j][a]}), WORDING) for a in names]
+    return texts, (TextTower(model, inputs)(texts) @ arrow(u[[i]], u[[j]])[0]).numpy()
 
 
 texts, there = arrow_scores(clip, 0, 1)
-back = (TextTower(clip, inputs)(texts) @ arrow(images[[1]], images[[0]])[0]).cpu().numpy()
+back = (TextTower(clip, inputs)(texts) @ arrow(u[[1]], u[[0]])[0]).numpy()
 lab.verdict(t("l07.turned", value=abs(there + back).max()), abs(there + back).max() < 1e-5)
 limit = 1.3 * max(abs(there).max(), 0.05)
 bar_with_interval(
@@ -81,44 +138,46 @@ bar_with_interval(
     width=8.5,
 )
 
-# %% [markdown] lang="en" uid="gap" pair="92b015f5"
-# Exchange the pictures and every bar turns around exactly. But the true sentences do not all point right: the text tower has never been told
-# what an arrow is. One thing subtraction does solve: in CLIP all pictures lie in one corner and all texts in another, the **modality gap**. A
-# shift that all pictures share cancels in $u_i - u_j$.
+# %% [markdown] lang="en" uid="gap" pair="43904565"
+# **What you see.** Exchange the pictures and every bar turns around exactly: that is arithmetic, not knowledge. Knowledge would be that all bars of
+# the true sentences point right, and they do not. **Why.** The text tower has been trained to describe one picture. "The first has red hair, the second has
+# black hair" is for it a sentence about somebody with red and black hair. **What subtraction does solve.** In CLIP all pictures lie in one region and all
+# texts in another, the *modality gap*. A shift that all pictures share cancels in $u_i - u_j$, so a difference may be compared with a text although
+# a picture and a text lie far apart.
 
-# %% [markdown] lang="ja" uid="gap" pair="fd51c00c"
-# 2 枚を入れ替えると、すべての棒が正確に反転します。しかし、正しい文なのに右を向いていないものがあります。テキスト側は「矢印」を習ったことが
-# ないからです。それでも引き算で解決する問題が 1 つあります。CLIP では画像と文が別々の領域に集まっています(**モダリティギャップ**)。すべての画像に
-# 共通するずれは、$u_i - u_j$ では打ち消し合います。
+# %% [markdown] lang="ja" uid="gap" pair="3b0e1418"
+# **図から読み取れること。** 2 枚を入れ替えると、すべての棒が正確に反転します。これは計算上そうなるだけで、モデルの知識ではありません。差分を理解しているなら、正しい文の棒はすべて
+# 右を向くはずですが、そうなっていません。**理由。** テキスト側は 1 枚の画像の説明しか学んでいません。「the first has red hair, the second has black hair」も、
+# 赤い髪と黒い髪をした 1 人の説明として読みます。**引き算で解決すること。** CLIP では画像と文が別々の領域に集まっています(モダリティギャップ)。すべての画像に
+# 共通するずれは $u_i - u_j$ で打ち消し合うので、画像と文が離れていても、差分と文なら比べられます。
 
-# %% uid="gap-run"
-from labkit.portraits import caption
-
-sentences = TextTower(clip, inputs)([caption(spec).text for spec in specs])
-i, j = torch.randint(len(specs), (2, 4 * len(specs)), generator=lab.generator(1))
-gaps = [
-    (images.mean(0) - sentences.mean(0)).norm(),
-    ((images[i] - images[j]).mean(0) - (sentences[i] - sentences[j]).mean(0)).norm(),
-]
-bar_with_interval(
-    [t("l07.gap_before"), t("l07.gap_after")],
-    [float(gap) for gap in gaps],
-    xlabel=t("l07.gap_axis"),
-    title=t("l07.gap_title"),
-)
-
-# %% [markdown] lang="en" uid="reading" pair="f29b985c"
+# %% [markdown] lang="en" uid="reading" pair="282613e2"
 # ## 2. Reading or guessing?
 #
-# A fair question has two answers: the true sentence and its **mirror** ("the first has black hair, the second has red hair"). It must also be
-# asked in both clause orders, for "the second has black hair, the first has red hair" says the same. Write `counterbalanced`.
+# The paper asks whether the cosine of the *true* sentence with the arrow is above 0. A model that has learnt "whatever comes first belongs to the first picture"
+# passes this test without reading a word. A fair question needs two precautions.
+#
+# * **A mirror.** The true sentence competes with the same sentence in which the two values are exchanged: *the first has black hair, the second has red hair*.
+# * **Both clause orders.** *The second has black hair, the first has red hair* says the same as the original. A reader of positions gets one order
+#   right and the other wrong.
+#
+# We call the share of right answers over both orders **M1**. Chance is 50 %, and a reader of positions stays there, whatever it does. The share of
+# pairs that are right in *both* orders is stricter: a reader of positions has 0 % there. Write `counterbalanced`, which computes the two; a tie is no
+# answer and counts as wrong. By hand: scores that are right in both orders for one of five pairs and wrong in one order for three of them give M1 = 50 % and 20 %.
 
-# %% [markdown] lang="ja" uid="reading" pair="afa15d20"
+# %% [markdown] lang="ja" uid="reading" pair="d0b32b10"
 # ## 2. 読んでいるのか、当てているのか
 #
-# 公平に調べるには、正しい文と、1 枚目と 2 枚目を逆にした**鏡像の文**のどちらを選ぶかを問います。さらに、節の順序を入れ替えた文
-# ("the second has black hair, the first has red hair" など、意味は同じ)でも問う必要があります。`counterbalanced` を書いてください。
-
+# 論文の試験では、*正しい*文と矢印のコサイン類似度が 0 を超えるかどうかを調べます。「先に出てきた内容は 1 枚目の説明である」とだけ覚えたモデルは、単語を
+# 1 つも読まずに合格します。公平に調べるには、2 つの工夫が必要です。
+#
+# * **鏡像の文。** 正しい文を、2 つの値を入れ替えた文(*the first has black hair, the second has red hair*)と競わせます。
+# * **両方の節の順序。** *the second has black hair, the first has red hair* は元の文と同じ意味です。位置だけを見るモデルは、片方の順序で正解し、もう片方の
+#   順序で間違えます。
+#
+# 両方の順序を通した正解率を **M1** と呼びます。偶然なら 50 % で、位置だけを見るモデルは何をしても 50 % のままです。*両方*の順序で正解したペアの割合は
+# さらに厳しく、位置だけを見るモデルでは 0 % になります。この 2 つを計算する `counterbalanced` を書いてください。同点は答えになっていないので不正解とします。手計算の例: 5 組のうち
+# 1 組が両方の順序で正解、3 組が片方だけ正解なら、M1 は 50 %、両方正解は 20 % です。
 
 # %% uid="counterbalanced-write" tags=["exercise"] exercise="counterbalanced"
 def counterbalanced(true, mirror):
@@ -130,7 +189,6 @@ def counterbalanced(true, mirror):
     return right.float().mean().item(), right.all(1).float().mean().item()
     # END SOLUTION
 
-
 # %% uid="counterbalanced-check" tags=["check"]
 lab.check("counterbalanced")
 counterbalanced = lab.use("counterbalanced")
@@ -139,143 +197,152 @@ counterbalanced = lab.use("counterbalanced")
 lab.predict("base_order")
 
 # %% uid="base-run"
-from labkit.pairwise import ORDERS, choose_held_out, directions, natural_pairs
+from labkit.pairwise import ORDERS, directions
+from labkit.studies.l07 import disjoint_pairs
 
-test_specs = sample_specs(lab.sizes.tests, seed=lab.seed + 271, avoid=specs)
-test_values = [spec.to_dict() for spec in test_specs]
-test_images = cache_embeddings(clip, inputs, render_tensor(test_specs, side))
-# en: comparisons that training will never name
-# ja: 学習では決して言葉にしない比較
-held_out = choose_held_out(wording, 0.15, lab.generator(2))
-# en: round 0, on other portraits, was used up to choose the settings
-# ja: ラウンド 0(別のポートレート)は設定を選ぶのに使いました
-rounds = range(1, lab.sizes.seeds + 1)
-draws = {
-    k: natural_pairs(test_values, lab.sizes.judged, wording, lab.generator(10 + k), held_out=held_out) for k in rounds
-}
+# en: no portrait is in two pairs; some comparisons are held out of training and of this test
+# ja: 同じポートレートが 2 組に入ることはありません。一部の比較は、学習にもこの試験にも使いません
+pairs = disjoint_pairs(values, sizes.asked, WORDING, held_out=world.held_out)
 
 
-def choice_scores(model, pairs):
+def choice_scores(model):
     """en: Scores of the true sentences and of their mirrors, each [pairs, 2 clause orders].
     ja: 正しい文と鏡像の文の得点です。どちらも [pairs, 2](2 は節の順序)です。
     """
-    encode, d = TextTower(model, inputs), directions(test_images, pairs)
+    encode, d = TextTower(model, inputs), directions(u, pairs)
     said = [p.statement for p in pairs], [p.statement.mirrored() for p in pairs]
     return [
-        torch.stack([(encode([sentence(s, wording, order=o) for s in row]) * d).sum(-1) for o in ORDERS], 1)
+        torch.stack([(encode([sentence(s, WORDING, order=o) for s in row]) * d).sum(-1) for o in ORDERS], 1)
         for row in said
     ]
 
 
-true, mirror = choice_scores(clip, draws[1])
+true, mirror = choice_scores(clip)
 by_order = (true > mirror).float().mean(0).tolist()
 mean, both = counterbalanced(true, mirror)
 print(t("l07.base", one=by_order[0], two=by_order[1], mean=mean, both=both))
 lab.reveal("base_order", "above" if by_order[0] > 0.55 else "below" if by_order[0] < 0.45 else "chance")
 
 # %% uid="base-claim"
-from labkit.pairwise import evaluate_pairs
+error = 1.96 * (mean * (1 - mean) / len(pairs)) ** 0.5
+lab.claim("base_chance", measured="M1, CLIP", value=mean, interval=(mean - error, mean + error), seeds=[lab.seed])
 
+# %% [markdown] lang="en" uid="base-reading" pair="4720c3c6"
+# The two orders may each lie off one half, in opposite directions; their mean does not. That is the reason for the second precaution. A study with one
+# template would have reported the first number alone, and after training a rise or a fall that has nothing to do with reading.
 
-def measure(model, pairs, pictures=test_images, words=wording):
-    """en: M1 with a 95 % interval from a bootstrap over portraits (pairs share portraits).
-    ja: M1 と、ポートレート単位のブートストラップ 95 % 区間です(ペアどうしは同じポートレートを共有します)。
-    """
-    return evaluate_pairs(TextTower(model, inputs), pictures, pairs, words, generator=lab.generator(3))
+# %% [markdown] lang="ja" uid="base-reading" pair="79690fd0"
+# 順序ごとの正解率は、50 % から反対向きにずれることがあります。それでも平均は 50 % 付近です。2 つ目の工夫が必要な理由はここにあります。テンプレートを 1 つしか使わなければ、
+# 1 つ目の数値だけを報告し、学習後の変化を、読解とは関係のない向上や低下と取り違えていたでしょう。
 
-
-def over_rounds(reports):
-    """en: Mean of M1 over the rounds, with the lowest and the highest end of their intervals.
-    ja: M1 のラウンド平均と、区間の下端の最小値、上端の最大値です。
-    """
-    return (
-        sum(r.m1 for r in reports) / len(reports),
-        (min(r.low for r in reports), max(r.high for r in reports)),
-    )
-
-
-base = [measure(clip, draws[k]) for k in rounds]
-value, interval = over_rounds(base)
-lab.claim("base_chance", measured="M1, CLIP", value=value, interval=interval, seeds=list(rounds))
-
-# %% [markdown] lang="en" uid="data" pair="b4a058d1"
-# ## 3. Who writes the differences?
+# %% [markdown] lang="en" uid="data" pair="fb5a601b"
+# ## 3. Who writes the differences, and in which words?
 #
-# The paper lets a language model write them from two captions. It never sees the pictures, so it can only be as right as the captions. Our
-# template knows the truth and is the default. Set `LABKIT_LLM_URL` and `LABKIT_LLM_MODEL` to use vLLM or Ollama instead, or the model alone for a
-# chat model of transformers. Answers are cached, checked against the attributes, and replaced by the template where they fail.
-
-# %% [markdown] lang="ja" uid="data" pair="330f1966"
-# ## 3. 差分の文は誰が書くのか
+# The paper lets a language model write them from two captions. It never sees the pictures, so it can only be as right as the captions. Our template
+# knows the truth, and it speaks in **frames**: fixed sentences with a gap for the value of the first picture and one for that of the second. Set `LABKIT_LLM_URL` and
+# `LABKIT_LLM_MODEL` to use vLLM or Ollama instead, or the model alone for a chat model of transformers; answers are checked against the attributes
+# and replaced by the template where they fail.
 #
-# 論文では、2 つのキャプションを言語モデルに渡して差分の文を書かせます。言語モデルは画像を見ないので、キャプションより正確にはなれません。この教材の
-# 既定は、正解を知っているテンプレートです。`LABKIT_LLM_URL` と `LABKIT_LLM_MODEL` を設定すると vLLM や Ollama を、モデル名だけを設定すると transformers の
-# チャットモデルを使えます。回答はキャッシュに保存して属性と照合し、不合格の文はテンプレートで置き換えます。
+# Before any training there is a trap in the tokens. No caption says "first", so the vocabulary spells it in letters that were never trained: their
+# embeddings are less than half as long as those of "red" or "hair". A marker that the tower can hardly see is learnt very slowly. We gave every word of the frames a
+# token of its own, with a random embedding as long as a trained one. Embeddings stay frozen, as in the paper; the blocks learn what the word does.
+
+# %% [markdown] lang="ja" uid="data" pair="4388f43f"
+# ## 3. 差分の文は誰が、どんな言い回しで書くのか
+#
+# 論文では、2 つのキャプションを言語モデルに渡して差分の文を書かせます。言語モデルは画像を見ないので、キャプションより正確にはなれません。この教材では、正解を知っている
+# テンプレートが文を書きます。テンプレートは**文型**、つまり 1 枚目の値と 2 枚目の値が入る場所を空けた決まった文です。`LABKIT_LLM_URL` と `LABKIT_LLM_MODEL` を設定すると vLLM や Ollama を、
+# モデル名だけを設定すると transformers のチャットモデルを使えます。回答は属性と照合し、不合格の文はテンプレートで置き換えます。
+#
+# 学習の前に、トークンに落とし穴があります。キャプションに「first」は一度も現れないので、語彙はこの単語を、学習されていない文字の列に分割します。その埋め込みの長さは「red」や「hair」の
+# 半分もありません。テキスト側からほとんど見えない単語なので、学習はなかなか進みません。そこで、文型に使う単語ごとに専用のトークンを 1 つ与え、学習済みの単語と同じくらいの長さの
+# ランダムな埋め込みを割り当てました。論文と同じく埋め込みは固定したままで、単語の働きはブロックが学びます。
+
+# %% uid="data-tokens"
+from labkit.models import load_clip
+
+shipped, shipped_inputs = load_clip("cpu")
+words = ["red", "hair", "glasses", "first", "second", "left"]
+
+
+def token_lengths(model, prepare):
+    """en: Tokens of each word, and the mean length of their embeddings.
+    ja: 単語ごとのトークンの数と、埋め込みの長さの平均です。
+    """
+    table = model.text_model.embeddings.token_embedding.weight
+    ids = [prepare.tokenizer(word)["input_ids"][1:-1] for word in words]
+    return [len(row) for row in ids], [float(table[row].norm(dim=1).mean()) for row in ids]
+
+
+counts, lengths = token_lengths(shipped, shipped_inputs)
+_, grown = token_lengths(clip, inputs)
+bar_with_interval(
+    [f"{word} ({n})" for word, n in zip(words, counts, strict=True)],
+    {t("l07.spelled"): lengths, t("l07.own_token"): grown},
+    xlabel=t("l07.embedding_length"),
+    title=t("l07.tokens_title"),
+)
 
 # %% uid="data-write"
 import os
 
-from labkit.pairwise import AnswerCache, HttpWriter, TemplateWriter, TransformersWriter
+from labkit.pairwise import AnswerCache, HttpWriter, TemplateWriter, TransformersWriter, natural_pairs
+from labkit.portraits import caption
 
-train_pairs = natural_pairs(values, lab.sizes.pairs, wording, lab.generator(4), named=2, held_out=held_out)
-told = {tuple(row.values()): caption(spec).text for row, spec in zip(values, specs, strict=True)}
+train_pairs = natural_pairs(world.values, 60, WORDING, lab.generator(4), held_out=world.held_out)
+told = {tuple(row.values()): caption(spec).text for row, spec in zip(world.values, world.specs, strict=True)}
+
+
+def describe_row(row):
+    """en: The caption of the portrait with these attributes: all that a language model is told.
+    ja: この属性を持つポートレートのキャプションです。言語モデルに渡すのはこれだけです。
+    """
+    return told[tuple(row.values())]
+
+
 url, model_name = os.environ.get("LABKIT_LLM_URL"), os.environ.get("LABKIT_LLM_MODEL", "")
-answers = AnswerCache(os.environ.get("LABKIT_LLM_CACHE"))
-describe_row, options = (lambda row: told[tuple(row.values())]), {"cache": answers, "inputs": inputs}
+options = {"cache": AnswerCache(os.environ.get("LABKIT_LLM_CACHE")), "inputs": inputs}
 if url:
-    writer = HttpWriter(url, model_name, wording, describe_row, **options)
+    writer = HttpWriter(url, model_name, WORDING, describe_row, **options)
 elif model_name:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     loaded = AutoModelForCausalLM.from_pretrained(model_name), AutoTokenizer.from_pretrained(model_name)
-    writer = TransformersWriter(*loaded, wording, describe_row, **options)
+    writer = TransformersWriter(*loaded, WORDING, describe_row, **options)
 else:
-    writer = TemplateWriter(wording)
-written = writer(train_pairs, values)
-records = written.records
-for record in records[:4]:
+    writer = TemplateWriter(WORDING, frames=TRAINED)
+written = writer(train_pairs, world.values)
+for record in written.records[:6]:
     print(record.sentences[0])
-print(t("l07.written", n=len(records), rejected=written.report.rejection_rate, wrong=written.report.hallucination_rate))
+print(t("l07.written", n=len(written.records), rejected=written.report.rejection_rate, wrong=written.report.hallucination_rate))
 
-# %% uid="data-judge"
-import json
+# %% [markdown] lang="en" uid="data-reading" pair="beaf5a77"
+# Without attributes nobody would notice a systematic error of the writer: a sentence that is wrong about both pictures in the same way still reads well. That is
+# the part of the method which a factory would have to pay for, since somebody must know what is on the photographs.
 
-from labkit.pairwise import swap_markers
-from labkit.pairwise.filters import judge
+# %% [markdown] lang="ja" uid="data-reading" pair="66dc3f3c"
+# 属性が分からなければ、書き手の系統的な誤りには誰も気付けません。2 枚とも同じように間違えた文は、読んだだけでは自然に見えるからです。工場で使うなら、ここに費用がかかります。
+# 写真に何が写っているかを、誰かが知っていなければなりません。
 
-# en: answers that we spoil on purpose, to see the filter work
-# ja: フィルターの働きを見るために、わざと壊した回答
-kinds = ["honest", "swapped", "stranger", "half"]
-verdicts = {kind: 0 for kind in kinds}
-tried = list(zip(records, train_pairs, records[1:], strict=False))[: lab.sizes.judged]
-for record, pair, other in tried:
-    text = record.sentences[0]
-    spoilt = [text, swap_markers(text), other.sentences[0], text[: len(text) // 2]]
-    for kind, answer in zip(kinds, spoilt, strict=True):
-        first, second = values[pair.first], values[pair.second]
-        verdict = judge(json.dumps({"sentence": answer}), pair, first, second, wording)
-        verdicts[kind] += not isinstance(verdict, str)
-bar_with_interval(
-    [t("l07.kind_honest"), t("l07.kind_swapped"), t("l07.kind_stranger"), t("l07.kind_half")],
-    [verdicts[kind] / len(tried) for kind in kinds],
-    xlabel=t("l07.accepted"),
-    title=t("l07.judge_title", n=len(tried)),
-    value_format="{:.0%}",
-    xlim=(0, 1.15),
-)
-
-# %% [markdown] lang="en" uid="loss" pair="5a2a6ca5"
-# ## 4. The loss, and two minutes of training
+# %% [markdown] lang="en" uid="loss" pair="70d09cd4"
+# ## 4. The loss, and your training run
 #
-# Sentence $t_{ij}$ must fit its own arrow better than those of the other $B-1$ pairs, and the other way round: the mean of two cross-entropies
-# of $S = t\,d^\top/\tau$, over its rows and over its columns. Write `contrastive_loss`.
-
-# %% [markdown] lang="ja" uid="loss" pair="27344a7d"
-# ## 4. 損失関数と 2 分間の学習
+# Let $t_{ij}$ be the embedding of the sentence about pictures $i$ and $j$, at length 1. In a batch of $B$ pairs it should fit its own arrow better than the other
+# $B-1$, so we treat the arrows as $B$ classes: the cosines $S = t\,d^\top/\tau$ are logits, and the right class of row $k$ is $k$. That is a
+# cross-entropy. The other way round each arrow should prefer its own sentence, the same over the columns. The loss is the **mean of both**. The temperature
+# $\tau$ says how sharp the choice is: cosines lie in $[-1, 1]$, and only divided by a small $\tau$ can they make a probability near 1.
 #
-# 文 $t_{ij}$ は、ほかの $B-1$ 組の矢印よりも自分の矢印に近くなければならず、逆も同じです。$S = t\,d^\top/\tau$ の行方向と列方向の
-# 交差エントロピーを平均します。`contrastive_loss` を書いてください。
+# Write `contrastive_loss`. If all rows are equal it is $\ln B$, whatever $\tau$ is.
 
+# %% [markdown] lang="ja" uid="loss" pair="b06bb34e"
+# ## 4. 損失関数と、自分の学習
+#
+# 画像 $i$ と $j$ の差分の文の埋め込み(長さ 1)を $t_{ij}$ とします。$B$ 組のバッチの中で、文はほかの $B-1$ 組の矢印よりも自分の矢印に近くなければなりません。そこで $B$ 本の矢印を
+# $B$ 個のクラスとみなします。コサイン類似度から作った $S = t\,d^\top/\tau$ がロジットで、$k$ 行目の正解クラスは $k$ です。これは交差エントロピーです。逆に、矢印も自分の文を
+# 選ぶべきなので、列方向にも同じものを計算します。損失は**両者の平均**です。温度 $\tau$ は選択の鋭さを決めます。コサイン類似度は $[-1, 1]$ に収まるので、
+# 小さな $\tau$ で割らなければ、確率は 1 に近づきません。
+#
+# `contrastive_loss` を書いてください。すべての行が等しければ、$\tau$ によらず $\ln B$ になります。
 
 # %% uid="loss-write" tags=["exercise"] exercise="contrastive_loss"
 def contrastive_loss(text, arrows, tau):
@@ -288,7 +355,6 @@ def contrastive_loss(text, arrows, tau):
     loss = torch.nn.functional.cross_entropy
     return (loss(logits, target) + loss(logits.T, target)) / 2
     # END SOLUTION
-
 
 # %% uid="loss-check" tags=["check"]
 lab.check("contrastive_loss")
@@ -311,83 +377,57 @@ curve_with_interval(
     log_x=True,
 )
 
-# %% [markdown] lang="en" uid="train" pair="fceaa3ba"
-# The paper uses $\tau = 1$ and $B = 512$: its loss can only fall from 6.24 to 5.24 and never looks trained. Only the blocks of the **text**
-# tower learn; the image tower is frozen. Our recipe for a small model adds both clause orders, mirrored pairs and a rehearsal of captions.
+# %% [markdown] lang="en" uid="train" pair="1788c894"
+# **Reading.** The paper uses $\tau = 1$ and $B = 512$. The floor says that its loss can only fall from 6.24 to 5.24: it never looks trained, although it is. At
+# $\tau = 0.1$ the floor is near 0. Judge a run by what it answers, not by its loss.
+#
+# Only the blocks of the **text** tower learn; the image tower is frozen, so pictures are embedded once. Our recipe for a small model adds three things.
+# Each sentence is drawn in either **clause order**. Half of a batch is the other half **mirrored**, pictures and values exchanged: only reading tells the two
+# apart. And every step **rehearses** some captions with CLIP's own loss, because nothing in the difference loss keeps what CLIP knew.
+#
+# Now decide: which frames do you train on? `bank` has four, `one` has the plain frame alone. Or write a frame of your own, with `{a}` for the words about the
+# first picture and `{b}` for those about the second. First predict what happens to the frames that you leave out.
 
-# %% [markdown] lang="ja" uid="train" pair="4443a6ee"
-# 論文の設定は $\tau = 1$、$B = 512$ です。この設定では損失は 6.24 から 5.24 までしか下がらず、学習が進んでいないように見えます。学習するのは
-# **テキスト側**のブロックだけで、画像側は凍結します。小さなモデル向けのレシピでは、両方の節の順序、鏡像のペア、キャプションの復習を加えます。
+# %% [markdown] lang="ja" uid="train" pair="51f0a367"
+# **図の読み方。** 論文の設定は $\tau = 1$、$B = 512$ です。下限から分かるように、損失は 6.24 から 5.24 までしか下がりません。学習が進んでいても、そうは見えないわけです。
+# $\tau = 0.1$ なら下限は 0 に近くなります。学習の良し悪しは、損失ではなく、質問への答えで判断してください。
+#
+# 学習するのは**テキスト側**のブロックだけです。画像側は固定なので、画像の埋め込みは 1 度計算すれば済みます。小さなモデル向けに、3 つの工夫を加えました。文は、2 通りの**節の順序**から毎回選びます。
+# バッチの半分は、残り半分の画像と値を入れ替えた**鏡像**です。この 2 つは、文を読まなければ区別できません。そして毎ステップ、CLIP 本来の損失でキャプションを**復習**します。差分の損失だけでは、
+# CLIP がもともと知っていたことを保てないからです。
+#
+# ここで選択です。どの文型で学習しますか。`bank` は 4 つの文型、`one` は基本の文型 1 つだけです。1 枚目の言葉を `{a}`、2 枚目の言葉を `{b}` として、自分で文型を書いても構いません。先に、
+# 学習に使わない文型の正解率がどうなるかを予想してください。
+
+# %% uid="train-predict" tags=["quiz"]
+lab.predict("other_frames")
 
 # %% uid="train-run" tags=["slow"]
-import numpy as np
+from labkit.pairwise.frames import Frame
+from labkit.studies.l07 import NEW_PROMPTS, REHEARSED, finetune, m1, recognised
 
-from labkit.models.clip import captionable_values
-from labkit.pairwise import preset, train_pairwise, zero_shot
-from labkit.pairwise.train import copy_with_shared_images
-from labkit.portraits import ATTRIBUTES, TEMPLATES, describe, random_caption
-
-rng = np.random.default_rng(lab.seed)
-# en: to rehearse: captions of many attributes, and of one alone
-# ja: 復習用: 多くの属性を述べるキャプションと、1 つだけを述べるキャプション
-told = []
-for k, spec in enumerate(specs):
-    name = list(ATTRIBUTES)[int(rng.integers(len(ATTRIBUTES)))]
-    one = describe({name: getattr(spec, name)}, template=int(rng.integers(TEMPLATES["en"])))
-    told.append(one if k % 2 else random_caption(spec, rng, full_share=0.3))
-captions = [(c.text, {a: row[a] for a in c.named}) for c, row in zip(told, values, strict=True)]
-prompts = {
-    a: {v: [describe({a: v}, template=k).text for k in range(TEMPLATES["en"])] for v in captionable_values(a)}
-    for a in ATTRIBUTES
-}
-
-
-def retention(model):
-    """en: Zero-shot accuracy with plain captions, averaged over the attributes.
-    ja: 普通のキャプションによるゼロショット正解率を、属性で平均した値です。
-    """
-    return float(np.mean(list(zero_shot(TextTower(model, inputs), test_images, test_values, prompts).values())))
+# en: choose: "bank", "one" or "mine"
+# ja: "bank"、"one"、"mine" から選んでください
+choice = "bank"
+mine = Frame(
+    first="unlike the second with {b}, the first has {a}",
+    second="unlike the first with {a}, the second has {b}",
+)
+my_frames = {"bank": TRAINED, "one": ("plain",), "mine": ("plain", mine)}[choice]
 
 
 def gauges(step, model):
-    """en: The two numbers to watch while training: what is learnt, and what is forgotten.
+    """en: The two numbers to watch: what is learnt, and what is forgotten.
     ja: 学習中に見守る 2 つの値です。何を学び、何を忘れたかを表します。
     """
-    right = torch.stack(choice_scores(model, draws[1][:200]))
-    return {"m1": counterbalanced(*right)[0], "retention": retention(model)}
+    right = counterbalanced(*choice_scores(model))[0]
+    return {"m1": right, "retention": float(recognised(model, sizes, REHEARSED).mean())}
 
 
-def finetuned_text_side(config, k, notes, **options):
-    """en: The weights of the text side after one run, and its run card.
-    ja: 1 回学習した後のテキスト側の重みと、その実行記録です。
-    """
-    data = {"wording": wording, "captions": captions, "generator": lab.generator(20 + k)}
-    model, card = train_pairwise(clip, inputs, images, values, notes, config, **data, **options)
-    return {name: w for name, w in model.state_dict().items() if not name.startswith("vis")}, card
-
-
-def finetune(config, k, notes=records, **options):
-    """en: A finetuned copy of CLIP and its run card.
-    ja: CLIP をコピーしてファインチューニングしたモデルと、その実行記録です。
-    """
-    weights, card = lab.keep("finetuned", finetuned_text_side, config, k, notes, **options)
-    model = copy_with_shared_images(clip).eval()
-    # en: the image side is CLIP's own
-    # ja: 画像側は元の CLIP のものをそのまま使います
-    model.load_state_dict(weights, strict=False)
-    return model, card
-
-
-sizes = lab.sizes
-config = preset("robust", steps=sizes.steps, batch=sizes.batch, lr=sizes.lr, tau=sizes.tau)
-bar = iter(lab.progress_bar(range(config.steps), t("l07.training"), config.steps))
+bar = iter(lab.progress_bar(range(sizes.steps), t("l07.training"), sizes.steps))
 next(bar)
-watch = {"monitor": gauges, "every": max(1, config.steps // 5), "on_step": lambda step: next(bar, None)}
-tuned, card = finetune(config, rounds[0], **watch)
-# en: the bar reaches its end, also where the result was kept
-# ja: 保存済みの結果を読み込んだ場合も、進捗バーを最後まで進めます
-_ = list(bar)
-print(t("l07.opposed", before=card.mirror_cosine[0], after=card.mirror_cosine[1], drift=card.drift))
+watch = {"monitor": gauges, "every": max(1, sizes.steps // 4), "on_step": lambda step: next(bar, None)}
+tuned, card = finetune(sizes, 100 + lab.seed, my_frames, **watch)
 history = [{"step": 0, **gauges(0, clip)}, *card.history]
 curve_with_interval(
     [row["step"] for row in history],
@@ -412,300 +452,217 @@ bar_with_interval(
     width=8.5,
 )
 
-# %% [markdown] lang="en" uid="hold" pair="62729381"
-# ## 5. What was learnt: words, or places?
+# %% [markdown] lang="en" uid="train-reading" pair="002abf27"
+# The same two portraits as at the start, the same sentences. More bars point right than before, and they are longer; a bar that still points left is an attribute
+# that the tower does not show in this pair, or a sentence that the model has not yet learnt to read. The curve above says how much of this is luck: it counts over all pairs.
+
+# %% [markdown] lang="ja" uid="train-reading" pair="e41464ba"
+# 最初と同じ 2 枚のポートレート、同じ文です。右を向く棒が増え、長くなっています。まだ左を向いている棒は、このペアでは画像側に表れていない属性か、モデルがまだ読めない文です。1 組だけの偶然か
+# どうかは、すべてのペアを数えた上の曲線で判断してください。
+
+# %% [markdown] lang="en" uid="hold" pair="a9c505df"
+# ## 5. What was learnt: words, places, or sentences?
 #
-# Four recipes, several seeds. `fixed` is trained with "first …, second …" alone, as the paper's data are; `captions` gets the same steps
-# without any difference, `shuffled` (one seed) the sentences of other pairs. Predict what `fixed` scores when the clauses are exchanged.
+# Your model now answers the ten frames of the first figure. Your numbers are drawn beside the recorded ones: 3 training runs for each recipe, the same
+# pairs. *New grammar* uses the words "first" and "second" in sentences that training never had; *new markers* calls the pictures left and right, or one and two.
 
-# %% [markdown] lang="ja" uid="hold" pair="94a8dbe2"
-# ## 5. 学んだのは言葉か、位置か
+# %% [markdown] lang="ja" uid="hold" pair="d13c5e48"
+# ## 5. 学んだのは単語か、位置か、文か
 #
-# 4 つのレシピを複数のシードで比べます。「順序固定」は論文のデータと同じく "first …, second …" の順の文だけで学習します。「キャプションのみ」は差分を
-# 使わずに同じステップ数だけ学習し、「シャッフル」(1 シードのみ)は別のペアの文で学習します。節の順序を入れ替えると「順序固定」の正解率はどうなるか、予想してください。
+# 最初の図の 10 の文型に、自分のモデルで答えさせます。記録済みの実験(学習方法ごとに 3 回の学習、同じペア)の隣に、自分の数値を描きます。「新しい文法」では、「first」「second」を
+# 学習にない形の文で使います。「新しい目印」では、2 枚の画像を left と right、one と two と呼びます。
 
-# %% uid="hold-predict" tags=["quiz"]
-lab.predict("fixed_order")
-
-# %% uid="hold-run" tags=["slow"]
-from dataclasses import replace
-
-from labkit.pairwise import shuffled
-
-recipes = {
-    "robust": config,
-    "fixed": replace(config, both_orders=False, mirrored=False),
-    "captions": replace(config, difference=0.0),
-    # en: targets from the attributes would undo the shuffling
-    # ja: 属性から目標を作ると、シャッフルの意味がなくなります
-    "shuffled": replace(config, true_targets=False),
-}
-notes = {"shuffled": shuffled(records, lab.generator(5))}
-models, reports = {}, {}
-jobs = [(name, k) for name in recipes for k in (rounds[:1] if name == "shuffled" else rounds)]
-for name, k in lab.progress_bar(jobs, t("l07.runs"), len(jobs)):
-    done = (name, k) == ("robust", rounds[0])
-    models[name, k] = tuned if done else finetune(recipes[name], k, notes.get(name, records))[0]
-    reports[name, k] = measure(models[name, k], draws[k])
-recipe_names = {
-    "base": t("l07.recipe_base"),
-    "robust": t("l07.recipe_robust"),
-    "fixed": t("l07.recipe_fixed"),
-    "captions": t("l07.recipe_captions"),
-    "shuffled": t("l07.recipe_shuffled"),
-}
-groups = {"base": base} | {name: [r for (n, _), r in reports.items() if n == name] for name in recipes}
-
-
-def spread(pick):
-    """en: Mean, lowest and highest of a number over the seeds, for every recipe.
-    ja: 学習方法ごとに、シード単位の平均、最小、最大を返します。
-    """
-    table = [[pick(r) for r in rows] for rows in groups.values()]  # [recipes][seeds]
-    return tuple(np.array([f(row) for row in table]) for f in (np.mean, np.min, np.max))
-
-
-series = {order: spread(lambda r, order=order: r.by_order[order]) for order in ORDERS}
+# %% uid="hold-run"
+own = m1(tuned, sizes, tuple(FRAMES))
+after = own["m1.after"].mean()
+lab.reveal("other_frames", "above" if after > 0.6 else "below" if after < 0.4 else "chance")
 bar_with_interval(
-    [recipe_names[name] for name in groups],
-    series | {t("l07.counterbalanced"): spread(lambda r: r.m1), t("l07.both"): spread(lambda r: r.both_right)},
+    list(examples.values()),
+    {
+        t("l07.recorded", recipe=t("l07.recipe_bank")): recorded_levels("07", m1_metrics, "bank"),
+        t("l07.recorded", recipe=t("l07.recipe_frame")): recorded_levels("07", m1_metrics, "frame"),
+        t("l07.yours"): [own[f"m1.{name}"].mean() for name in FRAMES],
+    },
     xlabel=t("l07.share_right"),
-    title=t("l07.recipes_title", seeds=len(rounds)),
+    title=t("l07.frames_title"),
     reference={t("l07.chance"): 0.5},
     value_format="{:.0%}",
     xlim=(0, 1.12),
+    width=8.5,
 )
 
 # %% uid="hold-claims"
-value, interval = over_rounds(groups["robust"])
-lab.claim(
-    "robust_reads",
-    measured=t("l07.m_recipe", recipe=recipe_names["robust"]),
-    value=value,
-    interval=interval,
-    seeds=list(rounds),
-)
-value, interval = over_rounds(groups["captions"])
-lab.claim(
-    "captions_chance",
-    measured=t("l07.m_recipe", recipe=recipe_names["captions"]),
-    value=value,
-    interval=interval,
-    seeds=list(rounds),
-)
-swapped = [r.by_order["second-first"] for r in groups["fixed"]]
-interval = (min(swapped), max(swapped))
-lab.claim("fixed_position", measured=t("l07.m_fixed"), value=np.mean(swapped), interval=interval, seeds=rounds)
-lab.reveal("fixed_order", "below" if np.mean(swapped) < 0.45 else "above" if np.mean(swapped) > 0.55 else "chance")
-lost = [retention(clip) - retention(models["robust", k]) for k in rounds]
-lab.claim(
-    "retention_kept", measured=t("l07.m_lost"), value=np.mean(lost), interval=(min(lost), max(lost)), seeds=rounds
-)
-
-# %% [markdown] lang="en" uid="scores" pair="0d932223"
-# M1 is one question among several. The **paper's test** takes the true sentence alone and asks for a cosine above 0: it knows no mirror, so
-# position readers pass it. **M2** looks for the one changed attribute among all directed sentences, **M3** orders single portraits by a sentence.
-
-# %% [markdown] lang="ja" uid="scores" pair="8e1190f2"
-# M1 のほかにも問い方があります。**論文の試験**は正しい文だけを使い、コサイン類似度が 0 より大きいかどうかを調べます。鏡像の文がないので、位置しか読まない
-# モデルも合格します。**M2** は変更した 1 つの属性をすべての文の中から探し、**M3** は 1 枚ずつのポートレートを文との近さで順位付けします。
-
-# %% uid="scores-run" tags=["slow"]
-from labkit.pairwise import (
-    attribute_ranking,
-    directed_statements,
-    counterfactual_pairs,
-    difference_retrieval,
-    difference_based_classification,
-)
-from labkit.portraits import allowed_values
-
-
-def one_change(spec, generator):
-    """en: The same portrait with one attribute changed to another value that its style can draw.
-    ja: 同じポートレートの属性を 1 つだけ、その画風で描ける別の値に変えます。
+def mean_and_interval(outcomes):
+    """en: Mean of one number per pair, and its 95 % interval.
+    ja: ペアごとの値の平均と、その 95 % 区間です。
     """
-    for k in torch.randperm(len(ATTRIBUTES), generator=generator).tolist():
-        name = list(ATTRIBUTES)[k]
-        others = [v for v in allowed_values(spec.style, name) if v not in (getattr(spec, name), "none", "bald")]
-        if name != "style" and others and not (name.startswith("hair") and spec.hair_style == "bald"):
-            return spec.with_(**{name: others[int(torch.randint(len(others), (1,), generator=generator))]})
-    raise ValueError(spec)
+    outcomes = np.asarray(outcomes, dtype=float)
+    half = 1.96 * outcomes.std(ddof=1) / len(outcomes) ** 0.5
+    return {"value": outcomes.mean(), "interval": (outcomes.mean() - half, outcomes.mean() + half), "seeds": [lab.seed]}
 
 
-source = lab.generator(8)
-edited = [one_change(spec, source) for spec in test_specs]
-edited_images = cache_embeddings(clip, inputs, render_tensor(edited, side))
-twins = counterfactual_pairs(test_values, [spec.to_dict() for spec in edited], wording)
-everything = torch.cat([test_images, edited_images])
+from labkit.studies.l07 import m1_of_words
+
+other = m1_of_words(tuned, sizes)
+# en: what only the recorded study measures: other recipes than yours
+# ja: 記録済みの実験だけが測定したもの(ほかの学習方法)
+only = {"reason": t("l07.recorded_only")}
+lab.claim("robust_reads", measured="M1", **mean_and_interval(own["m1.plain"]))
+lab.claim("captions_chance", **only)
+lab.claim("fixed_position", **only)
+lab.claim("unseen_comparisons", measured="M1", **mean_and_interval(other["m1.unseen"]))
+lab.claim("frame_alone", **only)
+lab.claim("new_grammar", **only)
+lab.claim("after_marker", measured="M1", **mean_and_interval(own["m1.after"]))
+lab.claim("negation", measured="M1", **mean_and_interval(own["m1.negated"]))
+markers = np.mean([own[f"m1.{name}"] for name in NEW_MARKERS], axis=0)
+lab.claim("new_markers", measured="M1", **mean_and_interval(markers))
+
+# %% [markdown] lang="en" uid="hold-reading" pair="0359210c"
+# **What you see.** Frames that put a value behind its marker are read, trained or not ("while …"). Sentences about one picture alone ("only the first has red hair") stay near
+# one half. And "red hair in the first, black hair in the second" is read the *wrong way round*. **Why.** The tower has not learnt what "first" means. It has learnt a rule that held in
+# every training sentence: the value behind a marker belongs to that picture. In "… in the first, black hair …" the words behind "first" belong to the second. A value alone pulls the sentence towards
+# that value, whoever has it. "Left" and "right" were never trained and say nothing; "it is not the second that …" is no sentence about negation for a model that looks for values.
+#
+# **What contradicts the expectation.** Four frames are not clearly better than one in frames that neither has seen (the recorded interval holds 0): the four obey the same rule, so they teach no more than it. Variety helps only
+# where it breaks the shortcut. **What would change it.** Train on frames in which the value stands before its marker, and on sentences about one picture. A language model writes
+# freely and breaks such rules by itself; but a test that fills one template, as most of the paper's tests do, cannot see whether it did.
+
+# %% [markdown] lang="ja" uid="hold-reading" pair="eee3f27b"
+# **図から読み取れること。** 値が目印の後に来る文型は、学習に使っていなくても(「while …」)読めています。片方の画像だけを述べた文(「only the first has red hair」)は 50 % 付近です。そして
+# 「red hair in the first, black hair in the second」は*逆の意味に*読まれています。**理由。** テキスト側は「first」の意味を学んだのではありません。学習用の文すべてで成り立つ「目印の後にある値は、その画像のもの」という規則を
+# 学びました。「… in the first, black hair …」では、「first」の後にあるのは 2 枚目の値です。値が 1 つしかない文は、どちらの画像の話であっても、その値の方向を指します。「left」と「right」は学習していないので、何も伝えません。
+# 値だけを探すモデルにとって、「it is not the second that …」は否定の文ではありません。
+#
+# **予想に反した結果。** どちらも学習していない文型では、4 つの文型で学習しても、1 つの場合より明らかに良いとは言えません(記録済みの区間は 0 を含みます)。4 つとも同じ規則に従うので、教わることは 1 つと変わらないからです。言い回しを増やして効果があるのは、
+# 近道が通用しなくなる場合だけです。**何を変えればよいか。** 値が目印より先に来る文型や、片方の画像だけを述べる文でも学習します。言語モデルが自由に書く文には、このような規則に従わないものも自然に混ざります。しかし、論文の試験の多くの
+# ように 1 つのテンプレートに当てはめる試験では、規則を破れたかどうかは分かりません。
+
+# %% uid="own-sentence" tags=["widget"]
+from pathlib import Path
+
+from PIL import Image
+
+from labkit.figures.widgets import explore, slider, text
+from labkit.pairwise import cache_embeddings
 
 
-def scores(model, k):
-    """en: The paper's test, M1, M2 (R@1) and M3 (mean AUROC over the attributes) of one model in round k.
-    ja: ラウンド k での 1 つのモデルの、論文のテスト、M1、M2(R@1)、M3(属性で平均した AUROC)です。
+def try_sentence(said, path):
+    """en: Cosine of your sentence with i - j, before and after training; a file of yours replaces picture i.
+    ja: 書いた文と i − j のコサイン類似度を、学習の前後で比べます。ファイルを指定すると画像 i と置き換わります。
     """
-    encode = TextTower(model, inputs)
-    found = difference_retrieval(encode, everything, twins, directed_statements(wording), wording)
-    return [
-        difference_based_classification(
-            encode, test_images, draws[k], [sentence(p.statement, wording) for p in draws[k]]
-        ),
-        measure(model, draws[k]).m1,
-        found["r_at_1"],
-        float(np.mean(list(attribute_ranking(encode, test_images, test_values, wording).values()))),
-    ]
+    first = u[:1]
+    if path and Path(path).is_file():
+        image = np.array(Image.open(path).convert("RGB").resize((64, 64)), dtype=np.float32)
+        first = cache_embeddings(clip, inputs, torch.from_numpy(image).permute(2, 0, 1)[None] / 127.5 - 1)
+    d = arrow(first, u[1:2])[0]
+    cosines = [float(TextTower(model, inputs)([said or "the first"])[0] @ d) for model in (clip, tuned)]
+    labels = [t("l07.before"), t("l07.after")]
+    return bar_with_interval(labels, cosines, xlabel=t("l07.cosine"), title=said, xlim=(-1, 1))
 
 
-who = {"base": [(clip, k) for k in rounds]} | {
-    name: [(model, k) for (n, k), model in models.items() if n == name] for name in recipes
-}
-examinations = [t("l07.score_sign"), t("l07.score_m1"), t("l07.score_m2"), t("l07.score_m3")]
-board = [np.array([scores(*one) for one in row]) for row in who.values()]  # [recipes][seeds, 4]
-bar_with_interval(
-    [recipe_names[name] for name in groups],
-    {
-        name: tuple(np.array([f(row[:, i]) for row in board]) for f in (np.mean, np.min, np.max))
-        for i, name in enumerate(examinations)
-    },
-    xlabel=t("l07.score_axis"),
-    title=t("l07.score_title", k=len(directed_statements(wording))),
-    reference={t("l07.chance"): 0.5},
-    value_format="{:.0%}",
-    xlim=(0, 1.12),
-)
+explore(try_sentence, {"said": text(t("l07.your_sentence"), texts[0]), "path": text(t("l07.your_picture"), "")})
 
-# %% [markdown] lang="en" uid="transfer" pair="7e9e57da"
-# Two harder examinations. **Held-out comparisons**: value pairs that no training sentence ever compared. **Held-out styles**: `micah` and
-# `open-peeps`, which CLIP has not seen either. Beside each attribute stands what the frozen tower can tell: PC-CLIP is a reader, not a new eye.
+# %% [markdown] lang="en" uid="task" pair="0ecac50c"
+# **Open task (difficulty 4/5).** Change `choice` and `mine` above, train again, and raise your mean over the held-out frames *unlike*, *only* and *after* above the recorded one.
+# There is no single answer. What helps: a frame with one marker and both values; a frame in which the value comes before its marker. What does not: more steps on the plain frame. Keep
+# an eye on the trained frames, which share the same steps.
 
-# %% [markdown] lang="ja" uid="transfer" pair="150bac4f"
-# さらに難しい試験を 2 つ行います。**未学習の比較**は、学習用の文が一度も比べていない値の組です。**未学習の画風**の `micah` と `open-peeps` は、CLIP も
-# 見たことがありません。属性ごとに、凍結した画像側がそもそも見分けられる割合も並べます。PC-CLIP が覚えるのは読み方であり、新しい目が増えるわけではありません。
+# %% [markdown] lang="ja" uid="task" pair="8a9d2a92"
+# **自由課題(難易度 4/5)。** 上の `choice` と `mine` を変えて学習し直し、学習に使わない文型 *unlike*、*only*、*after* の平均を、記録済みの値より高くしてください。正解は 1 つではありません。目印が 1 つで値が両方
+# 入る文型や、値が目印より先に来る文型が役に立ちます。基本の文型のステップ数を増やしても効果はありません。学習ステップは分け合うので、学習に使った文型の正解率にも注意してください。
 
-# %% uid="transfer-run"
-from labkit.portraits import HELD_OUT_STYLES
+# %% uid="task-score"
+held_back = ("unlike", "only", "after")
+score = float(np.mean([own[f"m1.{name}"].mean() for name in held_back]))
+recorded = recorded_levels("07", [f"m1.{name}" for name in held_back], "bank")[0].mean()
+print(t("l07.task_score", score=score, recorded=recorded))
 
-far_specs = sample_specs(lab.sizes.tests, seed=lab.seed + 272, styles=HELD_OUT_STYLES)
-far_values = [spec.to_dict() for spec in far_specs]
-far_images = cache_embeddings(clip, inputs, render_tensor(far_specs, side))
-inner = {a: words for a, words in wording.items() if a != "style"}
-transfer, far = [], []
-for k in rounds:
-    new = natural_pairs(
-        test_values, lab.sizes.judged // 2, wording, lab.generator(30 + k), held_out=held_out, only_held_out=True
-    )
-    transfer.append(measure(models["robust", k], new))
-    new = natural_pairs(far_values, lab.sizes.judged // 2, inner, lab.generator(40 + k))
-    far.append(measure(models["robust", k], new, far_images, inner))
-value, interval = over_rounds(transfer)
-lab.claim("unseen_comparisons", measured=t("l07.m_held_out"), value=value, interval=interval, seeds=rounds)
-value, interval = over_rounds(far)
-print(t("l07.far", value=value, low=interval[0], high=interval[1]))
+# %% [markdown] lang="en" uid="forget" pair="f30bfde2"
+# ### What it cost
+#
+# Finetuning can only be called a success if CLIP still knows what it knew. *Retention* is zero-shot accuracy: a portrait gets the value whose prompt is nearest. It can be measured
+# with the prompts that rehearsal used, or with prompts that it never saw, "a photo of red hair". A model that forgets protects what is rehearsed and loses the rest.
+#
+# **WiSE-FT** ([arXiv 2109.01903](https://arxiv.org/abs/2109.01903)) is the cheapest cure: take weights between the two models, $(1-a)\,w_0 + a\,w_1$, with $w_0$ those
+# of CLIP and $w_1$ the finetuned ones. Where along the line do you lose little of one and win much of the other? Move the slider, and choose before you read on.
 
-# %% uid="transfer-attributes"
-visible = zero_shot(TextTower(clip, inputs), test_images, test_values, prompts)
-names = [a for a in wording if all(a in r.per_attribute for r in groups["robust"])]
-read = np.array([[r.per_attribute[a][0] for a in names] for r in groups["robust"]])
-from labkit.portraits import attribute_name
-
-bar_with_interval(
-    [attribute_name(a, lang) for a in names],
-    {t("l07.visible"): [visible[a] for a in names], t("l07.read"): read},
-    xlabel=t("l07.share_right"),
-    title=t("l07.attributes_title"),
-    value_format="{:.0%}",
-    xlim=(0, 1.12),
-)
-
-# %% [markdown] lang="en" uid="unseen" pair="62f9708f"
-# And an attribute that never mattered to the tower: a tiny white pin on the left or on the right of the clothes. A linear probe on the frozen
-# embeddings says how much of it is there to be read.
-
-# %% [markdown] lang="ja" uid="unseen" pair="1ea97386"
-# 最後に、画像エンコーダが区別する必要のなかった属性を試します。服の左か右に付けた小さな白いピンです。凍結した埋め込みにその情報がどれだけ残っているかは、
-# 線形プローブで調べます。
-
-# %% uid="unseen-run" tags=["slow"]
-pin_words = {"pin": {"left": "a left pin", "right": "a right pin"}}
-
-
-def with_pins(chosen, generator):
-    """en: Cached embeddings of portraits with a 2 x 2 pin (of 64 x 64), and where it is.
-    ja: 2 × 2 画素のピン(画像は 64 × 64 画素)を付けたポートレートの埋め込みと、ピンの位置です。
-    """
-    pictures = render_tensor(chosen, side)
-    unit_pixels = max(1, side // 64)
-    left = torch.rand(len(chosen), generator=generator) < 0.5
-    for picture, is_left in zip(pictures, left.tolist(), strict=True):
-        row, column = 58 * unit_pixels, (20 if is_left else 42) * unit_pixels
-        picture[:, row : row + 2 * unit_pixels, column : column + 2 * unit_pixels] = 1.0
-    return cache_embeddings(clip, inputs, pictures), [{"pin": "left" if x else "right"} for x in left.tolist()]
-
-
-pins, pin_values = with_pins(specs, lab.generator(6))
-# en: chance is only told from 53 % with many
-# ja: 偶然の 50 % と 53 % を区別するには、多くのペアが必要です
-many = sample_specs(lab.sizes.pins, seed=lab.seed + 274, avoid=specs)
-test_pins, test_pin_values = with_pins(many, lab.generator(7))
-pin_reports = []
-for k in lab.progress_bar(rounds, t("l07.runs"), len(rounds)):
-    pin_pairs = natural_pairs(pin_values, lab.sizes.pairs, pin_words, lab.generator(50 + k))
-    pin_records = TemplateWriter(pin_words)(pin_pairs, pin_values).records
-    pin_config = replace(config, rehearsal=0.0)
-    options = {"wording": pin_words, "generator": lab.generator(60 + k)}
-    reader_of_pins, _ = train_pairwise(clip, inputs, pins, pin_values, pin_records, pin_config, **options)
-    asked = natural_pairs(test_pin_values, 5 * lab.sizes.judged, pin_words, lab.generator(70 + k))
-    pin_reports.append(measure(reader_of_pins, asked, test_pins, pin_words))
-side_of = [torch.tensor([1.0 if v["pin"] == "left" else -1.0 for v in row]) for row in (pin_values, test_pin_values)]
-ridge = pins.T @ pins + 1e-2 * torch.eye(pins.shape[1], device=pins.device)
-weights = torch.linalg.solve(ridge, pins.T @ side_of[0].to(pins.device))
-probe = ((test_pins @ weights).cpu().sign() == side_of[1]).float().mean().item()
-value, interval = over_rounds(pin_reports)
-print(t("l07.probe", probe=probe))
-lab.claim("unseen_attribute", measured=t("l07.m_pin"), value=value, interval=interval, seeds=rounds)
+# %% [markdown] lang="ja" uid="forget" pair="0324b981"
+# ### 何を失ったか
+#
+# ファインチューニングが成功したと言えるのは、CLIP がもともと知っていたことを保っている場合だけです。*保持*はゼロショット正解率で測ります。ポートレートに最も近いプロンプトの値を答えとします。復習に使った
+# プロンプトで測ることも、「a photo of red hair」のように一度も使っていないプロンプトで測ることもできます。忘れていくモデルは、復習したものだけを守り、残りを失います。
+#
+# **WiSE-FT**([arXiv 2109.01903](https://arxiv.org/abs/2109.01903))は最も手軽な対策です。CLIP の重み $w_0$ と学習後の重み $w_1$ の間を取り、$(1-a)\,w_0 + a\,w_1$ を使います。
+# 一方をほとんど失わずに、もう一方を多く得られるのはどこでしょうか。スライダーを動かし、先を読む前に位置を決めてください。
 
 # %% uid="wise-run"
 from labkit.pairwise import interpolate
 
-shares = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-between = [gauges(0, interpolate(clip, tuned, a)) for a in shares]
+
+def three_gauges(model):
+    """en: Differences read, and zero-shot accuracy with rehearsed and with new prompts.
+    ja: 差分の正解率と、復習に使ったプロンプト、新しいプロンプトでのゼロショット正解率です。
+    """
+    right = counterbalanced(*choice_scores(model))[0]
+    return [right, *(float(recognised(model, sizes, prompts).mean()) for prompts in (REHEARSED, NEW_PROMPTS))]
+
+
+shares = [0.0, 0.25, 0.5, 0.75, 1.0]
+names = [t("l07.m1"), t("l07.rehearsed"), t("l07.new_prompts")]
+line = np.array([three_gauges(interpolate(clip, tuned, a)) for a in shares])  # [shares, 3]
 curve_with_interval(
     shares,
-    {t("l07.m1"): [row["m1"] for row in between], t("l07.retention"): [row["retention"] for row in between]},
+    dict(zip(names, line.T, strict=True)),
     xlabel=t("l07.wise"),
     ylabel=t("l07.share_right"),
     reference={t("l07.chance"): 0.5},
     title=t("l07.wise_title"),
-    ylim=(0, 1.03),
+    ylim=(0.4, 1.03),
 )
 
 # %% uid="wise-widget" tags=["widget"]
-from labkit.figures.widgets import explore, slider
-
-
 def wise(a):
-    """en: Both gauges for weights between CLIP (0) and the finetuned model (1).
-    ja: CLIP (0) とファインチューニング後のモデル (1) の間の重みについて、2 つの値を表示します。
+    """en: The three numbers for weights between CLIP (0) and your model (1).
+    ja: CLIP(0)と自分のモデル(1)の間の重みについて、3 つの値を表示します。
     """
-    both = gauges(0, interpolate(clip, tuned, a))
-    labels = [t("l07.m1"), t("l07.retention")]
-    return bar_with_interval(labels, list(both.values()), xlabel=t("l07.share_right"), xlim=(0, 1.1))
+    return bar_with_interval(names, three_gauges(interpolate(clip, tuned, a)), xlabel=t("l07.share_right"), xlim=(0, 1.1))
 
 
 explore(wise, {"a": slider(t("l07.wise"), 0.0, 1.0, 0.5, 0.1)})
 
-# %% [markdown] lang="en" uid="prompting" pair="02fdf9ca"
-# ## 6. Comparative prompting, and arithmetic that draws
-#
-# If $t_{ij}$ points along $e_i - e_j$, class $j$ should lie near $e_i - t_{ij}$. So the paper moves a class that is confused with others:
-# $e_j' \propto \alpha\,e_j + (1-\alpha)\,(e_i - \beta\,t_{ij})$, with $\beta = 1$. Write `comparative_prompt`.
+# %% uid="wise-claims"
+kept = {name: recognised(clip, sizes, prompts) for name, prompts in (("old", REHEARSED), ("new", NEW_PROMPTS))}
+halfway = interpolate(clip, tuned, 0.5)
+lab.claim("retention_kept", measured=t("l07.m_lost"), **mean_and_interval(kept["old"] - recognised(tuned, sizes, REHEARSED)))
+lab.claim("new_prompts", measured=t("l07.m_lost"), **mean_and_interval(kept["new"] - recognised(tuned, sizes, NEW_PROMPTS)))
+lab.claim("wise_cures", measured=t("l07.m_lost"), **mean_and_interval(kept["new"] - recognised(halfway, sizes, NEW_PROMPTS)))
+lab.claim("wise_reads", measured="M1", **mean_and_interval(m1(halfway, sizes, ("plain",))["m1.plain"]))
 
-# %% [markdown] lang="ja" uid="prompting" pair="928f8f3e"
-# ## 6. 比較プロンプトと、絵を描く足し算
-#
-# $t_{ij}$ が $e_i - e_j$ の向きを指すなら、クラス $j$ は $e_i - t_{ij}$ の近くにあるはずです。そこで論文では、混同されやすいクラスの埋め込みを
-# $e_j' \propto \alpha\,e_j + (1-\alpha)\,(e_i - \beta\,t_{ij})$($\beta = 1$)と動かします。`comparative_prompt` を書いてください。
+# %% [markdown] lang="en" uid="wise-reading" pair="5f6c21e0"
+# **What you see.** Rehearsed prompts lose next to nothing. New prompts lose about three points, with a wide interval: whether it is more than that is undecided. **Why.** The loss of the difference sentences pulls on every text; rehearsal pulls back where it can reach,
+# and "a photo of …" is only near what it rehearses. How much is lost depends on how far the weights have moved: 200 steps are few. **What would change it.** Longer training, or no rehearsal; then the middle of the line, which here
+# keeps most of what was learnt at no loss, becomes a real compromise. The paper has no rehearsal. Its protection is a learning rate so small that the weights hardly move.
 
+# %% [markdown] lang="ja" uid="wise-reading" pair="802ce6ec"
+# **図から読み取れること。** 復習したプロンプトでは、ほとんど何も失われません。新しいプロンプトではおよそ 3 ポイント失われますが、区間が広く、3 ポイントを超えるかどうかは決まっていません。**理由。** 差分の損失は、すべての文の埋め込みを動かします。復習はそれを引き戻しますが、
+# 力が及ぶのは復習した文とその近くだけです。「a photo of …」は少し離れています。どれだけ失われるかは重みの移動量で決まり、200ステップの移動はわずかです。**何を変えればよいか。** 学習を長くするか復習をやめると、損失は増えます。ここでは
+# 線の中央が、学んだことの大半をほぼ損失なしに保っていますが、そのときは本当の妥協点を探すことになります。論文は復習を使いません。重みがほとんど動かないほど小さな学習率で、忘却を防いでいます。
+
+# %% [markdown] lang="en" uid="prompting" pair="4191ead7"
+# ## 6. Arithmetic with differences
+#
+# If the sentence $t_{ij}$ points along $e_i - e_j$, the difference of two classes, then class $j$ should lie near $e_i - t_{ij}$. So the paper moves a class
+# that is confused with others, $e_j' \propto \alpha\,e_j + (1-\alpha)\,(e_i - \beta\,t_{ij})$ with $\beta = 1$: $\alpha$ is the share of the old embedding that stays. There is
+# a trap in the lengths. $e_i - e_j$ is short between similar classes and $t_{ij}$ has length 1, so with $\beta = 1$ even a perfect sentence overshoots; a $\beta$
+# as long as the gap does not. Write `comparative_prompt`. A value to try: for $t_{ij} = e_i - e_j$ nothing moves, whatever $\alpha$ is.
+
+# %% [markdown] lang="ja" uid="prompting" pair="0a37ab06"
+# ## 6. 差分の足し算と引き算
+#
+# 文 $t_{ij}$ がクラスの差 $e_i - e_j$ の向きを指すなら、クラス $j$ は $e_i - t_{ij}$ の近くにあるはずです。そこで論文では、混同されやすいクラスの埋め込みを
+# $e_j' \propto \alpha\,e_j + (1-\alpha)\,(e_i - \beta\,t_{ij})$($\beta = 1$)と動かします。$\alpha$ は元の埋め込みを残す割合です。長さには落とし穴があります。似たクラスどうしの $e_i - e_j$ は短く、$t_{ij}$ の長さは 1
+# なので、$\beta = 1$ では文が完全に正しくても行き過ぎます。$\beta$ を差の長さに合わせれば、行き過ぎません。`comparative_prompt` を書いてください。確認用の値: $t_{ij} = e_i - e_j$ なら、$\alpha$ によらず何も動きません。
 
 # %% uid="comparative-write" tags=["exercise"] exercise="comparative_prompt"
 def comparative_prompt(e_i, e_j, t_ij, alpha, beta=1.0):
@@ -717,293 +674,217 @@ def comparative_prompt(e_i, e_j, t_ij, alpha, beta=1.0):
     return moved / moved.norm()
     # END SOLUTION
 
-
 # %% uid="comparative-check" tags=["check"]
 lab.check("comparative_prompt")
 comparative_prompt = lab.use("comparative_prompt")
 
 # %% uid="prompting-run"
-from labkit.pairwise import comparative_prompts, confused_pairs, mean_gap, shuffled_texts
+from labkit.pairwise import comparative_prompts, confused_pairs, mean_gap, unit
+from labkit.portraits import HELD_OUT_STYLES, attribute_name, render_tensor, sample_specs
 
-# en: the first half chooses, the second half judges
-# ja: 前半で選び、後半で評価します
-half = len(far_specs) // 2
-accuracy = zero_shot(TextTower(tuned, inputs), far_images[:half], far_values[:half], prompts)
-chosen = min((a for a in prompts if a != "style" and a in accuracy), key=accuracy.get)
-known = list(prompts[chosen])
-encode = TextTower(tuned, inputs)
-classes = torch.stack([unit(encode(prompts[chosen][v]).mean(0)) for v in known])  # [C, d]
-rows = [k for k, row in enumerate(far_values) if row[chosen] in known]
-label = torch.tensor([known.index(far_values[k][chosen]) for k in rows])
-picture = far_images[rows].cpu()
-judge_from = sum(k < half for k in rows)
-
-
-def share_right(e, part=slice(judge_from, None)):
-    """en: Zero-shot accuracy on a part of the held-out styles.
-    ja: 未学習の画風の一部での、ゼロショット正解率です。
-    """
-    return ((picture @ e.cpu().T).argmax(1) == label)[part].float().mean().item()
-
-
-guess = (picture @ classes.cpu().T).argmax(1)[:judge_from]
-pairs = confused_pairs(guess, label[:judge_from], 3) or [(0, 1)]
-directed = [(a, b) for a, b in pairs] + [(b, a) for a, b in pairs]
-said = [sentence(Statement({chosen: known[a]}, {chosen: known[b]}), wording) for a, b in directed]
+# en: art styles that CLIP has never seen; the first half chooses, the second half judges
+# ja: CLIP が見たことのない画風。前半で選び、後半で評価します
+far = sample_specs(sizes.tests, seed=lab.seed + 272, styles=HELD_OUT_STYLES)
+far_u = cache_embeddings(clip, inputs, render_tensor(far, 64))
+chosen, encode = "mood", TextTower(tuned, inputs)
+known = list(REHEARSED[chosen])
+classes = torch.stack([unit(encode(REHEARSED[chosen][v]).mean(0)) for v in known])  # [C, d]
+label = torch.tensor([known.index(getattr(spec, chosen)) for spec in far])
+half = len(far) // 2
+confused = confused_pairs((far_u @ classes.T).argmax(1)[:half], label[:half], 3) or [(0, 1)]
+directed = confused + [(b, a) for a, b in confused]
+said = [sentence(Statement({chosen: known[a]}, {chosen: known[b]}), WORDING) for a, b in directed]
 compared = [(a, b, vector) for (a, b), vector in zip(directed, encode(said), strict=True)]
 a, b, vector = compared[0]
-gap = mean_gap(classes, compared)
 theirs = comparative_prompts(classes, compared[:1], 0.5)[b]
 apart = float((comparative_prompt(classes[a], classes[b], vector, 0.5) - theirs).abs().max())
-alphas = [0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
-mixed = shuffled_texts(compared, lab.generator(9))
-lines = {
-    t("l07.beta_one"): [share_right(comparative_prompts(classes, compared, alpha)) for alpha in alphas],
-    t("l07.beta_gap"): [share_right(comparative_prompts(classes, compared, alpha, gap)) for alpha in alphas],
-    t("l07.shuffled"): [share_right(comparative_prompts(classes, mixed, alpha, gap)) for alpha in alphas],
-}
 lab.verdict(t("l07.same_move", value=apart), apart < 1e-5)
-print(t("l07.prompting", attribute=attribute_name(chosen, lang), gap=gap))
+print(t("l07.prompting", attribute=attribute_name(chosen, lang), gap=mean_gap(classes, compared)))
+
+# %% uid="prompting-show"
+from labkit.pairwise import shuffled_texts
+
+
+def share_right(e):
+    """en: Zero-shot accuracy of class embeddings e on the judging half.
+    ja: クラスの埋め込み e による、評価用の半分でのゼロショット正解率です。
+    """
+    return ((far_u @ e.T).argmax(1) == label)[half:].float().mean().item()
+
+
+alphas, gap = [0.5, 0.6, 0.7, 0.8, 0.9, 1.0], mean_gap(classes, compared)
+mixed = shuffled_texts(compared, lab.generator(9))
 curve_with_interval(
     alphas,
-    lines,
+    {
+        t("l07.beta_one"): [share_right(comparative_prompts(classes, compared, alpha)) for alpha in alphas],
+        t("l07.beta_gap"): [share_right(comparative_prompts(classes, compared, alpha, gap)) for alpha in alphas],
+        t("l07.shuffled"): [share_right(comparative_prompts(classes, mixed, alpha, gap)) for alpha in alphas],
+    },
     xlabel=r"$\alpha$",
     ylabel=t("l07.share_right"),
-    title=t("l07.prompting_title", n=len(rows) - judge_from),
+    title=t("l07.prompting_title", n=len(far) - half),
 )
 
-# %% [markdown] lang="en" uid="edit" pair="f7cd7897"
-# The same arithmetic in PortraitSD, whose text tower has **not** been trained on differences: the mean difference between captions with and
-# without glasses is added to captions that say "no glasses". The AttributeReader counts; a random direction of equal length is the control.
+# %% [markdown] lang="en" uid="edit" pair="4c10899b"
+# **Reading.** At $\alpha = 1$ nothing has moved: that is the line to beat. Compare with *shuffled sentences* before you believe a gain: what survives a wrong text is not
+# due to the text. With a few dozen portraits a step of one portrait is a point or two, so a small rise is nothing.
+#
+# ### A sentence that draws
+#
+# The paper's second use is text-to-image. The state of your tower at the end of *the first has glasses, the second has no glasses*, minus its state at the end of the
+# mirror, should be "glasses, and nothing else". PortraitSD's text encoder has the same shape, so the vector may be added to every token of a caption that says "no glasses". A random
+# direction of equal length is the control, and the mood shows whether anything else moved. The AttributeReader, which knows nothing of all this, counts.
 
-# %% [markdown] lang="ja" uid="edit" pair="1a5d0f72"
-# 同じ足し算を PortraitSD で試します。PortraitSD のテキスト側は差分の学習を**していません**。眼鏡ありと眼鏡なしのキャプションの埋め込みの差を平均し、
-# "no glasses" と書いたキャプションに足します。AttributeReader で眼鏡の割合を数え、同じ長さのランダムな向きを対照とします。
+# %% [markdown] lang="ja" uid="edit" pair="35b8239e"
+# **図の読み方。** $\alpha = 1$ では何も動いていません。これを上回れるかどうかが問題です。向上したように見えても、まず「文をシャッフル」と比べてください。間違った文でも残る向上は、文のおかげではありません。数十枚の
+# 評価では、1 枚の違いが 1〜2 ポイントになるので、わずかな上昇に意味はありません。
+#
+# ### 文で絵を描く
+#
+# 論文は差分を画像生成にも使います。*the first has glasses, the second has no glasses* の文末でのテキスト側の状態から、鏡像の文の文末での状態を引くと、「眼鏡だけ」を表すベクトルになるはずです。PortraitSD の
+# テキストエンコーダは同じ形をしているので、「no glasses」と書いたキャプションの全トークンに、このベクトルを足せます。同じ長さのランダムな向きを対照とし、ほかの属性が動いていないかは表情で確かめます。
+# 数えるのは、この学習とは無関係な AttributeReader です。
 
 # %% uid="edit-run" tags=["slow"]
-from labkit.diffusion import PromptConditions, encode_prompts, image_generators, sample
-from labkit.models import load_pipeline, load_reader
+from labkit.studies.l07 import GLASSES, drawn, random_direction, sentence_direction
 
-painter, reader = load_pipeline("cpu", lab.device), load_reader(lab.device)
-open_faces = sample_specs(3 * lab.sizes.edits, seed=lab.seed + 273, marginals={"style": {"toon-head": 0}})
-bare, worn = (
-    [describe({"mood": s.mood, "hair_style": s.hair_style, "glasses": g}).text for s in open_faces]
-    for g in ("none", "glasses")
-)
-with torch.no_grad():
-    plain = encode_prompts(painter, bare[: lab.sizes.edits])
-    other = [encode_prompts(painter, words[lab.sizes.edits :]).cond for words in (worn, bare)]
-    # en: one vector for all tokens, from other captions
-    # ja: 別のキャプションから求めた、全トークンに共通のベクトル
-    step = (other[0] - other[1]).mean((0, 1))  # [d]
-random_step = torch.randn(step.shape, generator=lab.generator(11)).to(step.device)
-random_step = random_step * step.norm() / random_step.norm()
-strengths, drawn, shares = [0.0, 0.5, 1.0, 2.0], {}, {}
-for kind, vector in (("edit", step), ("random", random_step)):
-    for strength in strengths if kind == "edit" else strengths[-1:]:
-        moved = PromptConditions(plain.cond + strength * vector, plain.uncond)
-        generators = image_generators(lab.sizes.edits, lab.seed)
-        options = {"steps": lab.sizes.draw_steps, "guidance_scale": 3.0, "generators": generators}
-        row = sample(painter, None, conditions=moved, **options).clamp(-1, 1)
-        name = t("l07.edit", strength=strength) if kind == "edit" else t("l07.random", strength=strength)
-        drawn[name] = list(row[:6])
-        shares[name] = float(np.mean([d["glasses"] != "none" for d in reader.describe(row)]))
+direction = sentence_direction(tuned, GLASSES)
+tries = {
+    t("l07.no_edit"): (direction, 0.0),
+    t("l07.edit", strength=1.0): (direction, 1.0),
+    t("l07.random", strength=1.0): (random_direction(direction, lab.seed), 1.0),
+}
+made = {name: drawn(vector, strength, lab.seed, sizes) for name, (vector, strength) in tries.items()}
 strips(
-    {f"{name}: {shares[name]:.0%}": row for name, row in drawn.items()}, title=t("l07.edit_title", n=lab.sizes.edits)
+    {t("l07.edit_row", name=name, glasses=g.mean(), mood=m.mean()): list(x[:6]) for name, (x, g, m) in made.items()},
+    title=t("l07.edit_title", n=sizes.edits),
 )
 
-# %% [markdown] lang="en" uid="inspection" pair="5c2c7b71"
-# ## 7. The inspection desk
-#
-# The article promises fewer false alarms for scratches and wrong shapes. The paper contains no such experiment, so here is ours: painted plates
-# with screws, a hole and a label, tolerances, and five defects. First look at what a lamp does to the **raw** distance of two photographs.
+# %% uid="edit-claim"
+_, with_sentence, with_random = (g for _, g, _ in made.values())
+lab.claim("sentence_draws", measured=t("l07.m_glasses"), **mean_and_interval(with_sentence - with_random))
 
-# %% [markdown] lang="ja" uid="inspection" pair="22fffd70"
+# %% [markdown] lang="en" uid="edit-reading" pair="6aa2e762"
+# **What you see.** The sentence draws glasses and leaves the mood alone; a random direction of the same length draws none. **Why.** Subtracting the mirror removes everything that the two sentences share, the grammar and the markers, and doubles
+# what they say differently. The two text towers started from the same weights, so the vector means something in both. **What would change it.** Try a smaller strength in the cell above: there is a threshold below which nothing happens. And it is one
+# attribute which PortraitSD draws well; nothing here shows that *any* sentence draws.
+
+# %% [markdown] lang="ja" uid="edit-reading" pair="9f590e6e"
+# **図から読み取れること。** 文から求めた向きを足すと眼鏡が描かれ、表情は変わりません。同じ長さのランダムな向きでは描かれません。**理由。** 鏡像の文を引くと、2 つの文に共通する文法と目印が消え、違っている内容だけが 2 倍になって残ります。2 つのテキスト側は
+# 同じ重みから出発したので、このベクトルはどちらでも意味を持ちます。**何を変えればよいか。** 上のセルで強さを小さくしてみてください。ある値を下回ると何も起きません。また、眼鏡は PortraitSD が得意な属性です。*どんな*文でも描けることを示した
+# わけではありません。
+
+# %% [markdown] lang="en" uid="inspection" pair="5c2e6df2"
+# ## 7. An experiment at the inspection desk
+#
+# The article promises fewer false alarms for scratches and wrong shapes. The paper has no such experiment, so here is ours. Two questions come first, because no sentence can answer them.
+# Does the **frozen image tower** see the difference at all? A tiny pin on the left or right of the clothes was never worth a caption. And what does a **lamp** do to
+# a picture, compared with a real change?
+
+# %% [markdown] lang="ja" uid="inspection" pair="9288f378"
 # ## 7. 検品台での実験
 #
-# 記事は、傷や形状の誤検出が減ると述べています。論文にそのような実験はないので、この教材で行います。ねじ、穴、ラベルの付いた塗装プレートに公差と
-# 5 種類の欠陥を用意しました。まず、照明の変化が 2 枚の写真の**生の距離**に与える影響を調べます。
+# 記事は、傷や形状の誤検出が減ると述べています。論文にそのような実験はないので、この教材で行います。その前に、文では解決できない問いが 2 つあります。**固定した画像側**に、そもそも違いが見えているか。服の左か右に付けた
+# 小さなピンは、どのキャプションにも書かれていませんでした。そして、**照明**の変化は、実際の変化と比べて画像をどれだけ動かすか。
 
 # %% uid="lamp-run"
-from labkit.pairwise.inspection import embedding_distance
+from labkit.studies.l07 import lamp, with_pins
 
-lamps, pictures = [0.1, 0.2, 0.4, 0.8], render_tensor(test_specs, side)
-lit = {lamp: cache_embeddings(clip, inputs, (pictures + lamp).clamp(-1, 1)) for lamp in lamps}
-by_lamp = [(lit[lamp] - test_images).norm(dim=-1).cpu().numpy() for lamp in lamps]
-ratios, changes = [], []
-for k in rounds:
-    source = lab.generator(80 + k)
-    edited = [one_change(spec, source) for spec in test_specs]
-    changes.append(
-        (cache_embeddings(clip, inputs, render_tensor(edited, side)) - test_images).norm(dim=-1).cpu().numpy()
-    )
-    ratios.append(by_lamp[2].mean() / changes[-1].mean())
-curve_with_interval(
-    lamps,
-    {t("l07.lamp"): [d.mean() for d in by_lamp]},
-    xlabel=t("l07.lamp_axis"),
-    ylabel=t("l07.distance"),
-    reference={t("l07.one_change"): float(np.mean(changes))},
-    title=t("l07.lamp_title"),
-)
+sides = torch.cat([with_pins(pictures[:3], side) for side in ("left", "right")])
+lit = (pictures[:3] + 0.4).clamp(-1, 1)
+moved = lamp(lab.seed + 100, sizes)
+rows = {t("l07.row_plain"): pictures[:3], t("l07.row_pin"): sides[:3], t("l07.row_lamp"): lit}
+strips({name: list(row) for name, row in rows.items()}, title=t("l07.lamp_pictures"))
 
-# %% uid="lamp-claim"
-lab.claim(
-    "lamp_exceeds",
-    measured=t("l07.m_lamp"),
-    value=np.mean(ratios),
-    interval=(min(ratios), max(ratios)),
-    seeds=rounds,
-)
+# %% uid="lamp-claims"
+print(t("l07.moved", lamp=moved["lamp"].mean(), change=moved["change"].mean()))
+lab.claim("lamp_exceeds", measured=t("l07.m_lamp"), **mean_and_interval(moved["lamp"] - moved["change"]))
+lab.claim("unseen_attribute", **only)
 
-# %% uid="products-train" tags=["slow"]
-from labkit.worlds.products import PARTS, PRODUCT_WORDING, Photo, ProductSpec, render_products, sample_products
+# %% [markdown] lang="en" uid="alarm" pair="70766325"
+# **Reading.** A brighter lamp moves a portrait about as far as, or farther than, a changed attribute. A bare distance is no alarm unless all photographs are taken alike.
+#
+# Now the desk. Painted plates with screws, a hole and a label, within tolerances; five kinds of defect. Every photograph is compared with **one reference photograph** of a
+# good plate, by three scores: the raw CLIP distance, the worst patch of pixels, and the best-fitting *defect sentence* of a text tower trained on plates. An alarm needs a threshold.
+# Write `threshold`: the score that a chosen share of good photographs exceeds, so that 5 % of them would raise a false alarm. What should happen to the false
+# alarms when the photographer becomes careless? Decide before you run the next cell.
 
-# en: how the photographs are taken
-# ja: 写真の撮り方
-shop = {
-    "standard": Photo(),
-    "lamp": Photo(brightness=0.15),
-    "position": Photo(shift=2.0),
-    "distance": Photo(scale=0.06),
-    "careless": Photo(brightness=0.15, shift=2.0, scale=0.06),
-}
-shop_names = {
-    "standard": t("l07.shop_standard"),
-    "lamp": t("l07.shop_lamp"),
-    "position": t("l07.shop_position"),
-    "distance": t("l07.shop_distance"),
-    "careless": t("l07.shop_careless"),
-}
-plates = sample_products(lab.sizes.products, generator=lab.generator(90))
-shots = render_products(plates, generator=lab.generator(91), photo=Photo(brightness=0.05, shift=0.5, scale=0.02))
-plate_images, plate_values = cache_embeddings(clip, inputs, shots), [p.to_dict() for p in plates]
-inspectors, seen = {}, []
-for k in lab.progress_bar(rounds, t("l07.runs"), len(rounds)):
-    pairs = natural_pairs(plate_values, lab.sizes.pairs, PRODUCT_WORDING, lab.generator(92 + k))
-    notes = TemplateWriter(PRODUCT_WORDING)(pairs, plate_values).records
-    options = {"wording": PRODUCT_WORDING, "generator": lab.generator(95 + k)}
-    inspector, _ = train_pairwise(
-        clip, inputs, plate_images, plate_values, notes, replace(config, rehearsal=0.0), **options
-    )
-    inspectors[k] = inspector
-    others = sample_products(lab.sizes.tests, generator=lab.generator(98 + k))
-    other_images = cache_embeddings(clip, inputs, render_products(others, generator=lab.generator(101 + k)))
-    asked = natural_pairs([p.to_dict() for p in others], lab.sizes.judged, PRODUCT_WORDING, lab.generator(104 + k))
-    seen.append(measure(inspector, asked, other_images, PRODUCT_WORDING))
-bar_with_interval(
-    [" / ".join(PRODUCT_WORDING[a].values()) for a in PARTS],
-    np.array([[r.per_attribute[a][0] for a in PARTS] for r in seen]),
-    xlabel=t("l07.share_right"),
-    title=t("l07.plates_title"),
-    reference={t("l07.chance"): 0.5},
-    value_format="{:.0%}",
-    xlim=(0, 1.12),
-)
+# %% [markdown] lang="ja" uid="alarm" pair="930844b7"
+# **図の読み方。** 照明を明るくするだけで、ポートレートは属性を 1 つ変えたときと同じか、それ以上に動きます。撮り方をそろえない限り、距離だけでは警報になりません。
+#
+# 次は検品台です。ねじ、穴、ラベルの付いた塗装プレートに、公差と 5 種類の欠陥を用意しました。すべての写真を、良品の**基準写真 1 枚**と比べます。得点は 3 種類です。CLIP の生の距離、差が最大の画素パッチ、プレートで学習した
+# テキスト側が最もよく当てはまるとした*欠陥の文*です。警報にはしきい値が必要です。良品の写真のうち指定した割合だけが超える得点(5 % なら、良品の 5 % が誤検出になる値)を返す `threshold` を書いてください。
+# 撮り方が雑になると、誤検出はどうなるでしょうか。次のセルを実行する前に予想してください。
 
-# %% uid="products-show"
+# %% uid="threshold-write" tags=["exercise"] exercise="threshold"
+def threshold(good, share):
+    """en: The score that a share of the good parts exceeds: float from scores good [N].
+    ja: 良品の得点 good [N] のうち、割合 share だけが超える得点(float)を返します。
+    """
+    # BEGIN SOLUTION
+    return torch.quantile(good.double(), 1 - share).item()
+    # END SOLUTION
+
+# %% uid="threshold-check" tags=["check"]
+lab.check("threshold")
+threshold = lab.use("threshold")
+
+# %% uid="desk-show"
+from labkit.studies.l07 import SHOP
+from labkit.worlds.products import PARTS, ProductSpec, render_products
+
 bad = [ProductSpec(), *(ProductSpec().with_(**{a: PARTS[a][1]}) for a in PARTS)]
 looks = {
-    shop_names[name]: list(render_products(bad, generator=lab.generator(130), photo=p)) for name, p in shop.items()
+    t(f"l07.shop_{name}"): list(render_products(bad, generator=lab.generator(130), photo=photo))
+    for name, photo in SHOP.items()
 }
 strips(looks, title=t("l07.shop_title"))
 
-# %% [markdown] lang="en" uid="alarm" pair="6af20731"
-# Every photograph is compared with **one reference photograph** of a good plate. Four alarms: mean pixel difference, the worst 8 × 8 patch, the raw
-# CLIP distance, and the best-fitting defect sentence. Each threshold allows 5 % false alarms on standard photographs. What happens elsewhere?
+# %% uid="desk-run" tags=["slow"]
+from labkit.studies.l07 import ALARMS, alarm_scores, desk, inspector
 
-# %% [markdown] lang="ja" uid="alarm" pair="3156c70b"
-# すべての写真を、良品の**基準写真 1 枚**と比べます。警報は 4 種類です。画素の差の平均、差が最大の 8 × 8 パッチ、CLIP の生の距離、最もよく当てはまる
-# 欠陥の文を使います。しきい値は、標準の撮り方で誤検出が 5 % になるように決めます。撮り方が変わるとどうなるでしょうか。
-
-# %% uid="alarm-run" tags=["slow"]
-from labkit.pairwise.inspection import alarm_rates, alarm_threshold, patch_distance, pixel_distance, sentence_alarm
-
-defects = [Statement({a: PARTS[a][1]}, {a: PARTS[a][0]}) for a in PARTS]
-alarm_names = {
-    "pixel": t("l07.alarm_pixel"),
-    "patch": t("l07.alarm_patch"),
-    "clip": t("l07.alarm_clip"),
-    "sentence": t("l07.alarm_sentence"),
-}
-false_alarms, missed = ({kind: [] for kind in alarm_names} for _ in range(2))
-
-
-def alarm_scores(shots, reference, encode):
-    """en: Four scores per photograph, from pixels, patches, raw distance and defect sentences.
-    ja: 写真ごとに 4 つの得点を返します。画素、パッチ、そのままの距離、欠陥を述べる文によるものです。
-    """
-    u = cache_embeddings(clip, inputs, torch.cat([reference[None], shots]))
-    words = unit(sum(encode([sentence(s, PRODUCT_WORDING, order=o) for s in defects]) for o in ORDERS))
-    return {
-        "pixel": pixel_distance(shots, reference),
-        "patch": patch_distance(shots, reference),
-        "clip": embedding_distance(u[1:], u[0]),
-        "sentence": sentence_alarm(u[1:], u[0], words),
-    }
-
-
-for k in lab.progress_bar(rounds, t("l07.runs"), len(rounds)):
-    encode = TextTower(inspectors[k], inputs)
-    good = [ProductSpec()] * lab.sizes.checked
-    shown = sample_products(lab.sizes.checked, generator=lab.generator(110 + k), defect_rate=0.0)
-    spoil = torch.randint(len(PARTS), (lab.sizes.checked,), generator=lab.generator(113 + k)).tolist()
-    # en: one defect each
-    # ja: 欠陥は 1 つずつ
-    broken = [ProductSpec().with_(**{list(PARTS)[n]: PARTS[list(PARTS)[n]][1]}) for n in spoil]
-    reference = render_products([ProductSpec()], generator=lab.generator(116 + k))[0]
-    calm = alarm_scores(render_products(good, generator=lab.generator(119 + k)), reference, encode)
-    limits = {kind: alarm_threshold(score, 0.05) for kind, score in calm.items()}
-    table = {}
-    for name, photo in shop.items():
-        found = alarm_scores(
-            render_products(shown + broken, generator=lab.generator(122 + k), photo=photo), reference, encode
-        )
-        flags = [bool(p.defects) for p in shown + broken]
-        table[name] = {kind: alarm_rates(score, flags, limits[kind]) for kind, score in found.items()}
-    for kind in false_alarms:
-        false_alarms[kind].append([table[name][kind]["false_alarms"] for name in shop])
-        missed[kind].append([table[name][kind]["missed"] for name in shop])
+judge = inspector(lab.seed + 100, sizes)
+found = desk(judge, lab.seed + 100, sizes)
+good = render_products([ProductSpec()] * sizes.checked, generator=lab.generator(131))
+calm = alarm_scores(judge, good[1:], good[0])["clip"]
+print(t("l07.threshold", value=threshold(calm, 0.05), share=float((calm > threshold(calm, 0.05)).float().mean())))
+kinds = [(error, kind, setup) for setup in SHOP for error in ("false", "missed") for kind in ALARMS]
 bar_with_interval(
-    [shop_names[name] for name in shop],
-    {alarm_names[kind]: np.array(rows) for kind, rows in false_alarms.items()},
-    xlabel=t("l07.false_alarms"),
-    title=t("l07.alarm_title", seeds=len(rounds), n=lab.sizes.checked),
+    [t("l07.desk_row", setup=t(f"l07.shop_{s}"), error=t(f"l07.error_{e}"), kind=t(f"l07.alarm_{k}")) for e, k, s in kinds],
+    {
+        t("l07.recorded_desk"): recorded_levels("07", [".".join(k) for k in kinds], "desk"),
+        t("l07.yours"): [found[".".join(k)].mean() for k in kinds],
+    },
+    xlabel=t("l07.share_of_plates"),
+    title=t("l07.desk_title"),
     value_format="{:.0%}",
     xlim=(0, 1.12),
+    width=8.5,
 )
 
-# %% uid="alarm-missed"
-bar_with_interval(
-    [shop_names[name] for name in shop],
-    {alarm_names[kind]: np.array(rows) for kind, rows in missed.items()},
-    xlabel=t("l07.missed"),
-    title=t("l07.missed_title"),
-    value_format="{:.0%}",
-    xlim=(0, 1.12),
-)
+# %% uid="desk-claims"
+careless, standard = found["false.clip.careless"], found["false.clip.standard"]
+lab.claim("photos_matter", measured=t("l07.m_careless"), **mean_and_interval(careless - standard))
+error = {k: (found[f"false.{k}.careless"] + found[f"missed.{k}.careless"]) / 2 for k in ("patch", "sentence")}
+lab.claim("sentences_inspect", measured=t("l07.m_sentence"), **mean_and_interval(error["patch"] - error["sentence"]))
 
-# %% uid="alarm-claims"
-rates = {kind: np.array(rows) for kind, rows in false_alarms.items()}  # [seeds, set-ups]
-more = rates["clip"][:, -1] - rates["clip"][:, 0]
-lab.claim(
-    "photos_matter", measured=t("l07.m_careless"), value=more.mean(), interval=(more.min(), more.max()), seeds=rounds
-)
-error = {kind: (rates[kind][:, -1] + np.array(missed[kind])[:, -1]) / 2 for kind in ("patch", "sentence")}
-better = error["patch"] - error["sentence"]
-lab.claim(
-    "sentences_inspect",
-    measured=t("l07.m_sentence"),
-    value=better.mean(),
-    interval=(better.min(), better.max()),
-    seeds=rounds,
-)
+# %% [markdown] lang="en" uid="desk-reading" pair="bdfb835a"
+# **What you see.** At the standard set-up the thresholds hold, and the patches miss next to nothing. With careless photographs the two distances sound the alarm for *every* good plate: missing nothing is then no merit, the line has
+# stopped. Sentences still tell some good plates from bad ones, but most good plates are false alarms too, and they miss defects that patches found. **Why.** A shift of two pixels changes every patch; a defect sentence ignores changes that no sentence describes, yet the
+# frozen tower mixes them with the defect. **What would change it.** Careful photographs first, or a second reference under the new lamp. Of the article's two promises the warning about photographs holds here; fewer false alarms by sentences is undecided between
+# these error rates, and no reason to leave out the fixed camera.
 
-# %% [markdown] lang="en" uid="article" pair="09f95122"
-# ## What the article says, and what we measured
+# %% [markdown] lang="ja" uid="desk-reading" pair="022ae78a"
+# **図から読み取れること。** 標準の撮り方では、しきい値どおりに働きます。パッチ比較の見逃しはほぼありません。撮り方がばらつくと、2 種類の距離は*すべて*の良品に警報を出します。見逃しがゼロでも、ラインは止まったままです。文による警報は良品の一部を
+# 通しますが、大半は誤検出で、パッチ比較なら見つかる欠陥を見逃すこともあります。**理由。** 2 画素ずれるだけで、すべてのパッチが変わります。欠陥の文は、文で述べられていない変化を無視しますが、固定した画像側では、その変化と欠陥が混ざっています。**何を変えればよいか。** まず撮り方を
+# そろえるか、新しい照明で基準写真を撮り直します。記事の主張のうち、写真の標準化が必要だという注意は、ここでも確認できました。文で誤検出が減るかどうかは、この誤り率の差では決まりません。カメラの固定を省く理由にはなりません。
 
-# %% [markdown] lang="ja" uid="article" pair="d717806f"
-# ## 記事の主張と、この教材の測定結果
+# %% [markdown] lang="en" uid="map" pair="14bf0bdf"
+# ## 8. Paper, article, your numbers
+
+# %% [markdown] lang="ja" uid="map" pair="fd6cc423"
+# ## 8. 論文、記事、自分の数値
 
 # %% uid="article-map"
 lab.article_map()

@@ -2,10 +2,55 @@
 
 import math
 
+import numpy as np
 import torch
 
 from labkit.course.checks import exercise
-from labkit.dpo.equations import dpo_loss, kappa_of
+from labkit.dpo.equations import dpo_loss, kappa_of, sdpo_scale
+
+
+def aligned_density(p_ref, reward, beta):
+    """p* of the KL-regularised objective on a grid: proportional to p_ref exp(reward / beta), sums to 1."""
+    return torch.softmax(p_ref.log() + reward / beta, 0)
+
+
+@exercise("l05.aligned_density", reference=aligned_density)
+def check_aligned_density(c, fn):
+    c.callable(fn)
+    p_ref, reward = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.0, 1.0, 2.0])
+    got = c.call(fn, p_ref, reward, 1.0)
+    c.tensor(got, shape=(3,), dtype=torch.float32)
+    raised = p_ref * reward.exp()
+    c.mistake("l05.not_normalised", got=got, looks_like=raised)
+    c.mistake("l05.no_prior", got=got, looks_like=torch.softmax(reward, 0))
+    c.hand(got, raised / raised.sum())
+    half = c.call(fn, p_ref, reward, 0.5)
+    c.mistake("l05.times_beta", got=half, looks_like=torch.softmax(p_ref.log() + 0.5 * reward, 0))
+    c.close(half, torch.softmax(p_ref.log() + 2 * reward, 0))
+    sharp = fn(p_ref, reward, 0.01)  # exp(200) does not fit into float32: the mistake
+    c.mistake("l05.overflow", when=not bool(torch.isfinite(sharp).all()))
+    c.close(sharp, torch.tensor([0.0, 0.0, 1.0]))
+
+
+@check_aligned_density.wrong("l05.not_normalised")
+def _(p_ref, reward, beta):
+    return p_ref * (reward / beta).exp()
+
+
+@check_aligned_density.wrong("l05.no_prior")
+def _(p_ref, reward, beta):
+    return torch.softmax(reward / beta, 0)
+
+
+@check_aligned_density.wrong("l05.times_beta")
+def _(p_ref, reward, beta):
+    return torch.softmax(p_ref.log() + reward * beta, 0)
+
+
+@check_aligned_density.wrong("l05.overflow")
+def _(p_ref, reward, beta):
+    raised = p_ref * (reward / beta).exp()
+    return raised / raised.sum()
 
 
 @exercise("l05.dpo_loss", reference=dpo_loss)
@@ -120,3 +165,71 @@ def _(scores):
 def _(scores):
     best, worst = scores.max(1), scores.min(1)
     return best.indices, worst.indices, best.values >= worst.values
+
+
+def safe_scale(g_w, g_l, mu):
+    """lambda of SDPO for one pair per row: how much of the loser's gradient does not push the winner."""
+    return sdpo_scale(winner_residual=g_w, loser_residual=g_l, mu=mu)
+
+
+@exercise("l05.safe_scale", reference=safe_scale)
+def check_safe_scale(c, fn):
+    c.callable(fn)
+    g_w = torch.tensor([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0]])
+    g_l = torch.tensor([[4.0, 3.0], [-4.0, 3.0], [0.5, 3.0]])
+    got = c.call(fn, g_w, g_l, 0.5)
+    c.tensor(got, shape=(3,), dtype=torch.float32)
+    c.mistake("l05.no_clip", got=got, looks_like=torch.tensor([0.25, 1.0, 2.0]))
+    c.mistake("l05.opposite", when=float(got[1]) <= 0)
+    c.mistake("l05.wrong_square", got=got[:1], looks_like=torch.tensor([0.5 * 25 / 8]).clamp(max=1))
+    c.hand(got, torch.tensor([0.25, 1.0, 1.0]))
+    a, b = c.randn(5, 3), c.randn(5, 3)
+    c.close(c.call(fn, a, b, 0.2), sdpo_scale(winner_residual=a, loser_residual=b, mu=0.2))
+
+
+@check_safe_scale.wrong("l05.no_clip")
+def _(g_w, g_l, mu):
+    overlap = (g_w * g_l).sum(1)
+    return torch.where(overlap > 0, (1 - mu) * g_w.square().sum(1) / overlap, torch.ones_like(overlap))
+
+
+@check_safe_scale.wrong("l05.opposite")
+def _(g_w, g_l, mu):
+    return ((1 - mu) * g_w.square().sum(1) / (g_w * g_l).sum(1)).clamp(0, 1)
+
+
+@check_safe_scale.wrong("l05.wrong_square")
+def _(g_w, g_l, mu):
+    overlap = (g_w * g_l).sum(1)
+    scale = ((1 - mu) * g_l.square().sum(1) / overlap.clamp(min=1e-30)).clamp(0, 1)
+    return torch.where(overlap > 0, scale, torch.ones_like(overlap))
+
+
+def wins(after, before, margin):
+    """Per prompt 1 for a win by more than the margin, 0.5 for a tie, 0 for a loss."""
+    gap = after - before
+    return np.where(np.abs(gap) <= margin, 0.5, (gap > 0).astype(float))
+
+
+@exercise("l05.wins", reference=wins)
+def check_wins(c, fn):
+    c.callable(fn)
+    after, before = np.array([0.9, 0.5, 0.2, 0.7]), np.array([0.5, 0.52, 0.4, 0.7])
+    got = c.call(fn, after, before, 0.05)
+    c.array(got, shape=(4,))
+    c.mistake("l05.no_ties", got=got, looks_like=np.array([1.0, 0.0, 0.0, 0.0]))
+    c.mistake("l05.swapped_models", got=got, looks_like=np.array([0.0, 0.5, 1.0, 0.5]))
+    c.hand(got, np.array([1.0, 0.5, 0.0, 0.5]))
+    a, b = c.rand(30).numpy(), c.rand(30).numpy()
+    c.close(np.asarray(c.call(fn, a, b, 0.1)) + np.asarray(c.call(fn, b, a, 0.1)), np.ones(30))
+
+
+@check_wins.wrong("l05.no_ties")
+def _(after, before, margin):
+    return (after - before > margin).astype(float)
+
+
+@check_wins.wrong("l05.swapped_models")
+def _(after, before, margin):
+    gap = before - after
+    return np.where(np.abs(gap) <= margin, 0.5, (gap > 0).astype(float))

@@ -1,5 +1,6 @@
 """Exercises of lesson 06."""
 
+import numpy as np
 import torch
 
 from labkit.course.checks import exercise
@@ -131,3 +132,108 @@ def _(eps, eps_ref, c):
 @check_statistics_loss.wrong("l06.mean_of_channels")
 def _(eps, eps_ref, c):
     return c**2 * (eps - eps_ref).mean((2, 3)).square().mean(1)
+
+
+def normal_winners(recon_scores, easy_scores):
+    """Column of each picture's best reconstruction (the first of equals), and whether it beats the easy winner."""
+    level, _ = best_and_worst(recon_scores)
+    return level, recon_scores.gather(1, level[:, None]).squeeze(1) > easy_scores
+
+
+@exercise("l06.normal_winners", reference=normal_winners)
+def check_normal_winners(c, fn):
+    c.callable(fn)
+    recon = torch.tensor([[0.7, 0.9], [0.7, 0.9], [0.5, 0.4], [0.6, 0.6], [0.2, 0.1]])
+    easy = torch.tensor([0.8, 0.9, 0.1, 0.3, 0.6])
+    got = c.call(fn, recon, easy)
+    c.instance(got, (tuple, list))
+    c.length(got, 2)
+    c.mistake("l06.lowest_level", got=got[0], looks_like=recon.argmin(1))
+    c.mistake("l06.keeps_equal", got=got[1], looks_like=torch.tensor([True, True, True, True, False]))
+    c.mistake("l06.keeps_worse", got=got[1], looks_like=torch.tensor([False, False, False, False, True]))
+    c.mistake("l06.keeps_all", got=got[1], looks_like=torch.ones(5, dtype=torch.bool))
+    c.equal(got[0], torch.tensor([1, 1, 0, 0, 0]), key="l06.last_level")
+    c.tensor(got[1], shape=(5,), dtype=torch.bool)
+    c.equal(got[1], torch.tensor([True, False, True, True, False]))
+
+
+@check_normal_winners.wrong("l06.lowest_level")
+def _(recon_scores, easy_scores):
+    return recon_scores.argmin(1), recon_scores.min(1).values > easy_scores
+
+
+@check_normal_winners.wrong("l06.keeps_equal")
+def _(recon_scores, easy_scores):
+    return recon_scores.argmax(1), recon_scores.max(1).values >= easy_scores
+
+
+@check_normal_winners.wrong("l06.keeps_worse")
+def _(recon_scores, easy_scores):
+    return recon_scores.argmax(1), recon_scores.max(1).values < easy_scores
+
+
+@check_normal_winners.wrong("l06.keeps_all")
+def _(recon_scores, easy_scores):
+    return recon_scores.argmax(1), torch.ones(len(recon_scores), dtype=torch.bool)
+
+
+@check_normal_winners.wrong("l06.last_level")
+def _(recon_scores, easy_scores):
+    last = recon_scores.shape[1] - 1
+    return last - recon_scores.flip(1).argmax(1), recon_scores.max(1).values > easy_scores
+
+
+def pareto_front(points):
+    """Points (faithfulness, distance) that no other dominates: more of the first, less of the second is better."""
+    points = [(float(faithful), -float(far)) for faithful, far in points]
+    return np.array([not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in points) for p in points])
+
+
+@exercise("l06.pareto_front", reference=pareto_front)
+def check_pareto_front(c, fn):
+    c.callable(fn)
+    points = np.array([[0.8, 9.0], [0.7, 9.0], [0.9, 11.0], [0.85, 10.0], [0.6, 8.0], [0.65, 12.0]])
+    got = np.asarray(c.call(fn, points))
+    c.array(got, shape=(6,), dtype=bool)
+    c.mistake("l06.both_larger", got=got, looks_like=np.array([False, False, True, False, False, True]))
+    c.mistake("l06.dominated_ones", got=got, looks_like=np.array([False, True, False, False, False, True]))
+    c.mistake("l06.one_axis", got=got, looks_like=np.array([False, False, True, False, False, False]))
+    c.mistake("l06.strict_on_both", got=got, looks_like=np.array([True, True, True, True, True, False]))
+    c.hand(got, np.array([True, False, True, True, True, False]))
+    twins = np.asarray(c.call(fn, np.array([[0.8, 9.0], [0.8, 9.0], [0.7, 10.0]])))
+    c.equal(twins, np.array([True, True, False]), key="l06.equal_points")
+
+
+def _better(points):
+    better = np.asarray(points, dtype=float) * [1, -1]
+    return better[:, None] >= better[None], better[:, None] > better[None]  # [n, n, 2]
+
+
+@check_pareto_front.wrong("l06.both_larger")
+def _(points):
+    points = np.asarray(points)
+    as_good, strictly = points[:, None] >= points[None], points[:, None] > points[None]
+    return ~(as_good.all(-1) & strictly.any(-1)).any(0)
+
+
+@check_pareto_front.wrong("l06.dominated_ones")
+def _(points):
+    as_good, strictly = _better(points)
+    return (as_good.all(-1) & strictly.any(-1)).any(0)
+
+
+@check_pareto_front.wrong("l06.one_axis")
+def _(points):
+    points = np.asarray(points)
+    return points[:, 0] == points[:, 0].max()
+
+
+@check_pareto_front.wrong("l06.strict_on_both")
+def _(points):
+    return ~_better(points)[1].all(-1).any(0)
+
+
+@check_pareto_front.wrong("l06.equal_points")
+def _(points):
+    as_good = _better(points)[0].all(-1)
+    return as_good.sum(0) == 1

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from labkit.course.checks import exercise
 from labkit.pairwise import comparative_prompt, contrastive_loss, difference, unit
 from labkit.pairwise.equations import two_sided_cross_entropy
+from labkit.pairwise.inspection import alarm_threshold
 
 
 def arrow(first, second, eps=1e-6):
@@ -172,3 +173,26 @@ def _(e_i, e_j, t_ij, alpha, beta=1.0):
 @check_comparative_prompt.wrong("l07.beta_ignored")
 def _(e_i, e_j, t_ij, alpha, beta=1.0):
     return comparative_prompt(e_i, e_j, t_ij, alpha)
+
+
+@exercise("l07.threshold", reference=alarm_threshold)
+def check_threshold(c, fn):
+    c.callable(fn)
+    good = torch.tensor([5.0, 1.0, 4.0, 2.0, 3.0, 9.0, 8.0, 7.0, 6.0, 10.0, 0.0])
+    got = torch.tensor(c.number(c.call(fn, good, 0.2), -1, 11), dtype=torch.float32)
+    c.mistake("l07.threshold_below", got=got, looks_like=torch.tensor(2.0))
+    c.mistake("l07.threshold_extreme", got=got, looks_like=torch.tensor(10.0))
+    c.hand(got, torch.tensor(8.0))
+    many = c.randn(400)
+    value = c.number(c.call(fn, many, 0.05), -10, 10)
+    c.close(torch.tensor(value, dtype=torch.float32), torch.quantile(many, 0.95))
+
+
+@check_threshold.wrong("l07.threshold_below")
+def _(good, share):
+    return torch.quantile(good.double(), share).item()
+
+
+@check_threshold.wrong("l07.threshold_extreme")
+def _(good, share):
+    return good.max().item()
