@@ -11,6 +11,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.optimize import brentq
+from scipy.stats import beta, binom, hypergeom
 
 OTHER_SOLUTIONS: dict[str, list[Callable]] = {}
 
@@ -246,3 +248,54 @@ def sorted_and_interpolated(good, share):
 @solves("l07.threshold")
 def as_a_tensor(good, share):
     return torch.quantile(good.double(), 1 - share)
+
+
+# ---- lesson 09 ------------------------------------------------------------------------------------------------------
+
+
+@solves("l09.zero_failure_n")
+def one_picture_more_until_it_is_enough(rate, confidence):
+    n = 1
+    while (1 - rate) ** n > 1 - confidence:
+        n += 1
+    return n
+
+
+@solves("l09.zero_failure_n")
+def in_numpy_logarithms(rate, confidence):
+    return int(np.ceil(np.log1p(-confidence) / np.log1p(-rate)))
+
+
+@solves("l09.lot_acceptance")
+def by_scipy(lot, bad, n, c):
+    return hypergeom.cdf(c, lot, bad, n)
+
+
+@solves("l09.lot_acceptance")
+def by_scipys_sum(lot, bad, n, c):
+    return hypergeom.pmf(np.arange(c + 1), lot, bad, n).sum()
+
+
+@solves("l09.upper_bound")
+def by_the_beta_distribution(d, n, confidence):
+    return 1.0 if d == n else beta.ppf(confidence, d + 1, n - d)
+
+
+@solves("l09.upper_bound")
+def by_a_root(d, n, confidence):
+    return 1 if d == n else brentq(lambda p: binom.cdf(d, n, p) - (1 - confidence), 0, 1)
+
+
+@solves("l09.true_rate")
+def clipped(observed, sensitivity, specificity):
+    return np.clip((observed - (1 - specificity)) / (sensitivity - (1 - specificity)), 0, 1)
+
+
+@solves("l09.wealth")
+def by_numpys_product(x, p0, bet):
+    return np.cumprod(1 + bet * (np.asarray(x) - p0))
+
+
+@solves("l09.wealth")
+def by_torchs_product(x, p0, bet):
+    return torch.cumprod(1 + bet * (torch.tensor(x, dtype=torch.float64) - p0), dim=0)

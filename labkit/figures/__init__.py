@@ -9,6 +9,7 @@ Images may be PIL images, uint8 arrays [H, W, 3] or float tensors [3, H, W] in [
 | grids    | images in rows: `image_grid`, `strips`, `before_after`, `heatmap_overlay`; layout places them  |
 | charts   | numbers: `curve_with_interval`, `bar_with_interval`, `label_points`                            |
 | recorded | the learner's own numbers on top of the recorded study: `recorded_means`, `recorded_plane`     |
+| tornado  | `tornado_chart`: which assumption decides                                                      |
 | widgets  | `explore(function, controls)`: a picture, and controls below it; controls are plain data       |
 | game     | the feedback game of the FABRIC lesson                                                         |
 | base     | `CourseFigure`, and text that is measured and broken into lines                                |
@@ -24,6 +25,7 @@ from labkit.figures.base import CourseFigure, figure_style, new_figure
 from labkit.figures.charts import bar_with_interval, curve_with_interval, label_points
 from labkit.figures.grids import before_after, heatmap_overlay, image_grid, strips
 from labkit.figures.recorded import recorded_means, recorded_plane
+from labkit.figures.tornado import tornado_chart
 
 __all__ = [
     "image_grid",
@@ -34,6 +36,7 @@ __all__ = [
     "bar_with_interval",
     "recorded_means",
     "recorded_plane",
+    "tornado_chart",
     "label_points",
     "new_figure",
     "figure_style",
