@@ -10,7 +10,7 @@ from labkit.course import start, t
 
 lab = start("05", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
 
-# %% [markdown] lang="en" uid="article" pair="2f8616d1"
+# %% [markdown] lang="en" uid="article" pair="d4cd5871"
 # The article of this lesson and the next is the AIBR dialogue "人の画像生成を高める直接選好最適化とAIフィードバック" on HG-DPO. Three of its statements
 # are put to the test here: that DPO moves a model directly towards what is preferred, that an AI may say what is preferable in place of people, and that the
 # pictures get better. The first rests on another paper, Diffusion-DPO ([Wallace et al.](https://arxiv.org/abs/2311.12908)), and on a formula that the
@@ -22,8 +22,11 @@ lab = start("05", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # | AI feedback | training judge: PortraitCLIP | `judge` |
 # | pair of a better and a worse picture | preference pair: winner and loser | `winner`, `loser` |
 # | the model before DPO | base; frozen, it is the reference | `ref_winner`, `ref_loser` |
+#
+# **State of the evidence.** The study of this lesson (`labkit study run 05`) is written and not recorded yet: charts show your own run alone, claims that need several
+# seeds stay open, and numbers in the readings come from trial runs of a single seed. Read them as what to expect, not as results.
 
-# %% [markdown] lang="ja" uid="article" pair="11f576d9"
+# %% [markdown] lang="ja" uid="article" pair="353a7076"
 # このレッスンと次のレッスンで読む記事は、HG-DPO を解説した AIBR の対話「人の画像生成を高める直接選好最適化とAIフィードバック」です。ここでは、記事の3つの主張を
 # 確かめます。DPO がモデルを好まれる方向へ直接動かすこと、何が好ましいかを人の代わりに AI が判定できること、そして画像が良くなることです。1つ目の根拠は別の論文
 # Diffusion-DPO([Wallace et al.](https://arxiv.org/abs/2311.12908))の式で、記事には出てきません。その式を導き、書き、わざと壊したうえで、
@@ -35,6 +38,9 @@ lab = start("05", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # | AI フィードバック | 学習用の評価役: PortraitCLIP | `judge` |
 # | 良い写真と悪い写真の対 | 選好ペア: 勝者と敗者 | `winner`, `loser` |
 # | DPO 前のモデル | 基準モデル(凍結したものが参照モデル) | `ref_winner`, `ref_loser` |
+#
+# **裏付けの状況。** このレッスンの実験(`labkit study run 05`)はまだ記録されていません。グラフに出るのは自分の実行結果だけで、複数のシードが要る主張は未判定のままです。
+# 図の見方に挙げた数値も、1つのシードで試した値です。結論ではなく、目安として読んでください。
 
 # %% [markdown] lang="en" uid="toy" pair="748df7a4"
 # ## 1. One picture first
@@ -91,6 +97,7 @@ def table(heads, rows, title):
                 axes.text(-2.2 if j == 0 else j - 0.1, i - 0.5, text, **place)
     figure.alt = title + "\n" + "\n".join(" | ".join(row) for row in rows)
     return figure
+
 
 # %% uid="toy-base"
 from dataclasses import replace
@@ -166,6 +173,7 @@ scatter(panels, t("l05.toy_title"))
 # となります。$Z$ は合計を1にする定数です。つまり、参照モデルを報酬の方向に傾けた分布です。格子上の密度について書いてください。手計算の例: $p_\mathrm{ref} = (.5, .3, .2)$、
 # $r = (0, 1, 2)$、$\beta = 1$ なら、正規化前は $(.5, .82, 1.48)$、正規化後は $(.18, .29, .53)$ です。
 
+
 # %% uid="aligned-density" tags=["exercise"] exercise="aligned_density"
 def aligned_density(p_ref, reward, beta):
     """en: p* on a grid: p_ref [n] sums to 1, reward [n], beta > 0 (may be as small as 0.01) -> [n], sums to 1.
@@ -174,6 +182,7 @@ def aligned_density(p_ref, reward, beta):
     # BEGIN SOLUTION
     return torch.softmax(p_ref.log() + reward / beta, 0)
     # END SOLUTION
+
 
 # %% uid="aligned-density-check" tags=["check"]
 lab.check("aligned_density")
@@ -348,6 +357,7 @@ explore(
 # $\lambda \le 1$ を選びます。導いて、書いてください。$\mu = 0.5$ での手計算の例: $g_w = (2, 0)$、$g_l = (4, 3)$ なら $\lambda = 0.25$、
 # $g_l = (-4, 3)$ なら1です。よくある間違いは、1で打ち切らないことと、勾配が反対を向くときに係数を負にすることです。
 
+
 # %% uid="safe-scale" tags=["exercise"] exercise="safe_scale"
 def safe_scale(g_w, g_l, mu):
     """en: lambda [B] in 0..1 from the gradients g_w, g_l [B, n] with respect to the predictions.
@@ -359,9 +369,11 @@ def safe_scale(g_w, g_l, mu):
     return torch.where(overlap > 0, scale, torch.ones_like(overlap))
     # END SOLUTION
 
+
 # %% uid="safe-scale-check" tags=["check"]
 lab.check("safe_scale")
 safe_scale = lab.use("safe_scale")
+
 
 # %% uid="all-losses"
 def my_sdpo(p):
@@ -742,13 +754,13 @@ run, aligned = lab.keep("aligned", train, [dpo(kappa)])
 log[:] = run.log[:-1]
 live(run.log[-1])
 
-# %% [markdown] lang="en" uid="train-reading" pair="28af4cc9"
-# **What you see.** Both curves rise. $d_l$ rises faster, so the loss is content, and the accuracy on the training pairs is close to 1. In the recorded run $d_w$ ended at $+0.009$ and $d_l$ at
+# %% [markdown] lang="en" uid="train-reading" pair="42daf69a"
+# **What you see.** Both curves rise. $d_l$ rises faster, so the loss is content, and the accuracy on the training pairs is close to 1. In one trial run (seed 0) $d_w$ ended at $+0.009$ and $d_l$ at
 # $+0.026$: the winners' error *rose* here too. By section 3 that is a warning, yet the next section finds the pictures better. **Why no contradiction:** an error of noise prediction on the base's own
 # pictures measures how well the model remembers them, not how good new ones are. What would worry us is $d_w$ running away; here it stays small beside errors of about a third.
 
-# %% [markdown] lang="ja" uid="train-reading" pair="dae8531e"
-# **図の見方。** 2本とも上がっています。$d_l$ のほうが速く上がるので損失は下がり、学習ペアでの正解率は1に近づきます。記録済みの実行では、最終の $d_w$ は $+0.009$、$d_l$ は
+# %% [markdown] lang="ja" uid="train-reading" pair="d2517a2d"
+# **図の見方。** 2本とも上がっています。$d_l$ のほうが速く上がるので損失は下がり、学習ペアでの正解率は1に近づきます。試しに1回(シード0で)実行したときは、最終の $d_w$ は $+0.009$、$d_l$ は
 # $+0.026$ でした。ここでも勝者の誤差は*増えた*のです。3節によれば危険な兆候ですが、次の節で見るように画像は良くなります。**矛盾しない理由:** 基準モデル自身の画像に対するノイズ予測の誤差は、
 # モデルがその画像をどれだけ覚えているかの指標で、新しい画像の良さではありません。心配すべきなのは $d_w$ が際限なく増える場合です。ここでは、全体の誤差に比べてわずかです。
 
@@ -766,6 +778,7 @@ live(run.log[-1])
 # AttributeReader が与える確率の平均で決めます。論文は勝率で報告するので、これを書きましょう。良くなったプロンプトはどれだけあるでしょうか。差が0.01以内なら、どちらの
 # 勝ちでもありません。
 
+
 # %% uid="wins" tags=["exercise"] exercise="wins"
 def wins(after, before, margin):
     """en: Per prompt 1 where `after` is better by more than the margin, 0.5 within it, 0 where it is worse. [n] -> [n]
@@ -775,6 +788,7 @@ def wins(after, before, margin):
     gap = after - before
     return np.where(np.abs(gap) <= margin, 0.5, (gap > 0).astype(float))
     # END SOLUTION
+
 
 # %% uid="wins-check" tags=["check"]
 lab.check("wins")
@@ -813,29 +827,27 @@ e = rates[t("l05.gold_judge")]
 measured = t("l05.m_win", judge=t("l05.gold_judge"), prompts=len(test), kappa=kappa)
 lab.claim("dpo_beats_base", measured=measured, value=e.value, interval=(e.low, e.high), seeds=[lab.seed])
 
-# %% [markdown] lang="en" uid="prove-reading" pair="f1e41c2c"
-# **What you see.** In the recorded run about two prompts in three got better, by either judge: the gold judge's mean rose from .73 to .83. The judge that never trained agrees with the one that did, so DPO has
+# %% [markdown] lang="en" uid="prove-reading" pair="f2fed525"
+# **What you see.** In one trial run (seed 0, 128 prompts) about two prompts in three got better, by either judge: the gold judge's mean rose from .73 to .83. The judge that never trained agrees with the one that did, so DPO has
 # learnt the prompts and not just a taste. Look at the second strip as well: some prompts got *worse*, and the marks show which attribute was lost. A win rate of two in three
-# is also a loss rate of one in three, and the article's "quality improves" is a statement about the mean. **What would change it:** more steps raise both numbers, until the training
-# judge rises alone.
+# is also a loss rate of one in three, and the article's "quality improves" is a statement about the mean. **What would change it:** more steps, prompts and seeds.
 
-# %% [markdown] lang="ja" uid="prove-reading" pair="9451526e"
-# **図の見方。** 記録済みの実行では、どちらの評価役から見ても、およそ3件に2件のプロンプトが良くなりました。正解の評価役による平均は0.73から0.83に上がっています。学習に使わなかった評価役が、使った評価役と
+# %% [markdown] lang="ja" uid="prove-reading" pair="9a509db6"
+# **図の見方。** 試しに1回(シード0、128プロンプトで)実行したときは、どちらの評価役から見ても、およそ3件に2件のプロンプトが良くなりました。正解の評価役による平均は0.73から0.83に上がっています。学習に使わなかった評価役が、使った評価役と
 # 同じ結論を出したので、DPO は評価役の癖だけでなく、プロンプトに従うことを学んだといえます。2つ目の図も見てください。*悪くなった*プロンプトもあり、どの属性が失われたかを印が示しています。
-# 3件に2件勝つなら、勝てないものも3件に1件あります。記事の「品質が高まる」は、平均についての主張です。**結果を左右するもの:** ステップ数を増やすと両方の数値が上がり、
-# やがて学習用の評価役だけが上がり続けるようになります。
+# 3件に2件勝つなら、勝てないものも3件に1件あります。記事の「品質が高まる」は、平均についての主張です。**結果を左右するもの:** ステップ数、プロンプト数、シード数です。
 
-# %% [markdown] lang="en" uid="own" pair="5b6020e6"
+# %% [markdown] lang="en" uid="own" pair="0220bc0b"
 # ## 9. Your own loss
 #
-# Six years of papers in one dictionary: every loss that labkit has, on the same pairs with the same budget, was recorded. Below is your place among them. Change `my_terms`: any
+# The study of this lesson puts every loss that labkit has on the same pairs with the same budget. Below is your place among those that are recorded. Change `my_terms`: any
 # sum of `dpo`, `sft`, `sdpo`, `ipo`, `hinge`, `mapo`, `kto` with any numbers. **Predict** the gain before each run, then run. There is no single right answer. Good
 # questions: does half the $\kappa$ give more? Does an anchor cost faithfulness here, where the ring needed it? Which loss keeps $d_w$ below zero and still gains?
 
-# %% [markdown] lang="ja" uid="own" pair="b038e660"
+# %% [markdown] lang="ja" uid="own" pair="ff364cab"
 # ## 9. 自分の損失を試す
 #
-# labkit にあるすべての損失を、同じペアと同じステップ数で学習した結果が記録してあります。その中で、あなたの損失はどこに位置するでしょうか。`my_terms` を書き換えてください。
+# このレッスンの実験では、labkit にあるすべての損失を、同じペアと同じステップ数で比べます。記録済みのものの中で、あなたの損失はどこに位置するでしょうか。`my_terms` を書き換えてください。
 # `dpo`、`sft`、`sdpo`、`ipo`、`hinge`、`mapo`、`kto` を、好きな数値で自由に足し合わせられます。実行する前に、伸びを**予想**してください。正解は1つではありません。
 # 考えるとよい問い: $\kappa$ を半分にすると伸びは増えるでしょうか。円周では必要だった錨は、ここでは忠実さを損なうでしょうか。$d_w$ を0未満に保ったまま伸びる損失はどれでしょうか。
 
@@ -862,11 +874,11 @@ lab.claim("kto_beats_dpo", reason=t("l05.only_recorded"))
 
 # %% [markdown] lang="en" uid="own-reading" pair="5beb9479"
 # **How to read your dot.** 48 prompts give it an interval of about $\pm 0.05$, so most losses are its neighbours; a difference between two losses is best measured on the *same* prompts,
-# prompt by prompt, where it is far more exact. The recorded surprise is the baseline: fine-tuning on the winners alone gains $.080$, DPO $.092$, and the paired difference, $.013\ [-.008, .033]$,
+# prompt by prompt, where it is far more exact. The surprise of the trial run is the baseline: fine-tuning on the winners alone gains $.080$, DPO $.092$, and the paired difference, $.013\ [-.008, .033]$,
 # does not tell them apart. **Why:** the winners here are right where the base is often wrong, so copying them already teaches the prompts. The paper saw the same on its weaker model (SD 1.5: SFT wins 55.5 %)
 # and the opposite on its stronger one (SDXL), whose own pictures are better than the winners. What does tell them apart is $d_w$: $-0.007$ for SFT, $+0.009$ for DPO.
 
-# %% [markdown] lang="ja" uid="own-reading" pair="af3e0521"
+# %% [markdown] lang="ja" uid="own-reading" pair="aa661a25"
 # **自分の点の読み方。** 48プロンプトでは区間がおよそ $\pm 0.05$ あり、ほとんどの損失と重なります。2つの損失の差は、*同じ*プロンプトで1件ずつ比べると、ずっと正確に測れます。記録の中で意外なのは
 # 比較対象の SFT です。勝者だけのファインチューニングの伸びは $.080$、DPO は $.092$ で、対にした差 $.013\ [-.008, .033]$ からは優劣を決められません。**理由:** 基準モデルがよく間違える
 # ところで勝者は正しいので、まねるだけでもプロンプトに従うことを学べます。論文でも、弱いモデル(SD 1.5)では SFT の勝率が 55.5 % でした。自分の画像が勝者より良い、強いモデル(SDXL)では逆の
@@ -918,9 +930,9 @@ lab.claim("npo_needs_words", measured=measured, value=e.value, interval=(e.low, 
 # **What you see: the opposite of the paper.** Guidance away from the bad model loses to plain guidance, a little when it is asked for nothing, by far when it is asked for the prompt. Two likely reasons. First, our preference is
 # faithfulness: without the prompt nobody knows what would be wrong, so the empty branch has only drifted. The paper's preferences were people's, and an ugly picture is ugly without a prompt. Second, the control:
 # asking the bad model for the prompt removes the difference between *prompt* and *no prompt* from guidance, and that difference was doing most of the work. Bad against good is a weaker signpost
-# than something against nothing. **What would change it:** training the negative model with dropped captions, and mixing it with the base, as the paper does; neither is recorded here.
+# than something against nothing. **What would change it:** training the negative model with dropped captions, and mixing it with the base, as the paper does; neither was tried here.
 
-# %% [markdown] lang="ja" uid="negative-reading" pair="8badcdd0"
+# %% [markdown] lang="ja" uid="negative-reading" pair="bb746544"
 # **図の見方: 論文と反対の結果です。** 悪いモデルから遠ざける誘導は、通常の誘導に負けました。空のプロンプトなら少し、プロンプトを与えると大きく負けます。理由として2つ考えられます。1つ目に、ここでの選好は
 # 忠実さです。プロンプトがなければ何が誤りかが分からないので、空のプロンプトの側はずれただけで終わります。論文の選好は人によるもので、見た目の悪い画像はプロンプトがなくても悪い画像です。2つ目は対照実験から
 # 分かります。悪いモデルにプロンプトを与えると、「プロンプトあり」と「なし」の差が誘導から消えますが、効いていたのは主にその差でした。良いモデルと悪いモデルの差は、プロンプトの有無の差より弱い
@@ -959,10 +971,10 @@ on_record("distance", {t("l05.base"): "base", **losses}, {}, t("l05.distance_axi
 
 # %% [markdown] lang="en" uid="side-reading" pair="e18b2220"
 # **What you see.** Bars whose interval crosses zero are no news. A bar that does not is a habit the model has picked up from the winners, although no prompt asked for it; with six bars shown out of dozens, the
-# largest are the luckiest too. In the second figure DPO lies a little nearer to real pictures than its base and fine-tuning does not, one recorded seed each: a hint, no proof. Faithful and real are two axes, and
+# largest are the luckiest too. In the second figure DPO lies a little nearer to real pictures than its base and fine-tuning does not, one seed each: a hint, no proof. Faithful and real are two axes, and
 # lesson 06 is about the second.
 
-# %% [markdown] lang="ja" uid="side-reading" pair="8ad2a4da"
+# %% [markdown] lang="ja" uid="side-reading" pair="dc104682"
 # **図の見方。** 区間が0をまたぐ棒は、変化したとはいえません。またがない棒は、どのプロンプトも求めていないのに、モデルが勝者から身に付けた癖です。ただし、何十もの中から大きい6本を選んで見せているので、偶然大きく
 # 出たものも混じります。2つ目の図では、DPO は基準モデルより少し本物に近く、ファインチューニングはそうではありません。記録したシードは1つずつなので、手がかりであって証明ではありません。忠実さと本物らしさは別の軸で、
 # 2つ目の軸はレッスン06で扱います。

@@ -38,7 +38,7 @@ lab = start("07", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 from types import SimpleNamespace
 
 from labkit.figures import bar_with_interval, curve_with_interval, image_grid, strips
-from labkit.pairwise.frames import FRAMES, NEW_GRAMMAR, NEW_MARKERS, TRAINED
+from labkit.pairwise.frames import FRAMES, NEW_MARKERS, TRAINED
 from labkit.studies import load_study
 from labkit.studies.estimate import recorded_levels
 
@@ -84,6 +84,7 @@ bar_with_interval(
 # 埋め込みの長い画像だけで向きが決まります。引き算の後に正規化しないと、似た画像どうしの矢印は短くなり、学習への影響が小さくなります。`arrow` を書いてください。同じ画像どうしには
 # 向きがないので、NaN ではなくゼロを返します。確認用の値: `arrow([[2, 0]], [[0, 5]])` は (0.707, −0.707) です。
 
+
 # %% uid="arrow-write" tags=["exercise"] exercise="arrow"
 def arrow(first, second, eps=1e-6):
     """en: Unit vectors [N, d] from the second to the first; the inputs [N, d] may have any length.
@@ -95,6 +96,7 @@ def arrow(first, second, eps=1e-6):
     length = (u - v).norm(dim=-1, keepdim=True)
     return (u - v) / length.clamp(min=eps)
     # END SOLUTION
+
 
 # %% uid="arrow-check" tags=["check"]
 lab.check("arrow")
@@ -114,6 +116,7 @@ clip, inputs = clip_and_inputs()
 world = portraits_of(sizes)
 pictures, u, values = world.test_pixels, world.test_images, world.test_values
 image_grid(pictures[:2], captions=["i", "j"], columns=2, size=1.6, title=t("l07.two"))
+
 
 # %% uid="arrow-bars"
 def arrow_scores(model, i, j):
@@ -179,6 +182,7 @@ bar_with_interval(
 # さらに厳しく、位置だけを見るモデルでは 0 % になります。この 2 つを計算する `counterbalanced` を書いてください。同点は答えになっていないので不正解とします。手計算の例: 5 組のうち
 # 1 組が両方の順序で正解、3 組が片方だけ正解なら、M1 は 50 %、両方正解は 20 % です。
 
+
 # %% uid="counterbalanced-write" tags=["exercise"] exercise="counterbalanced"
 def counterbalanced(true, mirror):
     """en: (mean accuracy, share of pairs right in both orders) from scores [pairs, 2 orders]; a tie counts as wrong.
@@ -188,6 +192,7 @@ def counterbalanced(true, mirror):
     right = true > mirror  # [pairs, 2]
     return right.float().mean().item(), right.all(1).float().mean().item()
     # END SOLUTION
+
 
 # %% uid="counterbalanced-check" tags=["check"]
 lab.check("counterbalanced")
@@ -314,7 +319,14 @@ else:
 written = writer(train_pairs, world.values)
 for record in written.records[:6]:
     print(record.sentences[0])
-print(t("l07.written", n=len(written.records), rejected=written.report.rejection_rate, wrong=written.report.hallucination_rate))
+print(
+    t(
+        "l07.written",
+        n=len(written.records),
+        rejected=written.report.rejection_rate,
+        wrong=written.report.hallucination_rate,
+    )
+)
 
 # %% [markdown] lang="en" uid="data-reading" pair="beaf5a77"
 # Without attributes nobody would notice a systematic error of the writer: a sentence that is wrong about both pictures in the same way still reads well. That is
@@ -344,6 +356,7 @@ print(t("l07.written", n=len(written.records), rejected=written.report.rejection
 #
 # `contrastive_loss` を書いてください。すべての行が等しければ、$\tau$ によらず $\ln B$ になります。
 
+
 # %% uid="loss-write" tags=["exercise"] exercise="contrastive_loss"
 def contrastive_loss(text, arrows, tau):
     """en: Symmetric contrastive loss of unit rows text, arrows [B, d]; row i belongs to row i.
@@ -355,6 +368,7 @@ def contrastive_loss(text, arrows, tau):
     loss = torch.nn.functional.cross_entropy
     return (loss(logits, target) + loss(logits.T, target)) / 2
     # END SOLUTION
+
 
 # %% uid="loss-check" tags=["check"]
 lab.check("contrastive_loss")
@@ -491,6 +505,7 @@ bar_with_interval(
     width=8.5,
 )
 
+
 # %% uid="hold-claims"
 def mean_and_interval(outcomes):
     """en: Mean of one number per pair, and its 95 % interval.
@@ -621,12 +636,15 @@ curve_with_interval(
     ylim=(0.4, 1.03),
 )
 
+
 # %% uid="wise-widget" tags=["widget"]
 def wise(a):
     """en: The three numbers for weights between CLIP (0) and your model (1).
     ja: CLIP(0)と自分のモデル(1)の間の重みについて、3 つの値を表示します。
     """
-    return bar_with_interval(names, three_gauges(interpolate(clip, tuned, a)), xlabel=t("l07.share_right"), xlim=(0, 1.1))
+    return bar_with_interval(
+        names, three_gauges(interpolate(clip, tuned, a)), xlabel=t("l07.share_right"), xlim=(0, 1.1)
+    )
 
 
 explore(wise, {"a": slider(t("l07.wise"), 0.0, 1.0, 0.5, 0.1)})
@@ -634,9 +652,15 @@ explore(wise, {"a": slider(t("l07.wise"), 0.0, 1.0, 0.5, 0.1)})
 # %% uid="wise-claims"
 kept = {name: recognised(clip, sizes, prompts) for name, prompts in (("old", REHEARSED), ("new", NEW_PROMPTS))}
 halfway = interpolate(clip, tuned, 0.5)
-lab.claim("retention_kept", measured=t("l07.m_lost"), **mean_and_interval(kept["old"] - recognised(tuned, sizes, REHEARSED)))
-lab.claim("new_prompts", measured=t("l07.m_lost"), **mean_and_interval(kept["new"] - recognised(tuned, sizes, NEW_PROMPTS)))
-lab.claim("wise_cures", measured=t("l07.m_lost"), **mean_and_interval(kept["new"] - recognised(halfway, sizes, NEW_PROMPTS)))
+lab.claim(
+    "retention_kept", measured=t("l07.m_lost"), **mean_and_interval(kept["old"] - recognised(tuned, sizes, REHEARSED))
+)
+lab.claim(
+    "new_prompts", measured=t("l07.m_lost"), **mean_and_interval(kept["new"] - recognised(tuned, sizes, NEW_PROMPTS))
+)
+lab.claim(
+    "wise_cures", measured=t("l07.m_lost"), **mean_and_interval(kept["new"] - recognised(halfway, sizes, NEW_PROMPTS))
+)
 lab.claim("wise_reads", measured="M1", **mean_and_interval(m1(halfway, sizes, ("plain",))["m1.plain"]))
 
 # %% [markdown] lang="en" uid="wise-reading" pair="5f6c21e0"
@@ -664,6 +688,7 @@ lab.claim("wise_reads", measured="M1", **mean_and_interval(m1(halfway, sizes, ("
 # $e_j' \propto \alpha\,e_j + (1-\alpha)\,(e_i - \beta\,t_{ij})$($\beta = 1$)と動かします。$\alpha$ は元の埋め込みを残す割合です。長さには落とし穴があります。似たクラスどうしの $e_i - e_j$ は短く、$t_{ij}$ の長さは 1
 # なので、$\beta = 1$ では文が完全に正しくても行き過ぎます。$\beta$ を差の長さに合わせれば、行き過ぎません。`comparative_prompt` を書いてください。確認用の値: $t_{ij} = e_i - e_j$ なら、$\alpha$ によらず何も動きません。
 
+
 # %% uid="comparative-write" tags=["exercise"] exercise="comparative_prompt"
 def comparative_prompt(e_i, e_j, t_ij, alpha, beta=1.0):
     """en: The moved embedding of class j, at length 1; all vectors [d] have length 1.
@@ -673,6 +698,7 @@ def comparative_prompt(e_i, e_j, t_ij, alpha, beta=1.0):
     moved = alpha * e_j + (1 - alpha) * (e_i - beta * t_ij)
     return moved / moved.norm()
     # END SOLUTION
+
 
 # %% uid="comparative-check" tags=["check"]
 lab.check("comparative_prompt")
@@ -817,6 +843,7 @@ lab.claim("unseen_attribute", **only)
 # テキスト側が最もよく当てはまるとした*欠陥の文*です。警報にはしきい値が必要です。良品の写真のうち指定した割合だけが超える得点(5 % なら、良品の 5 % が誤検出になる値)を返す `threshold` を書いてください。
 # 撮り方が雑になると、誤検出はどうなるでしょうか。次のセルを実行する前に予想してください。
 
+
 # %% uid="threshold-write" tags=["exercise"] exercise="threshold"
 def threshold(good, share):
     """en: The score that a share of the good parts exceeds: float from scores good [N].
@@ -825,6 +852,7 @@ def threshold(good, share):
     # BEGIN SOLUTION
     return torch.quantile(good.double(), 1 - share).item()
     # END SOLUTION
+
 
 # %% uid="threshold-check" tags=["check"]
 lab.check("threshold")

@@ -810,7 +810,12 @@ pilot = Economics(
     c_generate=2.0, c_rule=0.1, c_score=0.2, c_human=30.0, escape_loss=5000.0, c_manual=400.0, fixed=1_500_000.0,
 )  # fmt: skip
 verification = {"defect_rate": (0.005, 0.06), "escape_loss": (1000, 20_000), "c_human": (10, 80), "n": (32, 200)}
-model_terms = {"c_generate": (0.5, 10), "c_score": (0.05, 1), "rule_yield": (0.85, 0.99), "preference_yield": (0.6, 0.95)}
+model_terms = {
+    "c_generate": (0.5, 10),
+    "c_score": (0.05, 1),
+    "rule_yield": (0.85, 0.99),
+    "preference_yield": (0.6, 0.95),
+}
 bars = tornado(pilot, verification | model_terms)
 names = {name: t(f"l09.term_{name}") for name in verification | model_terms}
 tornado_chart(
