@@ -736,7 +736,8 @@ lots += [float(rng.choice(np.r_[old_scores, new_scores], per_lot).mean()) for _ 
 chart = ewma_chart(lots, mean=float(old_scores.mean()), sd=float(old_scores.std() / per_lot**0.5))
 running = Rollout(process, "normal", calibrated=True)
 state = running if chart.alarm is None else after_alarm(running, "EWMA")
-print(t("l09.ewma", lot="-" if chart.alarm is None else chart.alarm + 1, stage=t(f"l09.stage_{state.stage}")))
+stages = {"normal": t("l09.stage_normal"), "tightened": t("l09.stage_tightened")}
+print(t("l09.ewma", lot="-" if chart.alarm is None else chart.alarm + 1, stage=stages[state.stage]))
 curve_with_interval(
     np.arange(1, 31),
     {t("l09.ewma_name"): chart.values, t("l09.upper_limit"): chart.high, t("l09.lower_limit"): chart.low},
@@ -817,7 +818,16 @@ model_terms = {
     "preference_yield": (0.6, 0.95),
 }
 bars = tornado(pilot, verification | model_terms)
-names = {name: t(f"l09.term_{name}") for name in verification | model_terms}
+names = {
+    "defect_rate": t("l09.term_defect_rate"),
+    "escape_loss": t("l09.term_escape_loss"),
+    "c_human": t("l09.term_c_human"),
+    "n": t("l09.term_n"),
+    "c_generate": t("l09.term_c_generate"),
+    "c_score": t("l09.term_c_score"),
+    "rule_yield": t("l09.term_rule_yield"),
+    "preference_yield": t("l09.term_preference_yield"),
+}
 tornado_chart(
     [f"{names[bar.name]} ({bar.low:g} - {bar.high:g})" for bar in bars],
     [bar.roi_low for bar in bars],
