@@ -874,7 +874,7 @@ from labkit.studies.l07 import ALARMS, alarm_scores, desk, inspector
 
 judge = inspector(lab.seed + 100, sizes)
 found = desk(judge, lab.seed + 100, sizes)
-good = render_products([ProductSpec()] * sizes.checked, generator=lab.generator(131))
+good = render_products([ProductSpec()] * (sizes.checked + 1), generator=lab.generator(131))
 calm = alarm_scores(judge, good[1:], good[0])["clip"]
 print(t("l07.threshold", value=threshold(calm, 0.05), share=float((calm > threshold(calm, 0.05)).float().mean())))
 errors = {"false": t("l07.error_false"), "missed": t("l07.error_missed")}
