@@ -8,7 +8,7 @@ ones. Densities are measured in PortraitCLIP's image space (control), results in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -197,6 +197,12 @@ def _pool(kind: str, seed: int, key: tuple) -> Pool:
 # ---- selection ---------------------------------------------------------------------------------------------------
 
 
+MEASURES = (
+    *("precision", "recall", "coverage", "vendi", "kernel", "frechet"),
+    *("own_precision", "rare", "share", "calls"),
+)  # of a selection
+
+
 def select(rho: Tensor, density: PseudoDensity, quantile: float, w: float, n: int, seed: int) -> tuple[Tensor, float]:
     """Which candidates [<= n] a setting keeps, looking at them in a random order, and the candidates that each cost."""
     order = torch.randperm(len(rho), generator=generator(50_000 + seed))
@@ -226,15 +232,14 @@ def quality(real: Tensor, fake: Tensor) -> dict[str, float]:
 
 def selected(candidates: Pool, setting: str, seed: int, sizes: SimpleNamespace) -> dict[str, float]:
     """What a selection keeps: quality in the judge's space, precision in the control space, rare things, cost; means
-    over several orders of the same pool."""
+    over several orders of the same pool. NaN where the pool is too small for `sizes.kept` pictures."""
     real, (quantile, w) = reals(seed, sizes.reals), SELECTIONS[setting]
     found = []
     for r in range(sizes.reruns):
         rows, calls = select(candidates.rho, real.density, quantile, w, sizes.kept, 100 * seed + r)
-        if len(rows) < sizes.kept:
-            raise ValueError(f"{setting} keeps {len(rows)} of {len(candidates.rho)}, wanted {sizes.kept}: larger pool")
-        found.append(of_rows(candidates, rows, real) | {"calls": calls})
-    return {metric: float(np.mean([one[metric] for one in found])) for metric in found[0]}
+        enough = len(rows) == sizes.kept
+        found.append(of_rows(candidates, rows, real) | {"calls": calls} if enough else dict.fromkeys(MEASURES, np.nan))
+    return {metric: float(np.mean([one[metric] for one in found])) for metric in MEASURES}
 
 
 def of_rows(candidates: Pool, rows: Tensor, real: Reals) -> dict[str, float]:
@@ -256,10 +261,24 @@ PUSHES = {
 }  # fmt: skip
 
 
+def push_stream(seed: int, sizes: SimpleNamespace) -> CandidateStream:
+    """The pictures that are pushed."""
+    texts = captions(sizes.push, 500 + seed)
+    return CandidateStream(models().pipe, texts, seed=70_000 + seed, steps=sizes.push_steps)
+
+
+def push_pictures(noises: Mapping[str, Tensor], seed: int, sizes: SimpleNamespace) -> dict[str, Tensor]:
+    """The pictures [B, 3, 64, 64] before the push ("start"), and those of other noises [B, C, h, w]."""
+    few = push_stream(seed, sizes)
+    with torch.no_grad():
+        made = {name: few.images(z, 0).clamp(-1, 1).cpu() for name, z in noises.items()}
+    return {"start": few(0, sizes.push).cpu(), **made}
+
+
 def pushed(plan: str, seed: int, sizes: SimpleNamespace, progress: Callable[[], None] = lambda: None) -> Perturbation:
     """A few pictures of the model, pushed by their noise; every plan starts from the same pictures."""
     m, real, (direction, scorer, method) = models(), reals(seed, sizes.reals), PUSHES[plan]
-    few = CandidateStream(m.pipe, captions(sizes.push, 500 + seed), seed=70_000 + seed, steps=sizes.push_steps)
+    few = push_stream(seed, sizes)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (m.control.pipeline.mean, m.control.pipeline.std))
     score = real.density.soft_score
     if scorer == "mlp":
@@ -318,9 +337,9 @@ def tuned_pool(run: FineTuned | None, seed: int, sizes: SimpleNamespace, bar: Ba
         return scored(draw(free, sizes.tune_images, bar), seed, sizes)
 
 
-def tune_unit(arm: str, seed: int, sizes: SimpleNamespace) -> dict[str, np.ndarray]:
+def tune_measures(made: Pool, seed: int, sizes: SimpleNamespace) -> dict[str, np.ndarray]:
     """Per picture log density and whether it lies above the median of the reals; of all pictures the other measures."""
-    made, real = tuned_pool(tuned(RATIOS[arm], seed, sizes), seed, sizes), reals(seed, sizes.reals)
+    real = reals(seed, sizes.reals)
     return {
         "log_rho": made.rho.log().numpy(),
         "above": (made.rho > real.density.threshold(0.5)).double().numpy(),
@@ -335,12 +354,20 @@ def tune_unit(arm: str, seed: int, sizes: SimpleNamespace) -> dict[str, np.ndarr
 def unit(arm: str, seed: int, sizes: SimpleNamespace) -> dict[str, np.ndarray]:
     """One arm, "part.setting"."""
     part, setting = arm.split(".")
-    parts = {"ring": ring_unit, "push": push_unit, "tune": tune_unit}
-    if part in parts:
-        return parts[part](setting, seed, sizes)
+    if part == "ring":
+        return ring_unit(setting, seed, sizes)
+    if part == "push":
+        return push_unit(setting, seed, sizes)
+    if part == "tune":
+        return tune_measures(tuned_pool(tuned(RATIOS[setting], seed, sizes), seed, sizes), seed, sizes)
     key = tuple(sorted(vars(sizes).items()))
     if setting in SELECTIONS:
-        return selected(_pool(part, seed, key), setting, seed, sizes)
+        found = selected(_pool(part, seed, key), setting, seed, sizes)
+        if not np.isfinite(list(found.values())).all():
+            raise ValueError(
+                f"{part}, {setting}: fewer than {sizes.kept} of {sizes.pool} were kept: take a larger pool"
+            )
+        return found
     made = pool(setting, seed, sizes)
     return of_rows(made, torch.arange(len(made.rho)), reals(seed, sizes.reals)) | {"calls": 1.0}
 
@@ -405,7 +432,7 @@ STUDY = Study(
     seeds=(0, 1, 2, 3, 4),
     sizes={
         "ring": 1000, "ring_runs": 2, "reals": 600, "pool": 400, "kept": 100, "reruns": 6, "steps": 8, "push": 8,
-        "push_steps": 4, "pgd": 10, "eps": 0.1, "mlp_epochs": 30, "tune_steps": 100, "tune_batch": 16, "tune_lr": 1e-3,
+        "push_steps": 4, "pgd": 10, "eps": 0.1, "mlp_epochs": 30, "tune_steps": 120, "tune_batch": 16, "tune_lr": 1e-3,
         "tune_images": 128,
     },
     estimates=ESTIMATES,
