@@ -36,7 +36,7 @@ from labkit.metrics import frechet_distance, kernel_distance, manifold_metrics, 
 from labkit.metrics.extractors import clip_extractor, reader_extractor
 from labkit.models import load_pipeline, load_reader
 from labkit.portraits import ATTRIBUTES, PortraitSpec, random_caption, render_tensor, sample_specs
-from labkit.studies.estimate import Recorded, gain
+from labkit.studies.estimate import Recorded, gain, level
 from labkit.studies.study import Study
 from labkit.worlds.ring import ring_generator, ring_reals
 
@@ -372,11 +372,17 @@ def unit(arm: str, seed: int, sizes: SimpleNamespace) -> dict[str, np.ndarray]:
     return of_rows(made, torch.arange(len(made.rho)), reals(seed, sizes.reals)) | {"calls": 1.0}
 
 
+def estimate_ring(metric: str, arm: str, against: str = "") -> Callable[[Recorded], np.ndarray]:
+    """A metric of the ring, minus that of another arm; [runs, 1]: every run has its own reals and points."""
+    contrast = gain(metric, arm, against) if against else level(metric, arm)
+    return lambda recorded: contrast(recorded).reshape(-1, 1)
+
+
 def estimate_cost(recorded: Recorded) -> np.ndarray:
     """Generated per kept point, measured over forecast, mean over the settings of the ring that reject anything."""
     settings = [f"ring.{s}" for s, (_, w) in RING.items() if w != 1]
-    ratios = [recorded.values("calls", s) / recorded.values("forecast", s) for s in settings]
-    return np.mean(ratios, axis=0)
+    calls, forecasts = ([estimate_ring(m, s)(recorded) for s in settings] for m in ("calls", "forecast"))
+    return np.mean(np.array(calls) / np.array(forecasts), axis=0)
 
 
 def estimate_own_space(recorded: Recorded) -> np.ndarray:
@@ -392,8 +398,9 @@ def estimate_promise(recorded: Recorded) -> np.ndarray:
 
 ESTIMATES = {
     "cost_forecast": estimate_cost,
-    "mild_ring": gain("distance", "ring.w2", "ring.w1"),
-    "extreme_ring": gain("distance", "ring.w33_top", "ring.w1"),
+    "filter_ring": estimate_ring("precision", "ring.w33", "ring.w1"),
+    "filter_is_free": estimate_ring("coverage", "ring.w33", "ring.w1"),
+    "extreme_ring": estimate_ring("distance", "ring.w33_top", "ring.w1"),
     "ideal_recall_down": gain("recall", "ideal.w33", "ideal.w1"),
     "ideal_vendi_down": gain("vendi", "ideal.w33", "ideal.w1"),
     "ideal_distance_up": gain("kernel", "ideal.w33", "ideal.w1"),
