@@ -36,7 +36,7 @@ from labkit.metrics import frechet_distance, kernel_distance, manifold_metrics, 
 from labkit.metrics.extractors import clip_extractor, reader_extractor
 from labkit.models import load_pipeline, load_reader
 from labkit.portraits import ATTRIBUTES, PortraitSpec, random_caption, render_tensor, sample_specs
-from labkit.studies.estimate import Recorded, gain, level
+from labkit.studies.estimate import Recorded, gain
 from labkit.studies.study import Study
 from labkit.worlds.ring import ring_generator, ring_reals
 
@@ -374,8 +374,12 @@ def unit(arm: str, seed: int, sizes: SimpleNamespace) -> dict[str, np.ndarray]:
 
 def estimate_ring(metric: str, arm: str, against: str = "") -> Callable[[Recorded], np.ndarray]:
     """A metric of the ring, minus that of another arm; [runs, 1]: every run has its own reals and points."""
-    contrast = gain(metric, arm, against) if against else level(metric, arm)
-    return lambda recorded: contrast(recorded).reshape(-1, 1)
+
+    def contrast(recorded: Recorded) -> np.ndarray:
+        values = gain(metric, arm, against)(recorded) if against else recorded.values(metric, arm)
+        return values.reshape(-1, 1)
+
+    return contrast
 
 
 def estimate_cost(recorded: Recorded) -> np.ndarray:
