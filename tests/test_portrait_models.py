@@ -75,12 +75,13 @@ def test_the_reader_reads_clean_renders():
 
 
 def test_the_decoder_keeps_what_the_reader_looks_for():
-    vae, images = load_pipeline("cpu").vae, render_tensor(SPECS)
+    specs = SPECS[:160]
+    vae, images = load_pipeline("cpu").vae, render_tensor(specs)
     with torch.no_grad():
         decoded = torch.cat(
             [vae.decode(vae.encode(x).latent_dist.mode()).sample.clamp(-1, 1) for x in images.split(64)]
         )
-    accuracy = load_reader().accuracy(decoded, SPECS)
+    accuracy = load_reader().accuracy(decoded, specs)
     assert min(accuracy.values()) >= 0.97, accuracy
     error = (decoded - images).div(2).square().mean()
     assert -10 * error.log10() >= 33
