@@ -29,7 +29,10 @@ settings.register_profile("labkit", deadline=None, derandomize=True)
 settings.load_profile("labkit")
 
 # Files that take long or wait much: they start first, so that no worker is left alone with one of them at the end.
-LONG = ("test_browser", "test_fabric_properties", "test_train_recipe", "test_course_run", "test_install")
+LONG = (
+    *("test_browser", "test_studies_recorded", "test_course_run", "test_fabric_properties", "test_train_recipe"),
+    *("test_install", "test_cli", "test_dpo_trainer"),
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
