@@ -1,6 +1,6 @@
 """Processes of their own for tests: several that train together, one that is killed.
 
-On Linux they are forks of the test's process, which has imported everything already; elsewhere they start anew, and also
+On Linux they are forks of the test's process, which has imported everything already; elsewhere they start anew, also
 where PyTorch computes in several threads, which a fork has lost without knowing it.
 """
 
