@@ -1,6 +1,6 @@
 """The list of FABRIC's 29 properties with the tests that protect each, and those that need a trained model.
 
-The last part asks the shipped portrait model whether feedback does what it promises: 32 seeds, the same noise under
+The last part asks the shipped portrait model whether feedback does what it promises: 48 seeds, the same noise under
 every condition, one-sided t-tests on the paired differences. How much it does is measured by lesson 04.
 """
 
@@ -9,6 +9,7 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 
 from labkit.diffusion import image_generators, sample
 from labkit.fabric import FeedbackLoop, ReferenceCache, fabric, pairwise_diversity
@@ -72,7 +73,7 @@ def test_every_property_has_its_tests(number):
 
 # ---- property 28 ----------------------------------------------------------------------------------------------------
 
-PROMPT, GROUP, SEEDS = "a happy person wearing blue clothes", 4, 32
+PROMPT, GROUP, SEEDS = "a happy person wearing blue clothes", 4, 48
 SAMPLING = {"steps": 6, "guidance_scale": 3.0}
 
 
@@ -88,7 +89,7 @@ class World:
         self.cached: dict[str, torch.Tensor] = {}
 
     def features(self, *signs: str, **options) -> torch.Tensor:
-        """CLIP features [32, d] of the same 32 seeds with the feedback of some signs."""
+        """CLIP features [48, d] of the same 48 seeds with the feedback of some signs."""
         key = f"{signs} {options}"
         if key not in self.cached:
             pictures, cache = [], ReferenceCache()
@@ -101,7 +102,7 @@ class World:
         return self.cached[key]
 
     def similarity(self, sign: str, features: torch.Tensor) -> torch.Tensor:
-        """Mean CLIP similarity to the two people of a sign: [32]."""
+        """Mean CLIP similarity to the two people of a sign: [48]."""
         return (features @ embed_images(self.clip, self.people[sign]).T).mean(1)
 
 
@@ -119,12 +120,9 @@ def t_value(differences: torch.Tensor) -> float:
     return float(differences.mean() / (differences.std() / math.sqrt(len(differences))))
 
 
-# level -> number of differences -> limit of t: one-sided, n - 1 degrees of freedom
-LIMITS = {0.01: {32: 2.453, 8: 2.998, 6: 3.365}, 0.05: {32: 1.696}}
-
-
-def significantly_positive(differences: torch.Tensor, level: float = 0.01) -> bool:
-    return t_value(differences) > LIMITS[level][len(differences)]
+def significantly_positive(differences: torch.Tensor) -> bool:
+    """One-sided t-test at one per cent."""
+    return t_value(differences) > stats.t.ppf(0.99, len(differences) - 1)
 
 
 @pytest.mark.slow
@@ -166,12 +164,12 @@ def halves(world) -> dict[str, torch.Tensor]:
 def test_each_half_helps_and_every_step_helps_more(world):
     near = halves(world)
     for half in ("first", "second"):
-        assert significantly_positive(near[half] - near["none"], 0.05)
-        assert significantly_positive(near["every"] - near[half], 0.05)
+        assert significantly_positive(near[half] - near["none"])
+        assert significantly_positive(near["every"] - near[half])
 
 
 @pytest.mark.slow
 @pytest.mark.xfail(strict=True, reason="section 5.3 on the halves is not reproduced here")
 def test_first_half_beats_second_half(world):
     near = halves(world)
-    assert significantly_positive(near["first"] - near["second"], 0.05)
+    assert significantly_positive(near["first"] - near["second"])
