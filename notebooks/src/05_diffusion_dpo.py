@@ -42,7 +42,7 @@ lab = start("05", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # **裏付けの状況。** このレッスンの実験(`labkit study run 05`)はまだ記録されていません。グラフに出るのは自分の実行結果だけで、複数のシードが要る主張は未判定のままです。
 # 図の見方に挙げた数値も、1つのシードで試した値です。結論ではなく、目安として読んでください。
 
-# %% [markdown] lang="en" uid="toy" pair="748df7a4"
+# %% [markdown] lang="en" uid="toy" pair="36aa7896"
 # ## 1. One picture first
 #
 # A diffusion model of points, its data eight modes on a circle. A judge likes the right side. He never sees the model; he only says which of two samples he
@@ -147,7 +147,7 @@ scatter(panels, t("l05.toy_title"))
 #
 # *先を読む前に考えてください。こうなるためには、損失はペアをどう扱えばよいでしょうか。勝者を引くのか、敗者を押すのか、それとも両方でしょうか。*
 
-# %% [markdown] lang="en" uid="leash" pair="72cb0672"
+# %% [markdown] lang="en" uid="leash" pair="5bf468b1"
 # ## 2. From a judge to a loss, in five steps
 #
 # **Step 1: a reward and a leash.** Let $r(x)$ be what the judge feels. A model that only maximises $r$ would draw one single best point for ever. So it is kept
@@ -160,7 +160,7 @@ scatter(panels, t("l05.toy_title"))
 # where $Z$ makes it sum to one. In words: the reference, tilted by the reward. Write it for a density on a grid. By hand: $p_\mathrm{ref} = (.5, .3, .2)$,
 # $r = (0, 1, 2)$, $\beta = 1$ give $(.5, .82, 1.48)$ before normalising, so $(.18, .29, .53)$.
 
-# %% [markdown] lang="ja" uid="leash" pair="55aebcd2"
+# %% [markdown] lang="ja" uid="leash" pair="e9e9741f"
 # ## 2. 評価から損失関数へ: 5つのステップ
 #
 # **ステップ1: 報酬と引き綱。** 評価役の感じる好ましさを $r(x)$ とします。$r$ を最大にするだけのモデルは、最良の1点ばかりを描き続けるでしょう。そこで
@@ -202,7 +202,7 @@ curve_with_interval(
     title=t("l05.density_title"),
 )
 
-# %% [markdown] lang="en" uid="derive" pair="0adbf9ec"
+# %% [markdown] lang="en" uid="derive" pair="295cefb5"
 # **What you see.** A short leash ($\beta = 2$) barely tilts the three bumps. A long one ($\beta = 0.1$) keeps only the right bump, and even inside it the mass
 # leans outwards. No mass appears *between* the bumps: where the reference is zero, no reward helps. Remember this; the trained models below do not always obey it.
 #
@@ -263,7 +263,7 @@ def dpo_loss(*, winner, loser, ref_winner, ref_loser, kappa):
 lab.check("dpo_loss")
 dpo_loss = lab.use("dpo_loss")
 
-# %% [markdown] lang="en" uid="runs" pair="e88ea600"
+# %% [markdown] lang="en" uid="runs" pair="3150764c"
 # ## 3. What happens to the winners?
 #
 # Your loss trains the ring at four strengths $\kappa$; beside it stands the obvious baseline, fine-tuning on the winners alone (SFT), and DPO with SFT as an anchor, a term that holds the winners' error down.
@@ -271,7 +271,7 @@ dpo_loss = lab.use("dpo_loss")
 # the *implicit accuracy* ("accuracy" in tables): the share of pairs with $s > 0$, that is, where the model prefers the winner more than the reference does. It is 0.5 before training and says
 # nothing about pictures. Predict first.
 
-# %% [markdown] lang="ja" uid="runs" pair="50038173"
+# %% [markdown] lang="ja" uid="runs" pair="fd55d457"
 # ## 3. 勝者に何が起きるか
 #
 # 書いた損失で、$\kappa$ を4通りに変えて学習します。比較対象は、勝者だけで学習するファインチューニング(SFT)と、SFT の項を錨として加えた DPO です。錨とは、
@@ -337,7 +337,7 @@ explore(
     {"setting": choice(t("l05.setting"), list(toy))},
 )
 
-# %% [markdown] lang="en" uid="runs-reading" pair="295549be"
+# %% [markdown] lang="en" uid="runs-reading" pair="588fd451"
 # **What you see.** At $\kappa = 2$ the winners' error grows, with the loss near 0 and the accuracy near 1: both kinds get worse, the losers faster. The loss sees only the
 # difference. In the picture the points have left the ring: the optimum of section 2 never does that, but the network does, because pushing a loser's noise prediction
 # away pushes everything near it. A larger $\kappa$ stops earlier, since pairs with a large $s$ weigh $\sigma(-s)$, almost nothing. SFT cannot leave the data and cannot use the losers
@@ -478,12 +478,12 @@ kappa_of = lab.use("kappa_of")
 print(t("l05.kappas", code=kappa_of(5000, False, True, 16384), script=kappa_of(2500, False, False, 16384)))
 print(t("l05.kappa_paper", paper=kappa_of(2000, True, False, 16384), elements=16384))
 
-# %% [markdown] lang="en" uid="convention-reading" pair="82e7b5f1"
+# %% [markdown] lang="en" uid="convention-reading" pair="b9be42d9"
 # **What you see.** Three sources mean $\kappa = 2500$, though they print 5000 and 2500; the paper's equation, taken literally, means something more than ten thousand
 # times stronger. A recipe copied without its convention is off by a factor, not by a nuance. **And a decision for you:** should $\kappa$ grow with the number of elements
 # (keep the strength per element of the sum) or stay (keep it per mean)? Decide before section 7, where you meet a latent 32 times smaller.
 
-# %% [markdown] lang="ja" uid="convention-reading" pair="bd088f21"
+# %% [markdown] lang="ja" uid="convention-reading" pair="7017118d"
 # **結果の読み方。** 5000や2500と書かれていても、3つの出典は $\kappa = 2500$ を意味しています。論文の式を文字どおりに読むと、その1万倍を超える強さになります。
 # 単位を確かめずに設定を写すと、わずかな違いでは済まず、桁を間違えます。**ここで1つ決めてください。** $\kappa$ は要素数に比例させる(合計に対する強さを保つ)べきでしょうか。
 # それとも変えない(平均に対する強さを保つ)べきでしょうか。7節では、要素数が32分の1の潜在変数を扱います。それまでに決めておきましょう。
@@ -520,7 +520,7 @@ bar_with_interval(
     value_format="{:.3f}",
 )
 
-# %% [markdown] lang="en" uid="precision-reading" pair="b2a46086"
+# %% [markdown] lang="en" uid="precision-reading" pair="ba0bdb10"
 # **What you see.** Nothing was trained, yet bfloat16 invents logits of the size of a real preference. **Why:** the error is a mean of thousands of squares near .15;
 # bfloat16 has three digits for it, and $\kappa = 2500$ magnifies the last one. **What to do:** compute the networks in half precision if you like, the errors never.
 
@@ -582,7 +582,7 @@ scatter({name: run.points for name, run in museum.items()}, t("l05.museum_clouds
 # 0.5からほとんど離れません。ラベルがでたらめです。D は $\kappa = 0.02$ でロジットが極端に小さく、損失が下がらないまま、最適化が続くかぎりモデルが遠くへ動いていきます。
 # **覚えておくこと:** ログから分かるのは、学習が*頼んだとおり*に進んでいるかどうかだけです。頼んだ内容が正しかったかどうかは、サンプルを見なければ分かりません。
 
-# %% [markdown] lang="en" uid="pairs" pair="2a97f2f1"
+# %% [markdown] lang="en" uid="pairs" pair="691dae0d"
 # ## 6. Pairs by AI feedback
 #
 # Now portraits. The base draws sharp pictures and often the wrong ones, for a reason that real models share: the captions it learnt from were wrong, each attribute with
@@ -590,7 +590,7 @@ scatter({name: run.points for name, run in museum.items()}, t("l05.museum_clouds
 # AttributeReader takes no part here; it is the gold judge of section 8, which measures and never trains. Where all images tie, there is nothing to learn. **Ties never train**; the published scripts of
 # diffusers keep them and read them as wins of the first image. Write the choice.
 
-# %% [markdown] lang="ja" uid="pairs" pair="663041ee"
+# %% [markdown] lang="ja" uid="pairs" pair="b264cc8b"
 # ## 6. AI フィードバックで選好ペアを作る
 #
 # ここからはポートレートです。基準モデルの画像は鮮明ですが、内容をよく間違えます。原因は実際のモデルと同じで、学習に使ったキャプションが、属性ごとに0.4の確率で誤っていたためです。
@@ -707,14 +707,14 @@ bar_with_interval(labels, spread, xlabel=t("l05.noise_axis"), title=t("l05.noise
 # **図の見方。** 画像の下には、プロンプトが指定した属性が並んでいます。評価の差が最も大きいペアで分かれたのは、好みではありません。敗者は指定と違うものを描いています。
 # 棒グラフは、導出のステップ5を測ったものです。同じノイズなら2枚の差はわずかですが、ノイズやタイムステップを別々にすると、ペアの違いが偶然に埋もれます。信号の大きさは3つとも同じです。
 
-# %% [markdown] lang="en" uid="train" pair="117333a5"
+# %% [markdown] lang="en" uid="train" pair="5473c772"
 # ## 7. Training, watched live
 #
 # Ten pairs a step train a LoRA adapter (a small addition to the weights) in every layer; the reference is the same U-Net with the adapter off, so one network in memory serves as both. Which $\kappa$?
 # $2500$ on Stable Diffusion is $2500 / 16384 = 0.15$ per element of the sum. Your converter carries that over to our smaller latents; but the useful range of this
 # model was found by trying, and lies higher. Neither rule of section 4 transfers, which is why papers sweep. Watch $d_w$ and $d_l$ apart.
 
-# %% [markdown] lang="ja" uid="train" pair="3b071cf0"
+# %% [markdown] lang="ja" uid="train" pair="a4b752c9"
 # ## 7. 学習を見守る
 #
 # 1ステップに10ペアを使い、すべての層の LoRA アダプタ(重みに足す小さな差分)を学習します。参照モデルはアダプタを切った同じ U-Net なので、メモリに置くネットワークは1つで足ります。$\kappa$ は
@@ -766,7 +766,7 @@ live(run.log[-1])
 # $+0.026$ でした。ここでも勝者の誤差は*増えた*のです。3節によれば危険な兆候ですが、次の節で見るように画像は良くなります。**矛盾しない理由:** 基準モデル自身の画像に対するノイズ予測の誤差は、
 # モデルがその画像をどれだけ覚えているかの指標で、新しい画像の良さではありません。心配すべきなのは $d_w$ が際限なく増える場合です。ここでは、全体の誤差に比べてわずかです。
 
-# %% [markdown] lang="en" uid="prove" pair="a3469a4a"
+# %% [markdown] lang="en" uid="prove" pair="a2e4d9c7"
 # ## 8. Does it win?
 #
 # Held-out prompts, the same noise for both models, one number per prompt. The judge that made the pairs cannot testify for itself: the claim stands or falls with
@@ -839,7 +839,7 @@ lab.claim("dpo_beats_base", measured=measured, value=e.value, interval=(e.low, e
 # 同じ結論を出したので、DPO は評価役の癖だけでなく、プロンプトに従うことを学んだといえます。2つ目の図も見てください。*悪くなった*プロンプトもあり、どの属性が失われたかを印が示しています。
 # 3件に2件勝つなら、勝てないものも3件に1件あります。記事の「品質が高まる」は、平均についての主張です。**結果を左右するもの:** ステップ数、プロンプト数、シード数です。
 
-# %% [markdown] lang="en" uid="own" pair="0220bc0b"
+# %% [markdown] lang="en" uid="own" pair="f471a210"
 # ## 9. Your own loss
 #
 # The study of this lesson puts every loss that labkit has on the same pairs with the same budget. Below is your place among those that are recorded. Change `my_terms`: any
@@ -940,7 +940,7 @@ lab.claim("npo_needs_words", measured=measured, value=e.value, interval=(e.low, 
 # 分かります。悪いモデルにプロンプトを与えると、「プロンプトあり」と「なし」の差が誘導から消えますが、効いていたのは主にその差でした。良いモデルと悪いモデルの差は、プロンプトの有無の差より弱い
 # 道しるべなのです。**結果を左右するもの:** 論文のように、キャプションを一部落として学習し、基準モデルと混ぜることです。どちらもこの記録には含まれていません。
 
-# %% [markdown] lang="en" uid="side" pair="614239e1"
+# %% [markdown] lang="en" uid="side" pair="15ace629"
 # ## 11. Side effects, and realism
 #
 # Nobody asked about the attributes that the prompts leave open. Did they move? And a second question that no preference here named: are the pictures, as a crowd, nearer to
@@ -981,7 +981,7 @@ on_record("distance", {t("l05.base"): "base", **losses}, {}, t("l05.distance_axi
 # 出たものも混じります。2つ目の図では、DPO は基準モデルより少し本物に近く、ファインチューニングはそうではありません。記録したシードは1つずつなので、手がかりであって証明ではありません。忠実さと本物らしさは別の軸で、
 # 2つ目の軸はレッスン06で扱います。
 
-# %% [markdown] lang="en" uid="map" pair="3c368349"
+# %% [markdown] lang="en" uid="map" pair="fcf4c5b3"
 # ## 12. Paper, article, your numbers
 #
 # Where to go next: [lesson 06](06_hg_dpo.ipynb) takes the same loss, changes only who wins, and climbs from generated to real pictures.

@@ -124,7 +124,7 @@ strips(
 # 実行前に決めてあること: この2つの尺度、学習に使っていないプロンプト、主張ごとの意味のある最小の差(`claims.yaml`)。
 # どの行が、どちらの尺度を良くしたのでしょうか。予想は第7節まで取っておいてください。
 
-# %% [markdown] lang="en" uid="pool" pair="cf32b738"
+# %% [markdown] lang="en" uid="pool" pair="fb01beba"
 # ## 2. The pool: let the model compete with itself
 #
 # Nobody draws better pictures for us; the model's own luck does. For each prompt it draws $N$ pictures from different noise, the training judge scores them, and
@@ -212,7 +212,7 @@ curve_with_interval(
 # その後は頭打ちになります。正規乱数の範囲と同じ形です。実測が少し下回ることがあるのは、得点の上限が1だからです。すでに完璧な候補が2枚あれば、候補を増やしても差は広がりません。
 # 基準モデルがもっと優秀なら、頭打ちはさらに早く来ます。
 
-# %% [markdown] lang="en" uid="judging" pair="a405f1c6"
+# %% [markdown] lang="en" uid="judging" pair="387dafdd"
 # ## 3. Be the judge
 #
 # The second sentence of the article says that an AI replaces the raters. Find out how far it agrees with you. Type one letter per pair: l for left, r for right,
@@ -223,7 +223,7 @@ curve_with_interval(
 # that out (it shares its letter with the strength of DPO, nothing else), $\kappa = (p_o - p_e)/(1 - p_e)$: $p_o$ is the share of equal labels, $p_e$ the share that two raters with these label frequencies reach by chance,
 # $p_e = \sum_v f_1(v)\,f_2(v)$. In the example $p_e = 0.9^2 + 0.1^2 = 0.82$, and $\kappa = 0$.
 
-# %% [markdown] lang="ja" uid="judging" pair="b11d15a5"
+# %% [markdown] lang="ja" uid="judging" pair="9c2efaf4"
 # ## 3. 自分で評価する
 #
 # 記事の2つ目の主張は、AI が人の評価を置き換えるというものです。評価役がどのくらい自分と一致するかを調べましょう。1組ごとに1文字、左なら l、右なら r、引き分けなら t と入力します。
@@ -320,7 +320,7 @@ bar_with_interval(list(judged), found, xlabel=t("l06.kappa"), title=t("l06.kappa
 # 行は、左右の位置が投票に影響したかどうかです。$p$ が小さければ、内容と関係なく左または右を選んでいることになります。正解の評価役は自分と一致するのに学習用の評価役は一致しない場合、
 # 学習はその隙を突きます。それを第8節で確かめます。
 
-# %% [markdown] lang="en" uid="colour" pair="77d8a3e8"
+# %% [markdown] lang="en" uid="colour" pair="8ba629dc"
 # ## 4. The colours that the judge smuggles in
 #
 # Give the judge a secret taste: its score plus a bonus for warm pictures. No prompt asks for it. The best of many candidates is then warm more often than the
@@ -337,7 +337,7 @@ bar_with_interval(list(judged), found, xlabel=t("l06.kappa"), title=t("l06.kappa
 # $k$ over channels, the mean over the pixels of one channel. Both predictions are there already: no further forward pass. Write it. By hand: two channels whose
 # difference is 2 everywhere and $c = 0.5$ give $0.25 \cdot (4 + 4) = 2$.
 
-# %% [markdown] lang="ja" uid="colour" pair="aa66bcd9"
+# %% [markdown] lang="ja" uid="colour" pair="4d24caed"
 # ## 4. 評価役が持ち込む色
 #
 # 評価役に、ひそかな好みを持たせます。暖色の画像なら、得点を上乗せするのです。暖色を求めるプロンプトはありません。それでも、多数の候補から選んだ最高の画像は、最低の画像より暖色であることが多くなります。
@@ -478,7 +478,7 @@ claim("cure_is_free", "warm_cured", "warm_all", "judge")
 # 3行目は、この損失がどれだけ元に戻すかを示します。罰則が効くのは画素の*平均*だけです。背景は暖色、顔は寒色という好みなら、そのまま素通りします。また「赤い服」を求めるプロンプトでは
 # 平均が動くのが正しいので、少し損をします。その損が目に見えるほどかどうかが、最後の主張です。
 
-# %% [markdown] lang="en" uid="leap" pair="145f1b2c"
+# %% [markdown] lang="en" uid="leap" pair="f1a914f0"
 # ## 5. The leap, and what lies between
 #
 # The winners of the pool are the model's own pictures: they have no grain, so no number of them can teach it. Why not let the real picture win and a generated one
@@ -532,7 +532,7 @@ curve_with_interval(
     title=t("l06.recon_title"),
 )
 
-# %% [markdown] lang="en" uid="normal" pair="7fb0e665"
+# %% [markdown] lang="en" uid="normal" pair="b3d1b8a0"
 # **Reading.** The further the reconstruction walks from the real picture, the more of the base's misreading returns: the curve falls from the real pictures towards
 # the mean of the pool. The window from 400 to 700 is the paper's choice for the middle: realistic where the judge looks, the model's own in texture.
 #
@@ -693,7 +693,7 @@ claim("curriculum_nearer_than_easy", "hg", "easy", "distance")
 # ずれをそのまま数えることです。記録したシードで何が決まったかは、判定の枠に出ています。結果を変えそうなのは、シードを増やすこと、論文と同じく easy 段階に第4節の損失を入れること、
 # アダプタを半分の強さにすること(第9節)です。
 
-# %% [markdown] lang="en" uid="own" pair="bc124c71"
+# %% [markdown] lang="en" uid="own" pair="885b5111"
 # ## 7. An experiment of your own
 #
 # The stages are recipes now, and you have a budget of 100 steps. Choose a plan, predict where its star will land, run it. Some that the paper or a sceptic
@@ -808,7 +808,7 @@ claim("pairs_beat_fine_tuning", "hg", "real_sft")
 # 引きつければ、問うべきは基準モデルの状態です。データのせいで間違っているのか(それならデータを直す)、平均的には正しく、その良い方だけが欲しいのか(それなら選好)。この対照実験がない表からは、
 # どちらなのか分かりません。
 
-# %% [markdown] lang="en" uid="pareto" pair="be48fe8c"
+# %% [markdown] lang="en" uid="pareto" pair="74096645"
 # With two axes "best" is no longer a number. An arm is **dominated** if another one is at least as good on both axes and better on one; what no one dominates
 # is the Pareto front, and between its points the numbers cannot choose for you. Write it: points are rows (faithfulness, distance), *more* faithfulness and
 # *less* distance are better. By hand: of $(0.8, 9)$, $(0.7, 9)$, $(0.9, 11)$ the second is dominated by the first; two equal points do not dominate
@@ -848,7 +848,7 @@ for (name, (faithful, far)), free in zip(points.items(), pareto_front(np.array(l
     numbers = {"name": name, "gold": faithful, "distance": far}
     print(t("l06.front", **numbers) if free else t("l06.dominated", **numbers))
 
-# %% [markdown] lang="en" uid="proof" pair="dc643cf1"
+# %% [markdown] lang="en" uid="proof" pair="48547434"
 # ## 8. Prove it
 #
 # A judge that made the pairs cannot prove anything. Read its score beside a judge that it never met, and beside sharpness, which is easily pleased: grain is
@@ -885,7 +885,7 @@ value, low, high = table["hg", "gold"]
 lab.claim("wins_by_gold", measured=t("l06.measure_win"), value=value, interval=(low, high), seeds=[run_seed])
 claim("sharper_is_not_better", "leap", "base", "sharpness")
 
-# %% [markdown] lang="en" uid="goodhart" pair="75d2ddfe"
+# %% [markdown] lang="en" uid="goodhart" pair="2f6eb5c7"
 # **Reading.** An arm that wins by sharpness and not by the gold judge has learnt texture. The two judges should agree in direction; where the training judge
 # gives more, the surplus is its own error, learnt.
 #
@@ -1000,7 +1000,7 @@ explore(
     },
 )
 
-# %% [markdown] lang="en" uid="words" pair="4d222536"
+# %% [markdown] lang="en" uid="words" pair="38812706"
 # Two more parts of the paper are too long for a live run and rest on the record alone.
 #
 # **Words.** The hard stage has no judge that reads the prompt. To make up for it the paper trains the text encoder by itself on the easy pairs, and uses it for
@@ -1032,7 +1032,7 @@ claim("words_help", "hg_words", "hg")
 claim("identity_stays", "personal_hg", "personal", "same_person")
 claim("transfer_helps", "personal_hg", "personal")
 
-# %% [markdown] lang="en" uid="cost" pair="bd4fba4b"
+# %% [markdown] lang="en" uid="cost" pair="2cbd9cef"
 # **Reading.** Half strength is a dial between the base and the trained model, so some faithfulness must go; the question is whether what remains still beats
 # the base clearly. The personal rows answer other prompts than the rows above them and can only be compared with each other.
 #
@@ -1063,7 +1063,7 @@ print(t("l06.cost", pool=pool_rows, train=train_rows, labels=scores.numel(), vot
 print(t("l06.break_even", pictures=(pool_rows + train_rows) / (per_picture * (world.pool.n - 1)), n=world.pool.n))
 lab.article_map()
 
-# %% [markdown] lang="en" uid="where-next" pair="6d02a278"
+# %% [markdown] lang="en" uid="where-next" pair="7a99f383"
 # ## 11. What to keep
 #
 # * Pairs from the model's own pool teach what the model can already do sometimes. What it can never do has to come from outside, in steps it can follow.

@@ -10,7 +10,7 @@ from labkit.course import start, t
 
 lab = start("07", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
 
-# %% [markdown] lang="en" uid="article" pair="91d486d8"
+# %% [markdown] lang="en" uid="article" pair="71e2a70c"
 # ## 1. Two pictures, one difference
 #
 # The article「ペア差分を推論するためのCLIPのファインチューニング」presents *Finetuning CLIP to Reason about Pairwise Differences*
@@ -29,7 +29,7 @@ lab = start("07", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # | sentences from an LLM | writer: a template, or a language model | `writer` |
 # | standardised photographs | standard set-up, against a careless one | `SHOP` |
 
-# %% [markdown] lang="ja" uid="article" pair="6cd1b5a6"
+# %% [markdown] lang="ja" uid="article" pair="57db4da4"
 # ## 1. 2枚の画像、1つの差分
 #
 # 記事「ペア差分を推論するためのCLIPのファインチューニング」が紹介しているのは、論文 *Finetuning CLIP to Reason about Pairwise Differences*
@@ -74,7 +74,7 @@ bar_with_interval(
     width=8.5,
 )
 
-# %% [markdown] lang="en" uid="arrow" pair="2746814c"
+# %% [markdown] lang="en" uid="arrow" pair="800dcfdf"
 # ### The difference as an arrow
 #
 # CLIP has two networks, the *image tower* for pictures and the *text tower* for sentences. The image tower turns a picture into a vector $u$ of length 1. PC-CLIP puts **two** pictures into words: it subtracts their vectors and brings the result to
@@ -87,7 +87,7 @@ bar_with_interval(
 # short arrows and count for less. Write `arrow`. Two equal pictures have no direction: give zeros there, not NaN. A value to try: `arrow([[2, 0]], [[0, 5]])`
 # is (0.707, −0.707).
 
-# %% [markdown] lang="ja" uid="arrow" pair="c1cb089e"
+# %% [markdown] lang="ja" uid="arrow" pair="5687ab3f"
 # ### 差分を矢印として表す
 #
 # CLIP は2つのネットワークからできています。画像を読む**画像側**と、文を読む**テキスト側**です。画像側は、画像を長さ1のベクトル $u$ に変換します。PC-CLIP が言葉にするのは **2枚**の画像の差です。2つのベクトルを引き算し、長さを1に戻します。
@@ -155,7 +155,7 @@ bar_with_interval(
     width=8.5,
 )
 
-# %% [markdown] lang="en" uid="gap" pair="8aecf025"
+# %% [markdown] lang="en" uid="gap" pair="946ca496"
 # **What you see.** Exchange the pictures and every bar turns around exactly: that is arithmetic, not knowledge. Knowledge would be that all bars of
 # the true sentences point right, and they do not. **Why.** The text tower has been trained to describe one picture. "The first has red hair, the second has
 # black hair" is for it a sentence about somebody with red and black hair. **What subtraction does solve.** In CLIP all pictures lie in one region and all
@@ -168,7 +168,7 @@ bar_with_interval(
 # 赤い髪と黒い髪をした1人の説明として読みます。**引き算で解決すること。** CLIP では画像と文が別々の領域に集まっています(モダリティギャップ)。すべての画像に
 # 共通するずれは $u_i - u_j$ で打ち消し合うので、画像と文が離れていても、差分と文なら比べられます。
 
-# %% [markdown] lang="en" uid="reading" pair="fa0480eb"
+# %% [markdown] lang="en" uid="reading" pair="4c878d2d"
 # ## 2. Reading or guessing?
 #
 # The paper asks whether the cosine of the *true* sentence with the arrow is above 0. A model that has learnt "whatever comes first belongs to the first picture"
@@ -246,7 +246,7 @@ lab.reveal("base_order", "above" if by_order[0] > 0.55 else "below" if by_order[
 error = 1.96 * (mean * (1 - mean) / len(pairs)) ** 0.5
 lab.claim("base_chance", measured="M1, CLIP", value=mean, interval=(mean - error, mean + error), seeds=[lab.seed])
 
-# %% [markdown] lang="en" uid="base-reading" pair="c3f11116"
+# %% [markdown] lang="en" uid="base-reading" pair="405d4fe7"
 # The two orders may each lie off one half, in opposite directions; their mean does not. That is the reason for the second precaution. A study with one
 # template would have reported the first number alone, and after training a rise or a fall that has nothing to do with reading.
 
@@ -254,7 +254,7 @@ lab.claim("base_chance", measured="M1, CLIP", value=mean, interval=(mean - error
 # 順序ごとの正解率は、50%から反対向きにずれることがあります。それでも平均は50%付近です。2つ目の工夫が必要な理由はここにあります。テンプレートを1つしか使わない実験なら、
 # 1つ目の数値だけを報告し、学習後には、読解と関係のない上昇や低下を成果として報告していたでしょう。
 
-# %% [markdown] lang="en" uid="data" pair="4b9e5a98"
+# %% [markdown] lang="en" uid="data" pair="25952eb7"
 # ## 3. Who writes the differences, and in which words?
 #
 # The paper lets a language model write them from two captions. It never sees the pictures, so it can only be as right as the captions. Our template
@@ -266,7 +266,7 @@ lab.claim("base_chance", measured="M1, CLIP", value=mean, interval=(mean - error
 # embeddings are less than half as long as those of "red" or "hair". A marker that the tower can hardly see is learnt very slowly. We gave every word of the frames a
 # token of its own, with a random embedding as long as a trained one. Embeddings stay frozen, as in the paper; the blocks learn what the word does.
 
-# %% [markdown] lang="ja" uid="data" pair="4388f43f"
+# %% [markdown] lang="ja" uid="data" pair="687cb07f"
 # ## 3. 差分の文は誰が、どんな言い回しで書くのか
 #
 # 論文では、2つのキャプションを言語モデルに渡して差分の文を書かせます。言語モデルは画像を見ないので、キャプションより正確にはなれません。この教材では、正解を知っている
@@ -406,7 +406,7 @@ curve_with_interval(
     log_x=True,
 )
 
-# %% [markdown] lang="en" uid="train" pair="d3929b8c"
+# %% [markdown] lang="en" uid="train" pair="2dda6fad"
 # **Reading.** The paper uses $\tau = 1$ and $B = 512$. The floor says that its loss can only fall from 6.24 to 5.24: it never looks trained, although it is. At
 # $\tau = 0.1$ the floor is near 0. Judge a run by what it answers, not by its loss.
 #
@@ -548,7 +548,7 @@ lab.claim("negation", measured="M1", **mean_and_interval(own["m1.negated"]))
 markers = np.mean([own[f"m1.{name}"] for name in NEW_MARKERS], axis=0)
 lab.claim("new_markers", measured="M1", **mean_and_interval(markers))
 
-# %% [markdown] lang="en" uid="hold-reading" pair="7684fc3e"
+# %% [markdown] lang="en" uid="hold-reading" pair="3d1b419f"
 # **What you see.** Frames that put a value behind its marker are read, trained or not ("while …"). Sentences about one picture alone ("only the first has red hair") stay near
 # one half. And "red hair in the first, black hair in the second" is read the *wrong way round*. **Why.** The tower has not learnt what "first" means. It has learnt a rule that held in
 # every training sentence: the value behind a marker belongs to that picture. In "… in the first, black hair …" the words behind "first" belong to the second. A value alone pulls the sentence towards
@@ -595,7 +595,7 @@ def try_sentence(said, path):
 
 explore(try_sentence, {"said": text(t("l07.your_sentence"), texts[0]), "path": text(t("l07.your_picture"), "")})
 
-# %% [markdown] lang="en" uid="task" pair="c831093a"
+# %% [markdown] lang="en" uid="task" pair="50c9d2e4"
 # **Open task (difficulty 4/5).** Change `choice` and `mine` above, train again, and raise your mean over the held-out frames *unlike*, *only* and *after* above the recorded one.
 # There is no single answer. What helps: a frame with one marker and both values; a frame in which the value comes before its marker. What does not: more steps on the plain frame. Keep
 # an eye on the trained frames, which share the same steps.
@@ -610,7 +610,7 @@ score = float(np.mean([own[f"m1.{name}"].mean() for name in held_back]))
 recorded = recorded_levels("07", [f"m1.{name}" for name in held_back], "bank")[0].mean()
 print(t("l07.task_score", score=score, recorded=recorded))
 
-# %% [markdown] lang="en" uid="forget" pair="f30bfde2"
+# %% [markdown] lang="en" uid="forget" pair="74057720"
 # ### What it cost
 #
 # Finetuning can only be called a success if CLIP still knows what it knew. *Retention* is zero-shot accuracy: a portrait gets the value whose prompt is nearest. It can be measured
@@ -680,7 +680,7 @@ lab.claim(
 )
 lab.claim("wise_reads", measured="M1", **mean_and_interval(m1(halfway, sizes, ("plain",))["m1.plain"]))
 
-# %% [markdown] lang="en" uid="wise-reading" pair="6012ce36"
+# %% [markdown] lang="en" uid="wise-reading" pair="6de50189"
 # **What you see.** Rehearsed prompts lose next to nothing. New prompts lose one point (interval 0.3 to 1.7). We had expected more than three: contradicted. **Why.** The loss of the difference sentences pulls on every text; rehearsal pulls back where it can reach,
 # and "a photo of …" is only near what it rehearses. How much is lost depends on how far the weights have moved: 200 steps are few. **What would change it.** Longer training, or no rehearsal; then the middle of the line, which here
 # keeps most of what was learnt at no loss, becomes a real compromise. The paper has no rehearsal. Its protection is a learning rate so small that the weights hardly move.
@@ -690,7 +690,7 @@ lab.claim("wise_reads", measured="M1", **mean_and_interval(m1(halfway, sizes, ("
 # 力が及ぶのは復習した文とその近くだけです。「a photo of …」は少し離れています。どれだけ失われるかは重みの移動量で決まり、200ステップの移動はわずかです。**何を変えればよいか。** 学習を長くするか復習をやめると、失うものが増えます。ここでは
 # 線の中央が、ほとんど何も失わずに、学んだことの大半を保っています。失うものが増えれば、中央は本当の妥協点になります。論文は復習を使いません。重みがほとんど動かないほど小さな学習率で、忘却を防いでいます。
 
-# %% [markdown] lang="en" uid="prompting" pair="44058b25"
+# %% [markdown] lang="en" uid="prompting" pair="9e5f33c7"
 # ## 6. Arithmetic with differences
 #
 # If the sentence $t_{ij}$ points along $e_i - e_j$, the difference of two classes, then class $j$ should lie near $e_i - t_{ij}$. So the paper moves a class
@@ -698,7 +698,7 @@ lab.claim("wise_reads", measured="M1", **mean_and_interval(m1(halfway, sizes, ("
 # a trap in the lengths. $e_i - e_j$ is short between similar classes and $t_{ij}$ has length 1, so with $\beta = 1$ even a perfect sentence overshoots; a $\beta$
 # as long as the gap does not. Write `comparative_prompt`. A value to try: for $t_{ij} = e_i - e_j$ nothing moves, whatever $\alpha$ is.
 
-# %% [markdown] lang="ja" uid="prompting" pair="0a37ab06"
+# %% [markdown] lang="ja" uid="prompting" pair="7e8f43a6"
 # ## 6. 差分の足し算と引き算
 #
 # 文 $t_{ij}$ がクラスの差 $e_i - e_j$ の向きを指すなら、クラス $j$ は $e_i - t_{ij}$ の近くにあるはずです。そこで論文では、混同されやすいクラスの埋め込みを、次のように動かします。記事に名前だけ出てくる**比較プロンプト**です:
@@ -769,7 +769,7 @@ curve_with_interval(
     title=t("l07.prompting_title", n=len(far) - half),
 )
 
-# %% [markdown] lang="en" uid="edit" pair="68514982"
+# %% [markdown] lang="en" uid="edit" pair="50aae6d7"
 # **Reading.** At $\alpha = 1$ nothing has moved: that is the line to beat. Compare with *shuffled sentences* before you believe a gain: what survives a wrong text is not
 # due to the text. With a few dozen portraits a step of one portrait is a point or two, so a small rise is nothing.
 #
@@ -808,7 +808,7 @@ strips(
 _, with_sentence, with_random = (g for _, g, _ in made.values())
 lab.claim("sentence_draws", measured=t("l07.m_glasses"), **mean_and_interval(with_sentence - with_random))
 
-# %% [markdown] lang="en" uid="edit-reading" pair="52d48668"
+# %% [markdown] lang="en" uid="edit-reading" pair="445d34fd"
 # **What you see.** The sentence draws glasses and nearly leaves the mood alone, in all five recorded runs. The random direction is the instructive control: three of the five drew no glasses, one drew them on a third of the faces and one on
 # 70 %, and every one of them spoilt the mood (.53 to .80, where the sentence keeps .92 or more). A push of this length breaks something almost anywhere, and sometimes what breaks looks like glasses. One random direction would have told you either story. **Why.** Subtracting the mirror removes everything that the two sentences share, the grammar and the markers, and doubles
 # what they say differently. The two text towers started from the same weights, so the vector means something in both. **What would change it.** Try a smaller strength in the cell above: there is a threshold below which nothing happens. And it is one
@@ -820,7 +820,7 @@ lab.claim("sentence_draws", measured=t("l07.m_glasses"), **mean_and_interval(wit
 # 同じ重みから出発したので、このベクトルはどちらでも意味を持ちます。**何を変えればよいか。** 上のセルで強さを小さくしてみてください。ある値を下回ると何も起きません。また、眼鏡は PortraitSD が得意な属性です。*どんな*文でも描けることを示した
 # わけではありません。
 
-# %% [markdown] lang="en" uid="inspection" pair="b4f5296c"
+# %% [markdown] lang="en" uid="inspection" pair="d7a1373e"
 # ## 7. An experiment at the inspection desk
 #
 # The article promises fewer false alarms for scratches and wrong shapes. The paper has no such experiment, so here is ours. Two questions come first, because no sentence can answer them.
@@ -847,7 +847,7 @@ print(t("l07.moved", lamp=moved["lamp"].mean(), change=moved["change"].mean()))
 lab.claim("lamp_exceeds", measured=t("l07.m_lamp"), **mean_and_interval(moved["lamp"] - moved["change"]))
 lab.claim("unseen_attribute", **only)
 
-# %% [markdown] lang="en" uid="alarm" pair="b663bf66"
+# %% [markdown] lang="en" uid="alarm" pair="9557485e"
 # **Reading.** A brighter lamp moves a portrait about as far as, or farther than, a changed attribute. A bare distance is no alarm unless all photographs are taken alike.
 #
 # Now the desk. Painted plates with screws, a hole and a label, within tolerances; five kinds of defect. Every photograph is compared with **one reference photograph** of a
@@ -918,7 +918,7 @@ lab.claim("photos_matter", measured=t("l07.m_careless"), **mean_and_interval(car
 error = {k: (found[f"false.{k}.careless"] + found[f"missed.{k}.careless"]) / 2 for k in ("patch", "sentence")}
 lab.claim("sentences_inspect", measured=t("l07.m_sentence"), **mean_and_interval(error["patch"] - error["sentence"]))
 
-# %% [markdown] lang="en" uid="desk-reading" pair="04159512"
+# %% [markdown] lang="en" uid="desk-reading" pair="0660146c"
 # **What you see.** At the standard set-up false alarms stay near the 5 % that the thresholds allow (2 to 17 % in single runs), and the patches miss next to nothing. With careless photographs the two distances sound the alarm for *every* good plate: missing nothing is then no merit, the line has
 # stopped. Sentences still tell some good plates from bad ones, but most good plates are false alarms too, and they miss defects that patches found. **Why.** A shift of two pixels changes every patch; a defect sentence ignores changes that no sentence describes, yet the
 # frozen tower mixes them with the defect. **What would change it.** Careful photographs first, or a second reference under the new lamp. Of the article's two promises the warning about photographs holds here; fewer errors by sentences does
