@@ -154,7 +154,7 @@ apart = float((mine - theirs).abs().max())
 lab.verdict(t("l01.same_picture", value=apart), apart < 1e-3)
 image_grid(torch.cat([mine, theirs]), captions=[t("l01.by_hand"), t("l01.by_library")], columns=2)
 
-# %% [markdown] lang="en" uid="guidance" pair="c82c0afa"
+# %% [markdown] lang="en" uid="guidance" pair="f24115ba"
 # ## 4. Guidance: faithful or varied?
 #
 # Classifier-free guidance pushes the prediction away from that of the empty prompt. Faithfulness is measured: the AttributeReader reads every

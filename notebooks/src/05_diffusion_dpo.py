@@ -209,7 +209,7 @@ curve_with_interval(
 # **Step 2: read it backwards.** Take the logarithm: $r(x) = \beta \log \frac{p^*(x)}{p_\mathrm{ref}(x)} + \beta \log Z$. Every model *is* a reward model: what it
 # makes likelier than the reference, it prefers.
 #
-# **Step 3: a judge who compares.** Bradley and Terry: the better of two wins with probability $P(w \succ l) = \sigma(r(w) - r(l))$. Only a difference enters, so
+# **Step 3: a judge who compares.** Bradley and Terry: $w$ wins against $l$ with probability $P(w \succ l) = \sigma(r(w) - r(l))$. Only a difference enters, so
 # the unknown $\beta \log Z$ cancels. Put step 2 in and maximise the likelihood of the votes: $L = -\log\sigma\big(\beta \log\frac{p_\theta(w)}{p_\mathrm{ref}(w)} - \beta \log\frac{p_\theta(l)}{p_\mathrm{ref}(l)}\big)$.
 # That is DPO. The reward has vanished; votes and two models are left.
 #
@@ -224,7 +224,7 @@ curve_with_interval(
 #
 # Write the loss, one number per pair. If policy and reference agree, it must be $\ln 2$. Logits of $-200$ occur: what does the logarithm of a sigmoid do there?
 
-# %% [markdown] lang="ja" uid="derive" pair="a2368961"
+# %% [markdown] lang="ja" uid="derive" pair="8358bfad"
 # **図の見方。** 引き綱が短い($\beta = 2$)と、3つの山はほとんど傾きません。長い($\beta = 0.1$)と右の山だけが残り、その山の中でも外側に寄ります。山と山の*間*に
 # 確率は生まれません。参照モデルの密度が0の場所では、どんな報酬も効かないからです。このことを覚えておいてください。後で学習するモデルは、必ずしもこれに従いません。
 #
