@@ -30,6 +30,7 @@ lab = start("06", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # | human evaluation | gold judge: AttributeReader, measures and never trains | `l06.gold` |
 # | good and bad photograph | preference pair: winner and loser | `pairs.easy` |
 # | fine-tuning | fine-tuning, "SFT" in tables | `sft` |
+# | what makes a person look human | faithfulness and realism, measured apart | `gold`, `distance` |
 
 # %% [markdown] lang="ja" uid="story" pair="4f41afa5"
 # ## 1. 記事の主張と、そこに書かれていないこと
@@ -51,6 +52,7 @@ lab = start("06", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # | 人の評価 | 正解の評価役: AttributeReader。測定するだけで、学習には使わない | `l06.gold` |
 # | 良い写真と悪い写真の対 | 選好ペア: 勝者と敗者 | `pairs.easy` |
 # | 専門データでのファインチューニング | ファインチューニング(表では SFT) | `sft` |
+# | 人らしさ | 忠実度と本物らしさの2つに分けて測る | `gold`, `distance` |
 
 # %% uid="models"
 import numpy as np
@@ -208,7 +210,7 @@ curve_with_interval(
 # where two candidates are already perfect, more of them change nothing. A sharper base would flatten it sooner.
 
 # %% [markdown] lang="ja" uid="gaps-reading" pair="de5db909"
-# **図の読み方。** 格子の各行が1つのプロンプトで、緑の枠が勝者、橙色の枠が敗者です。自分なら賛成しない判定を探してください。評価役もネットワークにすぎません。曲線では、得点差は最初は急に広がり、
+# **図の読み方。** 格子の各行が1つのプロンプトで、緑の枠が勝者、橙色の枠が敗者です。自分なら逆の判定をするペアを探してください。評価役もネットワークにすぎません。曲線では、得点差は最初は急に広がり、
 # その後は頭打ちになります。正規乱数の範囲と同じ形です。実測が少し下回ることがあるのは、得点の上限が1だからです。すでに完璧な候補が2枚あれば、候補を増やしても差は広がりません。
 # 基準モデルがもっと優秀なら、頭打ちはさらに早く来ます。
 
@@ -318,7 +320,7 @@ bar_with_interval(list(judged), found, xlabel=t("l06.kappa"), title=t("l06.kappa
 # %% [markdown] lang="ja" uid="agreement-reading" pair="7d7dccdc"
 # **図の読み方。** $\kappa = 0.4$ 前後なら中程度の一致、$0.8$ を超えればほぼ常に一致です。40組では区間の幅が0.1の数倍になるので、役に立つ評価役とそうでないものを区別するのがやっとです。最初の
 # 行は、左右の位置が投票に影響したかどうかです。$p$ が小さければ、内容と関係なく左または右を選んでいることになります。正解の評価役は自分と一致するのに学習用の評価役は一致しない場合、
-# 学習はその隙を突きます。それを第8節で確かめます。
+# 学習は、その食い違いを利用します。それを第8節で確かめます。
 
 # %% [markdown] lang="en" uid="colour" pair="8ba629dc"
 # ## 4. The colours that the judge smuggles in
@@ -474,9 +476,9 @@ claim("cure_is_free", "warm_cured", "warm_all", "judge")
 # claim says whether that price can be seen.
 
 # %% [markdown] lang="ja" uid="colour-reading" pair="c97ad251"
-# **図の読み方。** 点はシードごとの平均、横棒はシードとプロンプトにわたる95 % 区間で、0が基準モデルです。まず上の2行を比べてください。評価役もステップ数も同じで、違うのは候補の数だけです。区間が重なっていれば、候補が2枚でも好みは十分に伝わったことになります。
-# 3行目は、この損失がどれだけ元に戻すかを示します。罰則が効くのは画素の*平均*だけです。背景は暖色、顔は寒色という好みなら、そのまま素通りします。また「赤い服」を求めるプロンプトでは
-# 平均が動くのが正しいので、少し損をします。その損が目に見えるほどかどうかが、最後の主張です。
+# **図の読み方。** 点はシードごとの平均、横棒はシードとプロンプトにわたる95%区間で、0が基準モデルです。まず上の2行を比べてください。評価役もステップ数も同じで、違うのは候補の数だけです。区間が重なっていれば、候補が2枚でも好みは十分に伝わったことになります。
+# 3行目は、この損失がどれだけ元に戻すかを示します。罰則が効くのは画素の*平均*だけです。背景は暖色、顔は寒色という好みなら、この損失では防げません。また「赤い服」を求めるプロンプトでは
+# 平均が動くのが正しいので、少し不利になります。その不利が目に見えるほどかどうかが、最後の主張です。
 
 # %% [markdown] lang="en" uid="leap" pair="f1a914f0"
 # ## 5. The leap, and what lies between
@@ -805,7 +807,7 @@ claim("pairs_beat_fine_tuning", "hg", "real_sft")
 # 次は、都合の悪い点、**本物の画像による通常のファインチューニング**です。これがカリキュラムより右*かつ*下にあるなら、*ここでは*ペアも評価役も要らなかったことになります。なぜでしょうか。
 # この基準モデルは、誤ったキャプションという特定の原因で歪んでいます。*正しい*キャプションの付いた本物96枚は、その直接の薬になり、粒状感も一緒に教えます。論文では、hard の勝者でファインチューニング
 # すると、どの段階の後でも同じ程度の結果に落ち着きます。基準モデルがすでに30万枚の写真でファインチューニング済みで、この薬で治すものが残っていなかったからです。自分のプロジェクトに
-# 引きつければ、問うべきは基準モデルの状態です。データのせいで間違っているのか(それならデータを直す)、平均的には正しく、その良い方だけが欲しいのか(それなら選好)。この対照実験がない表からは、
+# 引きつければ、問うべきは基準モデルの状態です。データのせいで間違っているのか(それならデータを直す)、平均的には正しく、その良いほうだけが欲しいのか(それなら選好で学習する)。この対照実験がない表からは、
 # どちらなのか分かりません。
 
 # %% [markdown] lang="en" uid="pareto" pair="74096645"
