@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from labkit.course.i18n import get_language, set_language
+from labkit.files import can_print
 
 # kind -> (sign, colour of the bar at the left edge)
 KINDS = {
@@ -80,6 +81,18 @@ def language(lang: str | None) -> Iterator[None]:
         yield
     finally:
         set_language(before)
+
+
+def terminal_language(lang: str) -> str:
+    """The language in which a command can print: `lang`, or English, with a line on stderr, where the encoding of the
+    output has no Japanese (cp1252, ASCII) and would show a question mark for every character."""
+    if lang != "ja" or can_print("あ"):
+        return lang
+    print(
+        f"labkit: the encoding {sys.stdout.encoding} has no Japanese; set PYTHONUTF8=1 to read Japanese here",
+        file=sys.stderr,
+    )
+    return "en"
 
 
 def pick(value: Any, lang: str | None = None) -> str:
