@@ -217,7 +217,9 @@ class TestEncodings:
     def test_every_sign_of_our_english_texts_can_be_written_in_ascii(self):
         texts = [entry["en"] for path in MESSAGES.parent.rglob("*.yaml") for entry in entries(path)]
         assert len(texts) > 500
-        texts = [text for text in texts if not re.search("[\u3040-\u30ff\u4e00-\u9fff]", text)]  # a word to Japanese readers
+        texts = [
+            text for text in texts if not re.search("[\u3040-\u30ff\u4e00-\u9fff]", text)
+        ]  # a word to Japanese readers
         signs = {sign for text in texts for sign in text if not sign.isascii()}
         assert len(signs) > 10 and not [sign for sign in signs if "?" in cli.in_ascii(sign)]
 

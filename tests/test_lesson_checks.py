@@ -63,7 +63,7 @@ def assert_readable(key: str, details: dict) -> None:
 
 @each_exercise
 def test_reference_passes_again_and_again(project, number, exercise):
-    first, second = (run_check(exercise, exercise.reference_object()) for _ in range(2))
+    first, second = (run_check(exercise, exercise._reference_object()) for _ in range(2))
     assert first.ok, result_texts(first)
     assert first == second
     assert_readable(first.key, first.details)
@@ -108,7 +108,7 @@ def test_solution_can_be_shown(project, number, exercise):
 def test_check_leaves_global_random_state_alone(project, number, exercise):
     torch.manual_seed(1)
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
-    run_check(exercise, exercise.reference_object())
+    run_check(exercise, exercise._reference_object())
     assert random.getstate() == before[0]
     assert np.random.get_state()[1].tolist() == before[1]  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), before[2])
