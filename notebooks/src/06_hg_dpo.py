@@ -202,13 +202,13 @@ curve_with_interval(
     title=t("l06.gap_title"),
 )
 
-# %% [markdown] lang="en" uid="gaps-reading" pair="f84e25a5"
-# **Reading.** In the grid each row is one prompt; green won, red lost. Look for a pair whose label you would not sign: the judge is a network, too. In the
+# %% [markdown] lang="en" uid="gaps-reading" pair="47f0105b"
+# **Reading.** In the grid each row is one prompt; green won, orange lost. Look for a pair whose label you would not sign: the judge is a network, too. In the
 # curve the gap grows fast at first and then flattens, as the range of normal numbers does. It can lie a little below that curve, because the score ends at 1:
 # where two candidates are already perfect, more of them change nothing. A sharper base would flatten it sooner.
 
-# %% [markdown] lang="ja" uid="gaps-reading" pair="59b1eeef"
-# **図の読み方。** 格子の各行が1つのプロンプトで、緑の枠が勝者、赤の枠が敗者です。自分なら賛成しない判定を探してください。評価役もネットワークにすぎません。曲線では、得点差は最初は急に広がり、
+# %% [markdown] lang="ja" uid="gaps-reading" pair="de5db909"
+# **図の読み方。** 格子の各行が1つのプロンプトで、緑の枠が勝者、橙色の枠が敗者です。自分なら賛成しない判定を探してください。評価役もネットワークにすぎません。曲線では、得点差は最初は急に広がり、
 # その後は頭打ちになります。正規乱数の範囲と同じ形です。実測が少し下回ることがあるのは、得点の上限が1だからです。すでに完璧な候補が2枚あれば、候補を増やしても差は広がりません。
 # 基準モデルがもっと優秀なら、頭打ちはさらに早く来ます。
 
