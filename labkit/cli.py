@@ -84,6 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as with `labkit claims | head`
         sys.stderr.close()
         return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"labkit {asked}: {error.filename}: {error.strerror}", file=sys.stderr)  # a read-only folder, a full disk
+        return 2
 
 
 if __name__ == "__main__":

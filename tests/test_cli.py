@@ -71,6 +71,18 @@ class TestCommands:
         monkeypatch.setattr(envcheck, "main", interrupted)
         assert cli.main(["env"]) == 130
 
+    @pytest.mark.parametrize("words", [["study", "--folder", "file/x", "run", "05", "--hours", "0"], ["env"]])
+    def test_what_cannot_be_written_is_one_line(self, words, monkeypatch, tmp_path, capsys):
+        def full(args):
+            raise OSError(28, "No space left on device", "file/x")
+
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(envcheck, "main", full)
+        Path("file").write_text("in the way of a folder")
+        assert cli.main(words) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"labkit {words[0]}: file") and said.count("\n") == 1
+
 
 COURSE = Project(ROOT / "tests" / "data" / "course")
 ROOM = ["--root", str(COURSE.root)]

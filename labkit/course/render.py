@@ -141,7 +141,7 @@ def fold(summary: str, body: str) -> str:
 
 def beside(columns: Sequence[tuple[str, str]]) -> str:
     """HTML of blocks of source code next to each other, or below each other where there is no room: (title, code)."""
-    code_style = "margin:.3em 0 0;overflow-x:auto;white-space:pre"
+    code_style = "margin:.3em 0 0;white-space:pre-wrap;overflow-wrap:anywhere"
     block = f'<div style="flex:1 1 22em;min-width:0"><b>{{}}</b><pre style="{code_style}">{{}}</pre></div>'
     blocks = "".join(block.format(inline(title), html.escape(code)) for title, code in columns)
     return f'<div style="display:flex;flex-wrap:wrap;gap:1em;margin:.5em 0">{blocks}</div>'
