@@ -194,7 +194,7 @@ def run_all(page):
 
 # Radio buttons and the text of their options: [[box, box], ...] in pixels of the page.
 CHOICES = """() => [...document.querySelectorAll(".labkit-choice label")].filter(label => label.querySelector("input"))
-    .map(label => { const text = document.createRange(); text.selectNodeContents(label);
+    .map(label => { const text = document.createRange();
         const words = [...label.childNodes].find(node => node.nodeName !== "INPUT"); text.selectNode(words);
         return [label.querySelector("input"), text].map(one => one.getBoundingClientRect().toJSON()); })"""
 
