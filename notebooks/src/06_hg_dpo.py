@@ -575,8 +575,10 @@ normal_winners = lab.use("normal_winners")
 # %% uid="normal-use"
 pairs = world.pairs()
 middle = [level for level in world.recons if level != 100]
-level, kept = normal_winners(torch.stack([world.recon_scores[m] for m in middle], 1), scores.max(1).values)
-print(t("l06.kept", kept=int(kept.sum()), total=len(kept)))
+recon_scores, easy_scores = torch.stack([world.recon_scores[m] for m in middle], 1), scores.max(1).values
+level, kept = normal_winners(recon_scores, easy_scores)
+better = recon_scores.gather(1, level[:, None])[:, 0] > easy_scores
+lab.verdict(t("l06.kept", kept=int(kept.sum()), total=len(kept)), torch.equal(kept, better))
 print(t("l06.levels", levels=", ".join(f"t = {m}: {int(((level == k) & kept).sum())}" for k, m in enumerate(middle))))
 first = [int(i) for i in kept.nonzero().flatten()[:5]] or [0]
 strips(
