@@ -615,7 +615,7 @@ claim("ideal_distance_up", "ideal.w33", "ideal.w1", "kernel")
 claim("ideal_recall_up", "ideal.w003", "ideal.w1", "recall")
 claim("ideal_vendi_up", "ideal.w003", "ideal.w1", "vendi")
 
-# %% [markdown] lang="en" uid="ideal-reading" pair="ad2078cf"
+# %% [markdown] lang="en" uid="ideal-reading" pair="22a5c6e2"
 # **What you see.** Look at the strips first: $w = 33$ keeps one style with common hair, $w = 0.03$ brings cartoons, glasses and bright hair, and *both* rows are flawless. In the plane, selection with 33
 # moves up and to the left: over five seeds precision rises from .93 to .97, recall falls from .93 to .82. Among a hundred pictures the effective number of different ones falls from 6.0 to 5.2; the other way round,
 # $w = 0.03$ raises it to 6.3 and lowers precision to .89. (Whether recall rises, too, five seeds cannot tell: it stands near its ceiling already.) The kernel distance to the population grows in **both** directions,
@@ -627,7 +627,7 @@ claim("ideal_vendi_up", "ideal.w003", "ideal.w1", "vendi")
 #
 # **What would change it:** a lower threshold. With $\tau$ at the lowest tenth, `w = 2` moves hardly anything: a perfect generator has nothing at that end that must go.
 
-# %% [markdown] lang="ja" uid="ideal-reading" pair="05aaa135"
+# %% [markdown] lang="ja" uid="ideal-reading" pair="cc3a2b3c"
 # **図の読み方。** まず画像の列を見てください。$w = 33$ が残すのは、同じ画風でありふれた髪の画像です。$w = 0.03$ では、アニメ調の絵、眼鏡、鮮やかな髪の色が現れます。*どちらの*行にも欠点はありません。
 # 平面では、33 の選別は左上へ動きます。5つのシードの平均で、適合率は.93から.97に上がり、再現率は.93から.82に下がります。100枚のうちの実質的な種類の数は、6.0から5.2に減ります。逆に $w = 0.03$ では
 # 6.3に増え、適合率は.89に下がります(再現率も上がるかどうかは、5つのシードでは決まりません。もともと上限に近いからです)。母集団とのカーネル距離は**どちらの**方向でも増え、0.1から3.6と5.0になります。
@@ -665,7 +665,7 @@ above = float((pool.rho > real.density.threshold(0.5)).double().mean())
 print(t("l03.above_median", share=above, calls=forecast(above, 33)[2]))
 selection("model", pool)
 
-# %% [markdown] lang="en" uid="rare-or-broken" pair="69a1944e"
+# %% [markdown] lang="en" uid="rare-or-broken" pair="2f46aafa"
 # **What you see.** In the first figure the lower row is a mixture: rare heads as in section 1; some that are damaged, with hair that dissolves into the background or smeared glasses; and many in which nothing is wrong
 # by itself, only *foreign*: a moustache under a hairstyle where the reals hardly have one. The printed line counts them: of an ideal generator half of the pictures lie above the reals' median, of this model about
 # a third (.31 over the recorded seeds). In the second figure $w = 33$ returns pictures like the reals, $w = 0.03$ the rest.
@@ -673,7 +673,7 @@ selection("model", pool)
 # **Why:** a caption names only some attributes. The others the model draws as in its *own* training data, where nothing was rare: the judge finds rare things in 33 % of its pictures and in 11 % of the ideal generator's.
 # Density asks one question, "are there reals nearby?", and rare, broken and foreign get the same answer. Would a model trained on these very reals behave differently? Section 9 trains one.
 
-# %% [markdown] lang="ja" uid="rare-or-broken" pair="a32241c0"
+# %% [markdown] lang="ja" uid="rare-or-broken" pair="d41c9434"
 # **図の読み方。** 最初の図の下の行には、いろいろなものが混じっています。第1節のような珍しい画像。髪が背景に溶け込んだり、眼鏡がにじんだりした、壊れた画像。そして、それ自体は何もおかしくないのに*よそ者*である
 # 画像です。たとえば、実データではほとんど口ひげを伴わない髪型に、口ひげがあります。印字された行はその数を数えています。理想の生成器なら、実データの中央値より上に半分が来ますが、このモデルでは3分の1ほどです
 # (記録したシードの平均は.31)。2つ目の図では、$w = 33$ が実データに似た画像を、$w = 0.03$ が残りを返しています。
@@ -708,7 +708,7 @@ extra = gain["own_precision"] - gain["precision"]
 why = "" if np.isfinite(extra) else t("l03.too_few")
 lab.claim("own_space", t("l03.own_space"), value=None if why else extra, seeds=[run_seed], reason=why)
 
-# %% [markdown] lang="en" uid="model-reading" pair="30053837"
+# %% [markdown] lang="en" uid="model-reading" pair="b031bb1d"
 # **What you see.** $w = 33$ does what the paper says to fidelity and diversity: precision from .89 to .97, recall from .92 to .84, Vendi from 6.5 to 5.5, at three generated pictures per kept one. But the distance
 # **falls**, from 7.1 to 2.0, where the ideal generator's rose from 0.1 to 3.6; the claim that an extreme weight raises it is contradicted here, and a mild one lowers it as in the paper. The other end disappoints:
 # $w = 0.03$ *lowers* recall, from .92 to .87, the Vendi score rises by less than the smallest difference that we care about, and the distance doubles.
@@ -720,7 +720,7 @@ lab.claim("own_space", t("l03.own_space"), value=None if why else extra, seeds=[
 # **What would change it:** a better model. As its errors shrink, its points move towards those of the ideal generator. The last box compares the gain of precision in the space that chose with that of the judge: the
 # first is larger in the mean (.05), but its interval still touches zero; about sixteen seeds would decide.
 
-# %% [markdown] lang="ja" uid="model-reading" pair="3def738e"
+# %% [markdown] lang="ja" uid="model-reading" pair="abd8b0c8"
 # **図の読み方。** $w = 33$ は、忠実度と多様性については論文のとおりに働きます。適合率は.89から.97に上がり、再現率は.92から.84に、Vendi スコアは6.5から5.5に下がります。費用は採用1枚あたり3枚の生成です。ところが、
 # 距離は7.1から2.0に**下がります**。理想の生成器では0.1から3.6に増えていました。極端な重みが距離を増やすという主張は、ここでは否定されました。弱い重みは、論文と同じく距離を減らします。反対側は期待外れです。
 # $w = 0.03$ では、再現率がかえって.92から.87に*下がり*、Vendi スコアの上昇は意味のある最小の差に届かず、距離は2倍になります。
@@ -937,7 +937,7 @@ claim("push_up", "push.up", "push.random", "log_gain")
 claim("push_down", "push.down", "push.random", "log_gain")
 lab.claim("mlp_overrates", measured=t("l03.promise"), reason=t("l03.recorded_only"))
 
-# %% [markdown] lang="en" uid="push-reading" pair="30053837"
+# %% [markdown] lang="en" uid="push-reading" pair="1e0b1eae"
 # **What you see.** Over forty recorded pictures ten gradient steps multiply the density by 1.08 ($e^{.078}$) upwards and by 0.94 downwards. The last iterate would have given 1.05: a third of the gain had been walked past,
 # and the best one was found after seven steps on average. Eleven random tickets give 1.01. In the strip the change is hard to see: a shade, an outline, no other person. The pictures of section 1 differ by far more than eight per cent.
 #
@@ -947,7 +947,7 @@ lab.claim("mlp_overrates", measured=t("l03.promise"), reason=t("l03.recorded_onl
 # **What did not come true:** we had expected the MLP to promise more than the exact density keeps, for a network can be fooled along its own gradient. It promised $.051$ and kept $.058$; a difference of $-.007$ $[-.018, .005]$ is less than
 # the two per cent that we call an effect. In this small box the pictures stay where the MLP was trained. **What would change it:** a larger $\epsilon$ (on the ring, with 0.3, you found points where it errs) or fewer reals to train on.
 
-# %% [markdown] lang="ja" uid="push-reading" pair="3def738e"
+# %% [markdown] lang="ja" uid="push-reading" pair="370084d4"
 # **図の読み方。** 記録した40枚では、10回の勾配ステップで密度が上向きに1.08倍($e^{.078}$)、下向きに0.94倍になりました。最後の点なら1.05倍でした。途中で得たものの3分の1を通り過ぎていたわけで、最良の点は平均して7ステップ目に
 # ありました。11枚のランダムなくじでは1.01倍です。画像の列では、違いがほとんど分かりません。色合いや輪郭が少し変わるだけで、別の人にはなりません。第1節の画像どうしの差は、8 % よりはるかに大きいものでした。
 #
@@ -1103,7 +1103,7 @@ claim("tune_vendi", "tune.w003", "tune.w1", "vendi")
 claim("control_alone", "tune.w1", "tune.pretrained", "kernel")
 lab.reveal("tune", "share" if np.mean(results[f"tune.{own_arm}"]["above"]) > pi else "nothing")
 
-# %% [markdown] lang="en" uid="tune-reading" pair="30053837"
+# %% [markdown] lang="en" uid="tune-reading" pair="d8b82def"
 # **Reading.** Take two comparisons apart. *No weights against pretrained*: the same pictures, drawn evenly, already teach the model whom this population consists of, so whatever moves here is not due to pseudo density, and a table that compares the weighted run
 # with the pretrained model alone would credit it with all of this. *A weight against no weights*: same noise, same timesteps, same initial noise, only the draws differ. Read this difference per picture first (log density, share above $\tau$), where every picture is its own
 # control, and only then the measures of the whole set, which are much noisier. The boxes say what five seeds decide.
@@ -1111,7 +1111,7 @@ lab.reveal("tune", "share" if np.mean(results[f"tune.{own_arm}"]["above"]) > pi 
 # **Why it is small so far:** the printed line compares with the fixed point. A hundred and twenty steps are the beginning of the way, and an adapter of rank 8 walks slowly. **What would change it:** more steps. But on the way to $w = 33$ the model would unlearn half of its
 # population, which is the price of section 5 again, paid once and for good.
 
-# %% [markdown] lang="ja" uid="tune-reading" pair="3def738e"
+# %% [markdown] lang="ja" uid="tune-reading" pair="2be774e8"
 # **図の読み方。** 2つの比較を分けて読んでください。*重みなしと事前学習済み*: 同じ画像を均等に引いて学習するだけでも、モデルはこの母集団にどんな人がいるかを学びます。ここで動いた分は擬似密度の効果ではありません。重み付きの結果を事前学習済みモデルとだけ比べた表では、
 # これもすべて重みの手柄になってしまいます。*重みありと重みなし*: 学習のノイズもタイムステップも、画像の初期ノイズも同じで、違うのは引き方だけです。この差は、まず画像ごとに読んでください(密度の対数、$\tau$ より上の割合)。どの画像も自分自身が対照になるからです。
 # 集合全体の尺度はずっとばらつくので、その後です。5つのシードで何が決まったかは、判定の枠に出ています。
@@ -1119,7 +1119,7 @@ lab.reveal("tune", "share" if np.mean(results[f"tune.{own_arm}"]["above"]) > pi 
 # **まだ小さい理由:** 印字された行では、終わりなく学習した場合の値と比べています。120ステップは道のりの始まりにすぎず、ランク8のアダプタはゆっくりとしか進みません。**結果を変えるもの:** ステップ数を増やすことです。ただし、$w = 33$ へ進むほど、モデルは母集団の半分を
 # 忘れていきます。第5節の代償を、今度は一度で、しかも永久に払うことになります。
 
-# %% [markdown] lang="en" uid="end" pair="c46bc657"
+# %% [markdown] lang="en" uid="end" pair="e1782c4f"
 # ## 10. What to keep
 #
 # * Density is a walk to the neighbours. Low means rare, broken **or** foreign. A perfect generator shows the trade-off; on an imperfect one selection first repairs what is wrong.
@@ -1128,7 +1128,7 @@ lab.reveal("tune", "share" if np.mean(results[f"tune.{own_arm}"]["above"]) > pi 
 #
 # The three methods in order of price: selection costs up to $1/\pi$ pictures for one, a push costs twenty passes through the sampler and one picture comes out, training costs once and moves every picture.
 
-# %% [markdown] lang="ja" uid="end" pair="d54f1e17"
+# %% [markdown] lang="ja" uid="end" pair="401d800e"
 # ## 10. 持ち帰ること
 #
 # * 密度とは、近傍までの歩く距離です。低い値は、珍しいか、壊れているか、**または**よそ者です。完璧な生成器ではトレードオフが見え、不完全な生成器では、選別はまず誤りを直します。
