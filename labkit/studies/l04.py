@@ -219,8 +219,32 @@ def unit(arm: str, seed: int, sizes: SimpleNamespace) -> dict[str, np.ndarray]:
     return transfer_unit(arm, seed, sizes)
 
 
+def estimate_rise(metric: str, arm: str) -> Callable[[Any], np.ndarray]:
+    """Last round minus first round of one way of going on."""
+    return lambda recorded: recorded.values(f"{metric}.4", arm) - recorded.values(f"{metric}.1", arm)
+
+
 ESTIMATES = {
     "likes_raise": gain("target", "like", "none"),
+    "palette_transfers": gain("palette", "like", "none"),
+    "form_stays": gain("form", "like", "none"),
+    "outer_carries_palette": gain("palette", "like_outer", "like_inner"),
+    "dislikes_lower": gain("unwanted", "dislike", "none"),
+    "both_beat_likes": gain("target", "both", "like"),
+    "first_half_helps": gain("target", "first", "both"),
+    "second_half_hurts": gain("target", "second", "both"),
+    "first_beats_second": gain("target", "first", "second"),
+    "diversity_falls": gain("diversity", "both", "none"),
+    "empty_prompt": gain("target", "prompt", "both"),
+    "fixed_noise": gain("target", "fixed", "both"),
+    "feedback_beats_restarts": gain("so_far.4", "rounds_feedback", "rounds_restarts"),
+    "rounds_best": estimate_rise("best", "rounds_feedback"),
+    "rounds_mean": estimate_rise("mean", "rounds_feedback"),
+    "rounds_worst": estimate_rise("worst", "rounds_feedback"),
+    "judge_agrees": estimate_rise("judge", "rounds_feedback"),
+    "chosen_is_nearer": gain("chosen.4", "rounds_feedback", "rounds_restarts"),
+    "dropout_varies": gain("diversity.4", "rounds_dropout", "rounds_feedback"),
+    "dropout_costs": gain("mean.4", "rounds_dropout", "rounds_feedback"),
 }
 
 STUDY = Study(
