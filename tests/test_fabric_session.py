@@ -274,7 +274,8 @@ def test_depths_choose_the_layers_that_read_references(pipe):
     assert layers == depths[:1]
     inner, layers = out(depths=(depths[1], 1.0))
     assert layers == depths[1:]
-    for one, other in ((everywhere, outer), (everywhere, inner), (outer, inner), (outer, call(pipe, x, t, text, labels))):
+    plain = call(pipe, x, t, text, labels)
+    for one, other in ((everywhere, outer), (everywhere, inner), (outer, inner), (outer, plain)):
         assert (one - other).abs().max() > 1e-5
     with pytest.raises(FabricError, match="no self-attention lies at depths"), fabric(pipe, depths=(0.99, 0.99)):
         pass

@@ -75,7 +75,7 @@ class Settings:
                 raise FabricError(f"{name} is {getattr(self, name)}, expected 0 (pure noise) .. 1 (clean image)")
         low, high = self.depths
         if not 0.0 <= low <= high <= 1.0:
-            raise FabricError(f"depths are {low} and {high}, expected 0 (outermost) .. 1 (middle), the smaller one first")
+            raise FabricError(f"depths are {low} and {high}, expected 0 (outermost) .. 1 (middle), smaller one first")
         if self.mass_cap is not None and not 0.0 <= self.mass_cap <= 1.0:
             raise FabricError(f"mass_cap is {self.mass_cap}, expected 0 .. 1 or None")
         if self.mass_cap is not None and self.backend != "lse":

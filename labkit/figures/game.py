@@ -2,10 +2,11 @@
 
     FeedbackGame(loop, score, goal=0.6, target=picture)
 
-The player sees `target`, the model does not. `loop` generates and keeps the rounds (a `labkit.fabric.FeedbackLoop` or anything with its methods), `score` maps images
-[B, 3, H, W] to B numbers that say how near the target they are. Without widgets, or with `interactive=False`,
-the first round stands there as a picture. `vote`, `next_round` and `undo` are what the buttons call: they can be
-tested, or called from a cell. Buttons and votes are ordinary form elements: Tab moves between them, Space presses.
+The player sees `target`, the model does not. `loop` generates and keeps the rounds (a `labkit.fabric.FeedbackLoop` or
+anything with its methods), `score` maps images [B, 3, H, W] to B numbers that say how near the target they are. Without
+widgets, or with `interactive=False`, the first round stands there as a picture. `vote`, `next_round` and `undo` are
+what the buttons call: they can be tested, or called from a cell. Buttons and votes are ordinary form elements: Tab
+moves between them, arrow keys change a vote, Space presses.
 """
 
 from __future__ import annotations
