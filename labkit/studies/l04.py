@@ -219,15 +219,15 @@ def unit(arm: str, seed: int, sizes: SimpleNamespace) -> dict[str, np.ndarray]:
     return transfer_unit(arm, seed, sizes)
 
 
-def estimate_rise(metric: str, arm: str) -> Callable[[Any], np.ndarray]:
-    """Last round minus first round of one way of going on."""
-    return lambda recorded: recorded.values(f"{metric}.4", arm) - recorded.values(f"{metric}.1", arm)
+def estimate_palette_over_form(recorded: Any) -> np.ndarray:
+    """Gain in palette minus gain in form."""
+    return gain("palette", "like", "none")(recorded) - gain("form", "like", "none")(recorded)
 
 
 ESTIMATES = {
     "likes_raise": gain("target", "like", "none"),
     "palette_transfers": gain("palette", "like", "none"),
-    "form_stays": gain("form", "like", "none"),
+    "palette_beats_form": estimate_palette_over_form,
     "outer_carries_palette": gain("palette", "like_outer", "like_inner"),
     "dislikes_lower": gain("unwanted", "dislike", "none"),
     "both_beat_likes": gain("target", "both", "like"),
@@ -238,10 +238,10 @@ ESTIMATES = {
     "empty_prompt": gain("target", "prompt", "both"),
     "fixed_noise": gain("target", "fixed", "both"),
     "feedback_beats_restarts": gain("so_far.4", "rounds_feedback", "rounds_restarts"),
-    "rounds_best": estimate_rise("best", "rounds_feedback"),
-    "rounds_mean": estimate_rise("mean", "rounds_feedback"),
-    "rounds_worst": estimate_rise("worst", "rounds_feedback"),
-    "judge_agrees": estimate_rise("judge", "rounds_feedback"),
+    "rounds_best": gain("best.4", "rounds_feedback", "rounds_restarts"),
+    "rounds_mean": gain("mean.4", "rounds_feedback", "rounds_restarts"),
+    "rounds_worst": gain("worst.4", "rounds_feedback", "rounds_restarts"),
+    "judge_agrees": gain("judge.4", "rounds_feedback", "rounds_restarts"),
     "chosen_is_nearer": gain("chosen.4", "rounds_feedback", "rounds_restarts"),
     "dropout_varies": gain("diversity.4", "rounds_dropout", "rounds_feedback"),
     "dropout_costs": gain("mean.4", "rounds_dropout", "rounds_feedback"),
@@ -250,8 +250,8 @@ ESTIMATES = {
 STUDY = Study(
     lesson="04",
     unit=unit,
-    arms=(*TRANSFER, *(f"rounds_{arm}" for arm in ROUNDS)),
-    seeds=(0, 1, 2, 3, 4),
+    arms=(*TRANSFER, *(f"rounds_{arm}" for arm in ROUNDS if arm != "likes")),
+    seeds=tuple(range(10)),
     sizes={
         "targets": 6, "copies": 4, "steps": 8, "guidance": 3.0, "weight": 0.8, "rounds": 4, "images": 4,
     },

@@ -656,13 +656,32 @@ lab.reveal(
 )
 claim("likes_raise", *difference("target", "like", "none"))
 claim("palette_transfers", *difference("palette", "like", "none"))
-claim("form_stays", *difference("form", "like", "none"))
+apart = difference("palette", "like", "none")[1] - difference("form", "like", "none")[1]
+claim("palette_beats_form", t("l04.palette_form"), apart)
 
-# %% [markdown] lang="en" uid="transfer-reading" pair="bde9bf7d"
-# READ_TRANSFER_EN
+# %% [markdown] lang="en" uid="transfer-reading" pair="5d03f50a"
+# **What you see.** The like moves the *palette*. Background, in the record, goes from one picture in six that has the liked colour to nearly all; clothes gain about half, hair colour and skin a quarter to a
+# third. The *form* stays behind: expression and spectacles come along once in ten pictures, hair style, beard and drawing style hardly at all. Had we averaged over nine attributes, we
+# would have reported "+0.2, it works", and hidden that one half moves and the other stands still.
+#
+# **Why.** The pictures above hint at it: heads, mouths and collars stay where the noise had put them, and are painted over. The next figures look for the mechanism, layer by layer. **What would
+# change it.** A model whose inner layers carry more: this U-Net attends at $8 \times 8$, $4 \times 4$ and $2 \times 2$ places, Stable Diffusion at $64 \times 64$ down to $8 \times 8$, where one place can be an eye. So for
+# Stable Diffusion the question is open, but it can be asked in the same way, and the paper did not ask it.
+#
+# Which layers carry the palette? FABRIC hooks all of them. Open the outer ones alone (three at $8 \times 8$ places), then the inner ones alone. Guess before you look: does the coarse inside
+# hold the form, as many drawings of a U-Net suggest?
 
-# %% [markdown] lang="ja" uid="transfer-reading" pair="5a6f8d8d"
-# READ_TRANSFER_JA
+# %% [markdown] lang="ja" uid="transfer-reading" pair="3b3f4920"
+# **図の読み方。** 「好き」が動かすのは*色*です。記録では、好きな人物と同じ背景色の画像は、6枚に1枚からほぼ全部になります。服の色は半分ほど、髪と肌の色は4分の1から3分の1ほど増えます。一方、*形*は移りません。
+# 表情と眼鏡は10枚に1枚ほど移りますが、髪型、ひげ、画風はほとんど動きません。9属性の平均だけを見ていたら、「+0.2、効果あり」と報告して、半分が動き、半分が動いていないことを
+# 見落としていたでしょう。
+#
+# **理由。** 手がかりは上の画像にあります。頭、口、襟はノイズが決めた場所に残り、その上から色が塗り替えられています。仕組みは、次の図で層ごとに調べます。**結果を変えそうなもの。** 内側の層がもっと多くを運ぶ
+# モデルです。この U-Net の注意は $8 \times 8$、$4 \times 4$、$2 \times 2$ の位置で働きますが、Stable Diffusion では $64 \times 64$ から $8 \times 8$ までで、1つの位置が片目ほどの大きさになり得ます。Stable Diffusion については
+# 未解決ですが、同じ方法で調べられます。論文は調べていません。
+#
+# 色を運んでいるのは、どの層でしょうか。FABRIC はすべての層に手を加えます。外側の層だけ($8 \times 8$ の3層)、次に内側の層だけにしてみます。見る前に予想してください。U-Net の図でよく言われるように、
+# 粗い内側の層が形を持っているのでしょうか。
 
 # %% uid="levels"
 shown = ["like", "like_outer", "like_inner"]
@@ -695,11 +714,19 @@ two_kinds(["like", "like_outer", "like_inner"], t("l04.levels_kinds"))
 # %% uid="levels-claim"
 claim("outer_carries_palette", *difference("palette", "like_outer", "like_inner"))
 
-# %% [markdown] lang="en" uid="levels-reading" pair="cc1cd3da"
-# READ_LEVELS_EN
+# %% [markdown] lang="en" uid="levels-reading" pair="6454411a"
+# **Reading.** The outer layers alone carry most of the palette; the inner ones carry the background, which is large enough to be seen from $4 \times 4$ places, and little else. And the form? If a little of it comes along
+# anywhere, then from inside, a few hundredths. So the guess was not wrong, only useless: where form could live, there is next to nothing to read. With 16 and 4 places per
+# picture an inner layer knows "dark above, light below", not "bob, parted on the left".
+#
+# Look into one layer yourself.
 
-# %% [markdown] lang="ja" uid="levels-reading" pair="ee192f0c"
-# READ_LEVELS_JA
+# %% [markdown] lang="ja" uid="levels-reading" pair="c85f7583"
+# **図の読み方。** 色の大部分は、外側の層だけで運べます。内側の層が運ぶのは背景くらいです。背景は広いので、$4 \times 4$ の粗い位置からでも見えます。形はどうでしょうか。わずかに移るとすれば内側の層からですが、
+# 100分の数ほどです。つまり、予想は間違いではなくても、役には立ちません。形がありそうな場所に、読み取れる情報がほとんどないのです。位置が16個や4個しかない内側の層に分かるのは「上が暗く、下が明るい」程度で、
+# 「左分けのボブ」ではありません。
+#
+# 1つの層の中を、自分で覗いてみましょう。
 
 # %% uid="looks-map" tags=["widget"]
 from labkit.fabric import attention_table
@@ -761,8 +788,11 @@ claim("first_half_helps", *difference("target", "first", "both"))
 claim("second_half_hurts", *difference("target", "second", "both"))
 claim("first_beats_second", *difference("target", "first", "second"))
 
-# %% [markdown] lang="en" uid="own" pair="9c549d3a"
-# READ_WINDOWS_EN
+# %% [markdown] lang="en" uid="own" pair="6ffba14b"
+# **Reading.** Each half alone brings roughly half of the palette, and every step together brings the most: the paper's claim is *contradicted* here, by a wide margin. The halves hardly differ. **Why may
+# that be?** What transfers here is colour, and colour can still be changed late; in the paper's pictures the first steps fix a composition, which here does not transfer at any time. And feedback in
+# every step did no harm that an early window could spare: in the paper's photographs late feedback copies textures and burns them in, while these flat portraits have no texture to
+# burn. A sampler of 8 instead of 20 steps may matter too; that is one `sizes.steps` away.
 #
 # ### An experiment of your own
 #
@@ -773,8 +803,11 @@ claim("first_beats_second", *difference("target", "first", "second"))
 # axes. There is no single answer, and the chart judges. Harder (5 of 5): find one that carries hair style, spectacles or beard, say by 0.05, and still keeps four fifths of
 # the diversity; if you believe that none exists, what would you have to show?
 
-# %% [markdown] lang="ja" uid="own" pair="1358af99"
-# READ_WINDOWS_JA
+# %% [markdown] lang="ja" uid="own" pair="2476ef7f"
+# **図の読み方。** 前半だけ、後半だけでは、それぞれ色の半分ほどしか移らず、全ステップで使う場合が最も多く移ります。論文の主張は、ここでは大差で*反証*されました。前半と後半の差は、ほとんどありません。**考えられる
+# 理由。** ここで移るのは色で、色は終盤でも変えられます。論文の画像では最初のステップが構図を決めますが、ここでは構図はいつ参照しても移りません。また、全ステップのフィードバックに害があるなら前半だけの窓が
+# 有利ですが、その害もありません。論文のような写真では、終盤のフィードバックが質感まで写して画像を破綻させますが、平塗りのポートレートには焼き付く質感がないからです。20ステップでなく8ステップで
+# サンプリングしていることも影響するかもしれません。これは `sizes.steps` を変えれば確かめられます。
 #
 # ### 自分の実験
 #
@@ -813,8 +846,10 @@ recorded_plane(
     title=t("l04.own_title"),
 )
 
-# %% [markdown] lang="en" uid="own-reading" pair="12fffcbe"
-# READ_OWN_EN
+# %% [markdown] lang="en" uid="own-reading" pair="5dfa0969"
+# **Reading.** The dots lie on a curve: what carries more costs more diversity, from "no feedback" on the right to $w = 8$ on the left. A star above the curve would be a discovery, a star on it is a choice. Windows and
+# layers move you *along* the curve more than off it. Part of the price is not a defect: if every picture has the liked background, the batch is less diverse, and that was the wish. The defect is what
+# goes beyond: the same face four times. The lines per attribute above the chart say which of the two you have bought.
 #
 # ## 6. Likes, dislikes, and what guidance makes of them
 #
@@ -822,8 +857,10 @@ recorded_plane(
 # $\epsilon_u$ by some $\delta_u$. Put both in: $(\epsilon_u + \delta_u) + g\,(\epsilon_c + \delta_c - \epsilon_u - \delta_u)$. How far has $\hat\epsilon$ moved? Write `guided_shift`, the change as a
 # function of $\delta_c$, $\delta_u$ and $g$. By hand: $\delta_c = 1$, $\delta_u = 0$, $g = 3$ give 3; $\delta_c = 0$, $\delta_u = 1$, $g = 3$ give $-2$.
 
-# %% [markdown] lang="ja" uid="own-reading" pair="62524e44"
-# READ_OWN_JA
+# %% [markdown] lang="ja" uid="own-reading" pair="673763dd"
+# **図の読み方。** 点は1本の曲線に沿って並びます。多くを移す設定ほど、多様性を多く失います。右端が「フィードバックなし」、左端が $w = 8$ です。曲線より上に星があれば発見で、曲線の上にあるなら、それは
+# 選択です。窓や層を変えても、曲線から離れるより、曲線に*沿って*動くことが多いはずです。この代償のすべてが欠点なのではありません。どの画像も好きな背景になれば多様性は下がりますが、それは望んだことです。欠点は、それを超える分、
+# たとえば同じ顔が4枚並ぶことです。自分が支払ったのがどちらなのかは、図の上の属性ごとの行で分かります。
 #
 # ## 6. 「好き」と「嫌い」に誘導が与える影響
 #
@@ -892,8 +929,11 @@ claim("diversity_falls", *difference("diversity", "both", "none"))
 claim("empty_prompt", *difference("target", "prompt", "both"))
 claim("fixed_noise", *difference("target", "fixed", "both"))
 
-# %% [markdown] lang="en" uid="signs-reading" pair="e299decd"
-# READ_SIGNS_EN
+# %% [markdown] lang="en" uid="signs-reading" pair="f9d5bed4"
+# **Reading.** A like pulls, hard. A dislike pushes, by a sixth of that, and nothing of it helps to reach the target: with a random person disliked, like and dislike together come no nearer than the like alone. The paper
+# found the opposite, with a dislike that was the *worst picture of the batch*. That is a different message: "not this failure of my wish" points somewhere, "not this stranger" does not, since a stranger may
+# share half of the target's attributes. Prompt and noise of the reference pass, which the paper leaves open, make little difference here; so one noise for all steps is a free choice, and section 9 will
+# save time with it.
 #
 # ### Neighbours
 #
@@ -901,8 +941,11 @@ claim("fixed_noise", *difference("target", "fixed", "both"))
 # $w = 1$, *with the prompt of the generation* in the reference pass; with the empty prompt, as in FABRIC, it is a different thing. **StyleAligned** lets queries and keys take the mean and
 # the variance of the reference's first and uses $w = 2$. One seed, one like, one dislike:
 
-# %% [markdown] lang="ja" uid="signs-reading" pair="8b3af167"
-# READ_SIGNS_JA
+# %% [markdown] lang="ja" uid="signs-reading" pair="6e3475a4"
+# **図の読み方。** 「好き」は強く引き寄せます。「嫌い」も遠ざけますが、その力は6分の1ほどで、目標に近づく助けにはなりません。無作為な人物を「嫌い」としたこの実験では、「好き」と「嫌い」の併用は「好き」だけより
+# 近づきません。論文の結果は逆ですが、論文で「嫌い」とされるのは*そのバッチで最悪の画像*です。これは別のメッセージです。「望みから外れたこの失敗は嫌だ」は方向を示しますが、「この他人は嫌だ」は
+# 示しません。他人でも、属性の半分は目標と同じかもしれないからです。論文が明記していない参照の順伝播のプロンプトとノイズは、ここではほとんど影響しません。そこで、ノイズは全ステップで固定しても構いません。
+# 第9節では、これを使って時間を節約します。
 #
 # ### 近い手法
 #
@@ -1058,12 +1101,18 @@ last, fed, alone_again = sizes.rounds, results["feedback"], results["restarts"]
 against = fed[f"so_far.{last}"] - alone_again[f"so_far.{last}"]
 lab.reveal("restarts", "feedback" if against.mean() > 0.02 else "restarts" if against.mean() < -0.02 else "equal")
 claim("feedback_beats_restarts", t("l04.race_difference"), against)
-claim("rounds_best", t("l04.last_first"), fed[f"best.{last}"] - fed["best.1"])
-claim("rounds_mean", t("l04.last_first"), fed[f"mean.{last}"] - fed["mean.1"])
-claim("rounds_worst", t("l04.last_first"), fed[f"worst.{last}"] - fed["worst.1"])
+claim("rounds_best", t("l04.last_round"), fed[f"best.{last}"] - alone_again[f"best.{last}"])
+claim("rounds_mean", t("l04.last_round"), fed[f"mean.{last}"] - alone_again[f"mean.{last}"])
+claim("rounds_worst", t("l04.last_round"), fed[f"worst.{last}"] - alone_again[f"worst.{last}"])
 
-# %% [markdown] lang="en" uid="rounds-reading" pair="fcbe0ae2"
-# READ_ROUNDS_EN
+# %% [markdown] lang="en" uid="rounds-reading" pair="5e48c8bd"
+# **Reading.** Hold the two charts side by side. In the second one everything that the paper says of a *round* is there: against pictures from the same noise without feedback the mean rises, the worst picture
+# rises most. In the first one, where only the best picture of all so far counts, restarts climb nearly as fast, and the gap at sixteen pictures is a few hundredths. Neither curve is wrong. They answer different questions.
+#
+# **Why is the gap so small?** The best of many lives from *spread*. Feedback pulls all four pictures towards the best one so far, right values and wrong ones alike, so a round becomes better on average and
+# narrower (the diversity chart below shows by how much), and a narrow round has few outliers. Restarts keep their full spread. And what is liked sets the limit: the best of four strangers shares about a third
+# of the target's values. Section 5 shows the other case: with the target's own portrait as like, the *average* picture is as near as the best of sixteen restarts. **What would change it.**
+# A like that has what you want: an upload, as in section 5, or a longer hunt before the first like. More pictures to choose from per round. And a model in which likes carry form.
 #
 # ### Who is the judge?
 #
@@ -1071,8 +1120,14 @@ claim("rounds_worst", t("l04.last_first"), fed[f"worst.{last}"] - fed["worst.1"]
 # the mean of a round rise in *its* eyes? And is the picture that CLIP would finally pick, best of sixteen, more like the person than the one that restarts offer? The same figure
 # shows **prompt dropout**, the paper's remedy for uniform batches: each word of the prompt is left out with probability 0.3.
 
-# %% [markdown] lang="ja" uid="rounds-reading" pair="e579d458"
-# READ_ROUNDS_JA
+# %% [markdown] lang="ja" uid="rounds-reading" pair="cd607b54"
+# **図の読み方。** 2つの図を並べて見てください。2つ目の図では、*ラウンド*についての論文の主張がすべて確かめられます。同じノイズからフィードバックなしで作った画像に比べて、平均が上がり、最悪の画像が最も大きく
+# 上がります。ところが1つ目の図では、それまでの最良の1枚だけを比べます。すると作り直しもほとんど同じ速さで上がり、16枚での差は 0.01 の数倍しかありません。どちらの曲線も正しく、答えている問いが違います。
+#
+# **差が小さい理由。** 多数の中の最良は、*ばらつき*のおかげで大きくなります。フィードバックは、4枚すべてをそれまでの最良の画像に引き寄せます。合っている属性も、外れている属性も一緒にです。その結果、ラウンドは平均では良くなりますが、
+# 幅は狭くなり(どれだけかは後の多様性の図に出ます)、狭いラウンドからは飛び抜けた画像が出ません。作り直しは、元のばらつきを保ちます。さらに、何を「好き」にできるかが限界を決めます。4人の他人の中の最良でも、
+# 目標と一致する属性は3分の1ほどです。第5節は、その逆の場合です。目標のポートレートそのものを「好き」にすると、*平均的な*1枚が、作り直し16枚の最良と同じくらい近づきました。**結果を変えそうなもの。** 望むものを
+# 備えた「好き」です。第5節のようにアップロードするか、最初の「好き」を付けるまで長く探します。ほかに、1ラウンドの枚数を増やすこと、「好き」が形も運ぶモデルを使うことです。
 #
 # ### 判定するのは誰か
 #
@@ -1107,13 +1162,16 @@ recorded_means(
 )
 
 # %% uid="judge-claims"
-claim("judge_agrees", t("l04.last_first_judge"), fed[f"judge.{last}"] - fed["judge.1"])
+claim("judge_agrees", t("l04.last_round_judge"), fed[f"judge.{last}"] - alone_again[f"judge.{last}"])
 claim("chosen_is_nearer", t("l04.chosen_difference"), fed[f"chosen.{last}"] - alone_again[f"chosen.{last}"])
 claim("dropout_varies", t("l04.dropout_difference"))
 claim("dropout_costs", t("l04.dropout_difference"))
 
-# %% [markdown] lang="en" uid="game" pair="8a9313d0"
-# READ_JUDGE_EN
+# %% [markdown] lang="en" uid="game" pair="73905be4"
+# **Reading.** The judge confirms the rise of the *round*: its mean is better than without feedback, so CLIP did not only flatter itself. It does not confirm a better *final picture*: what CLIP picks from sixteen is about as
+# much like the person with feedback as without. And the price is in the other chart: a last round with feedback has about two thirds of the diversity of a restart. Dividing the weight by the number of likes gives some of
+# it back and loses nothing that these intervals can see, so it is the better default where likes pile up. What prompt dropout adds and costs is in the boxes; with a prompt of five words that names nothing there is not much to drop,
+# which is a reason to distrust this test more than the paper's.
 #
 # ## 8. Your turn
 #
@@ -1124,8 +1182,11 @@ claim("dropout_costs", t("l04.dropout_difference"))
 # **Decide before you play:** which of the target's attributes can likes bring you, by what section 5 measured, and which must come by luck? Vote for what luck has to bring first,
 # colours follow later; or the other way round? Say which and why, then test your plan.
 
-# %% [markdown] lang="ja" uid="game" pair="3763aa85"
-# READ_JUDGE_JA
+# %% [markdown] lang="ja" uid="game" pair="f9c2faf0"
+# **図の読み方。** *ラウンド*の改善は、評価役も認めます。平均はフィードバックなしより良く、CLIP が自分を甘く採点しただけではありません。一方、*最後の1枚*が良くなったとは認めません。CLIP が16枚から選ぶ1枚は、
+# フィードバックがあってもなくても、本人に同じくらい似ています。代償は、もう一方の図に出ています。フィードバックありの最終ラウンドの多様性は、作り直しの3分の2ほどです。重みを「好き」の枚数で割ると、多様性がいくらか戻り、
+# この区間で分かる限り、失うものはありません。「好き」が積み重なる使い方では、こちらを既定にすべきでしょう。プロンプトドロップアウトの効果と代償は、判定の枠に出ています。ただし、この5語のプロンプトは何も指定していないので、
+# 省けるものがほとんどありません。この検証は、論文の検証より割り引いて考えてください。
 #
 # ## 8. 今度はあなたの番です
 #
