@@ -3,6 +3,7 @@
 import codecs
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -68,27 +69,45 @@ class TestCommands:
 class TestEncodings:
     """Windows writes to files and pipes in cp932 (Japan) or cp1252; a bare Linux container writes ASCII."""
 
-    @staticmethod
-    def labkit(*words, encoding, home):
+    RUN = """
+import json, sys
+from labkit.cli import main
+for words in json.loads(sys.argv[1]):
+    try:
+        code = main(words)
+    except SystemExit as end:
+        code = end.code
+    print(f"== {code}")
+"""
+
+    @classmethod
+    def labkit(cls, *commands, encoding, home):
+        """(exit code, output) of each command, called one after the other in a Python that writes in `encoding`."""
         environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "LABKIT_HOME": str(home)}
-        command = [sys.executable, "-m", "labkit.cli", *words]
-        done = subprocess.run(command, capture_output=True, cwd=ROOT, env=environment)
-        assert b"UnicodeEncodeError" not in done.stderr, done.stderr.decode("ascii", "replace")
-        return done.returncode, done.stdout.decode(encoding)
+        arguments = [sys.executable, "-c", cls.RUN, json.dumps(commands)]
+        done = subprocess.run(arguments, capture_output=True, cwd=ROOT, env=environment)
+        assert done.returncode == 0 and b"UnicodeEncodeError" not in done.stderr, done.stderr.decode("ascii", "replace")
+        parts = re.split(r"== (\S+)\r?\n", done.stdout.decode(encoding))
+        assert len(parts) == 2 * len(commands) + 1
+        return list(zip(map(int, parts[1::2]), parts[::2], strict=False))
 
     @pytest.mark.parametrize("encoding", ["cp932", "cp1252", "ascii"])
     def test_every_command_that_shows_signs_writes_in_every_encoding(self, encoding, tmp_path):
-        where = {"encoding": encoding, "home": tmp_path}
-        for lang in ("en", "ja"):
-            code, out = self.labkit("progress", "--lang", lang, **where)
-            assert code == 0 and "l01.add_noise" in out
-            code, out = self.labkit("claims", "--lang", lang, "--results", str(tmp_path), **where)
-            assert code == 0 and "l04." in out
-        code, out = self.labkit("env", "--lang", "ja", **where)
+        languages = [["--lang", lang] for lang in ("en", "ja")]
+        commands = [["progress", *lang] for lang in languages]
+        commands += [["claims", *lang, "--results", str(tmp_path)] for lang in languages]
+        commands += [["env", "--lang", "ja"], ["--help"]]  # its description is in both languages
+        commands += [["claims", "--json", "--results", str(tmp_path)]]
+        found = self.labkit(*commands, encoding=encoding, home=tmp_path)
+        assert [code for code, _ in found[:4]] == [0] * 4
+        assert all("l01.add_noise" in out for _, out in found[:2]) and all("l04." in out for _, out in found[2:4])
+        assert found[0][1] != found[1][1] and found[2][1] != found[3][1]
+        (code, out), (help_code, help_text), (json_code, written) = found[4:]
         assert code in (0, 1) and "+ Python" in out
-        code, out = self.labkit("--help", **where)  # its description is in both languages
-        assert code == 0 and "stamp" in out
-        assert "拡散モデル" in out if encoding == "cp932" else "????" in out
+        assert help_code == 0 and "stamp" in help_text
+        assert "拡散モデル" in help_text if encoding == "cp932" else "????" in help_text
+        rows = json.loads(written)  # keeps every text in every encoding
+        assert json_code == 0 and rows and all("???" not in row["statement"]["ja"] for row in rows)
 
     @pytest.mark.parametrize(
         ("encoding", "text"), [("cp932", "+ 眼鏡 … ●○"), ("cp1252", "+ ?? … *."), ("ascii", "+ ?? ... *.")]
@@ -96,10 +115,6 @@ class TestEncodings:
     def test_signs_have_substitutes_where_they_are_missing_only(self, encoding, text):
         codecs.register_error("labkit", cli.substitute)
         assert "✓ 眼鏡 … ●○".encode(encoding, "labkit").decode(encoding) == text
-
-    def test_json_keeps_every_text_in_every_encoding(self, tmp_path):
-        code, out = self.labkit("claims", "--json", "--results", str(tmp_path), encoding="ascii", home=tmp_path)
-        assert code == 0 and all("?" * 3 not in row["statement"]["ja"] for row in json.loads(out))
 
 
 class TestEnvironment:

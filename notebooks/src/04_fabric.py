@@ -929,8 +929,8 @@ claim("diversity_falls", *difference("diversity", "both", "none"))
 claim("empty_prompt", *difference("target", "prompt", "both"))
 claim("fixed_noise", *difference("target", "fixed", "both"))
 
-# %% [markdown] lang="en" uid="signs-reading" pair="f9d5bed4"
-# **Reading.** A like pulls, hard. A dislike pushes, by a sixth of that, and nothing of it helps to reach the target: with a random person disliked, like and dislike together come no nearer than the like alone. The paper
+# %% [markdown] lang="en" uid="signs-reading" pair="342c0733"
+# **Reading.** A like pulls, hard. A dislike pushes, by a sixth of that, and nothing of it helps to reach the target: with a random person disliked, like and dislike together stay a little farther away than the like alone. The paper
 # found the opposite, with a dislike that was the *worst picture of the batch*. That is a different message: "not this failure of my wish" points somewhere, "not this stranger" does not, since a stranger may
 # share half of the target's attributes. Prompt and noise of the reference pass, which the paper leaves open, make little difference here; so one noise for all steps is a free choice, and section 9 will
 # save time with it.
@@ -941,9 +941,9 @@ claim("fixed_noise", *difference("target", "fixed", "both"))
 # $w = 1$, *with the prompt of the generation* in the reference pass; with the empty prompt, as in FABRIC, it is a different thing. **StyleAligned** lets queries and keys take the mean and
 # the variance of the reference's first and uses $w = 2$. One seed, one like, one dislike:
 
-# %% [markdown] lang="ja" uid="signs-reading" pair="6e3475a4"
-# **図の読み方。** 「好き」は強く引き寄せます。「嫌い」も遠ざけますが、その力は6分の1ほどで、目標に近づく助けにはなりません。無作為な人物を「嫌い」としたこの実験では、「好き」と「嫌い」の併用は「好き」だけより
-# 近づきません。論文の結果は逆ですが、論文で「嫌い」とされるのは*そのバッチで最悪の画像*です。これは別のメッセージです。「望みから外れたこの失敗は嫌だ」は方向を示しますが、「この他人は嫌だ」は
+# %% [markdown] lang="ja" uid="signs-reading" pair="82c94625"
+# **図の読み方。** 「好き」は強く引き寄せます。「嫌い」も遠ざけますが、その力は6分の1ほどで、目標に近づく助けにはなりません。無作為な人物を「嫌い」としたこの実験では、「好き」と「嫌い」を併用すると、「好き」だけの場合より
+# わずかに遠くなります。論文の結果は逆ですが、論文で「嫌い」とされるのは*そのバッチで最悪の画像*です。これは別のメッセージです。「望みから外れたこの失敗は嫌だ」は方向を示しますが、「この他人は嫌だ」は
 # 示しません。他人でも、属性の半分は目標と同じかもしれないからです。論文が明記していない参照の順伝播のプロンプトとノイズは、ここではほとんど影響しません。そこで、ノイズは全ステップで固定しても構いません。
 # 第9節では、これを使って時間を節約します。
 #
@@ -1167,11 +1167,14 @@ claim("chosen_is_nearer", t("l04.chosen_difference"), fed[f"chosen.{last}"] - al
 claim("dropout_varies", t("l04.dropout_difference"))
 claim("dropout_costs", t("l04.dropout_difference"))
 
-# %% [markdown] lang="en" uid="game" pair="73905be4"
+# %% [markdown] lang="en" uid="game" pair="15dfcdb8"
 # **Reading.** The judge confirms the rise of the *round*: its mean is better than without feedback, so CLIP did not only flatter itself. It does not confirm a better *final picture*: what CLIP picks from sixteen is about as
 # much like the person with feedback as without. And the price is in the other chart: a last round with feedback has about two thirds of the diversity of a restart. Dividing the weight by the number of likes gives some of
-# it back and loses nothing that these intervals can see, so it is the better default where likes pile up. What prompt dropout adds and costs is in the boxes; with a prompt of five words that names nothing there is not much to drop,
-# which is a reason to distrust this test more than the paper's.
+# it back and loses nothing that these intervals can see, so it is the better default where likes pile up.
+#
+# **Prompt dropout turned out the other way round.** In the paper it buys diversity with similarity; here it brings the pictures *nearer* to the target and makes them, if anything, less diverse. The likely reason is our prompt: five words
+# that name nothing. There is no content to drop, and what is left of the prompt is closer to the empty one that the references were read with, so the likes pull harder. A test of the paper's claim needs prompts
+# that name things, and a target that contradicts some of them.
 #
 # ## 8. Your turn
 #
@@ -1182,11 +1185,14 @@ claim("dropout_costs", t("l04.dropout_difference"))
 # **Decide before you play:** which of the target's attributes can likes bring you, by what section 5 measured, and which must come by luck? Vote for what luck has to bring first,
 # colours follow later; or the other way round? Say which and why, then test your plan.
 
-# %% [markdown] lang="ja" uid="game" pair="f9c2faf0"
+# %% [markdown] lang="ja" uid="game" pair="4a69d172"
 # **図の読み方。** *ラウンド*の改善は、評価役も認めます。平均はフィードバックなしより良く、CLIP が自分を甘く採点しただけではありません。一方、*最後の1枚*が良くなったとは認めません。CLIP が16枚から選ぶ1枚は、
 # フィードバックがあってもなくても、本人に同じくらい似ています。代償は、もう一方の図に出ています。フィードバックありの最終ラウンドの多様性は、作り直しの3分の2ほどです。重みを「好き」の枚数で割ると、多様性がいくらか戻り、
-# この区間で分かる限り、失うものはありません。「好き」が積み重なる使い方では、こちらを既定にすべきでしょう。プロンプトドロップアウトの効果と代償は、判定の枠に出ています。ただし、この5語のプロンプトは何も指定していないので、
-# 省けるものがほとんどありません。この検証は、論文の検証より割り引いて考えてください。
+# この区間で分かる限り、失うものはありません。「好き」が積み重なる使い方では、こちらを既定にすべきでしょう。
+#
+# **プロンプトドロップアウトの結果は、論文と逆でした。** 論文では、類似度と引き換えに多様性が得られます。ここでは、画像は目標に*近づき*、多様性は増えるどころか、むしろ減りました。理由として考えられるのは、このプロンプトです。
+# 5語しかなく、何も指定していません。省けば失われる内容がないうえ、語が減るほど、参照画像を読むときの空のプロンプトに近づくので、「好き」の引き寄せが強まるのでしょう。論文の主張を検証するには、属性を指定したプロンプトと、
+# その一部に反する目標が必要です。
 #
 # ## 8. 今度はあなたの番です
 #
