@@ -524,24 +524,24 @@ lab.reveal("self_reference", "nothing" if itself < 1e-4 else "changes")
 # 引くだけです。画像を4つの位置で表す U-Net の中央では、別の画像のロジットが自分のロジットを 100 以上も上回ることがあります。そこでは、現実的などんな重みでも参照側が勝ちます。
 # 確実に影響がなくなるのは $w = 0$ だけで、`labkit.fabric` はそのとき参照画像を取り除きます。
 
-# %% [markdown] lang="en" uid="measure" pair="240effec"
+# %% [markdown] lang="en" uid="measure" pair="bee7b053"
 # ## 5. What does a like transfer?
 #
 # The article promises semantic information. This world lets us count it: a portrait has nine attributes, and the AttributeReader reads each of them from the pixels. The experiment:
 # for every target a person is drawn at random and liked, the prompt names nothing, the same noise is used with and without the like. For each attribute
 # we ask how much more probable *the liked person's value* has become. Zero means that the like did nothing for this attribute.
 #
-# A live run has few targets; the recorded study has five seeds of six targets with four pictures each. Dots are its seeds, bars its 95 % intervals, and the star is
+# A live run has few targets; the recorded study has ten seeds of six targets with four pictures each. Dots are its seeds, bars its 95 % intervals, and the star is
 # your own run of the same function, on people that the study never saw.
 
-# %% [markdown] lang="ja" uid="measure" pair="d3c16ed5"
+# %% [markdown] lang="ja" uid="measure" pair="1750c904"
 # ## 5. 「好き」は何を移すのか
 #
 # 記事は、意味情報を取り込めると述べています。この教材の世界では、それを数えられます。ポートレートには9つの属性があり、AttributeReader が画素から1つずつ読み取るからです。実験では、目標ごとに
 # 人物を無作為に選んで「好き」とし、何も指定しないプロンプトで、同じノイズから「好き」のある場合とない場合の画像を作ります。そして属性ごとに、*好きな人物と同じ値*である確率が
 # どれだけ上がったかを調べます。0 なら、その属性には何も起きていません。
 #
-# その場の実行では目標が少数です。記録済みの実験では、5シード、各6目標、各4枚を測りました。点がシード、横棒が 95 % 区間、星は同じ関数による自分の結果です。星の人物は、記録に使っていない
+# その場の実行では目標が少数です。記録済みの実験では、10シード、各6目標、各4枚を測りました。点がシード、横棒が 95 % 区間、星は同じ関数による自分の結果です。星の人物は、記録に使っていない
 # 人物です。
 
 
@@ -659,9 +659,9 @@ claim("palette_transfers", *difference("palette", "like", "none"))
 apart = difference("palette", "like", "none")[1] - difference("form", "like", "none")[1]
 claim("palette_beats_form", t("l04.palette_form"), apart)
 
-# %% [markdown] lang="en" uid="transfer-reading" pair="5d03f50a"
-# **What you see.** The like moves the *palette*. Background, in the record, goes from one picture in six that has the liked colour to nearly all; clothes gain about half, hair colour and skin a quarter to a
-# third. The *form* stays behind: expression and spectacles come along once in ten pictures, hair style, beard and drawing style hardly at all. Had we averaged over nine attributes, we
+# %% [markdown] lang="en" uid="transfer-reading" pair="9cfd7750"
+# **What you see.** The like moves the *palette*. Background, in the record, goes from one picture in five that has the liked colour to nearly all; clothes gain almost half, hair colour and skin about
+# a third. The *form* stays behind: the expression comes along once in ten pictures, spectacles and hair style once in twenty, beard and drawing style not at all. Had we averaged over nine attributes, we
 # would have reported "+0.2, it works", and hidden that one half moves and the other stands still.
 #
 # **Why.** The pictures above hint at it: heads, mouths and collars stay where the noise had put them, and are painted over. The next figures look for the mechanism, layer by layer. **What would
@@ -671,9 +671,9 @@ claim("palette_beats_form", t("l04.palette_form"), apart)
 # Which layers carry the palette? FABRIC hooks all of them. Open the outer ones alone (three at $8 \times 8$ places), then the inner ones alone. Guess before you look: does the coarse inside
 # hold the form, as many drawings of a U-Net suggest?
 
-# %% [markdown] lang="ja" uid="transfer-reading" pair="3b3f4920"
-# **図の読み方。** 「好き」が動かすのは*色*です。記録では、好きな人物と同じ背景色の画像は、6枚に1枚からほぼ全部になります。服の色は半分ほど、髪と肌の色は4分の1から3分の1ほど増えます。一方、*形*は移りません。
-# 表情と眼鏡は10枚に1枚ほど移りますが、髪型、ひげ、画風はほとんど動きません。9属性の平均だけを見ていたら、「+0.2、効果あり」と報告して、半分が動き、半分が動いていないことを
+# %% [markdown] lang="ja" uid="transfer-reading" pair="a433ca52"
+# **図の読み方。** 「好き」が動かすのは*色*です。記録では、好きな人物と同じ背景色の画像は、5枚に1枚からほぼ全部になります。服の色は半分近く、髪と肌の色は3分の1ほど増えます。一方、*形*はほとんど移りません。
+# 表情が移るのは10枚に1枚、眼鏡と髪型は20枚に1枚ほどで、ひげと画風はまったく動きません。9属性の平均だけを見ていたら、「+0.2、効果あり」と報告して、半分が動き、半分が動いていないことを
 # 見落としていたでしょう。
 #
 # **理由。** 手がかりは上の画像にあります。頭、口、襟はノイズが決めた場所に残り、その上から色が塗り替えられています。仕組みは、次の図で層ごとに調べます。**結果を変えそうなもの。** 内側の層がもっと多くを運ぶ
@@ -788,8 +788,8 @@ claim("first_half_helps", *difference("target", "first", "both"))
 claim("second_half_hurts", *difference("target", "second", "both"))
 claim("first_beats_second", *difference("target", "first", "second"))
 
-# %% [markdown] lang="en" uid="own" pair="6ffba14b"
-# **Reading.** Each half alone brings roughly half of the palette, and every step together brings the most: the paper's claim is *contradicted* here, by a wide margin. The halves hardly differ. **Why may
+# %% [markdown] lang="en" uid="own" pair="7915f2fd"
+# **Reading.** Each half alone brings some three fifths of the palette, and all steps together bring the most: the paper's claim is *contradicted* here, by a wide margin. The halves hardly differ. **Why may
 # that be?** What transfers here is colour, and colour can still be changed late; in the paper's pictures the first steps fix a composition, which here does not transfer at any time. And feedback in
 # every step did no harm that an early window could spare: in the paper's photographs late feedback copies textures and burns them in, while these flat portraits have no texture to
 # burn. A sampler of 8 instead of 20 steps may matter too; that is one `sizes.steps` away.
@@ -803,8 +803,8 @@ claim("first_beats_second", *difference("target", "first", "second"))
 # axes. There is no single answer, and the chart judges. Harder (5 of 5): find one that carries hair style, spectacles or beard, say by 0.05, and still keeps four fifths of
 # the diversity; if you believe that none exists, what would you have to show?
 
-# %% [markdown] lang="ja" uid="own" pair="2476ef7f"
-# **図の読み方。** 前半だけ、後半だけでは、それぞれ色の半分ほどしか移らず、全ステップで使う場合が最も多く移ります。論文の主張は、ここでは大差で*反証*されました。前半と後半の差は、ほとんどありません。**考えられる
+# %% [markdown] lang="ja" uid="own" pair="f35a4714"
+# **図の読み方。** 前半だけ、後半だけでは、それぞれ色の5分の3ほどしか移らず、全ステップで使う場合が最も多く移ります。論文の主張は、ここでは大差で*反証*されました。前半と後半の差は、ほとんどありません。**考えられる
 # 理由。** ここで移るのは色で、色は終盤でも変えられます。論文の画像では最初のステップが構図を決めますが、ここでは構図はいつ参照しても移りません。また、全ステップのフィードバックに害があるなら前半だけの窓が
 # 有利ですが、その害もありません。論文のような写真では、終盤のフィードバックが質感まで写して画像を破綻させますが、平塗りのポートレートには焼き付く質感がないからです。20ステップでなく8ステップで
 # サンプリングしていることも影響するかもしれません。これは `sizes.steps` を変えれば確かめられます。
@@ -929,11 +929,11 @@ claim("diversity_falls", *difference("diversity", "both", "none"))
 claim("empty_prompt", *difference("target", "prompt", "both"))
 claim("fixed_noise", *difference("target", "fixed", "both"))
 
-# %% [markdown] lang="en" uid="signs-reading" pair="342c0733"
+# %% [markdown] lang="en" uid="signs-reading" pair="242cf7cf"
 # **Reading.** A like pulls, hard. A dislike pushes, by a sixth of that, and nothing of it helps to reach the target: with a random person disliked, like and dislike together stay a little farther away than the like alone. The paper
 # found the opposite, with a dislike that was the *worst picture of the batch*. That is a different message: "not this failure of my wish" points somewhere, "not this stranger" does not, since a stranger may
-# share half of the target's attributes. Prompt and noise of the reference pass, which the paper leaves open, make little difference here; so one noise for all steps is a free choice, and section 9 will
-# save time with it.
+# share half of the target's attributes. The paper leaves the prompt of the reference pass open: here it makes no difference. One noise for all steps costs a few
+# hundredths at most.
 #
 # ### Neighbours
 #
@@ -941,11 +941,10 @@ claim("fixed_noise", *difference("target", "fixed", "both"))
 # $w = 1$, *with the prompt of the generation* in the reference pass; with the empty prompt, as in FABRIC, it is a different thing. **StyleAligned** lets queries and keys take the mean and
 # the variance of the reference's first and uses $w = 2$. One seed, one like, one dislike:
 
-# %% [markdown] lang="ja" uid="signs-reading" pair="82c94625"
+# %% [markdown] lang="ja" uid="signs-reading" pair="56450443"
 # **図の読み方。** 「好き」は強く引き寄せます。「嫌い」も遠ざけますが、その力は6分の1ほどで、目標に近づく助けにはなりません。無作為な人物を「嫌い」としたこの実験では、「好き」と「嫌い」を併用すると、「好き」だけの場合より
 # わずかに遠くなります。論文の結果は逆ですが、論文で「嫌い」とされるのは*そのバッチで最悪の画像*です。これは別のメッセージです。「望みから外れたこの失敗は嫌だ」は方向を示しますが、「この他人は嫌だ」は
-# 示しません。他人でも、属性の半分は目標と同じかもしれないからです。論文が明記していない参照の順伝播のプロンプトとノイズは、ここではほとんど影響しません。そこで、ノイズは全ステップで固定しても構いません。
-# 第9節では、これを使って時間を節約します。
+# 示しません。他人でも、属性の半分は目標と同じかもしれないからです。参照の順伝播のプロンプトは論文に明記されていませんが、ここでは違いがありません。ノイズを全ステップで固定すると、類似度が下がるとしても 0.01 の数倍までです。
 #
 # ### 近い手法
 #
@@ -1105,9 +1104,9 @@ claim("rounds_best", t("l04.last_round"), fed[f"best.{last}"] - alone_again[f"be
 claim("rounds_mean", t("l04.last_round"), fed[f"mean.{last}"] - alone_again[f"mean.{last}"])
 claim("rounds_worst", t("l04.last_round"), fed[f"worst.{last}"] - alone_again[f"worst.{last}"])
 
-# %% [markdown] lang="en" uid="rounds-reading" pair="5e48c8bd"
+# %% [markdown] lang="en" uid="rounds-reading" pair="010b7e3a"
 # **Reading.** Hold the two charts side by side. In the second one everything that the paper says of a *round* is there: against pictures from the same noise without feedback the mean rises, the worst picture
-# rises most. In the first one, where only the best picture of all so far counts, restarts climb nearly as fast, and the gap at sixteen pictures is a few hundredths. Neither curve is wrong. They answer different questions.
+# rises most. In the first one, where only the best picture of all so far counts, restarts climb nearly as fast, and the gap at sixteen pictures is a few hundredths: the interval of the recorded seeds still touches zero. Neither curve is wrong. They answer different questions.
 #
 # **Why is the gap so small?** The best of many lives from *spread*. Feedback pulls all four pictures towards the best one so far, right values and wrong ones alike, so a round becomes better on average and
 # narrower (the diversity chart below shows by how much), and a narrow round has few outliers. Restarts keep their full spread. And what is liked sets the limit: the best of four strangers shares about a third
@@ -1120,9 +1119,9 @@ claim("rounds_worst", t("l04.last_round"), fed[f"worst.{last}"] - alone_again[f"
 # the mean of a round rise in *its* eyes? And is the picture that CLIP would finally pick, best of sixteen, more like the person than the one that restarts offer? The same figure
 # shows **prompt dropout**, the paper's remedy for uniform batches: each word of the prompt is left out with probability 0.3.
 
-# %% [markdown] lang="ja" uid="rounds-reading" pair="cd607b54"
+# %% [markdown] lang="ja" uid="rounds-reading" pair="a7f22897"
 # **図の読み方。** 2つの図を並べて見てください。2つ目の図では、*ラウンド*についての論文の主張がすべて確かめられます。同じノイズからフィードバックなしで作った画像に比べて、平均が上がり、最悪の画像が最も大きく
-# 上がります。ところが1つ目の図では、それまでの最良の1枚だけを比べます。すると作り直しもほとんど同じ速さで上がり、16枚での差は 0.01 の数倍しかありません。どちらの曲線も正しく、答えている問いが違います。
+# 上がります。ところが1つ目の図では、それまでの最良の1枚だけを比べます。すると作り直しもほとんど同じ速さで上がり、16枚での差は 0.01 の数倍しかなく、記録したシードの区間は 0 を含みます。どちらの曲線も正しく、答えている問いが違います。
 #
 # **差が小さい理由。** 多数の中の最良は、*ばらつき*のおかげで大きくなります。フィードバックは、4枚すべてをそれまでの最良の画像に引き寄せます。合っている属性も、外れている属性も一緒にです。その結果、ラウンドは平均では良くなりますが、
 # 幅は狭くなり(どれだけかは後の多様性の図に出ます)、狭いラウンドからは飛び抜けた画像が出ません。作り直しは、元のばらつきを保ちます。さらに、何を「好き」にできるかが限界を決めます。4人の他人の中の最良でも、
@@ -1167,13 +1166,13 @@ claim("chosen_is_nearer", t("l04.chosen_difference"), fed[f"chosen.{last}"] - al
 claim("dropout_varies", t("l04.dropout_difference"))
 claim("dropout_costs", t("l04.dropout_difference"))
 
-# %% [markdown] lang="en" uid="game" pair="15dfcdb8"
+# %% [markdown] lang="en" uid="game" pair="d895a6b4"
 # **Reading.** The judge confirms the rise of the *round*: its mean is better than without feedback, so CLIP did not only flatter itself. It does not confirm a better *final picture*: what CLIP picks from sixteen is about as
 # much like the person with feedback as without. And the price is in the other chart: a last round with feedback has about two thirds of the diversity of a restart. Dividing the weight by the number of likes gives some of
-# it back and loses nothing that these intervals can see, so it is the better default where likes pile up.
+# it back; it costs the mean of a round a little and the best picture nothing, so it is the better default where likes pile up.
 #
-# **Prompt dropout turned out the other way round.** In the paper it buys diversity with similarity; here it brings the pictures *nearer* to the target and makes them, if anything, less diverse. The likely reason is our prompt: five words
-# that name nothing. There is no content to drop, and what is left of the prompt is closer to the empty one that the references were read with, so the likes pull harder. A test of the paper's claim needs prompts
+# **Prompt dropout does not do here what the paper reports.** There it buys diversity with similarity; here neither can be seen, and if anything the signs are turned round. The likely reason is our prompt: five words
+# that name nothing. There is no content to drop, and what is left is closer to the empty prompt that the references were read with. A test of the paper's claim needs prompts
 # that name things, and a target that contradicts some of them.
 #
 # ## 8. Your turn
@@ -1185,13 +1184,13 @@ claim("dropout_costs", t("l04.dropout_difference"))
 # **Decide before you play:** which of the target's attributes can likes bring you, by what section 5 measured, and which must come by luck? Vote for what luck has to bring first,
 # colours follow later; or the other way round? Say which and why, then test your plan.
 
-# %% [markdown] lang="ja" uid="game" pair="4a69d172"
+# %% [markdown] lang="ja" uid="game" pair="5e94c787"
 # **図の読み方。** *ラウンド*の改善は、評価役も認めます。平均はフィードバックなしより良く、CLIP が自分を甘く採点しただけではありません。一方、*最後の1枚*が良くなったとは認めません。CLIP が16枚から選ぶ1枚は、
-# フィードバックがあってもなくても、本人に同じくらい似ています。代償は、もう一方の図に出ています。フィードバックありの最終ラウンドの多様性は、作り直しの3分の2ほどです。重みを「好き」の枚数で割ると、多様性がいくらか戻り、
-# この区間で分かる限り、失うものはありません。「好き」が積み重なる使い方では、こちらを既定にすべきでしょう。
+# フィードバックがあってもなくても、本人に同じくらい似ています。代償は、もう一方の図に出ています。フィードバックありの最終ラウンドの多様性は、作り直しの3分の2ほどです。重みを「好き」の枚数で割ると、多様性がいくらか戻ります。
+# ラウンドの平均は少し下がりますが、最良の1枚は変わりません。「好き」が積み重なる使い方では、こちらを既定にすべきでしょう。
 #
-# **プロンプトドロップアウトの結果は、論文と逆でした。** 論文では、類似度と引き換えに多様性が得られます。ここでは、画像は目標に*近づき*、多様性は増えるどころか、むしろ減りました。理由として考えられるのは、このプロンプトです。
-# 5語しかなく、何も指定していません。省けば失われる内容がないうえ、語が減るほど、参照画像を読むときの空のプロンプトに近づくので、「好き」の引き寄せが強まるのでしょう。論文の主張を検証するには、属性を指定したプロンプトと、
+# **プロンプトドロップアウトは、論文の報告どおりには働きませんでした。** 論文では、類似度と引き換えに多様性が得られます。ここではどちらの変化も認められず、符号はむしろ逆です。理由として考えられるのは、このプロンプトです。
+# 5語しかなく、何も指定していないので、省いても失われる内容がありません。残りの語は、参照画像を読むときの空のプロンプトに近づくだけです。論文の主張を検証するには、属性を指定したプロンプトと、
 # その一部に反する目標が必要です。
 #
 # ## 8. 今度はあなたの番です
@@ -1211,7 +1210,7 @@ print(t("l04.game_goal", goal=goal, pictures=sizes.rounds * sizes.images))
 mine = l04.loop(0, run_seed, sizes)
 FeedbackGame(mine, near, goal=goal, target=portrait)
 
-# %% [markdown] lang="en" uid="race" pair="d3a540f9"
+# %% [markdown] lang="en" uid="race" pair="275d41f1"
 # **Reading your game.** Write down the round in which the goal fell, and what your last four pictures have in common with your likes. If you won by colours alone, the judge of section 7 would
 # not be impressed; if you lost although every colour was right, you have met the limit that the paper itself states: feedback narrows what the prompt already generates, it cannot
 # leave it.
@@ -1220,12 +1219,13 @@ FeedbackGame(mine, near, goal=goal, target=portrait)
 #
 # Every step sends the references through the U-Net once more: with $n$ references a guided picture costs $2 + n$ evaluations a step instead of 2. Three ways to pay less:
 #
-# * **Cached.** With one noise per reference, keys and values are the same in every round. Kept, the pass disappears; what remains is longer attention.
+# * **Cached.** If the noise of a reference depends on the step alone and not on the round, its keys and values are the same in every round. Kept, the pass disappears; what remains is longer attention.
+#   Section 7 played that way.
 # * **Fused.** The references are rows of the same call: as many evaluations, fewer calls. By default `labkit.fabric` takes as many references beside a picture as that call has
 #   rows, two for one guided picture; beyond, it warns and gives them a call of their own. `chunk=n` allows more.
 # * **Pooled.** Four places of a reference become one. Quicker still, and no longer exact.
 
-# %% [markdown] lang="ja" uid="race" pair="c3e8fe41"
+# %% [markdown] lang="ja" uid="race" pair="5b504ff9"
 # **ゲームの振り返り。** 到達目標に届いたラウンドと、最後の4枚が「好き」にした画像と何が共通しているかを書き留めてください。色だけで勝ったのなら、第7節の評価役は感心しないでしょう。色は全部合ったのに負けたのなら、
 # 論文自身が認める限界に突き当たったことになります。フィードバックは、プロンプトからもともと生成できる範囲を狭めるだけで、その外には出られません。
 #
@@ -1233,7 +1233,8 @@ FeedbackGame(mine, near, goal=goal, target=portrait)
 #
 # 毎ステップ、参照画像も U-Net を1回通ります。参照画像が $n$ 枚なら、誘導ありの画像1枚につき、1ステップあたりの計算は 2 回から $2 + n$ 回に増えます。減らす方法は3つあります。
 #
-# * **キャッシュ。** 参照画像ごとにノイズを固定すれば、キーと値はどのラウンドでも同じです。保存しておけば、この順伝播は不要になり、残るのは注意の計算が長くなる分だけです。
+# * **キャッシュ。** 参照画像のノイズがステップだけで決まり、ラウンドによらなければ、キーと値はどのラウンドでも同じです。保存しておけば、この順伝播は不要になり、残るのは
+#   注意の計算が長くなる分だけです。第7節のラウンドも、この方法で実行しました。
 # * **融合。** 参照画像も同じバッチで計算します。計算量は同じで、呼び出し回数が減ります。`labkit.fabric` の既定では、一緒に計算する参照画像は、その呼び出しの行数(誘導ありの画像1枚なら2枚)までです。
 #   それを超えると警告を出し、参照画像だけを別に呼び出します。`chunk=n` を指定すれば増やせます。
 # * **2×2 平均プーリング。** 参照画像の4つの位置を1つにまとめます。さらに速くなりますが、厳密ではなくなります。
@@ -1282,10 +1283,10 @@ curve_with_interval(
     title=t("l04.cost_title"),
 )
 
-# %% [markdown] lang="en" uid="finish" pair="faac8194"
-# **Reading.** The lines count: fused has the evaluations of recomputed and half of its calls; cached and pooled have the calls and evaluations of a picture without feedback. Whether a saved call is
-# saved *time* depends on the machine: on a small model with one thread the work itself dominates, on a GPU a call that is too small leaves it idle. The curve is linear in $n$, not quadratic as the
-# paper has it: the queries stay those of one picture. What would change the picture is its size; at $64 \times 64$ places the longer attention itself is the price.
+# %% [markdown] lang="en" uid="finish" pair="1ac6e8af"
+# **Reading.** The lines count: fused has the evaluations of recomputed in one call a step; cached and pooled have the calls and evaluations of a picture without feedback. Whether a saved call is
+# saved *time* depends on the machine: on a small model with one thread the work itself dominates, on a GPU a call that is too small leaves it idle. The curve is linear in $n$ (the paper calls the growth of
+# memory quadratic): the queries stay those of one picture. What would change the picture is its size; at $64 \times 64$ places the longer attention itself is the price.
 #
 # ## 10. What to keep
 #
@@ -1295,9 +1296,9 @@ curve_with_interval(
 #
 # Last, the article's sentences beside the paper and your numbers, and three questions. Then lesson 05, where the preferences go into the weights: [Diffusion-DPO](05_diffusion_dpo.ipynb).
 
-# %% [markdown] lang="ja" uid="finish" pair="8a7289f9"
-# **図の読み方。** まず回数を見てください。融合は、毎回計算と計算量が同じで、呼び出しは半分です。キャッシュとプーリングは、フィードバックなしの画像と同じ回数で済みます。呼び出しを減らして*時間*が減るかどうかは
-# 機械によります。小さなモデルをスレッド1つで動かすと計算そのものが支配的ですが、GPU では、小さすぎる呼び出しは GPU を遊ばせてしまいます。曲線は $n$ に対して直線的です。論文は2次で増えると
+# %% [markdown] lang="ja" uid="finish" pair="09771508"
+# **図の読み方。** まず回数を見てください。融合は、毎回計算と計算量が同じで、呼び出しは1ステップに1回です。キャッシュとプーリングは、フィードバックなしの画像と同じ回数で済みます。呼び出しを減らして*時間*が減るかどうかは
+# 機械によります。小さなモデルをスレッド1つで動かすと計算そのものが支配的ですが、GPU では、小さすぎる呼び出しは GPU を遊ばせてしまいます。曲線は $n$ に対して直線的です。論文は、メモリが2次で増えると
 # 述べていますが、クエリは1枚分のままなので、そうはなりません。結果を変えるのは画像の大きさです。位置が $64 \times 64$ になれば、長くなった注意そのものが費用になります。
 #
 # ## 10. 持ち帰ること
