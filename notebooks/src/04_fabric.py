@@ -1067,17 +1067,13 @@ curve_with_interval(
 )
 
 # %% uid="rounds-spread"
-curve_with_interval(
-    numbers,
-    {
-        t(key): recorded_curve(metric, "feedback")
-        for key, metric in (("l04.best", "best"), ("l04.mean", "mean"), ("l04.worst", "worst"))
-    }
-    | {t("l04.mean_restarts"): recorded_curve("mean", "restarts")},
-    xlabel=t("l04.round_axis"),
-    ylabel=words["target"],
-    title=t("l04.rounds_curve"),
-)
+spread = {
+    t("l04.best"): recorded_curve("best", "feedback"),
+    t("l04.mean"): recorded_curve("mean", "feedback"),
+    t("l04.worst"): recorded_curve("worst", "feedback"),
+    t("l04.mean_restarts"): recorded_curve("mean", "restarts"),
+}
+curve_with_interval(numbers, spread, xlabel=t("l04.round_axis"), ylabel=words["target"], title=t("l04.rounds_curve"))
 
 # %% uid="rounds-yours"
 from types import SimpleNamespace
