@@ -228,17 +228,28 @@ def read_verdicts(path: Path | str) -> list[Verdict]:
     path = Path(path)
     if not path.is_file():
         raise InspectionError(f"{path} does not exist: save the verdicts from the inspection page first")
+    return parse_verdicts(path.read_text(encoding="utf-8"), path.name)
+
+
+def parse_verdicts(text: str, source: str) -> list[Verdict]:
+    """The verdicts of JSON lines; `source` names them in errors.
+
+    Raises:
+        InspectionError: a line that is no verdict; names it.
+    """
     verdicts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(text.rstrip("\n").split("\n") if text else [], start=1):
         try:
             fields = json.loads(line)
             seconds = float(fields.get("seconds", 0))
+            if not 0 <= seconds < float("inf"):
+                raise ValueError
             verdicts.append(
                 Verdict(str(fields["item"]), str(fields["inspector"]), str(fields.get("defect", "")), seconds)
             )
         except (ValueError, KeyError, TypeError, AttributeError):
             raise InspectionError(
-                f"{path.name}, line {number} is no verdict: expected item, inspector, defect, seconds"
+                f"{source}, line {number} is no verdict: expected item, inspector, defect, seconds"
             ) from None
     return verdicts
 
