@@ -24,7 +24,7 @@ def _phrases() -> list[tuple[re.Pattern[str], str]]:
 
 def _pattern(english: str) -> str:
     parts = re.split(r"\{(\w+)\}", english)
-    return "".join(re.escape(part) if i % 2 == 0 else f"(?P<{part}>.+?)" for i, part in enumerate(parts))
+    return "".join(re.escape(part) if i % 2 == 0 else f"(?P<{part}>.*?)" for i, part in enumerate(parts))
 
 
 def said(text: str, lang: str) -> str:
