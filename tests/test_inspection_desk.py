@@ -49,11 +49,12 @@ def test_nothing_is_judged_without_a_name_and_no_unknown_defect():
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_widgets_do_what_the_methods_do(lang):
     pytest.importorskip("ipywidgets")
-    one = desk(inspector="", lang=lang)
+    one = desk(inspector="", lang=lang, notes={"p0.png": "red & long"})
     one.build()
     one.key_field.value = "0"
     assert not one.verdicts and one.key_field.value == ""
     one.name_field.value = "Mori"
+    assert "red &amp; long" in one.note.value
     first = one.image.value
     one.key_field.value = " "
     assert one.verdicts[0]["inspector"] == "Mori" and one.key_field.value == "" and one.image.value != first

@@ -34,6 +34,7 @@ class InspectionDesk:
     Args:
         pictures: name -> image (PIL, uint8 [H, W, 3] or float [3, H, W] in [-1, 1]), in the order of inspection.
         defects: (code, text) for each entry of the written list, at most 9.
+        notes: name -> what the inspector must know of a picture, such as its order; shown beside it.
         inspector: a person's name; empty: it is asked for, and nothing can be judged before.
         interactive: False shows the sheet alone; by default as the lesson was started. clock: seconds, for tests.
 
@@ -49,6 +50,7 @@ class InspectionDesk:
         pictures: Mapping[str, Any],
         defects: Sequence[tuple[str, str]],
         *,
+        notes: Mapping[str, str] | None = None,
         inspector: str = "",
         interactive: bool | None = None,
         lang: str | None = None,
@@ -57,6 +59,7 @@ class InspectionDesk:
         if not pictures or len(defects) > 9:
             raise ValueError(f"{len(pictures)} pictures and {len(defects)} defects: expected some, and at most 9")
         self.pictures, self.defects = dict(pictures), [(str(code), str(text)) for code, text in defects]
+        self.notes = dict(notes or {})
         self.inspector, self.interactive, self._lang = inspector.strip(), interactive, lang or get_language()
         self.verdicts: list[dict[str, Any]] = []
         self.widget: Any = None
@@ -126,7 +129,7 @@ class InspectionDesk:
     def figure(self) -> Any:
         """The first pictures as a numbered sheet."""
         shown = self.names[:SHOWN]
-        captions = [f"{i}: {name}" for i, name in enumerate(shown, start=1)]
+        captions = [f"{i}: {self.notes.get(name, name)}" for i, name in enumerate(shown, start=1)]
         title = self._t("desk.sheet", shown=len(shown), n=len(self.pictures))
         return image_grid(
             [self.pictures[name] for name in shown], captions=captions, columns=6, title=title, lang=self._lang
@@ -142,7 +145,7 @@ class InspectionDesk:
         self.name_field = ipywidgets.Text(value=self.inspector, description=self._t("desk.name"), layout=wide)
         self.key_field = ipywidgets.Text(description=self._t("desk.keys"), layout=wide)
         self.image = ipywidgets.Image(format="png", width=IMAGE_WIDTH)
-        self.line = ipywidgets.HTML()
+        self.line, self.note = ipywidgets.HTML(), ipywidgets.HTML()
         self.buttons = [ipywidgets.Button(description=self._t("desk.good"), button_style="success")]
         self.buttons += [ipywidgets.Button(description=f"{i}: {text}", layout=wide, tooltip=text)
                          for i, (_, text) in enumerate(self.defects, start=1)]  # fmt: skip
@@ -152,7 +155,7 @@ class InspectionDesk:
         self.name_field.observe(self._named, names="value")
         self.key_field.observe(self._typed, names="value")
         column = ipywidgets.VBox([self.name_field, self.key_field, *self.buttons])
-        row = ipywidgets.HBox([self.image, column], layout={"flex_flow": "row wrap"})
+        row = ipywidgets.HBox([ipywidgets.VBox([self.image, self.note]), column], layout={"flex_flow": "row wrap"})
         self.widget = ipywidgets.VBox([ipywidgets.HTML(html.escape(self._t("desk.help"))), row, self.line])
         self._since = self._clock()
         self._show()
@@ -177,6 +180,7 @@ class InspectionDesk:
     def _show(self) -> None:
         if self.current is not None:
             self.image.value = png_bytes(as_pixels(self.pictures[self.current]))
+            self.note.value = f"<b>{html.escape(self.notes.get(self.current, ''))}</b>"
         self.line.value = f'<div role="status">{html.escape(self.status)}</div>'
 
     def _ipython_display_(self) -> None:

@@ -10,12 +10,26 @@ from pathlib import Path
 import numpy as np
 
 from labkit.files import write_atomically
+from labkit.inspection.equations import zero_failure_n
 from labkit.inspection.judge import Judge
 from labkit.inspection.lot import InspectionError, Lot
 from labkit.inspection.threshold import Certificate, ThresholdTest, certify_threshold
 from labkit.inspection.verdicts import DEFECTS, Defect, Verdict, band_decisions
 
 QUANTILES = tuple(q / 20 for q in range(1, 19))  # shares of the calibration pictures that the thresholds refuse
+
+
+def threshold_steps(scores: Sequence[float], *, alpha: float, delta: float = 0.05) -> list[float]:
+    """Thresholds from strict to loose at quantiles of the scores, without those that too few pictures pass to prove
+    anything. They depend on scores alone, so the guarantee of the fixed sequence stays.
+
+    Args:
+        scores: [N] of the calibration pictures. alpha, delta: see `Certificate`.
+    """
+    scores = np.asarray(scores, dtype=float)
+    steps, need = np.unique(np.quantile(scores, QUANTILES))[::-1], zero_failure_n(alpha, 1 - delta)
+    enough = [float(step) for step in steps if (scores >= step).sum() >= need]
+    return enough or [float(steps[-1])]
 
 
 def certify_lot(
@@ -47,11 +61,10 @@ def certify_lot(
     if missing := [name for name in names if name not in good]:
         raise InspectionError(f"{len(missing)} of {len(names)} calibration pictures have no verdict: {missing[0]!r}")
     scores = np.asarray(judge(lot.items), dtype=float)
-    steps = np.unique(np.quantile(scores, QUANTILES))[::-1]
     return certify_threshold(
         scores,
         [not good[name] for name in names],
-        thresholds=steps.tolist(),
+        thresholds=threshold_steps(scores, alpha=alpha, delta=delta),
         alpha=alpha,
         delta=delta,
         process=process,

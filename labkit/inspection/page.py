@@ -31,7 +31,8 @@ button, input { font: inherit; margin: .15rem; padding: .3rem .8rem; } .critical
 .major { border-left: .4rem solid #e90; } .minor { border-left: .4rem solid #99b; } [hidden] { display: none; }
 </style></head><body><h1>%(page_title)s: %(lot)s</h1>
 <form id="begin"><label>%(page_name)s <input id="who" required></label> <button>%(page_start)s</button></form>
-<main hidden><p id="where" aria-live="polite"></p><img id="picture" alt=""><div id="buttons"></div><p>%(page_keys)s</p>
+<main hidden><p id="where" aria-live="polite"></p><img id="picture" alt=""><p id="text"></p>
+<div id="buttons"></div><p>%(page_keys)s</p>
 </main><section id="end" hidden><p>%(page_done)s</p><button id="save">%(save)s</button>
 <p id="told" role="status"></p></section><script>
 "use strict";
@@ -43,7 +44,8 @@ const show = () => {
   document.querySelector("main").hidden = over; get("end").hidden = !over;
   if (over) return;
   get("where").textContent = (i + 1) + " / " + job.items.length + "  " + job.items[i].name;
-  get("picture").src = job.items[i].href; get("picture").alt = job.items[i].name; since = performance.now();
+  get("picture").src = job.items[i].href; get("picture").alt = job.items[i].name;
+  get("text").textContent = job.items[i].text; since = performance.now();
 };
 const judge = (defect) => {
   if (told.length >= job.items.length || get("begin").hidden === false) return;
@@ -120,7 +122,9 @@ def write_page(
     path = Path(path)
     folder = path.absolute().parent
     addresses = [_href(_viewable(lot[name], path), folder) for name in sample]
-    return write_atomically(path, page_html(lot.name, sample, addresses, defects, lang=lang, barred=barred))
+    orders = [lot[name].text for name in sample]
+    page = page_html(lot.name, sample, addresses, defects, lang=lang, orders=orders, barred=barred)
+    return write_atomically(path, page)
 
 
 def page_html(
@@ -130,11 +134,12 @@ def page_html(
     defects: Sequence[Defect],
     *,
     lang: str,
+    orders: Sequence[str] | None = None,
     barred: Sequence[str] = (),
     submit: str = "",
 ) -> str:
-    """The page as text; `addresses` of the pictures in the order of the sample, `submit`: where verdicts are sent
-    (empty: they are saved as a file).
+    """The page as text; `addresses` of the pictures and what was ordered in the order of the sample, `submit`: where
+    verdicts are sent (empty: they are saved as a file).
 
     Raises:
         ValueError: more defects than digits.
@@ -142,8 +147,10 @@ def page_html(
     if len(defects) > MAX_DEFECTS:
         raise ValueError(f"{len(defects)} defects but {MAX_DEFECTS} keys: put rare ones together")
     t = texts(lang)
+    orders = [""] * len(sample) if orders is None else orders
+    shown = zip(sample, addresses, orders, strict=True)
     job = {
-        "items": [{"name": name, "href": href} for name, href in zip(sample, addresses, strict=True)],
+        "items": [{"name": name, "href": href, "text": text} for name, href, text in shown],
         "defects": [{"code": d.code, "severity": d.severity, "text": getattr(d, lang)} for d in defects],
         "submit": submit,
         "barred": [same_person(name) for name in barred],

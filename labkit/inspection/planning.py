@@ -81,10 +81,5 @@ def _plan_of(wanted: argparse.Namespace, lot: int | None) -> Plan:
             return Plan(lot, 0, source=TOO_SMALL)
         n = zero_failure_n(wanted.bad, wanted.confidence, lot=lot)
         return Plan(n, 0, source=f"zero failures: at most {wanted.bad:g} defective, {wanted.confidence:g} confidence")
-    try:
-        n, c = two_point_plan(wanted.good, wanted.bad, lot=lot)
-    except ValueError:
-        if lot is None or not 0 < wanted.good < wanted.bad < 1:
-            raise
-        return Plan(lot, min(lot - 1, int(wanted.good * lot)), source=TOO_SMALL)
+    n, c = two_point_plan(wanted.good, wanted.bad, lot=lot)
     return Plan(n, c, source=f"two points: accept {wanted.good:g}, refuse {wanted.bad:g}")

@@ -49,7 +49,9 @@ class Sitting:
         self._lock, self._done = threading.Lock(), threading.Event()
         root = f"/{secrets.token_urlsafe(16)}"
         pictures = [f"{root}/picture/{i}" for i in range(len(self.sample))]
-        page = page_html(lot.name, sample, pictures, defects, lang=lang, barred=barred, submit=f"{root}/verdicts")
+        orders = [lot[name].text for name in self.sample]
+        words = {"lang": lang, "orders": orders, "barred": barred, "submit": f"{root}/verdicts"}
+        page = page_html(lot.name, sample, pictures, defects, **words)
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, root, page.encode("utf-8")))
         self._server.daemon_threads = True
         self.address = f"http://127.0.0.1:{self._server.server_port}{root}/"

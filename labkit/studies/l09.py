@@ -30,6 +30,7 @@ from labkit.inspection import (
     two_point_plan,
     upper_bound,
 )
+from labkit.inspection.calibration import threshold_steps
 from labkit.inspection.threshold import CalibrationError, PreferenceFilter
 from labkit.metrics import wilson_interval
 from labkit.models import load_pipeline
@@ -213,7 +214,7 @@ def audited(
     """
     judge = l06.models().judge
     scores, bad = judge(*calibration).numpy(), wrong(*calibration)
-    steps = np.unique(np.quantile(scores, np.linspace(0.05, 0.85, 17)))[::-1]
+    steps = threshold_steps(scores, alpha=alpha)
     found = {"certified": 1.0, "refused": 0.0}
     try:
         certificate = certify_threshold(scores, bad, thresholds=steps, alpha=alpha, process="old", judge=judge.name)
@@ -223,7 +224,7 @@ def audited(
         except CalibrationError:
             found["refused"] = 1.0
     except CalibrationError:
-        tau, found["certified"] = float(steps[0]), 0.0
+        tau, found["certified"] = steps[0], 0.0
     for name, (images, orders) in {"old": old, "new": new}.items():
         through, fault = judge(images, orders).numpy() >= tau, wrong(images, orders)
         found |= {f"pass.{name}": float(through.mean()), f"bad.{name}": float(fault.mean())}
@@ -356,7 +357,7 @@ STUDY = Study(
     },
     estimates=ESTIMATES,
     weights=("portrait-sd", "portrait-sd-base", "portrait-clip", "attribute-reader"),
-    modules=("labkit.inspection.equations", "labkit.inspection.economics", "labkit.inspection.threshold"),
+    modules=tuple(f"labkit.inspection.{name}" for name in ("equations", "economics", "threshold", "calibration")),
     tolerance={"": 0.05, "ratio": 1.0, "ratio.low_stakes": 1.0, "connections": 0.0, "parameters": 0.0},
     cheap="intervals",
 )  # fmt: skip
