@@ -351,9 +351,9 @@ STUDY = Study(
     seeds=(0, 1, 2),
     sizes={
         "looked": 80, "draws": 200_000, "sensitivity": 0.9, "specificity": 0.97, "walks": 4000, "bettors": 1000,
-        "pilots": 400, "calibration": 192, "audit": 128, "mixed": 0.12, "alpha": 0.08, "tuned_alpha": 0.1, "steps": 8,
-        "shipped": 96, "adapter_steps": 60, "pairs": 200, "candidates": 3, "train_steps": 40, "batch": 10,
-        "test_prompts": 64,
+        "pilots": 400, "calibration": 128, "audit": 64, "mixed": 0.12, "alpha": 0.08, "tuned_alpha": 0.1, "steps": 8,
+        "shipped": 96, "adapter_steps": 40, "pairs": 200, "candidates": 2, "train_steps": 24, "batch": 10,
+        "test_prompts": 48,
     },
     estimates=ESTIMATES,
     weights=("portrait-sd", "portrait-sd-base", "portrait-clip", "attribute-reader"),
