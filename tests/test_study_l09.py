@@ -1,4 +1,4 @@
-"""Study of lesson 09: coverage, walks against exact numbers, void certificates, small arms, the catalogue, the record."""
+"""Study of lesson 09: coverage, walks, void certificates, small arms, the shipped catalogue, the record."""
 
 import numpy as np
 import pytest
