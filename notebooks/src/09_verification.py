@@ -477,7 +477,7 @@ print(t("l09.seen", n=counted.n, bad=counted.major, split=len(counted.disagreeme
 # %% uid="true-rate" tags=["exercise"] exercise="true_rate"
 def true_rate(observed, sensitivity, specificity):
     """en: The rate behind what imperfect inspectors reported: shares in, a share from 0 to 1 out.
-    ja: 完全ではない検査員の報告から推定した不良率です。引数はすべて割合で、0 から 1 の割合を返します。
+    ja: 完全ではない検査員の報告から推定した不良率です。引数はすべて割合で、0から 1の割合を返します。
     """
     # BEGIN SOLUTION
     rate = (observed + specificity - 1) / (sensitivity + specificity - 1)
@@ -727,6 +727,16 @@ else:
 from labkit.figures import recorded_means
 from labkit.studies import means
 
+
+def on_record(recorded, **how):
+    """en: The recorded means with your own run, or a line that says that nothing is recorded yet.
+    ja: 記録済みの平均とあなたの実行結果の図です。記録がなければ、その旨を表示します。
+    """
+    if not recorded:
+        return print(t("l09.not_recorded"))
+    return recorded_means(recorded, **how)
+
+
 audits = {"excess.old": t("l09.before"), "excess.new": t("l09.after")}
 worlds = {"replaced": t("l09.world_replaced"), "tuned": t("l09.world_tuned")}
 recorded = {}
@@ -734,7 +744,7 @@ for arm, world in worlds.items():
     for metric, when in audits.items():
         recorded |= means(lab.recorded, metric, {f"{world}: {when}": arm})
 yours = {t("l09.yours_replaced"): k / n_through - sizes.alpha} if n_through else {}
-recorded_means(
+on_record(
     recorded,
     xlabel=t("l09.excess"),
     yours={name: value for name, value in yours.items() if name in recorded},
@@ -746,21 +756,23 @@ recorded_means(
 lab.claim("tuned_threshold_void", **only)
 lab.claim("tuned_shifts", **only)
 
-# %% [markdown] lang="en" uid="change-read" pair="182c5e73"
+# %% [markdown] lang="en" uid="change-read" pair="c43e536f"
 # **Reading.** The gate refuses to use the threshold, and rightly. A score is a promise about a *mixture*: among the old pictures a score of this height was nearly always a good one; the other
 # checkpoint's errors are other errors, with other scores, and far more of them. Any change of model, adapter, prompts, steps or filter is a new process: back to 100 %
 # inspection, and a new calibration.
 #
-# @@TUNED_EN@@
+# The lower rows are the case that practice knows best: somebody improves the model *against the very score that guards it*. Two things can happen. If the model really became better, more pictures pass and the promise may even still hold, but nobody knows that before the audit. If it learnt to please the judge (lesson 06's warm
+# colours), more pass and more of them are bad. Look at the figure for which of the two it was, and note that in both cases the old certificate is void: it was signed for other pictures.
 #
 # A hash only knows what one tells it. Light, orders and suppliers change without one. So a monitor has to watch.
 
-# %% [markdown] lang="ja" uid="change-read" pair="1d78f2f8"
+# %% [markdown] lang="ja" uid="change-read" pair="08922890"
 # **読み取り。** ゲートはしきい値の使用を拒否します。これは正しい動作です。得点の意味は、画像の*混ざり方*で決まります。元のモデルでは、この得点の画像はほぼ良品でした。別のチェックポイントは
 # 違う誤り方をし、得点の付き方も違い、誤りの数もはるかに多いのです。モデル、アダプタ、プロンプト、ステップ数、フィルタのどれかが変われば、新しい工程です。全数検査に戻り、
 # 校正をやり直します。
 #
-# @@TUNED_JA@@
+# 図の下側の行は、実務で最もよくある場合です。誰かが、*番人であるはずの得点そのものを目標にして*モデルを改良しました。結果は2通りあります。本当に良くなったのなら、通過する画像が増え、約束も守られるかもしれません。ただし、監査するまでは誰にも分かりません。評価役に気に入られることを覚えただけなら(レッスン06の暖色がそうでした)、
+# 通過する画像が増え、その中の不良も増えます。どちらだったかを図で確かめてください。いずれにしても、古い証明書は無効です。別の画像に対して署名されたものだからです。
 #
 # ただし、ハッシュに分かるのは渡された情報だけです。照明や注文の傾向、仕入れ先は、ハッシュを変えずに変わります。だから監視が必要です。
 
@@ -790,7 +802,7 @@ lab.claim("tuned_shifts", **only)
 # %% uid="wealth-exercise" tags=["exercise"] exercise="wealth"
 def wealth(x, p0, bet):
     """en: Wealth after each picture, as a list: x is a list of 1 (defective) and 0 (good).
-    ja: 1 枚ごとの所持金のリストです。x は 1(不良)と 0(良品)のリストです。
+    ja: 1枚ごとの所持金のリストです。x は 1(不良)と 0(良品)のリストです。
     """
     # BEGIN SOLUTION
     money, course = 1.0, []
@@ -913,12 +925,11 @@ curve_with_interval(
 # %% uid="widest-predict" tags=["quiz"]
 lab.predict("widest")
 
-# %% uid="tornado"
-from labkit.figures import tornado_chart
+# %% uid="pilot"
 from labkit.inspection import Economics, roi, tornado
 
 # en: yen per picture; "fixed" is paid once
-# ja: 単位は 1 枚当たりの円。fixed は最初に 1 回だけかかります
+# ja: 単位は 1枚当たりの円。fixed は最初に 1回だけかかります
 pilot = Economics(
     lot=500, lots=20, n=80, c=2, defect_rate=0.02, rule_yield=0.95, preference_yield=0.85,
     c_generate=2.0, c_rule=0.1, c_score=0.2, c_human=30.0, escape_loss=5000.0, c_manual=400.0, fixed=1_500_000.0,
@@ -930,6 +941,10 @@ model_terms = {
     "rule_yield": (0.85, 0.99),
     "preference_yield": (0.6, 0.95),
 }
+
+# %% uid="tornado"
+from labkit.figures import tornado_chart
+
 bars = tornado(pilot, verification | model_terms)
 names = {
     "defect_rate": t("l09.term_defect_rate"),
@@ -1021,7 +1036,7 @@ lab.predict("fifty")
 # %% uid="small-figure"
 arms = {t("l09.pairs", n=n): f"pairs_{n}" for n in (50, 100, 200)}
 learned = means(lab.recorded, "gold", arms, against="base")
-recorded_means(learned, xlabel=t("l09.gold_gain"), reference={t("l09.untrained"): 0.0}, title=t("l09.small_title"))
+on_record(learned, xlabel=t("l09.gold_gain"), reference={t("l09.untrained"): 0.0}, title=t("l09.small_title"))
 
 # %% uid="offline-run"
 from types import SimpleNamespace
@@ -1046,19 +1061,22 @@ lab.verdict(t("l09.offline"), not asked)
 lab.verdict(t("l09.other_process"), tuned_process not in (process, new_process))
 
 # %% uid="small-claims"
-first = learned[t("l09.pairs", n=50)]
-lab.reveal("fifty", "helps" if first.low > 0 else "hurts" if first.high < 0 else "unclear")
+fifty = learned.get(t("l09.pairs", n=50))
+if fifty is not None:
+    lab.reveal("fifty", "helps" if fifty.low > 0 else "hurts" if fifty.high < 0 else "unclear")
 lab.claim("fifty_pairs_help", **only)
 lab.claim("two_hundred_pairs_help", **only)
 lab.claim("more_pairs_help", **only)
 
-# %% [markdown] lang="en" uid="small-read" pair="b2f97501"
-# @@SMALL_EN@@
+# %% [markdown] lang="en" uid="small-read" pair="dce6105c"
+# **Reading.** Read the intervals, not the points: 48 orders cannot show a gain below a few hundredths. In 24 steps of ten pairs an adapter sees 240 pairs, so fifty come round five times and two hundred about once; where more pairs add nothing, the steps were the limit and not the data. What the figure cannot say is
+# whether your customers agree with the judge. For that, keep twenty of your own pairs aside and count (lesson 05).
 #
 # On the premises: the run above trained with every connection refused, and nobody asked for one. Weights, pairs and judge were files on this machine. The adapter's hash makes another process of the same base, so the record of section 5 does not cover its pictures: small data makes training cheap, not inspection.
 
-# %% [markdown] lang="ja" uid="small-read" pair="7e21df61"
-# @@SMALL_JA@@
+# %% [markdown] lang="ja" uid="small-read" pair="903ab117"
+# **読み取り。** 点ではなく区間を見てください。48件の注文では、百分の数程度より小さな差は見えません。10組ずつ24ステップの学習で、アダプタが見るのは延べ240組です。50組なら5回ずつ、200組ならほぼ1回ずつです。組を増やしても効果が変わらない場合、足りないのはデータではなくステップ数です。この図から分からないのは、
+# 顧客が評価役と同じ意見かどうかです。それを知るには、自社のペアを20組ほど学習に使わずに取っておき、正解率を数えます(レッスン05)。
 #
 # 社内だけで動くことも確かめました。上の学習は、すべての接続を拒否した状態で行い、接続の要求は1回もありませんでした。重みもペアも評価役も、このマシンの中のファイルです。アダプタのハッシュによって、同じ基準モデルでも別の工程になるため、第5節の記録はこのアダプタの画像を保証しません。少ないデータで安くなるのは学習であり、検査ではないのです。
 
@@ -1079,7 +1097,7 @@ lab.claim("more_pairs_help", **only)
 from dataclasses import replace
 
 # en: change these two numbers
-# ja: この 2 つの数を変えてください
+# ja: この 2つの数を変えてください
 my_n, my_c = 132, 3
 my_risk = lot_acceptance(500, 30, my_n, my_c)
 my_good = lot_acceptance(500, 5, my_n, my_c)
