@@ -35,6 +35,7 @@ from labkit.inspection import (
     read_sign_off,
     record_html,
     record_problems,
+    said,
     sign_off,
     size_rule,
     tally,
@@ -551,7 +552,7 @@ def test_the_page_of_a_record_is_complete_and_warns_of_a_broken_one(record, lang
     assert texts(lang)["accepted"] in html and texts(lang)["broken"] not in html
     assert texts(lang)["stage_all"] in html
     broken = record_html(edit(record, "maker", "<b>&"), lang)
-    assert texts(lang)["broken"] in broken and "maker was changed" in broken
+    assert texts(lang)["broken"] in broken and said("maker was changed", lang) in broken
     assert "<b>&<" not in broken and "&lt;b&gt;&amp;" in broken
     assert "{" not in re.sub(r"<style>.*?</style>", "", html, flags=re.S)
     with pytest.raises(ValueError, match="unknown language"):
@@ -622,6 +623,7 @@ def test_the_command_goes_from_a_folder_to_a_record_that_verifies(inspect, folde
     assert inspect("verify", path, path, "--folder", folder, "--seal", seal)[0] == 0
     assert {page.name for page in (tmp_path / "inspection").glob("*.html")} == {
         "inspect.html",
+        "disputed.html",
         f"{path.stem}.en.html",
         f"{path.stem}.ja.html",
     }

@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.stats import binom
 
+from labkit.dpo import PreferencePairs
 from labkit.inspection import clopper_pearson, sprt, two_point_plan
 from labkit.studies import Recorded, l06, l09, l09_catalogue, load_study, read_record
 from labkit.studies.store import Record, status
@@ -83,6 +84,13 @@ def test_a_filter_that_sees_nothing_is_void_at_once(monkeypatch):
     assert found["pass.old"] == found["pass.new"] == pytest.approx(0.5, abs=0.06)
     hopeless = l09.audited(bad, good, good, alpha=0.05)
     assert hopeless["certified"] == 0 and hopeless["refused"] == 0
+
+
+def test_the_first_pairs_keep_their_margins():
+    pairs = PreferencePairs(("a", "b", "c"), torch.ones(3, 1, 1, 1), torch.zeros(3, 1, 1, 1), torch.tensor([1.0, 2, 3]))
+    first = l09.first_pairs(pairs, 2)
+    assert first.prompts == ("a", "b") and first.margin.tolist() == [1, 2] and len(first.loser) == 2
+    assert l09.first_pairs(replace(pairs, margin=None), 1).margin is None
 
 
 def test_neighbours_are_exchanged_in_pairs():

@@ -34,9 +34,9 @@ def said(text: str, lang: str) -> str:
     """
     if lang != "ja":
         return text
+    if "; " in text:
+        return "、".join(said(part, lang) for part in text.split("; "))
     for pattern, japanese in _phrases():
         if found := pattern.fullmatch(text):
             return japanese.format(**found.groupdict())
-    if "; " in text:
-        return "、".join(said(part, lang) for part in text.split("; "))
     return text

@@ -272,7 +272,8 @@ def own_pairs(seed: int, pairs: int, candidates: int, steps: int) -> PreferenceP
 
 def first_pairs(pairs: PreferencePairs, n: int) -> PreferencePairs:
     """The first n of the pairs."""
-    return replace(pairs, prompts=pairs.prompts[:n], winner=pairs.winner[:n], loser=pairs.loser[:n])
+    margin = None if pairs.margin is None else pairs.margin[:n]
+    return replace(pairs, prompts=pairs.prompts[:n], winner=pairs.winner[:n], loser=pairs.loser[:n], margin=margin)
 
 
 def small(count: int, seed: int, sizes: SimpleNamespace) -> dict[str, np.ndarray]:
