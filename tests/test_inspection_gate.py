@@ -35,10 +35,10 @@ from labkit.inspection import (
     read_sign_off,
     record_html,
     record_problems,
-    said,
     sign_off,
     size_rule,
     tally,
+    wording,
     write_provenance,
     write_sign_off,
 )
@@ -552,7 +552,7 @@ def test_the_page_of_a_record_is_complete_and_warns_of_a_broken_one(record, lang
     assert texts(lang)["accepted"] in html and texts(lang)["broken"] not in html
     assert texts(lang)["stage_all"] in html
     broken = record_html(edit(record, "maker", "<b>&"), lang)
-    assert texts(lang)["broken"] in broken and said("maker was changed", lang) in broken
+    assert texts(lang)["broken"] in broken and wording.said("maker was changed", lang) in broken
     assert "<b>&<" not in broken and "&lt;b&gt;&amp;" in broken
     assert "{" not in re.sub(r"<style>.*?</style>", "", html, flags=re.S)
     with pytest.raises(ValueError, match="unknown language"):

@@ -1,5 +1,7 @@
 """Study of lesson 09: coverage, walks, void certificates, small arms, the shipped catalogue, the record."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
