@@ -1,8 +1,9 @@
 """Lesson 09: verification. Coverage of intervals, looks of sequential tests, void certificates, the return, small data.
 
 The statistics are simulated ("prompts" are true rates of defects, or pilots drawn from the stated ranges). Two changes
-of the model meet a certified threshold: PortraitSD replaced by portrait-sd-base, and portrait-sd-base tuned by lesson
-06's adapter. Small data: adapters from 50, 100 and 200 pairs, trained while the network is blocked.
+of the model meet a certified threshold, on the pictures of the shipped catalogue: PortraitSD replaced by
+portrait-sd-base, and portrait-sd-base tuned by lesson 06's adapter. Small data: adapters from 50, 100 and 200 pairs,
+trained while the network is blocked.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from types import SimpleNamespace
 import numpy as np
 from torch import Tensor
 
-from labkit.diffusion import image_generators, sample
 from labkit.dpo import PreferencePairs, best_vs_worst, build_pool, dpo
 from labkit.inspection import (
     Economics,
@@ -33,11 +33,10 @@ from labkit.inspection import (
 from labkit.inspection.calibration import threshold_steps
 from labkit.inspection.threshold import CalibrationError, PreferenceFilter
 from labkit.metrics import wilson_interval
-from labkit.models import load_pipeline
 from labkit.offline import network_blocked
-from labkit.portraits import ATTRIBUTES, HELD_OUT_COMBINATIONS, caption, sample_specs
+from labkit.portraits import ATTRIBUTES
 from labkit.portraits.parse import parse_caption
-from labkit.studies import l06, l06_world
+from labkit.studies import l06, l06_world, l09_catalogue
 from labkit.studies.estimate import Recorded, gain, level
 from labkit.studies.study import Study
 
@@ -164,21 +163,6 @@ def returns(seed: int, sizes: SimpleNamespace) -> dict[str, np.ndarray]:
 # ---- a certified threshold and another model ---------------------------------------------------------------------
 
 
-@lru_cache(maxsize=2)
-def painter(variant: str):
-    """A shipped pipeline."""
-    return load_pipeline("cpu", variant=variant)
-
-
-def paint(variant: str, prompts: Sequence[str], first: int, sizes: SimpleNamespace) -> Tensor:
-    """One picture per prompt [n, 3, 64, 64], from noise number `first` on."""
-    generators = image_generators(len(prompts), first)
-    images = sample(
-        painter(variant), list(prompts), generators=generators, steps=sizes.steps, guidance_scale=3.0, batch_size=64
-    )
-    return images.cpu().clamp(-1, 1)
-
-
 def wrong(images: Tensor, prompts: Sequence[str]) -> np.ndarray:
     """True where the AttributeReader sees another value than the prompt names, for any attribute: [n]."""
     p = {a: found.cpu().numpy() for a, found in l06.models().reader.probabilities(images).items()}
@@ -188,75 +172,67 @@ def wrong(images: Tensor, prompts: Sequence[str]) -> np.ndarray:
     )
 
 
-def mixed_up(n: int, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Which picture lies with which order: neighbours are exchanged with this probability, [n]."""
-    source = np.arange(n)
-    for first in range(0, n - 1, 2):
-        if rng.random() < share:
-            source[[first, first + 1]] = source[[first + 1, first]]
-    return source
-
-
 def audited(
-    calibration: tuple[Tensor, list[str]],
-    old: tuple[Tensor, list[str]],
-    new: tuple[Tensor, list[str]],
+    calibration: tuple[Tensor, Sequence[str]],
+    old: tuple[Tensor, Sequence[str]],
+    new: tuple[Tensor, Sequence[str]],
     alpha: float,
-) -> dict[str, float]:
+) -> dict[str, np.ndarray]:
     """Certify a threshold on labelled pictures of the old process; what it lets through of the old and of the new one.
 
     Args:
-        calibration, old, new: pictures and their orders; "old" and "new" were not seen before.
+        calibration, old, new: pictures and their orders; "old" and "new" are no calibration pictures.
 
     Returns:
-        "excess.old", "excess.new": defective share of what passes, minus alpha; "pass.old", "pass.new", "bad.old",
-        "bad.new": shares of all; "refused": 1 if the filter refuses the new process; "certified": 1 if a threshold was.
+        Per picture of "old" and "new": "pass", 1 if it passes; "bad", 1 if it is defective; "over", pass (bad - alpha),
+        whose mean is above 0 exactly if more than alpha of what passes is defective. "refused": 1 if the filter refuses
+        the new process; "certified": 1 if a threshold was.
     """
     judge = l06.models().judge
     scores, bad = judge(*calibration).numpy(), wrong(*calibration)
     steps = threshold_steps(scores, alpha=alpha)
-    found = {"certified": 1.0, "refused": 0.0}
+    certified, refused = 1.0, 0.0
     try:
         certificate = certify_threshold(scores, bad, thresholds=steps, alpha=alpha, process="old", judge=judge.name)
         tau = certificate.threshold
         try:
             PreferenceFilter(certificate).sort(scores[:1], process="new")
         except CalibrationError:
-            found["refused"] = 1.0
+            refused = 1.0
     except CalibrationError:
-        tau, found["certified"] = steps[0], 0.0
+        tau, certified = steps[0], 0.0
+    found = {"certified": np.array([certified]), "refused": np.array([refused])}
     for name, (images, orders) in {"old": old, "new": new}.items():
         through, fault = judge(images, orders).numpy() >= tau, wrong(images, orders)
-        found |= {f"pass.{name}": float(through.mean()), f"bad.{name}": float(fault.mean())}
-        found[f"excess.{name}"] = float(fault[through].mean()) - alpha if through.any() else -alpha
+        found |= {f"pass.{name}": through.astype(float), f"bad.{name}": fault.astype(float)}
+        found[f"over.{name}"] = through * (fault - alpha)
     return found
 
 
-def replaced(seed: int, sizes: SimpleNamespace) -> dict[str, float]:
-    """PortraitSD's catalogue with some orders mixed up, then portrait-sd-base for the same orders."""
-    n, m = sizes.calibration, sizes.audit
-    specs = sample_specs(n + 2 * m, seed=70_000 + seed, exclude=HELD_OUT_COMBINATIONS)
-    orders = [caption(spec).text for spec in specs]
-    source = mixed_up(n + m, sizes.mixed, np.random.default_rng(seed))
-    drawn = paint("portrait-sd", orders[: n + m], 100_000 + 1000 * seed, sizes)[source]
-    new = paint("portrait-sd-base", orders[n + m :], 200_000 + 1000 * seed, sizes)
-    return audited((drawn[:n], orders[:n]), (drawn[n:], orders[n : n + m]), (new, orders[n + m :]), sizes.alpha)
+def replaced(seed: int, sizes: SimpleNamespace) -> dict[str, np.ndarray]:
+    """PortraitSD's catalogue with some orders mixed up, then portrait-sd-base for the first orders of it.
+
+    The threshold is certified on a random part of the later orders, so the seeds share the catalogue's pictures.
+    """
+    shelf, rng = l09_catalogue.load(), np.random.default_rng(seed)
+    m, prompts = l09_catalogue.LATER, shelf.prompts
+    drawn = shelf.pictures("old")[l09_catalogue.mixed_up(len(prompts), sizes.mixed, rng)]
+    part = m + rng.choice(len(prompts) - m, sizes.calibration, replace=False)
+    calibration = drawn[part], [prompts[i] for i in part]
+    return audited(calibration, (drawn[:m], prompts[:m]), (shelf.pictures("new"), prompts[:m]), sizes.alpha)
 
 
-def lesson_06(seed: int, sizes: SimpleNamespace) -> l06.Adapters:
-    """Lesson 06's first stage on the pairs that it ships, with the settings of its study."""
-    settings = SimpleNamespace(**l06.STUDY.sizes)
-    pairs = l06_world.load().first(sizes.shipped).pairs().easy.training()
-    return l06.align([("easy", pairs, [dpo(settings.kappa)], sizes.adapter_steps)], seed, settings)
+def tuned(seed: int, sizes: SimpleNamespace) -> dict[str, np.ndarray]:
+    """portrait-sd-base, then the same with lesson 06's adapter, which was trained to please the filter's own judge.
 
-
-def tuned(seed: int, sizes: SimpleNamespace) -> dict[str, float]:
-    """portrait-sd-base, then the same with lesson 06's adapter, which was trained to please the filter's own judge."""
-    n, m = sizes.calibration, sizes.audit
-    _, orders = l06.half_named(n + 2 * m, 80_000 + seed)
-    drawn = paint("portrait-sd-base", orders[: n + m], 300_000 + 1000 * seed, sizes)
-    new = l06_world.pictures(orders[n + m :], 9000 + seed, sizes.steps, lesson_06(seed, sizes))
-    return audited((drawn[:n], orders[:n]), (drawn[n:], orders[n : n + m]), (new, orders[n + m :]), sizes.tuned_alpha)
+    Same orders, same noise; the seeds share the catalogue's pictures and its adapter.
+    """
+    shelf, rng = l09_catalogue.load(), np.random.default_rng(seed)
+    m, prompts = l09_catalogue.LATER, shelf.half_prompts
+    drawn = shelf.pictures("base")
+    part = m + rng.choice(len(prompts) - m, sizes.calibration, replace=False)
+    calibration = drawn[part], [prompts[i] for i in part]
+    return audited(calibration, (drawn[:m], prompts[:m]), (shelf.pictures("tuned"), prompts[:m]), sizes.tuned_alpha)
 
 
 # ---- small data on the premises ----------------------------------------------------------------------------------
@@ -334,9 +310,9 @@ ESTIMATES = {
     "bet_stays_calm": level("calm.bet", "looks"),
     "test_cries_wolf": level("calm.test", "looks"),
     "sprt_saves": estimate_extreme("looks", "looks", np.max),
-    "certificate_holds": level("excess.old", "replaced"),
-    "old_threshold_void": level("excess.new", "replaced"),
-    "tuned_threshold_void": level("excess.new", "tuned"),
+    "certificate_holds": level("over.old", "replaced"),
+    "old_threshold_void": level("over.new", "replaced"),
+    "tuned_threshold_void": level("over.new", "tuned"),
     "tuned_shifts": estimate_shift("pass", "tuned"),
     "verification_dominates": level("dominates", "returns"),
     "low_stakes": level("dominates.low_stakes", "returns"),
@@ -352,13 +328,16 @@ STUDY = Study(
     seeds=(0, 1, 2),
     sizes={
         "looked": 80, "draws": 200_000, "sensitivity": 0.9, "specificity": 0.97, "walks": 4000, "bettors": 1000,
-        "pilots": 400, "calibration": 128, "audit": 64, "mixed": 0.12, "alpha": 0.08, "tuned_alpha": 0.1, "steps": 8,
-        "shipped": 96, "adapter_steps": 40, "pairs": 200, "candidates": 2, "train_steps": 24, "batch": 10,
+        "pilots": 400, "calibration": 192, "mixed": 0.12, "alpha": 0.08, "tuned_alpha": 0.1, "steps": 8, "pairs": 200,
+        "candidates": 2, "train_steps": 24, "batch": 10,
         "test_prompts": 48,
     },
     estimates=ESTIMATES,
     weights=("portrait-sd", "portrait-sd-base", "portrait-clip", "attribute-reader"),
-    modules=tuple(f"labkit.inspection.{name}" for name in ("equations", "economics", "threshold", "calibration")),
+    modules=(
+        *(f"labkit.inspection.{name}" for name in ("equations", "economics", "threshold", "calibration")),
+        "labkit.studies.l09_catalogue",
+    ),
     tolerance={"": 0.05, "ratio": 1.0, "ratio.low_stakes": 1.0, "connections": 0.0, "parameters": 0.0},
     cheap="intervals",
 )  # fmt: skip
