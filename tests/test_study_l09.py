@@ -16,8 +16,8 @@ from labkit.studies.study import StudyError
 STUDY = load_study("09")
 QUICK = {"draws": 4000, "walks": 400, "bettors": 40, "pilots": 6}
 TINY = {
-    "calibration": 40, "audit": 8, "steps": 1, "alpha": 0.5, "tuned_alpha": 0.5, "shipped": 4, "adapter_steps": 1,
-    "pairs": 3, "candidates": 2, "train_steps": 1, "batch": 2, "test_prompts": 2,
+    "calibration": 40, "steps": 1, "alpha": 0.5, "tuned_alpha": 0.5, "pairs": 3,
+    "candidates": 2, "train_steps": 1, "batch": 2, "test_prompts": 2,
 }  # fmt: skip
 
 
@@ -82,8 +82,9 @@ def test_a_filter_that_sees_nothing_is_void_at_once(monkeypatch):
     good, bad = (pictures, ["good"] * 400), (pictures, ["bad"] * 400)
     found = l09.audited(good, good, bad, alpha=0.05)
     assert found["certified"] == 1 and found["refused"] == 1
-    assert found["excess.old"] <= 0 and found["excess.new"] == pytest.approx(0.95)
-    assert found["pass.old"] == found["pass.new"] == pytest.approx(0.5, abs=0.06)
+    assert found["over.old"].mean() <= 0 and set(found["over.new"]) == {0.0, 0.95}
+    assert found["pass.old"].mean() == found["pass.new"].mean() == pytest.approx(0.5, abs=0.06)
+    assert found["over.new"].mean() == pytest.approx(0.95 * found["pass.new"].mean())
     hopeless = l09.audited(bad, good, good, alpha=0.05)
     assert hopeless["certified"] == 0 and hopeless["refused"] == 0
 
@@ -96,7 +97,7 @@ def test_the_first_pairs_keep_their_margins():
 
 
 def test_neighbours_are_exchanged_in_pairs():
-    source = l09.mixed_up(101, 0.5, np.random.default_rng(1))
+    source = l09_catalogue.mixed_up(101, 0.5, np.random.default_rng(1))
     assert sorted(source) == list(range(101)) and source[100] == 100
     moved = np.flatnonzero(source != np.arange(101))
     assert 20 < len(moved) < 80 and all(abs(source[i] - i) == 1 for i in moved)
@@ -117,7 +118,7 @@ def test_units_with_pictures_are_the_same_twice_and_ask_nobody(arm):
 def test_the_catalogue_holds_the_orders_of_this_version(tmp_path):
     shelf = l09_catalogue.load()
     assert len(shelf.specs) == len(shelf.prompts) == len(shelf.old) == l09_catalogue.ORDERS
-    assert len(shelf.new) == l09_catalogue.LATER
+    assert len(shelf.new) == len(shelf.tuned) == l09_catalogue.LATER and len(shelf.base) == l09_catalogue.ORDERS
     assert shelf.pictures("old", 3).shape == (3, 3, 64, 64)
     (tmp_path / "x.safetensors").write_bytes(b"nothing")
     with pytest.raises(StudyError, match="restore the data folder"):
@@ -135,7 +136,7 @@ def test_every_claim_is_computed_from_arms_and_metrics_that_the_study_has():
         "intervals": ("aql", "exact", "wilson", "textbook", "bound", "lot", "corrected", "reported", "clustered"),
         "looks": ("looks", "calm.bet", "calm.test"),
         "returns": ("dominates", "dominates.low_stakes"),
-        **dict.fromkeys(("replaced", "tuned"), ("excess.old", "excess.new", "pass.old", "pass.new")),
+        **dict.fromkeys(("replaced", "tuned"), ("over.old", "over.new", "pass.old", "pass.new")),
         **dict.fromkeys(("base", "pairs_50", "pairs_100", "pairs_200"), ("gold",)),
     }
     assert set(metrics) == set(STUDY.arms)
