@@ -104,7 +104,7 @@ def test_neighbours_are_exchanged_in_pairs():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arm", ["base", "pairs_50", "tuned", "replaced"])
+@pytest.mark.parametrize("arm", ["base", "pairs_50", "replaced"])
 def test_units_with_pictures_are_the_same_twice_and_ask_nobody(arm):
     found = STUDY.run(arm, 1, **TINY)
     l09.own_pairs.cache_clear()
@@ -117,17 +117,20 @@ def test_units_with_pictures_are_the_same_twice_and_ask_nobody(arm):
 
 def test_the_catalogue_holds_the_orders_of_this_version(tmp_path):
     shelf = l09_catalogue.load()
-    assert len(shelf.specs) == len(shelf.prompts) == len(shelf.old) == l09_catalogue.ORDERS
-    assert len(shelf.new) == len(shelf.tuned) == l09_catalogue.LATER and len(shelf.base) == l09_catalogue.ORDERS
+    assert len(shelf.specs) == len(shelf.prompts) == len(shelf.half_prompts) == len(shelf.old) == l09_catalogue.ORDERS
+    assert len(shelf.new) == l09_catalogue.LATER
     assert shelf.pictures("old", 3).shape == (3, 3, 64, 64)
-    (tmp_path / "x.safetensors").write_bytes(b"nothing")
-    with pytest.raises(StudyError, match="restore the data folder"):
-        l09_catalogue.load(tmp_path / "x.safetensors")
-    l09_catalogue.save(
-        tmp_path / "y.safetensors", shelf.__class__(shelf.specs, shelf.prompts[::-1], shelf.old, shelf.new)
-    )
+    with pytest.raises(StudyError, match="tuned.safetensors is not there"):
+        replace(shelf, tuned=None).pictures("tuned")
+    l09_catalogue.save(tmp_path, replace(shelf, base=shelf.old, tuned=shelf.new))
+    again = l09_catalogue.load(tmp_path)
+    assert torch.equal(again.tuned, shelf.new) and torch.equal(again.old, shelf.old)
+    l09_catalogue.save(tmp_path, replace(shelf, prompts=shelf.prompts[::-1]))
     with pytest.raises(StudyError, match="other orders"):
-        l09_catalogue.load(tmp_path / "y.safetensors")
+        l09_catalogue.load(tmp_path)
+    (tmp_path / l09_catalogue.FILE).write_bytes(b"nothing")
+    with pytest.raises(StudyError, match="restore the data folder"):
+        l09_catalogue.load(tmp_path)
 
 
 def test_every_claim_is_computed_from_arms_and_metrics_that_the_study_has():

@@ -30,7 +30,7 @@ from labkit.portraits import HELD_OUT_COMBINATIONS, PortraitSpec, caption, sampl
 from labkit.studies import l06, l06_world
 from labkit.studies.study import StudyError
 
-FOLDER, FILE = "catalogue", "latents.safetensors"
+FOLDER, FILE, TUNED_FILE = "catalogue", "latents.safetensors", "tuned.safetensors"
 ORDERS, LATER, STEPS, SEED, ADAPTER_STEPS = 384, 128, 8, 90_000, 40
 MODELS = {"old": "portrait-sd", "new": "portrait-sd-base", "base": "portrait-sd-base", "tuned": "portrait-sd-base"}
 
@@ -43,7 +43,8 @@ class Catalogue:
         specs, prompts: one per order. old: latents [ORDERS, C, h, w] by PortraitSD. new: of the first LATER orders by
             portrait-sd-base.
         half_prompts: orders that name half of the attributes. base: [ORDERS, ...] by portrait-sd-base. tuned: of the
-            first LATER of them, from the same noise, with the adapter of lesson 06's first stage.
+            first LATER of them, from the same noise, with the adapter of lesson 06's first stage. Both are for the
+            study alone, and None where their file is not there.
     """
 
     specs: tuple[PortraitSpec, ...]
@@ -51,14 +52,17 @@ class Catalogue:
     half_prompts: tuple[str, ...]
     old: Tensor
     new: Tensor
-    base: Tensor
-    tuned: Tensor
+    base: Tensor | None = None
+    tuned: Tensor | None = None
 
     def pictures(self, which: str, n: int | None = None) -> Tensor:
         """The first n pictures (default: all) of "old", "new", "base" or "tuned" [n, 3, 64, 64] in [-1, 1]."""
+        latents = getattr(self, which)
+        if latents is None:
+            raise StudyError(f"{TUNED_FILE} is not there: draw it with python -m labkit.studies.l09_catalogue")
         pipe = load_pipeline("cpu", variant=MODELS[which])
         with torch.no_grad():
-            return decode_latents(pipe, getattr(self, which)[:n], batch_size=64).clamp(-1, 1)
+            return decode_latents(pipe, latents[:n], batch_size=64).clamp(-1, 1)
 
 
 def mixed_up(n: int, share: float, rng: np.random.Generator) -> np.ndarray:
@@ -101,28 +105,35 @@ def tuned(prompts: Sequence[str], first: int) -> Tensor:
         ).latents.cpu()
 
 
-def save(path: Path, catalogue: Catalogue) -> None:
-    """Write one file in half precision, with the orders in its header."""
-    tensors = {name: getattr(catalogue, name).half().contiguous() for name in MODELS}
+def save(folder: Path, catalogue: Catalogue) -> None:
+    """Write the files in half precision, with the orders in their headers."""
     about = {"prompts": json.dumps([catalogue.prompts, catalogue.half_prompts]), "steps": str(STEPS), "seed": str(SEED)}
-    write_atomically(path, lambda p: save_file(tensors, str(p), metadata=about))
+    for file, names in ((FILE, ("old", "new")), (TUNED_FILE, ("base", "tuned"))):
+        if getattr(catalogue, names[0]) is not None:
+            tensors = {name: getattr(catalogue, name).half().contiguous() for name in names}
+            write_atomically(folder / file, lambda p, tensors=tensors: save_file(tensors, str(p), metadata=about))
 
 
-def load(path: Path | None = None) -> Catalogue:
+def load(folder: Path | None = None) -> Catalogue:
     """Read the shipped catalogue.
 
     Raises:
-        StudyError: the file is missing or damaged, or its orders are not those of this version of labkit.
+        StudyError: a file is missing or damaged, or its orders are not those of this version of labkit.
     """
-    path = data_dir() / FOLDER / FILE if path is None else path
-    try:
-        with safe_open(str(path), "pt") as file:
-            told, tensors = json.loads(file.metadata()["prompts"]), {k: file.get_tensor(k).float() for k in MODELS}
-    except Exception as error:
-        raise StudyError(f"{path} cannot be read ({type(error).__name__}): restore the data folder") from error
+    folder = data_dir() / FOLDER if folder is None else folder
     specs, prompts, half_prompts = orders()
-    if told != [list(prompts), list(half_prompts)]:
-        raise StudyError(f"{path.name} holds other orders: draw it anew with python -m labkit.studies.l09_catalogue")
+    tensors: dict[str, Tensor] = {}
+    for path in (folder / FILE, folder / TUNED_FILE):
+        if path.name == TUNED_FILE and not path.exists():
+            continue
+        try:
+            with safe_open(str(path), "pt") as file:
+                told = json.loads(file.metadata()["prompts"])
+                tensors |= {name: file.get_tensor(name).float() for name in file.keys()}
+        except Exception as error:
+            raise StudyError(f"{path} cannot be read ({type(error).__name__}): restore the data folder") from error
+        if told != [list(prompts), list(half_prompts)]:
+            raise StudyError(f"{path.name} holds other orders: draw it with python -m labkit.studies.l09_catalogue")
     return Catalogue(specs, prompts, half_prompts, **tensors)
 
 
@@ -136,7 +147,7 @@ def main() -> None:
         "base": drawn(MODELS["base"], half, 2 * ORDERS),
         "tuned": tuned(half[:LATER], 2 * ORDERS),
     }
-    save(data_dir() / FOLDER / FILE, Catalogue(specs, prompts, half, **latents))
+    save(data_dir() / FOLDER, Catalogue(specs, prompts, half, **latents))
     write_checksums(folders=[FOLDER])
 
 
