@@ -401,7 +401,7 @@ def test_every_single_field_of_a_record_that_is_edited_by_hand_is_named(inspect,
         inner[where[-1]] = "edited" if before != "edited" else "other"
         problems = record_problems(record)
         assert f"{'.'.join(where)} was changed" in problems, where
-        assert all(JAPANESE.search(said(problem, "ja")) for problem in problems), problems
+        assert all(JAPANESE.search(problem) for problem in record_problems(record, lang="ja")), where
 
 
 def test_a_maker_who_inspects_is_refused_and_found_in_a_record_that_was_sealed_anew(inspect, folder, tmp_path):

@@ -32,8 +32,9 @@ from labkit.inspection.lot import InspectionError, Lot, read_lot
 from labkit.inspection.page import write_page
 from labkit.inspection.planning import add_plan_options, choose_plan
 from labkit.inspection.record import folder_problems, read_sign_off, record_problems, write_sign_off
-from labkit.inspection.report import LANGUAGES, record_html
+from labkit.inspection.report import record_html
 from labkit.inspection.serve import Sitting
+from labkit.inspection.texts import LANGUAGES
 from labkit.inspection.verdicts import DEFECTS, POLICIES, REPEATS, gather_verdicts
 
 OUT = "inspection"  # default folder of what the command writes

@@ -16,7 +16,7 @@ from PIL import Image
 
 from labkit.files import write_atomically
 from labkit.inspection.lot import Item, Lot
-from labkit.inspection.report import texts
+from labkit.inspection.texts import texts
 from labkit.inspection.verdicts import Defect, same_person
 
 MAX_DEFECTS = 9  # one digit each

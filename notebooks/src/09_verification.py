@@ -426,7 +426,7 @@ curve_with_interval(
 from labkit.figures.desk import InspectionDesk
 from labkit.inspection import Verdict, tally
 from labkit.inspection.page import write_page
-from labkit.inspection.report import texts
+from labkit.inspection.texts import texts
 
 plan = Plan(sizes.inspect, max(1, sizes.inspect // 25), source=t("l09.own_plan"))
 gate = Gate(process, plan, rules, preference=PreferenceFilter(certificate, abstain=0.05))
@@ -647,8 +647,8 @@ print(t("l09.decision", outcome=outcome, bad=counted.major, n=counted.n, bound=1
 
 forged = copy.deepcopy(record)
 forged["content"]["inspection"]["major"] = 0 if counted.major else 1
-found = record_problems(forged, seal=record["seal"])
-show(*table([t("l09.forgery")], [[said(line, lang)] for line in found]))
+found = record_problems(forged, seal=record["seal"], lang=lang)
+show(*table([t("l09.forgery")], [[line] for line in found]))
 lab.verdict(t("l09.tamper"), any("inspection.major" in line for line in found) and not record_problems(record))
 
 # %% [markdown] lang="en" uid="sign-read" pair="73225681"
