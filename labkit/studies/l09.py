@@ -312,6 +312,7 @@ ESTIMATES = {
     "sprt_saves": estimate_extreme("looks", "looks", np.max),
     "certificate_holds": level("over.old", "replaced"),
     "old_threshold_void": level("over.new", "replaced"),
+    "yield_collapses": estimate_shift("pass", "replaced"),
     "tuned_threshold_void": level("over.new", "tuned"),
     "tuned_shifts": estimate_shift("pass", "tuned"),
     "verification_dominates": level("dominates", "returns"),

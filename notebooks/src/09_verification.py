@@ -10,7 +10,7 @@ from labkit.course import start, t
 
 lab = start("09", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
 
-# %% [markdown] lang="en" uid="story"
+# %% [markdown] lang="en" uid="story" pair="06705e05"
 # ## 1. Who answers for the quality?
 #
 # In the article on the survey of alignment ([arXiv 2409.07253](https://arxiv.org/abs/2409.07253)) the manager Tanaka asks who checks the catalogue, since looking at every picture costs too much. The answer has
@@ -26,7 +26,7 @@ lab = start("09", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 #
 # First look. The pictures come with the course, because drawing them takes minutes. Each stands over a part of its order: hair, clothes, background. Some orders were mixed up: how many can you find in ten seconds?
 
-# %% [markdown] lang="ja" uid="story"
+# %% [markdown] lang="ja" uid="story" pair="ecb738a8"
 # ## 1. 品質の責任は誰が持つのか
 #
 # アラインメントのサーベイ論文([arXiv 2409.07253](https://arxiv.org/abs/2409.07253))を紹介する記事で、田中専務は「品質チェックはどうするのですか。全部人の目で見るとコストがかかります」と尋ねます。答えは3段階のゲートです。
@@ -144,14 +144,14 @@ curve_with_interval(
     log_y=True,
 )
 
-# %% [markdown] lang="en" uid="plan-read"
+# %% [markdown] lang="en" uid="plan-read" pair="bb2e9d28"
 # **Reading.** Halving the promised rate doubles the work: "at most 2 %" takes 149 good pictures, "at most 1 %" takes 299. More confidence is cheap in comparison: from 95 to 99 % costs half as much
 # again. The number of pictures in the lot hardly matters; what counts is how many were looked at. A lot of 500 needs 119 instead of 149, because a fifth of it is seen, and a lot of 5,000 needs 147. And the plan is strict: one
 # defect among 149, and a lot that may well be good is refused.
 #
 # Many companies therefore buy "AQL 1 %" plans from a table. Predict first.
 
-# %% [markdown] lang="ja" uid="plan-read"
+# %% [markdown] lang="ja" uid="plan-read" pair="79ce8b46"
 # **読み取り。** 約束する不良率を半分にすると、手間は2倍になります。「2%以下」には149枚、「1%以下」には299枚の良品が必要です。それに比べると信頼度は安く、95%から99%に上げても5割増しで済みます。
 # ロットの大きさはほとんど影響せず、効くのは実際に見た枚数です。500枚のロットなら149枚の代わりに119枚で足りますが、これは全体の2割を見るからで、5,000枚のロットでは147枚です。また、この計画は厳格です。
 # 149枚のうち1枚でも不良があれば、良いロットかもしれないのに不合格になります。
@@ -312,7 +312,7 @@ screened = Gate(process, Plan(1, 0), rules).screen(batch)
 rows = [[r.item, said(r.rule, lang), said(r.value, lang)] for r in screened.rejections]
 show(*table([t("l09.file"), t("l09.rule"), t("l09.found")], rows))
 
-# %% [markdown] lang="en" uid="gate-read"
+# %% [markdown] lang="en" uid="gate-read" pair="280ec8d7"
 # **Reading.** All four accidents are found, each with its rule and its value, the unreadable file too: what cannot be opened is counted, not skipped. Two files are listed
 # twice, because who retouches a picture also breaks its seal. No rule can see the mixed-up orders, though: those are good pictures of the wrong person.
 #
@@ -321,7 +321,7 @@ show(*table([t("l09.file"), t("l09.rule"), t("l09.found")], rows))
 # so few defects would appear with probability $P(\mathrm{Bin}(n,\alpha) \le k)$. As long as it is at most $\delta = 5\,\%$, loosen; stop at the first failure. Why not simply take the best-looking threshold of all? Because looking at
 # twelve and keeping the luckiest is a lottery with twelve tickets; going in a fixed order and stopping at the first failure costs nothing.
 
-# %% [markdown] lang="ja" uid="gate-read"
+# %% [markdown] lang="ja" uid="gate-read" pair="2cdf5fa7"
 # **読み取り。** 4つの事故はすべて、ルール名と値とともに見つかりました。開けないファイルも、読み飛ばさずに数えています。2回載っているファイルがあるのは、画像に手を加えると
 # 来歴の封印も壊れるからです。ただし、注文の取り違えはどのルールにも見えません。人物が違うだけで、画像としては良品だからです。
 #
@@ -386,7 +386,7 @@ curve_with_interval(
     ylim=(0, 1.02),
 )
 
-# %% [markdown] lang="en" uid="certify-read"
+# %% [markdown] lang="en" uid="certify-read" pair="ef86600b"
 # **Reading.** From right to left the threshold loosens: more pictures pass, and at some point the orders that were mixed up come along. The price of the promise is the yield: what is
 # refused must be drawn again. Between "pass" and "refuse" there is room for a third answer: pictures just below the threshold go to people (*abstain band*), who rescue good ones for the price of a look. Undecided ones do not ship.
 #
@@ -397,7 +397,7 @@ curve_with_interval(
 # ask one question per line of the defect list, with a fixed wording, temperature 0 and the picture at its shipping size; ask each question also the other way round ("does anything *differ* from the order?"), because many VLMs like to say yes; keep every answer in a file under
 # a name that holds model, version and wording (`StoredJudge` does), because a provider changes models overnight; never use the judge that made the training pairs; and **measure its agreement as you measure an inspector's**, on planted pictures, with an interval, again for each version. The next section does exactly that.
 
-# %% [markdown] lang="ja" uid="certify-read"
+# %% [markdown] lang="ja" uid="certify-read" pair="93b69b56"
 # **読み取り。** 右から左へしきい値を緩めると、通過する画像が増え、やがて取り違えた注文も混ざってきます。保証の代償は歩留まりです。落とした分は描き直さなければなりません。
 # 「通す」と「落とす」の間には、第3の答えもあります。しきい値のすぐ下の画像を人に回し(*保留帯*)、1枚見る費用で良品を救うのです。判断の付かない画像は出荷しません。
 #
@@ -408,14 +408,14 @@ curve_with_interval(
 # 不良の一覧の1項目につき1つの質問を、決まった文面、温度0、出荷時の大きさの画像で尋ねます。VLM は「はい」と答えがちなので、逆向きの質問(「注文と*違う*点はありますか」)もします。提供元は一夜でモデルを変えるので、
 # モデル名、版、文面を含む名前ですべての回答をファイルに残します(`StoredJudge` がこれを行います)。学習用のペアを作った評価役は使いません。そして、**人間の検査員と同じ方法で一致度を測ります**。状態の分かっている画像を混ぜ、区間を付け、版が変わるたびに測り直します。次の節で実際に行います。
 
-# %% [markdown] lang="en" uid="inspect"
+# %% [markdown] lang="en" uid="inspect" pair="b29e7676"
 # ## 5. People look, and one person signs
 #
 # The sample is drawn by the checker's seed, after the lot is closed: who knows the seed before can place the bad pictures where nobody looks. Below stands the inspection desk. Enter your name, click into the key field, and judge: one key per
 # picture, the time is kept. Under each picture is its order; the written list says what counts as a defect and how bad it is. Until you have finished, two simulated inspectors stand in for you: they notice 90 % of the defects and
 # complain about 3 % of the good pictures. When you have finished, run the cells below again, and your verdicts count.
 
-# %% [markdown] lang="ja" uid="inspect"
+# %% [markdown] lang="ja" uid="inspect" pair="a577d92c"
 # ## 5. 人が見て、1人が署名する
 #
 # ロットを締めた後に、検査責任者が選んだシードで抜き取ります。シードを先に知っていれば、誰も見ない場所に不良を置けるからです。下に検査台があります。名前を入力し、キー入力欄をクリックして判定してください。
@@ -493,11 +493,11 @@ true_rate = lab.use("true_rate")
 actual = np.mean([truth[name] for name in drawn_names])
 print(t("l09.corrected", seen=100 * reported, true=100 * true_rate(reported, 0.9, 0.97), actual=100 * actual))
 
-# %% [markdown] lang="en" uid="true-rate-read"
+# %% [markdown] lang="en" uid="true-rate-read" pair="53d46342"
 # **Reading.** Good inspectors still make a 2 % lot look like a 5 % one: false alarms weigh most where defects are rare. So both shares must be measured, by planting pictures whose state you know. Here the whole lot is planted, and a third inspector
 # takes part: the filter itself, "defective" below its threshold. The same table is what you owe anybody to whom you offer a VLM as a judge.
 
-# %% [markdown] lang="ja" uid="true-rate-read"
+# %% [markdown] lang="ja" uid="true-rate-read" pair="cd41a6b7"
 # **読み取り。** 優秀な検査員でも、不良率2%のロットが5%ほどに見えます。不良が少ないほど、誤報の比重が大きくなるからです。だから感度と特異度は、状態の分かっている画像を混ぜて測らなければなりません。ここではロット全体を使い、3人目の検査員として
 # フィルタ自身も加えます(しきい値未満を「不良」と判定します)。VLM を評価役として提案するときも、相手に示すべきなのはこの表です。
 
@@ -521,7 +521,7 @@ def share(k, n):
 rows = [[who, share(*noticed), share(*let_through)] for who, (noticed, let_through) in seeded_truth(planted, truth).items()]
 show(*table([t("l09.inspector"), t("l09.sensitivity"), t("l09.specificity")], rows))
 
-# %% [markdown] lang="en" uid="bound"
+# %% [markdown] lang="en" uid="bound" pair="a9db8842"
 # **Reading.** Two things stand in this table. The intervals of the sensitivity are wide, because few defects were planted: to pin it down to ten points takes about sixty of them. And the filter, asked as an inspector, misses hardly anything but throws away many good pictures: fine as a
 # filter (the price is yield), useless as the person who reports the rate. An instrument is good *for something*.
 #
@@ -529,7 +529,7 @@ show(*table([t("l09.inspector"), t("l09.sensitivity"), t("l09.specificity")], ro
 # $P(\mathrm{Bin}(n, p) \le d) = 1 - C$. Write `upper_bound` by halving an interval, or by a quantile of the beta distribution. By hand: no defect in 1 picture, $C = 0.95$,
 # excludes only rates above 0.95.
 
-# %% [markdown] lang="ja" uid="bound"
+# %% [markdown] lang="ja" uid="bound" pair="79711262"
 # **読み取り。** この表から2つのことが分かります。感度の区間が広いのは、混ぜた不良が少ないからです。10ポイントの精度で知るには、およそ60枚の不良が要ります。また、フィルタを検査員として見ると、見落としはほとんどありませんが、良品を多く落とします。フィルタとしては
 # 問題なくても(代償は歩留まりです)、不良率を報告する役には向きません。道具の良し悪しは、*何に使うか*で決まります。
 #
@@ -603,7 +603,7 @@ lab.claim("corrected_covers", **only)
 lab.claim("reported_misses", **only)
 lab.claim("clustered_misses", **only)
 
-# %% [markdown] lang="en" uid="coverage-read"
+# %% [markdown] lang="en" uid="coverage-read" pair="69ce0508"
 # **Reading.** The textbook interval, $\hat p \pm 1.96$ standard errors, fails exactly where quality work happens: at 1 % it is right about half of the time, because a sample without
 # defects gives an interval of width zero. The exact one never promises too much, and is wider for it: averaged over the rates it is right about 97.5 % of the time, so a hope like "93 to 97 %" is *not* met from above. Wilson's is right on average, not at every rate.
 #
@@ -612,7 +612,7 @@ lab.claim("clustered_misses", **only)
 #
 # Now the decision and the signature. The record holds plan, seed, counts, interval, hashes and versions; maker and checker are two people, and the maker is none of the inspectors. Then we cheat a little.
 
-# %% [markdown] lang="ja" uid="coverage-read"
+# %% [markdown] lang="ja" uid="coverage-read" pair="43241a1b"
 # **読み取り。** 教科書の区間 $\hat p \pm 1.96$ × 標準誤差は、品質管理で肝心な領域で破綻します。不良率1%では、当たるのは半分程度です。不良が1枚も出なければ、区間の幅が
 # ゼロになるからです。厳密な区間は過大な約束をしませんが、その分だけ広くなります。平均すると97.5%ほど当たるので、「93〜97%」という期待を*上に*外れます。ウィルソンの区間は平均すれば正しいものの、どの不良率でも正しいわけではありません。
 #
@@ -651,14 +651,14 @@ found = record_problems(forged, seal=record["seal"], lang=lang)
 show(*table([t("l09.forgery")], [[line] for line in found]))
 lab.verdict(t("l09.tamper"), any("inspection.major" in line for line in found) and not record_problems(record))
 
-# %% [markdown] lang="en" uid="sign-read"
+# %% [markdown] lang="en" uid="sign-read" pair="73225681"
 # **Reading.** The edited field is named, and because the counts follow from the verdicts, the contradiction is named as well. A hash is no signature: who knows the program could seal
 # anew. That is why the seal is kept in a second place, an e-mail to the customer for example. The page `record.html` beside the lot is your certificate of work.
 #
 # The same tool works on any folder, all in one step: `labkit inspect FOLDER --plan bad=0.02 --maker A --checker B` draws the sample, opens the inspection page, waits for the verdicts and writes the record. What if two inspectors disagree? The record lists the pictures and Krippendorff's alpha; a third person looks at those alone, and
 # `--policy majority` decides. If one person looks twice, `--repeats last` counts the second look and reports how often it agreed with the first: who contradicts oneself cannot be reconciled with others.
 
-# %% [markdown] lang="ja" uid="sign-read"
+# %% [markdown] lang="ja" uid="sign-read" pair="cccf0905"
 # **読み取り。** 書き換えた項目の名前が示され、件数は判定から計算できるので、その矛盾も指摘されます。ただしハッシュは署名ではありません。プログラムを知っている人なら、封印をやり直せます。
 # だからこそ封印の値を、顧客へのメールなど別の場所にも残します。ロットの隣にある `record.html` が、あなたの作業証明書です。
 #
@@ -713,12 +713,13 @@ half = 1.96 * over.std() / len(over) ** 0.5
 about = {"value": over.mean(), "interval": (over.mean() - half, over.mean() + half), "seeds": [seed]}
 lab.claim("certificate_holds", **only)
 lab.claim("old_threshold_void", measured=t("l09.m_void"), **about)
+lab.claim("yield_collapses", measured=t("l09.m_yield"), value=through.mean() - certificate.passes, seeds=[seed])
 
-# %% [markdown] lang="en" uid="tuned"
+# %% [markdown] lang="en" uid="tuned" pair="47f93b64"
 # And if the model was not replaced but *tuned*, with the filter's own judge as the teacher? That is lesson 06: its first stage trained an adapter on pairs that PortraitCLIP had chosen. The study certified a threshold on portrait-sd-base, attached that adapter, and audited again. Each picture below counts $-\alpha$ if it passes and is good, $1 - \alpha$ if it passes and is defective, 0 if it is refused; the mean is
 # above zero exactly where more defects pass than was certified. The star is your run.
 
-# %% [markdown] lang="ja" uid="tuned"
+# %% [markdown] lang="ja" uid="tuned" pair="028c08c0"
 # では、モデルの差し替えではなく、フィルタ自身の評価役を先生にして*チューニング*した場合はどうでしょうか。これがレッスン06です。第1段階のアダプタは、PortraitCLIP が選んだペアで学習しました。記録済みの実験では、portrait-sd-base でしきい値を保証し、このアダプタを付けて、もう一度監査しました。図では、通過した良品を $-\alpha$、通過した不良を $1 - \alpha$、落とした画像を0として
 # 平均します。平均が0を超えるのは、保証を超える不良が通過しているときに限ります。星印はあなたの実行結果です。
 
@@ -757,20 +758,24 @@ on_record(
 lab.claim("tuned_threshold_void", **only)
 lab.claim("tuned_shifts", **only)
 
-# %% [markdown] lang="en" uid="change-read"
-# **Reading.** The gate refuses to use the threshold, and rightly. A score is a promise about a *mixture*: among the old pictures a score of this height was nearly always a good one; the other
-# checkpoint's errors are other errors, with other scores, and far more of them. Any change of model, adapter, prompts, steps or filter is a new process: back to 100 %
-# inspection, and a new calibration.
+# %% [markdown] lang="en" uid="change-read" pair="d58c5302"
+# **Reading.** The gate refuses to use the threshold, by the hash of the model. Would anything have happened without it? Not what one expects: *no* more defects pass than was promised. Nineteen of twenty pictures of the other checkpoint are defective, the judge sees it, and hardly anything passes at all: the yield falls from about 83 % to
+# 5 %. The claim is **contradicted**, and the reason matters. This judge reads exactly the attributes that an order names, so this kind of defect cannot hide from it. What breaks is the other half of the plan: nineteen pictures are drawn for each one that ships, and a sample of 60 will never be full.
+#
+# Nor is a promise safe because nothing ships. The few pictures that passed prove little (no defect among 7 still allows 41 %), and a judge with a blind spot would have shown another picture. Any change of model, adapter, prompts, steps or filter is a new process: back to 100 % inspection, and a new calibration. *Try it*: lower the threshold in the cell
+# above to 0.6, as a calibration set with a few lucky labels would have done, and count what passes then.
 #
 # The lower rows are the case that practice knows best: somebody improves the model *against the very score that guards it*. Two things can happen. If the model really became better, more pictures pass and the promise may even still hold, but nobody knows that before the audit. If it learnt to please the judge (lesson 06's warm
 # colours), more pass and more of them are bad. Look at the figure for which of the two it was, and note that in both cases the old certificate is void: it was signed for other pictures.
 #
 # A hash only knows what one tells it. Light, orders and suppliers change without one. So a monitor has to watch.
 
-# %% [markdown] lang="ja" uid="change-read"
-# **読み取り。** ゲートはしきい値の使用を拒否します。これは正しい動作です。得点の意味は、画像の*混ざり方*で決まります。元のモデルでは、この得点の画像はほぼ良品でした。別のチェックポイントは
-# 違う誤り方をし、得点の付き方も違い、誤りの数もはるかに多いのです。モデル、アダプタ、プロンプト、ステップ数、フィルタのどれかが変われば、新しい工程です。全数検査に戻り、
-# 校正をやり直します。
+# %% [markdown] lang="ja" uid="change-read" pair="ad643cb2"
+# **読み取り。** ゲートはモデルのハッシュを見て、しきい値の使用を拒否します。もし拒否しなかったら、何が起きたでしょうか。予想とは違い、約束を超える不良は通過*しません*。別のチェックポイントの画像は20枚中19枚が不良ですが、評価役がそれを見抜くので、ほとんど何も通過しないのです。歩留まりは約83%から5%に
+# 落ちます。主張は**否定されました**。理由が大切です。この評価役は注文に書かれた属性そのものを読むので、この種の不良は隠れられません。壊れるのは計画のもう半分です。1枚出荷するのに19枚描くことになり、60枚の抜き取りはいつまでも揃いません。
+#
+# また、出荷がほとんどないから安全、ともいえません。通過した数枚では証拠になりませんし(7枚中0枚でも、不良率は41%までありえます)、評価役に盲点があれば、結果は違っていたでしょう。モデル、アダプタ、プロンプト、ステップ数、フィルタのどれかが変われば、新しい工程です。全数検査に戻り、校正をやり直します。
+# *試してみましょう*。校正用のラベルが少し幸運だった場合を想定して、上のセルのしきい値を0.6に下げ、何が通過するかを数えてください。
 #
 # 図の下側の行は、実務で最もよくある場合です。誰かが、*番人であるはずの得点そのものを目標にして*モデルを改良しました。結果は2通りあります。本当に良くなったのなら、通過する画像が増え、約束も守られるかもしれません。ただし、監査するまでは誰にも分かりません。評価役に気に入られることを覚えただけなら(レッスン06の暖色がそうでした)、
 # 通過する画像が増え、その中の不良も増えます。どちらだったかを図で確かめてください。いずれにしても、古い証明書は無効です。別の画像に対して署名されたものだからです。
@@ -891,12 +896,12 @@ curve_with_interval(
     ylim=(0, 1.15 * fixed_n),
 )
 
-# %% [markdown] lang="en" uid="sprt-read"
+# %% [markdown] lang="en" uid="sprt-read" pair="db4f9135"
 # **Reading.** At every rate the sequential test needs fewer looks on average than the single plan of 132, and fewest where it matters: a clean lot is through after about 55 pictures, a bad one of 10 % is stopped after 29. It is dearest in between, where nobody could say anyway. The price: nobody knows beforehand how long an
 # inspection takes, and single lots can take longer; hence the truncation. The recorded study walked 4,000 lots at each of 30 rates and found the same. It also let 1,000 managers look at a good process after each of 300 pictures: the bet kept its word (about 97 % of them never heard a false alarm), the test made for one look frightened about
 # three in ten.
 
-# %% [markdown] lang="ja" uid="sprt-read"
+# %% [markdown] lang="ja" uid="sprt-read" pair="fb3f6862"
 # **読み取り。** どの不良率でも、逐次検定の平均検査枚数は、一回抜き取りの132枚より少なくて済みます。特に効くのは大事な場面です。不良のないロットは約55枚で合格し、不良率10%のロットは29枚で止まります。枚数が最も多いのはその中間で、そこはどのみち白黒の付けにくい領域です。代償は、検査にかかる
 # 時間を前もって決められず、ロットによっては長引くことです。だから打ち切りを設けます。記録済みの実験でも、30通りの不良率で4,000ロットずつ試して同じ結果でした。また、良好な工程を300枚、1枚ごとに確認する管理者を1,000人シミュレーションしました。賭けは約束を守り(約97%の人は誤報を聞きません)、1回だけ見るための検定では、10人に3人が
 # 誤報を聞きました。
@@ -993,7 +998,7 @@ curve_with_interval(
     log_y=True,
 )
 
-# %% [markdown] lang="en" uid="money-read"
+# %% [markdown] lang="en" uid="money-read" pair="2d6f9a71"
 # **Reading.** What an escaped defect costs decides; prices of electricity and scoring hardly show. That is the article's thesis, *within these ranges*. The recorded study drew 400 pilots at random from them, for three seeds: a verification term was the widest bar in every one. It drew 400 more for low stakes (an escape
 # costs 5 to 100 yen, a picture 5 to 100 yen to make), and there the model's terms are the widest: who delivers pictures whose defects cost nothing will see another chart.
 #
@@ -1004,7 +1009,7 @@ curve_with_interval(
 # Train or search? Instead of training one can draw $N$ candidates per picture and keep the best. Training pays from $M^* = \mathrm{NFE}_{\mathrm{train}} / ((N-1)\,T)$ pictures on; a pilot of a
 # few hundred pictures is often cheaper with search. This is "start small" as a formula.
 
-# %% [markdown] lang="ja" uid="money-read"
+# %% [markdown] lang="ja" uid="money-read" pair="63886579"
 # **読み取り。** 決め手は、流出した不良1枚の損失です。電気代や採点の費用はほとんど表れません。記事の主張どおりですが、あくまで*この範囲では*という条件付きです。記録済みの実験では、この範囲から無作為に400通りの事業を作り、3つのシードで繰り返しました。どの事業でも、最も広い棒は検証の項でした。さらに、損失の小さい
 # 場合(流出の損失が1枚5〜100円、生成費用も1枚5〜100円)を400通り作ると、最も広い棒はモデルの項に変わります。不良が損失にならない画像なら、図は別のものになるのです。
 #
@@ -1015,7 +1020,7 @@ curve_with_interval(
 # 学習と探索はどちらが得でしょうか。学習の代わりに、1枚につき $N$ 枚の候補を描いて最良のものを選ぶこともできます。学習が得になるのは
 # $M^* = \mathrm{NFE}_{\mathrm{train}} / ((N-1)\,T)$ 枚からです。数百枚の実証なら、探索の方が安いことも少なくありません。「小さく始める」を式にすると、こうなります。
 
-# %% [markdown] lang="en" uid="small"
+# %% [markdown] lang="en" uid="small" pair="75bb4b6e"
 # ## 9. Small data, on your own premises
 #
 # "We have only a hundred examples, and they must not leave the house." The articles answer that small data works with transfer learning and a well-designed evaluation, and that the data can stay. Both are numbers.
@@ -1023,7 +1028,7 @@ curve_with_interval(
 # What is trained is not the model but an *adapter*: low-rank matrices beside the attention weights (LoRA, lesson 05), about a tenth of the weights at rank 16. What is shown to it are *pairs*: of two pictures of one order a judge says which is better, for a person a matter of seconds. The study trained the same 24 steps on 50, 100 and 200 pairs and asked a judge that had not
 # chosen them, on 48 orders that no pair contains. What do fifty pairs bring?
 
-# %% [markdown] lang="ja" uid="small"
+# %% [markdown] lang="ja" uid="small" pair="9724bdde"
 # ## 9. 少ないデータで、社内だけで
 #
 # 「手元には100件しかなく、社外に出すこともできません。」記事の答えは、転移学習と丁寧な評価設計があれば少ないデータでも機能し、データは社内に置いたままにできる、というものです。どちらも数値で確かめられます。
@@ -1069,13 +1074,13 @@ lab.claim("fifty_pairs_help", **only)
 lab.claim("two_hundred_pairs_help", **only)
 lab.claim("more_pairs_help", **only)
 
-# %% [markdown] lang="en" uid="small-read"
+# %% [markdown] lang="en" uid="small-read" pair="dce6105c"
 # **Reading.** Read the intervals, not the points: 48 orders cannot show a gain below a few hundredths. In 24 steps of ten pairs an adapter sees 240 pairs, so fifty come round five times and two hundred about once; where more pairs add nothing, the steps were the limit and not the data. What the figure cannot say is
 # whether your customers agree with the judge. For that, keep twenty of your own pairs aside and count (lesson 05).
 #
 # On the premises: the run above trained with every connection refused, and nobody asked for one. Weights, pairs and judge were files on this machine. The adapter's hash makes another process of the same base, so the record of section 5 does not cover its pictures: small data makes training cheap, not inspection.
 
-# %% [markdown] lang="ja" uid="small-read"
+# %% [markdown] lang="ja" uid="small-read" pair="903ab117"
 # **読み取り。** 点ではなく区間を見てください。48件の注文では、百分の数程度より小さな差は見えません。10組ずつ24ステップの学習で、アダプタが見るのは延べ240組です。50組なら5回ずつ、200組ならほぼ1回ずつです。組を増やしても効果が変わらない場合、足りないのはデータではなくステップ数です。この図から分からないのは、
 # 顧客が評価役と同じ意見かどうかです。それを知るには、自社のペアを20組ほど学習に使わずに取っておき、正解率を数えます(レッスン05)。
 #
@@ -1113,13 +1118,13 @@ print(t("l09.my_plan", n=my_n, c=my_c, risk=100 * my_risk, good=100 * my_good, r
 print(t("l09.met") if my_risk <= 0.1 else t("l09.not_met"))
 print(t("l09.best_plan", roi=max(allowed)[0], ahead=max(allowed)[0] - my_roi))
 
-# %% [markdown] lang="en" uid="project"
+# %% [markdown] lang="en" uid="project" pair="349301c3"
 # ## 11. Closing project
 #
 # Take a folder of 100 or more pictures of your own (generated or photographed) and ship it with `labkit inspect`. Hand in three things: the record, its page, and half a page of text to the customer. An instructor marks it in five minutes with the sheet below, one minute per line; the next cell also writes it as a page to print.
 # There is no single right plan. What counts is that each number has a reason, and that each promise has an end.
 
-# %% [markdown] lang="ja" uid="project"
+# %% [markdown] lang="ja" uid="project" pair="57c395c8"
 # ## 11. 修了プロジェクト
 #
 # 自分の画像を100枚以上集めたフォルダー(生成画像でも写真でもかまいません)を用意し、`labkit inspect` で出荷してください。提出物は、記録、そのページ、そして顧客に宛てた半ページの説明の3点です。講師は下の採点表を使い、1行1分、合計5分で採点します。次のセルは、印刷用のページも書き出します。
