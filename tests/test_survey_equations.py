@@ -238,6 +238,8 @@ def test_the_divergence_of_best_of_n_is_that_of_its_weights():
 
 def test_laws_and_accounts():
     assert eq.overoptimisation(np.array([0.0, 4.0]), 1.0, 0.2, search=True).tolist() == pytest.approx([0.0, 1.2])
-    assert float(eq.overoptimisation(np.array(4.0), 1.0, 0.2, search=False)) == pytest.approx(2 * (1 - 0.2 * math.log(2)))
+    assert float(eq.overoptimisation(np.array(4.0), 1.0, 0.2, search=False)) == pytest.approx(
+        2 * (1 - 0.2 * math.log(2))
+    )
     assert eq.break_even(76_000, 10, 40) == pytest.approx(2533.3, abs=0.1)  # 76,000 NFE against best of 4 at 10 steps
     assert math.isinf(eq.break_even(100, 10, 10))

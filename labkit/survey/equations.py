@@ -1,4 +1,4 @@
-"""The families of the survey (arXiv 2409.07253) as functions: one equation each, the one that contenders and checks use.
+"""The families of the survey (arXiv 2409.07253) as functions: one equation each, as contenders and checks use it.
 
 Notation: x_t a noisy latent of D elements, eps the (guided) noise prediction, abar = alpha_bar_t; r a reward, A an
 advantage; P prompts with N images each. Every log-probability is the SUM over the D elements of an image, in float32;
@@ -51,13 +51,15 @@ def best_of_n_weights(scores: Sequence[float] | np.ndarray, n: int) -> np.ndarra
     return (np.bincount(group, weights) / np.bincount(group))[group]
 
 
-def best_of_n(scores: Sequence[float] | np.ndarray, n: int, values: Sequence[float] | np.ndarray | None = None) -> float:
+def best_of_n(
+    scores: Sequence[float] | np.ndarray, n: int, values: Sequence[float] | np.ndarray | None = None
+) -> float:
     """Expected value of the best of n: of its score, or of what other judges say of it (values [M])."""
     return float(best_of_n_weights(scores, n) @ np.asarray(scores if values is None else values, dtype=float))
 
 
 def best_of_n_kl(n: int) -> float:
-    """KL of best-of-n from the base for scores without ties: log n - (n - 1) / n, in nats (arXiv 2112.09332, app. I)."""
+    """KL of best-of-n from the base for scores without ties: log n - (n - 1) / n, in nats (2112.09332, appendix I)."""
     if n < 1:
         raise ValueError(f"n is {n}, expected at least 1")
     return math.log(n) - (n - 1) / n
@@ -119,7 +121,7 @@ def raft_weights(rewards: Tensor, keep: int = 1) -> Tensor:
 
 
 def rwr_weights(rewards: Tensor, temperature: float) -> Tensor:
-    """Reward-weighted regression: w proportional to exp(r / temperature) (w_RWR of DDPO, arXiv 2305.13301, section 4.1).
+    """Reward-weighted regression: w proportional to exp(r / temperature) (w_RWR of arXiv 2305.13301, section 4.1).
 
     rewards [P, N] -> weights of mean 1 within every prompt, so that an easy prompt does not outweigh a hard one.
     """
