@@ -39,6 +39,7 @@ class Entry:
         per_image: NFE of every delivered picture, decoding included. seen: "gradient", "scores" or "pairs".
         deliver: (prompts, seed) -> latents [P, C, h, w]. ledger: counts what deliveries cost.
         extra: what a search looked at, of the latest delivery.
+        middle: deliver, after half of the updates; None for searches, preferences and runs that were resumed later.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Entry:
     deliver: Deliver
     ledger: NFELedger
     extra: dict[str, Tensor] = field(default_factory=dict)
+    middle: Deliver | None = None
 
 
 METHODS = {"raft": trained.raft, "rwr": trained.rwr, "ddpo": trained.ddpo, "grpo": trained.ddpo}
@@ -91,17 +93,18 @@ def enter(
         allowance = plain + nfe / delivered
         deliver, per_image, extra = _search(name, pipe, reward, allowance, settings, price, ledger)
         return Entry(name, None, [], 0.0, 0.0, per_image, seen, deliver, ledger, extra)
-    state, log = None, []
+    state, middle, log = None, None, []
     if name in PREFERENCES:
         state, log = _preferences(name, pipe, prompts, reward, nfe, seed, settings, folder, gold, callback)
     elif name != "base":
         updates = updates_for(nfe, trained.update_price(name, settings, price) * world_size(), name)
         with Policy(pipe, prompts, reward, seed=seed, settings=settings, folder=folder, gold=gold) as policy:
             log = policy.run(METHODS[name], updates, name=name, callback=callback, save_every=save_every)
-            state = policy.state()
+            state, middle = policy.state(), policy.middle
     spent = log[-1] if log else {"nfe": 0.0, "queries": 0.0}
     deliver = partial(_deliver, pipe, state, settings, ledger)
-    return Entry(name, state, log, spent["nfe"], spent["queries"], plain, seen, deliver, ledger)
+    halfway = None if middle is None else partial(_deliver, pipe, middle, settings, ledger)
+    return Entry(name, state, log, spent["nfe"], spent["queries"], plain, seen, deliver, ledger, middle=halfway)
 
 
 def _deliver(pipe, state, settings: Settings, ledger: NFELedger, prompts: Sequence[str], seed: int) -> Tensor:

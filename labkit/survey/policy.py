@@ -178,6 +178,7 @@ class Policy:
         self.parameters = adapter_parameters(pipe.unet, ADAPTER)
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=settings.lr, weight_decay=0.0)
         self.old: dict[str, Tensor] | None = None  # NFT's older policy
+        self.middle: dict[str, Tensor] | None = None  # the adapter after half of the updates
         self.ledger, self.done, self.log = NFELedger(pipe), 0, []
         with torch.no_grad():
             self.all_conditions = encode_prompts(pipe, self.prompts)
@@ -262,6 +263,8 @@ class Policy:
             with self._open():
                 record = method(self, self.done)
             self.done += 1
+            if self.done == (updates + 1) // 2:
+                self.middle = self.state()
             self.log.append({"update": self.done, **record, **self.costs()})
             if (
                 self.folder is not None
