@@ -20,7 +20,9 @@ from labkit.diffusion import (
     sample_latents,
 )
 from labkit.diffusion.adapters import adapter_parameters
-from labkit.survey import BudgetError, Policy, Settings, enter, path_divergence, prices
+from labkit.models import load_pipeline
+from labkit.models.sd_layout import write_layout
+from labkit.survey import CONTENDERS, BudgetError, Policy, Settings, enter, path_divergence, prices
 from labkit.survey.arena import METHODS
 from labkit.survey.trained import update_price
 
@@ -382,3 +384,25 @@ def test_groups_of_one_are_refused_before_anything_runs():
         Settings(k=9)
     with pytest.raises(ValueError, match="no contender 'ppo'"):
         enter("ppo", None, PROMPTS, reward, nfe=1, seed=0)
+
+
+@pytest.mark.optin
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_one_step_of_every_contender_on_the_module_tree_of_stable_diffusion(tmp_path, name):
+    """Random weights, guidance as on the gpu tier, one prompt, one update."""
+    sd15 = load_pipeline("gpu", device="cpu", folder=write_layout(tmp_path / "model"))
+    settings = Settings(
+        steps=2, prompts=1, group=2, rank=2, draws=1, trained_steps=1, k=1, checks=1, candidates=2, batch=2,
+        guidance_scale=3.0, precision="fp32",
+    )  # fmt: skip
+
+    def red(images, prompts):
+        return images[:, 0].mean((1, 2))
+
+    price = prices(sd15)
+    needed = {"dpo": 400 + 20 * price.decode, "kto": 400 + 20 * price.decode}
+    nfe = needed.get(name) or (update_price(name, settings, price) if name in METHODS else 60 + 10 * price.decode)
+    entry = enter(name, sd15, ["a red hat", "a blue hat"], red, nfe=nfe, delivered=1, seed=0, settings=settings)
+    latents = entry.deliver(["a red hat"], 1)
+    assert latents.shape[0] == 1 and bool(torch.isfinite(latents).all())
+    assert entry.training <= nfe and (entry.state is None) == (name not in METHODS and name not in needed)

@@ -158,9 +158,8 @@ def unit(arm: str, seed: int, sizes: SimpleNamespace) -> dict[str, np.ndarray]:
     found = judged(look(latents), test, kind, seed, sizes) | paths
     for half in halves:
         found |= {f"{metric}.half": half[metric] for metric in ("gold", "proxy", "diversity")}
-    found |= {
-        "nfe": np.array([entry.training]), "queries": np.array([entry.queries]), "per_image": np.array([entry.per_image])
-    }  # fmt: skip
+    costs = {"nfe": entry.training, "queries": entry.queries, "per_image": entry.per_image}
+    found |= {metric: np.array([value]) for metric, value in costs.items()}
     if len(entry.log) > 1:
         seen = [record for record in entry.log if "gold" in record]
         found |= {f"curve.{key}": np.array([r[key] for r in seen]) for key in ("nfe", "proxy", "gold")}

@@ -271,8 +271,9 @@ from labkit.survey import best_of_n_kl, best_of_n_weights
 proxy = l08.proxy_of("main", lab.seed, sizes)
 pool_scores = scores_of(proxy)
 counts = range(1, n_all + 1)
-by_proxy = np.array([np.mean([best_of_n(row.double().numpy(), n) for row in pool_scores]) for n in counts])
-chosen = [np.mean([best_of_n_weights(p, n) @ g for p, g in zip(pool_scores, gold, strict=True)]) for n in counts]
+rows = list(zip(pool_scores.double().numpy(), gold.double().numpy(), strict=True))
+by_proxy = np.array([np.mean([best_of_n(scores, n) for scores, _ in rows]) for n in counts])
+chosen = [np.mean([best_of_n_weights(scores, n) @ truth for scores, truth in rows]) for n in counts]
 by_gold = (np.array(chosen) - chosen[0]) / float(gold.std())
 distance = [best_of_n_kl(n) ** 0.5 for n in counts]
 curve_with_interval(
@@ -365,10 +366,12 @@ group_advantage = lab.use("group_advantage")
 groups = [2, 3, 4, 6, 8, 12]
 generator = lab.generator(1)
 lost = []
+# en: one-dimensional pictures x from N(0, 1), reward 3 + x / 2; the gradient of log p is x
+# ja: 1次元の画像 x(N(0, 1) に従う)、報酬は 3 + x / 2。log p の勾配は x です
 for n in groups:
     slope = []
-    for _ in range(400):  # en: one-dimensional pictures x ~ N(0, 1), reward 3 + x / 2; d log p = x
-        x = torch.randn(1, n, generator=generator)  # ja: 1次元の画像 x ~ N(0, 1)、報酬 3 + x / 2、d log p = x
+    for _ in range(400):
+        x = torch.randn(1, n, generator=generator)
         slope.append(float((group_advantage(3 + x / 2) * x).mean()))
     lost.append(float(np.std(slope) / np.hypot(np.std(slope), np.mean(slope))))
 curve_with_interval(
@@ -503,26 +506,28 @@ curve_with_interval(
 #
 # 舵を取るもう1つの方法が**誘導**です。各ステップに報酬の勾配を加えます。強力ですが、毎ステップ U-Net とデコーダを逆伝播するので高くつき、データから外れることもあります。
 
-# %% [markdown] lang="en" uid="race" pair="07515d30"
+# %% [markdown] lang="en" uid="race" pair="d1c03522"
 # ## 8. The race
 #
-# Three contenders run live, each within a minute on a laptop, over the recorded race of all fourteen. The default three stand for the three ways to use a reward: copy your best (RAFT), climb the gradient (DRaFT), select (best-of-N, from the pool above). Replace them by any of `l08.STUDY.arms`; the prediction comes first.
+# Three contenders run live, each within a minute on a laptop, over the recorded race of all fourteen. The default three stand for the three ways to use a reward: copy your best (RAFT), climb the gradient (DRaFT), select (best-of-N, from the pool above). Add any of `labkit.survey.CONTENDERS` to `live`; the prediction comes first.
 
-# %% [markdown] lang="ja" uid="race" pair="03e276ae"
+# %% [markdown] lang="ja" uid="race" pair="f14de718"
 # ## 8. 競技
 #
-# 3つの手法を、ノートパソコンでも1つ1分以内で実行し、14手法の記録済みの競技に重ねます。既定の3つは、報酬の使い方の3通りを代表しています。自分の最良をまねる(RAFT)、勾配を登る(DRaFT)、選ぶ(best-of-N。上のプールを使います)。`l08.STUDY.arms` のどれに替えてもかまいません。実行の前に予想してください。
+# 3つの手法を、ノートパソコンでも1つ1分以内で実行し、14手法の記録済みの競技に重ねます。既定の3つは、報酬の使い方の3通りを代表しています。自分の最良をまねる(RAFT)、勾配を登る(DRaFT)、選ぶ(best-of-N。上のプールを使います)。`labkit.survey.CONTENDERS` の名前を `live` に足してもかまいません。実行の前に予想してください。
 
 # %% uid="race-run" tags=["slow"]
-trained_two = ["raft", "draft"]
+live = ["raft", "draft"]
 mine, logs, costs = {}, {}, {}
-for name in lab.progress_bar(trained_two, t("l08.contender"), len(trained_two)):
+for name in lab.progress_bar(live, t("l08.contender"), len(live)):
     mine[name], logs[name], costs[name] = lab.keep("race", compete, name)
 best = pool_scores.argmax(1)
 mine["best_of_n"] = pool[torch.arange(len(test)), best]
 verdicts = {name: judged(images) for name, images in {"base": base_images, **mine}.items()}
-series = {name: [record["proxy"] for record in log if "proxy" in record] for name, log in logs.items()}
-spent = {name: [record["nfe"] for record in log if "proxy" in record] for name, log in logs.items()}
+watched = {name: [record for record in log if "gold" in record] for name, log in logs.items()}
+watched = {name: log for name, log in watched.items() if len(log) > 1}
+series = {name: [record["proxy"] for record in log] for name, log in watched.items()}
+spent = {name: [record["nfe"] for record in log] for name, log in watched.items()}
 grid = np.linspace(max(s[0] for s in spent.values()), min(s[-1] for s in spent.values()), 12)
 lines = {name: np.interp(grid, spent[name], series[name]) for name in series}
 curve_with_interval(
@@ -562,7 +567,7 @@ lab.claim("draft_first", reason=t("l08.only_recorded"))
 value = unconfirmed["draft"] - unconfirmed["raft"]
 what = t("l08.m_gain", what=t("l08.unconfirmed"), prompts=len(test))
 lab.claim("draft_hacks", measured=what, value=value, seeds=[lab.seed])
-least = max(gain[name]["diversity"] for name in trained_two)
+least = max(gain[name]["diversity"] for name in live)
 what = t("l08.m_gain", what=t("l08.diversity"), prompts=len(test))
 lab.claim("diversity_falls", measured=what, value=least, seeds=[lab.seed])
 value = gain["draft"]["gold"] - gain["best_of_n"]["gold"]
