@@ -21,6 +21,9 @@ lab = start("08", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # | task, safety, preference | gold: an exact judge on these three axes | `gold` |
 # | methods | contenders, behind one call | `enter` |
 # | cost | NFE: forward passes of the U-Net, decoding included | `nfe` |
+#
+# **State of the evidence.** The study of this lesson (`labkit study run 08`) is written and not recorded yet: charts show your own run alone, and claims that need several seeds stay open.
+# The readings say what the methods' papers and the derivations lead one to expect, and where to look; where your charts disagree, believe your charts.
 
 # %% [markdown] lang="ja" uid="article" pair="9d57da91"
 # このレッスンで読む記事は「拡散モデルのアラインメント」で、サーベイ論文 *Alignment of Diffusion Models: Fundamentals, Challenges, and Future*([arXiv 2409.07253](https://arxiv.org/abs/2409.07253))を紹介しています。ここでは3つの主張を
@@ -33,6 +36,9 @@ lab = start("08", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # | タスク適合性、安全性、選好 | 正解スコア: この三軸を正確に読む評価役 | `gold` |
 # | 手法 | 競技者。1つの関数で呼び出す | `enter` |
 # | コスト | NFE: デコードも含めた U-Net の順伝播の回数 | `nfe` |
+#
+# **裏付けの状況。** このレッスンの実験(`labkit study run 08`)はまだ記録されていません。グラフに出るのは自分の実行結果だけで、複数のシードが要る主張は未判定のままです。
+# 「図の見方」に書いたのは、論文と導出から予想されることと、見るべき場所です。グラフと食い違うときは、グラフのほうを信じてください。
 
 # %% [markdown] lang="en" uid="first" pair="f088a0be"
 # ## 1. One picture first
