@@ -343,3 +343,15 @@ def test_the_command_records_in_several_processes_what_one_process_gives(tmp_pat
         pytest.skip("no lesson has a study yet")
     assert multiprocessing.get_all_start_methods()
     assert callable(_in_processes)
+
+
+def test_undecided_claims_of_a_lesson_name_the_seeds_that_they_need():
+    from labkit.course.claim_file import declared
+    from labkit.course.evidence import evidence, undecided
+
+    for lesson in ("06", "07"):
+        lines = undecided(lesson)
+        known = {name: evidence(claim) for name, claim in declared(lesson).items()}
+        open_ones = [name for name, one in known.items() if one is not None and one.verdict == "undecided"]
+        assert [line.split()[0] for line in lines] == [name.split(".", 1)[1] for name in open_ones]
+        assert all(line.endswith("seeds)") for line in lines)

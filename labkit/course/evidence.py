@@ -97,3 +97,17 @@ def changed_verdicts(lesson: str) -> list[str]:
                 f"{claim.id}: declares {claim.verdict}, the recorded study says {known.verdict} ({known.text()})"
             )
     return lines
+
+
+BUDGET = 4.0  # CPU hours of one study; only where they are spent may a claim stay undecided
+
+
+def undecided(lesson: str) -> list[str]:
+    """Claims that the recorded study leaves open, with the seeds that a verdict would take: "order_matters (about 13
+    seeds)". Claims whose arms are not recorded yet are left out."""
+    found = {claim.id: evidence(claim) for claim in declared(lesson).values()}
+    return [
+        f"{name.split('.', 1)[1]} (about {known.seeds_needed or '?'} seeds)"
+        for name, known in found.items()
+        if known is not None and known.verdict == "undecided"
+    ]

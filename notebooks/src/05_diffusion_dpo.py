@@ -177,7 +177,7 @@ scatter(panels, t("l05.toy_title"))
 # %% uid="aligned-density" tags=["exercise"] exercise="aligned_density"
 def aligned_density(p_ref, reward, beta):
     """en: p* on a grid: p_ref [n] sums to 1, reward [n], beta > 0 (may be as small as 0.01) -> [n], sums to 1.
-    ja: 格子上の p* です。p_ref [n](合計1)、reward [n]、beta > 0(0.01 のこともあります)から [n](合計1)を返します。
+    ja: 格子上の p* です。p_ref [n](合計1)、reward [n]、beta > 0(0.01のこともあります)から [n](合計1)を返します。
     """
     # BEGIN SOLUTION
     return torch.softmax(p_ref.log() + reward / beta, 0)
@@ -378,7 +378,7 @@ safe_scale = lab.use("safe_scale")
 # %% uid="all-losses"
 def my_sdpo(p):
     """en: Your loss at kappa 10; only the share lambda of the loser's error carries a gradient.
-    ja: κ = 10 の自分の損失です。敗者の誤差のうち、割合 lambda だけに勾配を流します。
+    ja: κ = 10の自分の損失です。敗者の誤差のうち、割合 lambda だけに勾配を流します。
     """
     scale = safe_scale((p.winner_pred - p.noise).detach(), (p.loser_pred - p.noise).detach(), 0.5)
     held = scale * p.loser_error + (1 - scale) * p.loser_error.detach()
@@ -426,7 +426,7 @@ lab.claim("smoothing_guards", measured=measured, value=value, seeds=[lab.seed])
 lab.reveal("winner_error", "up" if final[two] > 0 else "down")
 
 
-# %% [markdown] lang="en" uid="convention" pair="29433e8d"
+# %% [markdown] lang="en" uid="convention" pair="f9a1e610"
 # ## 4. One number, four betas
 #
 # The paper, its code and two scripts of diffusers print four different "betas". They differ in whether the squared error is averaged or summed
@@ -445,7 +445,7 @@ lab.reveal("winner_error", "up" if final[two] > 0 else "down")
 # ## 4. 1つの数に4つの「ベータ」
 #
 # 論文、著者のコード、diffusers の2つのスクリプトに書かれている「ベータ」は、意味がそれぞれ異なります。違いは、二乗誤差を潜在変数の $d$ 個の要素で平均するか
-# 合計するかと、係数2分の1 の有無です。
+# 合計するかと、係数2分の1の有無です。
 #
 # | 出典 | 誤差 | ロジット | 記載の値 |
 # |---|---|---|---|
@@ -460,7 +460,7 @@ lab.reveal("winner_error", "up" if final[two] > 0 else "down")
 # %% uid="kappa-of" tags=["exercise"] exercise="kappa_of"
 def kappa_of(beta, summed, half, elements):
     """en: kappa per unit of mean error; summed: the error is a sum over `elements`; half: the logit has a factor 1/2.
-    ja: 平均誤差を単位とする kappa です。summed: 誤差は `elements` 個の要素の和、half: ロジットに係数 1/2 が付く。
+    ja: 平均誤差を単位とする kappa です。summed: 誤差は `elements` 個の要素の和、half: ロジットに係数1/2が付く。
     """
     # BEGIN SOLUTION
     kappa = beta * elements if summed else beta
@@ -487,7 +487,7 @@ print(t("l05.kappa_paper", paper=kappa_of(2000, True, False, 16384), elements=16
 # それとも変えない(平均に対する強さを保つ)べきでしょうか。7節では32分の1の大きさの潜在変数を扱います。それまでに決めておきましょう。
 
 
-# %% [markdown] lang="en" uid="break" pair="74528b55"
+# %% [markdown] lang="en" uid="break" pair="339d3819"
 # ## 5. Break it on purpose
 #
 # Precision first. The reference and the policy are the same network, so every logit must be 0. Round the predictions and their mean to half
@@ -496,7 +496,7 @@ print(t("l05.kappa_paper", paper=kappa_of(2000, True, False, 16384), elements=16
 # %% [markdown] lang="ja" uid="break" pair="f8826cf8"
 # ## 5. わざと壊してみる
 #
-# まずは精度です。参照モデルと学習中のモデルが同じなら、ロジットはすべて 0 のはずです。参照モデルを半精度で持つ場合のように、片側だけ予測と平均を半精度に
+# まずは精度です。参照モデルと学習中のモデルが同じなら、ロジットはすべて0のはずです。参照モデルを半精度で持つ場合のように、片側だけ予測と平均を半精度に
 # 丸めると、何もないところからロジットが生まれます。
 
 # %% uid="precision"
@@ -518,13 +518,13 @@ bar_with_interval(
     value_format="{:.3f}",
 )
 
-# %% [markdown] lang="en" uid="precision-reading" pair="9aaeb5ba"
+# %% [markdown] lang="en" uid="precision-reading" pair="b2a46086"
 # **What you see.** Nothing was trained, yet bfloat16 invents logits of the size of a real preference. **Why:** the error is a mean of thousands of squares near .15;
 # bfloat16 has three digits for it, and $\kappa = 2500$ magnifies the last one. **What to do:** compute the networks in half precision if you like, the errors never.
 
 # %% [markdown] lang="ja" uid="precision-reading" pair="a5300eab"
-# **図の見方。** 何も学習していないのに、bfloat16 では本物の選好に匹敵するロジットが生まれています。**理由:** 誤差は0.15前後の二乗を何千個も平均した値です。bfloat16 では
-# 3桁ほどしか表せず、最後の桁が $\kappa = 2500$ で拡大されます。**対策:** ネットワークは半精度で計算してもかまいませんが、誤差は必ず float32 で計算します。
+# **図の見方。** 何も学習していないのに、bfloat16では本物の選好に匹敵するロジットが生まれています。**理由:** 誤差は0.15前後の二乗を何千個も平均した値です。bfloat16では
+# 3桁ほどしか表せず、最後の桁が $\kappa = 2500$ で拡大されます。**対策:** ネットワークは半精度で計算してもかまいませんが、誤差は必ず float32で計算します。
 
 
 # %% [markdown] lang="en" uid="museum" pair="1d6069db"
@@ -872,7 +872,7 @@ lab.claim("sdpo_beats_dpo", reason=t("l05.only_recorded"))
 lab.claim("mapo_keeps_up", reason=t("l05.only_recorded"))
 lab.claim("kto_beats_dpo", reason=t("l05.only_recorded"))
 
-# %% [markdown] lang="en" uid="own-reading" pair="5beb9479"
+# %% [markdown] lang="en" uid="own-reading" pair="a1770075"
 # **How to read your dot.** 48 prompts give it an interval of about $\pm 0.05$, so most losses are its neighbours; a difference between two losses is best measured on the *same* prompts,
 # prompt by prompt, where it is far more exact. The surprise of the trial run is the baseline: fine-tuning on the winners alone gains $.080$, DPO $.092$, and the paired difference, $.013\ [-.008, .033]$,
 # does not tell them apart. **Why:** the winners here are right where the base is often wrong, so copying them already teaches the prompts. The paper saw the same on its weaker model (SD 1.5: SFT wins 55.5 %)
@@ -881,7 +881,7 @@ lab.claim("kto_beats_dpo", reason=t("l05.only_recorded"))
 # %% [markdown] lang="ja" uid="own-reading" pair="aa661a25"
 # **自分の点の読み方。** 48プロンプトでは区間がおよそ $\pm 0.05$ あり、ほとんどの損失と重なります。2つの損失の差は、*同じ*プロンプトで1件ずつ比べると、ずっと正確に測れます。記録の中で意外なのは
 # 比較対象の SFT です。勝者だけのファインチューニングの伸びは $.080$、DPO は $.092$ で、対にした差 $.013\ [-.008, .033]$ からは優劣を決められません。**理由:** 基準モデルがよく間違える
-# ところで勝者は正しいので、まねるだけでもプロンプトに従うことを学べます。論文でも、弱いモデル(SD 1.5)では SFT の勝率が 55.5 % でした。自分の画像が勝者より良い、強いモデル(SDXL)では逆の
+# ところで勝者は正しいので、まねるだけでもプロンプトに従うことを学べます。論文でも、弱いモデル(SD 1.5)では SFT の勝率が55.5 % でした。自分の画像が勝者より良い、強いモデル(SDXL)では逆の
 # 結果です。違いが表れるのは $d_w$ で、SFT は $-0.007$、DPO は $+0.009$ です。
 
 # %% [markdown] lang="en" uid="negative" pair="2734a0c4"

@@ -150,7 +150,7 @@ strips(
 # %% uid="best-and-worst" tags=["exercise"] exercise="best_and_worst"
 def best_and_worst(scores):
     """en: Column of the highest and of the lowest score of each row: scores [prompts, N] -> two int64 tensors [prompts].
-    ja: 各行で最高と最低の得点がある列です。scores [prompts, N] から、int64 のテンソル [prompts] を2つ返します。
+    ja: 各行で最高と最低の得点がある列です。scores [prompts, N] から、int64のテンソル [prompts] を2つ返します。
     """
     # BEGIN SOLUTION
     columns = torch.arange(scores.shape[1])
@@ -202,17 +202,17 @@ curve_with_interval(
     title=t("l06.gap_title"),
 )
 
-# %% [markdown] lang="en" uid="gaps-reading" pair="f84e25a5"
-# **Reading.** In the grid each row is one prompt; green won, red lost. Look for a pair whose label you would not sign: the judge is a network, too. In the
+# %% [markdown] lang="en" uid="gaps-reading" pair="47f0105b"
+# **Reading.** In the grid each row is one prompt; green won, orange lost. Look for a pair whose label you would not sign: the judge is a network, too. In the
 # curve the gap grows fast at first and then flattens, as the range of normal numbers does. It can lie a little below that curve, because the score ends at 1:
 # where two candidates are already perfect, more of them change nothing. A sharper base would flatten it sooner.
 
-# %% [markdown] lang="ja" uid="gaps-reading" pair="59b1eeef"
-# **図の読み方。** 格子の各行が1つのプロンプトで、緑の枠が勝者、赤の枠が敗者です。自分なら賛成しない判定を探してください。評価役もネットワークにすぎません。曲線では、得点差は最初は急に広がり、
+# %% [markdown] lang="ja" uid="gaps-reading" pair="de5db909"
+# **図の読み方。** 格子の各行が1つのプロンプトで、緑の枠が勝者、橙色の枠が敗者です。自分なら賛成しない判定を探してください。評価役もネットワークにすぎません。曲線では、得点差は最初は急に広がり、
 # その後は頭打ちになります。正規乱数の範囲と同じ形です。実測が少し下回ることがあるのは、得点の上限が1だからです。すでに完璧な候補が2枚あれば、候補を増やしても差は広がりません。
 # 基準モデルがもっと優秀なら、頭打ちはさらに早く来ます。
 
-# %% [markdown] lang="en" uid="judging" pair="36a019b2"
+# %% [markdown] lang="en" uid="judging" pair="a405f1c6"
 # ## 3. Be the judge
 #
 # The second sentence of the article says that an AI replaces the raters. Find out how far it agrees with you. Type one letter per pair: l for left, r for right,
@@ -229,7 +229,7 @@ curve_with_interval(
 # 記事の2つ目の主張は、AI が人の評価を置き換えるというものです。評価役がどのくらい自分と一致するかを調べましょう。1組ごとに1文字、左なら l、右なら r、引き分けなら t と入力します。
 # 文字を消せば投票を取り消せます。投票が10組に満たない場合は、仮想の同僚の投票を使います。この同僚は正解の評価役と同じものを見ますが、5組に1組は当てずっぽうで、左側をやや好みます。
 #
-# 単純な一致率には落とし穴があります。どちらも10回中9回は「左」と答える2人は、画像を見なくても 82 % の組で一致します。コーエンの $\kappa$ は、この分を
+# 単純な一致率には落とし穴があります。どちらも10回中9回は「左」と答える2人は、画像を見なくても82 % の組で一致します。コーエンの $\kappa$ は、この分を
 # 差し引いた $\kappa = (p_o - p_e)/(1 - p_e)$ です。$p_o$ は一致した割合、$p_e$ は同じラベル頻度の2人が偶然一致する割合で、$p_e = \sum_v f_1(v)\,f_2(v)$ です。先ほどの例では
 # $p_e = 0.9^2 + 0.1^2 = 0.82$ となり、$\kappa = 0$ です。
 
@@ -310,17 +310,17 @@ print(t("l06.alpha", alpha=krippendorff_alpha([person, *judged.values()])))
 found = tuple(np.array([kappa_interval(other) for other in judged.values()]).T)
 bar_with_interval(list(judged), found, xlabel=t("l06.kappa"), title=t("l06.kappa_title", n=len(person)))
 
-# %% [markdown] lang="en" uid="agreement-reading" pair="e24c1106"
+# %% [markdown] lang="en" uid="agreement-reading" pair="184ef48f"
 # **Reading.** Around $\kappa = 0.4$ raters agree moderately, above $0.8$ nearly always. The interval of forty pairs is wide: it spans several tenths, so forty votes tell a useful
 # judge from a useless one and not more. The first line asks whether your side mattered: a small $p$ would mean that you prefer left or right whatever is
 # shown. If the training judge disagrees with you where the gold judge agrees, that gap is what training will exploit; section 8 shows it.
 
 # %% [markdown] lang="ja" uid="agreement-reading" pair="7d7dccdc"
-# **図の読み方。** $\kappa = 0.4$ 前後なら中程度の一致、$0.8$ を超えればほぼ常に一致です。40組では区間の幅が 0.1 の数倍になるので、役に立つ評価役とそうでないものを区別するのがやっとです。最初の
+# **図の読み方。** $\kappa = 0.4$ 前後なら中程度の一致、$0.8$ を超えればほぼ常に一致です。40組では区間の幅が0.1の数倍になるので、役に立つ評価役とそうでないものを区別するのがやっとです。最初の
 # 行は、左右の位置が投票に影響したかどうかです。$p$ が小さければ、内容と関係なく左または右を選んでいることになります。正解の評価役は自分と一致するのに学習用の評価役は一致しない場合、
 # 学習はその隙を突きます。それを第8節で確かめます。
 
-# %% [markdown] lang="en" uid="colour" pair="088f2492"
+# %% [markdown] lang="en" uid="colour" pair="77d8a3e8"
 # ## 4. The colours that the judge smuggles in
 #
 # Give the judge a secret taste: its score plus a bonus for warm pictures. No prompt asks for it. The best of many candidates is then warm more often than the
@@ -350,7 +350,7 @@ bar_with_interval(list(judged), found, xlabel=t("l06.kappa"), title=t("l06.kappa
 # $$L = c_t^2\,\sum_k \big(\mathrm{mean}_{hw}(\epsilon_\theta - \epsilon_{\mathrm{ref}})_k\big)^2,$$
 #
 # となります。$k$ はチャネル、平均はそのチャネルの全画素にわたります。2つの予測はすでに手元にあるので、順伝播を追加する必要はありません。これを書いてください。手計算の例: 2つのチャネルの差が
-# どこでも 2 で $c = 0.5$ なら、$0.25 \cdot (4 + 4) = 2$ です。
+# どこでも2で $c = 0.5$ なら、$0.25 \cdot (4 + 4) = 2$ です。
 
 
 # %% uid="statistics" tags=["exercise"] exercise="statistics_loss"
@@ -467,18 +467,18 @@ claim("colour_grows", "warm_all", "warm_two", "warmth")
 claim("statistics_cure", "warm_all", "warm_cured", "warmth")
 claim("cure_is_free", "warm_cured", "warm_all", "judge")
 
-# %% [markdown] lang="en" uid="colour-reading" pair="8478226d"
+# %% [markdown] lang="en" uid="colour-reading" pair="15358aa9"
 # **Reading.** The dots are seeds, the bar a 95 % interval over seeds and prompts; zero is the base. Compare the first two rows: the same judge, the same
 # steps, only more to choose from; where their intervals overlap, two candidates carry the taste already. The third row shows what the loss takes back. The term can only act on a *mean* over pixels, so a taste for warm
 # backgrounds beside cool faces would pass it untouched; and a prompt that asks for a red dress pays a little, because its mean has to move. The last
 # claim says whether that price can be seen.
 
 # %% [markdown] lang="ja" uid="colour-reading" pair="c97ad251"
-# **図の読み方。** 点はシードごとの平均、横棒はシードとプロンプトにわたる 95 % 区間で、0 が基準モデルです。まず上の2行を比べてください。評価役もステップ数も同じで、違うのは候補の数だけです。区間が重なっていれば、候補が2枚でも好みは十分に伝わったことになります。
+# **図の読み方。** 点はシードごとの平均、横棒はシードとプロンプトにわたる95 % 区間で、0が基準モデルです。まず上の2行を比べてください。評価役もステップ数も同じで、違うのは候補の数だけです。区間が重なっていれば、候補が2枚でも好みは十分に伝わったことになります。
 # 3行目は、この損失がどれだけ元に戻すかを示します。罰則が効くのは画素の*平均*だけです。背景は暖色、顔は寒色という好みなら、そのまま素通りします。また「赤い服」を求めるプロンプトでは
 # 平均が動くのが正しいので、少し損をします。その損が目に見えるほどかどうかが、最後の主張です。
 
-# %% [markdown] lang="en" uid="leap" pair="4eb2e85e"
+# %% [markdown] lang="en" uid="leap" pair="145f1b2c"
 # ## 5. The leap, and what lies between
 #
 # The winners of the pool are the model's own pictures: they have no grain, so no number of them can teach it. Why not let the real picture win and a generated one
@@ -498,7 +498,7 @@ claim("cure_is_free", "warm_cured", "warm_all", "judge")
 #
 # プールの勝者はモデル自身の絵なので、粒状感がありません。何枚集めても、粒状感は教えられません。では、本物の画像を勝者、生成画像を敗者として、1段階で学習する**飛躍**ではいけないのでしょうか。
 # この場合、ペアは指定した属性と粒状感という2つの点で同時に異なります。粒状感だけを見れば、プロンプトを読まなくても、どのペアでも見分けられます。しかも、こちらの方が強い手がかりです。
-# ペアのロジットが大きくなると、その重み $\sigma(-s)$ は 0 に近づきます(レッスン05)。忠実度を学ぶ番が来る前に、ペアは何も教えなくなってしまいます。
+# ペアのロジットが大きくなると、その重み $\sigma(-s)$ は0に近づきます(レッスン05)。忠実度を学ぶ番が来る前に、ペアは何も教えなくなってしまいます。
 #
 # **SDRecon** は、その間に位置する勝者を作ります。*本物*の画像にタイムステップ $t$ までノイズを加え、そこから基準モデルでノイズ除去します。
 #
@@ -532,7 +532,7 @@ curve_with_interval(
     title=t("l06.recon_title"),
 )
 
-# %% [markdown] lang="en" uid="normal" pair="d45c47cc"
+# %% [markdown] lang="en" uid="normal" pair="7fb0e665"
 # **Reading.** The further the reconstruction walks from the real picture, the more of the base's misreading returns: the curve falls from the real pictures towards
 # the mean of the pool. The window from 400 to 700 is the paper's choice for the middle: realistic where the judge looks, the model's own in texture.
 #
@@ -542,7 +542,7 @@ curve_with_interval(
 # against $0.9$ the same level, dropped.
 
 # %% [markdown] lang="ja" uid="normal" pair="fc50b41c"
-# **図の読み方。** 復元画像が本物から離れるほど、基準モデルの読み違いが戻ってきます。曲線は、本物の画像の得点からプールの平均に向かって下がります。400 から 700 の範囲は、論文が中間として
+# **図の読み方。** 復元画像が本物から離れるほど、基準モデルの読み違いが戻ってきます。曲線は、本物の画像の得点からプールの平均に向かって下がります。400から700の範囲は、論文が中間として
 # 選んだものです。評価役が見る点では本物に近く、質感はモデル自身のものです。
 #
 # **normal 段階**では、画像ごとに、この範囲で得点が最高の復元画像を勝者とし、*easy の勝者*を敗者とします。ただし、新しい勝者の得点の方が高いペアだけを残します。そうしないと、悪い方を
@@ -589,7 +589,7 @@ strips(
     title=t("l06.ladder"),
 )
 
-# %% [markdown] lang="en" uid="curriculum" pair="f6de2e15"
+# %% [markdown] lang="en" uid="curriculum" pair="8bde87d8"
 # This strip *is* the curriculum, read from the bottom: in each stage a row loses against the row above it. Why are so few pairs left for the middle? The best of
 # eight candidates often has every named attribute already, and nothing can beat a perfect score.
 #
@@ -618,7 +618,7 @@ strips(
 # | hard | 復元画像、$t$ = 100 | normal の勝者 | 本物らしさ |
 #
 # 各段階は前の段階が残したモデルから始まり、そのモデルが参照モデルになります。したがって、最初の損失は再び $\ln 2$ です(論文は、どれを参照モデルにしたかを書いていません)。ステップ数は
-# 60 + 20 + 20 です。論文の 15 : 1 : 1 では、後の2段階が6ステップずつになってしまいます。3つの条件は、互いにどれだけ差がつくでしょうか。まず予想してください。
+# 60 + 20 + 20です。論文の15 : 1 : 1では、後の2段階が6ステップずつになってしまいます。3つの条件は、互いにどれだけ差がつくでしょうか。まず予想してください。
 
 # %% uid="curriculum-predict" tags=["quiz"]
 lab.predict("order")
@@ -961,7 +961,7 @@ lab.claim("side_effects", measured=t("l06.measure_side"), value=smallest, seeds=
 # %% uid="diversity"
 on_record("diversity", ["base", "easy", "hg", "leap", "real_sft"], t("l06.vendi"), t("l06.vendi_title"))
 
-# %% [markdown] lang="en" uid="finish" pair="af4053fd"
+# %% [markdown] lang="en" uid="finish" pair="00acdcd7"
 # **Reading.** A bar whose interval misses zero is a change nobody asked for: a colour of skin or hair that became commoner because the real pictures, or
 # the judge's winners, have it more often. It need not be bad (the base's own shares are skewed), but somebody has to know. The Vendi score counts how
 # many *different* pictures an arm draws (128 in the study): a model that always draws its favourite face would win prompts and lose here.
@@ -972,7 +972,7 @@ on_record("diversity", ["base", "easy", "hg", "leap", "real_sft"], t("l06.vendi"
 # side by side, so this is one context manager. What does it cost, and what does it keep?
 
 # %% [markdown] lang="ja" uid="finish" pair="54b1553b"
-# **図の読み方。** 区間が 0 を含まない棒は、誰も求めていない変化です。本物の画像や評価役が選んだ勝者に多い肌や髪の色が、増えたのかもしれません。悪いこととは限りませんが(基準モデルの割合も偏っています)、
+# **図の読み方。** 区間が0を含まない棒は、誰も求めていない変化です。本物の画像や評価役が選んだ勝者に多い肌や髪の色が、増えたのかもしれません。悪いこととは限りませんが(基準モデルの割合も偏っています)、
 # 誰かが知っておくべきことです。Vendi スコアは、その条件が何種類の*異なる*絵を描くかを数えます(記録では128枚)。いつも同じ得意な顔を描くモデルは、プロンプトでは勝っても、ここで負けます。
 #
 # ## 9. 論文の仕上げ
