@@ -93,7 +93,8 @@ def voting_pool(train: int, each: int, steps: int) -> VotingPool:
             batch_size=64,
         ).latents  # fmt: skip
         images = decode_latents(m.pipe, latents, batch_size=64).float().clamp(-1, 1)
-        features = proxy_features(m.clip, m.inputs, images, texts).float()
+    with torch.no_grad():
+        features = proxy_features(m.clip, m.inputs, images, texts)
     scores, shape = gold(images, texts).float(), (train, each)
     return VotingPool(features.view(*shape, -1), scores.view(shape), saturation_of(images).view(shape))
 

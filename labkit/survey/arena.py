@@ -61,7 +61,6 @@ PREFERENCES = {"dpo": dpo, "kto": kto}
 SEARCHES = ("best_of_n", "guidance", "fk", "fabric")
 CONTENDERS = ("base", *METHODS, *PREFERENCES, *SEARCHES)
 SEEN = {"draft": "gradient", "alignprop": "gradient", "guidance": "gradient", "dpo": "pairs", "kto": "pairs"}
-BUILT_IN: dict[str, dict[str, object]] = {"grpo": {"grouped": True}, "alignprop": {"k_random": True}}
 
 
 def enter(
@@ -85,7 +84,7 @@ def enter(
     """
     if name not in CONTENDERS:
         raise ValueError(f"no contender {name!r}: expected one of {', '.join(CONTENDERS)}")
-    settings = replace(settings or Settings(), **BUILT_IN.get(name, {}))
+    settings = _own(name, settings or Settings())
     price, ledger = prices(pipe), NFELedger(pipe)
     plain = price.sampled(settings.steps, rows=settings.rows)
     seen = SEEN.get(name, "scores")
@@ -105,6 +104,15 @@ def enter(
     deliver = partial(_deliver, pipe, state, settings, ledger)
     halfway = None if middle is None else partial(_deliver, pipe, middle, settings, ledger)
     return Entry(name, state, log, spent["nfe"], spent["queries"], plain, seen, deliver, ledger, middle=halfway)
+
+
+def _own(name: str, s: Settings) -> Settings:
+    """What a name says already: GRPO's advantages, AlignProp's random K up to k (half of the steps if k is 1)."""
+    if name == "grpo":
+        return replace(s, grouped=True)
+    if name == "alignprop":
+        return replace(s, k_random=True, k=s.k if s.k > 1 else max(1, s.steps // 2))
+    return s
 
 
 def _deliver(pipe, state, settings: Settings, ledger: NFELedger, prompts: Sequence[str], seed: int) -> Tensor:

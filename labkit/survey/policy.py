@@ -124,14 +124,15 @@ def precision(pipe, settings: Settings) -> Iterator[None]:
 
 
 def rewarded(reward: Reward, images: Tensor, prompts: Sequence[str], ledger: NFELedger | None = None) -> Tensor:
-    """Scores [B] of images, counted; gradients flow if the reward lets them.
+    """Scores [B] of images in single precision, counted; gradients flow if the reward lets them.
 
     Raises:
         ValueError: a wrong shape, NaN or infinity.
     """
     if ledger is not None:
         ledger.add_reward(len(images))
-    scores = reward(images, prompts)
+    with torch.autocast(images.device.type, enabled=False):  # half precision would tie what differs
+        scores = reward(images, prompts)
     if not isinstance(scores, Tensor) or scores.shape != (len(images),):
         got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise ValueError(f"the reward returned {got}, expected a tensor of shape ({len(images)},)")
