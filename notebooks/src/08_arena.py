@@ -10,7 +10,7 @@ from labkit.course import start, t
 
 lab = start("08", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
 
-# %% [markdown] lang="en" uid="article" pair="26537722"
+# %% [markdown] lang="en" uid="article" pair="20dc4c32"
 # The article of this lesson, "拡散モデルのアラインメント", tells of a survey: *Alignment of Diffusion Models: Fundamentals, Challenges, and Future* ([arXiv 2409.07253](https://arxiv.org/abs/2409.07253)). Three of its sentences are put to
 # the test: that alignment is done by rules, refined instructions and learnt preferences; that looking good is not enough; and that the verification decides whether it pays.
 # A survey compares families on paper. Here they race: one base, one budget, one imperfect reward, and a judge that none of them can bribe.
@@ -25,7 +25,7 @@ lab = start("08", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # **State of the evidence.** The study of this lesson (`labkit study run 08`) is written and not recorded yet: charts show your own run alone, and claims that need several seeds stay open.
 # The readings say what the methods' papers and the derivations lead one to expect, and where to look; where your charts disagree, believe your charts.
 
-# %% [markdown] lang="ja" uid="article" pair="9d57da91"
+# %% [markdown] lang="ja" uid="article" pair="31d8c790"
 # このレッスンで読む記事は「拡散モデルのアラインメント」で、サーベイ論文 *Alignment of Diffusion Models: Fundamentals, Challenges, and Future*([arXiv 2409.07253](https://arxiv.org/abs/2409.07253))を紹介しています。ここでは3つの主張を
 # 確かめます。アラインメントはルール、指示の洗練、好みの学習によって行うこと、見た目が良いだけでは足りないこと、そして割に合うかどうかは検証で決まることです。
 # サーベイは手法を紙の上で比べます。ここでは実際に競わせます。基準モデルも予算も不完全な報酬もすべて同じで、どの手法にも買収できない評価役が判定します。
