@@ -90,7 +90,7 @@ def open_attributes(caption):
 lab.check("open_attributes")
 open_attributes = lab.use("open_attributes")
 
-# %% [markdown] lang="en" uid="first-picture" pair="6b4cf1e6"
+# %% [markdown] lang="en" uid="first-picture" pair="43dc35f8"
 # ## 4. The first pictures from words
 #
 # `load_pipeline` gives a small but genuine Stable Diffusion on the smoke and cpu tiers, and Stable Diffusion 1.5 on the gpu tier. The prompt
@@ -99,7 +99,7 @@ open_attributes = lab.use("open_attributes")
 # %% [markdown] lang="ja" uid="first-picture" pair="31ed419a"
 # ## 4. 言葉から最初の画像を作る
 #
-# `load_pipeline` は、tier が smoke と cpu なら小さいながらも本物の Stable Diffusion を、gpu なら Stable Diffusion 1.5 を読み込みます。
+# `load_pipeline` は、tier が smoke と cpu なら小さいながらも本物の Stable Diffusion を、gpu なら Stable Diffusion 1.5を読み込みます。
 # 次のプロンプトは表情だけを指定しています。結果を予想してから実行してください。
 
 # %% uid="predict" tags=["quiz"]
@@ -115,7 +115,7 @@ pipe = load_pipeline(tier, lab.device)
 
 def portraits(prompt, count, first_seed=0):
     """en: Images [count, 3, H, W] in [-1, 1] of one prompt, one seed each.
-    ja: 1 つのプロンプトから count 枚の画像 [count, 3, H, W](値は [-1, 1])を、シードを 1 つずつ変えて生成します。
+    ja: 1つのプロンプトから count 枚の画像 [count, 3, H, W](値は [-1, 1])を、シードを1つずつ変えて生成します。
     """
     generators = image_generators(count, first_seed)
     options = {"steps": lab.sizes.steps, "guidance_scale": lab.sizes.guidance}
@@ -191,7 +191,7 @@ explore(
     },
 )
 
-# %% [markdown] lang="en" uid="tiers" pair="62b52714"
+# %% [markdown] lang="en" uid="tiers" pair="2a95c24b"
 # ## 6. Tiers
 #
 # `tier` in the first cell chooses the size of everything: `smoke` (tests, seconds), `cpu` (a laptop, minutes), `gpu` (a CUDA GPU;
@@ -201,7 +201,7 @@ explore(
 # ## 6. tier(実行規模)
 #
 # パラメータのセルの `tier` で全体の規模が決まります。`smoke` はテスト用(数秒)、`cpu` はノートPC向け(数分)、`gpu` は CUDA 対応GPU向けです。
-# 各レッスンが gpu で読み込むモデルは、READMEの表にまとめています。コードはどの tier でも同じです。最後に確認問題を 1 つ解いてみましょう。
+# 各レッスンが gpu で読み込むモデルは、READMEの表にまとめています。コードはどの tier でも同じです。最後に確認問題を1つ解いてみましょう。
 
 # %% uid="quiz" tags=["quiz"]
 lab.quiz("open")

@@ -10,7 +10,7 @@ from labkit.course import start, t
 
 lab = start("01", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
 
-# %% [markdown] lang="en" uid="forward" pair="cafbf27f"
+# %% [markdown] lang="en" uid="forward" pair="834e8385"
 # ## 1. The forward process
 #
 # A clean latent $x_0$ is mixed with noise $\epsilon$: $x_t = \sqrt{\bar\alpha_t}\,x_0 + \sqrt{1-\bar\alpha_t}\,\epsilon$. The schedule
@@ -20,13 +20,13 @@ lab = start("01", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # ## 1. 拡散過程
 #
 # ノイズのない潜在変数 $x_0$ にノイズ $\epsilon$ を混ぜます: $x_t = \sqrt{\bar\alpha_t}\,x_0 + \sqrt{1-\bar\alpha_t}\,\epsilon$。スケジュール
-# $\bar\alpha_t$ はほぼ 1 からほぼ 0 まで下がります。`add_noise` を書いてください。`alpha_bar` は 1 つの数値です。
+# $\bar\alpha_t$ はほぼ1からほぼ0まで下がります。`add_noise` を書いてください。`alpha_bar` は1つの数値です。
 
 
 # %% uid="add-noise" tags=["exercise"] exercise="add_noise"
 def add_noise(x0, noise, alpha_bar):
     """en: x_t from x0 and noise of the same shape, at a level given by one number.
-    ja: x0 と、同じ形の noise から x_t を作ります。alpha_bar は 1 つの数です。
+    ja: x0 と、同じ形の noise から x_t を作ります。alpha_bar は1つの数です。
     """
     # BEGIN SOLUTION
     return alpha_bar**0.5 * x0 + (1 - alpha_bar) ** 0.5 * noise
@@ -109,7 +109,7 @@ curve_with_interval(
     title=t("l01.noise_error_title"),
 )
 
-# %% [markdown] lang="en" uid="ddim" pair="c98d8289"
+# %% [markdown] lang="en" uid="ddim" pair="9f41efd1"
 # ## 3. DDIM by hand
 #
 # A deterministic DDIM step guesses $\hat x_0$ and mixes it again with the same $\hat\epsilon$ at the next lower level:
@@ -118,14 +118,14 @@ curve_with_interval(
 # %% [markdown] lang="ja" uid="ddim" pair="0fa12ccf"
 # ## 3. DDIM を自分で書く
 #
-# 決定論的な DDIM の 1 ステップでは、$\hat x_0$ を推定し、同じ $\hat\epsilon$ を使って 1 つ下のノイズレベルで混ぜ直します:
-# $x_{t'} = \sqrt{\bar\alpha_{t'}}\,\hat x_0 + \sqrt{1-\bar\alpha_{t'}}\,\hat\epsilon$。これを 20 回繰り返せばサンプラーになります。
+# 決定論的な DDIM の1ステップでは、$\hat x_0$ を推定し、同じ $\hat\epsilon$ を使って1つ下のノイズレベルで混ぜ直します:
+# $x_{t'} = \sqrt{\bar\alpha_{t'}}\,\hat x_0 + \sqrt{1-\bar\alpha_{t'}}\,\hat\epsilon$。これを20回繰り返せばサンプラーになります。
 
 
 # %% uid="ddim-step" tags=["exercise"] exercise="ddim_step"
 def ddim_step(x_t, eps, alpha_bar, alpha_bar_next):
     """en: One deterministic DDIM step from level alpha_bar to alpha_bar_next.
-    ja: レベル alpha_bar から alpha_bar_next へ、決定論的な DDIM で 1 ステップ進みます。
+    ja: レベル alpha_bar から alpha_bar_next へ、決定論的な DDIM で1ステップ進みます。
     """
     # BEGIN SOLUTION
     guess = (x_t - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5
@@ -154,7 +154,7 @@ apart = float((mine - theirs).abs().max())
 lab.verdict(t("l01.same_picture", value=apart), apart < 1e-3)
 image_grid(torch.cat([mine, theirs]), captions=[t("l01.by_hand"), t("l01.by_library")], columns=2)
 
-# %% [markdown] lang="en" uid="guidance" pair="df8c7552"
+# %% [markdown] lang="en" uid="guidance" pair="f24115ba"
 # ## 4. Guidance: faithful or varied?
 #
 # Classifier-free guidance pushes the prediction away from that of the empty prompt. Faithfulness is measured: the AttributeReader reads every
@@ -162,11 +162,11 @@ image_grid(torch.cat([mine, theirs]), captions=[t("l01.by_hand"), t("l01.by_libr
 # the standard deviation of a pixel among pictures of one prompt. The bands are 95 % intervals over prompts.
 
 # %% [markdown] lang="ja" uid="guidance" pair="e1c6a2c1"
-# ## 4. 誘導スケール: 忠実さか多様さか
+# ## 4. 誘導スケール: 忠実度か多様性か
 #
 # 分類器なし誘導は、空のプロンプトの予測から離れる方向へ予測を押し出します。忠実度は実測します。AttributeReader がすべての画像を読み取り、
 # プロンプトが指定した属性だけを採点します。読み取れるのはポートレートだけなので、この節ではどの tier でも PortraitSD を使います。
-# 多様性は、同じプロンプトの画像間での画素値の標準偏差です。帯はプロンプト単位の 95 % 区間です。
+# 多様性は、同じプロンプトの画像間での画素値の標準偏差です。帯はプロンプト単位の95%区間です。
 
 # %% uid="guidance-run" tags=["slow"]
 import numpy as np
@@ -186,7 +186,7 @@ scales = [1.0, 2.0, 3.0, 5.0, 8.0]
 
 def at_scale(scale):
     """en: Faithfulness and variety at one guidance scale: one number per prompt each.
-    ja: ある誘導スケールでの忠実さと多様さです。どちらもプロンプト 1 つにつき 1 つの値です。
+    ja: ある誘導スケールでの忠実度と多様性です。どちらもプロンプト1つにつき1つの値です。
     """
     pictures = sample(
         portrait_pipe,
@@ -208,7 +208,7 @@ faithful, varied = zip(*[lab.keep("guidance", at_scale, scale) for scale in bar]
 
 def with_interval(rows):
     """en: Mean and 95 % interval over prompts for each scale.
-    ja: スケールごとに、プロンプト単位の平均と 95 % 区間を返します。
+    ja: スケールごとに、プロンプト単位の平均と95%区間を返します。
     """
     rows = np.asarray(rows)
     mean, half = rows.mean(1), 1.96 * rows.std(1, ddof=1) / rows.shape[1] ** 0.5
@@ -246,7 +246,7 @@ def guided(scale):
 
 explore(guided, {"scale": slider(t("l01.guidance_scale"), 1.0, 10.0, 3.0, 0.5)})
 
-# %% [markdown] lang="en" uid="attention" pair="0b2813c7"
+# %% [markdown] lang="en" uid="attention" pair="833aa4ba"
 # ## 5. Where attention looks
 #
 # Cross-attention connects places of the picture with words; self-attention connects places with places. A small processor computes the same
@@ -256,7 +256,7 @@ explore(guided, {"scale": slider(t("l01.guidance_scale"), 1.0, 10.0, 3.0, 0.5)})
 # ## 5. 注意はどこを見ているか
 #
 # 交差注意は画像の位置と単語を、自己注意は画像の位置どうしを結び付けます。もとの処理と同じ計算をしながら注意の重みを
-# 記録する小さなプロセッサーを書き、差し替えて 1 回だけ使い、元に戻します。
+# 記録する小さなプロセッサーを書き、差し替えて1回だけ使い、元に戻します。
 
 
 # %% uid="attention-maps"
@@ -319,7 +319,7 @@ for down, right in spots.values():
     heat.append(row / row.max())
 heatmap_overlay([picture[0].clamp(-1, 1)] * 3, heat, captions=list(spots), label=t("l01.attention"), columns=3)
 
-# %% [markdown] lang="en" uid="latents" pair="f9e159d3"
+# %% [markdown] lang="en" uid="latents" pair="f1f77b7a"
 # ## 6. The latent space of the VAE
 #
 # The VAE compresses a picture into an eighth of its side. What does it lose, and what lies between two portraits: in pixels, and in latents?
@@ -327,7 +327,7 @@ heatmap_overlay([picture[0].clamp(-1, 1)] * 3, heat, captions=list(spots), label
 # %% [markdown] lang="ja" uid="latents" pair="c6a2a152"
 # ## 6. VAE の潜在空間
 #
-# VAE は画像の一辺を 8 分の 1 に圧縮します。何が失われるのでしょうか。また、2 枚のポートレートの中間には何があるでしょうか。画素と潜在変数で比べます。
+# VAE は画像の一辺を8分の1に圧縮します。何が失われるのでしょうか。また、2枚のポートレートの中間には何があるでしょうか。画素と潜在変数で比べます。
 
 # %% uid="reconstruction"
 originals = render_tensor(specs[:6], size)
@@ -345,15 +345,15 @@ with torch.no_grad():
 pixels = torch.stack([torch.lerp(originals[0], originals[1], share) for share in shares])
 strips({t("l01.in_pixels"): list(pixels), t("l01.in_latents"): list(between.clamp(-1, 1))}, title=t("l01.between"))
 
-# %% [markdown] lang="en" uid="cost" pair="1704ebbc"
+# %% [markdown] lang="en" uid="cost" pair="99e782e4"
 # ## 7. What does a picture cost?
 #
 # The unit of this course is one U-Net row: one image through the U-Net once. Predict: four images, guidance 3, as many steps as above.
 
 # %% [markdown] lang="ja" uid="cost" pair="1c33006b"
-# ## 7. 画像 1 枚のコスト
+# ## 7. 画像1枚のコスト
 #
-# この教材では、1 枚の画像を U-Net に 1 回通すことをコストの単位とし、これを 1 回(NFE)と数えます。誘導スケール 3、上と同じステップ数で 4 枚生成すると
+# この教材では、1枚の画像を U-Net に1回通すことをコストの単位とし、これを1回(NFE)と数えます。誘導スケール3、上と同じステップ数で4枚生成すると
 # 何回になるか、予想してください。
 
 # %% uid="cost-predict" tags=["quiz"]
