@@ -260,14 +260,15 @@ LAYERS = {
     "metrics": {*GROUND, "models"},
     "worlds": {*GROUND, "diffusion"},
     **{paper: SHARED for paper in PAPERS},  # what two papers need moves down
+    "survey": {*SHARED, *PAPERS},  # the one that races the others
     "inspection": {*GROUND, "metrics"},  # works on any folder of pictures
     "training": SHARED,
-    "studies": {*SHARED, *PAPERS, "inspection"},
+    "studies": {*SHARED, *PAPERS, "inspection", "survey"},
     "figures": GROUND,
     # models: what is kept holds for the weights in their list of checksums; studies: the verdicts of claims
     "course": {*GROUND, "figures", "models", "studies"},
     # checks hold answers against the papers' functions
-    "course.lessons": {*SHARED, *PAPERS, "inspection", "course", "figures", "studies"},
+    "course.lessons": {*SHARED, *PAPERS, "survey", "inspection", "course", "figures", "studies"},
     "authoring": {*GROUND, "course", "studies"},
     "envcheck": {*GROUND, "course", "figures", "models"},
     "cli": {*GROUND, "course", "authoring", "envcheck", "inspection"},
@@ -324,7 +325,7 @@ def test_the_layers_have_no_cycle_except_the_doors():
 
 @pytest.mark.slow
 def test_importing_labkit_loads_no_torchvision():
-    papers = ("density", "fabric", "dpo", "pairwise", "inspection")
+    papers = ("density", "fabric", "dpo", "pairwise", "survey", "inspection")
     candidates = ("portraits", "models", "diffusion", "metrics", *papers, "course")
     present = [f"labkit.{name}" for name in candidates if (ROOT / "labkit" / name / "__init__.py").exists()]
     assert present
