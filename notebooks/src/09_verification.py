@@ -891,7 +891,7 @@ curve_with_interval(
 # 下のセルが測定します。132 と 3 は別のリスクに対する教科書の答えで、ここでの最良ではありません。その後、管理者に 3 文で報告してください。どの計画を選び、
 # 誰がどのようなリスクを負い、費用はいくらか、です。
 
-# %% uid="open-task"
+# %% uid="open-task" tags=["open"]
 from dataclasses import replace
 
 # en: change these two numbers
