@@ -600,13 +600,13 @@ heatmap_overlay([picture[0].clamp(-1, 1)] * 3, heat, captions=list(spots), label
 # ## 7. Why latents?
 #
 # A portrait of 64 × 64 pixels is 12,288 numbers, a photograph of 512 × 512 is 786,432. Most of them are detail that no prompt will ever speak of, and a diffusion model would pay for them at every step. Attention costs most: every place looks at every other, so twice the side is four times the places and sixteen times the pairs. Rombach and others ([arXiv 2112.10752](https://arxiv.org/abs/2112.10752))
-# split the work. An autoencoder, the **VAE**, learns once to compress a picture to an eighth of its side with 4 numbers at each place, 256 in all for our portraits, 48 times fewer. The diffusion model then works on what is left: layout, colours, what is where. What is lost on the way, no amount of alignment can bring back.
+# split the work. An autoencoder, the **VAE**, learns once to compress a picture to an eighth of its side, with 4 numbers at each place in Stable Diffusion (48 times fewer) and 8 in PortraitSD (512 in all, 24 times fewer). The diffusion model then works on what is left: layout, colours, what is where. What is lost on the way, no amount of alignment can bring back.
 
 # %% [markdown] lang="ja" uid="latents" pair="4e07cbf7"
 # ## 7. なぜ潜在変数なのか
 #
 # 64×64画素のポートレートは12,288個、512×512の写真なら786,432個の数値です。その大半は、どのプロンプトも触れない細部ですが、拡散モデルは毎ステップその計算をすることになります。最も高くつくのは注意です。すべての場所が互いを見るので、一辺が2倍になると場所は4倍、組は16倍です。Rombachら([arXiv 2112.10752](https://arxiv.org/abs/2112.10752))は仕事を
-# 分けました。まずオートエンコーダ(**VAE**)が、画像の一辺を8分の1に、1か所あたり4個の数値に圧縮する方法を学びます。この教材のポートレートなら全部で256個、48分の1です。拡散モデルは、残ったもの、つまり構図、色、何がどこにあるかだけを扱います。圧縮で失われたものは、どんなアラインメントでも取り戻せません。
+# 分けました。まずオートエンコーダ(**VAE**)が、画像の一辺を8分の1に圧縮する方法を学びます。1か所あたりの数値は、Stable Diffusionでは4個(全体で48分の1)、PortraitSDでは8個(全部で512個、24分の1)です。拡散モデルは、残ったもの、つまり構図、色、何がどこにあるかだけを扱います。圧縮で失われたものは、どんなアラインメントでも取り戻せません。
 
 # %% uid="reconstruction"
 originals = render_tensor(specs[:6], size)
