@@ -596,13 +596,13 @@ heatmap_overlay([picture[0].clamp(-1, 1)] * 3, heat, captions=list(spots), label
 # **図から読み取れること。** 単語は、それが描かれた場所のあたりで強くなります。はっきりしている単語も、そうでない単語もあります。自己注意では、隅は背景の残りを、服は服を見ています。こうして1つの色が領域全体に広がります。**もっと鋭くない理由。** マップは8×8の場所しかなく、働きの異なるヘッドの平均です。単語の情報が、別の単語を経由して届くこともあります。注意マップが示すのは、層がどこを
 # *見ている*かであって、画像の*原因*ではありません。**何を変えるとどうなるか。** タイムステップ、ブロック、ヘッドを変えるとマップも変わります。原因を確かめるには、単語を変えて画像の変化を見ます。
 
-# %% [markdown] lang="en" uid="latents" pair="0e628d90"
+# %% [markdown] lang="en" uid="latents" pair="9fe25199"
 # ## 7. Why latents?
 #
 # A portrait of 64 × 64 pixels is 12,288 numbers, a photograph of 512 × 512 is 786,432. Most of them are detail that no prompt will ever speak of, and a diffusion model would pay for them at every step. Attention costs most: every place looks at every other, so twice the side is four times the places and sixteen times the pairs. Rombach and others ([arXiv 2112.10752](https://arxiv.org/abs/2112.10752))
 # split the work. An autoencoder, the **VAE**, learns once to compress a picture to an eighth of its side, with 4 numbers at each place in Stable Diffusion (48 times fewer) and 8 in PortraitSD (512 in all, 24 times fewer). The diffusion model then works on what is left: layout, colours, what is where. What is lost on the way, no amount of alignment can bring back.
 
-# %% [markdown] lang="ja" uid="latents" pair="4e07cbf7"
+# %% [markdown] lang="ja" uid="latents" pair="096c665c"
 # ## 7. なぜ潜在変数なのか
 #
 # 64×64画素のポートレートは12,288個、512×512の写真なら786,432個の数値です。その大半は、どのプロンプトも触れない細部ですが、拡散モデルは毎ステップその計算をすることになります。最も高くつくのは注意です。すべての場所が互いを見るので、一辺が2倍になると場所は4倍、組は16倍です。Rombachら([arXiv 2112.10752](https://arxiv.org/abs/2112.10752))は仕事を
