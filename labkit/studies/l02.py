@@ -411,7 +411,7 @@ STUDY = Study(
     lesson="02",
     unit=unit,
     arms=(*KINDS, "ranking", "toy", "wins"),
-    seeds=(0, 1, 2, 3),
+    seeds=tuple(range(10)),
     sizes={
         "renders": 1600, "others": 600, "large": 128, "painted": 128, "ns": list(_NS),
         "rounds": 16, "null_tests": 60, "null_rounds": 39, "rank_ns": [32, 64, 128, 256], "rank_rounds": 20,
