@@ -36,5 +36,6 @@ def test_words_of_no_caption_are_unknown_and_those_of_every_caption_are_known():
     for spec in sample_specs(40, seed=5):
         assert unknown_words(random_caption(spec, rng).text) == []
     assert unknown_words("A cat") == ["cat"]
+    assert unknown_words("a hand-drawn portrait of a person, outlined style") == ["hand-drawn", "outlined"]
     assert unknown_words("two happy cats, cats with Red hair in 4k") == ["two", "cats", "4k"]
     assert unknown_words("赤い髪の人") == ["赤い髪の人"] and unknown_words("  ") == []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from labkit.portraits.attributes import ATTRIBUTES
+from labkit.portraits.attributes import ATTRIBUTES, HELD_OUT_STYLES
 from labkit.portraits.captions import TEMPLATES, describe, value_name
 
 _FRAMES = {  # what stands around a value; {} is the value
@@ -71,9 +71,10 @@ def open_attributes(text: str) -> frozenset[str]:
 
 @cache
 def known_words() -> frozenset[str]:
-    """Every word that an English caption of the world can contain, in lower case."""
+    """Every word that an English caption of a training portrait can contain, in lower case."""
     wholes = [{"style": "avataaars", "mood": "happy", "skin": "tan", "clothes": "red", "background": "gray"}]
-    singles = [{a: v} for a, values in ATTRIBUTES.items() for v in values if (a, v) != ("hair_color", "none")]
+    unseen = {("hair_color", "none"), *(("style", style) for style in HELD_OUT_STYLES)}
+    singles = [{a: v} for a, values in ATTRIBUTES.items() for v in values if (a, v) not in unseen]
     pairs = [{"hair_style": style, "glasses": "glasses"} for style in ATTRIBUTES["hair_style"]]
     texts = (
         describe(values, "en", template=template).text

@@ -14,11 +14,11 @@ lab = start("00", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 from labkit.figures import image_grid
 from labkit.diffusion import image_generators, sample
 from labkit.models import load_pipeline
-from labkit.portraits import describe
+from labkit.portraits import describe, unknown_words
 
 # en: your words; change them and run the cell again
 # ja: あなたの言葉。書き換えて、セルをもう一度実行してみてください
-my_words = describe({"mood": "happy", "hair_color": "red", "glasses": "glasses"}).text
+my_words = t("l00.my_words")
 
 pipe = load_pipeline(tier, lab.device)
 
@@ -32,43 +32,6 @@ def portraits(words, count, first_seed=0):
     return sample(pipe, [words] * count, generators=generators, **options)
 
 
-image_grid(portraits(my_words, 4), columns=4, title=my_words)
-
-# %% [markdown] lang="en" uid="first-reading" pair="e38c4a5e"
-# ## 1. What has just happened
-#
-# A model has painted four portraits of your sentence, on this machine, in a few seconds. The sentence is called the **prompt**. All four have what it says; in everything that it leaves open, clothes, background, hair style, they differ. What makes them differ is the **seed**, the number that the random noise of the beginning is drawn from: same words, same
-# seed, same picture. Change `my_words` above and run the cell again. (In English: the model has never read another language.)
-#
-# The articles of this course report on methods that make such a model do what people want: choose typical or rare outputs (pseudo density), learn from likes (FABRIC), learn from comparisons (DPO), put differences into words (PC-CLIP). One sentence stands in all of them in one form or another, most plainly in the dialogue「拡散モデルのアラインメント」: used as it is, the model's output
-# *departs from what was expected*; alignment fits it to people's intentions. How would one measure that? This lesson lays the ground: a world in which "what was expected" has an exact answer. Afterwards you can say what the model knows, what it cannot know, and how faithful a picture is. And you know the tools of every lesson: predictions, checks, hints, open tasks.
-
-# %% [markdown] lang="ja" uid="first-reading" pair="ede1c36d"
-# ## 1. 今、何が起きたのか
-#
-# このコンピュータの上で、モデルが数秒のうちに、あなたの文から4枚のポートレートを描きました。この文を**プロンプト**と呼びます。4枚とも文のとおりですが、服、背景、髪型など、文が触れていないところは異なります。違いを生むのは**シード**、つまり最初のランダムなノイズを決める番号です。言葉とシードが同じなら、同じ画像になります。上の
-# `my_words` を書き換えて、もう一度実行してみてください(英語で書いてください。モデルはほかの言語を読んだことがありません)。
-#
-# この教材で扱う記事が紹介しているのは、こうしたモデルを人の望みどおりに動かす方法です。典型的な出力や珍しい出力を選ぶ(擬似密度)、「いいね」から学ぶ(FABRIC)、比較から学ぶ(DPO)、差を言葉にする(PC-CLIP)。どの記事にも共通する問題意識を最もはっきり述べているのが、対話記事『拡散モデルのアラインメント』です。そのまま使うと出力は*期待とずれる*、
-# アラインメントはそれを人の意図に合わせる、というものです。では、ずれはどう測ればよいのでしょうか。このレッスンで、その土台を作ります。「期待されたもの」に正確な答えがある世界です。終わるころには、モデルが何を知っていて、何を知りえないか、画像がどれだけ忠実かを説明できるようになります。予想、チェック、ヒント、自由課題といった、どのレッスンでも使う道具にも慣れます。
-
-# %% [markdown] lang="en" uid="cannot-know" pair="6503da8f"
-# ## 2. What it cannot know
-#
-# The model has seen 40 or so kinds of things: nine attributes of a drawn person with a few values each, and nothing else. What will it paint for "a cat"? Predict, then run.
-
-# %% [markdown] lang="ja" uid="cannot-know" pair="905aa33f"
-# ## 2. モデルが知りえないこと
-#
-# このモデルが見てきたものは、40種類余りしかありません。イラストの人物の9個の属性に、値が数個ずつあるだけです。「a cat」と頼んだら何を描くでしょうか。予想してから実行してください。
-
-# %% uid="cat-predict" tags=["quiz"]
-lab.predict("cat")
-
-# %% uid="cat"
-from labkit.portraits import unknown_words
-
-
 def paint(words, count=4, first_seed=0):
     """en: Pictures of a prompt, and a warning about the words that the model has never seen.
     ja: プロンプトの画像を描きます。モデルが見たことのない単語があれば警告します。
@@ -79,22 +42,56 @@ def paint(words, count=4, first_seed=0):
     return image_grid(portraits(words, count, first_seed), columns=4, title=words)
 
 
+paint(my_words)
+
+# %% [markdown] lang="en" uid="first-reading" pair="942ede82"
+# **What you see.** A model has painted four portraits of your sentence, on this machine, in a few seconds. The sentence is called the **prompt**. All four have what it says; in everything that it leaves open, clothes, background, hair style, they differ. What makes them differ is the **seed**, the number that the random noise of the beginning is drawn from: same words, same
+# seed, same picture. Change `my_words` above and run the cell again. (In English: the model has never read another language.)
+#
+# ## 1. The question of this course
+#
+# The articles of this course report on methods that make such a model do what people want: choose typical or rare outputs (pseudo density), learn from likes (FABRIC), learn from comparisons (DPO), put differences into words (PC-CLIP). One sentence stands in all of them in one form or another, most plainly in the dialogue「拡散モデルのアラインメント」: used as it is, the model's output
+# *departs from what was expected*; alignment fits it to people's intentions. How would one measure that? This lesson lays the ground: a world in which "what was expected" has an exact answer. Afterwards you can say what the model knows, what it cannot know, and how faithful a picture is. And you know the tools of every lesson: predictions, checks, hints, open tasks.
+
+# %% [markdown] lang="ja" uid="first-reading" pair="659b853c"
+# **図から読み取れること。** このコンピュータの上で、モデルが数秒のうちに、あなたの文から4枚のポートレートを描きました。この文を**プロンプト**と呼びます。4枚とも文のとおりですが、服、背景、髪型など、文が触れていないところは異なります。違いを生むのは**シード**、つまり最初のランダムなノイズを決める番号です。言葉とシードが同じなら、同じ画像になります。上の
+# `my_words` を書き換えて、もう一度実行してみてください(英語で書いてください。モデルはほかの言語を読んだことがありません)。
+#
+# ## 1. この教材の問い
+#
+# この教材で扱う記事が紹介しているのは、こうしたモデルを人の望みどおりに動かす方法です。典型的な出力や珍しい出力を選ぶ(擬似密度)、「いいね」から学ぶ(FABRIC)、比較から学ぶ(DPO)、差を言葉にする(PC-CLIP)。どの記事にも共通する問題意識を最もはっきり述べているのが、対話記事『拡散モデルのアラインメント』です。そのまま使うと出力は*期待とずれる*、
+# アラインメントはそれを人の意図に合わせる、というものです。では、ずれはどう測ればよいのでしょうか。このレッスンで、その土台を作ります。「期待されたもの」に正確な答えがある世界です。終わるころには、モデルが何を知っていて、何を知りえないか、画像がどれだけ忠実かを説明できるようになります。予想、チェック、ヒント、自由課題といった、どのレッスンでも使う道具にも慣れます。
+
+# %% [markdown] lang="en" uid="cannot-know" pair="e94a81d0"
+# ## 2. What it cannot know
+#
+# The model has seen fewer than fifty kinds of things: nine attributes of a drawn person with a few values each, and nothing else. What will it paint for "a cat"? Predict, then run.
+
+# %% [markdown] lang="ja" uid="cannot-know" pair="16f6ab68"
+# ## 2. モデルが知りえないこと
+#
+# このモデルが見てきたものは、50種類足らずしかありません。イラストの人物の9個の属性に、値が数個ずつあるだけです。「a cat」と頼んだら何を描くでしょうか。予想してから実行してください。
+
+# %% uid="cat-predict" tags=["quiz"]
+lab.predict("cat")
+
+# %% uid="cat"
 paint("a cat")
 
 # %% uid="cat-reveal"
 lab.reveal("cat", "other" if tier == "gpu" else "person")
 
-# %% [markdown] lang="en" uid="cat-reading" pair="bc3c6d5a"
+# %% [markdown] lang="en" uid="cat-reading" pair="bbd84190"
 # **What you see.** Portraits of people, well drawn, and no complaint from the model. The warning does not come from it: our code compared the words with those of all captions in training. **Why.** To the network a prompt is a row of numbers, and *every* row of numbers leads to a picture. The word "cat" is spelt in letters that mean nothing in particular, so what is left is "any portrait". **What would change it.** Only training pictures with cats. (On tier gpu you have Stable Diffusion,
 # which has seen cats and a few hundred million other things. It has gaps all the same, and nobody has the list.)
 #
-# Remember this when an article says that a model "understands" a request. A generative model has no way to say *I do not know this*; somebody else has to check. From now on `paint` warns you; in the field nobody does.
+# Remember this when an article says that a model "understands" a request. A generative model has no way to say *I do not know this*; somebody else has to check. Here `paint` warns you; in the field nobody does.
 
-# %% [markdown] lang="ja" uid="cat-reading" pair="50bfac47"
+# %% [markdown] lang="ja" uid="cat-reading" pair="00187abb"
 # **図から読み取れること。** よく描けた人物のポートレートで、モデルからの苦情はありません。警告を出したのはモデルではなく、こちらのコードです。プロンプトの単語を、学習に使った全キャプションの単語と照合しました。**理由。** ネットワークにとってプロンプトは数値の列で、*どんな*数値の列からも画像ができます。「cat」は特に意味を持たない文字の並びとして読まれるので、残るのは「何かのポートレート」という情報だけです。**何を変えればよいか。** 猫の画像で
 # 学習するしかありません(tierがgpuなら、猫もほかの無数のものも見てきたStable Diffusionが動きます。それでも知らないものはあり、その一覧は誰も持っていません)。
 #
-# 記事に、モデルが要求を「理解する」と書かれていたら、この例を思い出してください。生成モデルは「*これは知りません*」と言えません。確かめるのは、ほかの誰かの仕事です。この先は `paint` が警告しますが、実務では誰も警告してくれません。
+# 記事に、モデルが要求を「理解する」と書かれていたら、この例を思い出してください。生成モデルは「*これは知りません*」と言えません。確かめるのは、ほかの誰かの仕事です。ここでは `paint` が警告しますが、実務では誰も警告してくれません。
 
 # %% [markdown] lang="en" uid="world" pair="afe9d31a"
 # ## 3. A world whose ground truth we know
@@ -118,15 +115,15 @@ for attribute, values in ATTRIBUTES.items():
     print(f"{attribute_name(attribute, lang)}: {known}")
 image_grid([render(s) for s in specs], captions=shown, columns=8, title=t("l00.world"))
 
-# %% [markdown] lang="en" uid="captions" pair="31db8bbf"
-# **Reading.** The list is all that can be said in this world, and the pictures are *renders*: drawn by a program from their attributes, without any network. The model has learnt from such pictures and their captions. In later lessons renders stand for "the real data".
+# %% [markdown] lang="en" uid="captions" pair="ab592884"
+# **Reading.** The list is all that can be said in this world. Two of its art styles, *outlined* and *hand-drawn*, were kept from the model: try `paint("a hand-drawn portrait of a person")`. The pictures are *renders*: drawn by a program from their attributes, without any network. The model has learnt from such pictures and their captions. In later lessons renders stand for "the real data".
 #
 # ### Captions leave things open
 #
 # A **caption** puts a portrait into words, and it need not name everything. So a caption object has two parts: its `.text`, and `.named`, the set of attributes that the text names. The rest is *open*. Look at three captions of the same portrait before you go on: complete, with three attributes dropped, and with all but the mood dropped.
 
-# %% [markdown] lang="ja" uid="captions" pair="e60a3af5"
-# **図の読み方。** 上の一覧が、この世界で言えることのすべてです。画像は*レンダリング*、つまり、ネットワークを使わずにプログラムが属性から描いたものです。モデルは、こうした画像とキャプションから学びました。後のレッスンでは、レンダリング画像を「本物のデータ」とみなします。
+# %% [markdown] lang="ja" uid="captions" pair="5a7dc5f4"
+# **図の読み方。** 上の一覧が、この世界で言えることのすべてです。このうち2つの画風、*outlined*(線画調)と*hand-drawn*(手描き調)は、モデルに見せていません。`paint("a hand-drawn portrait of a person")` を試してみてください。画像は*レンダリング*、つまり、ネットワークを使わずにプログラムが属性から描いたものです。モデルは、こうした画像とキャプションから学びました。後のレッスンでは、レンダリング画像を「本物のデータ」とみなします。
 #
 # ### キャプションはすべてを語らない
 #

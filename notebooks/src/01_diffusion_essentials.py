@@ -50,10 +50,10 @@ with torch.no_grad():
 strips({t("l01.held"): list(held), t("l01.guess"): list(guess)}, title=sentence)
 
 # %% [markdown] lang="en" uid="first-reading" pair="76ad827f"
-# **What you see.** The first guess is a smear: the average of all portraits that fit the sentence. With every step the guess commits itself, first to large areas, then to glasses and mouth. Drawing is a sequence of guesses, each a little better informed than the last. Section 3 explains the smear, section 4 the steps. The
+# **What you see.** The first guess is blurred and has no details: roughly the average of all portraits that fit the sentence. With every step the guess commits itself, first to large areas, then to glasses and mouth. Drawing is a sequence of guesses, each a little better informed than the last. Section 3 explains the blur, section 4 the steps. The
 # training comes first.
 
-# %% [markdown] lang="ja" uid="first-reading" pair="46f2542b"
+# %% [markdown] lang="ja" uid="first-reading" pair="d1b5e4ad"
 # **図から読み取れること。** 最初の推定はぼやけています。この文に合うポートレートすべての平均だからです。ステップを進めるごとに、まず大きな領域が、次に眼鏡や口が決まっていきます。絵を描くとは、少しずつ情報の増える推定を繰り返すことなのです。ぼやける理由は第3節、ステップの中身は第4節で説明します。まずは学習から
 # 始めましょう。
 
@@ -223,9 +223,9 @@ curve_with_interval(
 
 # %% [markdown] lang="en" uid="line-reading" pair="1e8cf35b"
 # **What you see.** With little noise ($\bar\alpha = 0.98$) the best guess is a staircase: whatever lies near $-1$ is drawn to the one kind, whatever lies near $+1$ to the other. With much noise it is a flat line near $0.6\cdot(-1) + 0.4\cdot 1 = -0.2$, a value that no datum ever has. **Why.** When the noise says nothing, the average of everything is the least wrong answer. That is
-# the smear of the first figure: not a weak network, but an optimal one. **What would change it.** Knowing more. A prompt narrows down what can be meant; that is the way in for guidance. Now the same with portraits, where nobody can compute the average and a U-Net has learnt it.
+# the blur of the first figure: not a weak network, but an optimal one. **What would change it.** Knowing more. A prompt narrows down what can be meant; that is the way in for guidance. Now the same with portraits, where nobody can compute the average and a U-Net has learnt it.
 
-# %% [markdown] lang="ja" uid="line-reading" pair="fb29f802"
+# %% [markdown] lang="ja" uid="line-reading" pair="eddb9407"
 # **図から読み取れること。** ノイズが弱いとき($\bar\alpha = 0.98$)、最良の推定は階段状です。$-1$ の近くの値は一方の種類に、$+1$ の近くの値はもう一方に引き寄せられます。ノイズが強いときは、$0.6\cdot(-1) + 0.4\cdot 1 = -0.2$ 付近の平らな線になります。どのデータも取らない値です。**理由。** ノイズから何も分からないとき、最も外れの少ない答えは全体の平均です。
 # 最初の図がぼやけていたのは、ネットワークが弱いからではなく、最適だからです。**何を変えればよいか。** 情報を増やすことです。プロンプトがあれば、意味しうるものが絞られます。誘導はここに働きます。次に、ポートレートで同じことを試します。平均を計算できる人はいないので、U-Netが学習したものを使います。
 
@@ -254,18 +254,18 @@ curve_with_interval(
     title=t("l01.noise_error_title"),
 )
 
-# %% [markdown] lang="en" uid="predict-reading" pair="5d271aac"
-# **What you see.** Two opposite stories. The *guess of the picture* is perfect at $t = 1$ and a smear at $t = 999$. The *error in the noise*, which is the loss, is largest at $t = 1$ and almost 0 at $t = 999$. **Why.** At $t = 999$ nearly all of $x_t$ is noise, so "it is all noise" is nearly right; at $t = 1$ the noise is a whisper that must be told from the grain of the picture. **What would
+# %% [markdown] lang="en" uid="predict-reading" pair="3287d935"
+# **What you see.** Two opposite stories. The *guess of the picture* is perfect at $t = 1$ and gets worse with $t$; at $t = 999$ it has the caption's colours, but another face. (It is no smear, because this caption names every attribute.) The *error in the noise*, which is the loss, is largest at $t = 1$ and almost 0 at $t = 999$. **Why.** At $t = 999$ nearly all of $x_t$ is noise, so "it is all noise" is nearly right; at $t = 1$ the noise is a whisper that must be told from the grain of the picture. **What would
 # change it.** The loss is an average over random $t$. A model whose loss fell by 1 % may have improved where nobody looks. Remember that in lesson 05, where losses of two models are compared, at the same $t$ and with the same noise.
 
-# %% [markdown] lang="ja" uid="predict-reading" pair="6500a697"
-# **図から読み取れること。** 2つの図は正反対のことを示しています。*画像の推定*は $t = 1$ で完璧、$t = 999$ でぼやけます。*ノイズの誤差*、つまり損失は、$t = 1$ で最大、$t = 999$ ではほぼ0です。**理由。** $t = 999$ では $x_t$ のほとんどがノイズなので、「すべてノイズ」と答えればほぼ正解です。$t = 1$ のノイズはごく弱く、画像の細部と見分けなければなりません。**何を
+# %% [markdown] lang="ja" uid="predict-reading" pair="3b24775a"
+# **図から読み取れること。** 2つの図は正反対のことを示しています。*画像の推定*は $t = 1$ で完璧で、$t$ が大きいほど悪くなります。$t = 999$ では、色はキャプションどおりでも別の顔です(すべての属性を指定したキャプションなので、ぼやけはしません)。*ノイズの誤差*、つまり損失は、$t = 1$ で最大、$t = 999$ ではほぼ0です。**理由。** $t = 999$ では $x_t$ のほとんどがノイズなので、「すべてノイズ」と答えればほぼ正解です。$t = 1$ のノイズはごく弱く、画像の細部と見分けなければなりません。**何を
 # 変えるとどうなるか。** 損失は、ランダムな $t$ についての平均です。損失が1%下がっても、改善したのは見た目に影響しないレベルかもしれません。レッスン05では2つのモデルの損失を、同じ $t$ と同じノイズで比べます。そのときに思い出してください。
 
-# %% [markdown] lang="en" uid="ddim" pair="b09bfcae"
+# %% [markdown] lang="en" uid="ddim" pair="a4e81d16"
 # ## 4. DDIM by hand
 #
-# *Intuition.* The first guess is a smear, so do not jump to it. Take the guess, and go back into the noise, but a little less deep, with the *same* noise that the network has named. There the network sees more and guesses again.
+# *Intuition.* The first guess is an average, so do not jump to it. Take the guess, and go back into the noise, but a little less deep, with the *same* noise that the network has named. There the network sees more and guesses again.
 #
 # *Formula.* A deterministic DDIM step ([arXiv 2010.02502](https://arxiv.org/abs/2010.02502)) from level $\bar\alpha_t$ to the next lower level $\bar\alpha_{t'}$ consists of the two functions that you have written: guess $\hat x_0$ with `predict_x0`, and mix it again with $\hat\epsilon$ by `add_noise`:
 #
@@ -273,10 +273,10 @@ curve_with_interval(
 #
 # Twenty such steps are a sampler. No random number is drawn on the way: noise in, picture out, always the same. That is why a *seed* names a picture, and why two models can be compared on equal noise. Write `ddim_step`. By hand: $x_t = 2.2$, $\hat\epsilon = 2$ from 0.36 to 0.64 give 2. Try to say before the check where the step ends for $\bar\alpha_{t'} = 1$.
 
-# %% [markdown] lang="ja" uid="ddim" pair="4443597d"
+# %% [markdown] lang="ja" uid="ddim" pair="8e90b3d7"
 # ## 4. DDIM を自分で書く
 #
-# *直感。* 最初の推定はぼやけているので、そこへ一気に進んではいけません。推定したら、もう一度ノイズの中へ、ただし少し浅いところへ戻ります。戻すノイズは、ネットワークが答えたのと*同じ*ノイズです。そこでは前よりよく見えるので、もう一度推定します。
+# *直感。* 最初の推定は平均でしかないので、そこへ一気に進んではいけません。推定したら、もう一度ノイズの中へ、ただし少し浅いところへ戻ります。戻すノイズは、ネットワークが答えたのと*同じ*ノイズです。そこでは前よりよく見えるので、もう一度推定します。
 #
 # *式。* 決定論的なDDIMの1ステップ([arXiv 2010.02502](https://arxiv.org/abs/2010.02502))は、レベル $\bar\alpha_t$ から1つ下のレベル $\bar\alpha_{t'}$ へ進みます。部品は、すでに書いた2つの関数です。`predict_x0` で $\hat x_0$ を推定し、`add_noise` で $\hat\epsilon$ と混ぜ直します。
 #
@@ -322,19 +322,19 @@ mine = my_sampler(first, image_generators(1, lab.seed), lab.sizes.steps, lambda 
 theirs = sample(pipe, prompts[:1], generators=image_generators(1, lab.seed), **options).cpu()
 apart = float((mine - theirs).abs().max())
 lab.verdict(t("l01.same_picture", value=apart), apart < 1e-3)
-counts = [1, 2, 4, 8, lab.sizes.steps]
+counts = [2, 4, 8, lab.sizes.steps]
 by_steps = [my_sampler(first, image_generators(1, lab.seed), n, lambda i: lab.sizes.guidance) for n in counts]
 image_grid(
     torch.cat([theirs, *by_steps]),
     captions=[t("l01.by_library"), *(t("l01.by_hand", n=n) for n in counts)],
-    columns=6,
+    columns=5,
 )
 
-# %% [markdown] lang="en" uid="ddim-reading" pair="a7f512fa"
-# **Reading.** Your loop draws the library's picture. One step is the smear itself, two steps a mask of it; from about eight on the portrait is there, and more steps change details. The error of a step comes from walking straight where the path bends, so it shrinks with the length of the step. Lessons that need hundreds of pictures therefore use 8 to 12 steps, not 50.
+# %% [markdown] lang="en" uid="ddim-reading" pair="17ef6ee5"
+# **Reading.** Your loop draws the library's picture. Two steps give a dark mask, four already the portrait, and more steps change details: this caption names every attribute and leaves little to decide. The error of a step comes from walking straight where the path bends, so it shrinks with the length of the step. Lessons that need hundreds of pictures therefore use 8 to 12 steps, not 50.
 
-# %% [markdown] lang="ja" uid="ddim-reading" pair="1c033736"
-# **図の読み方。** 自作のループは、ライブラリと同じ画像を描きます。1ステップでは平均そのもののぼやけた画像、2ステップではその輪郭です。8ステップ程度でポートレートができあがり、それ以上増やしても細部が変わるだけです。1ステップの誤差は、曲がった道をまっすぐ進むことから生じるので、歩幅を縮めれば小さくなります。数百枚の画像が必要なレッスンで、50ではなく8〜12ステップを
+# %% [markdown] lang="ja" uid="ddim-reading" pair="96e92750"
+# **図の読み方。** 自作のループは、ライブラリと同じ画像を描きます。2ステップでは暗い輪郭だけですが、4ステップでポートレートになり、それ以上増やしても細部が変わるだけです。このキャプションはすべての属性を指定しているので、決めることがほとんど残っていません。1ステップの誤差は、曲がった道をまっすぐ進むことから生じるので、歩幅を縮めれば小さくなります。数百枚の画像が必要なレッスンで、50ではなく8〜12ステップを
 # 使うのはこのためです。
 
 # %% [markdown] lang="en" uid="guidance" pair="381d4b51"
@@ -383,7 +383,7 @@ lab.predict("guided_line")
 # en: two kinds that overlap; the prompt means the second
 # ja: 重なり合う2種類。プロンプトが指すのは2つ目です
 LAW = torch.tensor([0.6, 0.4]), torch.tensor([-0.8, 0.8]), torch.tensor([0.5, 0.5])
-ASKED = [part[1:] / (part[1:] if i == 0 else 1) for i, part in enumerate(LAW)]
+ASKED = torch.ones(1), LAW[1][1:], LAW[2][1:]
 starts = torch.randn(4000, generator=lab.generator(2))
 
 

@@ -478,9 +478,9 @@ def deviations(metric, arm, ns):
     """en: Recorded: how far `arm` lies from renders against renders, in standard deviations of one round of these.
     ja: 記録済みの値: armの測定値が、レンダリング画像どうしの値から、1ラウンドの標準偏差の何倍離れているか。
     """
-    change = [recorded_levels("02", [f"{metric}@{n}"], name)[0][0] for n in ns for name in (arm, "same")]
-    deviation = [recorded_levels("02", [f"{metric}.sd@{n}"], "same")[0][0] for n in ns]
-    return (np.array(change[::2]) - np.array(change[1::2])) / np.array(deviation)
+    mean = {name: [lab.recorded.values(f"{metric}@{n}", name).mean() for n in ns] for name in (arm, "same")}
+    deviation = [lab.recorded.values(f"{metric}.sd@{n}", "same").mean() for n in ns]
+    return (np.array(mean[arm]) - np.array(mean["same"])) / np.array(deviation)
 
 
 ns = [32, 64, 128]
