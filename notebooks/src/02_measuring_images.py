@@ -566,11 +566,11 @@ lab.claim("jpeg", measured=t("l02.m_jpeg"), **two_rounds("fd", squeezed - base))
 lab.claim("aliasing", reason=t("l02.only_recorded"))
 
 # %% [markdown] lang="en" uid="damage-reading" pair="f8140acd"
-# **What you see.** JPEG 75 moves the distance by about 50, although nobody would return such a picture. That is several times the step from renders to PortraitSD: who stores reals as PNG and fakes as JPEG measures the file format. Missing antialiasing adds little here, a tenth of what JPEG does, and cutting off instead of rounding nothing. **Why.** The network behind the features was trained on
+# **What you see.** JPEG 75 moves the distance by about 60, although nobody would return such a picture. That is several times the step from renders to PortraitSD: who stores reals as PNG and fakes as JPEG measures the file format. Missing antialiasing adds about a quarter of that here, and cutting off instead of rounding nothing. **Why.** The network behind the features was trained on
 # clean pictures and reacts to blocks of 8 × 8 pixels, which JPEG makes; our eyes forgive them. The paper found a large effect of aliasing; its photographs are full of fine detail, our drawings are flat areas with few edges. **What would change it.** Damage on *both* sides: it is the difference of treatment that is measured. So reals and fakes go through one pipeline, and the pipeline is named beside the number.
 
 # %% [markdown] lang="ja" uid="damage-reading" pair="d7f3977e"
-# **図から読み取れること。** JPEG 75で保存すると、距離がおよそ50動きます。見た目で返品する人はいないでしょうが、レンダリング画像からPortraitSDへの差の数倍に当たります。本物をPNG、生成画像をJPEGで保存していたら、測っているのはファイル形式です。アンチエイリアスなしの影響は小さく、JPEGの数分の1です。切り捨ての影響はありません。**理由。** 特徴量の
+# **図から読み取れること。** JPEG 75で保存すると、距離がおよそ60動きます。見た目で返品する人はいないでしょうが、レンダリング画像からPortraitSDへの差の数倍に当たります。本物をPNG、生成画像をJPEGで保存していたら、測っているのはファイル形式です。アンチエイリアスなしの影響は、ここではその4分の1ほどです。切り捨ての影響はありません。**理由。** 特徴量の
 # ネットワークはきれいな画像で学習したので、JPEGが作る8×8画素のブロックに反応します。人間の目は気にしません。論文ではアンチエイリアスの影響が大きかったのですが、対象は細部の多い写真でした。この教材のイラストは、平らな面が多く輪郭が少ない画像です。**何を変えればよいか。** *両方の*画像に同じ処理を施せば、差は消えます。測られているのは処理の違いだからです。本物と生成画像は同じ前処理に通し、
 # その名前を数値に添えます。
 
