@@ -457,16 +457,16 @@ at = min(32, len(made_f))
 lab.claim("null_is_level", measured=t("l02.m_alarms"), **binomial(alarm_share(other_f, at), lab.sizes.tests))
 lab.claim("null_sees_model", measured=t("l02.m_alarms"), **binomial(alarm_share(made_f, at), lab.sizes.tests))
 
-# %% [markdown] lang="en" uid="null-reading" pair="abe54a16"
-# **What you see.** Two sets of renders fall into the middle of their own null: no alarm. The set in which a style is missing falls far to the right of it, although most of its reading is floor: a reading that is "mostly floor" can prove a difference all the same. **The surprise** is PortraitSD: no alarm either. Asked with complete captions, and
-# seen through the eyes of a network that reads attributes, 64 of its pictures are not distinguishable from renders. **What that does not say.** That there is no difference. No alarm means "not at this $n$, not in these features"; and an alarm does not say how large the difference is, or whether anybody minds. **What would change it.** More pictures; other features; captions that leave things open, where the model must choose by itself.
+# %% [markdown] lang="en" uid="null-reading" pair="73b4453a"
+# **What you see.** The set in which a style is missing falls far to the right of its null, although most of its reading is floor: a reading that is "mostly floor" can prove a difference all the same. Renders lie inside of theirs. **The surprise** is PortraitSD, which a single test may find either way: in the recorded study it sounds the alarm in 6 % of the tests at 32 pictures, and renders do so in 5 %. Asked with complete captions, and
+# seen through the eyes of a network that reads attributes, so few of its pictures are not distinguishable from renders. **What that does not say.** That there is no difference. No alarm means "not at this $n$, not in these features"; one alarm at 5 % is what every twentieth pair of equal sets gives; and no alarm says how large a difference is. **What would change it.** More pictures; other features; captions that leave things open, where the model must choose by itself.
 #
 # One more remedy deserves its name: a metric **without bias**. KID ([arXiv 1801.01401](https://arxiv.org/abs/1801.01401)) compares all pairs with a kernel and leaves out each picture's pair with itself, so its mean under equal laws is 0 at any $n$; it may be
 # negative. It has no floor, but it has a spread. The figure asks of three metrics how many standard deviations of *renders against renders* a missing style moves them.
 
-# %% [markdown] lang="ja" uid="null-reading" pair="dd531bd9"
-# **図から読み取れること。** レンダリング画像どうしの値は、帰無分布の中ほどに入り、警報は出ません。画風が1つ欠けた集合は、測定値の大半がノイズフロアなのに、帰無分布から右に大きく外れます。ノイズフロアが大半を占めていても、差があることは示せるのです。**意外なのは**PortraitSDで、こちらも警報が出ません。すべての属性を述べたキャプションで生成し、
-# 属性を読み取るネットワークの目で見る限り、64枚ではレンダリング画像と区別できません。**この検定で分からないこと。** 警報が出なくても、差がないとはいえません。「この枚数、この特徴量では見つからない」という意味です。警報が出ても、差の大きさや、その差が問題になるかどうかは分かりません。**何を変えればよいか。** 枚数を増やす、特徴量を変える、あるいは、属性を省いたキャプションを使ってモデル自身に選ばせます。
+# %% [markdown] lang="ja" uid="null-reading" pair="01c5a6c6"
+# **図から読み取れること。** 画風が1つ欠けた集合は、測定値の大半がノイズフロアなのに、帰無分布から右に大きく外れます。ノイズフロアが大半を占めていても、差があることは示せるのです。レンダリング画像どうしの値は、帰無分布の内側にあります。**意外なのは**PortraitSDで、1回の検定ではどちらの結果にもなりえます。記録済みの実験では、32枚での検定の6%で警報が鳴りました。レンダリング画像どうしでは5%です。すべての属性を述べたキャプションで生成し、
+# 属性を読み取るネットワークの目で見る限り、この枚数ではレンダリング画像と区別できません。**この検定で分からないこと。** 警報が出なくても、差がないとはいえません。「この枚数($n$)、この特徴量では見つからない」という意味です。5%の水準なら、等しい集合どうしでも20回に1回は警報が鳴ります。警報から差の大きさは分かりません。**何を変えればよいか。** 枚数を増やす、特徴量を変える、あるいは、属性を省いたキャプションを使ってモデル自身に選ばせます。
 #
 # 対策をもう1つ紹介します。**バイアスのない**指標を使うことです。KID([arXiv 1801.01401](https://arxiv.org/abs/1801.01401))は、すべてのペアをカーネルで比べ、自分自身とのペアを除きます。そのため、分布が同じなら $n$ によらず平均が0になり、負になることもあります。
 # ノイズフロアはありませんが、ばらつきはあります。次の図は、画風が1つ欠けたとき、3つの指標がそれぞれ*レンダリング画像どうし*の標準偏差の何倍動くかを示します。
@@ -565,11 +565,11 @@ def two_rounds(metric, value):
 lab.claim("jpeg", measured=t("l02.m_jpeg"), **two_rounds("fd", squeezed - base))
 lab.claim("aliasing", reason=t("l02.only_recorded"))
 
-# %% [markdown] lang="en" uid="damage-reading" pair="f8140acd"
+# %% [markdown] lang="en" uid="damage-reading" pair="88a4823a"
 # **What you see.** JPEG 75 moves the distance by about 60, although nobody would return such a picture. That is several times the step from renders to PortraitSD: who stores reals as PNG and fakes as JPEG measures the file format. Missing antialiasing adds about a quarter of that here, and cutting off instead of rounding nothing. **Why.** The network behind the features was trained on
 # clean pictures and reacts to blocks of 8 × 8 pixels, which JPEG makes; our eyes forgive them. The paper found a large effect of aliasing; its photographs are full of fine detail, our drawings are flat areas with few edges. **What would change it.** Damage on *both* sides: it is the difference of treatment that is measured. So reals and fakes go through one pipeline, and the pipeline is named beside the number.
 
-# %% [markdown] lang="ja" uid="damage-reading" pair="d7f3977e"
+# %% [markdown] lang="ja" uid="damage-reading" pair="f3e79e6e"
 # **図から読み取れること。** JPEG 75で保存すると、距離がおよそ60動きます。見た目で返品する人はいないでしょうが、レンダリング画像からPortraitSDへの差の数倍に当たります。本物をPNG、生成画像をJPEGで保存していたら、測っているのはファイル形式です。アンチエイリアスなしの影響は、ここではその4分の1ほどです。切り捨ての影響はありません。**理由。** 特徴量の
 # ネットワークはきれいな画像で学習したので、JPEGが作る8×8画素のブロックに反応します。人間の目は気にしません。論文ではアンチエイリアスの影響が大きかったのですが、対象は細部の多い写真でした。この教材のイラストは、平らな面が多く輪郭が少ない画像です。**何を変えればよいか。** *両方の*画像に同じ処理を施せば、差は消えます。測られているのは処理の違いだからです。本物と生成画像は同じ前処理に通し、
 # その名前を数値に添えます。
@@ -723,16 +723,16 @@ lab.reveal("noise", "high" if mine["noise"][0] > 0.5 else "low")
 lab.claim("noise_is_imprecise", measured=t("l02.m_noise"), **two_rounds("precision3", at_three))
 lab.claim("noise_needs_reals", reason=t("l02.only_recorded"))
 
-# %% [markdown] lang="en" uid="curves-reading" pair="07aabeb0"
-# **What you see.** The precision of noise is no number but a curve: near 1 with some hundred reals, and falling. With 1,600 reals and $k = 3$ about half of the noise pictures lie outside of every ball, while other renders stay where they were. In mean colours, a space in which nothing was trained, noise is outside from 128 reals on. **Why.** Noise lands at one place inside the cloud; as reals are added, the balls there shrink and uncover it. **What it means for the claim.** "Precision is fooled by noise" is true at 256 reals and wrong at 1,600. The paper works with 50,000. Report $N$ and $k$ with the number, and the
+# %% [markdown] lang="en" uid="curves-reading" pair="5562b133"
+# **What you see.** The precision of noise is no number but a curve: near 1 with some hundred reals, and falling. With 1,600 reals and $k = 3$ about half of the noise pictures lie outside of every ball, while other renders stay where they were. In mean colours, a space in which nothing was trained, noise is outside from 256 reals on. **Why.** Noise lands at one place inside the cloud; as reals are added, the balls there shrink and uncover it. **What it means for the claim.** "Precision is fooled by noise" is true at 256 reals and wrong at 1,600. The paper works with 50,000. Report $N$ and $k$ with the number, and the
 # reading of *real against real* beside it.
 #
 # ### One outlier is enough
 #
 # A toy on a line shows the other weakness. Reals: 999 points between 0 and 1, and one at 2. Fakes: 999 points between 2 and 3, and one at 1. The sets have nothing in common.
 
-# %% [markdown] lang="ja" uid="curves-reading" pair="3698a5fc"
-# **図から読み取れること。** ノイズの適合率は1つの数値ではなく曲線です。本物が数百枚のうちは1に近く、そこから下がっていきます。本物が1600枚で $k = 3$ なら、ノイズ画像の約半分がどの球にも入りません。別のレンダリング画像の適合率は変わりません。何も学習していない平均色の空間では、本物が128枚もあれば、ノイズは
+# %% [markdown] lang="ja" uid="curves-reading" pair="7200a2d1"
+# **図から読み取れること。** ノイズの適合率は1つの数値ではなく曲線です。本物が数百枚のうちは1に近く、そこから下がっていきます。本物が1600枚で $k = 3$ なら、ノイズ画像の約半分がどの球にも入りません。別のレンダリング画像の適合率は変わりません。何も学習していない平均色の空間では、本物が256枚あれば、ノイズは
 # 球の外です。**理由。** ノイズは本物の集まりの内側のほぼ1か所に写ります。本物が増えると、そこの球が小さくなり、ノイズがはみ出します。**主張についての結論。** 「適合率はノイズにだまされる」は、本物が256枚なら正しく、1600枚なら誤りです。論文では5万枚を使っています。数値には $N$ と $k$ を添え、
 # *本物どうし*の値も並べて示しましょう。
 #
@@ -784,9 +784,9 @@ kernels = {
 }
 alarm = {}
 for name, metric in kernels.items():
-    pairs = [(draw(real_e, half, r), draw(other_e, half, r + 500)) for r in rounds]
-    quiet = np.array([metric(*pair) for pair in pairs])
-    alarm[name] = (np.array([metric(real, more_alike(fake)) for real, fake in pairs]) - quiet) / quiet.std()
+    quiet = np.array([metric(draw(real_e, half, r), draw(other_e, half, r + 500)) for r in rounds])
+    spoilt = np.array([metric(draw(real_e, half, r), draw(more_alike(other_e), half, r + 500)) for r in rounds])
+    alarm[name] = (spoilt - quiet) / quiet.std()
 bar_with_interval(
     list(alarm),
     np.array(list(alarm.values())).T,
