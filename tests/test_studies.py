@@ -332,6 +332,24 @@ def test_a_live_run_fits_what_new_seeds_would_give():
     assert fits(0.6, 0.2, found)  # the learner's own run is small and uncertain
 
 
+def test_a_record_is_read_once_until_its_files_change(tmp_path, monkeypatch):
+    """A lesson asks for the evidence of each of its claims."""
+    from labkit.course import evidence
+
+    reads, read = [], evidence._read
+    monkeypatch.setattr(store_module, "folder_of_studies", lambda: tmp_path)
+    monkeypatch.setattr("labkit.studies.folder_of_studies", lambda: tmp_path)
+    monkeypatch.setattr("labkit.studies.read_record", lambda *where: reads.append(where) or read_record(*where))
+    read.cache_clear()
+    assert not evidence._record("99").facts
+    run(dataclasses.replace(STUDY, seeds=(0,)), folder=tmp_path, **quiet)
+    assert len(evidence._record("99").facts) == len(evidence._record("99").facts) == 3
+    run(STUDY, folder=tmp_path, **quiet)
+    assert len(evidence._record("99").facts) == 9
+    assert reads == [("99", tmp_path)] * 3
+    read.cache_clear()
+
+
 # ---- the command -------------------------------------------------------------------------------------------------
 
 
@@ -343,3 +361,15 @@ def test_the_command_records_in_several_processes_what_one_process_gives(tmp_pat
         pytest.skip("no lesson has a study yet")
     assert multiprocessing.get_all_start_methods()
     assert callable(_in_processes)
+
+
+def test_undecided_claims_of_a_lesson_name_the_seeds_that_they_need():
+    from labkit.course.claim_file import declared
+    from labkit.course.evidence import evidence, undecided
+
+    for lesson in ("06", "07"):
+        lines = undecided(lesson)
+        known = {name: evidence(claim) for name, claim in declared(lesson).items()}
+        open_ones = [name for name, one in known.items() if one is not None and one.verdict == "undecided"]
+        assert [line.split()[0] for line in lines] == [name.split(".", 1)[1] for name in open_ones]
+        assert all(line.endswith("seeds)") for line in lines)

@@ -80,6 +80,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
+    from labkit.course.evidence import BUDGET, undecided
     from labkit.studies import read_record
     from labkit.studies.store import status
 
@@ -91,6 +92,8 @@ def _status(args: argparse.Namespace) -> int:
         notes = [f"changed: {', '.join(found['changed'])}"] * bool(found["changed"])
         notes += [f"damaged: {found['damaged']}"] * bool(found["damaged"])
         print(line + (f"  ({'; '.join(notes)})" if notes else ""))
+        if args.folder is None and (left := undecided(study.lesson)):
+            print(f"    undecided within {found['cpu_hours']:.2f} of {BUDGET:g} CPU hours: {', '.join(left)}")
         worst = max(worst, int(found["stale"] or found["missing"] > 0))
     return worst
 

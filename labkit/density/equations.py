@@ -29,8 +29,8 @@ FLOOR = 1e-3
 
 
 def mean_distance(features: object, k: int, *, queries: object | None = None) -> Tensor:
-    """d_k(x) = 1/k sum_{j=1..k} | F(x) - F(nn_j(x)) |_2, the mean distance to the k nearest reals (2407.08659,
-    definition of pseudo density; released code: k = 10 or 20).
+    """d_k(x) = 1/k sum_{j=1..k} | F(x) - F(nn_j(x)) |_2, the mean distance to the k nearest neighbours among
+    the reals (2407.08659, definition of pseudo density; released code: k = 10 or 20).
 
     Args:
         features: F of the reals [N, d].
@@ -47,7 +47,7 @@ def mean_distance(features: object, k: int, *, queries: object | None = None) ->
 
 
 def pseudo_density(distance: Tensor, reals: Tensor, *, exponent: float = 1.0, floor: float = FLOOR) -> Tensor:
-    """rho(x) = (1 / d_k(x))^n  /  mean over the reals of the same (2407.08659, definition of pseudo density).
+    """The pseudo density rho(x) = (1 / d_k(x))^n / mean over the reals of the same (2407.08659, its definition).
 
     The reals have mean 1: rho is "times the average density". The released code has n = 1; a larger exponent stretches
     the scale and leaves ranks and quantiles alone.
@@ -140,7 +140,7 @@ def above(scores: Tensor, threshold: float) -> Tensor:
 
 
 def acceptance_probability(scores: Tensor, *, threshold: float, ratio: float) -> Tensor:
-    """The two-level rule: how likely a sample of score rho is accepted (2407.08659, method (ii)).
+    """Importance sampling by a two-level rule: the acceptance probability of a sample of score rho (2407.08659, (ii)).
 
         w >= 1: 1 above tau, 1/w below          w < 1: w above tau, 1 below
 

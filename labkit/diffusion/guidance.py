@@ -112,7 +112,8 @@ def unet_output(
     guidance_scale: float = 1.0,
     negative_model: Mapping[str, float] | nn.Module | None = None,
 ) -> Tensor:
-    """The U-Net's guided output [B, C, h, w] in float32, in whatever the network predicts (epsilon, v, ...).
+    """Classifier-free guidance (arXiv 2207.12598): eps_uncond + g (eps_cond - eps_uncond), the U-Net's guided output
+    [B, C, h, w] in float32, in whatever the network predicts (epsilon, v, ...).
 
     x_t: [B, C, h, w] (scaled by the scheduler where it wants that); t: int or LongTensor [B]. One call of 2B rows, or
     of B rows when guidance_scale is 1 (conditional only). negative_model: the unconditional half is a call of its own,

@@ -91,7 +91,7 @@ def dpo_loss(
     ref_loser: torch.Tensor,
     kappa: float,
 ) -> torch.Tensor:
-    """L_DPO-Diffusion (eq. 14): -log sigmoid(-kappa [(e_w - e_ref,w) - (e_l - e_ref,l)]).
+    """The Diffusion-DPO loss (arXiv 2311.12908, eq. 14): -log sigmoid(-kappa [(e_w - e_ref,w) - (e_l - e_ref,l)]).
 
     kappa is the paper's beta T omega times the elements of a latent (`kappa_of`), because e is a mean.
 
@@ -157,7 +157,7 @@ def ipo_loss(
     ref_loser: torch.Tensor,
     tau: float,
 ) -> torch.Tensor:
-    """IPO (arXiv 2310.12036) with D for the log-ratio: (-D - 1 / (2 tau))^2, a fixed gap instead of an ever larger one.
+    """The IPO loss (arXiv 2310.12036) with D for the log-ratio: (-D - 1 / (2 tau))^2, a fixed gap to reach.
 
     Args:
         winner, loser, ref_winner, ref_loser: errors, [B] each.
@@ -285,7 +285,8 @@ def kto_loss(
     ref_disliked: torch.Tensor,
     beta: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Diffusion-KTO (arXiv 2404.04465), for likes and dislikes that need not be pairs: 1 - sigmoid(+-beta (g - k)).
+    """The Diffusion-KTO loss (arXiv 2404.04465), for likes and dislikes that need not be pairs:
+    1 - sigmoid(+-beta (g - k)).
 
     The Kahneman-Tversky utility: g = e_ref - e of an image, + for liked images. k, the reference point, is the batch's
     mean g, detached; the released code has three variants of it, and others clamp it at 0, which is not done here.

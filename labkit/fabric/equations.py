@@ -48,7 +48,9 @@ def alpha_bar_at(t: float, alphas_cumprod: Tensor) -> float:
 
 
 def noised_reference(latent: Tensor, noise: Tensor, t: float, alphas_cumprod: Tensor) -> Tensor:
-    """Eq. 1: sqrt(alpha_bar_t) x + sqrt(1 - alpha_bar_t) eps, what the U-Net sees of a reference, whatever the sampler.
+    """FABRIC (arXiv 2307.10159), eq. 1: a feedback image (liked or disliked) noised to the current step.
+
+    sqrt(alpha_bar_t) x + sqrt(1 - alpha_bar_t) eps: what the U-Net sees of a reference image, whatever the sampler.
 
     Args:
         latent: x, the clean latent, [..., C, h, w].
@@ -66,7 +68,7 @@ def noised_reference(latent: Tensor, noise: Tensor, t: float, alphas_cumprod: Te
 def weighted_attention(
     q: Tensor, k: Tensor, v: Tensor, k_ref: Tensor, v_ref: Tensor, w: Tensor | float, scale: float | None = None
 ) -> Tensor:
-    """Eq. 2, weighted attention: softmax(s + log w) v in one fused call.
+    """FABRIC (arXiv 2307.10159), eq. 2, weighted attention: softmax(s + log w) v in one fused call.
 
     The bias is [1, N + M] and broadcasts over rows and queries.
 

@@ -14,6 +14,7 @@ from labkit.figures.style import INK, MUTED, ROLES
 MAX_WIDTH = 9.0  # inches; fits a notebook's cell on a laptop
 GAP = 0.09  # inches between images
 _LINE = 1.32  # line height, in font sizes
+_LINES = 8  # a prompt of the course in full
 
 
 def draw_grid(
@@ -35,7 +36,7 @@ def draw_grid(
     left = margin
     label_lines: list[list[str]] = []
     if row_labels:
-        label_lines = [wrap_text(text, 1.25, 9.5, max_lines=4) for text in row_labels]
+        label_lines = [wrap_text(text, 1.4, 9.5, max_lines=_LINES) for text in row_labels]
         left += max(text_width(line, 9.5) for lines in label_lines for line in lines) + 0.12
     size = size or (1.7 if columns <= 4 else 1.4 if columns <= 6 else 1.15)
     size = min(size, (MAX_WIDTH - left - right - GAP * (columns - 1)) / columns)
@@ -43,12 +44,14 @@ def draw_grid(
     tall = size * ratio
     small = 8.5 if size >= 1.1 else 7.5
     line = small * _LINE / 72
-    wrapped = [wrap_text(text, size + GAP * 0.6, small) for text in captions] if captions else []
+    wrapped = [wrap_text(text, size + GAP * 0.6, small, max_lines=_LINES) for text in captions] if captions else []
     below = [  # height of the text under each row, inches
         (0.19 if any(score_texts[r * columns : (r + 1) * columns]) else 0)
         + line * max((len(wrapped[i]) for i in range(r * columns, min((r + 1) * columns, len(wrapped)))), default=0)
         for r in range(rows)
     ]
+    for row, lines in enumerate(label_lines):  # a long label needs a taller row
+        below[row] = max(below[row], len(lines) * 9.5 * _LINE / 72 - tall)
     width = left + right + columns * size + (columns - 1) * GAP
     if title:
         width = max(width, min(text_width(title, 12) + 2 * margin, 5.5))

@@ -9,7 +9,6 @@ import numpy as np
 
 from labkit.course.i18n import t
 from labkit.figures.base import CourseFigure, figure_style, new_figure, wrap_text
-from labkit.figures.charts import label_points
 from labkit.figures.style import INK, MUTED, PALETTE, ROLES
 
 
@@ -29,7 +28,7 @@ def recorded_means(
     yours: Mapping[str, float] | None = None,
     title: str | None = None,
     reference: Mapping[str, float] | None = None,
-    value_format: str = "{:+.3f}",
+    value_format: str | None = None,
     width: float = 7.0,
     alt: str | None = None,
     lang: str | None = None,
@@ -41,6 +40,7 @@ def recorded_means(
         xlabel: what is measured, with unit.
         yours: label -> the number of the live run, for some of the labels.
         reference: label -> value of a dashed vertical line.
+        value_format: how numbers are written; by default with a sign where there is a reference line at 0 (changes).
 
     Raises:
         ValueError: nothing recorded, or a number of the learner's without a row.
@@ -49,6 +49,7 @@ def recorded_means(
     if not recorded or set(yours) - set(recorded):
         unknown = ", ".join(sorted(set(yours) - set(recorded))) or "none"
         raise ValueError(f"expected recorded rows and live numbers for some of them; without a row: {unknown}")
+    value_format = value_format or ("{:+.3f}" if 0.0 in (reference or {}).values() else "{:.3f}")
     height = 0.95 + 0.36 * len(recorded) + (0.3 if title else 0) + (0.25 if reference else 0)
     with figure_style():
         figure = new_figure(width, height, layout="constrained")
@@ -92,11 +93,12 @@ def recorded_plane(
     ylabel: str,
     yours: Mapping[str, tuple[float, float]] | None = None,
     title: str | None = None,
-    size: tuple[float, float] = (7.0, 4.4),
+    size: tuple[float, float] = (8.2, 4.6),
     alt: str | None = None,
     lang: str | None = None,
 ) -> CourseFigure:
-    """One point per label with the 95 % intervals of both measures; the learner's runs as stars.
+    """One numbered point per label with the 95 % intervals of both measures, the learner's runs as stars in the same
+    colour, and a key beside the chart.
 
     Args:
         recorded: label -> estimates of the measure on the x axis and of the one on the y axis; may be empty.
@@ -111,20 +113,26 @@ def recorded_plane(
     with figure_style():
         figure = new_figure(*size, layout="constrained")
         axes = figure.add_subplot()
-        for k, (x, y) in enumerate(recorded.values()):
+        rows = []  # of the key beside the chart: names on the points would lie on each other
+        for number, (label, (x, y)) in enumerate(recorded.items(), 1):
+            colour = PALETTE[(number - 1) % len(PALETTE)]
             spread = {"xerr": [[x.value - x.low], [x.high - x.value]], "yerr": [[y.value - y.low], [y.high - y.value]]}
-            name = {"label": t("fig.recorded_mean", lang=lang)} if not k else {}
-            axes.errorbar([x.value], [y.value], **spread, fmt="o", color=PALETTE[0], elinewidth=1, alpha=0.8, **name)
-        for k, (x, y) in enumerate(yours.values()):
-            name = {"label": t("fig.your_run", lang=lang)} if not k else {}
-            axes.plot([x], [y], "*", color=PALETTE[1], markersize=13, markeredgecolor="white", **name)
+            axes.errorbar([x.value], [y.value], **spread, fmt="none", color=colour, elinewidth=1, alpha=0.6)
+            rows += axes.plot([x.value], [y.value], "o", color=colour, markersize=13, label=f"{number}  {label}")
+            place = {"ha": "center", "va": "center_baseline", "fontsize": 8.5, "weight": "bold", "zorder": 5}
+            axes.annotate(str(number), (x.value, y.value), color="white", **place)
+        for label, (x, y) in yours.items():
+            number = list(recorded).index(label) + 1 if label in recorded else len(recorded) + 1
+            colour = PALETTE[(number - 1) % len(PALETTE)]
+            named = f"{t('fig.your_run', lang=lang)}: {label}"
+            star = {"color": colour, "markersize": 14, "markeredgecolor": INK, "markeredgewidth": 0.7, "zorder": 6}
+            rows += axes.plot([x], [y], "*", label=named, linestyle="none", **star)
         axes.set(xlabel=xlabel, ylabel=ylabel)
-        axes.margins(0.12)
+        axes.margins(0.08)
         if title:
             axes.set_title("\n".join(wrap_text(title, size[0] - 0.4, 12, max_lines=2)), pad=10)
-        figure.legend(loc="outside lower right", ncols=2, handlelength=1.2, columnspacing=1.4)
+        figure.legend(handles=rows, loc="outside right center", fontsize=8.5, markerscale=0.6, handletextpad=0.3)
         means = {label: (x.value, y.value) for label, (x, y) in recorded.items()}
-        label_points(axes, means | {f"{label} \N{BLACK STAR}": point for label, point in yours.items()})
     points = [f"{label} ({x:.3g}, {y:.3g})" for label, (x, y) in means.items()]
     points += [f"{label}, {t('fig.your_run', lang=lang)} ({x:.3g}, {y:.3g})" for label, (x, y) in yours.items()]
     heading = f"{title}: " if title else ""

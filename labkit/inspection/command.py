@@ -32,8 +32,9 @@ from labkit.inspection.record import (
     sign_off,
     write_sign_off,
 )
-from labkit.inspection.report import LANGUAGES, record_html
+from labkit.inspection.report import record_html
 from labkit.inspection.rules import Rule, near_duplicate_rule, provenance_rule, size_rule
+from labkit.inspection.texts import LANGUAGES
 from labkit.inspection.verdicts import read_verdicts
 
 OUT = "inspection"  # default folder of what the command writes

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from labkit.files import write_atomically
 from labkit.inspection.lot import Lot
-from labkit.inspection.report import texts
+from labkit.inspection.texts import texts
 from labkit.inspection.verdicts import Defect
 
 MAX_DEFECTS = 9  # one digit each

@@ -25,6 +25,7 @@ from labkit.inspection.equations import clopper_pearson, lot_upper_bound, upper_
 from labkit.inspection.gate import Gate, Screening, broken_limits
 from labkit.inspection.lot import InspectionError, draw_sample
 from labkit.inspection.rollout import Rollout, to_dict
+from labkit.inspection.texts import texts
 from labkit.inspection.verdicts import Defect, Tally, Verdict, tally
 
 FORMAT = 1
@@ -138,47 +139,49 @@ def seal_record(content: Mapping[str, Any]) -> dict:
     return {"content": content, "hashes": hashes, "seal": digest(hashes)}
 
 
-def record_problems(record: Mapping[str, Any], *, seal: str = "") -> list[str]:
-    """What is wrong with a record, one line each with the field's name; empty if nothing is.
+def record_problems(record: Mapping[str, Any], *, seal: str = "", lang: str = "en") -> list[str]:
+    """What is wrong with a record, one line each with the field's name, in English or Japanese; empty if nothing is.
 
     Checked are the hashes, the seal (against `seal` kept elsewhere, if given), and what must follow from the content:
     the sample from its seed, the decision from the counts, two different persons.
     """
+    say = texts(lang)
     kinds = {"content": dict, "hashes": dict, "seal": str}
     if not all(isinstance(record.get(part), kind) for part, kind in kinds.items()):
-        return ["this is no record: expected content, hashes and seal"]
+        return [say["problem_none"]]
     now = {name: digest(value) for name, value in _leaves(record["content"])}
     then = record["hashes"]
-    problems = [f"{name} was changed" for name in now if name in then and now[name] != then[name]]
-    problems += [f"{name} was added" for name in now if name not in then]
-    problems += [f"{name} was removed" for name in then if name not in now]
+    changed = [name for name in now if name in then and now[name] != then[name]]
+    problems = [say["problem_changed"].format(name=name) for name in changed]
+    problems += [say["problem_added"].format(name=name) for name in now if name not in then]
+    problems += [say["problem_removed"].format(name=name) for name in then if name not in now]
     if record["seal"] != digest(then):
-        problems.append("the seal does not fit the hashes")
+        problems.append(say["problem_hashes"])
     if seal and record["seal"] != seal:
-        problems.append(f"the seal is {record['seal'][:12]}, expected {seal[:12]}: another record, or sealed anew")
+        problems.append(say["problem_seal"].format(got=record["seal"][:12], want=seal[:12]))
     try:
-        problems += _inconsistencies(record["content"])
+        problems += _inconsistencies(record["content"], say)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        problems.append(f"the content cannot be checked: {type(error).__name__}: {error}")
+        problems.append(say["problem_content"].format(error=f"{type(error).__name__}: {error}"))
     return problems
 
 
-def _inconsistencies(content: Mapping[str, Any]) -> list[str]:
+def _inconsistencies(content: Mapping[str, Any], say: Mapping[str, str]) -> list[str]:
     problems, plan = [], Plan(**content["plan"])
     if _person(content["maker"]) == _person(content["checker"]):
-        problems.append("maker and checker are one person")
+        problems.append(say["problem_persons"])
     sample = content["sample"]
     if sample["names"] != draw_sample(list(content["screening"]["passed"]), plan.n, sample["seed"]):
-        problems.append("sample.names does not follow from sample.seed")
+        problems.append(say["problem_follows"].format(name="sample.names", source="sample.seed"))
     defects, verdicts = [Defect(**d) for d in content["defects"]], [Verdict(**v) for v in content["verdicts"]]
     counted = tally(sample["names"], verdicts, defects=defects, policy=content["inspection"]["policy"])
     if digest(asdict(counted)) != digest(content["inspection"]):
-        problems.append("inspection does not follow from verdicts")
+        problems.append(say["problem_follows"].format(name="inspection", source="verdicts"))
     if digest(estimate(counted, len(content["screening"]["passed"]))) != digest(content["estimate"]):
-        problems.append("estimate does not follow from verdicts")
+        problems.append(say["problem_follows"].format(name="estimate", source="verdicts"))
     counts = {name: content["inspection"][name] for name in ("critical", "major", "minor")}
     if content["decision"]["accepted"] != (not broken_limits(plan, **counts)):
-        problems.append("decision.accepted does not follow from plan and inspection")
+        problems.append(say["problem_decision"])
     return problems
 
 

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from labkit.inspection.record import record_problems
+from labkit.inspection.texts import texts
 
-TEXTS = Path(__file__).with_name("texts.yaml")
-LANGUAGES = ("en", "ja")
 STYLE = """
 body { font: 15px/1.6 system-ui, "Hiragino Sans", "Noto Sans CJK JP", "Yu Gothic", sans-serif; max-width: 46rem;
   margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -25,18 +21,6 @@ table { border-collapse: collapse; width: 100%; } th, td { text-align: left; ver
 """
 
 
-def texts(lang: str) -> dict[str, str]:
-    """Key -> text in one language.
-
-    Raises:
-        ValueError: another language than "en" and "ja".
-    """
-    if lang not in LANGUAGES:
-        raise ValueError(f"unknown language {lang!r}: use one of {', '.join(LANGUAGES)}")
-    entries = yaml.safe_load(TEXTS.read_text(encoding="utf-8"))
-    return {key: entry[lang] for key, entry in entries.items()}
-
-
 def record_html(record: Mapping[str, Any], lang: str = "ja") -> str:
     """The page. A record that does not verify is shown with what is wrong in a red box at the top.
 
@@ -46,7 +30,7 @@ def record_html(record: Mapping[str, Any], lang: str = "ja") -> str:
     Raises:
         ValueError: an unknown language, or a record that lacks what must be shown.
     """
-    t, problems = texts(lang), record_problems(record)
+    t, problems = texts(lang), record_problems(record, lang=lang)
     try:
         parts = _parts(record["content"], record["seal"], problems, t, lang)
     except (KeyError, TypeError, AttributeError) as error:

@@ -61,7 +61,8 @@ class FrechetResult:
 def frechet_distance(
     *, real: object, fake: object, ddof: int = 1, solver: str = "auto", floor: bool = True
 ) -> FrechetResult:
-    """Squared Frechet distance between two sets of features, or of their saved statistics.
+    """Squared Frechet distance (FID, arXiv 1706.08500) between two sets of features, or of their saved statistics:
+    |mu_r - mu_f|^2 + tr(C_r + C_f - 2 (C_r C_f)^(1/2)).
 
     Args:
         real, fake: features [N, d] (float32 or float64) or `GaussianStats`; the two kinds can be mixed.

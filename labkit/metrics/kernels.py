@@ -53,7 +53,8 @@ def kernel_distance(
     gamma: float | None = None,
     coef: float = 1.0,
 ) -> KernelResult:
-    """KID: unbiased MMD2 with the kernel (gamma a.b + coef)^degree.
+    """The kernel distance, Kernel Inception Distance (KID, arXiv 1801.01401): unbiased MMD2 with the kernel
+    (gamma a.b + coef)^degree.
 
     Args:
         real: features [n_real, d]; fake: features [n_fake, d].

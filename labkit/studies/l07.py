@@ -4,6 +4,9 @@ Sentences are trained in some frames of a bank and asked in others. Test pairs a
 them) and the same for every arm and seed. A question comes in two clause orders and is answered by choosing between the
 true sentence and its mirror, so 0.5 is chance, also for a reader of positions. Retention is measured with the prompts
 that rehearsal used and with prompts that it never saw.
+
+Steps, tau, frames and the strength of the edits were chosen on other test portraits and seeds 0 to 2; the record's are
+new, and no portrait that a choice was made on is asked about.
 """
 
 from __future__ import annotations
@@ -118,7 +121,7 @@ def portraits(train: int, test: int) -> SimpleNamespace:
     """Portraits to learn from and to be asked about, embedded by the frozen image tower."""
     clip, inputs = clip_and_inputs()
     specs = sample_specs(train, seed=270)
-    asked = sample_specs(test, seed=271, avoid=specs)
+    asked = sample_specs(test, seed=371, avoid=[*specs, *sample_specs(test, seed=271, avoid=specs)])
     test_pixels = render_tensor(asked, inputs.image_size)
     return SimpleNamespace(
         specs=specs,
@@ -294,7 +297,7 @@ def drawn(direction: Tensor, strength: float, seed: int, sizes: SimpleNamespace)
         Pictures [n, 3, 64, 64]; by the AttributeReader, the probability of glasses and that of the mood asked for [n].
     """
     pipe, reader = drawing_models()
-    faces = sample_specs(sizes.edits, seed=273, marginals={"style": {"toon-head": 0}})
+    faces = sample_specs(sizes.edits, seed=373, marginals={"style": {"toon-head": 0}})
     texts = [describe({"mood": s.mood, "hair_style": s.hair_style, "glasses": "none"}).text for s in faces]
     with torch.no_grad():
         plain = encode_prompts(pipe, texts)
@@ -428,7 +431,7 @@ def alarm_scores(model: CLIPModel, shots: Tensor, reference: Tensor) -> dict[str
 def desk(model: CLIPModel, seed: int, sizes: SimpleNamespace) -> dict[str, np.ndarray]:
     """Per plate, 1 where an alarm was false ("false.KIND.SETUP") or missing ("missed.KIND.SETUP"), [plates]; the
     thresholds allow 5 % false alarms on other standard photographs of good plates."""
-    generator, n = torch.Generator().manual_seed(90_000 + seed), sizes.checked
+    generator, n = torch.Generator().manual_seed(190_000 + seed), sizes.checked
     reference = render_products([ProductSpec()], generator=generator)[0]
     calm = alarm_scores(model, render_products([ProductSpec()] * n, generator=generator), reference)
     limits = {kind: alarm_threshold(score, 0.05) for kind, score in calm.items()}
@@ -508,9 +511,9 @@ STUDY = Study(
     lesson="07",
     unit=unit,
     arms=("base", "bank", "wise", "edits", "frame", "fixed", "captions", "pin", "lamp", "desk"),
-    seeds=(0, 1, 2),
+    seeds=(3, 4, 5, 6, 7),
     sizes={
-        "portraits": 256, "tests": 160, "asked": 64, "pairs": 1500, "steps": 200, "short_steps": 100, "batch": 48,
+        "portraits": 256, "tests": 400, "asked": 160, "pairs": 1500, "steps": 200, "short_steps": 100, "batch": 48,
         "rehearsed": 16, "lr": 2e-3, "tau": 0.1, "decay": 0.85, "edits": 16, "draw_steps": 10, "strength": 1.0,
         "products": 128, "checked": 60,
     },

@@ -221,12 +221,12 @@ curve_with_interval(
     title=t("l01.line_title"),
 )
 
-# %% [markdown] lang="en" uid="line-reading" pair="1e8cf35b"
-# **What you see.** With little noise ($\bar\alpha = 0.98$) the best guess is a staircase: whatever lies near $-1$ is drawn to the one kind, whatever lies near $+1$ to the other. With much noise it is a flat line near $0.6\cdot(-1) + 0.4\cdot 1 = -0.2$, a value that no datum ever has. **Why.** When the noise says nothing, the average of everything is the least wrong answer. That is
+# %% [markdown] lang="en" uid="line-reading" pair="8a8c468e"
+# **What you see.** With little noise ($\bar\alpha = 0.98$) the best guess is nearly what one sees. With more (0.7, 0.3) it becomes a staircase: whatever lies near $-1$ is drawn to the one kind, whatever lies near $+1$ to the other. With much noise it is a flat line near $0.6\cdot(-1) + 0.4\cdot 1 = -0.2$, a value that no datum ever has. **Why.** When the noise says nothing, the average of everything is the least wrong answer. That is
 # the blur of the first figure: not a weak network, but an optimal one. **What would change it.** Knowing more. A prompt narrows down what can be meant; that is the way in for guidance. Now the same with portraits, where nobody can compute the average and a U-Net has learnt it.
 
-# %% [markdown] lang="ja" uid="line-reading" pair="eddb9407"
-# **図から読み取れること。** ノイズが弱いとき($\bar\alpha = 0.98$)、最良の推定は階段状です。$-1$ の近くの値は一方の種類に、$+1$ の近くの値はもう一方に引き寄せられます。ノイズが強いときは、$0.6\cdot(-1) + 0.4\cdot 1 = -0.2$ 付近の平らな線になります。どのデータも取らない値です。**理由。** ノイズから何も分からないとき、最も外れの少ない答えは全体の平均です。
+# %% [markdown] lang="ja" uid="line-reading" pair="79e01c43"
+# **図から読み取れること。** ノイズが弱いとき($\bar\alpha = 0.98$)、最良の推定は見たままの値に近くなります。もう少し強いと(0.7、0.3)階段状になり、$-1$ の近くの値は一方の種類に、$+1$ の近くの値はもう一方に引き寄せられます。ノイズが強いときは、$0.6\cdot(-1) + 0.4\cdot 1 = -0.2$ 付近の平らな線になります。どのデータも取らない値です。**理由。** ノイズから何も分からないとき、最も外れの少ない答えは全体の平均です。
 # 最初の図がぼやけていたのは、ネットワークが弱いからではなく、最適だからです。**何を変えればよいか。** 情報を増やすことです。プロンプトがあれば、意味しうるものが絞られます。誘導はここに働きます。次に、ポートレートで同じことを試します。平均を計算できる人はいないので、U-Netが学習したものを使います。
 
 # %% uid="predict-picture"
@@ -504,12 +504,12 @@ def guided_pictures(scale):
 
 explore(guided_pictures, {"scale": slider(t("l01.guidance_scale"), 1.0, 10.0, 3.0, 0.5)})
 
-# %% [markdown] lang="en" uid="scale-reading" pair="7afcdcfe"
-# **What you see.** From 1 to 3 faithfulness rises steeply and then it is flat; variety falls all the way. **Why.** Once all named attributes are unmistakable, more pushing has nothing left to win. **What would change it.** The captions: where a prompt names little, there is little to win. Move the slider to 10: colours saturate, and outlines become hard. That is the overshoot of the line. The scale 3 of the other lessons is
+# %% [markdown] lang="en" uid="scale-reading" pair="7b9b7cff"
+# **What you see.** From 1 to 3 faithfulness rises, from about .94 to .99, and then it is flat; variety falls over the same stretch and hardly any further. **Why.** Once all named attributes are unmistakable, more pushing has nothing left to win. **What would change it.** The captions: where a prompt names little, there is little to win. Move the slider to 10: colours saturate, and outlines become hard. That is the overshoot of the line. The scale 3 of the other lessons is
 # the knee of this curve, not a law. And mark the unit of the bands, *prompts*: lesson 02 explains why not pictures.
 
-# %% [markdown] lang="ja" uid="scale-reading" pair="32f232d3"
-# **図から読み取れること。** 忠実度は1から3で急に上がり、その後は横ばいです。多様性は下がり続けます。**理由。** 指定した属性がすべて紛れのないものになれば、それ以上押しても得るものがありません。**何を変えるとどうなるか。** 指定の少ないプロンプトでは、得られるものも少なくなります。スライダーを10まで動かすと、色が飽和し、輪郭が硬くなります。数直線で見た行き過ぎです。ほかのレッスンで使う
+# %% [markdown] lang="ja" uid="scale-reading" pair="092112e5"
+# **図から読み取れること。** 忠実度は1から3で約.94から.99に上がり、その後は横ばいです。多様性も同じ範囲で下がり、その先はほとんど変わりません。**理由。** 指定した属性がすべて紛れのないものになれば、それ以上押しても得るものがありません。**何を変えるとどうなるか。** 指定の少ないプロンプトでは、得られるものも少なくなります。スライダーを10まで動かすと、色が飽和し、輪郭が硬くなります。数直線で見た行き過ぎです。ほかのレッスンで使う
 # スケール3は、この曲線の曲がり角であって、法則ではありません。帯の単位が*プロンプト*であることにも注意してください。なぜ画像ではないのかは、レッスン02で説明します。
 
 # %% [markdown] lang="en" uid="attention" pair="75be8984"
@@ -574,7 +574,7 @@ side = round(len(cross) ** 0.5)
 tokens = pipe.tokenizer.convert_ids_to_tokens(pipe.tokenizer(sentence)["input_ids"])
 # en: mood, hair, glasses, clothes
 # ja: 表情、髪、眼鏡、服
-words = [sentence.replace(",", "").split()[k] for k in (1, 5, 7, 10)]
+words = [sentence.replace(",", "").split()[k] for k in (4, 8, 10, 13)]
 places = [tokens.index(word + "</w>") for word in words]
 heat = [cross[:, k].reshape(side, side) / cross[:, k].max() for k in places]
 heatmap_overlay([picture[0].clamp(-1, 1)] * 4, heat, captions=words, label=t("l01.attention"), columns=4)

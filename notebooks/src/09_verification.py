@@ -588,7 +588,7 @@ print(t("l09.decision", outcome=outcome, bad=counted.major, n=counted.n, bound=1
 
 forged = copy.deepcopy(record)
 forged["content"]["inspection"]["major"] = 0 if counted.major else 1
-found = record_problems(forged, seal=record["seal"])
+found = record_problems(forged, seal=record["seal"], lang=lang)
 show(*table([t("l09.forgery")], [[line] for line in found]))
 lab.verdict(t("l09.tamper"), any("inspection.major" in line for line in found) and not record_problems(record))
 

@@ -230,6 +230,9 @@ def check_cluster_interval(c, fn):
     heavy = torch.cat([torch.zeros(500, dtype=torch.long), torch.arange(1, 40)])  # one prompt with 500 comparisons
     won = (heavy == 0).double()
     c.require(c.number(c.call(fn, won, heavy, c.generator)[1]) < 0.3, "l02.heavy_prompt")
+    values = per_prompt.repeat_interleave(copies)
+    again = [c.call(fn, values, prompts, torch.Generator().manual_seed(1)) for _ in range(2)]
+    c.require(c.is_close(again[0], again[1], rtol=0, atol=0), "check.generator")
     same = c.call(fn, torch.full((80,), 0.5, dtype=torch.float64), torch.arange(40).repeat(2), c.generator)
     c.close(tuple(float(v) for v in same), (0.5, 0.5))
 

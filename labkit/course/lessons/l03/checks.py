@@ -92,7 +92,7 @@ def check_acceptance(c, fn):
     c.hand(low, torch.tensor([1.0, 1.0, 0.25, 0.25], dtype=torch.float64))
     c.close(c.call(fn, rho, 1.0, 2.0), torch.tensor([0.5, 0.5, 1.0, 1.0], dtype=torch.float64), key="l03.tie")
     rho = 2 * c.rand(30, dtype=torch.float64)
-    for w in (33.0, 1.0, 0.03):
+    for w in (33.0, 1.5, 1.0, 0.03):
         c.close(c.call(fn, rho, 0.7, w), equations.acceptance_probability(rho, threshold=0.7, ratio=w))
 
 
@@ -138,7 +138,7 @@ def check_forecast(c, fn):
     rate, share, calls = c.call(fn, 0.2, 0.25)
     c.close(rate, 0.85, key="l03.below_one")
     c.close(share, 0.05 / 0.85, key="l03.below_one")
-    for pi, w in ((0.1, 33.0), (0.9, 33.0), (0.1, 0.03), (0.4, 1.0)):
+    for pi, w in ((0.1, 33.0), (0.9, 33.0), (0.1, 0.03), (0.4, 1.5), (0.4, 1.0)):
         want = equations.forecast(pi, ratio=w)
         c.close(c.call(fn, pi, w), (want.acceptance, want.share_above_after, want.calls_per_sample))
 
