@@ -1099,7 +1099,7 @@ lab.claim("more_pairs_help", **only)
 # 下のセルが測定します。132と3は別のリスクに対する教科書の答えで、ここでの最良ではありません。その後、管理者に3文で報告してください。どの計画を選び、
 # 誰がどのようなリスクを負い、費用はいくらか、です。
 
-# %% uid="open-task"
+# %% uid="open-task" tags=["open"]
 from dataclasses import replace
 
 # en: change these two numbers
