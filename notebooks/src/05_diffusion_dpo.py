@@ -880,21 +880,13 @@ lab.claim("sdpo_beats_dpo", reason=t("l05.only_recorded"))
 lab.claim("mapo_keeps_up", reason=t("l05.only_recorded"))
 lab.claim("kto_beats_dpo", reason=t("l05.only_recorded"))
 
-<<<<<<< HEAD
-# %% [markdown] lang="en" uid="own-reading" pair="3cf6304d"
-=======
 # %% [markdown] lang="en" uid="own-reading" pair="84a6c1ee"
->>>>>>> main
 # **How to read your star.** 48 prompts give it an interval of about $\pm 0.05$, so most losses are its neighbours; a difference between two losses is best measured on the *same* prompts, prompt by prompt, where it is far more exact. **What the record decides.** DPO, KTO, the hinge, SDPO and the anchored
 # loss all gain close to .1; KTO is not better than DPO, as its paper finds on another task, but a trifle worse (by .013). IPO at the same number barely moves: its $\tau$ fixes the gap to reach, which is a tiny one at 400. **The surprise is the baseline:** fine-tuning on the winners
 # alone gains as much as DPO, the difference is smaller than .02 either way. **Why:** the winners here are right where the base is often wrong, so copying them already teaches the prompts. The paper saw the same on its weaker model (SD 1.5: SFT wins 55.5 %) and the opposite on its stronger one (SDXL),
 # whose own pictures are better than the winners. What does tell them apart is $d_w$: below zero for SFT and the anchor, above for DPO.
 
-<<<<<<< HEAD
-# %% [markdown] lang="ja" uid="own-reading" pair="aefeba0c"
-=======
 # %% [markdown] lang="ja" uid="own-reading" pair="2bba36db"
->>>>>>> main
 # **自分の星の読み方。** 48プロンプトでは区間がおよそ $\pm 0.05$ あり、ほとんどの損失と重なります。2つの損失の差は、*同じ*プロンプトで1件ずつ比べると、ずっと正確に測れます。**記録から決まること。** DPO、KTO、hinge、SDPO、錨を加えた DPO の伸びは、どれも0.1近くです。KTO は、別の課題で測った論文とは
 # 違って DPO より良くはなく、ごくわずかに(0.013)劣りました。同じ値を入れた IPO はほとんど動きません。IPO の $\tau$ は目標とする差を決める数で、400では目標がごく小さいからです。**意外なのは比較対象の SFT です。** 勝者だけのファインチューニングの伸びは DPO と変わらず、差はどちらの向きにも0.02未満です。**理由:** 基準モデルがよく
 # 間違えるところで勝者は正しいので、まねるだけでもプロンプトに従うことを学べます。論文でも、弱いモデル(SD 1.5)では SFT の勝率が55.5%でした。自分の画像が勝者より良い、強いモデル(SDXL)では逆の結果です。違いが表れるのは $d_w$ で、SFT と錨を加えた DPO では負、DPO では正です。

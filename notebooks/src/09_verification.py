@@ -518,7 +518,9 @@ def share(k, n):
     return f"{k} / {n}  ({100 * low:.0f}–{100 * high:.0f} %)"
 
 
-rows = [[who, share(*noticed), share(*let_through)] for who, (noticed, let_through) in seeded_truth(planted, truth).items()]
+rows = [
+    [who, share(*noticed), share(*let_through)] for who, (noticed, let_through) in seeded_truth(planted, truth).items()
+]
 show(*table([t("l09.inspector"), t("l09.sensitivity"), t("l09.specificity")], rows))
 
 # %% [markdown] lang="en" uid="bound" pair="a9db8842"
@@ -536,6 +538,7 @@ show(*table([t("l09.inspector"), t("l09.sensitivity"), t("l09.specificity")], ro
 # 次に、抜き取った分はロット全体ではありません。どの不良率なら否定できるでしょうか。クロッパー・ピアソンの上限は、不良が*これほど少ない*ことがちょうど起こりにくくなる
 # 不良率で、$P(\mathrm{Bin}(n, p) \le d) = 1 - C$ を満たします。区間を半分ずつ狭める方法か、ベータ分布の分位点で `upper_bound` を書いてください。手計算の例では、
 # 1枚見て不良がなく $C = 0.95$ なら、否定できるのは0.95を超える不良率だけです。
+
 
 # %% uid="upper-bound" tags=["exercise"] exercise="upper_bound"
 def upper_bound(d, n, confidence):
