@@ -198,6 +198,13 @@ def run_all(page):
     page.wait_for_function(READY)
 
 
+# Radio buttons and the text of their options: [[box, box], ...] in pixels of the page.
+CHOICES = """() => [...document.querySelectorAll(".labkit-choice label")].filter(label => label.querySelector("input"))
+    .map(label => { const text = document.createRange();
+        const words = [...label.childNodes].find(node => node.nodeName !== "INPUT"); text.selectNode(words);
+        return [label.querySelector("input"), text].map(one => one.getBoundingClientRect().toJSON()); })"""
+
+
 def change_a_control(widget):
     """Move the first slider a step with the keyboard, or choose the next entry of the first list; press the button."""
     handles, lists = widget.locator(".noUi-handle"), widget.locator("select")
@@ -229,6 +236,10 @@ def test_moving_a_widget_shows_another_picture(opened, lang):
     run_all(page)
     errors = page.locator("[data-mime-type='application/vnd.jupyter.error']")
     assert errors.count() == 0, errors.first.inner_text()
+
+    for radio, text in page.evaluate(CHOICES):  # of a quiz or a prediction: each option beside its own button
+        assert text["left"] - 25 < radio["right"] <= text["left"]
+        assert abs(radio["top"] + radio["height"] / 2 - text["top"] - min(text["height"], 20) / 2) < 5
 
     widget = page.locator(".labkit-explore").first
     widget.wait_for()
@@ -265,6 +276,7 @@ RUN = f"""async at => {{ {FIND}
     notebook.deselectAll(); notebook.activeCellIndex = at;
     await window.jupyterapp.commands.execute("notebook:run-cell");
     return cells[at].outputArea?.node.innerText ?? ""; }}"""
+IN_FRONT = "path => window.jupyterapp.shell.currentWidget?.context?.path === path"
 SAVE = "async () => { await window.jupyterapp.commands.execute('docmanager:save') }"
 
 
@@ -371,6 +383,10 @@ def test_an_evening_of_a_learner_a_wrong_answer_a_hint_the_right_one_a_restart(e
     page.evaluate(RUN, at)
     assert passed in page.evaluate(RUN, check)
     page.evaluate(SAVE)
+
+    # The footer leads to the next lesson, as a tab of JupyterLab.
+    page.locator(".jp-Cell").last.get_by_role("link").first.click()
+    page.wait_for_function(IN_FRONT, arg=f"{lang}/{Project().source_files()[1].stem}.ipynb")
 
     answers = [cell for cell in json.loads(mine.read_text(encoding="utf-8"))["cells"] if cell["id"] == cells[at]["id"]]
     assert "".join(answers[0]["source"]) == right

@@ -232,7 +232,7 @@ curve_with_interval(
     counts, mass, xlabel=t("l04.references"), ylabel=t("l04.mass"), ylim=(0, 1), title=t("l04.mass_title")
 )
 
-# %% [markdown] lang="en" uid="reference-pass" pair="bb5331e0"
+# %% [markdown] lang="en" uid="reference-pass" pair="6051cb7a"
 # **Reading.** With a fixed weight the liked pictures take over as the rounds go on. With your weights the mass stays where it was, and each single like counts less. This is a
 # choice, not a correction: do eight likes mean "eight times as sure" or "look at all eight"? Keep it in mind for section 7.
 #
@@ -294,7 +294,7 @@ curve_with_interval(
 # 最後に誘導です。「好き」はプロンプトを見る側が、「嫌い」は見ない側が読みます。その結果、何が起こるかは第6節で調べます。
 #
 # 公開されているコードでは、窓をステップで測ります。$T$ ステップに 0 から番号を付けると、窓 $(a, b)$ は $\mathrm{round}(aT)$ 番で始まり、$\mathrm{round}(bT)$ 番で終わります。
-# *両端を含みます*。`active_steps` を書いてください。手計算の例: $T = 20$ のとき、窓 $(0, 0.8)$ は 0 番から 16 番までの17ステップです。$(0, 1)$ は20ステップ全部です。20 番というステップは
+# *両端を含みます*。`active_steps` を書いてください。手計算の例: $T = 20$ のとき、窓 $(0, 0.8)$ は 0番から 16番までの17ステップです。$(0, 1)$ は20ステップ全部です。20番というステップは
 # 存在しないからです。
 
 

@@ -859,7 +859,7 @@ lab.claim("dpo_beats_base", measured=measured, value=e.value, interval=(e.low, e
 # `dpo`、`sft`、`sdpo`、`ipo`、`hinge`、`mapo`、`kto` を、好きな数値で自由に足し合わせられます。実行する前に、伸びを**予想**してください。正解は1つではありません。
 # 考えるとよい問い: $\kappa$ を半分にすると伸びは増えるでしょうか。円周では必要だった錨は、ここでは忠実度を下げるでしょうか。$d_w$ を0未満に保ったまま伸びる損失はどれでしょうか。
 
-# %% uid="own-run" tags=["slow"]
+# %% uid="own-run" tags=["open", "slow"]
 from labkit.dpo import hinge, ipo, kto, mapo, sdpo
 
 my_terms = [sdpo(kappa, mu=0.5)]
@@ -880,15 +880,15 @@ lab.claim("sdpo_beats_dpo", reason=t("l05.only_recorded"))
 lab.claim("mapo_keeps_up", reason=t("l05.only_recorded"))
 lab.claim("kto_beats_dpo", reason=t("l05.only_recorded"))
 
-# %% [markdown] lang="en" uid="own-reading" pair="c25514b8"
+# %% [markdown] lang="en" uid="own-reading" pair="84a6c1ee"
 # **How to read your star.** 48 prompts give it an interval of about $\pm 0.05$, so most losses are its neighbours; a difference between two losses is best measured on the *same* prompts, prompt by prompt, where it is far more exact. **What the record decides.** DPO, KTO, the hinge, SDPO and the anchored
-# loss all gain close to .1; KTO is *not* better than DPO, as its paper finds on another task, nor worse by anything that matters. IPO at the same number barely moves: its $\tau$ fixes the gap to reach, which is a tiny one at 400. **The surprise is the baseline:** fine-tuning on the winners
-# alone gains nearly as much as DPO. **Why:** the winners here are right where the base is often wrong, so copying them already teaches the prompts. The paper saw the same on its weaker model (SD 1.5: SFT wins 55.5 %) and the opposite on its stronger one (SDXL),
+# loss all gain close to .1; KTO is not better than DPO, as its paper finds on another task, but a trifle worse (by .013). IPO at the same number barely moves: its $\tau$ fixes the gap to reach, which is a tiny one at 400. **The surprise is the baseline:** fine-tuning on the winners
+# alone gains as much as DPO, the difference is smaller than .02 either way. **Why:** the winners here are right where the base is often wrong, so copying them already teaches the prompts. The paper saw the same on its weaker model (SD 1.5: SFT wins 55.5 %) and the opposite on its stronger one (SDXL),
 # whose own pictures are better than the winners. What does tell them apart is $d_w$: below zero for SFT and the anchor, above for DPO.
 
-# %% [markdown] lang="ja" uid="own-reading" pair="73d46128"
+# %% [markdown] lang="ja" uid="own-reading" pair="2bba36db"
 # **自分の星の読み方。** 48プロンプトでは区間がおよそ $\pm 0.05$ あり、ほとんどの損失と重なります。2つの損失の差は、*同じ*プロンプトで1件ずつ比べると、ずっと正確に測れます。**記録から決まること。** DPO、KTO、hinge、SDPO、錨を加えた DPO の伸びは、どれも0.1近くです。KTO は、別の課題で測った論文とは
-# 違って DPO より良くはなく、意味のある差で悪くもありません。同じ値を入れた IPO はほとんど動きません。IPO の $\tau$ は目標とする差を決める数で、400では目標がごく小さいからです。**意外なのは比較対象の SFT です。** 勝者だけのファインチューニングでも、DPO に近い伸びが得られます。**理由:** 基準モデルがよく
+# 違って DPO より良くはなく、ごくわずかに(0.013)劣りました。同じ値を入れた IPO はほとんど動きません。IPO の $\tau$ は目標とする差を決める数で、400では目標がごく小さいからです。**意外なのは比較対象の SFT です。** 勝者だけのファインチューニングの伸びは DPO と変わらず、差はどちらの向きにも0.02未満です。**理由:** 基準モデルがよく
 # 間違えるところで勝者は正しいので、まねるだけでもプロンプトに従うことを学べます。論文でも、弱いモデル(SD 1.5)では SFT の勝率が55.5%でした。自分の画像が勝者より良い、強いモデル(SDXL)では逆の結果です。違いが表れるのは $d_w$ で、SFT と錨を加えた DPO では負、DPO では正です。
 
 # %% [markdown] lang="en" uid="negative" pair="2734a0c4"

@@ -10,7 +10,7 @@ from labkit.course import start, t
 
 lab = start("06", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
 
-# %% [markdown] lang="en" uid="story" pair="a1eabe0b"
+# %% [markdown] lang="en" uid="story" pair="080107f9"
 # ## 1. The article, and what it leaves out
 #
 # This lesson belongs to the AIBR dialogue "人の画像生成を高める直接選好最適化とAIフィードバック" on HG-DPO ([arXiv 2405.20216](https://arxiv.org/abs/2405.20216)).
@@ -32,7 +32,7 @@ lab = start("06", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # | fine-tuning | fine-tuning, "SFT" in tables | `sft` |
 # | what makes a person look human | faithfulness and realism, measured apart | `gold`, `distance` |
 
-# %% [markdown] lang="ja" uid="story" pair="4f41afa5"
+# %% [markdown] lang="ja" uid="story" pair="20ee09b5"
 # ## 1. 記事の主張と、そこに書かれていないこと
 #
 # このレッスンで読む記事は、HG-DPO([arXiv 2405.20216](https://arxiv.org/abs/2405.20216))を解説した AIBR の対話「人の画像生成を高める直接選好最適化とAIフィードバック」です。
@@ -204,7 +204,7 @@ curve_with_interval(
     title=t("l06.gap_title"),
 )
 
-# %% [markdown] lang="en" uid="gaps-reading" pair="47f0105b"
+# %% [markdown] lang="en" uid="gaps-reading" pair="f05e428e"
 # **Reading.** In the grid each row is one prompt; green won, orange lost. Look for a pair whose label you would not sign: the judge is a network, too. In the
 # curve the gap grows fast at first and then flattens, as the range of normal numbers does. It can lie a little below that curve, because the score ends at 1:
 # where two candidates are already perfect, more of them change nothing. A sharper base would flatten it sooner.
@@ -312,7 +312,7 @@ print(t("l06.alpha", alpha=krippendorff_alpha([person, *judged.values()])))
 found = tuple(np.array([kappa_interval(other) for other in judged.values()]).T)
 bar_with_interval(list(judged), found, xlabel=t("l06.kappa"), title=t("l06.kappa_title", n=len(person)))
 
-# %% [markdown] lang="en" uid="agreement-reading" pair="184ef48f"
+# %% [markdown] lang="en" uid="agreement-reading" pair="846569d7"
 # **Reading.** Around $\kappa = 0.4$ raters agree moderately, above $0.8$ nearly always. The interval of forty pairs is wide: it spans several tenths, so forty votes tell a useful
 # judge from a useless one and not more. The first line asks whether your side mattered: a small $p$ would mean that you prefer left or right whatever is
 # shown. If the training judge disagrees with you where the gold judge agrees, that gap is what training will exploit; section 8 shows it.
@@ -469,7 +469,7 @@ claim("colour_grows", "warm_all", "warm_two", "warmth")
 claim("statistics_cure", "warm_all", "warm_cured", "warmth")
 claim("cure_is_free", "warm_cured", "warm_all", "judge")
 
-# %% [markdown] lang="en" uid="colour-reading" pair="15358aa9"
+# %% [markdown] lang="en" uid="colour-reading" pair="8d32c756"
 # **Reading.** The dots are seeds, the bar a 95 % interval over seeds and prompts; zero is the base. Compare the first two rows: the same judge, the same
 # steps, only more to choose from; where their intervals overlap, two candidates carry the taste already. The third row shows what the loss takes back. The term can only act on a *mean* over pixels, so a taste for warm
 # backgrounds beside cool faces would pass it untouched; and a prompt that asks for a red dress pays a little, because its mean has to move. The last
@@ -575,8 +575,10 @@ normal_winners = lab.use("normal_winners")
 # %% uid="normal-use"
 pairs = world.pairs()
 middle = [level for level in world.recons if level != 100]
-level, kept = normal_winners(torch.stack([world.recon_scores[m] for m in middle], 1), scores.max(1).values)
-print(t("l06.kept", kept=int(kept.sum()), total=len(kept)))
+recon_scores, easy_scores = torch.stack([world.recon_scores[m] for m in middle], 1), scores.max(1).values
+level, kept = normal_winners(recon_scores, easy_scores)
+better = recon_scores.gather(1, level[:, None])[:, 0] > easy_scores
+lab.verdict(t("l06.kept", kept=int(kept.sum()), total=len(kept)), torch.equal(kept, better))
 print(t("l06.levels", levels=", ".join(f"t = {m}: {int(((level == k) & kept).sum())}" for k, m in enumerate(middle))))
 first = [int(i) for i in kept.nonzero().flatten()[:5]] or [0]
 strips(
@@ -729,7 +731,7 @@ claim("curriculum_nearer_than_easy", "hg", "easy", "distance")
 # %% uid="own-predict" tags=["quiz"]
 lab.predict("leap")
 
-# %% uid="own-run" tags=["slow"]
+# %% uid="own-run" tags=["open", "slow"]
 own_plan = [("leap", 100)]
 
 warm_pairs = l06_world.best_vs_worst(world.pool, "warm").training()
@@ -787,7 +789,7 @@ claim("order_matters", "hg", "at_once")
 claim("sft_erases", "sft", "easy")
 claim("pairs_beat_fine_tuning", "hg", "real_sft")
 
-# %% [markdown] lang="en" uid="own-reading" pair="b77e180b"
+# %% [markdown] lang="en" uid="own-reading" pair="4ec6027b"
 # **Reading.** Compare the leap with the curriculum first, by the intervals and not by the dots. Does it fall below the curriculum, or even below the base, as in
 # the paper (FID from 37 to 113)? The boxes say what the record decides. Where the leap holds its ground, the likely reason is the size of the gap:
 # our real pictures differ from generated ones by a film of noise, photographs in everything at once, and the paper trained for hundreds of thousands of steps.
