@@ -13,6 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from labkit.diffusion import Counts, decode_latents, encode_prompts, unet_output
+from labkit.errors import LabkitError
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def prices(pipe) -> Prices:
     return Prices(decode=decode / forward)
 
 
-class BudgetError(ValueError):
+class BudgetError(LabkitError, ValueError):
     """A budget that does not pay for one update; the message names the number that does."""
 
 

@@ -1103,7 +1103,7 @@ claim("tune_vendi", "tune.w003", "tune.w1", "vendi")
 claim("control_alone", "tune.w1", "tune.pretrained", "kernel")
 lab.reveal("tune", "share" if np.mean(results[f"tune.{own_arm}"]["above"]) > pi else "nothing")
 
-# %% [markdown] lang="en" uid="tune-reading" pair="d8b82def"
+# %% [markdown] lang="en" uid="tune-reading" pair="d6cda355"
 # **What you see.** Take two comparisons apart. *No weights against pretrained*: the same pictures, drawn evenly, already teach the model whom this population consists of. Over five seeds the share above $\tau$ rises from .17 to .29 and
 # the kernel distance falls from 24 to 16. None of that is due to pseudo density, and a table that compares the weighted run with the pretrained model alone would credit it with all of this. *A weight against no weights*: same noise, same
 # timesteps, same initial noise, only the draws differ. $w = 33$ ends at .35 and $w = 0.03$ at .21, in the directions that the paper promises.
@@ -1114,7 +1114,7 @@ lab.reveal("tune", "share" if np.mean(results[f"tune.{own_arm}"]["above"]) > pi 
 # **Why it is small so far:** compare with the fixed point in the printed line, far above .9. A hundred and twenty steps are the beginning of the way. **What would change it:** more steps, more seeds. But on the way to $w = 33$ the model
 # unlearns half of its population, which is the price of section 5 again, paid once and for good.
 
-# %% [markdown] lang="ja" uid="tune-reading" pair="2be774e8"
+# %% [markdown] lang="ja" uid="tune-reading" pair="4231bdba"
 # **図の読み方。** 2つの比較を分けて読んでください。*重みなしと事前学習済み*: 同じ画像を均等に引いて学習するだけでも、モデルはこの母集団にどんな人がいるかを学びます。5つのシードの平均で、$\tau$ より上の割合は.17から.29に上がり、
 # カーネル距離は24から16に下がります。これは擬似密度の効果ではありません。重み付きの結果を事前学習済みモデルとだけ比べた表では、すべて重みの手柄になってしまいます。*重みありと重みなし*: 学習のノイズもタイムステップも、画像の初期ノイズも同じで、
 # 違うのは引き方だけです。$w = 33$ は.35、$w = 0.03$ は.21に達し、向きは論文の約束どおりです。
