@@ -22,12 +22,12 @@ from labkit.diffusion import (
 from labkit.diffusion.adapters import adapter_parameters
 from labkit.models import load_pipeline
 from labkit.models.sd_layout import write_layout
-from labkit.survey import CONTENDERS, BudgetError, Policy, Settings, enter, path_divergence, prices
+from labkit.survey import CONTENDERS, ArenaSettings, BudgetError, Policy, enter, path_divergence, prices
 from labkit.survey.arena import METHODS
 from labkit.survey.trained import update_price
 
 PROMPTS = ["a red hat", "a blue hat", "a green hat"]
-SMALL = Settings(
+SMALL = ArenaSettings(
     steps=3, prompts=2, group=2, lr=1e-2, rank=2, draws=2, trained_steps=2, k=2, precision="fp32", checks=1
 )
 
@@ -131,7 +131,7 @@ def first(name, settings=SMALL):
 @pytest.mark.parametrize("grouped", [False, True])
 def test_a_first_policy_gradient_is_the_advantage_times_the_gradient_of_the_log_probabilities(pipe, grouped):
     """At the start every ratio is 1, so PPO's step is that of -A log p; one optimizer step per trained timestep."""
-    settings = Settings(**{**vars(SMALL), "trained_steps": 1, "grouped": grouped})
+    settings = ArenaSettings(**{**vars(SMALL), "trained_steps": 1, "grouped": grouped})
     hand = Hand(pipe, settings)
     with torch.no_grad():
         texts, made = hand.sampled(2)
@@ -172,9 +172,9 @@ def test_a_first_step_of_nft_goes_towards_good_samples_and_away_from_bad_ones(pi
 
 
 def test_ratios_are_one_at_the_start_and_move_afterwards(pipe):
-    settings = Settings(**{**vars(SMALL), "trained_steps": 1, "epochs": 1})
+    settings = ArenaSettings(**{**vars(SMALL), "trained_steps": 1, "epochs": 1})
     assert trained_state(pipe, "ddpo", settings)[1][0]["ratio"] == 1.0
-    twice = trained_state(pipe, "ddpo", Settings(**{**vars(settings), "epochs": 2, "kl": 1.0}))[1][0]
+    twice = trained_state(pipe, "ddpo", ArenaSettings(**{**vars(settings), "epochs": 2, "kl": 1.0}))[1][0]
     assert twice["ratio"] != 1.0 and twice["kl"] > 0
 
 
@@ -226,7 +226,7 @@ def test_the_ledger_equals_counts_by_hand_and_the_price_that_was_named(pipe, nam
 
 @pytest.mark.parametrize("name", ["raft", "ddpo", "draft", "dpo", "kto"])
 def test_a_budget_too_small_for_one_update_names_the_number_needed(pipe, name):
-    settings = Settings(**{**vars(SMALL), "candidates": 2, "batch": 2})
+    settings = ArenaSettings(**{**vars(SMALL), "candidates": 2, "batch": 2})
     with pytest.raises(BudgetError, match=r"too small, one update needs (\d+)") as found:
         enter(name, pipe, PROMPTS, reward, nfe=5, seed=0, settings=settings)
     needed = int(str(found.value).rsplit(" ", 1)[1]) + 1
@@ -273,7 +273,7 @@ def test_best_of_n_delivers_the_best_of_what_it_looked_at(pipe):
 
 def test_guidance_of_strength_zero_is_plain_sampling_and_raises_the_reward_otherwise(pipe):
     def run(scale):
-        settings = Settings(**{**vars(SMALL), "scale": scale, "eta": 0.0})
+        settings = ArenaSettings(**{**vars(SMALL), "scale": scale, "eta": 0.0})
         entry = enter("guidance", pipe, PROMPTS, reward, nfe=3000, delivered=3, seed=0, settings=settings)
         return entry.deliver(PROMPTS, 4)
 
@@ -287,7 +287,7 @@ def test_guidance_of_strength_zero_is_plain_sampling_and_raises_the_reward_other
 
 
 def test_steering_without_strength_keeps_every_particle_and_delivers_the_best(pipe):
-    weak = Settings(**{**vars(SMALL), "strength": 0.0})
+    weak = ArenaSettings(**{**vars(SMALL), "strength": 0.0})
     options = {"nfe": 3 * 60, "delivered": 3, "seed": 0}
     fk = enter("fk", pipe, PROMPTS, reward, settings=weak, **options)
     k = round(fk.per_image / (prices(pipe).sampled(3) + prices(pipe).decode))
@@ -303,7 +303,7 @@ def test_steering_without_strength_keeps_every_particle_and_delivers_the_best(pi
 
 
 def test_more_updates_of_draft_raise_the_reward_of_new_pictures(pipe):
-    settings = Settings(**{**vars(SMALL), "eta": 1.0, "lr": 3e-3})
+    settings = ArenaSettings(**{**vars(SMALL), "eta": 1.0, "lr": 3e-3})
     before = enter("base", pipe, PROMPTS, reward, nfe=0, seed=0, settings=settings).deliver(PROMPTS * 4, 9)
     after = enter("draft", pipe, PROMPTS, reward, nfe=600, seed=0, settings=settings).deliver(PROMPTS * 4, 9)
     with torch.no_grad():
@@ -321,7 +321,7 @@ def test_a_policy_like_the_base_has_no_divergence_and_a_trained_one_has(pipe):
     torch.testing.assert_close(none, torch.zeros(3), atol=1e-6, rtol=0)
     torch.testing.assert_close(plain, entry.deliver(PROMPTS, 4), atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="eta is 0"):
-        path_divergence(pipe, state, PROMPTS, seed=4, settings=Settings(**{**vars(SMALL), "eta": 0.0}))
+        path_divergence(pipe, state, PROMPTS, seed=4, settings=ArenaSettings(**{**vars(SMALL), "eta": 0.0}))
 
 
 @pytest.mark.parametrize("name", ["raft", "nft"])
@@ -338,7 +338,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(pipe, tmp_path, name):
 
 def test_the_pipeline_is_as_before_after_every_contender(pipe):
     before, grads = base_fingerprint(pipe.unet), [p.requires_grad for p in pipe.unet.parameters()]
-    settings = Settings(**{**vars(SMALL), "candidates": 2, "batch": 2})
+    settings = ArenaSettings(**{**vars(SMALL), "candidates": 2, "batch": 2})
     for name in ("grpo", "alignprop", "dpo", "kto", "fk"):
         enter(name, pipe, PROMPTS, reward, nfe=400, seed=0, delivered=3, settings=settings).deliver(PROMPTS, 1)
     assert base_fingerprint(pipe.unet) == before and adapter_names(pipe.unet) == ()
@@ -346,7 +346,7 @@ def test_the_pipeline_is_as_before_after_every_contender(pipe):
 
 
 def test_dpo_asks_nothing_after_labelling(pipe):
-    settings = Settings(**{**vars(SMALL), "candidates": 2, "batch": 2})
+    settings = ArenaSettings(**{**vars(SMALL), "candidates": 2, "batch": 2})
     log = enter("dpo", pipe, PROMPTS, reward, nfe=600, seed=0, settings=settings).log
     assert log[0]["queries"] == log[-1]["queries"] > 0
     assert log[-1]["nfe"] > log[0]["nfe"]
@@ -380,9 +380,9 @@ def test_a_reward_without_gradient_cannot_be_climbed(pipe):
 
 def test_groups_of_one_are_refused_before_anything_runs():
     with pytest.raises(ValueError, match="groups of one"):
-        Settings(group=1)
+        ArenaSettings(group=1)
     with pytest.raises(ValueError, match="1 .. 8"):
-        Settings(k=9)
+        ArenaSettings(k=9)
     with pytest.raises(ValueError, match="no contender 'ppo'"):
         enter("ppo", None, PROMPTS, reward, nfe=1, seed=0)
 
@@ -392,7 +392,7 @@ def test_groups_of_one_are_refused_before_anything_runs():
 def test_one_step_of_every_contender_on_the_module_tree_of_stable_diffusion(tmp_path, name):
     """Random weights, guidance as on the gpu tier, one prompt, one update."""
     sd15 = load_pipeline("gpu", device="cpu", folder=write_layout(tmp_path / "model"))
-    settings = Settings(
+    settings = ArenaSettings(
         steps=2, prompts=1, group=2, rank=2, draws=1, trained_steps=1, k=1, checks=1, candidates=2, batch=2,
         guidance_scale=3.0, precision="fp32",
     )  # fmt: skip

@@ -30,9 +30,9 @@ from labkit.studies.estimate import Recorded, gain
 from labkit.studies.store import folder_of_studies
 from labkit.studies.study import Study
 from labkit.survey import (
+    ArenaSettings,
     Entry,
     Proxy,
-    Settings,
     VoteSettings,
     VotingPool,
     best_of_n_weights,
@@ -74,7 +74,7 @@ def prompts(train: int, test: int) -> tuple[list[str], list[str]]:
 
 def look(latents: Tensor) -> Tensor:
     """Latents as pictures in [-1, 1]."""
-    with torch.no_grad(), precision(models().pipe, Settings()):
+    with torch.no_grad(), precision(models().pipe, ArenaSettings()):
         return decode_latents(models().pipe, latents, batch_size=64).float().clamp(-1, 1)
 
 
@@ -87,7 +87,7 @@ def gold(images: Tensor, texts: Sequence[str]) -> Tensor:
 def voting_pool(train: int, each: int, steps: int) -> VotingPool:
     """`each` pictures of the base for every training prompt: what votes are about."""
     m, texts = models(), [text for text in prompts(train, 1)[0] for _ in range(each)]
-    with torch.no_grad(), precision(m.pipe, Settings()):
+    with torch.no_grad(), precision(m.pipe, ArenaSettings()):
         latents = sample_latents(
             m.pipe, texts, generators=image_generators(len(texts), 77), steps=steps, eta=1.0, guidance_scale=1.0,
             batch_size=64,
@@ -112,10 +112,10 @@ def proxy_of(kind: str, seed: int, sizes: SimpleNamespace) -> Proxy:
     return proxy(kind, seed, sizes.votes, sizes.prompts, sizes.pool, sizes.steps)
 
 
-def settings_of(name: str, sizes: SimpleNamespace, **changes) -> Settings:
+def settings_of(name: str, sizes: SimpleNamespace, **changes) -> ArenaSettings:
     """A contender's settings at a study's sizes."""
     own = {"lr": LR[name]} if name in LR else {}
-    return replace(Settings(steps=sizes.steps, prompts=sizes.batch, **own), **changes)
+    return replace(ArenaSettings(steps=sizes.steps, prompts=sizes.batch, **own), **changes)
 
 
 def race(

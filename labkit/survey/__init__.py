@@ -36,7 +36,7 @@ from labkit.survey.equations import (
     weighted_error,
 )
 from labkit.survey.ledger import BudgetError, Prices, prices
-from labkit.survey.policy import Policy, Settings, path_divergence, worn
+from labkit.survey.policy import ArenaSettings, Policy, path_divergence, worn
 from labkit.survey.world import Proxy, VoteSettings, VotingPool, gold_axes, open_prompts, saturation_of, train_proxy
 
 __all__ = [
@@ -75,7 +75,7 @@ __all__ = [
     "Prices",
     "prices",
     "BudgetError",
-    "Settings",
+    "ArenaSettings",
     "Policy",
     "worn",
     "path_divergence",

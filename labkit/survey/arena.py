@@ -22,7 +22,7 @@ from labkit.dpo import DPOConfig, DPOTrainer, PreferencePairs, dpo, fingerprints
 from labkit.optim import world_size
 from labkit.survey import search, trained
 from labkit.survey.ledger import BudgetError, prices, updates_for
-from labkit.survey.policy import Policy, Record, Reward, Settings, precision, rewarded, worn
+from labkit.survey.policy import ArenaSettings, Policy, Record, Reward, precision, rewarded, worn
 
 Deliver = Callable[[Sequence[str], int], Tensor]
 
@@ -65,7 +65,7 @@ SEEN = {"draft": "gradient", "alignprop": "gradient", "guidance": "gradient", "d
 
 def enter(
     name: str, pipe, prompts: Sequence[str], reward: Reward, *, nfe: float, seed: int, delivered: int = 64,
-    settings: Settings | None = None, folder: str | Path | None = None, gold: Reward | None = None,
+    settings: ArenaSettings | None = None, folder: str | Path | None = None, gold: Reward | None = None,
     callback: Callable[[Record], object] | None = None, save_every: int = 0,
 ) -> Entry:  # fmt: skip
     """Let a contender spend its budget; the pipeline is as before afterwards.
@@ -84,7 +84,7 @@ def enter(
     """
     if name not in CONTENDERS:
         raise ValueError(f"no contender {name!r}: expected one of {', '.join(CONTENDERS)}")
-    settings = _own(name, settings or Settings())
+    settings = _own(name, settings or ArenaSettings())
     price, ledger = prices(pipe), NFELedger(pipe)
     plain = price.sampled(settings.steps, rows=settings.rows)
     seen = SEEN.get(name, "scores")
@@ -106,7 +106,7 @@ def enter(
     return Entry(name, state, log, spent["nfe"], spent["queries"], plain, seen, deliver, ledger, middle=halfway)
 
 
-def _own(name: str, s: Settings) -> Settings:
+def _own(name: str, s: ArenaSettings) -> ArenaSettings:
     """What a name says already: GRPO's advantages, AlignProp's random K up to k (half of the steps if k is 1)."""
     if name == "grpo":
         return replace(s, grouped=True)
@@ -115,7 +115,7 @@ def _own(name: str, s: Settings) -> Settings:
     return s
 
 
-def _deliver(pipe, state, settings: Settings, ledger: NFELedger, prompts: Sequence[str], seed: int) -> Tensor:
+def _deliver(pipe, state, settings: ArenaSettings, ledger: NFELedger, prompts: Sequence[str], seed: int) -> Tensor:
     """One plain sample per prompt by the base or a trained policy."""
     with worn(pipe, state), torch.no_grad(), precision(pipe, settings), ledger:
         return sample_latents(
@@ -124,7 +124,7 @@ def _deliver(pipe, state, settings: Settings, ledger: NFELedger, prompts: Sequen
         ).latents  # fmt: skip
 
 
-def _search(name: str, pipe, reward: Reward, allowance: float, s: Settings, price, ledger: NFELedger):
+def _search(name: str, pipe, reward: Reward, allowance: float, s: ArenaSettings, price, ledger: NFELedger):
     """(deliver, NFE per image, what it looked at) of a contender that trains nothing."""
     extra: dict[str, Tensor] = {}
     options = {"settings": s, "ledger": ledger}
@@ -155,7 +155,16 @@ def _open(function, *arguments, ledger: NFELedger, **options):
 
 
 def _preferences(
-    name: str, pipe, prompts: Sequence[str], reward: Reward, nfe: float, seed: int, s: Settings, folder, gold, callback
+    name: str,
+    pipe,
+    prompts: Sequence[str],
+    reward: Reward,
+    nfe: float,
+    seed: int,
+    s: ArenaSettings,
+    folder,
+    gold,
+    callback,
 ) -> tuple[dict[str, Tensor], list[Record]]:
     """DPO or KTO through labkit.dpo: candidates, best against worst, then training without another question."""
     price, n = prices(pipe), s.candidates

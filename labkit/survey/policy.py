@@ -50,7 +50,7 @@ ADAPTER = "arena"
 
 
 @dataclass(frozen=True)
-class Settings:
+class ArenaSettings:
     """The sampler, and the knobs of all methods; each contender reads its own.
 
     steps, eta, guidance_scale   the sampler of training and delivery; eta > 0 for policy gradients.
@@ -114,7 +114,7 @@ class Settings:
 
 
 @contextmanager
-def precision(pipe, settings: Settings) -> Iterator[None]:
+def precision(pipe, settings: ArenaSettings) -> Iterator[None]:
     """Inside, networks run in half precision if the settings say so."""
     device = pipe.unet.device
     half = settings.precision == "bf16" or settings.precision == "auto" and native_bfloat16(device)
@@ -166,7 +166,7 @@ class Policy:
     """A pipeline whose U-Net carries a LoRA adapter that is trained; `close()` takes it off again."""
 
     def __init__(
-        self, pipe, prompts: Sequence[str], reward: Reward, *, seed: int, settings: Settings,
+        self, pipe, prompts: Sequence[str], reward: Reward, *, seed: int, settings: ArenaSettings,
         folder: str | Path | None = None, gold: Reward | None = None,
     ):  # fmt: skip
         if not prompts:
@@ -335,7 +335,9 @@ class Policy:
         self.close()
 
 
-def path_divergence(pipe, state, prompts: Sequence[str], *, seed: int, settings: Settings) -> tuple[Tensor, Tensor]:
+def path_divergence(
+    pipe, state, prompts: Sequence[str], *, seed: int, settings: ArenaSettings
+) -> tuple[Tensor, Tensor]:
     """Latents [B, C, h, w] of a trained policy and the KL of their paths from the base's, in nats [B].
 
     Sum over the steps of the policy's own trajectories; an upper bound of the KL of the images.

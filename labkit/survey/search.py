@@ -26,10 +26,10 @@ from labkit.diffusion import (
 from labkit.fabric import Reference, fabric
 from labkit.survey.equations import effective_size, fk_potential, fk_weights, guided_epsilon, resample
 from labkit.survey.ledger import BudgetError, Prices
-from labkit.survey.policy import Reward, Settings, precision, rewarded
+from labkit.survey.policy import ArenaSettings, Reward, precision, rewarded
 
 
-def affordable(allowance: float, s: Settings, p: Prices, name: str, *, checks: int = 0) -> int:
+def affordable(allowance: float, s: ArenaSettings, p: Prices, name: str, *, checks: int = 0) -> int:
     """How many candidates or particles a prompt may have for `allowance` NFE per delivered picture.
 
     Raises:
@@ -43,7 +43,7 @@ def affordable(allowance: float, s: Settings, p: Prices, name: str, *, checks: i
 
 @torch.no_grad()
 def best_of_n_latents(
-    pipe, prompts: Sequence[str], reward: Reward, n: int, *, seed: int, settings: Settings, ledger: NFELedger
+    pipe, prompts: Sequence[str], reward: Reward, n: int, *, seed: int, settings: ArenaSettings, ledger: NFELedger
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The best of n candidates of every prompt by the reward: [P, C, h, w]; and all "latents" and "scores" [P, n]."""
     rows = [p for p in prompts for _ in range(n)]
@@ -65,7 +65,14 @@ def best_of_n_latents(
 
 
 def guided_latents(
-    pipe, prompts: Sequence[str], reward: Reward, *, seed: int, settings: Settings, ledger: NFELedger, batch: int = 32
+    pipe,
+    prompts: Sequence[str],
+    reward: Reward,
+    *,
+    seed: int,
+    settings: ArenaSettings,
+    ledger: NFELedger,
+    batch: int = 32,
 ) -> Tensor:
     """Universal guidance: every step follows the gradient of r at the predicted clean picture. [P, C, h, w]
 
@@ -98,14 +105,14 @@ def guided_latents(
     return torch.cat(parts)
 
 
-def guidance_price(s: Settings, p: Prices) -> float:
+def guidance_price(s: ArenaSettings, p: Prices) -> float:
     """NFE of one guided picture: forward and backward through U-Net and decoder in every step."""
     return s.steps * (3 * s.rows + 3 * p.decode)
 
 
 @torch.no_grad()
 def fk_latents(
-    pipe, prompts: Sequence[str], reward: Reward, k: int, *, seed: int, settings: Settings, ledger: NFELedger
+    pipe, prompts: Sequence[str], reward: Reward, k: int, *, seed: int, settings: ArenaSettings, ledger: NFELedger
 ) -> Tensor:
     """FK steering: k particles a prompt, resampled at `checks` steps when fewer than k / 2 of them count, the best
     delivered: [P, C, h, w]. Scores are those of the predicted clean pictures."""
@@ -148,7 +155,14 @@ def fk_latents(
 
 @torch.no_grad()
 def fabric_latents(
-    pipe, prompts: Sequence[str], reward: Reward, *, seed: int, settings: Settings, ledger: NFELedger, likes: int = 1
+    pipe,
+    prompts: Sequence[str],
+    reward: Reward,
+    *,
+    seed: int,
+    settings: ArenaSettings,
+    ledger: NFELedger,
+    likes: int = 1,
 ) -> Tensor:
     """FABRIC (arXiv 2307.10159) with the proxy as its only user: for each prompt the best of two candidates is liked,
     then one picture is delivered that attends to it: [P, C, h, w]."""
@@ -166,6 +180,6 @@ def fabric_latents(
     return torch.cat(parts)
 
 
-def fabric_price(s: Settings, p: Prices) -> float:
+def fabric_price(s: ArenaSettings, p: Prices) -> float:
     """NFE of one picture, at most: two candidates, the liked one looked at again, a reference pass in every step."""
     return 2 * p.sampled(s.steps, rows=s.rows) + p.decode + s.steps * (s.rows + 1)

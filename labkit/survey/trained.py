@@ -21,7 +21,7 @@ from labkit.survey.equations import (
     weighted_error,
 )
 from labkit.survey.ledger import Prices
-from labkit.survey.policy import Policy, Record, Settings, precision, rewarded
+from labkit.survey.policy import ArenaSettings, Policy, Record, precision, rewarded
 
 # ---- own samples as data: RAFT, RWR ----------------------------------------------------------------------------------
 
@@ -155,7 +155,7 @@ def nft(policy: Policy, number: int) -> Record:
 # ---- what an update costs --------------------------------------------------------------------------------------------
 
 
-def update_price(name: str, s: Settings, p: Prices) -> float:
+def update_price(name: str, s: ArenaSettings, p: Prices) -> float:
     """NFE of one update per process, decoding included: forwards count 1, forward and backward 3."""
     images, made = s.prompts * s.group, p.sampled(s.steps, rows=s.rows)
     if name == "raft":  # at most: tied groups are left out

@@ -695,13 +695,13 @@ curve_with_interval(
 # %% [markdown] lang="en" uid="own" pair="d190fd23"
 # ## 11. Your own entry
 #
-# Beat the recorded race within the same budget. Any contender, any of `Settings`: fewer updates of more pictures, a smaller learning rate with an earlier stop, $K$, $\lambda$, `kl` for the policy gradients. **Predict** gold before each run. Gold decides, on held-out prompts; every try goes into a leaderboard in a file of your own, beside your progress, so that tomorrow's try meets today's.
+# Beat the recorded race within the same budget. Any contender, any of `ArenaSettings`: fewer updates of more pictures, a smaller learning rate with an earlier stop, $K$, $\lambda$, `kl` for the policy gradients. **Predict** gold before each run. Gold decides, on held-out prompts; every try goes into a leaderboard in a file of your own, beside your progress, so that tomorrow's try meets today's.
 # A fair warning: looking at gold after each of twenty tries and keeping the best is an optimiser as well, and gold is its proxy.
 
 # %% [markdown] lang="ja" uid="own" pair="1bda1c45"
 # ## 11. 自分のエントリー
 #
-# 同じ予算で、記録済みの競技を上回ってください。どの手法でも、`Settings` のどの項目でもかまいません。更新回数を減らして枚数を増やす、学習率を下げて早めに止める、$K$、$\lambda$、方策勾配の `kl` などです。実行のたびに正解スコアを**予想**してください。判定は未使用のプロンプトでの正解スコアです。どの試行も、進捗と同じ場所にあるあなた自身のファイルの順位表に残るので、
+# 同じ予算で、記録済みの競技を上回ってください。どの手法でも、`ArenaSettings` のどの項目でもかまいません。更新回数を減らして枚数を増やす、学習率を下げて早めに止める、$K$、$\lambda$、方策勾配の `kl` などです。実行のたびに正解スコアを**予想**してください。判定は未使用のプロンプトでの正解スコアです。どの試行も、進捗と同じ場所にあるあなた自身のファイルの順位表に残るので、
 # 明日の試行は今日の試行と競えます。1つ忠告があります。20回試すたびに正解スコアを見て最良を残すのも一種の最適化で、そのとき正解スコアは代理になります。
 
 # %% uid="own-run" tags=["slow"]
