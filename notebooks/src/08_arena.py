@@ -692,13 +692,13 @@ curve_with_interval(
 # %% [markdown] lang="ja" uid="even-reading" pair="a2ae54b9"
 # **図の見方。** 2本の線は、節約した探索の費用が学習の費用に追い付くところで交わります。数千枚のカタログなら学習、30枚のキャンペーンなら探索です。そして、グラフにない項目のほうが決め手になることも多くあります。学習したモデルは*新しい工程*なので、品質を検証し直さなければなりません(レッスン09)。best-of-N が納品するのは、すでに承認されたモデルの画像です。
 
-# %% [markdown] lang="en" uid="own" pair="d190fd23"
+# %% [markdown] lang="en" uid="own" pair="39c2b671"
 # ## 11. Your own entry
 #
 # Beat the recorded race within the same budget. Any contender, any of `ArenaSettings`: fewer updates of more pictures, a smaller learning rate with an earlier stop, $K$, $\lambda$, `kl` for the policy gradients. **Predict** gold before each run. Gold decides, on held-out prompts; every try goes into a leaderboard in a file of your own, beside your progress, so that tomorrow's try meets today's.
 # A fair warning: looking at gold after each of twenty tries and keeping the best is an optimiser as well, and gold is its proxy.
 
-# %% [markdown] lang="ja" uid="own" pair="1bda1c45"
+# %% [markdown] lang="ja" uid="own" pair="d0214773"
 # ## 11. 自分のエントリー
 #
 # 同じ予算で、記録済みの競技を上回ってください。どの手法でも、`ArenaSettings` のどの項目でもかまいません。更新回数を減らして枚数を増やす、学習率を下げて早めに止める、$K$、$\lambda$、方策勾配の `kl` などです。実行のたびに正解スコアを**予想**してください。判定は未使用のプロンプトでの正解スコアです。どの試行も、進捗と同じ場所にあるあなた自身のファイルの順位表に残るので、
