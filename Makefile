@@ -57,7 +57,8 @@ test: check smoke ## lints, drift gate, smoke lanes, pytest / 全テスト
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(or $(JOBS),2) --dist loadfile --durations=15 $(PYTEST_ARGS)
 
 mutants: $(VENV)/.installed-test ## change the equations one by one: does a test notice? / 式を1つずつ壊して検出できるか確認
-	OMP_NUM_THREADS=1 $(VENV)/bin/mutmut run $(MUTMUT_ARGS)
+	OMP_NUM_THREADS=1 $(OFFLINE) $(VENV)/bin/mutmut run $(MUTMUT_ARGS)
+	@$(VENV_PYTHON) tests/mutant_scores.py
 
 check: $(VENV)/.installed-test ## ruff, the course's own lints, generated files up to date / 静的検査
 	$(VENV)/bin/ruff check

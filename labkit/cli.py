@@ -6,9 +6,13 @@ import argparse
 import codecs
 import importlib
 import sys
+import unicodedata
 from collections.abc import Sequence
 
 from labkit import __version__
+from labkit.files import can_print
+
+JAPANESE = "拡散モデルのアラインメント講座"
 
 # command -> (module:function that registers it with add_subparsers, line in the overview)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -25,15 +29,24 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "claims": ("labkit.course.ledger:add_parser", "show which claims of the papers were reproduced"),
 }
 
-# What the tables show where the output's encoding (cp932, cp1252, ASCII) lacks a sign; anything else becomes "?".
-SUBSTITUTES = {"✓": "+", "✗": "x", "…": "...", "▸": ">", "●": "*", "○": ".", "–": "-", "−": "-", "×": "x"}
+# What the commands show where the output's encoding (cp932, cp1252, ASCII) lacks a sign; see `in_ascii` for the rest.
+SUBSTITUTES = {"✓": "+", "✗": "x", "…": "...", "▸": ">", "●": "*", "○": ".", "★": "*", "·": ".", "→": "->", "¬": "not "}
+SUBSTITUTES |= {"–": "-", "—": "-", "−": "-", "×": "x", "“": '"', "”": '"', "«": '"', "»": '"', "‘": "'", "’": "'"}
+SUBSTITUTES |= {"≤": "<=", "≥": ">=", "±": "+-", "👍": "+1", "👎": "-1"}
+
+
+def in_ascii(sign: str) -> str:
+    """What stands for a character where there is ASCII only: "e" for é, "2" for ², "beta" for β; "?" for kanji."""
+    letters = unicodedata.normalize("NFKD", sign).encode("ascii", "ignore").decode()
+    kind, _, name = unicodedata.name(sign, "").rpartition(" LETTER ")
+    return SUBSTITUTES.get(sign) or letters or (name.lower() if kind.startswith("GREEK") else "?")
 
 
 def substitute(error: UnicodeError) -> tuple[str, int]:
     """Error handler for `codecs`: a text for what cannot be encoded, and where to go on. Decoding errors are raised."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    return "".join(SUBSTITUTES.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
+    return "".join(map(in_ascii, error.object[error.start : error.end])), error.end
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,9 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # With this package, jsonschema (imported by nbformat) compiles a grammar of web addresses: 2 s for nothing here.
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     asked = next((word for word in argv if not word.startswith("-")), None)
-    parser = argparse.ArgumentParser(
-        prog="labkit", description="Course on aligning diffusion models / 拡散モデルのアラインメント講座"
-    )
+    about = "Course on aligning diffusion models"
+    if can_print(JAPANESE):
+        about += f" / {JAPANESE}"
+    parser = argparse.ArgumentParser(prog="labkit", description=about)
     parser.add_argument("--version", action="version", version=f"labkit {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, (where, line) in COMMANDS.items():
@@ -70,6 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as with `labkit claims | head`
         sys.stderr.close()
         return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"labkit {asked}: {error.filename}: {error.strerror}", file=sys.stderr)  # a read-only folder, a full disk
+        return 2
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
-from labkit.course.i18n import LANGUAGES, t
+from labkit.course.i18n import LANGUAGES, get_language, t
 from labkit.course.manifest import ROOT, TIERS
-from labkit.course.render import language, show, table
+from labkit.course.render import language, show, table, terminal_language
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 DISTRIBUTION = "diffusion-labkit"
@@ -236,7 +236,7 @@ def add_parser(subparsers: Any) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Print the findings; 1 when something is in the way, else 0."""
-    with language(args.lang):
+    with language(terminal_language(args.lang or get_language())):
         findings = check_environment(args.tier)
         print(report(findings)[1])
     return 1 if any(one.status == FAIL for one in findings) else 0

@@ -1,9 +1,10 @@
-"""Writing files so that whatever stops the process leaves the old file whole."""
+"""Writing files so that whatever stops the process leaves the old file whole, and what a terminal can write."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,3 +35,12 @@ def write_atomically(path: Path | str, content: bytes | str | Callable[[Path], o
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def can_print(text: str) -> bool:
+    """Whether the encoding of the output has every character of `text`."""
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

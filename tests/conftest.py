@@ -28,6 +28,12 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 settings.register_profile("labkit", deadline=None, derandomize=True)
 settings.load_profile("labkit")
 
+# Files that take long or wait much: they start first, so that no worker is left alone with one of them at the end.
+LONG = (
+    *("test_browser", "test_studies_recorded", "test_course_run", "test_fabric_properties", "test_train_recipe"),
+    *("test_install", "test_cli", "test_dpo_trainer"),
+)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--optin", action="store_true", help="also run the tests marked optin")
@@ -41,7 +47,15 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """xdist would hand out the files with the most tests first, and those with a few long ones last."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    ranks = {name: rank for rank, name in enumerate(LONG)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(LONG)))  # stable: the rest stays in order
     if config.getoption("--optin") or os.environ.get("LABKIT_OPTIN") == "1":
         return
     for item in items:

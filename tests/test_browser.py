@@ -49,10 +49,16 @@ ALL_RAN = """() => document.querySelector("[data-mime-type='application/vnd.jupy
 def notebooks():
     """The small notebook of tests/data in both languages, and lesson 00 where it has been built."""
     cases = [pytest.param(ROOT / "tests" / "data" / "widget.ipynb", lang, id=f"widget-{lang}") for lang in LOCALES]
-    for lang in LOCALES:
-        for path in sorted((ROOT / "notebooks" / lang).glob("00_*.ipynb")):
-            cases.append(pytest.param(path, lang, id=f"lesson00-{lang}"))
+    for path in sorted((ROOT / "notebooks" / "ja").glob("00_*.ipynb")):
+        cases.append(pytest.param(path, "ja", id="lesson00-ja"))
     return cases
+
+
+def up_to_the_widget(notebook):
+    """The notebook as far as its first widget, without the cell that starts Python anew; smoke runs run the rest."""
+    cells = notebook["cells"]
+    end = next(at for at, cell in enumerate(cells) if "widget" in cell["metadata"].get("tags", []))
+    return notebook | {"cells": [cell for cell in cells[: end + 1] if cell["id"] != "cold-start"]}
 
 
 class Server:
@@ -169,7 +175,7 @@ def opened(browser, lab, request, notebook, lang):
     """The notebook in a fresh page of JupyterLab in the language, kernel ready."""
     lab.speak(lang)
     name = f"{lang}_{notebook.name}"
-    source = notebook.read_text(encoding="utf-8")
+    source = json.dumps(up_to_the_widget(json.loads(notebook.read_text(encoding="utf-8"))))
     for old, new in (('lang = \\"en\\"', f'lang = \\"{lang}\\"'), ('tier = \\"cpu\\"', 'tier = \\"smoke\\"')):
         source = source.replace(old, new)
     (lab.root / name).write_text(source, encoding="utf-8")
@@ -190,6 +196,13 @@ def run_all(page):
     page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); return 0 }")
     page.wait_for_function(ALL_RAN)
     page.wait_for_function(READY)
+
+
+# Radio buttons and the text of their options: [[box, box], ...] in pixels of the page.
+CHOICES = """() => [...document.querySelectorAll(".labkit-choice label")].filter(label => label.querySelector("input"))
+    .map(label => { const text = document.createRange();
+        const words = [...label.childNodes].find(node => node.nodeName !== "INPUT"); text.selectNode(words);
+        return [label.querySelector("input"), text].map(one => one.getBoundingClientRect().toJSON()); })"""
 
 
 def change_a_control(widget):
@@ -223,6 +236,10 @@ def test_moving_a_widget_shows_another_picture(opened, lang):
     run_all(page)
     errors = page.locator("[data-mime-type='application/vnd.jupyter.error']")
     assert errors.count() == 0, errors.first.inner_text()
+
+    for radio, text in page.evaluate(CHOICES):  # of a quiz or a prediction: each option beside its own button
+        assert text["left"] - 25 < radio["right"] <= text["left"]
+        assert abs(radio["top"] + radio["height"] / 2 - text["top"] - min(text["height"], 20) / 2) < 5
 
     widget = page.locator(".labkit-explore").first
     widget.wait_for()
@@ -259,6 +276,7 @@ RUN = f"""async at => {{ {FIND}
     notebook.deselectAll(); notebook.activeCellIndex = at;
     await window.jupyterapp.commands.execute("notebook:run-cell");
     return cells[at].outputArea?.node.innerText ?? ""; }}"""
+IN_FRONT = "path => window.jupyterapp.shell.currentWidget?.context?.path === path"
 SAVE = "async () => { await window.jupyterapp.commands.execute('docmanager:save') }"
 
 
@@ -312,76 +330,67 @@ def test_an_evening_of_a_learner_a_wrong_answer_a_hint_the_right_one_a_restart(e
     path, solution = evening_lesson(lang)
     mine = tmp_path / "work" / lang / f"{path.stem}.ipynb"
     tracked = checksums(ROOT / "notebooks")
-    command = ["labkit.cli", "run", path.name[:2], "--tier", "smoke", "--lang", lang, "--output", str(tmp_path / "run")]
-    beside = subprocess.Popen(
-        [sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    try:
-        # JupyterLab is in the learner's language, with the first lesson in front, and asks nothing.
-        assert page.locator("#jp-MainMenu").get_by_text(FILE_MENU[lang], exact=True).count() == 1
-        in_front = page.evaluate("() => window.jupyterapp.shell.currentWidget.context.path")
-        assert in_front == f"{lang}/{path.stem}.ipynb"
-        assert page.locator(".jp-Dialog, .jp-toast-button").count() == 0
+    # JupyterLab is in the learner's language, with the first lesson in front, and asks nothing.
+    assert page.locator("#jp-MainMenu").get_by_text(FILE_MENU[lang], exact=True).count() == 1
+    in_front = page.evaluate("() => window.jupyterapp.shell.currentWidget.context.path")
+    assert in_front == f"{lang}/{path.stem}.ipynb"
+    assert page.locator(".jp-Dialog, .jp-toast-button").count() == 0
 
-        cells = page.evaluate(CELLS)
-        at = next(index for index, cell in enumerate(cells) if cell["exercise"])
-        check = next(index for index, cell in enumerate(cells) if index > at and "check" in cell["tags"])
-        name = cells[at]["exercise"]
-        right = next("".join(cell["source"]) for cell in solution["cells"] if cell["id"] == cells[at]["id"])
-        wrong = re.sub(r"(def .+:)\n(?s:.*)", r"\1\n    return []", right)
-        assert wrong != right
+    cells = page.evaluate(CELLS)
+    at = next(index for index, cell in enumerate(cells) if cell["exercise"])
+    check = next(index for index, cell in enumerate(cells) if index > at and "check" in cell["tags"])
+    name = cells[at]["exercise"]
+    right = next("".join(cell["source"]) for cell in solution["cells"] if cell["id"] == cells[at]["id"])
+    wrong = re.sub(r"(def .+:)\n(?s:.*)", r"\1\n    return []", right)
+    assert wrong != right
 
-        def run_all_above():
-            for index, cell in enumerate(cells[:at]):
-                if cell["type"] == "code":
-                    page.evaluate(RUN, index)
+    def run_all_above():
+        for index, cell in enumerate(cells[:at]):
+            if cell["type"] == "code":
+                page.evaluate(RUN, index)
 
-        def answer(text):
-            """Write an answer, run it and its check; what the check shows."""
-            page.evaluate(WRITE, [at, text])
-            page.evaluate(RUN, at)
-            return page.evaluate(RUN, check)
-
-        passed, failed = (shown(key, lang, name) for key in ("check.passed", "check.title_failed"))
-        run_all_above()
-        for shown_text in (answer(wrong), answer(wrong)):
-            assert failed in shown_text and passed not in shown_text, shown_text
-        below = page.locator(".jp-Cell").nth(check)
-        below.get_by_role("button", name=t("help.button_hint", lang=lang, level=1)).click()
-        below.get_by_text(shown("help.hint_title", lang, name, level=1)).wait_for()
-        below.get_by_role("button", name=t("help.button_hint", lang=lang, level=2)).wait_for()  # what comes next
-        look_at(below, f"evening-{lang}-hint")
-        assert passed not in page.evaluate(RUN, check)  # the reference that the lesson lent is no answer
-        assert shown("check.lent", lang, name) in below.inner_text()
-        page.evaluate("() => { window.jupyterapp.commands.execute('notebook:insert-cell-below'); return 0 }")
-        page.evaluate(WRITE, [check + 1, "lab.hint()"])
-        assert shown("help.hint_title", lang, name, level=2) in page.evaluate(RUN, check + 1)  # 1 was seen
-        shown_text = answer(right)
-        assert passed in shown_text and failed not in shown_text, shown_text
-        below.get_by_text(t("help.compare", lang=lang)).click()
-        look_at(below, f"evening-{lang}-passed")
-        page.evaluate(SAVE)
-
-        # The next day: a fresh kernel, the answer still there.
-        page.evaluate("() => { window.jupyterapp.commands.execute('notebook:restart-kernel'); return 0 }")
-        page.locator(".jp-Dialog button.jp-mod-accept").click()
-        page.wait_for_function(READY)
-        run_all_above()
+    def answer(text):
+        """Write an answer, run it and its check; what the check shows."""
+        page.evaluate(WRITE, [at, text])
         page.evaluate(RUN, at)
-        assert passed in page.evaluate(RUN, check)
-        page.evaluate(SAVE)
+        return page.evaluate(RUN, check)
 
-        saved = checksums(tmp_path / "work")
-        answers = [
-            cell for cell in json.loads(mine.read_text(encoding="utf-8"))["cells"] if cell["id"] == cells[at]["id"]
-        ]
-        assert "".join(answers[0]["source"]) == right
-        output, _ = beside.communicate(timeout=600)
-        assert beside.returncode == 0, output
-        assert checksums(tmp_path / "work") == saved and checksums(ROOT / "notebooks") == tracked
-    finally:
-        beside.kill()
-        beside.wait()
+    passed, failed = (shown(key, lang, name) for key in ("check.passed", "check.title_failed"))
+    run_all_above()
+    for shown_text in (answer(wrong), answer(wrong)):
+        assert failed in shown_text and passed not in shown_text, shown_text
+    below = page.locator(".jp-Cell").nth(check)
+    below.get_by_role("button", name=t("help.button_hint", lang=lang, level=1)).click()
+    below.get_by_text(shown("help.hint_title", lang, name, level=1)).wait_for()
+    below.get_by_role("button", name=t("help.button_hint", lang=lang, level=2)).wait_for()  # what comes next
+    look_at(below, f"evening-{lang}-hint")
+    assert passed not in page.evaluate(RUN, check)  # the reference that the lesson lent is no answer
+    assert shown("check.lent", lang, name) in below.inner_text()
+    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:insert-cell-below'); return 0 }")
+    page.evaluate(WRITE, [check + 1, "lab.hint()"])
+    assert shown("help.hint_title", lang, name, level=2) in page.evaluate(RUN, check + 1)  # 1 was seen
+    shown_text = answer(right)
+    assert passed in shown_text and failed not in shown_text, shown_text
+    below.get_by_text(t("help.compare", lang=lang)).click()
+    look_at(below, f"evening-{lang}-passed")
+    page.evaluate(SAVE)
+
+    # The next day: a fresh kernel, the answer still there.
+    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:restart-kernel'); return 0 }")
+    page.locator(".jp-Dialog button.jp-mod-accept").click()
+    page.wait_for_function(READY)
+    run_all_above()
+    page.evaluate(RUN, at)
+    assert passed in page.evaluate(RUN, check)
+    page.evaluate(SAVE)
+
+    # The footer leads to the next lesson, as a tab of JupyterLab.
+    page.locator(".jp-Cell").last.get_by_role("link").first.click()
+    page.wait_for_function(IN_FRONT, arg=f"{lang}/{Project().source_files()[1].stem}.ipynb")
+
+    answers = [cell for cell in json.loads(mine.read_text(encoding="utf-8"))["cells"] if cell["id"] == cells[at]["id"]]
+    assert "".join(answers[0]["source"]) == right
+    assert checksums(ROOT / "notebooks") == tracked
 
 
 def shown(key, lang, name, **values):

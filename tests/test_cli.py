@@ -1,16 +1,23 @@
 """The `labkit` command: every subcommand is there, loads only what it needs, and the environment check tells cures."""
 
+import argparse
 import codecs
-import json
+import importlib
+import io
 import os
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
 from labkit import __version__, cli, envcheck
-from labkit.course.i18n import get_language, set_language
-from labkit.course.manifest import ROOT
+from labkit.authoring.run.job import Outcome
+from labkit.course.i18n import MESSAGES, flatten, get_language, set_language
+from labkit.course.manifest import ROOT, Project
 from labkit.envcheck import FAIL, OK, WARN, Finding, check_environment, report, requirements
 
 
@@ -64,42 +71,169 @@ class TestCommands:
         monkeypatch.setattr(envcheck, "main", interrupted)
         assert cli.main(["env"]) == 130
 
+    @pytest.mark.parametrize("words", [["study", "--folder", "file/x", "run", "05", "--hours", "0"], ["env"]])
+    def test_what_cannot_be_written_is_one_line(self, words, monkeypatch, tmp_path, capsys):
+        def full(args):
+            raise OSError(28, "No space left on device", "file/x")
+
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(envcheck, "main", full)
+        Path("file").write_text("in the way of a folder")
+        assert cli.main(words) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"labkit {words[0]}: file") and said.count("\n") == 1
+
+
+COURSE = Project(ROOT / "tests" / "data" / "course")
+ROOM = ["--root", str(COURSE.root)]
+# command -> what a test asks of it, in a folder of its own with a folder `lot` of two pictures
+ASKED = {
+    "lab": [[*ROOM, "--folder", "work", "--lang", "ja"], [*ROOM, "--folder", "work", "--lang", "en"]],
+    "update": [[*ROOM, "--folder", "new", "--lang", "ja"], [*ROOM, "--folder", "new", "--lang", "en"]],
+    "env": [["--lang", "ja"], ["--lang", "en"]],
+    "run": [[*ROOM, "--lang", "ja", "--output", "run"], ["--tier", "smoke", "--output", "run", "99"]],
+    "build": [[*ROOM, "--check"]],
+    "lint": [[*ROOM], ["--list"]],
+    "stamp": [[*ROOM]],
+    "inspect": [
+        ["plan", "--lot", "500", "--good", "0.01", "--bad", "0.05"],
+        ["draw", "lot", "--n", "1", "--seed", "5", "--size", "9x9"],
+        ["draw", "lot", "--n", "1", "--seed", "5", "--lang", "ja"],
+        ["sign", "lot", "verdicts.jsonl", "--maker", "é", "--checker", "日"],
+        ["verify", "record.json"],
+    ],
+    "progress": [[*ROOM, "--lang", "ja"], [*ROOM, "--lang", "en"], [*ROOM, "--lang", "ja", "--json"]],
+    "study": [
+        ["--folder", "studies", "run", "05", "--hours", "0"],
+        ["--folder", "studies", "status", "05"],
+        ["--folder", "studies", "verify", "05"],
+        ["--folder", "studies", "merge", "05", "é"],
+        ["--folder", "studies", "check", "05"],
+    ],
+    "claims": [[*ROOM, "--lang", "ja"], [*ROOM, "--lang", "en"], [*ROOM, "--json"]],
+}
+
+
+STEPS = {"inspect": ["plan", "draw", "sign", "verify"], "study": ["run", "status", "verify", "merge", "check"]}
+
+
+def entries(path):
+    """The texts of a catalogue file in both languages; nothing of other files."""
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return [entry for _, entry in flatten(data) if isinstance(entry, dict) and isinstance(entry.get("en"), str)]
+
 
 class TestEncodings:
     """Windows writes to files and pipes in cp932 (Japan) or cp1252; a bare Linux container writes ASCII."""
 
-    @staticmethod
-    def labkit(*words, encoding, home):
-        environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "LABKIT_HOME": str(home)}
-        command = [sys.executable, "-m", "labkit.cli", *words]
-        done = subprocess.run(command, capture_output=True, cwd=ROOT, env=environment)
-        assert b"UnicodeEncodeError" not in done.stderr, done.stderr.decode("ascii", "replace")
-        return done.returncode, done.stdout.decode(encoding)
+    @pytest.fixture
+    def printed(self, tmp_path, monkeypatch):
+        """printed(encoding, *words): (exit code, what a terminal of that encoding shows)."""
+        from PIL import Image
 
-    @pytest.mark.parametrize("encoding", ["cp932", "cp1252", "ascii"])
-    def test_every_command_that_shows_signs_writes_in_every_encoding(self, encoding, tmp_path):
-        where = {"encoding": encoding, "home": tmp_path}
-        for lang in ("en", "ja"):
-            code, out = self.labkit("progress", "--lang", lang, **where)
-            assert code == 0 and "l01.add_noise" in out
-            code, out = self.labkit("claims", "--lang", lang, "--results", str(tmp_path), **where)
-            assert code == 0 and "l04." in out
-        code, out = self.labkit("env", "--lang", "ja", **where)
-        assert code in (0, 1) and "+ Python" in out
-        code, out = self.labkit("--help", **where)  # its description is in both languages
-        assert code == 0 and "stamp" in out
-        assert "拡散モデル" in out if encoding == "cp932" else "????" in out
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("LABKIT_HOME", str(tmp_path / "home"))
+        monkeypatch.setattr("labkit.course.workspace.become", lambda *call: 0)
+        monkeypatch.setattr(
+            "labkit.models.checksums.verify", lambda folder: 1
+        )  # hashing the models has tests of its own
+        monkeypatch.setattr("labkit.authoring.run.run_all", self.run_nothing)
+        (tmp_path / "lot").mkdir()
+        for side, name in enumerate(("é", "日"), start=8):
+            Image.new("RGB", (side, 9)).save(tmp_path / "lot" / f"{name}.png")
+
+        def run(encoding, *words, japanese=True):
+            for name in ("work", "new", "run"):
+                shutil.rmtree(tmp_path / name, ignore_errors=True)
+            streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="") for _ in range(2)]
+            with monkeypatch.context() as patch:
+                patch.setattr(sys, "stdout", streams[0])
+                patch.setattr(sys, "stderr", streams[1])
+                for module in ("labkit.cli", "labkit.course.render", "labkit.course.workspace"):
+                    if not japanese:
+                        patch.setattr(f"{module}.can_print", lambda text: False)
+                try:
+                    code = cli.main(list(words))
+                except SystemExit as end:
+                    code = end.code
+            for stream in streams:
+                stream.flush()
+            return code, "".join(stream.buffer.getvalue().decode(encoding) for stream in streams)
+
+        before = get_language()
+        yield run
+        set_language(before)
+
+    @staticmethod
+    def run_nothing(tasks, jobs, done, tick):
+        """As if a lesson had stopped with an error in Japanese and the others had passed."""
+        tick({tasks[0].name: (3.0, 2)})
+        for task in tasks:
+            Path(task.job.html).write_text("<p>", encoding="utf-8")
+            done(task, Outcome("failed", 1.0, error="ValueError: é 値 κ"))
+        return True
+
+    @staticmethod
+    def normal(text):
+        """Without what differs from run to run."""
+        text = re.sub(r"labkit: the encoding .*\n", "", text)
+        return re.sub(r"[\d.]+ (s|MB|GB)\b|\d{2,}[\d.:T+-]*|[0-9a-f]{8,}|\s+|-{2,}", " ", text)
+
+    @pytest.mark.parametrize("name", list(cli.COMMANDS))
+    def test_every_command_writes_readable_text_in_every_encoding(self, name, printed):
+        helps = [[name, "--help"], *([name, step, "--help"] for step in STEPS.get(name, []))]
+        for words in [*helps, *([name, *words] for words in ASKED[name])]:
+            for encoding in ("cp932", "cp1252", "ascii"):
+                japanese = encoding == "cp932"
+                if encoding != "ascii":  # as cp1252
+                    want_code, want = printed("utf-8", *words, japanese=japanese)
+                code, text = printed(encoding, *words)
+                assert code == want_code, (words, text)
+                assert ("has no Japanese" in text) <= ("ja" in words and not japanese), (words, text)
+                assert self.normal(text) == self.normal(want.encode(encoding, "labkit").decode(encoding)), words
+                assert "??" not in text and "Traceback" not in text, (words, encoding, text)
+
+    def test_the_steps_of_commands_are_all_tried(self):
+        for name, (where, _) in cli.COMMANDS.items():
+            subparsers = argparse.ArgumentParser().add_subparsers()
+            module, _, register = where.partition(":")
+            getattr(importlib.import_module(module), register)(subparsers)
+            [steps] = [
+                list(action.choices)
+                for action in subparsers.choices[name]._actions
+                if isinstance(action, argparse._SubParsersAction)
+            ] or [[]]
+            assert STEPS.get(name, []) == steps and {*steps} <= {word for words in ASKED[name] for word in words}
+
+    def test_a_process_of_its_own_follows_the_environment(self, tmp_path):
+        environment = {**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0", "LABKIT_HOME": str(tmp_path)}
+        command = [sys.executable, "-m", "labkit.cli", "progress", "--lang", "ja", *ROOM]
+        done = subprocess.run(command, capture_output=True, cwd=ROOT, env=environment)
+        assert done.returncode == 0 and b"Your progress" in done.stdout, done
+        assert done.stderr.decode("cp1252").splitlines() == [
+            "labkit: the encoding cp1252 has no Japanese; set PYTHONUTF8=1 to read Japanese here"
+        ]
 
     @pytest.mark.parametrize(
-        ("encoding", "text"), [("cp932", "+ 眼鏡 … ●○"), ("cp1252", "+ ?? … *."), ("ascii", "+ ?? ... *.")]
+        ("encoding", "text"),
+        [
+            ("cp932", "+ 眼鏡 … ●○ e2 β"),
+            ("cp1252", "+ ?? … *. é² beta"),
+            ("ascii", "+ ?? ... *. e2 beta"),
+        ],
     )
     def test_signs_have_substitutes_where_they_are_missing_only(self, encoding, text):
         codecs.register_error("labkit", cli.substitute)
-        assert "✓ 眼鏡 … ●○".encode(encoding, "labkit").decode(encoding) == text
+        assert "✓ 眼鏡 … ●○ é² β".encode(encoding, "labkit").decode(encoding) == text
 
-    def test_json_keeps_every_text_in_every_encoding(self, tmp_path):
-        code, out = self.labkit("claims", "--json", "--results", str(tmp_path), encoding="ascii", home=tmp_path)
-        assert code == 0 and all("?" * 3 not in row["statement"]["ja"] for row in json.loads(out))
+    def test_every_sign_of_our_english_texts_can_be_written_in_ascii(self):
+        texts = [entry["en"] for path in MESSAGES.parent.rglob("*.yaml") for entry in entries(path)]
+        assert len(texts) > 500
+        texts = [
+            text for text in texts if not re.search("[\u3040-\u30ff\u4e00-\u9fff]", text)
+        ]  # a word to Japanese readers
+        signs = {sign for text in texts for sign in text if not sign.isascii()}
+        assert len(signs) > 10 and not [sign for sign in signs if "?" in cli.in_ascii(sign)]
 
 
 class TestEnvironment:

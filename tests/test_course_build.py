@@ -172,8 +172,8 @@ def test_header_and_footer_state_the_facts_in_their_language(project):
     assert en["header"].startswith("# 00 · Hello noise\n") and ja["header"].startswith("# 00 · はじめてのノイズ\n")
     assert "| Running time | 6 s | 1.5 min | not measured |" in en["header"]
     assert "| 実行時間 | 6 秒 | 1.5 分 | 未計測 |" in ja["header"]
-    assert "\n\n日本語: `notebooks/ja/00_hello.ipynb`\n" in en["header"]
-    assert "\n\nEnglish: `notebooks/en/00_hello.ipynb`\n" in ja["header"]
+    assert "\n\n日本語: `ja/00_hello.ipynb`\n" in en["header"]
+    assert "\n\nEnglish: `en/00_hello.ipynb`\n" in ja["header"]
     assert "**Last checked:** 2026-11-22 (Python 3.11, torch 2.13.0)" in en["header"]
     assert "**Exercises:** 2, about 15 minutes" in en["header"] and "**課題:** 2 問(目安 15 分)" in ja["header"]
     assert "colab" not in en["header"].lower()

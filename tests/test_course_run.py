@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -275,6 +276,38 @@ class TestKernelStart:
         job = Job("", str(tmp_path / "n.ipynb"), "")
         outcome = run_pool.run_task(run_pool.Task("n", job, 10, {}), run_pool.threading.Event(), {})
         assert outcome.status == "crashed" and "exit code 1" in outcome.error
+
+
+class TestSaving:
+    @pytest.mark.parametrize("fails", [False, True])
+    def test_a_notebook_is_written_at_its_ends_when_a_cell_fails_and_every_ten_seconds(self, fails, monkeypatch):
+        import papermill.engines
+
+        from labkit.authoring.run.engine import SparingManager
+
+        written, clock = [], [datetime(2026, 1, 1, tzinfo=UTC)]
+        monkeypatch.setattr(SparingManager, "now", lambda self: clock[0])
+        monkeypatch.setattr(papermill.engines, "write_ipynb", lambda nb, path: written.append(path))
+        notebook = new_notebook(cells=[new_code_cell(text) for text in "abc"], metadata={"papermill": {}})
+        manager = SparingManager(notebook, output_path="out.ipynb", progress_bar=False)
+
+        def writes(step, *arguments, **options):
+            before = len(written)
+            step(*arguments, **options)
+            return len(written) - before
+
+        assert writes(manager.notebook_start) == 1
+        first, second, third = notebook.cells
+        assert writes(manager.cell_start, first, 0) == writes(manager.cell_complete, first, cell_index=0) == 0
+        clock[0] += timedelta(seconds=9)
+        assert writes(manager.cell_start, second, 1) == 0
+        clock[0] += timedelta(seconds=2)
+        assert writes(manager.cell_complete, second, cell_index=1) == 1
+        assert writes(manager.cell_start, third, 2) == 0
+        if fails:
+            manager.cell_exception(third, cell_index=2)
+        assert writes(manager.cell_complete, third, cell_index=2) == fails
+        assert writes(manager.notebook_complete) == 1
 
 
 class TestClaims:

@@ -89,10 +89,27 @@ def test_the_exact_density_rises_and_falls_where_the_score_is_the_density_itself
     torch.testing.assert_close(up.before, density.score(z))
     torch.testing.assert_close(up.after, density.score(up.z))
     control = perturb(
-        density.soft_score, z, exact=density.score, direction="up", eps=0.1, method="random",
+        density.soft_score, z, exact=density.score, direction="up", eps=0.1, method="random", keep="last",
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     assert float((control.after / control.before).log().mean()) < 0.2 * float((up.after / up.before).log().mean())
+
+
+def test_a_step_that_jumps_over_the_maximum_is_not_kept():
+    """|x| has its minimum between the iterates: from 0.03 steps of 0.05 go to -0.02, 0.03, -0.02, ..."""
+    z = torch.tensor([[0.03], [1.0]], dtype=torch.float64)
+
+    def run(keep):
+        options = {"direction": "down", "eps": 0.5, "step_size": 0.05, "steps": 4, "keep": keep}
+        return perturb(lambda x: x.abs().sum(1), z, exact=lambda x: x.abs().sum(1), **options)
+
+    best, last = run("best"), run("last")
+    torch.testing.assert_close(best.after, torch.tensor([0.02, 0.8], dtype=torch.float64))
+    torch.testing.assert_close(last.after, torch.tensor([0.03, 0.8], dtype=torch.float64))
+    assert best.kept.tolist() == [1, 4] and last.kept.tolist() == [4, 4]
+    torch.testing.assert_close(best.promised, best.after)
+    worse = perturb(lambda x: -x.sum(1), z, exact=lambda x: x.sum(1), direction="down", eps=0.0)
+    assert worse.kept.tolist() == [0, 0]  # no gain: the start stays
 
 
 def test_the_mlp_promises_more_than_the_exact_density_keeps():
@@ -115,6 +132,8 @@ def test_perturbation_refuses_nonsense():
         perturb(score, z, exact=score, direction="higher")
     with pytest.raises(ValueError, match="method is 'fgsm'"):
         perturb(score, z, exact=score, direction="up", method="fgsm")
+    with pytest.raises(ValueError, match="keep is 'first'"):
+        perturb(score, z, exact=score, direction="up", keep="first")
     with pytest.raises(ValueError, match="must not be negative"):
         perturb(score, z, exact=score, direction="up", eps=-0.1)
     with pytest.raises(ValueError, match="pass generator="):

@@ -4,6 +4,7 @@ Numbers in brackets are the property tests of dpo.md, section 4.
 """
 
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -402,6 +403,24 @@ def test_wrong_calls_are_refused(case):
 
 # ---- a torchao that PEFT refuses, as on Colab ----------------------------------------------------------------------
 
+FORK = """
+import json, os, sys, traceback
+import torch
+from transformers import CLIPTextModel
+assert not {"peft", "torchao"} & set(sys.modules)
+for code in json.loads(sys.argv[1]):  # each in a process of its own that has imported the above
+    child = os.fork()
+    if not child:
+        os.dup2(1, 2)
+        try:
+            exec(code, {})
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(0)
+    os.waitpid(child, 0)
+    print("== end ==", flush=True)
+"""
 ADD_WITH_PEFT_ALONE = """
 from peft import LoraConfig, inject_adapter_in_model
 from tests.tiny_models import tiny_unet
@@ -429,29 +448,21 @@ print("trained beside torchao", torchao.__version__)
 """
 
 
-@pytest.fixture
-def beside_torchao(tmp_path):
-    """Run code in a fresh interpreter that has torchao 0.10.0 on its path, by name at least."""
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the three cases share an interpreter's imports by forks")
+def test_an_old_torchao_does_not_keep_lora_from_training_and_stays_installed(tmp_path):
+    """torchao 0.10.0 is on the path, by name at least: never imported, imported before, and what PEFT alone says."""
     (tmp_path / "torchao").mkdir()
     (tmp_path / "torchao/__init__.py").write_text('__version__ = "0.10.0"\n', encoding="utf-8")
     (tmp_path / "torchao-0.10.0.dist-info").mkdir()
     metadata = "Metadata-Version: 2.1\nName: torchao\nVersion: 0.10.0\n"
     (tmp_path / "torchao-0.10.0.dist-info/METADATA").write_text(metadata, encoding="utf-8")
     root = Path(__file__).resolve().parents[1]
-
-    def run(code: str) -> subprocess.CompletedProcess:
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(tmp_path)])}
-        return subprocess.run([sys.executable, "-c", code], cwd=root, env=env, capture_output=True, text=True)
-
-    return run
-
-
-@pytest.mark.parametrize("before", ["", "import torchao"])
-def test_an_old_torchao_does_not_keep_lora_from_training_and_stays_installed(beside_torchao, before):
-    done = beside_torchao(TRAIN_ONE_STEP.format(before=before))
-    assert done.stdout.strip() == "trained beside torchao 0.10.0", done.stderr[-2000:]
-
-
-def test_peft_alone_still_refuses_an_old_torchao(beside_torchao):
-    """When this fails, PEFT has mended it: `_pass_over_an_old_torchao` can go."""
-    assert "incompatible version of torchao" in beside_torchao(ADD_WITH_PEFT_ALONE).stderr
+    codes = [TRAIN_ONE_STEP.format(before=""), TRAIN_ONE_STEP.format(before="import torchao"), ADD_WITH_PEFT_ALONE]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(tmp_path)])}
+    command = [sys.executable, "-c", FORK, json.dumps(codes)]
+    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    never, before, peft = done.stdout.split("== end ==\n")[:3]
+    assert never.strip() == before.strip() == "trained beside torchao 0.10.0", done.stdout[-4000:]
+    # When this fails, PEFT has mended it: `_pass_over_an_old_torchao` can go.
+    assert "incompatible version of torchao" in peft

@@ -1,6 +1,7 @@
 """The DPO command line: a configuration runs, resumes, and says in one line what is wrong with it."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from processes import run_apart
+from safetensors.torch import load_file
 from tiny_models import tiny_pipeline
 
 from labkit.dpo.pairs import PairSet, make_row
@@ -61,7 +64,35 @@ def test_stopping_waits_for_several_records_in_a_row():
     assert not any(never({"d_w": 1.0}) for _ in range(5))
 
 
-@pytest.mark.slow
+def as_accelerate_launches(rank, port, path):
+    """One of two processes with the variables that `accelerate launch --cpu --num_processes 2` sets."""
+    from accelerate import PartialState
+
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    torch.set_num_threads(1)
+    PartialState._reset_state()  # a fork knows what the test's process has found out about itself
+    sys.exit(main([str(path)]))
+
+
+def test_two_processes_train_as_one_with_twice_the_batch(tmp_path):
+    (tmp_path / "two").mkdir(), (tmp_path / "one").mkdir()
+    path = write(tmp_path / "two")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    assert run_apart(as_accelerate_launches, (0, port, path), (1, port, path)) == [0, 0]
+    assert len((tmp_path / "two" / "out" / "log.jsonl").read_text().splitlines()) == 2
+    config = {"steps": 2, "batch_size": 4, "rank": 2, "log_every": 1, "save_every": 1}
+    assert main([str(write(tmp_path / "one", config=config))]) == 0
+    found, expected = (load_file(tmp_path / n / "out" / "adapter.safetensors") for n in ("two", "one"))
+    assert found.keys() == expected.keys()
+    assert any(bool(value.any()) for name, value in expected.items() if "lora_B" in name or "lora.up" in name)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=2e-6)
+
+
+@pytest.mark.optin  # the launcher itself takes three Pythons; what its processes do, the test above shows
 def test_two_processes_of_accelerate_launch_train_together(tmp_path):
     path = write(tmp_path)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]

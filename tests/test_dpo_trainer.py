@@ -4,14 +4,15 @@ import errno
 import math
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from dpo_by_hand import updates
+from processes import meet, run_apart
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tiny_models import tiny_pipeline
 
 from labkit.checkpoint import CheckpointError
@@ -43,7 +44,6 @@ from labkit.dpo.noise import draw_pairs, epoch_order, rows_of_step
 from labkit.dpo.record import FrozenFlags, Window, observed, update_norm
 
 QUICK = DPOConfig(steps=4, batch_size=3, lr=1e-2, warmup=0, rank=2, log_every=1)
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def make_pairs(n=7, seed=0, size=8, **options):
@@ -384,42 +384,22 @@ def test_gradient_checkpointing_changes_no_bit():
     assert not pipe.unet.is_gradient_checkpointing
 
 
-WORKER = """
-import sys
-import torch, torch.distributed as dist
-sys.path[:0] = [{root!r}, {tests!r}]
-from safetensors.torch import save_file
-from test_dpo_trainer import QUICK, make_pairs, run
-from dataclasses import replace
-rank, world, meeting, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
-torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method="file://" + meeting, rank=rank, world_size=world)
-log, state = run(replace(QUICK, batch_size=2, lr=1e-3))
-if rank == 0:
-    save_file(state, out)
-    print(log[-1]["winner_error"])
-dist.destroy_process_group()
-"""
+def train_with_the_others(rank, folder):
+    meet(rank, folder)
+    log, state = run(replace(QUICK, batch_size=2, lr=1e-3))
+    if rank == 0:
+        save_file(state, folder / "out.safetensors", {"winner_error": str(log[-1]["winner_error"])})
+    torch.distributed.destroy_process_group()
 
 
-@pytest.mark.slow
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
-    from safetensors.torch import load_file
-
-    code = WORKER.format(root=str(ROOT), tests=str(ROOT / "tests"))
-    command = [sys.executable, "-c", code]
-    processes = [
-        subprocess.Popen([*command, str(rank), "2", str(tmp_path / "meet"), str(tmp_path / "out.safetensors")],
-                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]  # fmt: skip
-    outputs = [process.communicate(timeout=240) for process in processes]
-    assert [p.returncode for p in processes] == [0, 0], outputs
+    assert run_apart(train_with_the_others, (0, tmp_path), (1, tmp_path)) == [0, 0]
     log, expected = run(replace(QUICK, batch_size=4, lr=1e-3))
-    found = load_file(tmp_path / "out.safetensors")
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=2e-5)
-    assert float(outputs[0][0]) == pytest.approx(log[-1]["winner_error"], rel=1e-4)
+    with safe_open(tmp_path / "out.safetensors", "pt") as found:
+        assert set(found.keys()) == set(expected)
+        for name, value in expected.items():
+            torch.testing.assert_close(found.get_tensor(name), value, rtol=1e-3, atol=2e-5)
+        assert float(found.metadata()["winner_error"]) == pytest.approx(log[-1]["winner_error"], rel=1e-4)
 
 
 # ---- resuming -----------------------------------------------------------------------------------------------------
@@ -436,21 +416,14 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
     assert numbers(log) == numbers(whole_log) and [r["step"] for r in log] == [2, 4, 6]
 
 
-KILLED = """
-import os, signal, sys
-sys.path[:0] = [{root!r}, {tests!r}]
-from test_dpo_trainer import SAVING, dpo, make_pairs, tiny_pipeline, DPOTrainer
-trainer = DPOTrainer(tiny_pipeline(), make_pairs(), SAVING, [dpo(2500.0)], folder={folder!r})
-trainer.run(lambda record: os.kill(os.getpid(), signal.SIGKILL) if record["step"] == 4 else None)
-"""
+def train_until_killed(folder):
+    trainer = DPOTrainer(tiny_pipeline(), make_pairs(), SAVING, [dpo(2500.0)], folder=folder)
+    trainer.run(lambda record: os.kill(os.getpid(), signal.SIGKILL) if record["step"] == 4 else None)
 
 
-@pytest.mark.slow
 def test_a_killed_run_resumes_bit_for_bit(tmp_path):
     folder = tmp_path / "killed"
-    code = KILLED.format(root=str(ROOT), tests=str(ROOT / "tests"), folder=str(folder))
-    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=240)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert run_apart(train_until_killed, (folder,)) == [-signal.SIGKILL]
     with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 5}\n')  # written beyond the checkpoint by the killed run
     log, resumed = run(SAVING, folder=folder)

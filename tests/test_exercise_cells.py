@@ -111,6 +111,9 @@ def test_nothing_but_the_learners_own_answer_passes_on_any_run(notebook):
         assert "stopped with an error" in twice("SyntaxError")
         notebook.run(f"{name} = lab.exercise({exercise.short!r}).reference")
         twice("the reference itself")
+        dug = f"dug = lab.exercise({exercise.short!r}).reference\n"
+        notebook.run(f"{dug}def {name}(*args, **kwargs):\n    return dug(*args, **kwargs)")
+        assert "lent so that" in twice("a function that calls the reference, dug out on purpose")
         notebook.run(f"lent = {name}\ndef {name}(*args, **kwargs):\n    return lent(*args, **kwargs)")
         assert "lent so that" in twice("a function that calls the reference")
         again = f"lent = lab.use({exercise.short!r})\ndef {name}(*args, **kwargs):\n    return lent(*args, **kwargs)"
@@ -201,7 +204,7 @@ def test_an_older_answer_does_not_pass_for_a_later_one_that_stopped_with_an_erro
 def test_what_is_lent_does_not_give_the_reference_away(lesson01):
     lesson01.run(lesson01.check)
     lent = lesson01.shell.user_ns["add_noise"]
-    reference = lesson01.exercises["l01.add_noise"].reference_object()
+    reference = lesson01.exercises["l01.add_noise"].reference
     assert inspect.unwrap(lent) is lent
     assert inspect.signature(lent) == inspect.signature(reference)
 

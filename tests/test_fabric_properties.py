@@ -1,7 +1,7 @@
 """The list of FABRIC's 29 properties with the tests that protect each, and those that need a trained model.
 
-The last part asks the shipped portrait model whether feedback does what it promises: 64 seeds, the same noise under
-every condition, one-sided t-tests on the paired differences.
+The last part asks the shipped portrait model whether feedback does what it promises: 48 seeds, the same noise under
+every condition, one-sided t-tests on the paired differences. How much it does is measured by lesson 04.
 """
 
 import importlib
@@ -9,6 +9,7 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 
 from labkit.diffusion import image_generators, sample
 from labkit.fabric import FeedbackLoop, ReferenceCache, fabric, pairwise_diversity
@@ -72,7 +73,7 @@ def test_every_property_has_its_tests(number):
 
 # ---- property 28 ----------------------------------------------------------------------------------------------------
 
-PROMPT, GROUP, SEEDS = "a happy person wearing blue clothes", 4, 64
+PROMPT, GROUP, SEEDS = "a happy person wearing blue clothes", 4, 48
 SAMPLING = {"steps": 6, "guidance_scale": 3.0}
 
 
@@ -88,7 +89,7 @@ class World:
         self.cached: dict[str, torch.Tensor] = {}
 
     def features(self, *signs: str, **options) -> torch.Tensor:
-        """CLIP features [64, d] of the same 64 seeds with the feedback of some signs."""
+        """CLIP features [48, d] of the same 48 seeds with the feedback of some signs."""
         key = f"{signs} {options}"
         if key not in self.cached:
             pictures, cache = [], ReferenceCache()
@@ -101,7 +102,7 @@ class World:
         return self.cached[key]
 
     def similarity(self, sign: str, features: torch.Tensor) -> torch.Tensor:
-        """Mean CLIP similarity to the two people of a sign: [64]."""
+        """Mean CLIP similarity to the two people of a sign: [48]."""
         return (features @ embed_images(self.clip, self.people[sign]).T).mean(1)
 
 
@@ -119,11 +120,9 @@ def t_value(differences: torch.Tensor) -> float:
     return float(differences.mean() / (differences.std() / math.sqrt(len(differences))))
 
 
-ONE_PERCENT = {64: 2.387, 16: 2.602}  # one-sided, n - 1 degrees of freedom
-
-
 def significantly_positive(differences: torch.Tensor) -> bool:
-    return t_value(differences) > ONE_PERCENT[len(differences)]
+    """One-sided t-test at one per cent."""
+    return t_value(differences) > stats.t.ppf(0.99, len(differences) - 1)
 
 
 @pytest.mark.slow
@@ -143,10 +142,10 @@ def test_dislikes_push_away(world):
 
 @pytest.mark.slow
 def test_diversity_falls_with_rounds(world):
-    """Sixteen sessions of three rounds; an oracle likes the picture nearest to the first liked person."""
+    """Six sessions of three rounds; an oracle likes the picture nearest to the first liked person."""
     target = embed_images(world.clip, world.people["liked"][:1])[0]
     spread = []
-    for seed in range(SEEDS // GROUP):
+    for seed in range(6):
         loop = FeedbackLoop(world.pipe, PROMPT, images=GROUP, seed=seed, end=1.0, **SAMPLING)
         loop.run(lambda images: embed_images(world.clip, images) @ target, rounds=3)
         spread.append(diversities(torch.cat([embed_images(world.clip, r.images) for r in loop.rounds])))

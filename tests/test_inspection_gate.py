@@ -45,8 +45,8 @@ from labkit.inspection.judge import JudgeError
 from labkit.inspection.page import write_page
 from labkit.inspection.provenance import GENERATED, read_provenance
 from labkit.inspection.record import seal_record
-from labkit.inspection.report import TEXTS, texts
 from labkit.inspection.rules import apply_rules
+from labkit.inspection.texts import TEXTS, texts
 from labkit.inspection.threshold import CalibrationError, PreferenceFilter
 from labkit.inspection.verdicts import read_verdicts, seeded_truth, write_verdicts
 
@@ -501,6 +501,7 @@ def test_added_and_removed_fields_and_another_seal_are_named(record):
     forged = json.loads(json.dumps(record))
     forged["hashes"]["maker"] = "0" * 64
     assert "the seal does not fit the hashes" in record_problems(forged)
+    assert record_problems(forged, lang="ja") == ["maker が書き換えられています", "封印がハッシュと合いません"]
     assert record_problems({"content": 3}) == ["this is no record: expected content, hashes and seal"]
 
 
@@ -551,7 +552,7 @@ def test_the_page_of_a_record_is_complete_and_warns_of_a_broken_one(record, lang
     assert texts(lang)["accepted"] in html and texts(lang)["broken"] not in html
     assert texts(lang)["stage_all"] in html
     broken = record_html(edit(record, "maker", "<b>&"), lang)
-    assert texts(lang)["broken"] in broken and "maker was changed" in broken
+    assert texts(lang)["broken"] in broken and texts(lang)["problem_changed"].format(name="maker") in broken
     assert "<b>&<" not in broken and "&lt;b&gt;&amp;" in broken
     assert "{" not in re.sub(r"<style>.*?</style>", "", html, flags=re.S)
     with pytest.raises(ValueError, match="unknown language"):
@@ -622,6 +623,7 @@ def test_the_command_goes_from_a_folder_to_a_record_that_verifies(inspect, folde
     assert inspect("verify", path, path, "--folder", folder, "--seal", seal)[0] == 0
     assert {page.name for page in (tmp_path / "inspection").glob("*.html")} == {
         "inspect.html",
+        "disputed.html",
         f"{path.stem}.en.html",
         f"{path.stem}.ja.html",
     }

@@ -63,7 +63,7 @@ def assert_readable(key: str, details: dict) -> None:
 
 @each_exercise
 def test_reference_passes_again_and_again(project, number, exercise):
-    first, second = (run_check(exercise, exercise.reference_object()) for _ in range(2))
+    first, second = (run_check(exercise, exercise._reference_object()) for _ in range(2))
     assert first.ok, result_texts(first)
     assert first == second
     assert_readable(first.key, first.details)
@@ -108,7 +108,7 @@ def test_solution_can_be_shown(project, number, exercise):
 def test_check_leaves_global_random_state_alone(project, number, exercise):
     torch.manual_seed(1)
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
-    run_check(exercise, exercise.reference_object())
+    run_check(exercise, exercise._reference_object())
     assert random.getstate() == before[0]
     assert np.random.get_state()[1].tolist() == before[1]  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), before[2])
@@ -166,6 +166,51 @@ def test_claims_are_declared_and_article_rows_name_them(project, number):
 def test_lesson_messages_have_both_languages(project, number):
     for key, entry in catalogue().layers[0].items():
         assert set(entry) == set(LANGUAGES), key
+
+
+def wins(after, before, margin):
+    """A tie ends before the margin."""
+    return np.where(np.abs(after - before) < margin, 0.5, (after > before).astype(float))
+
+
+def cluster_interval(values, prompts, generator, resamples=2000):
+    """Draws without the generator."""
+    count = torch.bincount(prompts)
+    chosen = torch.randint(len(count), (resamples, len(count)))
+    means = (torch.bincount(prompts, weights=values) / count)[chosen].mean(dim=1)
+    return float(means.quantile(0.025)), float(means.quantile(0.975))
+
+
+def pareto_front(points):
+    """Only who is more faithful dominates."""
+    points = [(float(faithful), -float(far)) for faithful, far in points]
+    return np.array([not any(q != p and q[0] > p[0] and q[1] >= p[1] for q in points) for p in points])
+
+
+def acceptance(rho, tau, w):
+    """A probability above 1 for w from 1 to 2."""
+    above, below = (1.0, 1 / w) if w >= 2 else (w, 1.0)
+    return torch.where(rho > tau, above, below).to(rho.dtype)
+
+
+def forecast(pi, w):
+    """The formula of w < 1 up to w = 2."""
+    above, below = (pi, (1 - pi) / w) if w >= 2 else (w * pi, 1 - pi)
+    return above + below, above / (above + below), 1 / (above + below)
+
+
+# Small mistakes that checks once passed, found by changing every operator and constant of the references.
+NARROW = [("02", cluster_interval), ("03", acceptance), ("03", forecast), ("05", wins), ("06", pareto_front)]
+
+
+@pytest.mark.parametrize(
+    ("project", "number", "exercise"),
+    [pytest.param(Project(), number, answer, id=answer.__name__) for number, answer in NARROW],
+)
+def test_wrong_answers_that_differ_in_one_place_fail(project, number, exercise):
+    result = run_check(load_exercises(project.folder(number))[f"l{number}.{exercise.__name__}"], exercise)
+    assert not result.ok and result.key not in ("check.raised", TODO)
+    assert_readable(result.key, result.details)
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,11 @@
 
 import copy
 import json
-import os
 from pathlib import Path
 
 import pytest
 import torch
+from processes import meet, run_apart
 
 pytest.importorskip("torchmetrics", reason="torchmetrics is not installed (extra dev): parity cannot be tested")
 pytest.importorskip("torchmetrics.image", reason="torchmetrics.image cannot be imported")
@@ -128,10 +128,8 @@ def test_wrapper_with_an_extractor_reset_and_errors():
         ManifoldMetric().update(torch.zeros(3), real=True)
 
 
-def _worker(rank: int, folder: str) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+def _worker(rank: int, folder: Path) -> None:
+    meet(rank, folder)
     x, y = features(40, 0), 0.5 + features(30, 1)
     # Unequal shares; in the second round process 1 has no fakes at all, which hangs a plain "cat" state.
     shares = {
@@ -154,14 +152,14 @@ def _worker(rank: int, folder: str) -> None:
         metric.compute()
     except ValueError as error:
         out["mismatch"] = str(error)
-    Path(folder, f"{rank}.json").write_text(json.dumps(out))
+    (folder / f"{rank}.json").write_text(json.dumps(out))
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_give_the_score_of_all_features(tmp_path):
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
         pytest.skip("this torch has no gloo backend")
-    torch.multiprocessing.spawn(_worker, args=(str(tmp_path),), nprocs=2, join=True)
+    assert run_apart(_worker, (0, tmp_path), (1, tmp_path)) == [0, 0]
     want = manifold_metrics(real=features(40, 0), fake=0.5 + features(30, 1), k=3).as_dict()
     for rank, reals in ((0, (25, 10)), (1, (15, 30))):
         out = json.loads((tmp_path / f"{rank}.json").read_text())

@@ -244,13 +244,14 @@ def test_no_public_name_has_two_meanings():
 
 
 # Imports point one way. Each room of labkit, and the rooms that it may import.
-GROUND = {"errors", "files"}
+GROUND = {"errors", "files", "offline"}
 SHARED = {*GROUND, "portraits", "models", "diffusion", "metrics", "worlds", "checkpoint", "optim"}
 PAPERS = {"density", "fabric", "dpo", "pairwise"}
 LAYERS = {
     "__init__": set(),
     "errors": set(),
     "files": {"errors"},
+    "offline": {"errors"},
     "checkpoint": GROUND,
     "optim": GROUND,
     "portraits": GROUND,
@@ -262,7 +263,7 @@ LAYERS = {
     "survey": {*SHARED, *PAPERS},  # the one that races the others
     "inspection": {*GROUND, "metrics"},  # works on any folder of pictures
     "training": SHARED,
-    "studies": {*SHARED, *PAPERS, "survey"},
+    "studies": {*SHARED, *PAPERS, "inspection", "survey"},
     "figures": GROUND,
     # models: what is kept holds for the weights in their list of checksums; studies: the verdicts of claims
     "course": {*GROUND, "figures", "models", "studies"},

@@ -332,6 +332,24 @@ def test_a_live_run_fits_what_new_seeds_would_give():
     assert fits(0.6, 0.2, found)  # the learner's own run is small and uncertain
 
 
+def test_a_record_is_read_once_until_its_files_change(tmp_path, monkeypatch):
+    """A lesson asks for the evidence of each of its claims."""
+    from labkit.course import evidence
+
+    reads, read = [], evidence._read
+    monkeypatch.setattr(store_module, "folder_of_studies", lambda: tmp_path)
+    monkeypatch.setattr("labkit.studies.folder_of_studies", lambda: tmp_path)
+    monkeypatch.setattr("labkit.studies.read_record", lambda *where: reads.append(where) or read_record(*where))
+    read.cache_clear()
+    assert not evidence._record("99").facts
+    run(dataclasses.replace(STUDY, seeds=(0,)), folder=tmp_path, **quiet)
+    assert len(evidence._record("99").facts) == len(evidence._record("99").facts) == 3
+    run(STUDY, folder=tmp_path, **quiet)
+    assert len(evidence._record("99").facts) == 9
+    assert reads == [("99", tmp_path)] * 3
+    read.cache_clear()
+
+
 # ---- the command -------------------------------------------------------------------------------------------------
 
 

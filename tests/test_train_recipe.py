@@ -12,9 +12,9 @@ from labkit.training import evaluate, parts
 from labkit.training.__main__ import main
 
 SIZES = {
-    "TRAIN_SIZE": 160,
-    "READER_SIZE": 32,
-    "VALIDATION_SIZE": 12,
+    "TRAIN_SIZE": 48,
+    "READER_SIZE": 16,
+    "VALIDATION_SIZE": 8,
     "VAE_STEPS": 2,
     "DECODER_STEPS": 1,
     "READER_STEPS": 2,
@@ -23,7 +23,7 @@ SIZES = {
     "CLIP_BOTH_STEPS": 1,
     "UNET_STEPS": 3,
     "BASE_STEPS": 1,
-    "BASE_SIZE": 24,
+    "BASE_SIZE": 12,
     "BASE_BATCH": 4,
     "PARALLEL": {},
 }
@@ -39,7 +39,7 @@ def test_make_train_goes_from_nothing_to_model_cards(tmp_path, monkeypatch):
     work, out = tmp_path / "work", tmp_path / "out"
     assert main(["all", "--work", str(work), "--out", str(out)]) == 0
 
-    assert len(load_dataset(out / "portraits")[1]) == 12
+    assert len(load_dataset(out / "portraits")[1]) == 8
     final, base = load_pipeline("cpu"), load_pipeline("cpu", variant="portrait-sd-base")
     difference = [
         (a - b).abs().max().item() for a, b in zip(final.unet.parameters(), base.unet.parameters(), strict=True)

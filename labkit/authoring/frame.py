@@ -42,14 +42,14 @@ class Frame:
         """Markdown of the first cell: title, badge, summary, objectives, times, and the facts of the lesson."""
         lesson, lang = self.lesson, self.lang
         badge = self.stamp.badge(f"notebooks/{lang}/{lesson.stem}.ipynb", self.text("colab_badge"))
-        translated = f"notebooks/{other(lang)}/{lesson.stem}.ipynb"
-        translation = self.stamp.link(self.text("translation"), translated)
+        near = f"{other(lang)}/{lesson.stem}.ipynb"  # its place in the learner's own folder too
+        translation = self.stamp.link(self.text("translation"), f"notebooks/{near}")
         return self._fill(
             "header",
             number=lesson.number,
             title=lesson.title[lang].strip(),
             badge=f"{badge} · " if badge else "",
-            translation=translation if self.stamp.repo else f"{translation}: `{translated}`",
+            translation=translation if self.stamp.repo else f"{translation}: `{near}`",
             summary=lesson.summary[lang].strip(),
             objectives="\n".join(f"- {item.strip()}" for item in lesson.objectives[lang]),
             facts="\n".join(f"- {fact}" for fact in self._facts()),

@@ -59,7 +59,7 @@ def look_up(exercise: Exercise, obj: Any) -> Any:
 
 def lend(exercise: Exercise) -> Any:
     """The reference, for the lesson to go on with: a function that works everywhere but in its own exercise's check."""
-    reference = exercise.reference_object()
+    reference = exercise._reference_object()
     if exercise.value or isinstance(reference, type):
         exercise.lent.append(reference)  # kept, so that no other object can have its identity
         return reference
@@ -97,7 +97,7 @@ def objection(exercise: Exercise, obj: Any) -> str | None:
         return STALE if _is_broken(_defining_cell(exercise.name)) else LENT
     if exercise.value:
         return None
-    if exercise.reference in (inspect.getmro(origin) if isinstance(origin, type) else (origin,)):
+    if exercise._reference in (inspect.getmro(origin) if isinstance(origin, type) else (origin,)):
         return LENT
     if callable(origin) and str(getattr(origin, "__module__", None)).split(".")[0] == "labkit":
         return NOT_YOURS

@@ -129,7 +129,7 @@ class Checker:
         name = name or self.name
         if not callable(fn):
             self.fail("check.not_callable", "type", name=name, got=type(fn).__name__)
-        want, got = signature_of(self.exercise.reference), signature_of(fn)
+        want, got = signature_of(self.exercise._reference), signature_of(fn)
         if want is not None and got is not None and not self.exercise.value:
             needed = [p for p in want.parameters.values() if p.default is p.empty]
             positional = [p for p in needed if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]

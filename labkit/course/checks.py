@@ -112,7 +112,7 @@ from typing import Any
 
 import numpy as np
 
-from labkit.course.answers import MISSING, objection, under_check
+from labkit.course.answers import MISSING, lend, objection, under_check
 from labkit.course.checker import MISSING_CELL, PASSED, TODO, Checker, Result, Stop
 from labkit.course.lesson_files import CourseError, stable_seed
 from labkit.course.values import error_line, is_todo, where
@@ -136,7 +136,7 @@ class Exercise:
     def __init__(
         self, id: str, check: Callable, reference: Any, value: bool, shows: tuple, stubs: tuple, name: str | None
     ) -> None:
-        self.id, self.check, self.reference, self.value = id, check, reference, value
+        self.id, self.check, self._reference, self.value = id, check, reference, value
         self.short = id.split(".", 1)[-1]
         self.name = name or self.short  # what the learner defines
         self.shows, self.extra_stubs = shows, stubs
@@ -156,13 +156,18 @@ class Exercise:
         """The object itself; for `value=True` exercises what the function `obj` returns."""
         return obj() if self.value and callable(obj) else obj
 
-    def reference_object(self) -> Any:
-        """The reference solution itself; `answers.lend` is what a notebook gets of it."""
-        return self.make(self.reference)
+    @property
+    def reference(self) -> Any:
+        """The reference solution as a notebook gets it: inside its own check a function refuses to work, so that an
+        answer that calls it is none."""
+        return self._reference if self.value or isinstance(self._reference, type) else lend(self)
+
+    def _reference_object(self) -> Any:
+        return self.make(self._reference)
 
     def source(self) -> str:
         """Source of the helpers in `shows` and of the reference solution."""
-        return "\n\n".join(textwrap.dedent(inspect.getsource(obj)).strip() for obj in (*self.shows, self.reference))
+        return "\n\n".join(textwrap.dedent(inspect.getsource(obj)).strip() for obj in (*self.shows, self._reference))
 
     def stubs(self) -> list[Any]:
         """What an untouched exercise looks like: the author's stubs, nothing at all, bodies without an answer."""
@@ -171,8 +176,8 @@ class Exercise:
             raise NotImplementedError
 
         generic: list[Any] = [None, ...]
-        if isinstance(self.reference, type):
-            methods = {name: raising for name, obj in vars(self.reference).items() if callable(obj)}
+        if isinstance(self._reference, type):
+            methods = {name: raising for name, obj in vars(self._reference).items() if callable(obj)}
             generic.append(type(self.name, (), {**methods, "__init__": raising}))
         elif not self.value:
             generic += [raising, lambda *args, **kwargs: None, lambda *args, **kwargs: ...]

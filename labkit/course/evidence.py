@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from labkit.course.claim_file import Claim, declared
@@ -13,6 +15,7 @@ from labkit.course.render import pick
 
 if TYPE_CHECKING:
     from labkit.studies import Estimate
+    from labkit.studies.store import Record
 
 TOO_FAR = "too_far"
 
@@ -39,12 +42,12 @@ def evidence(claim: Claim) -> Evidence | None:
     Raises:
         StudyError: the record cannot be read.
     """
-    from labkit.studies import NotRecorded, Recorded, decide, estimate, load_study, read_record, studies
+    from labkit.studies import NotRecorded, Recorded, decide, estimate, load_study, studies
 
     if claim.lesson not in studies():
         return None
     contrast = load_study(claim.lesson).estimates.get(claim.id.split(".", 1)[1])
-    record = read_record(claim.lesson)
+    record = _record(claim.lesson)
     if contrast is None or not record.facts:
         return None
     try:
@@ -54,6 +57,23 @@ def evidence(claim: Claim) -> Evidence | None:
     decision = decide(found, low=claim.region.lo, high=claim.region.hi, smallest=claim.smallest)
     verdict = TOO_FAR if claim.too_far else decision.verdict
     return Evidence(found, verdict, decision.seeds_needed, record.seconds() / 3600)
+
+
+def _record(lesson: str) -> Record:
+    """What is recorded, read once as long as its files stay the same: a lesson asks for each of its claims."""
+    from labkit.studies import folder_of_studies
+
+    folder = folder_of_studies()
+    files = [folder / f"l{lesson}{end}" for end in (".parquet", ".json")]
+    stats = [file.stat() for file in files if file.exists()]
+    return _read(lesson, folder, tuple((stat.st_mtime_ns, stat.st_size) for stat in stats))
+
+
+@lru_cache(maxsize=16)
+def _read(lesson: str, folder: Path, written: tuple[tuple[int, int], ...]) -> Record:
+    from labkit.studies import read_record
+
+    return read_record(lesson, folder)
 
 
 def evidence_lines(claim: Claim, known: Evidence) -> list[str]:

@@ -25,7 +25,7 @@ from labkit.course.evidence import Evidence, agreement_line, evidence, evidence_
 from labkit.course.i18n import LANGUAGES, t
 from labkit.course.lesson_files import LessonFiles
 from labkit.course.manifest import TIERS, Project, lesson_numbers
-from labkit.course.render import box, language, page, pick, table
+from labkit.course.render import box, language, page, pick, table, terminal_language
 
 SIGNS = {
     "reproduced": "✓",
@@ -178,7 +178,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     project = Project(args.root) if args.root else None
-    with language(args.lang):
+    with language(args.lang if args.json or args.html else terminal_language(args.lang)):
         rows = ledger_rows(load_records(args.results), tier=args.tier, project=project)
         html_text, text = ledger(rows)
         if args.html:

@@ -39,10 +39,13 @@ def pattern(text: str) -> str:
 
 
 def translated(message: str, lang: str | None = None) -> str:
-    """A message of the library in `lang` (default: the current language); as it is where it is not known."""
+    """A message of the library in `lang` (default: the current language); as it is where it is not known.
+
+    What a message fills in may be a sentence itself, such as the cure that fits the numbers.
+    """
     for known, entry in sentences():
         if found := known.fullmatch(message):
-            return FIELD.sub(lambda field: found[field[1]], entry[lang or get_language()])
+            return FIELD.sub(lambda field: translated(found[field[1]], lang), entry[lang or get_language()])
     return message
 
 

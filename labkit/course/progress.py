@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock
 
 from labkit.course.i18n import LANGUAGES, t
-from labkit.course.render import language, show_box, table
+from labkit.course.render import language, show_box, table, terminal_language
 from labkit.files import write_atomically
 
 VERSION = 1
@@ -240,7 +240,7 @@ def _run(args: argparse.Namespace) -> int:
     from labkit.course.manifest import Project
 
     project = Project(args.root) if args.root else None
-    with language(args.lang):
+    with language(args.lang if args.json else terminal_language(args.lang)):
         progress = Progress(args.home)
         rows = overview(progress, project)
         if args.lesson is not None:

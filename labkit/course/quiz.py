@@ -24,7 +24,7 @@ _WRAPS = "labkit-choice"
 _STYLE = (
     f".{_WRAPS} label{{height:auto;line-height:1.5;white-space:normal;margin:.15em 0}}"
     f".{_WRAPS} .widget-radio-box label{{display:flex;flex-direction:row-reverse;justify-content:flex-end}}"
-    f".{_WRAPS} input[type=radio]{{flex:none;margin:.25em .5em 0 0}}"
+    f".{_WRAPS} input[type=radio]{{flex:none;height:auto;margin:.3em .5em 0 0}}"
     f".{_WRAPS},.{_WRAPS} .widget-radio-box{{height:auto;max-width:100%}}"
 )
 

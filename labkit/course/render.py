@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from labkit.course.i18n import get_language, set_language
+from labkit.files import can_print
 
 # kind -> (sign, colour of the bar at the left edge)
 KINDS = {
@@ -82,6 +83,18 @@ def language(lang: str | None) -> Iterator[None]:
         set_language(before)
 
 
+def terminal_language(lang: str) -> str:
+    """The language in which a command can print: `lang`, or English, with a line on stderr, where the encoding of the
+    output has no Japanese (cp1252, ASCII) and would show a question mark for every character."""
+    if lang != "ja" or can_print("あ"):
+        return lang
+    print(
+        f"labkit: the encoding {sys.stdout.encoding} has no Japanese; set PYTHONUTF8=1 to read Japanese here",
+        file=sys.stderr,
+    )
+    return "en"
+
+
 def pick(value: Any, lang: str | None = None) -> str:
     """The text of a {en, ja} mapping in `lang` (default: the current language); other values as they are."""
     return str(value[lang or get_language()]) if isinstance(value, dict) else "" if value is None else str(value)
@@ -128,7 +141,7 @@ def fold(summary: str, body: str) -> str:
 
 def beside(columns: Sequence[tuple[str, str]]) -> str:
     """HTML of blocks of source code next to each other, or below each other where there is no room: (title, code)."""
-    code_style = "margin:.3em 0 0;overflow-x:auto;white-space:pre"
+    code_style = "margin:.3em 0 0;white-space:pre-wrap;overflow-wrap:anywhere"
     block = f'<div style="flex:1 1 22em;min-width:0"><b>{{}}</b><pre style="{code_style}">{{}}</pre></div>'
     blocks = "".join(block.format(inline(title), html.escape(code)) for title, code in columns)
     return f'<div style="display:flex;flex-wrap:wrap;gap:1em;margin:.5em 0">{blocks}</div>'

@@ -35,9 +35,9 @@ from typing import Any
 
 from labkit.course.i18n import LANGUAGES, t
 from labkit.course.manifest import Project
-from labkit.course.render import language
+from labkit.course.render import language, terminal_language
 from labkit.errors import LabkitError
-from labkit.files import write_atomically
+from labkit.files import can_print, write_atomically
 
 RECORD = ".labkit.json"
 VERSION = 1
@@ -263,9 +263,10 @@ def run_lab(args: argparse.Namespace) -> int:
         environment = lab_environment(_project(args), folder, lang)
     except OSError as error:
         return _refuse("lab", error, folder)
-    with language(lang):
+    with language(terminal_language(lang)):
         reason = t("workspace.as_asked") if args.lang else t("workspace.as_locale")
-        print(t("workspace.language", reason=reason), flush=True)
+        line = t("workspace.language", reason=reason)
+        print(line if can_print(line) else t("workspace.language_ascii", reason=reason), flush=True)
     return become(lab_command(folder, lang, args.passed_on), environment)
 
 
@@ -281,7 +282,7 @@ def _hand_out(args: argparse.Namespace) -> Path | None:
     except OSError as error:
         _refuse(command, error, folder)
         return None
-    with language(args.lang or locale_language()):
+    with language(terminal_language(args.lang or locale_language())):
         print(t("workspace.folder", folder=folder))
         for kind in ("new", "updated"):
             names = [change.name for change in changes if change.kind == kind]

@@ -3,8 +3,9 @@
     maximise or minimise  rho(F(G(z + delta)))   over the box  max |delta| <= eps,  delta = 0 at the start
 
 "sign" and "gradient" are the two readings of `labkit.density.equations.push_step` (Algorithm 1 of arXiv 2407.08659; 10
-sign steps of eps / 4 reach the box's wall); "random" takes random signs, the control. The score that is climbed may be
-a stand-in, so the ends are scored again.
+sign steps of eps / 4 reach the box's wall); "random" takes random signs, the control. A sign step has a fixed length
+and can jump over a maximum, so the best iterate is kept (released code: the last one); so may the control. The score
+that is climbed may be a stand-in, so the ends are scored again.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from labkit.density.equations import push_step
 
-METHODS = ("sign", "gradient", "random")
+METHODS, KEEP = ("sign", "gradient", "random"), ("best", "last")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Perturbation:
         z: [B, ...] the changed noise; delta: [B, ...] the change.
         before, after: [B] float64, the exact score of both ends.
         climbed: [steps + 1, B] the score that was climbed, at the start and after each step.
+        kept: [B] int64, the number of steps after which each sample was kept.
     """
 
     z: Tensor = field(repr=False)
@@ -35,6 +37,12 @@ class Perturbation:
     before: Tensor
     after: Tensor
     climbed: Tensor = field(repr=False)
+    kept: Tensor
+
+    @property
+    def promised(self) -> Tensor:
+        """What the climbed score says of the kept samples, [B] float64."""
+        return self.climbed.gather(0, self.kept[None])[0]
 
 
 def perturb(
@@ -47,6 +55,7 @@ def perturb(
     steps: int = 10,
     step_size: float | None = None,
     method: str = "sign",
+    keep: str = "best",
     generator: torch.Generator | None = None,
 ) -> Perturbation:
     """Change noise z [B, ...] within +-eps per coordinate to raise or lower its score.
@@ -56,16 +65,20 @@ def perturb(
         exact: z -> [B]; the judge, called on z and on z + delta without gradients.
         direction: "up" (more typical) or "down" (rarer).
         step_size: default eps / 4. method: "sign", "gradient" or "random" (which needs a generator).
+        keep: "best", of the start and all iterates the one that the climbed score likes most (for "down" least); "last"
+            as in the released code.
 
     z is not modified and no model parameter receives a gradient.
 
     Raises:
-        ValueError: unknown direction or method, eps < 0, steps < 0, a score without gradient or not finite.
+        ValueError: unknown direction, method or keep, eps < 0, steps < 0, a score without gradient or not finite.
     """
     if direction not in ("up", "down"):
         raise ValueError(f"direction is {direction!r}, expected 'up' (more typical) or 'down' (rarer)")
     if method not in METHODS:
         raise ValueError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
+    if keep not in KEEP:
+        raise ValueError(f"keep is {keep!r}, expected one of {', '.join(KEEP)}")
     if not eps >= 0 or steps < 0:
         raise ValueError(f"eps = {eps} and steps = {steps} must not be negative")
     if method == "random" and generator is None:
@@ -73,8 +86,9 @@ def perturb(
     z = z.detach()
     towards = 1.0 if direction == "up" else -1.0
     length = eps / 4 if step_size is None else step_size
-    delta, climbed = torch.zeros_like(z), []
+    delta, climbed, path = torch.zeros_like(z), [], []
     for _ in range(steps):
+        path.append(delta)
         if method == "random":
             with torch.no_grad():
                 climbed.append(_checked(score(z + delta), len(z)))
@@ -86,8 +100,12 @@ def perturb(
         delta = push_step(delta, uphill, length, eps, raw=method == "gradient")
     with torch.no_grad():
         climbed.append(_checked(score(z + delta), len(z)))
+        path.append(delta)
+        values = torch.stack(climbed)  # [steps + 1, B]
+        kept = (towards * values).argmax(dim=0) if keep == "best" else torch.full((len(z),), steps)
+        delta = torch.stack([path[step][i] for i, step in enumerate(kept.tolist())])
         before, after = (_checked(exact(x), len(z)) for x in (z, z + delta))
-    return Perturbation(z + delta, delta, before, after, torch.stack(climbed))
+    return Perturbation(z + delta, delta, before, after, values, kept)
 
 
 def _value_and_gradient(score: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import platform
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -25,7 +24,8 @@ from labkit.inspection.equations import clopper_pearson, lot_upper_bound, upper_
 from labkit.inspection.gate import Gate, Screening, broken_limits
 from labkit.inspection.lot import InspectionError, draw_sample
 from labkit.inspection.rollout import Rollout, to_dict
-from labkit.inspection.verdicts import Defect, Tally, Verdict, tally
+from labkit.inspection.texts import texts
+from labkit.inspection.verdicts import Defect, Tally, Verdict, same_person, tally
 
 FORMAT = 1
 CONFIDENCE = 0.95
@@ -58,8 +58,10 @@ def sign_off(
     """
     if not maker.strip() or not checker.strip():
         raise InspectionError("maker and checker must be named: a record without persons is nobody's decision")
-    if _person(maker) == _person(checker):
+    if same_person(maker) == same_person(checker):
         raise InspectionError(f"maker and checker are both {maker!r}: someone else must sign")
+    if same_person(maker) in {same_person(verdict.inspector) for verdict in verdicts}:
+        raise InspectionError(f"{maker!r} made the pictures and inspected them: someone else must look")
     if signed.tzinfo is None:
         raise ValueError(f"signed = {signed} has no time zone: use datetime.now().astimezone()")
     if rollout is not None and rollout.process != gate.process:
@@ -81,8 +83,11 @@ def sign_off(
             "counts": screening.counts(),
             "faults": screening.by_rule(),
             "log": [asdict(rejection) for rejection in screening.rejections],
-            "refused": list(screening.refused),
-            "left_to_people": {name: screening.decided.get(name) for name in screening.abstained},
+            "refused": {name: screening.scores[name] for name in screening.refused},
+            "left_to_people": {
+                name: {"score": screening.scores[name], "passes": screening.decided.get(name)}
+                for name in screening.abstained
+            },
             "passed": {name: hashes[name] for name in screening.passed},
         },
         "stage": to_dict(rollout) if rollout is not None else None,
@@ -138,47 +143,55 @@ def seal_record(content: Mapping[str, Any]) -> dict:
     return {"content": content, "hashes": hashes, "seal": digest(hashes)}
 
 
-def record_problems(record: Mapping[str, Any], *, seal: str = "") -> list[str]:
-    """What is wrong with a record, one line each with the field's name; empty if nothing is.
+def record_problems(record: Mapping[str, Any], *, seal: str = "", lang: str = "en") -> list[str]:
+    """What is wrong with a record, one line each with the field's name, in English or Japanese; empty if nothing is.
 
     Checked are the hashes, the seal (against `seal` kept elsewhere, if given), and what must follow from the content:
     the sample from its seed, the decision from the counts, two different persons.
     """
+    say = texts(lang)
     kinds = {"content": dict, "hashes": dict, "seal": str}
     if not all(isinstance(record.get(part), kind) for part, kind in kinds.items()):
-        return ["this is no record: expected content, hashes and seal"]
+        return [say["problem_none"]]
     now = {name: digest(value) for name, value in _leaves(record["content"])}
     then = record["hashes"]
-    problems = [f"{name} was changed" for name in now if name in then and now[name] != then[name]]
-    problems += [f"{name} was added" for name in now if name not in then]
-    problems += [f"{name} was removed" for name in then if name not in now]
+    changed = [name for name in now if name in then and now[name] != then[name]]
+    problems = [say["problem_changed"].format(name=name) for name in changed]
+    problems += [say["problem_added"].format(name=name) for name in now if name not in then]
+    problems += [say["problem_removed"].format(name=name) for name in then if name not in now]
     if record["seal"] != digest(then):
-        problems.append("the seal does not fit the hashes")
+        problems.append(say["problem_hashes"])
     if seal and record["seal"] != seal:
-        problems.append(f"the seal is {record['seal'][:12]}, expected {seal[:12]}: another record, or sealed anew")
+        problems.append(say["problem_seal"].format(got=record["seal"][:12], want=seal[:12]))
     try:
-        problems += _inconsistencies(record["content"])
+        problems += _inconsistencies(record["content"], say)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        problems.append(f"the content cannot be checked: {type(error).__name__}: {error}")
+        problems.append(say["problem_content"].format(error=f"{type(error).__name__}: {error}"))
     return problems
 
 
-def _inconsistencies(content: Mapping[str, Any]) -> list[str]:
+def _inconsistencies(content: Mapping[str, Any], say: Mapping[str, str]) -> list[str]:
     problems, plan = [], Plan(**content["plan"])
-    if _person(content["maker"]) == _person(content["checker"]):
-        problems.append("maker and checker are one person")
+    maker = same_person(content["maker"])
+    if maker == same_person(content["checker"]):
+        problems.append(say["problem_persons"])
+    if maker in {same_person(verdict["inspector"]) for verdict in content["verdicts"]}:
+        problems.append(say["problem_maker"])
     sample = content["sample"]
     if sample["names"] != draw_sample(list(content["screening"]["passed"]), plan.n, sample["seed"]):
-        problems.append("sample.names does not follow from sample.seed")
+        problems.append(say["problem_follows"].format(name="sample.names", source="sample.seed"))
     defects, verdicts = [Defect(**d) for d in content["defects"]], [Verdict(**v) for v in content["verdicts"]]
-    counted = tally(sample["names"], verdicts, defects=defects, policy=content["inspection"]["policy"])
+    told = content["inspection"]
+    counted = tally(
+        sample["names"], verdicts, defects=defects, policy=told["policy"], repeats=told.get("repeats", "refuse")
+    )
     if digest(asdict(counted)) != digest(content["inspection"]):
-        problems.append("inspection does not follow from verdicts")
+        problems.append(say["problem_follows"].format(name="inspection", source="verdicts"))
     if digest(estimate(counted, len(content["screening"]["passed"]))) != digest(content["estimate"]):
-        problems.append("estimate does not follow from verdicts")
+        problems.append(say["problem_follows"].format(name="estimate", source="verdicts"))
     counts = {name: content["inspection"][name] for name in ("critical", "major", "minor")}
     if content["decision"]["accepted"] != (not broken_limits(plan, **counts)):
-        problems.append("decision.accepted does not follow from plan and inspection")
+        problems.append(say["problem_decision"])
     return problems
 
 
@@ -229,7 +242,3 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(inner, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, value
-
-
-def _person(name: str) -> str:
-    return "".join(unicodedata.normalize("NFKC", name).casefold().split())

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from labkit.inspection.record import record_problems
+from labkit.inspection.texts import texts
+from labkit.inspection.wording import said
 
-TEXTS = Path(__file__).with_name("texts.yaml")
-LANGUAGES = ("en", "ja")
 STYLE = """
 body { font: 15px/1.6 system-ui, "Hiragino Sans", "Noto Sans CJK JP", "Yu Gothic", sans-serif; max-width: 46rem;
   margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -25,18 +22,6 @@ table { border-collapse: collapse; width: 100%; } th, td { text-align: left; ver
 """
 
 
-def texts(lang: str) -> dict[str, str]:
-    """Key -> text in one language.
-
-    Raises:
-        ValueError: another language than "en" and "ja".
-    """
-    if lang not in LANGUAGES:
-        raise ValueError(f"unknown language {lang!r}: use one of {', '.join(LANGUAGES)}")
-    entries = yaml.safe_load(TEXTS.read_text(encoding="utf-8"))
-    return {key: entry[lang] for key, entry in entries.items()}
-
-
 def record_html(record: Mapping[str, Any], lang: str = "ja") -> str:
     """The page. A record that does not verify is shown with what is wrong in a red box at the top.
 
@@ -46,7 +31,7 @@ def record_html(record: Mapping[str, Any], lang: str = "ja") -> str:
     Raises:
         ValueError: an unknown language, or a record that lacks what must be shown.
     """
-    t, problems = texts(lang), record_problems(record)
+    t, problems = texts(lang), record_problems(record, lang=lang)
     try:
         parts = _parts(record["content"], record["seal"], problems, t, lang)
     except (KeyError, TypeError, AttributeError) as error:
@@ -90,13 +75,14 @@ def _parts(c: Mapping[str, Any], seal: str, problems: Sequence[str], t: Mapping[
         _table(
             t["inspection"],
             [
-                (t["plan"], f"n = {plan['n']}, c = {plan['c']} ({plan['source']})"),
+                (t["plan"], f"n = {plan['n']}, c = {plan['c']} ({said(plan['source'], lang)})"),
                 (t["seed"], c["sample"]["seed"]),
                 (t["stage"], t[f"stage_{c['stage']['stage']}"] if c["stage"] else t["none"]),
-                (t["inspectors"], ", ".join(seen["inspectors"])),
+                (t["inspectors"], _strictness(seen, t)),
                 (t["policy"], t[f"policy_{seen['policy']}"]),
                 (t["disagreements"], ", ".join(seen["disagreements"]) or t["none"]),
                 (t["agreement"], t["none"] if seen["agreement"] is None else f"{seen['agreement']:.2f}"),
+                *_second_looks(seen, t),
                 (t["minutes"], f"{seen['seconds'] / 60:.1f}"),
             ],
         ),
@@ -108,9 +94,11 @@ def _parts(c: Mapping[str, Any], seal: str, problems: Sequence[str], t: Mapping[
             ],
         ),
         _table(t["screening"], [(t[f"count_{key}"], n) for key, n in c["screening"]["counts"].items()]),
-        _table(t["faults"], [(rule, n) for rule, n in c["screening"]["faults"].items()]),
-        _table(t["unreadable"], list(c["lot"]["unreadable"].items())),
-        _table(t["rules"], [(rule["name"], rule["expected"]) for rule in c["filters"]["rules"]]),
+        _table(t["faults"], [(said(rule, lang), n) for rule, n in c["screening"]["faults"].items()]),
+        _table(t["unreadable"], [(name, said(why, lang)) for name, why in c["lot"]["unreadable"].items()]),
+        _table(
+            t["rules"], [(said(rule["name"], lang), said(rule["expected"], lang)) for rule in c["filters"]["rules"]]
+        ),
         _table(t["threshold"], _threshold(c["filters"]["threshold"], t)),
         _table(t["process"], [*c["process"].items(), (t["lot_hash"], c["lot"]["sha256"])]),
         _table(t["software"], list(c["software"].items())),
@@ -122,6 +110,21 @@ def _limit(plan: Mapping[str, Any], severity: str) -> int:
     if severity == "critical":
         return 0
     return plan["c"] if severity == "major" or plan["minor"] is None else plan["minor"]
+
+
+def _strictness(seen: Mapping[str, Any], t: Mapping[str, str]) -> str:
+    """Each inspector with the share of pictures that they called defective."""
+    told = seen.get("by_inspector") or {}
+    return ", ".join(
+        t["inspector_found"].format(who=who, found=told[who][1], n=told[who][0]) if who in told else who
+        for who in seen["inspectors"]
+    )
+
+
+def _second_looks(seen: Mapping[str, Any], t: Mapping[str, str]) -> list[tuple[str, str]]:
+    if not seen.get("repeated"):
+        return []
+    return [(t["repeated"], t["repeated_same"].format(n=seen["repeated"], share=seen["self_agreement"]))]
 
 
 def _threshold(told: Mapping[str, Any] | None, t: Mapping[str, str]) -> list[tuple[str, Any]]:

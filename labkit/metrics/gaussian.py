@@ -174,7 +174,7 @@ class GaussianStats:
             raise FileNotFoundError(f"no statistics file {path}: make it with GaussianStats.save")
         try:
             if path.suffix == ".json":
-                header = json.loads(path.read_text())
+                header = json.loads(path.read_text(encoding="utf-8"))
                 mean, m2 = (torch.tensor(header[key], dtype=torch.float64) for key in ("mean", "m2"))
             else:
                 from safetensors import safe_open

@@ -64,6 +64,7 @@ def best_of_n_latents(
     return best, {"latents": latents, "scores": scores, "images": images.view(len(prompts), n, *images.shape[1:])}
 
 
+@torch.enable_grad()
 def guided_latents(
     pipe,
     prompts: Sequence[str],

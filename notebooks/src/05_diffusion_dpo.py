@@ -10,7 +10,7 @@ from labkit.course import start, t
 
 lab = start("05", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
 
-# %% [markdown] lang="en" uid="article" pair="d4cd5871"
+# %% [markdown] lang="en" uid="article" pair="bb6bff1d"
 # The article of this lesson and the next is the AIBR dialogue "人の画像生成を高める直接選好最適化とAIフィードバック" on HG-DPO. Three of its statements
 # are put to the test here: that DPO moves a model directly towards what is preferred, that an AI may say what is preferable in place of people, and that the
 # pictures get better. The first rests on another paper, Diffusion-DPO ([Wallace et al.](https://arxiv.org/abs/2311.12908)), and on a formula that the
@@ -23,10 +23,10 @@ lab = start("05", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # | pair of a better and a worse picture | preference pair: winner and loser | `winner`, `loser` |
 # | the model before DPO | base; frozen, it is the reference | `ref_winner`, `ref_loser` |
 #
-# **State of the evidence.** The study of this lesson (`labkit study run 05`) is written and not recorded yet: charts show your own run alone, claims that need several
-# seeds stay open, and numbers in the readings come from trial runs of a single seed. Read them as what to expect, not as results.
+# **State of the evidence.** The study of this lesson (`labkit study run 05`) is recorded: 28 arms, every loss of labkit on the same pairs with the same budget, three seeds. Charts show the
+# record in blue with its 95 % intervals, and your own run as a star on top of it. A claim's verdict comes from the record; your run says whether it fits.
 
-# %% [markdown] lang="ja" uid="article" pair="353a7076"
+# %% [markdown] lang="ja" uid="article" pair="17191e46"
 # このレッスンと次のレッスンで読む記事は、HG-DPO を解説した AIBR の対話「人の画像生成を高める直接選好最適化とAIフィードバック」です。ここでは、記事の3つの主張を
 # 確かめます。DPO がモデルを好まれる方向へ直接動かすこと、何が好ましいかを人の代わりに AI が判定できること、そして画像が良くなることです。1つ目の根拠は別の論文
 # Diffusion-DPO([Wallace et al.](https://arxiv.org/abs/2311.12908))の式で、記事には出てきません。その式を導き、書き、わざと壊したうえで、
@@ -39,10 +39,10 @@ lab = start("05", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # | 良い写真と悪い写真の対 | 選好ペア: 勝者と敗者 | `winner`, `loser` |
 # | DPO 前のモデル | 基準モデル(凍結したものが参照モデル) | `ref_winner`, `ref_loser` |
 #
-# **裏付けの状況。** このレッスンの実験(`labkit study run 05`)はまだ記録されていません。グラフに出るのは自分の実行結果だけで、複数のシードが要る主張は未判定のままです。
-# 図の見方に挙げた数値も、1つのシードで試した値です。結論ではなく、目安として読んでください。
+# **裏付けの状況。** このレッスンの実験(`labkit study run 05`)は記録済みです。28の条件、つまり labkit のすべての損失を、同じペアと同じステップ数で、3つのシードで比べました。グラフでは、記録を95%区間つきの青で、
+# 自分の実行結果を星で示します。主張の判定は記録に基づきます。自分の実行結果については、記録と矛盾しないかどうかが表示されます。
 
-# %% [markdown] lang="en" uid="toy" pair="748df7a4"
+# %% [markdown] lang="en" uid="toy" pair="36aa7896"
 # ## 1. One picture first
 #
 # A diffusion model of points, its data eight modes on a circle. A judge likes the right side. He never sees the model; he only says which of two samples he
@@ -51,8 +51,8 @@ lab = start("05", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # %% [markdown] lang="ja" uid="toy" pair="5869219f"
 # ## 1. まずは1枚の図から
 #
-# 点を生成する拡散モデルです。データは円周上の8つのモードで、評価役は右側を好みます。評価役はモデルの中身を知らず、2つのサンプルのどちらが好みかを
-# 答えるだけです。8個生成したうちの最良を勝者、最悪を敗者とし、そのペアを使った数百ステップの DPO で、モデルのコピーを学習します。
+# 題材は、2次元の点を生成する拡散モデルです。データは円周上の8つの塊(モード)で、評価役は右側を好みます。評価役はモデルの中身を知らず、2つのサンプルの
+# どちらが好みかを答えるだけです。8個生成したうちの最良を勝者、最悪を敗者とし、そのようなペアで、モデルのコピーを DPO で数百ステップ学習します。
 
 # %% uid="draw" tags=["hide-input"]
 import numpy as np
@@ -147,11 +147,11 @@ scatter(panels, t("l05.toy_title"))
 #
 # *先を読む前に考えてください。こうなるためには、損失はペアをどう扱えばよいでしょうか。勝者を引くのか、敗者を押すのか、それとも両方でしょうか。*
 
-# %% [markdown] lang="en" uid="leash" pair="72cb0672"
+# %% [markdown] lang="en" uid="leash" pair="5bf468b1"
 # ## 2. From a judge to a loss, in five steps
 #
 # **Step 1: a reward and a leash.** Let $r(x)$ be what the judge feels. A model that only maximises $r$ would draw one single best point for ever. So it is kept
-# on a leash: reward, minus the distance from the reference, $E_{p}[r(x)] - \beta\,\mathrm{KL}(p\,\|\,p_\mathrm{ref})$. Write both terms as one
+# on a leash: reward, minus the distance from the reference, $E_{p}[r(x)] - \beta\,\mathrm{KL}(p\,\|\,p_\mathrm{ref})$. The larger $\beta$, the shorter the leash. Write both terms as one
 # expectation, $-\beta\,E_p\big[\log \frac{p(x)}{p_\mathrm{ref}(x)\,e^{r(x)/\beta}}\big]$: that is again a KL divergence, up to a constant, and a KL divergence is smallest
 # when both sides agree. Hence
 #
@@ -160,17 +160,18 @@ scatter(panels, t("l05.toy_title"))
 # where $Z$ makes it sum to one. In words: the reference, tilted by the reward. Write it for a density on a grid. By hand: $p_\mathrm{ref} = (.5, .3, .2)$,
 # $r = (0, 1, 2)$, $\beta = 1$ give $(.5, .82, 1.48)$ before normalising, so $(.18, .29, .53)$.
 
-# %% [markdown] lang="ja" uid="leash" pair="55aebcd2"
+# %% [markdown] lang="ja" uid="leash" pair="e9e9741f"
 # ## 2. 評価から損失関数へ: 5つのステップ
 #
 # **ステップ1: 報酬と引き綱。** 評価役の感じる好ましさを $r(x)$ とします。$r$ を最大にするだけのモデルは、最良の1点ばかりを描き続けるでしょう。そこで
-# 参照モデルに引き綱でつなぎます。報酬から参照モデルとの隔たりを引いた $E_{p}[r(x)] - \beta\,\mathrm{KL}(p\,\|\,p_\mathrm{ref})$ を最大化するのです。2つの項を1つの
+# 犬に引き綱を付けるように、モデルを参照モデルにつなぎます。報酬から参照モデルとの隔たりを引いた $E_{p}[r(x)] - \beta\,\mathrm{KL}(p\,\|\,p_\mathrm{ref})$ を
+# 最大化するのです。$\beta$ が大きいほど、引き綱は短くなります。2つの項を1つの
 # 期待値 $-\beta\,E_p\big[\log \frac{p(x)}{p_\mathrm{ref}(x)\,e^{r(x)/\beta}}\big]$ にまとめると、定数を除いて、これも KLダイバージェンスです。KLダイバージェンスは
 # 両者が一致するとき最小なので、
 #
 # $$p^*(x) = \tfrac{1}{Z}\; p_\mathrm{ref}(x)\,e^{r(x)/\beta}$$
 #
-# となります。$Z$ は合計を1にする定数です。つまり、参照モデルを報酬の方向に傾けた分布です。格子上の密度について書いてください。手計算の例: $p_\mathrm{ref} = (.5, .3, .2)$、
+# となります。$Z$ は合計を1にする定数です。つまり、参照モデルを報酬の方向に傾けた分布です。格子上の密度に対して、この式を計算する関数を書いてください。手計算の例: $p_\mathrm{ref} = (.5, .3, .2)$、
 # $r = (0, 1, 2)$、$\beta = 1$ なら、正規化前は $(.5, .82, 1.48)$、正規化後は $(.18, .29, .53)$ です。
 
 
@@ -201,14 +202,14 @@ curve_with_interval(
     title=t("l05.density_title"),
 )
 
-# %% [markdown] lang="en" uid="derive" pair="0adbf9ec"
+# %% [markdown] lang="en" uid="derive" pair="295cefb5"
 # **What you see.** A short leash ($\beta = 2$) barely tilts the three bumps. A long one ($\beta = 0.1$) keeps only the right bump, and even inside it the mass
 # leans outwards. No mass appears *between* the bumps: where the reference is zero, no reward helps. Remember this; the trained models below do not always obey it.
 #
 # **Step 2: read it backwards.** Take the logarithm: $r(x) = \beta \log \frac{p^*(x)}{p_\mathrm{ref}(x)} + \beta \log Z$. Every model *is* a reward model: what it
 # makes likelier than the reference, it prefers.
 #
-# **Step 3: a judge who compares.** Bradley and Terry: the better of two wins with probability $P(w \succ l) = \sigma(r(w) - r(l))$. Only a difference enters, so
+# **Step 3: a judge who compares.** Bradley and Terry: $w$ wins against $l$ with probability $P(w \succ l) = \sigma(r(w) - r(l))$. Only a difference enters, so
 # the unknown $\beta \log Z$ cancels. Put step 2 in and maximise the likelihood of the votes: $L = -\log\sigma\big(\beta \log\frac{p_\theta(w)}{p_\mathrm{ref}(w)} - \beta \log\frac{p_\theta(l)}{p_\mathrm{ref}(l)}\big)$.
 # That is DPO. The reward has vanished; votes and two models are left.
 #
@@ -223,25 +224,25 @@ curve_with_interval(
 #
 # Write the loss, one number per pair. If policy and reference agree, it must be $\ln 2$. Logits of $-200$ occur: what does the logarithm of a sigmoid do there?
 
-# %% [markdown] lang="ja" uid="derive" pair="a2368961"
+# %% [markdown] lang="ja" uid="derive" pair="8358bfad"
 # **図の見方。** 引き綱が短い($\beta = 2$)と、3つの山はほとんど傾きません。長い($\beta = 0.1$)と右の山だけが残り、その山の中でも外側に寄ります。山と山の*間*に
-# 確率は生まれません。参照モデルの密度が0の場所では、どんな報酬も役に立たないからです。覚えておいてください。後で学習するモデルは、必ずしもこれに従いません。
+# 確率は生まれません。参照モデルの密度が0の場所では、どんな報酬も効かないからです。このことを覚えておいてください。後で学習するモデルは、必ずしもこれに従いません。
 #
 # **ステップ2: 逆に読む。** 対数を取ると $r(x) = \beta \log \frac{p^*(x)}{p_\mathrm{ref}(x)} + \beta \log Z$ です。どんなモデルも、それ自体が報酬モデルだと
-# いえます。参照モデルより確率を高くしたものを、好んでいるのです。
+# いえます。参照モデルより高い確率を与えたものを、好んでいるからです。
 #
-# **ステップ3: 比べる評価役。** Bradley-Terry モデルでは、勝つ確率は $P(w \succ l) = \sigma(r(w) - r(l))$ です。差しか現れないので、未知の
-# $\beta \log Z$ は打ち消し合います。ステップ2を代入し、投票の尤度を最大化すると $L = -\log\sigma\big(\beta \log\frac{p_\theta(w)}{p_\mathrm{ref}(w)} - \beta \log\frac{p_\theta(l)}{p_\mathrm{ref}(l)}\big)$ です。
+# **ステップ3: 比べるだけの評価役。** Bradley-Terry モデルでは、$w$ が $l$ に勝つ確率は $P(w \succ l) = \sigma(r(w) - r(l))$ です。差しか現れないので、未知の
+# $\beta \log Z$ は打ち消し合います。ステップ2を代入し、評価役の投票(どちらが勝ったか)の尤度を最大化すると $L = -\log\sigma\big(\beta \log\frac{p_\theta(w)}{p_\mathrm{ref}(w)} - \beta \log\frac{p_\theta(l)}{p_\mathrm{ref}(l)}\big)$ です。
 # これが DPO です。報酬は消え、投票と2つのモデルだけが残りました。
 #
-# **ステップ4: 拡散モデルでは $\log p$ を安く計算できない。** その代わり、学習に使った下界(レッスン01)があります。$\log p(x)$ は、定数から、ノイズ予測の誤差を
+# **ステップ4: 拡散モデルの $\log p$ は、手軽には計算できません。** その代わり、学習に使った下界(レッスン01)があります。$\log p(x)$ は、定数から、ノイズ予測の誤差を
 # タイムステップについて重み付きで足したものを引いた値以上です。タイムステップを1つずつ使い、$e = \mathrm{mean}\,(\hat\epsilon - \epsilon)^2$ とおくと、対数比は
 # $-(e_\theta - e_\mathrm{ref})$ の定数倍になります。この定数と $\beta$ を、1つの強さ $\kappa$ にまとめます(式14):
 #
 # $$s = -\kappa\,\big[(e_w - e^\mathrm{ref}_w) - (e_l - e^\mathrm{ref}_l)\big], \qquad L = -\log\sigma(s)$$
 #
-# **ステップ5: 同じノイズ。** 勝者と敗者には同じ $t$ と同じ $\epsilon$ を使います。理論上の要請ではなく、分散を減らすためです。誤差は画像よりも $t$ に大きく
-# 左右されるので、共通の部分は打ち消し合います。どれだけ減るかは6節で測ります。
+# **ステップ5: 同じノイズ。** 勝者と敗者には同じ $t$ と同じ $\epsilon$ を使います。理論が求めるからではなく、分散を減らすためです。誤差は画像よりも $t$ に大きく
+# 左右され、共通の部分は差を取れば打ち消し合うからです。どれだけ減るかは6節で測ります。
 #
 # ペアごとに1つの数を返す損失を書いてください。学習中のモデルと参照モデルが一致していれば $\ln 2$ になるはずです。ロジットは $-200$ にもなります。
 # そのとき、シグモイドの対数はどうなるでしょうか。
@@ -262,20 +263,21 @@ def dpo_loss(*, winner, loser, ref_winner, ref_loser, kappa):
 lab.check("dpo_loss")
 dpo_loss = lab.use("dpo_loss")
 
-# %% [markdown] lang="en" uid="runs" pair="e88ea600"
+# %% [markdown] lang="en" uid="runs" pair="3150764c"
 # ## 3. What happens to the winners?
 #
-# Your loss trains the ring at four strengths $\kappa$; beside it stands the obvious baseline, fine-tuning on the winners alone (SFT), and DPO with SFT as an anchor.
+# Your loss trains the ring at four strengths $\kappa$; beside it stands the obvious baseline, fine-tuning on the winners alone (SFT), and DPO with SFT as an anchor, a term that holds the winners' error down.
 # Two numbers to watch: $d_w = e_w - e^\mathrm{ref}_w$ and $d_l = e_l - e^\mathrm{ref}_l$, how far the errors of winners and losers have moved. And one number to distrust,
-# the *implicit accuracy*: the share of pairs with $s > 0$, that is, where the model prefers the winner more than the reference does. It is 0.5 before training and says
+# the *implicit accuracy* ("accuracy" in tables): the share of pairs with $s > 0$, that is, where the model prefers the winner more than the reference does. It is 0.5 before training and says
 # nothing about pictures. Predict first.
 
-# %% [markdown] lang="ja" uid="runs" pair="50038173"
+# %% [markdown] lang="ja" uid="runs" pair="fd55d457"
 # ## 3. 勝者に何が起きるか
 #
-# 書いた損失で、$\kappa$ を4通りに変えて学習します。比較対象は、勝者だけで学習するファインチューニング(SFT)と、SFT の項を錨として加えた DPO です。見るべき数は2つ、
-# 勝者と敗者の誤差の変化 $d_w = e_w - e^\mathrm{ref}_w$ と $d_l = e_l - e^\mathrm{ref}_l$ です。疑ってかかるべき数が1つ、*正解率*です。これは $s > 0$ となる
-# ペア、つまり参照モデルより強く勝者を好んでいるペアの割合です。学習前は0.5で、画像の良し悪しについては何も語りません。まず予想してください。
+# 書いた損失で、$\kappa$ を4通りに変えて学習します。比較対象は、勝者だけで学習するファインチューニング(SFT)と、SFT の項を錨として加えた DPO です。錨とは、
+# 勝者の誤差が増えないように引き留める項のことです。見るべき数は2つ、勝者と敗者の誤差の変化 $d_w = e_w - e^\mathrm{ref}_w$ と $d_l = e_l - e^\mathrm{ref}_l$ です。
+# 疑ってかかるべき数は1つ、*暗黙の正解率*(表では「正解率」)です。これは $s > 0$ となるペア、つまり参照モデルより強く勝者を好んでいるペアの割合です。
+# 学習前は0.5で、画像の良し悪しについては何も語りません。まず予想してください。
 
 
 # %% uid="runs-predict" tags=["quiz"]
@@ -335,7 +337,7 @@ explore(
     {"setting": choice(t("l05.setting"), list(toy))},
 )
 
-# %% [markdown] lang="en" uid="runs-reading" pair="295549be"
+# %% [markdown] lang="en" uid="runs-reading" pair="588fd451"
 # **What you see.** At $\kappa = 2$ the winners' error grows, with the loss near 0 and the accuracy near 1: both kinds get worse, the losers faster. The loss sees only the
 # difference. In the picture the points have left the ring: the optimum of section 2 never does that, but the network does, because pushing a loser's noise prediction
 # away pushes everything near it. A larger $\kappa$ stops earlier, since pairs with a large $s$ weigh $\sigma(-s)$, almost nothing. SFT cannot leave the data and cannot use the losers
@@ -347,14 +349,14 @@ explore(
 # $g_l = (-4, 3)$ gives 1. Common mistakes: no cut at 1, and a negative scale where the gradients point apart.
 
 # %% [markdown] lang="ja" uid="runs-reading" pair="77856834"
-# **図と表の読み方。** $\kappa = 2$ では、損失がほぼ0、正解率がほぼ1でも、勝者の誤差は増えています。両方が悪化し、敗者のほうが速いのです。損失が見ているのは差だけです。
+# **図と表の読み方。** $\kappa = 2$ では、損失がほぼ0、正解率がほぼ1でも、勝者の誤差は増えています。両方が悪化し、敗者の悪化のほうが速いのです。損失が見ているのは差だけです。
 # 図では点が円周から外れています。2節の最適解なら起きないことですが、ネットワークでは起きます。敗者のノイズ予測を押しのけると、近くにあるものまで一緒に動くためです。
 # $\kappa$ が大きいと早めに止まります。$s$ の大きいペアの重みは $\sigma(-s)$ で、ほとんど0になるからです。SFT はデータから外れませんが、敗者の情報を使えません。
-# 錨を加えた DPO はその両方を取り入れ、$d_w$ が増えるたびに代償を払わせます。
+# 錨を加えた DPO は両方の長所を取り入れ、$d_w$ が増えるたびに損失が増えるようにします。
 #
-# もっと細かい対策もあります。両方の画像が同じように動くと仮定すると、勾配1ステップで勝者の誤差は、自分の引く力により $-|g_w|^2$、敗者を押す力により $+\lambda\,g_w \cdot g_l$ だけ
+# もっと細かい対策もあります。両方の画像が同じように動くと仮定すると、勾配1ステップで勝者の誤差は、勝者を引く力により $-|g_w|^2$、敗者を押す力により $+\lambda\,g_w \cdot g_l$ だけ
 # 動きます($g$ は予測からノイズを引いたもの)。**Diffusion-SDPO**([arXiv 2511.03317](https://arxiv.org/abs/2511.03317))は、合計が $-\mu\,|g_w|^2$ 以下になる最大の
-# $\lambda \le 1$ を選びます。導いて、書いてください。$\mu = 0.5$ での手計算の例: $g_w = (2, 0)$、$g_l = (4, 3)$ なら $\lambda = 0.25$、
+# $\lambda \le 1$ を選びます。式を導いて、関数を書いてください。$\mu = 0.5$ での手計算の例: $g_w = (2, 0)$、$g_l = (4, 3)$ なら $\lambda = 0.25$、
 # $g_l = (-4, 3)$ なら1です。よくある間違いは、1で打ち切らないことと、勾配が反対を向くときに係数を負にすることです。
 
 
@@ -394,17 +396,25 @@ off = {name: run.off_ring for name, run in toy.items()}
 on_record("off_ring", ring_arms, off, t("l05.off"), title=t("l05.off_title"))
 on_record("d_w", ring_arms, {n: r.log[-1]["d_w"] for n, r in toy.items()}, t("l05.d_w_axis"), title=t("l05.d_w_all"))
 
-# %% [markdown] lang="en" uid="losses-reading" pair="9d95c987"
-# **What you see.** Grey: the recorded study, three bases; blue: your one base. The dots to look at are those right of zero in $d_w$: their winners got worse. Losses that stop asking once
-# the gap is reached (IPO wants a fixed gap, the hinge ignores pairs beyond its margin, label smoothing charges for certainty) move least; those that go on asking move most.
-# None of them is best in itself: how far to go is the choice of $\kappa$ in another dress. **What would change it:** wrong labels. Then certainty is a mistake, which the last claim below tests.
+# %% [markdown] lang="en" uid="losses-reading" pair="ef476354"
+# **What you see.** Blue with intervals: the record, three bases for each seed; the stars: your one base. Read the two charts together. KTO at this strength never stops asking: its winners' error grows by more than 4, six samples in ten
+# have left the ring, and its mean reward, about 1.2, is the highest of all. On the ring nothing lies further right than 1: **a reward above the best point of the data is the mark of over-optimisation**, and whoever looks at rewards
+# alone would ship it. DPO 2 and DPO 10 follow; losses that stop asking move little (IPO wants a fixed gap, label smoothing charges for certainty). SFT, MaPO, SDPO and the anchor keep the winners' error below the reference's.
+# **What $d_w$ does not tell.** DPO 50 has hardly any $d_w$ and yet 6 % of its samples off the ring, as many as DPO 10; SDPO is below zero and loses 1.5 %. The error is measured on the training pairs; the samples go where no pair was.
+#
+# **Wrong labels, and a claim that fails.** With a quarter of the labels wrong one expects certainty to be a mistake, and label smoothing to guard against it. The record says: no difference worth the name. Plain DPO is not certain there
+# either, its accuracy stops at .72, for the pairs contradict each other, and neither model leaves the ring. The noise does the smoothing. **What would change it:** few pairs and many steps, so that single wrong labels can be learnt by heart.
 #
 # *A decision:* you must ship one setting to a colleague who will not look at any curve. Which, and what does it cost you in reward?
 
-# %% [markdown] lang="ja" uid="losses-reading" pair="5b0b038a"
-# **図の見方。** 灰色は記録済みの実験(基準モデル3つ)、青はあなたの基準モデル1つです。$d_w$ が0より右にある点に注目してください。勝者が悪化した損失です。差が付いたらそれ以上を求めない損失
-# (一定の差を目標にする IPO、余裕を超えたペアを無視する hinge、確信に罰を与えるラベル平滑化)では動きが小さく、際限なく求める損失では大きくなります。それ自体が最良の損失は
-# ありません。どこまで進むかという $\kappa$ の選択が、形を変えて現れているのです。**結果を左右するもの:** ラベルの誤りです。誤りがあれば、確信を持つこと自体が間違いになります。次の最後の主張で確かめます。
+# %% [markdown] lang="ja" uid="losses-reading" pair="a0ec252d"
+# **図の見方。** 区間つきの青が記録(シードごとに基準モデル3つ)、星が自分の基準モデル1つです。2つの図を合わせて見てください。この強さの KTO は際限なく差を求めます。勝者の誤差は4以上増え、サンプルの6割が円周から外れ、
+# それでいて平均報酬は約1.2で最高です。円周上に1より右の点はありません。**データの最良点を超える報酬は、過剰最適化のしるしです。** 報酬しか見ない人なら、これを採用するでしょう。次に大きく動くのは DPO 2と DPO 10です。差が付いたらそれ以上を
+# 求めない損失(一定の差を目標にする IPO、確信に罰を与えるラベル平滑化)は、あまり動きません。SFT、MaPO、SDPO、錨を加えた DPO では、勝者の誤差が参照モデルより小さく保たれます。
+# **$d_w$ では分からないこと。** DPO 50は $d_w$ がほぼ0なのに、DPO 10と同じ6%のサンプルが円周から外れています。SDPO も $d_w$ は負ですが、1.5%が外れます。誤差は学習ペアの上で測りますが、サンプルはペアのない場所へも行くからです。
+#
+# **誤ったラベルと、成り立たなかった主張。** ラベルの4分の1が誤っていれば、確信は間違いのもとで、ラベル平滑化がそれを防ぐと予想できます。記録では、意味のある差はありませんでした。ペアどうしが矛盾するので、通常の DPO も確信を持てず、正解率は
+# 0.72で止まり、どちらのモデルも円周から外れません。ノイズそのものが平滑化の役目を果たしたのです。**結果を左右するもの:** ペアが少なくステップが多ければ、誤ったラベルを1つずつ覚え込むことがあり得ます。
 #
 # *ここで決めてください。* 曲線を一切見ない同僚に、設定を1つだけ渡すとします。どれを選びますか。また、報酬をどれだけ諦めることになりますか。
 
@@ -476,15 +486,15 @@ kappa_of = lab.use("kappa_of")
 print(t("l05.kappas", code=kappa_of(5000, False, True, 16384), script=kappa_of(2500, False, False, 16384)))
 print(t("l05.kappa_paper", paper=kappa_of(2000, True, False, 16384), elements=16384))
 
-# %% [markdown] lang="en" uid="convention-reading" pair="82e7b5f1"
-# **What you see.** Three sources mean $\kappa = 2500$, though they print 5000 and 2500; the paper's equation, taken literally, means something sixteen thousand
+# %% [markdown] lang="en" uid="convention-reading" pair="b9be42d9"
+# **What you see.** Three sources mean $\kappa = 2500$, though they print 5000 and 2500; the paper's equation, taken literally, means something more than ten thousand
 # times stronger. A recipe copied without its convention is off by a factor, not by a nuance. **And a decision for you:** should $\kappa$ grow with the number of elements
 # (keep the strength per element of the sum) or stay (keep it per mean)? Decide before section 7, where you meet a latent 32 times smaller.
 
-# %% [markdown] lang="ja" uid="convention-reading" pair="bd088f21"
-# **結果の読み方。** 5000や2500と書かれていても、3つの出典は $\kappa = 2500$ を意味しています。論文の式を文字どおりに読むと、その1万6千倍も強い値になります。
-# 単位を確かめずに設定を写すと、微妙な違いではなく桁で間違えます。**ここで1つ決めてください。** $\kappa$ は要素数に比例させる(合計に対する強さを保つ)べきでしょうか。
-# それとも変えない(平均に対する強さを保つ)べきでしょうか。7節では32分の1の大きさの潜在変数を扱います。それまでに決めておきましょう。
+# %% [markdown] lang="ja" uid="convention-reading" pair="7017118d"
+# **結果の読み方。** 5000や2500と書かれていても、3つの出典は $\kappa = 2500$ を意味しています。論文の式を文字どおりに読むと、その1万倍を超える強さになります。
+# 単位を確かめずに設定を写すと、わずかな違いでは済まず、桁を間違えます。**ここで1つ決めてください。** $\kappa$ は要素数に比例させる(合計に対する強さを保つ)べきでしょうか。
+# それとも変えない(平均に対する強さを保つ)べきでしょうか。7節では、要素数が32分の1の潜在変数を扱います。それまでに決めておきましょう。
 
 
 # %% [markdown] lang="en" uid="break" pair="339d3819"
@@ -518,12 +528,12 @@ bar_with_interval(
     value_format="{:.3f}",
 )
 
-# %% [markdown] lang="en" uid="precision-reading" pair="b2a46086"
+# %% [markdown] lang="en" uid="precision-reading" pair="ba0bdb10"
 # **What you see.** Nothing was trained, yet bfloat16 invents logits of the size of a real preference. **Why:** the error is a mean of thousands of squares near .15;
 # bfloat16 has three digits for it, and $\kappa = 2500$ magnifies the last one. **What to do:** compute the networks in half precision if you like, the errors never.
 
 # %% [markdown] lang="ja" uid="precision-reading" pair="a5300eab"
-# **図の見方。** 何も学習していないのに、bfloat16では本物の選好に匹敵するロジットが生まれています。**理由:** 誤差は0.15前後の二乗を何千個も平均した値です。bfloat16では
+# **図の見方。** 何も学習していないのに、bfloat16では本物の選好に匹敵するロジットが生まれています。**理由:** 誤差は、0.15前後の二乗を何千個も平均した値です。bfloat16では
 # 3桁ほどしか表せず、最後の桁が $\kappa = 2500$ で拡大されます。**対策:** ネットワークは半精度で計算してもかまいませんが、誤差は必ず float32で計算します。
 
 
@@ -570,30 +580,30 @@ lab.quiz("museum_b")
 # %% uid="museum-clouds"
 scatter({name: run.points for name, run in museum.items()}, t("l05.museum_clouds"))
 
-# %% [markdown] lang="en" uid="museum-reading" pair="23a3ec2c"
-# **The guide's notes.** A has the best log of all and goes left: swapped labels. B stands at $\ln 2$ and nothing moves: one object.
-# C cannot get its accuracy far from one half: random labels. D has hardly any loss to lose because $\kappa = 0.02$ makes every logit tiny, so the model may run as far as
-# the optimiser carries it. **What to keep:** the log tells whether training does what *you asked*. Only samples tell whether you asked for the right thing.
+# %% [markdown] lang="en" uid="museum-reading" pair="c520d7ac"
+# **The guide's notes.** A has the best log of all and goes left: swapped labels. B stands at $\ln 2$ and nothing moves: one object. C cannot get its accuracy far from one half: random labels. D looks healthy in its loss and accuracy; its
+# errors do not. With $\kappa = 0.02$ a logit of 2 needs a gap of 100 where $\kappa = 10$ needs 0.2, so the model runs until the errors are in the hundreds. **What to keep:** loss and accuracy tell whether training does what *you asked*. $d_w$ and $d_l$ tell at what price,
+# and only samples tell whether you asked for the right thing.
 
-# %% [markdown] lang="ja" uid="museum-reading" pair="e704984d"
-# **解説員のメモ。** A はログが最も良いのに左へ動きます。ラベルが逆です。B は $\ln 2$ のまま何も動きません。学習中のモデルと参照モデルが同一だからです。C は正解率が
-# 0.5からほとんど離れません。ラベルがでたらめです。D は $\kappa = 0.02$ でロジットが極端に小さく、損失が下がらないまま、最適化が続くかぎりモデルが遠くへ動いていきます。
-# **覚えておくこと:** ログから分かるのは、学習が*頼んだとおり*に進んでいるかどうかだけです。頼んだ内容が正しかったかどうかは、サンプルを見なければ分かりません。
+# %% [markdown] lang="ja" uid="museum-reading" pair="de407d42"
+# **解説員のメモ。** A はログが最も良いのに左へ動きます。ラベルが逆です。B は $\ln 2$ のまま何も動きません。学習中のモデルと参照モデルが同一だからです。C は正解率が0.5からほとんど離れません。ラベルがでたらめです。D の損失と正解率は健全に見えますが、
+# 誤差は違います。ロジットを2にするのに、$\kappa = 10$ なら0.2の差で足りますが、$\kappa = 0.02$ では100の差が要ります。そのため、誤差が数百になるまでモデルが動き続けます。**覚えておくこと:** 損失と正解率から分かるのは、学習が*頼んだとおり*に進んでいるかどうかです。
+# その代償は $d_w$ と $d_l$ に表れ、頼んだ内容が正しかったかどうかは、サンプルを見なければ分かりません。
 
-# %% [markdown] lang="en" uid="pairs" pair="2a97f2f1"
+# %% [markdown] lang="en" uid="pairs" pair="691dae0d"
 # ## 6. Pairs by AI feedback
 #
 # Now portraits. The base draws sharp pictures and often the wrong ones, for a reason that real models share: the captions it learnt from were wrong, each attribute with
 # probability 0.4. The training judge is PortraitCLIP: how probable are the attributes that the prompt names? Several images per prompt, best against worst. The
-# AttributeReader takes no part here; it is the gold judge of section 8. Where all images tie, there is nothing to learn. **Ties never train**; the published scripts of
+# AttributeReader takes no part here; it is the gold judge of section 8, which measures and never trains. Where all images tie, there is nothing to learn. **Ties never train**; the published scripts of
 # diffusers keep them and read them as wins of the first image. Write the choice.
 
-# %% [markdown] lang="ja" uid="pairs" pair="663041ee"
+# %% [markdown] lang="ja" uid="pairs" pair="b264cc8b"
 # ## 6. AI フィードバックで選好ペアを作る
 #
 # ここからはポートレートです。基準モデルの画像は鮮明ですが、内容をよく間違えます。原因は実際のモデルと同じで、学習に使ったキャプションが、属性ごとに0.4の確率で誤っていたためです。
 # 学習用の評価役は PortraitCLIP で、プロンプトが指定した属性がどれだけ確からしいかを採点します。プロンプトごとに何枚か生成し、最良と最悪を組にします。AttributeReader は
-# ここでは使わず、8節で正解の評価役を務めます。全画像が同点なら、学べることはありません。**同点は学習に使いません。** 公開されている diffusers のスクリプトは同点を除かず、
+# ここでは使わず、8節で正解の評価役(測定するだけで、学習には使わない評価役)を務めます。全画像が同点なら、学べることはありません。**同点は学習に使いません。** 公開されている diffusers のスクリプトは同点を除かず、
 # 1枚目の勝ちとして扱います。選び方を書いてください。
 
 
@@ -697,27 +707,27 @@ spread = [float((first - error(pairs.loser, noises[i], times[j])).std()) for i, 
 labels = [t("l05.same_both"), t("l05.same_t"), t("l05.same_none")]
 bar_with_interval(labels, spread, xlabel=t("l05.noise_axis"), title=t("l05.noise_title"), value_format="{:.3f}")
 
-# %% [markdown] lang="en" uid="pairs-reading" pair="6a8a6a40"
-# **What you see.** Under each picture stand the attributes that its prompt names. The widest gaps are no matters of taste: losers wear the wrong thing. The bars are step 5
-# of the derivation, measured: two pictures under one noise differ by little; give them different noises or timesteps, and chance drowns the pair. The signal is the same in all three.
+# %% [markdown] lang="en" uid="pairs-reading" pair="316cc913"
+# **What you see.** Under each picture stand the attributes that its prompt names. The widest gaps are no matters of taste: losers wear the wrong thing. The bars are step 5 of the derivation, measured. In our run (seed 0) the difference of two errors spreads by
+# .025 under one noise and one timestep, by .033 under two noises at the same timestep, and by .110 when the timesteps differ too. So most of the gain comes from sharing $t$. The signal is the same in all three; four times the spread takes sixteen times the pairs to see it.
 
-# %% [markdown] lang="ja" uid="pairs-reading" pair="d62e3598"
-# **図の見方。** 画像の下には、プロンプトが指定した属性が並んでいます。評価の差が最も大きいペアで分かれたのは、好みではありません。敗者は指定と違うものを描いています。
-# 棒グラフは、導出のステップ5を測ったものです。同じノイズなら2枚の差はわずかですが、ノイズやタイムステップを別々にすると、ペアの違いが偶然に埋もれます。信号の大きさは3つとも同じです。
+# %% [markdown] lang="ja" uid="pairs-reading" pair="1a867d15"
+# **図の見方。** 画像の下には、プロンプトが指定した属性が並んでいます。評価の差が最も大きいペアで分かれたのは、好みではありません。敗者は指定と違うものを描いています。棒グラフは、導出のステップ5を測ったものです。シード0の実行では、誤差の差のばらつきは、ノイズもタイムステップも共通なら
+# 0.025、タイムステップだけ共通なら0.033、どちらも別々なら0.110でした。つまり、効いているのは主に $t$ をそろえることです。信号の大きさは3つとも同じなので、ばらつきが4倍になれば、見分けるのに16倍のペアが要ります。
 
-# %% [markdown] lang="en" uid="train" pair="117333a5"
+# %% [markdown] lang="en" uid="train" pair="5473c772"
 # ## 7. Training, watched live
 #
-# Ten pairs a step train a LoRA adapter in every layer; the reference is the same U-Net with the adapter off, so one network in memory serves as both. Which $\kappa$?
+# Ten pairs a step train a LoRA adapter (a small addition to the weights) in every layer; the reference is the same U-Net with the adapter off, so one network in memory serves as both. Which $\kappa$?
 # $2500$ on Stable Diffusion is $2500 / 16384 = 0.15$ per element of the sum. Your converter carries that over to our smaller latents; but the useful range of this
 # model was found by trying, and lies higher. Neither rule of section 4 transfers, which is why papers sweep. Watch $d_w$ and $d_l$ apart.
 
-# %% [markdown] lang="ja" uid="train" pair="3b071cf0"
+# %% [markdown] lang="ja" uid="train" pair="a4b752c9"
 # ## 7. 学習を見守る
 #
-# 1ステップに10ペアを使い、すべての層の LoRA アダプタを学習します。参照モデルはアダプタを切った同じ U-Net なので、メモリに置くネットワークは1つで足ります。$\kappa$ は
-# いくつにすべきでしょうか。Stable Diffusion での $2500$ は、二乗誤差の合計に対する係数に直すと $2500 / 16384 = 0.15$ です。書いた変換関数で、小さな潜在変数に換算
-# できます。しかし、このモデルで実際に試して見つけた値は、もっと大きいものでした。4節のどちらの規則もそのままでは通用せず、論文が何通りも試すのはこのためです。$d_w$ と $d_l$ は
+# 1ステップに10ペアを使い、すべての層の LoRA アダプタ(重みに足す小さな差分)を学習します。参照モデルはアダプタを切った同じ U-Net なので、メモリに置くネットワークは1つで足ります。$\kappa$ は
+# いくつにすべきでしょうか。Stable Diffusion での $2500$ は、二乗誤差の合計に対する係数に直すと $2500 / 16384 = 0.15$ です。4節で書いた変換関数を使えば、この教材の小さな潜在変数に換算
+# できます。しかし、このモデルで実際に試して見つけた値は、もっと大きいものでした。4節のどちらの規則も、そのままでは通用しません。論文が何通りも試すのは、このためです。$d_w$ と $d_l$ は
 # 別々に見てください。
 
 # %% uid="train-run" tags=["slow"]
@@ -754,17 +764,15 @@ run, aligned = lab.keep("aligned", train, [dpo(kappa)])
 log[:] = run.log[:-1]
 live(run.log[-1])
 
-# %% [markdown] lang="en" uid="train-reading" pair="42daf69a"
-# **What you see.** Both curves rise. $d_l$ rises faster, so the loss is content, and the accuracy on the training pairs is close to 1. In one trial run (seed 0) $d_w$ ended at $+0.009$ and $d_l$ at
-# $+0.026$: the winners' error *rose* here too. By section 3 that is a warning, yet the next section finds the pictures better. **Why no contradiction:** an error of noise prediction on the base's own
-# pictures measures how well the model remembers them, not how good new ones are. What would worry us is $d_w$ running away; here it stays small beside errors of about a third.
+# %% [markdown] lang="en" uid="train-reading" pair="21c1a115"
+# **What you see.** Both curves rise. $d_l$ rises faster, so the loss is content, and the accuracy on the training pairs is close to 1. The record agrees: $d_w$ ends between $+0.009$ and $+0.015$, $d_l$ between $+0.025$ and $+0.034$. The winners' error *rose* here too. By section 3 that is a warning,
+# yet the next section finds the pictures better. **Why no contradiction:** an error of noise prediction on the base's own pictures measures how well the model remembers them, not how good new ones are. What would worry us is $d_w$ running away; here it stays small beside errors of about a third.
 
-# %% [markdown] lang="ja" uid="train-reading" pair="d2517a2d"
-# **図の見方。** 2本とも上がっています。$d_l$ のほうが速く上がるので損失は下がり、学習ペアでの正解率は1に近づきます。試しに1回(シード0で)実行したときは、最終の $d_w$ は $+0.009$、$d_l$ は
-# $+0.026$ でした。ここでも勝者の誤差は*増えた*のです。3節によれば危険な兆候ですが、次の節で見るように画像は良くなります。**矛盾しない理由:** 基準モデル自身の画像に対するノイズ予測の誤差は、
-# モデルがその画像をどれだけ覚えているかの指標で、新しい画像の良さではありません。心配すべきなのは $d_w$ が際限なく増える場合です。ここでは、全体の誤差に比べてわずかです。
+# %% [markdown] lang="ja" uid="train-reading" pair="8d272ed3"
+# **図の見方。** 2本とも上がっています。$d_l$ のほうが速く上がるので損失は下がり、学習ペアでの正解率は1に近づきます。記録でも同じで、最終の $d_w$ は $+0.009$〜$+0.015$、$d_l$ は $+0.025$〜$+0.034$ でした。ここでも勝者の誤差は*増えた*のです。3節によれば危険な兆候ですが、次の節で見るように
+# 画像は良くなります。**矛盾しない理由:** 基準モデル自身の画像に対するノイズ予測の誤差は、モデルがその画像をどれだけ覚えているかの指標で、新しい画像の良さではありません。心配すべきなのは $d_w$ が際限なく増える場合です。ここでは、0.3ほどの誤差に比べてわずかです。
 
-# %% [markdown] lang="en" uid="prove" pair="a3469a4a"
+# %% [markdown] lang="en" uid="prove" pair="a2e4d9c7"
 # ## 8. Does it win?
 #
 # Held-out prompts, the same noise for both models, one number per prompt. The judge that made the pairs cannot testify for itself: the claim stands or falls with
@@ -774,8 +782,8 @@ live(run.log[-1])
 # %% [markdown] lang="ja" uid="prove" pair="d54c4d78"
 # ## 8. 本当に勝っているか
 #
-# 未使用のプロンプトで、両モデルに同じ初期ノイズを使い、プロンプトごとに1つの数にまとめます。自分の採点は証拠になりません。主張の成否は正解の評価役、つまり指定した属性に
-# AttributeReader が与える確率の平均で決めます。論文は勝率で報告するので、これを書きましょう。良くなったプロンプトはどれだけあるでしょうか。差が0.01以内なら、どちらの
+# 未使用のプロンプトで、両モデルに同じ初期ノイズを使い、プロンプトごとに1つの数にまとめます。ペアを作った評価役の採点は証拠になりません。主張の成否は正解の評価役、つまり指定した属性に
+# AttributeReader が与える確率の平均で決めます。論文は勝率で報告するので、勝率を求める関数を書きましょう。良くなったプロンプトはどれだけあるでしょうか。差が0.01以内なら、どちらの
 # 勝ちでもありません。
 
 
@@ -827,17 +835,17 @@ e = rates[t("l05.gold_judge")]
 measured = t("l05.m_win", judge=t("l05.gold_judge"), prompts=len(test), kappa=kappa)
 lab.claim("dpo_beats_base", measured=measured, value=e.value, interval=(e.low, e.high), seeds=[lab.seed])
 
-# %% [markdown] lang="en" uid="prove-reading" pair="f2fed525"
-# **What you see.** In one trial run (seed 0, 128 prompts) about two prompts in three got better, by either judge: the gold judge's mean rose from .73 to .83. The judge that never trained agrees with the one that did, so DPO has
-# learnt the prompts and not just a taste. Look at the second strip as well: some prompts got *worse*, and the marks show which attribute was lost. A win rate of two in three
-# is also a loss rate of one in three, and the article's "quality improves" is a statement about the mean. **What would change it:** more steps, prompts and seeds.
+# %% [markdown] lang="en" uid="prove-reading" pair="43d71d30"
+# **What you see.** In the record (128 prompts) two prompts in three got better, by either judge: the gold judge's mean rose from about .72 to .82. The judge that never trained agrees with the one that did, so DPO has
+# learnt the prompts and not just a taste. Look at the second strip as well: some prompts got *worse*, and the marks show which attribute was lost. A win rate of two in three is also a loss rate of up to one in three, and the article's "quality improves" is a statement
+# about the mean. **What would change it:** more steps, more pairs, and a base that is wrong for another reason than its captions.
 
-# %% [markdown] lang="ja" uid="prove-reading" pair="9a509db6"
-# **図の見方。** 試しに1回(シード0、128プロンプトで)実行したときは、どちらの評価役から見ても、およそ3件に2件のプロンプトが良くなりました。正解の評価役による平均は0.73から0.83に上がっています。学習に使わなかった評価役が、使った評価役と
-# 同じ結論を出したので、DPO は評価役の癖だけでなく、プロンプトに従うことを学んだといえます。2つ目の図も見てください。*悪くなった*プロンプトもあり、どの属性が失われたかを印が示しています。
-# 3件に2件勝つなら、勝てないものも3件に1件あります。記事の「品質が高まる」は、平均についての主張です。**結果を左右するもの:** ステップ数、プロンプト数、シード数です。
+# %% [markdown] lang="ja" uid="prove-reading" pair="c29c47cc"
+# **図の見方。** 記録(128プロンプト)では、どちらの評価役から見ても、3件に2件のプロンプトが良くなりました。正解の評価役による平均は、約0.72から0.82に上がっています。学習に使わなかった評価役が、使った評価役と同じ結論を出したので、DPO は評価役の癖だけでなく、
+# プロンプトに従うことを学んだといえます。2つ目の図も見てください。*悪くなった*プロンプトもあり、どの属性が失われたかを印が示しています。3件に2件勝つなら、勝てないものも3件に1件あります。記事の「品質が高まる」は、平均についての主張です。
+# **結果を左右するもの:** ステップ数やペアの数、そして、キャプション以外の理由で間違える基準モデルです。
 
-# %% [markdown] lang="en" uid="own" pair="0220bc0b"
+# %% [markdown] lang="en" uid="own" pair="f471a210"
 # ## 9. Your own loss
 #
 # The study of this lesson puts every loss that labkit has on the same pairs with the same budget. Below is your place among those that are recorded. Change `my_terms`: any
@@ -847,11 +855,11 @@ lab.claim("dpo_beats_base", measured=measured, value=e.value, interval=(e.low, e
 # %% [markdown] lang="ja" uid="own" pair="ff364cab"
 # ## 9. 自分の損失を試す
 #
-# このレッスンの実験では、labkit にあるすべての損失を、同じペアと同じステップ数で比べます。記録済みのものの中で、あなたの損失はどこに位置するでしょうか。`my_terms` を書き換えてください。
+# このレッスンの実験では、labkit にあるすべての損失を、同じペアと同じステップ数で比べます。記録済みのものの中で、自分の損失はどこに位置するでしょうか。`my_terms` を書き換えてください。
 # `dpo`、`sft`、`sdpo`、`ipo`、`hinge`、`mapo`、`kto` を、好きな数値で自由に足し合わせられます。実行する前に、伸びを**予想**してください。正解は1つではありません。
-# 考えるとよい問い: $\kappa$ を半分にすると伸びは増えるでしょうか。円周では必要だった錨は、ここでは忠実さを損なうでしょうか。$d_w$ を0未満に保ったまま伸びる損失はどれでしょうか。
+# 考えるとよい問い: $\kappa$ を半分にすると伸びは増えるでしょうか。円周では必要だった錨は、ここでは忠実度を下げるでしょうか。$d_w$ を0未満に保ったまま伸びる損失はどれでしょうか。
 
-# %% uid="own-run" tags=["slow"]
+# %% uid="own-run" tags=["open", "slow"]
 from labkit.dpo import hinge, ipo, kto, mapo, sdpo
 
 my_terms = [sdpo(kappa, mu=0.5)]
@@ -872,17 +880,16 @@ lab.claim("sdpo_beats_dpo", reason=t("l05.only_recorded"))
 lab.claim("mapo_keeps_up", reason=t("l05.only_recorded"))
 lab.claim("kto_beats_dpo", reason=t("l05.only_recorded"))
 
-# %% [markdown] lang="en" uid="own-reading" pair="a1770075"
-# **How to read your dot.** 48 prompts give it an interval of about $\pm 0.05$, so most losses are its neighbours; a difference between two losses is best measured on the *same* prompts,
-# prompt by prompt, where it is far more exact. The surprise of the trial run is the baseline: fine-tuning on the winners alone gains $.080$, DPO $.092$, and the paired difference, $.013\ [-.008, .033]$,
-# does not tell them apart. **Why:** the winners here are right where the base is often wrong, so copying them already teaches the prompts. The paper saw the same on its weaker model (SD 1.5: SFT wins 55.5 %)
-# and the opposite on its stronger one (SDXL), whose own pictures are better than the winners. What does tell them apart is $d_w$: $-0.007$ for SFT, $+0.009$ for DPO.
+# %% [markdown] lang="en" uid="own-reading" pair="84a6c1ee"
+# **How to read your star.** 48 prompts give it an interval of about $\pm 0.05$, so most losses are its neighbours; a difference between two losses is best measured on the *same* prompts, prompt by prompt, where it is far more exact. **What the record decides.** DPO, KTO, the hinge, SDPO and the anchored
+# loss all gain close to .1; KTO is not better than DPO, as its paper finds on another task, but a trifle worse (by .013). IPO at the same number barely moves: its $\tau$ fixes the gap to reach, which is a tiny one at 400. **The surprise is the baseline:** fine-tuning on the winners
+# alone gains as much as DPO, the difference is smaller than .02 either way. **Why:** the winners here are right where the base is often wrong, so copying them already teaches the prompts. The paper saw the same on its weaker model (SD 1.5: SFT wins 55.5 %) and the opposite on its stronger one (SDXL),
+# whose own pictures are better than the winners. What does tell them apart is $d_w$: below zero for SFT and the anchor, above for DPO.
 
-# %% [markdown] lang="ja" uid="own-reading" pair="aa661a25"
-# **自分の点の読み方。** 48プロンプトでは区間がおよそ $\pm 0.05$ あり、ほとんどの損失と重なります。2つの損失の差は、*同じ*プロンプトで1件ずつ比べると、ずっと正確に測れます。記録の中で意外なのは
-# 比較対象の SFT です。勝者だけのファインチューニングの伸びは $.080$、DPO は $.092$ で、対にした差 $.013\ [-.008, .033]$ からは優劣を決められません。**理由:** 基準モデルがよく間違える
-# ところで勝者は正しいので、まねるだけでもプロンプトに従うことを学べます。論文でも、弱いモデル(SD 1.5)では SFT の勝率が55.5 % でした。自分の画像が勝者より良い、強いモデル(SDXL)では逆の
-# 結果です。違いが表れるのは $d_w$ で、SFT は $-0.007$、DPO は $+0.009$ です。
+# %% [markdown] lang="ja" uid="own-reading" pair="2bba36db"
+# **自分の星の読み方。** 48プロンプトでは区間がおよそ $\pm 0.05$ あり、ほとんどの損失と重なります。2つの損失の差は、*同じ*プロンプトで1件ずつ比べると、ずっと正確に測れます。**記録から決まること。** DPO、KTO、hinge、SDPO、錨を加えた DPO の伸びは、どれも0.1近くです。KTO は、別の課題で測った論文とは
+# 違って DPO より良くはなく、ごくわずかに(0.013)劣りました。同じ値を入れた IPO はほとんど動きません。IPO の $\tau$ は目標とする差を決める数で、400では目標がごく小さいからです。**意外なのは比較対象の SFT です。** 勝者だけのファインチューニングの伸びは DPO と変わらず、差はどちらの向きにも0.02未満です。**理由:** 基準モデルがよく
+# 間違えるところで勝者は正しいので、まねるだけでもプロンプトに従うことを学べます。論文でも、弱いモデル(SD 1.5)では SFT の勝率が55.5%でした。自分の画像が勝者より良い、強いモデル(SDXL)では逆の結果です。違いが表れるのは $d_w$ で、SFT と錨を加えた DPO では負、DPO では正です。
 
 # %% [markdown] lang="en" uid="negative" pair="2734a0c4"
 # ## 10. The worst model as a signpost
@@ -926,19 +933,17 @@ e = estimate(worded - plain)
 measured = t("l05.m_words", prompts=len(test))
 lab.claim("npo_needs_words", measured=measured, value=e.value, interval=(e.low, e.high), seeds=[lab.seed])
 
-# %% [markdown] lang="en" uid="negative-reading" pair="44f5940c"
-# **What you see: the opposite of the paper.** Guidance away from the bad model loses to plain guidance, a little when it is asked for nothing, by far when it is asked for the prompt. Two likely reasons. First, our preference is
+# %% [markdown] lang="en" uid="negative-reading" pair="ed1d5181"
+# **What you see: the opposite of the paper.** Guidance away from the bad model loses to plain guidance, a little when it is asked for nothing (it wins 45 % of the prompts), by far when it is asked for the prompt. Two likely reasons. First, our preference is
 # faithfulness: without the prompt nobody knows what would be wrong, so the empty branch has only drifted. The paper's preferences were people's, and an ugly picture is ugly without a prompt. Second, the control:
-# asking the bad model for the prompt removes the difference between *prompt* and *no prompt* from guidance, and that difference was doing most of the work. Bad against good is a weaker signpost
-# than something against nothing. **What would change it:** training the negative model with dropped captions, and mixing it with the base, as the paper does; neither was tried here.
+# asking the bad model for the prompt removes the difference between *prompt* and *no prompt* from guidance, and that difference was doing most of the work. It shows that much and no more: two things change in it at once. **What would change it:** training the negative model with dropped captions, and mixing it with the base, as the paper does; neither was tried here.
 
-# %% [markdown] lang="ja" uid="negative-reading" pair="bb746544"
-# **図の見方: 論文と反対の結果です。** 悪いモデルから遠ざける誘導は、通常の誘導に負けました。空のプロンプトなら少し、プロンプトを与えると大きく負けます。理由として2つ考えられます。1つ目に、ここでの選好は
-# 忠実さです。プロンプトがなければ何が誤りかが分からないので、空のプロンプトの側はずれただけで終わります。論文の選好は人によるもので、見た目の悪い画像はプロンプトがなくても悪い画像です。2つ目は対照実験から
-# 分かります。悪いモデルにプロンプトを与えると、「プロンプトあり」と「なし」の差が誘導から消えますが、効いていたのは主にその差でした。良いモデルと悪いモデルの差は、プロンプトの有無の差より弱い
-# 道しるべなのです。**結果を左右するもの:** 論文のように、キャプションを一部落として学習し、基準モデルと混ぜることです。どちらもこの記録には含まれていません。
+# %% [markdown] lang="ja" uid="negative-reading" pair="11e9f2bd"
+# **図の見方: 論文と反対の結果です。** 悪いモデルから遠ざける誘導は、通常の誘導に負けました。空のプロンプトなら少し(勝率45%)、プロンプトを与えると大きく負けます。理由として2つ考えられます。1つ目に、ここでの選好は忠実度です。プロンプトがなければ何が誤りかが分からないので、空のプロンプトの側はずれただけで終わります。
+# 論文の選好は人によるもので、見た目の悪い画像はプロンプトがなくても悪い画像です。2つ目は対照実験から分かります。悪いモデルにプロンプトを与えると、「プロンプトあり」と「なし」の差が誘導から消えますが、効いていたのは主にその差でした。ただし、この対照では2つのことが同時に変わるので、分かるのはここまでです。
+# **結果を左右するもの:** 論文のように、キャプションを一部落として学習し、基準モデルと混ぜることです。どちらもここでは試していません。
 
-# %% [markdown] lang="en" uid="side" pair="614239e1"
+# %% [markdown] lang="en" uid="side" pair="15ace629"
 # ## 11. Side effects, and realism
 #
 # Nobody asked about the attributes that the prompts leave open. Did they move? And a second question that no preference here named: are the pictures, as a crowd, nearer to
@@ -948,7 +953,7 @@ lab.claim("npo_needs_words", measured=measured, value=e.value, interval=(e.low, 
 # ## 11. 副作用と本物らしさ
 #
 # プロンプトが指定していない属性については、誰も何も求めていません。それらは動いたでしょうか。もう1つ、ここでの選好が触れていない問いがあります。画像は全体として、
-# 本物に近づいたでしょうか。記事が紹介する論文は本物らしさを約束しているので、忠実さとは別に測ります。
+# 本物に近づいたでしょうか。記事が紹介する論文は本物らしさを約束しているので、忠実度とは別に測ります。
 
 # %% uid="side-effects"
 from labkit.dpo import side_effects
@@ -969,23 +974,22 @@ bar_with_interval(
 # %% uid="realism"
 on_record("distance", {t("l05.base"): "base", **losses}, {}, t("l05.distance_axis"), title=t("l05.distance_title"))
 
-# %% [markdown] lang="en" uid="side-reading" pair="e18b2220"
+# %% [markdown] lang="en" uid="side-reading" pair="87feb601"
 # **What you see.** Bars whose interval crosses zero are no news. A bar that does not is a habit the model has picked up from the winners, although no prompt asked for it; with six bars shown out of dozens, the
-# largest are the luckiest too. In the second figure DPO lies a little nearer to real pictures than its base and fine-tuning does not, one seed each: a hint, no proof. Faithful and real are two axes, and
+# largest are the luckiest too. In the second figure look at the small dots, one a seed: DPO is nearer to real pictures than the base in one seed and farther in another, by more than anything that separates the losses. No loss is shown to be more realistic than another here. Faithful and real are two axes, and
 # lesson 06 is about the second.
 
-# %% [markdown] lang="ja" uid="side-reading" pair="dc104682"
-# **図の見方。** 区間が0をまたぐ棒は、変化したとはいえません。またがない棒は、どのプロンプトも求めていないのに、モデルが勝者から身に付けた癖です。ただし、何十もの中から大きい6本を選んで見せているので、偶然大きく
-# 出たものも混じります。2つ目の図では、DPO は基準モデルより少し本物に近く、ファインチューニングはそうではありません。記録したシードは1つずつなので、手がかりであって証明ではありません。忠実さと本物らしさは別の軸で、
-# 2つ目の軸はレッスン06で扱います。
+# %% [markdown] lang="ja" uid="side-reading" pair="40cba823"
+# **図の見方。** 区間が0をまたぐ棒は、変化したとはいえません。またがない棒は、どのプロンプトも求めていないのに、モデルが勝者から身に付けた癖です。ただし、何十もの中から大きい6本を選んで見せているので、偶然大きく出たものも混じります。2つ目の図では、シードごとの小さな点を見てください。DPO は、あるシードでは
+# 基準モデルより本物に近く、別のシードでは遠く、その揺れは損失どうしの差より大きくなっています。どの損失がより本物らしいかは、ここでは示せません。忠実度と本物らしさは別の軸で、2つ目の軸はレッスン06で扱います。
 
-# %% [markdown] lang="en" uid="map" pair="3c368349"
+# %% [markdown] lang="en" uid="map" pair="fcf4c5b3"
 # ## 12. Paper, article, your numbers
 #
 # Where to go next: [lesson 06](06_hg_dpo.ipynb) takes the same loss, changes only who wins, and climbs from generated to real pictures.
 
 # %% [markdown] lang="ja" uid="map" pair="7fb8342d"
-# ## 12. 論文、記事、測定値
+# ## 12. 論文、記事、自分の数値
 #
 # 次に進むなら、[レッスン06](06_hg_dpo.ipynb)です。同じ損失のまま、何を勝者にするかだけを変えて、生成画像から本物の画像へと登っていきます。
 

@@ -10,7 +10,7 @@ from labkit.course import start, t
 
 lab = start("06", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
 
-# %% [markdown] lang="en" uid="story" pair="a1eabe0b"
+# %% [markdown] lang="en" uid="story" pair="080107f9"
 # ## 1. The article, and what it leaves out
 #
 # This lesson belongs to the AIBR dialogue "人の画像生成を高める直接選好最適化とAIフィードバック" on HG-DPO ([arXiv 2405.20216](https://arxiv.org/abs/2405.20216)).
@@ -30,8 +30,9 @@ lab = start("06", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # | human evaluation | gold judge: AttributeReader, measures and never trains | `l06.gold` |
 # | good and bad photograph | preference pair: winner and loser | `pairs.easy` |
 # | fine-tuning | fine-tuning, "SFT" in tables | `sft` |
+# | what makes a person look human | faithfulness and realism, measured apart | `gold`, `distance` |
 
-# %% [markdown] lang="ja" uid="story" pair="4f41afa5"
+# %% [markdown] lang="ja" uid="story" pair="20ee09b5"
 # ## 1. 記事の主張と、そこに書かれていないこと
 #
 # このレッスンで読む記事は、HG-DPO([arXiv 2405.20216](https://arxiv.org/abs/2405.20216))を解説した AIBR の対話「人の画像生成を高める直接選好最適化とAIフィードバック」です。
@@ -51,6 +52,7 @@ lab = start("06", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # | 人の評価 | 正解の評価役: AttributeReader。測定するだけで、学習には使わない | `l06.gold` |
 # | 良い写真と悪い写真の対 | 選好ペア: 勝者と敗者 | `pairs.easy` |
 # | 専門データでのファインチューニング | ファインチューニング(表では SFT) | `sft` |
+# | 人らしさ | 忠実度と本物らしさの2つに分けて測る | `gold`, `distance` |
 
 # %% uid="models"
 import numpy as np
@@ -124,7 +126,7 @@ strips(
 # 実行前に決めてあること: この2つの尺度、学習に使っていないプロンプト、主張ごとの意味のある最小の差(`claims.yaml`)。
 # どの行が、どちらの尺度を良くしたのでしょうか。予想は第7節まで取っておいてください。
 
-# %% [markdown] lang="en" uid="pool" pair="cf32b738"
+# %% [markdown] lang="en" uid="pool" pair="fb01beba"
 # ## 2. The pool: let the model compete with itself
 #
 # Nobody draws better pictures for us; the model's own luck does. For each prompt it draws $N$ pictures from different noise, the training judge scores them, and
@@ -138,7 +140,7 @@ strips(
 # %% [markdown] lang="ja" uid="pool" pair="1efb49a1"
 # ## 2. 候補画像のプール: モデル自身に競わせる
 #
-# より良い絵を描いてくれる人はいません。頼れるのはモデル自身の「当たり」です。プロンプトごとに異なるノイズから $N$ 枚を生成し、学習用の評価役が採点して、最高と最低の2枚をペアに
+# 手本になる良い絵を描いてくれる人はいません。頼れるのは、モデル自身がたまに出す「当たり」です。プロンプトごとに異なるノイズから $N$ 枚を生成し、学習用の評価役が採点して、最高と最低の2枚をペアに
 # します。両端を選ぶのは、得点差が大きいほどペアの勝敗を間違えにくいからです。得点が標準偏差 $\sigma$ の正規分布でばらつくなら、得点差の期待値は $\sigma\,R_N$ です。
 # $R_N$ は $N$ 個の標準正規乱数の範囲(最大と最小の差)の期待値で、$R_2 = 1.13$、$R_8 = 2.85$、$R_{20} = 3.73$ です。候補を8枚から20枚に増やすと費用は2.5倍になりますが、得点差は
 # 3割ほどしか広がりません。
@@ -202,17 +204,17 @@ curve_with_interval(
     title=t("l06.gap_title"),
 )
 
-# %% [markdown] lang="en" uid="gaps-reading" pair="47f0105b"
+# %% [markdown] lang="en" uid="gaps-reading" pair="f05e428e"
 # **Reading.** In the grid each row is one prompt; green won, orange lost. Look for a pair whose label you would not sign: the judge is a network, too. In the
 # curve the gap grows fast at first and then flattens, as the range of normal numbers does. It can lie a little below that curve, because the score ends at 1:
 # where two candidates are already perfect, more of them change nothing. A sharper base would flatten it sooner.
 
 # %% [markdown] lang="ja" uid="gaps-reading" pair="de5db909"
-# **図の読み方。** 格子の各行が1つのプロンプトで、緑の枠が勝者、橙色の枠が敗者です。自分なら賛成しない判定を探してください。評価役もネットワークにすぎません。曲線では、得点差は最初は急に広がり、
+# **図の読み方。** 格子の各行が1つのプロンプトで、緑の枠が勝者、橙色の枠が敗者です。自分なら逆の判定をするペアを探してください。評価役もネットワークにすぎません。曲線では、得点差は最初は急に広がり、
 # その後は頭打ちになります。正規乱数の範囲と同じ形です。実測が少し下回ることがあるのは、得点の上限が1だからです。すでに完璧な候補が2枚あれば、候補を増やしても差は広がりません。
 # 基準モデルがもっと優秀なら、頭打ちはさらに早く来ます。
 
-# %% [markdown] lang="en" uid="judging" pair="a405f1c6"
+# %% [markdown] lang="en" uid="judging" pair="387dafdd"
 # ## 3. Be the judge
 #
 # The second sentence of the article says that an AI replaces the raters. Find out how far it agrees with you. Type one letter per pair: l for left, r for right,
@@ -220,17 +222,17 @@ curve_with_interval(
 # five, and likes the left side.
 #
 # The plain share of equal votes misleads: two raters who both say "left" nine times in ten agree on 82 % of pairs without looking. Cohen's $\kappa$ takes
-# that out, $\kappa = (p_o - p_e)/(1 - p_e)$: $p_o$ is the share of equal labels, $p_e$ the share that two raters with these label frequencies reach by chance,
+# that out (it shares its letter with the strength of DPO, nothing else), $\kappa = (p_o - p_e)/(1 - p_e)$: $p_o$ is the share of equal labels, $p_e$ the share that two raters with these label frequencies reach by chance,
 # $p_e = \sum_v f_1(v)\,f_2(v)$. In the example $p_e = 0.9^2 + 0.1^2 = 0.82$, and $\kappa = 0$.
 
-# %% [markdown] lang="ja" uid="judging" pair="b11d15a5"
+# %% [markdown] lang="ja" uid="judging" pair="9c2efaf4"
 # ## 3. 自分で評価する
 #
 # 記事の2つ目の主張は、AI が人の評価を置き換えるというものです。評価役がどのくらい自分と一致するかを調べましょう。1組ごとに1文字、左なら l、右なら r、引き分けなら t と入力します。
-# 文字を消せば投票を取り消せます。投票が10組に満たない場合は、仮想の同僚の投票を使います。この同僚は正解の評価役と同じものを見ますが、5組に1組は当てずっぽうで、左側をやや好みます。
+# 文字を消せば投票を取り消せます。投票が10組に満たない場合は、仮想の同僚の投票を使います。この同僚には正解の評価役と同じものが見えていますが、5組に1組は当てずっぽうで、左側を好みます。
 #
-# 単純な一致率には落とし穴があります。どちらも10回中9回は「左」と答える2人は、画像を見なくても82 % の組で一致します。コーエンの $\kappa$ は、この分を
-# 差し引いた $\kappa = (p_o - p_e)/(1 - p_e)$ です。$p_o$ は一致した割合、$p_e$ は同じラベル頻度の2人が偶然一致する割合で、$p_e = \sum_v f_1(v)\,f_2(v)$ です。先ほどの例では
+# 単純な一致率には落とし穴があります。どちらも10回中9回は「左」と答える2人は、画像を見なくても82%の組で一致します。コーエンの $\kappa$ は、この分を
+# 差し引いた $\kappa = (p_o - p_e)/(1 - p_e)$ です(DPO の強さ $\kappa$ とは、文字が同じだけで別の量です)。$p_o$ は一致した割合、$p_e$ は同じラベル頻度の2人が偶然一致する割合で、$p_e = \sum_v f_1(v)\,f_2(v)$ です。先ほどの例では
 # $p_e = 0.9^2 + 0.1^2 = 0.82$ となり、$\kappa = 0$ です。
 
 
@@ -241,7 +243,7 @@ def cohen_kappa(first, second):
     Raters who both give one and the same label throughout agree perfectly by convention.
     ja: 偶然を除いた、2人の評価者の一致度です。同じ長さのラベルのリスト2つから float を返します。
 
-    1 は完全一致、0 は偶然と同じ程度です。
+    1は完全一致、0は偶然と同じ程度です。
     2人とも最初から最後まで同じ1つのラベルを付けた場合は、完全一致とみなします。
     """
     # BEGIN SOLUTION
@@ -310,7 +312,7 @@ print(t("l06.alpha", alpha=krippendorff_alpha([person, *judged.values()])))
 found = tuple(np.array([kappa_interval(other) for other in judged.values()]).T)
 bar_with_interval(list(judged), found, xlabel=t("l06.kappa"), title=t("l06.kappa_title", n=len(person)))
 
-# %% [markdown] lang="en" uid="agreement-reading" pair="184ef48f"
+# %% [markdown] lang="en" uid="agreement-reading" pair="846569d7"
 # **Reading.** Around $\kappa = 0.4$ raters agree moderately, above $0.8$ nearly always. The interval of forty pairs is wide: it spans several tenths, so forty votes tell a useful
 # judge from a useless one and not more. The first line asks whether your side mattered: a small $p$ would mean that you prefer left or right whatever is
 # shown. If the training judge disagrees with you where the gold judge agrees, that gap is what training will exploit; section 8 shows it.
@@ -318,16 +320,16 @@ bar_with_interval(list(judged), found, xlabel=t("l06.kappa"), title=t("l06.kappa
 # %% [markdown] lang="ja" uid="agreement-reading" pair="7d7dccdc"
 # **図の読み方。** $\kappa = 0.4$ 前後なら中程度の一致、$0.8$ を超えればほぼ常に一致です。40組では区間の幅が0.1の数倍になるので、役に立つ評価役とそうでないものを区別するのがやっとです。最初の
 # 行は、左右の位置が投票に影響したかどうかです。$p$ が小さければ、内容と関係なく左または右を選んでいることになります。正解の評価役は自分と一致するのに学習用の評価役は一致しない場合、
-# 学習はその隙を突きます。それを第8節で確かめます。
+# 学習は、その食い違いを利用します。それを第8節で確かめます。
 
-# %% [markdown] lang="en" uid="colour" pair="77d8a3e8"
+# %% [markdown] lang="en" uid="colour" pair="8ba629dc"
 # ## 4. The colours that the judge smuggles in
 #
 # Give the judge a secret taste: its score plus a bonus for warm pictures. No prompt asks for it. The best of many candidates is then warm more often than the
 # worst, and DPO cannot tell what the label was for: whatever separates winners from losers on average is learnt. In the paper twenty candidates turned the
 # mean hue by 99 degrees, two by 10.
 #
-# The cure compares one denoising step of the model with the same step of the reference, and punishes a difference of the *channel means*, because that is
+# The cure, *statistics matching*, compares one denoising step of the model with the same step of the reference, and punishes a difference of the *channel means*, because that is
 # where winners and losers differ. One DDPM step is
 # $x_{t-1} = \frac{1}{\sqrt{\alpha_t}}\big(x_t - \frac{\beta_t}{\sqrt{1-\bar\alpha_t}}\,\epsilon\big) + \sigma_t z$. Give both models the same $x_t$ and the same $z$ and subtract: everything but
 # the predictions cancels, and what is left is $-c_t\,(\epsilon_\theta - \epsilon_{\mathrm{ref}})$ with $c_t = \beta_t / \sqrt{\alpha_t\,(1-\bar\alpha_t)}$. So
@@ -337,13 +339,13 @@ bar_with_interval(list(judged), found, xlabel=t("l06.kappa"), title=t("l06.kappa
 # $k$ over channels, the mean over the pixels of one channel. Both predictions are there already: no further forward pass. Write it. By hand: two channels whose
 # difference is 2 everywhere and $c = 0.5$ give $0.25 \cdot (4 + 4) = 2$.
 
-# %% [markdown] lang="ja" uid="colour" pair="aa66bcd9"
+# %% [markdown] lang="ja" uid="colour" pair="4d24caed"
 # ## 4. 評価役が持ち込む色
 #
-# 評価役に、ひそかな好みを持たせます。得点に、暖色の画像への加点を足すのです。それを求めるプロンプトはありません。すると、多数の候補の最高は最低より暖色であることが多くなります。
-# DPO には、そのラベルが何に対して付いたのか分かりません。勝者と敗者を平均的に分けるものなら、何でも学習します。論文では、候補20枚で平均の色相が99度、2枚でも10度動きました。
+# 評価役に、ひそかな好みを持たせます。暖色の画像なら、得点を上乗せするのです。暖色を求めるプロンプトはありません。それでも、多数の候補から選んだ最高の画像は、最低の画像より暖色であることが多くなります。
+# DPO には、何を理由に勝敗が付いたのかが分かりません。勝者と敗者に平均して差があるものなら、何でも学習します。論文では、候補20枚で平均の色相が99度、2枚でも10度動きました。
 #
-# 対策では、モデルと参照モデルで同じノイズ除去を1ステップ進め、*チャネル平均*の差に罰則を与えます。勝者と敗者の違いがそこにあるからです。DDPM の1ステップは
+# 対策となる*統計量合わせ*(statistics matching)では、モデルと参照モデルで同じノイズ除去を1ステップ進め、*チャネル平均*の差に罰則を与えます。勝者と敗者の違いがそこにあるからです。DDPM の1ステップは
 # $x_{t-1} = \frac{1}{\sqrt{\alpha_t}}\big(x_t - \frac{\beta_t}{\sqrt{1-\bar\alpha_t}}\,\epsilon\big) + \sigma_t z$ です。両方のモデルに同じ $x_t$ と同じ $z$ を与えて差を取ると、予測以外はすべて消え、
 # 残るのは $-c_t\,(\epsilon_\theta - \epsilon_{\mathrm{ref}})$、ただし $c_t = \beta_t / \sqrt{\alpha_t\,(1-\bar\alpha_t)}$ です。したがって、
 #
@@ -467,18 +469,18 @@ claim("colour_grows", "warm_all", "warm_two", "warmth")
 claim("statistics_cure", "warm_all", "warm_cured", "warmth")
 claim("cure_is_free", "warm_cured", "warm_all", "judge")
 
-# %% [markdown] lang="en" uid="colour-reading" pair="15358aa9"
+# %% [markdown] lang="en" uid="colour-reading" pair="8d32c756"
 # **Reading.** The dots are seeds, the bar a 95 % interval over seeds and prompts; zero is the base. Compare the first two rows: the same judge, the same
 # steps, only more to choose from; where their intervals overlap, two candidates carry the taste already. The third row shows what the loss takes back. The term can only act on a *mean* over pixels, so a taste for warm
 # backgrounds beside cool faces would pass it untouched; and a prompt that asks for a red dress pays a little, because its mean has to move. The last
 # claim says whether that price can be seen.
 
 # %% [markdown] lang="ja" uid="colour-reading" pair="c97ad251"
-# **図の読み方。** 点はシードごとの平均、横棒はシードとプロンプトにわたる95 % 区間で、0が基準モデルです。まず上の2行を比べてください。評価役もステップ数も同じで、違うのは候補の数だけです。区間が重なっていれば、候補が2枚でも好みは十分に伝わったことになります。
-# 3行目は、この損失がどれだけ元に戻すかを示します。罰則が効くのは画素の*平均*だけです。背景は暖色、顔は寒色という好みなら、そのまま素通りします。また「赤い服」を求めるプロンプトでは
-# 平均が動くのが正しいので、少し損をします。その損が目に見えるほどかどうかが、最後の主張です。
+# **図の読み方。** 点はシードごとの平均、横棒はシードとプロンプトにわたる95%区間で、0が基準モデルです。まず上の2行を比べてください。評価役もステップ数も同じで、違うのは候補の数だけです。区間が重なっていれば、候補が2枚でも好みは十分に伝わったことになります。
+# 3行目は、この損失がどれだけ元に戻すかを示します。罰則が効くのは画素の*平均*だけです。背景は暖色、顔は寒色という好みなら、この損失では防げません。また「赤い服」を求めるプロンプトでは
+# 平均が動くのが正しいので、少し不利になります。その不利が目に見えるほどかどうかが、最後の主張です。
 
-# %% [markdown] lang="en" uid="leap" pair="145f1b2c"
+# %% [markdown] lang="en" uid="leap" pair="f1a914f0"
 # ## 5. The leap, and what lies between
 #
 # The winners of the pool are the model's own pictures: they have no grain, so no number of them can teach it. Why not let the real picture win and a generated one
@@ -497,8 +499,8 @@ claim("cure_is_free", "warm_cured", "warm_all", "judge")
 # ## 5. 飛躍と、その間にあるもの
 #
 # プールの勝者はモデル自身の絵なので、粒状感がありません。何枚集めても、粒状感は教えられません。では、本物の画像を勝者、生成画像を敗者として、1段階で学習する**飛躍**ではいけないのでしょうか。
-# この場合、ペアは指定した属性と粒状感という2つの点で同時に異なります。粒状感だけを見れば、プロンプトを読まなくても、どのペアでも見分けられます。しかも、こちらの方が強い手がかりです。
-# ペアのロジットが大きくなると、その重み $\sigma(-s)$ は0に近づきます(レッスン05)。忠実度を学ぶ番が来る前に、ペアは何も教えなくなってしまいます。
+# この場合、ペアは指定した属性と粒状感という2つの点で同時に異なります。粒状感だけを見れば、プロンプトを読まなくても、どのペアでも勝者を見分けられます。しかも、属性より強い手がかりです。
+# ペアのロジットが大きくなると、その重み $\sigma(-s)$ は0に近づきます(レッスン05)。忠実度を学ぶ番が来る前に、そのペアから学べることはなくなってしまいます。
 #
 # **SDRecon** は、その間に位置する勝者を作ります。*本物*の画像にタイムステップ $t$ までノイズを加え、そこから基準モデルでノイズ除去します。
 #
@@ -532,7 +534,7 @@ curve_with_interval(
     title=t("l06.recon_title"),
 )
 
-# %% [markdown] lang="en" uid="normal" pair="7fb0e665"
+# %% [markdown] lang="en" uid="normal" pair="b3d1b8a0"
 # **Reading.** The further the reconstruction walks from the real picture, the more of the base's misreading returns: the curve falls from the real pictures towards
 # the mean of the pool. The window from 400 to 700 is the paper's choice for the middle: realistic where the judge looks, the model's own in texture.
 #
@@ -546,7 +548,7 @@ curve_with_interval(
 # 選んだものです。評価役が見る点では本物に近く、質感はモデル自身のものです。
 #
 # **normal 段階**では、画像ごとに、この範囲で得点が最高の復元画像を勝者とし、*easy の勝者*を敗者とします。ただし、新しい勝者の得点の方が高いペアだけを残します。そうしないと、悪い方を
-# 好むように教えてしまうからです。この選択を書いてください。同点のペアは方向を教えないので除きます。最高点の復元画像が複数あれば、先にあるもの($t$ が小さく、本物に近いもの)を採用します。
+# 好むように教えてしまうからです。この選択を書いてください。同点のペアからは、どちらへ進むべきかを学べないので除きます。最高点の復元画像が複数あれば、先にあるもの($t$ が小さく、本物に近いもの)を採用します。
 # 手計算の例: 得点 $(0.7, 0.9)$ で easy の勝者が $0.8$ なら、列1を選んで残します。$0.9$ なら、選ぶ列は同じですが除きます。
 
 
@@ -573,8 +575,10 @@ normal_winners = lab.use("normal_winners")
 # %% uid="normal-use"
 pairs = world.pairs()
 middle = [level for level in world.recons if level != 100]
-level, kept = normal_winners(torch.stack([world.recon_scores[m] for m in middle], 1), scores.max(1).values)
-print(t("l06.kept", kept=int(kept.sum()), total=len(kept)))
+recon_scores, easy_scores = torch.stack([world.recon_scores[m] for m in middle], 1), scores.max(1).values
+level, kept = normal_winners(recon_scores, easy_scores)
+better = recon_scores.gather(1, level[:, None])[:, 0] > easy_scores
+lab.verdict(t("l06.kept", kept=int(kept.sum()), total=len(kept)), torch.equal(kept, better))
 print(t("l06.levels", levels=", ".join(f"t = {m}: {int(((level == k) & kept).sum())}" for k, m in enumerate(middle))))
 first = [int(i) for i in kept.nonzero().flatten()[:5]] or [0]
 strips(
@@ -693,7 +697,7 @@ claim("curriculum_nearer_than_easy", "hg", "easy", "distance")
 # ずれをそのまま数えることです。記録したシードで何が決まったかは、判定の枠に出ています。結果を変えそうなのは、シードを増やすこと、論文と同じく easy 段階に第4節の損失を入れること、
 # アダプタを半分の強さにすること(第9節)です。
 
-# %% [markdown] lang="en" uid="own" pair="bc124c71"
+# %% [markdown] lang="en" uid="own" pair="885b5111"
 # ## 7. An experiment of your own
 #
 # The stages are recipes now, and you have a budget of 100 steps. Choose a plan, predict where its star will land, run it. Some that the paper or a sceptic
@@ -712,14 +716,14 @@ claim("curriculum_nearer_than_easy", "hg", "easy", "distance")
 # %% [markdown] lang="ja" uid="own" pair="49579f8a"
 # ## 7. 自分の実験
 #
-# 各段階は、いわばレシピになりました。予算は100ステップです。計画を選び、星がどこに来るかを予想してから実行してください。論文の著者や、疑い深い人が試しそうな例を挙げます。
+# ここまでの各段階を、組み合わせ自由なレシピとして使います。予算は100ステップです。計画を選び、星がどこに来るかを予想してから実行してください。論文の著者や、疑い深い人が試しそうな例を挙げます。
 #
-# * `[("leap", 100)]`: いきなり本物対生成画像。論文ではモデルが壊れます。
+# * `[("leap", 100)]`: いきなり本物と生成画像を競わせます。論文ではモデルが壊れます。
 # * `[("normal", 60), ("hard", 40)]`: easy なし。`[("easy", 60), ("hard", 40)]`: normal なし。
-# * `[("together", 100)]`: 全段階のペアを、順序なしで一括。
-# * `[("real", 100)]`: 地味な対照実験。96枚の本物の画像による通常のファインチューニングで、敗者は使いません(論文でこれに最も近いのは、基準モデルを hard の勝者で
+# * `[("together", 100)]`: 全段階のペアを、順序を付けずに一括で学習します。
+# * `[("real", 100)]`: 地味な対照実験です。96枚の本物の画像による通常のファインチューニングで、敗者は使いません(論文でこれに最も近いのは、基準モデルを hard の勝者で
 #   ファインチューニングした条件で、ほとんど伸びていません)。
-# * `[("warm", 60)]` と `[("cured", 60)]`: 第4節の偏った評価役。*自分の*損失なしとあり。
+# * `[("warm", 60)]` と `[("cured", 60)]`: 第4節の偏った評価役です。それぞれ、*自分の*損失なしと、ありです。
 #
 # **自由課題。** 合計100ステップ以内で、記録済みのどの条件にも「両方の軸で同時に」負けない計画を見つけてください。正解は1つではなく、この後に書く関数で判定します。
 # `real` を使わないなら、難易度は5段階の5です。
@@ -727,7 +731,7 @@ claim("curriculum_nearer_than_easy", "hg", "easy", "distance")
 # %% uid="own-predict" tags=["quiz"]
 lab.predict("leap")
 
-# %% uid="own-run" tags=["slow"]
+# %% uid="own-run" tags=["open", "slow"]
 own_plan = [("leap", 100)]
 
 warm_pairs = l06_world.best_vs_worst(world.pool, "warm").training()
@@ -785,7 +789,7 @@ claim("order_matters", "hg", "at_once")
 claim("sft_erases", "sft", "easy")
 claim("pairs_beat_fine_tuning", "hg", "real_sft")
 
-# %% [markdown] lang="en" uid="own-reading" pair="b77e180b"
+# %% [markdown] lang="en" uid="own-reading" pair="4ec6027b"
 # **Reading.** Compare the leap with the curriculum first, by the intervals and not by the dots. Does it fall below the curriculum, or even below the base, as in
 # the paper (FID from 37 to 113)? The boxes say what the record decides. Where the leap holds its ground, the likely reason is the size of the gap:
 # our real pictures differ from generated ones by a film of noise, photographs in everything at once, and the paper trained for hundreds of thousands of steps.
@@ -805,10 +809,10 @@ claim("pairs_beat_fine_tuning", "hg", "real_sft")
 # 次は、都合の悪い点、**本物の画像による通常のファインチューニング**です。これがカリキュラムより右*かつ*下にあるなら、*ここでは*ペアも評価役も要らなかったことになります。なぜでしょうか。
 # この基準モデルは、誤ったキャプションという特定の原因で歪んでいます。*正しい*キャプションの付いた本物96枚は、その直接の薬になり、粒状感も一緒に教えます。論文では、hard の勝者でファインチューニング
 # すると、どの段階の後でも同じ程度の結果に落ち着きます。基準モデルがすでに30万枚の写真でファインチューニング済みで、この薬で治すものが残っていなかったからです。自分のプロジェクトに
-# 引きつければ、問うべきは基準モデルの状態です。データのせいで間違っているのか(それならデータを直す)、平均的には正しく、その良い方だけが欲しいのか(それなら選好)。この対照実験がない表からは、
+# 引きつければ、問うべきは基準モデルの状態です。データのせいで間違っているのか(それならデータを直す)、平均的には正しく、その良いほうだけが欲しいのか(それなら選好で学習する)。この対照実験がない表からは、
 # どちらなのか分かりません。
 
-# %% [markdown] lang="en" uid="pareto" pair="be48fe8c"
+# %% [markdown] lang="en" uid="pareto" pair="74096645"
 # With two axes "best" is no longer a number. An arm is **dominated** if another one is at least as good on both axes and better on one; what no one dominates
 # is the Pareto front, and between its points the numbers cannot choose for you. Write it: points are rows (faithfulness, distance), *more* faithfulness and
 # *less* distance are better. By hand: of $(0.8, 9)$, $(0.7, 9)$, $(0.9, 11)$ the second is dominated by the first; two equal points do not dominate
@@ -816,7 +820,7 @@ claim("pairs_beat_fine_tuning", "hg", "real_sft")
 
 # %% [markdown] lang="ja" uid="pareto" pair="3356f282"
 # 軸が2つあると、「最良」は1つの数字では決まりません。ある条件が別の条件に**支配される**とは、別の条件が両方の軸で同等以上で、少なくとも一方では優れていることです。何にも支配されない条件の集まりが
-# パレートフロントです。その中のどれを選ぶかは、数字だけでは決まりません。これを書いてください。行は(忠実度, 距離)で、忠実度は*大きい*ほど、距離は*小さい*ほど良いものとします。
+# パレートフロントです。その中のどれを選ぶかは、数字だけでは決まりません。パレートフロントを求める関数を書いてください。行は(忠実度, 距離)で、忠実度は*大きい*ほど、距離は*小さい*ほど良いものとします。
 # 手計算の例: $(0.8, 9)$、$(0.7, 9)$、$(0.9, 11)$ では、2つ目が1つ目に支配されます。等しい2点は、互いに支配しません。
 
 
@@ -848,7 +852,7 @@ for (name, (faithful, far)), free in zip(points.items(), pareto_front(np.array(l
     numbers = {"name": name, "gold": faithful, "distance": far}
     print(t("l06.front", **numbers) if free else t("l06.dominated", **numbers))
 
-# %% [markdown] lang="en" uid="proof" pair="dc643cf1"
+# %% [markdown] lang="en" uid="proof" pair="48547434"
 # ## 8. Prove it
 #
 # A judge that made the pairs cannot prove anything. Read its score beside a judge that it never met, and beside sharpness, which is easily pleased: grain is
@@ -857,8 +861,8 @@ for (name, (faithful, far)), free in zip(points.items(), pareto_front(np.array(l
 # %% [markdown] lang="ja" uid="proof" pair="3b186aeb"
 # ## 8. 証明する
 #
-# ペアを作った評価役の採点は、何の証拠にもなりません。学習に使っていない評価役の得点と並べて読む必要があります。鮮鋭度も並べますが、これは簡単に高得点が出ます。粒状感は鮮鋭だからです。
-# 今回の条件ごとに、同じノイズから描いた基準モデルの画像に勝ったプロンプトの割合を示します(引き分けは半分)。
+# ペアを作った評価役の採点は、何の証拠にもなりません。学習に使っていない評価役の得点と並べて読む必要があります。鮮鋭度も並べますが、粒状感があるだけで値が上がるので、簡単に高得点が出ます。
+# 今回実行した条件ごとに、同じノイズから描いた基準モデルの画像に勝ったプロンプトの割合を示します(引き分けは半分として数えます)。
 
 # %% uid="proof-run"
 from labkit.metrics import outcomes, win_rate
@@ -885,7 +889,7 @@ value, low, high = table["hg", "gold"]
 lab.claim("wins_by_gold", measured=t("l06.measure_win"), value=value, interval=(low, high), seeds=[run_seed])
 claim("sharper_is_not_better", "leap", "base", "sharpness")
 
-# %% [markdown] lang="en" uid="goodhart" pair="75d2ddfe"
+# %% [markdown] lang="en" uid="goodhart" pair="2f6eb5c7"
 # **Reading.** An arm that wins by sharpness and not by the gold judge has learnt texture. The two judges should agree in direction; where the training judge
 # gives more, the surplus is its own error, learnt.
 #
@@ -893,11 +897,11 @@ claim("sharper_is_not_better", "leap", "base", "sharpness")
 # direction that training found: an *analogy* of a training that nobody stopped, not the thing itself. Where do the two judges part?
 
 # %% [markdown] lang="ja" uid="goodhart" pair="a5188d64"
-# **図の読み方。** 鮮鋭度で勝ち、正解の評価役で勝っていない条件は、質感を学んだだけです。2つの評価役は同じ向きに動くはずです。学習用の評価役の方が大きく伸びていれば、その余分は、評価役の誤りを
+# **図の読み方。** 鮮鋭度で勝ち、正解の評価役で勝っていない条件は、質感を学んだだけです。2つの評価役は同じ向きに動くはずです。学習用の評価役の得点の方が大きく伸びていれば、その余分は、評価役の誤りを
 # 学んだ分です。
 #
-# 測定の尺度は、それ自体が目標になると良い尺度ではなくなります(グッドハートの法則)。easy のアダプタを2倍、4倍の強さで使うと、学習が見つけた方向へさらに進みます。止めどきを過ぎた学習そのものではなく、
-# その*たとえ*です。2つの評価役の得点は、どこで分かれるでしょうか。
+# 測定の尺度は、それ自体が目標になると良い尺度ではなくなります(グッドハートの法則)。easy のアダプタを2倍、4倍の強さで使うと、学習が見つけた方向へさらに進みます。止めどきを過ぎた学習そのものではありませんが、
+# その*たとえ*になります。2つの評価役の得点は、どこで分かれるでしょうか。
 
 # %% uid="goodhart-run" tags=["slow"]
 from labkit.diffusion import use_adapters
@@ -1000,7 +1004,7 @@ explore(
     },
 )
 
-# %% [markdown] lang="en" uid="words" pair="4d222536"
+# %% [markdown] lang="en" uid="words" pair="38812706"
 # Two more parts of the paper are too long for a live run and rest on the record alone.
 #
 # **Words.** The hard stage has no judge that reads the prompt. To make up for it the paper trains the text encoder by itself on the easy pairs, and uses it for
@@ -1013,9 +1017,9 @@ explore(
 # 論文の残る2つの要素は、その場で実行するには長すぎるので、記録だけで判断します。
 #
 # **言葉。** hard 段階には、プロンプトを読む評価役がいません。それを補うため、論文ではテキストエンコーダを easy のペアで別に学習し、構図が決まる $900 \le t \le 1000$ だけで使います。細部を描く
-# 後のステップでは、もともと一緒に学習した言葉をそのまま使います。
+# 後のステップでは、もともと U-Net と一緒に学習したテキストエンコーダをそのまま使います。
 #
-# **特定の人物のモデル。** ある1人の人物をさまざまな表情と服装で描き、専用のアダプタに通常のファインチューニングで覚えさせます。その隣にカリキュラムのアダプタを、追加の学習なしで並べます。
+# **特定の人物のモデル。** ある1人の人物を、さまざまな表情と服装の画像から、専用のアダプタに通常のファインチューニングで覚えさせます。その隣にカリキュラムのアダプタを、追加の学習なしで並べます。
 # 人物は同じままで、プロンプトへの忠実度は上がるでしょうか。
 
 # %% uid="words-record"
@@ -1032,7 +1036,7 @@ claim("words_help", "hg_words", "hg")
 claim("identity_stays", "personal_hg", "personal", "same_person")
 claim("transfer_helps", "personal_hg", "personal")
 
-# %% [markdown] lang="en" uid="cost" pair="bd4fba4b"
+# %% [markdown] lang="en" uid="cost" pair="2cbd9cef"
 # **Reading.** Half strength is a dial between the base and the trained model, so some faithfulness must go; the question is whether what remains still beats
 # the base clearly. The personal rows answer other prompts than the rows above them and can only be compared with each other.
 #
@@ -1048,7 +1052,7 @@ claim("transfer_helps", "personal_hg", "personal")
 # ## 10. 経営者の質問
 #
 # 記事の問いは、費用と人の役割です。費用は U-Net の計算回数(NFE)で数えます。画像1枚を U-Net に1回通すと1回です。学習では、逆伝播に順伝播の2倍かかるので、1枚が3回分になります。ラベルについては、
-# 評価役は候補ごとに1回採点しました。人がペアを比べるなら、ペアごとに1票が必要です。
+# 評価役は候補1枚ごとに1回採点しました。人がペアを比べるなら、ペアごとに1票を入れます。
 
 # %% uid="cost-run"
 # en: with guidance every step costs two
@@ -1056,14 +1060,14 @@ claim("transfer_helps", "personal_hg", "personal")
 per_picture = 2 * sizes.steps
 pool_rows = scores.numel() * per_picture
 # en: winner and loser through the policy (3 each) and the reference (1 each)
-# ja: 勝者と敗者を、方策(各3回分)と参照モデル(各1回)に通します
+# ja: 勝者と敗者を、学習中のモデル(各3回分)と参照モデル(各1回)に通します
 train_rows = (first + 2 * rest) * sizes.batch * 2 * (3 + 1)
 votes = len(pairs.easy.training()) + len(pairs.normal.training())
 print(t("l06.cost", pool=pool_rows, train=train_rows, labels=scores.numel(), votes=votes))
 print(t("l06.break_even", pictures=(pool_rows + train_rows) / (per_picture * (world.pool.n - 1)), n=world.pool.n))
 lab.article_map()
 
-# %% [markdown] lang="en" uid="where-next" pair="6d02a278"
+# %% [markdown] lang="en" uid="where-next" pair="7a99f383"
 # ## 11. What to keep
 #
 # * Pairs from the model's own pool teach what the model can already do sometimes. What it can never do has to come from outside, in steps it can follow.
@@ -1075,7 +1079,7 @@ lab.article_map()
 # %% [markdown] lang="ja" uid="where-next" pair="d158bf10"
 # ## 11. 持ち帰ること
 #
-# * モデル自身のプールから作ったペアが教えるのは、モデルがすでに時々できることです。一度もできないことは、外から、ついて来られる歩幅で教える必要があります。
+# * モデル自身のプールから作ったペアが教えるのは、モデルがすでに時々できることです。一度もできないことは、外から持ち込み、モデルがついて来られる歩幅で教える必要があります。
 # * 勝者と敗者を分けるものは、評価役の好みでも、粒状感でも、色でも、何でも学習されます。損失を見る前に、ペアを見てください。
 # * 目標が2つなら、尺度も2つ必要です。そして表には、地味な対照実験も必要です。
 #

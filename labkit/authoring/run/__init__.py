@@ -42,6 +42,7 @@ from labkit.authoring.run.plan import (
 from labkit.authoring.run.pool import INTERRUPTED, Task, run_all
 from labkit.course.i18n import LANGUAGES, get_language, set_language
 from labkit.course.manifest import TIERS, Project
+from labkit.course.render import terminal_language
 from labkit.files import write_atomically
 
 EDITIONS = ("solution", "student")
@@ -200,7 +201,7 @@ def main(args: argparse.Namespace) -> int:
     langs = LANGUAGES if args.lang == "both" else (args.lang,)
     editions = EDITIONS if args.edition == "both" else (args.edition,)
     before = get_language()
-    set_language(langs[0])
+    set_language(terminal_language(langs[0]))
     try:
         options = Options(
             output=(args.output or project.root / "build" / "run").resolve(),

@@ -153,6 +153,8 @@ def inspect(job: Job, outcome: Outcome) -> None:
 def _papermill(job: Job, manager: Any) -> None:
     import papermill
 
+    from labkit.authoring.run import engine
+
     def limit(cell: Any) -> float:
         return job.slow_timeout if "slow" in cell.metadata.get("tags", []) else job.cell_timeout
 
@@ -165,6 +167,7 @@ def _papermill(job: Job, manager: Any) -> None:
         job.notebook,
         job.output,
         parameters=job.parameters,
+        engine_name=engine.NAME,
         kernel_name="python3",  # explicit: else the name stored in the notebook wins
         language="python",
         progress_bar=False,

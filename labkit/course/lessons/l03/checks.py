@@ -1,7 +1,7 @@
 """Exercises of lesson 03.
 
 The reference solutions are what a learner can write in a cell; the checks hold every answer against the same functions
-of `labkit.density.equations` that `PseudoDensity`, `importance_sample` and `perturb` use.
+of `labkit.density.equations` that `PseudoDensity`, `importance_sample` and `perturb` use (Vendi: `labkit.metrics`).
 """
 
 import math
@@ -10,6 +10,7 @@ import torch
 
 from labkit.course.checks import exercise
 from labkit.density import equations
+from labkit.metrics import vendi_score
 
 
 def pseudo_density(features, k):
@@ -92,7 +93,7 @@ def check_acceptance(c, fn):
     c.hand(low, torch.tensor([1.0, 1.0, 0.25, 0.25], dtype=torch.float64))
     c.close(c.call(fn, rho, 1.0, 2.0), torch.tensor([0.5, 0.5, 1.0, 1.0], dtype=torch.float64), key="l03.tie")
     rho = 2 * c.rand(30, dtype=torch.float64)
-    for w in (33.0, 1.0, 0.03):
+    for w in (33.0, 1.5, 1.0, 0.03):
         c.close(c.call(fn, rho, 0.7, w), equations.acceptance_probability(rho, threshold=0.7, ratio=w))
 
 
@@ -138,7 +139,7 @@ def check_forecast(c, fn):
     rate, share, calls = c.call(fn, 0.2, 0.25)
     c.close(rate, 0.85, key="l03.below_one")
     c.close(share, 0.05 / 0.85, key="l03.below_one")
-    for pi, w in ((0.1, 33.0), (0.9, 33.0), (0.1, 0.03), (0.4, 1.0)):
+    for pi, w in ((0.1, 33.0), (0.9, 33.0), (0.1, 0.03), (0.4, 1.5), (0.4, 1.0)):
         want = equations.forecast(pi, ratio=w)
         c.close(c.call(fn, pi, w), (want.acceptance, want.share_above_after, want.calls_per_sample))
 
@@ -196,3 +197,129 @@ def _(delta, gradient, alpha, eps):
 @check_push_step.wrong("l03.downhill")
 def _(delta, gradient, alpha, eps):
     return (delta - alpha * gradient.sign()).clamp(-eps, eps)
+
+
+def vendi(features):
+    """Vendi score (Friedman & Dieng 2023) with cosine similarity: exponential of the entropy of the eigenvalues."""
+    unit = features.double() / features.double().norm(dim=1, keepdim=True)
+    shares = torch.linalg.eigvalsh(unit @ unit.T / len(unit))
+    shares = shares[shares > 1e-12]
+    return float((-(shares * shares.log()).sum()).exp())
+
+
+def _entropy(similarity, base=math.e):
+    shares = torch.linalg.eigvalsh(similarity)
+    shares = shares[shares > 1e-12]
+    return float(-(shares * shares.log()).sum() / math.log(base))
+
+
+@exercise("l03.vendi", reference=vendi)
+def check_vendi(c, fn):
+    c.callable(fn)
+    a, b = torch.eye(2, dtype=torch.float64)
+    pairs = torch.stack([a, a, b, b])
+    c.number(c.call(fn, pairs))
+    x = c.randn(12, 5, dtype=torch.float64)
+    unit = x / x.norm(dim=1, keepdim=True)
+    got = torch.tensor(float(c.call(fn, x)), dtype=torch.float64)
+
+    def looks(value):
+        return torch.tensor(value, dtype=torch.float64)
+
+    c.mistake("l03.vendi_entropy", got=got, looks_like=looks(_entropy(unit @ unit.T / 12)))
+    c.mistake("l03.vendi_lengths", got=got, looks_like=looks(math.exp(_entropy(x @ x.T / 12))))
+    c.mistake("l03.vendi_bits", got=got, looks_like=looks(math.exp(_entropy(unit @ unit.T / 12, base=2))))
+    c.hand(looks(float(c.call(fn, pairs))), looks(2.0), atol=1e-6)
+    c.close(c.call(fn, 3 * torch.eye(6, dtype=torch.float64)), 6.0)
+    c.close(c.call(fn, torch.ones(5, 3, dtype=torch.float64)), 1.0)
+    c.close(got, vendi_score(x))
+
+
+@check_vendi.wrong("l03.vendi_entropy")
+def _(features):
+    return math.log(vendi(features))
+
+
+@check_vendi.wrong("l03.vendi_lengths")
+def _(features):
+    return math.exp(_entropy(features.double() @ features.double().T / len(features)))
+
+
+@check_vendi.wrong("l03.vendi_bits")
+def _(features):
+    return math.exp(math.log(vendi(features)) / math.log(2))
+
+
+def best_iterate(path, scores):
+    """The iterate of the highest score of each picture."""
+    return path[scores.argmax(dim=0), torch.arange(path.shape[1])]
+
+
+@exercise("l03.best_iterate", reference=best_iterate)
+def check_best_iterate(c, fn):
+    c.callable(fn)
+    path = torch.arange(12, dtype=torch.float64).reshape(3, 2, 2)  # [S, B, 2]
+    scores = torch.tensor([[1.0, 5.0], [3.0, 4.0], [2.0, 4.0]], dtype=torch.float64)
+    got = c.call(fn, path, scores)
+    c.tensor(got, shape=(2, 2), dtype=torch.float64)
+    longer = torch.arange(8, dtype=torch.float64).reshape(4, 2)
+    apart = torch.tensor([[1.0, 9.0], [3.0, 4.0], [2.0, 1.0], [0.0, 5.0]], dtype=torch.float64)
+    chosen = c.call(fn, longer, apart)
+    c.mistake("l03.best_last", got=chosen, looks_like=longer[-1])
+    c.mistake("l03.best_common", got=chosen, looks_like=longer[apart.sum(dim=1).argmax()])
+    c.mistake("l03.best_start", got=chosen, looks_like=longer[1:][apart[1:].argmax(dim=0), torch.arange(2)])
+    c.hand(got, torch.tensor([[4.0, 5.0], [2.0, 3.0]], dtype=torch.float64))
+    path, scores = c.randn(6, 5, 3, 2, 2, dtype=torch.float64), c.randn(6, 5, dtype=torch.float64)
+    c.close(c.call(fn, path, scores), torch.stack([path[int(scores[:, i].argmax()), i] for i in range(5)]))
+
+
+@check_best_iterate.wrong("l03.best_last")
+def _(path, scores):
+    return path[-1]
+
+
+@check_best_iterate.wrong("l03.best_common")
+def _(path, scores):
+    return path[scores.sum(dim=1).argmax()]
+
+
+@check_best_iterate.wrong("l03.best_start")
+def _(path, scores):
+    return path[1:][scores[1:].argmax(dim=0), torch.arange(path.shape[1])]
+
+
+def fixed_share(pi, w_real, w_fake=1.0):
+    """Share above tau at the fixed point of weighted training."""
+    above = pi * w_real / w_fake
+    return above / (above + 1 - pi)
+
+
+@exercise("l03.fixed_share", reference=fixed_share)
+def check_fixed_share(c, fn):
+    c.callable(fn)
+    one, both = c.number(c.call(fn, 0.5, 4.0)), c.number(c.call(fn, 0.5, 4.0, 0.25))
+    c.require(not math.isclose(both, 0.5) or not math.isclose(one, 0.8), "l03.fixed_product")
+    c.require(not math.isclose(one, 2.0), "l03.fixed_no_share")
+    c.require(not math.isclose(one, 4.0), "l03.fixed_odds")
+    c.close(one, 0.8)
+    c.close(both, 16 / 17)
+    for pi, w_real, w_fake in ((0.3, 33.0, 1.0), (0.3, 0.03, 1.0), (0.2, 33.0, 1 / 33), (0.7, 2.0, 2.0)):
+        law = torch.tensor([1 - pi, pi], dtype=torch.float64)
+        seen = [torch.tensor([1.0, w], dtype=torch.float64) for w in (w_real, w_fake)]
+        want = float(equations.fixed_point(law, w_real=seen[0], w_fake=seen[1])[1])
+        c.close(c.call(fn, pi, w_real, w_fake), want)
+
+
+@check_fixed_share.wrong("l03.fixed_product")
+def _(pi, w_real, w_fake=1.0):
+    return fixed_share(pi, w_real * w_fake)
+
+
+@check_fixed_share.wrong("l03.fixed_no_share")
+def _(pi, w_real, w_fake=1.0):
+    return pi * w_real / w_fake
+
+
+@check_fixed_share.wrong("l03.fixed_odds")
+def _(pi, w_real, w_fake=1.0):
+    return pi * w_real / w_fake / (1 - pi)

@@ -220,6 +220,7 @@ def check_wins(c, fn):
     c.mistake("l05.no_ties", got=got, looks_like=np.array([1.0, 0.0, 0.0, 0.0]))
     c.mistake("l05.swapped_models", got=got, looks_like=np.array([0.0, 0.5, 1.0, 0.5]))
     c.hand(got, np.array([1.0, 0.5, 0.0, 0.5]))
+    c.hand(c.call(fn, np.array([0.75, 0.25]), np.array([0.5, 0.5]), 0.25), np.array([0.5, 0.5]))  # just within
     a, b = c.rand(30).numpy(), c.rand(30).numpy()
     c.close(np.asarray(c.call(fn, a, b, 0.1)) + np.asarray(c.call(fn, b, a, 0.1)), np.ones(30))
 

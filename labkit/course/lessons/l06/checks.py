@@ -193,6 +193,8 @@ def check_pareto_front(c, fn):
     c.mistake("l06.dominated_ones", got=got, looks_like=np.array([False, True, False, False, False, True]))
     c.mistake("l06.strict_on_both", got=got, looks_like=np.array([True, True, True, True, True, False]))
     c.hand(got, np.array([True, False, True, True, True, False]))
+    farther = np.asarray(c.call(fn, np.array([[0.6, 8.0], [0.6, 8.5]])))  # as faithful, but farther away
+    c.equal(farther, np.array([True, False]), key="l06.strict_on_both")
     twins = np.asarray(c.call(fn, np.array([[0.8, 9.0], [0.8, 9.0], [0.7, 10.0]])))
     c.equal(twins, np.array([True, True, False]), key="l06.equal_points")
 
