@@ -101,6 +101,8 @@ ASKED = {
         ["draw", "lot", "--n", "1", "--seed", "5", "--lang", "ja"],
         ["sign", "lot", "verdicts.jsonl", "--maker", "é", "--checker", "日"],
         ["verify", "record.json"],
+        ["run", "none", "--plan", "bad=0.02", "--maker", "é", "--checker", "日", "--no-browser"],
+        ["certify", "none", "verdicts.jsonl", "--scores", "é.jsonl", "--alpha", "0.02"],
     ],
     "progress": [[*ROOM, "--lang", "ja"], [*ROOM, "--lang", "en"], [*ROOM, "--lang", "ja", "--json"]],
     "study": [
@@ -114,7 +116,10 @@ ASKED = {
 }
 
 
-STEPS = {"inspect": ["plan", "draw", "sign", "verify"], "study": ["run", "status", "verify", "merge", "check"]}
+STEPS = {
+    "inspect": ["plan", "run", "draw", "sign", "verify", "certify"],
+    "study": ["run", "status", "verify", "merge", "check"],
+}
 
 
 def entries(path):
@@ -199,7 +204,7 @@ class TestEncodings:
             module, _, register = where.partition(":")
             getattr(importlib.import_module(module), register)(subparsers)
             [steps] = [
-                list(action.choices)
+                list(action._name_parser_map)  # `choices` is None where a step may be left out
                 for action in subparsers.choices[name]._actions
                 if isinstance(action, argparse._SubParsersAction)
             ] or [[]]

@@ -315,6 +315,7 @@ def test_the_glossary_is_consistent():
 
 
 def test_terms_are_not_looked_for_in_code_formulas_and_links():
-    text = "`デノイズ` $デノイズ$ [ノイズ除去](デノイズ.md) https://a.b/デノイズ\n```\nデノイズ\n```\n"
+    text = "`デノイズ` $デノイズ$ [ノイズ除去](デノイズ.md) https://a.b/デノイズ 『デノイズの論文』\n"
+    text += "```\nデノイズ\n```\n"
     assert list(lint_terms(text, 1, "x.md")) == []
     assert [problem.line for problem in lint_terms(text + "デノイズ", 1, "x.md")] == [5]

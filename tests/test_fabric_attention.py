@@ -282,6 +282,7 @@ def test_first_release_is_the_papers_constant_weight():
         ({"max_weight": -1}, "at least 0"),
         ({"max_weight": float("nan")}, "at least 0"),
         ({"bottleneck_scale": -2}, "bottleneck_scale is -2, expected a finite number"),
+        ({"depths": (0.5, 0.2)}, "smaller one first"),
         ({"shape": "square"}, "boxcar, linear, cosine"),
         ({"end": 1.2}, "0 .pure noise"),
         ({"mass_cap": 0.5}, "backend='lse'"),

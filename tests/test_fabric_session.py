@@ -249,9 +249,36 @@ def test_fused_rows_are_two_forwards_in_one_call(pipe):
         with fabric(pipe, fused=True, cache=cache, **options, **more) as again:
             assert (generate(pipe, steps=4) - expected).abs().max() < 1e-5
         assert again.reference_rows == 0
-    with NFELedger(pipe) as ledger, fabric(pipe, fused=True, chunk=3, **options):  # too many for one call
+    with (  # too many for one call
+        pytest.warns(FabricWarning, match="no effect for 4 references.*give chunk=4"),
+        NFELedger(pipe) as ledger,
+        fabric(pipe, fused=True, chunk=3, **options),
+    ):
         generate(pipe, steps=4)
     assert ledger.counts.unet_calls == 4 + 2 * 2
+
+
+def test_depths_choose_the_layers_that_read_references(pipe):
+    x, t, text, labels = one_call(pipe)
+    depths = sorted({layer.depth for layer, _ in self_attentions(pipe.unet)})
+    assert len(depths) > 1
+
+    def out(**options):
+        seen = []
+        with fabric(pipe, liked=pictures(2), observer=lambda o: seen.append(o.layer.depth), **options):
+            return call(pipe, x, t, text, labels), sorted(set(seen))
+
+    everywhere, layers = out()
+    assert layers == depths
+    outer, layers = out(depths=(0.0, depths[0]))
+    assert layers == depths[:1]
+    inner, layers = out(depths=(depths[1], 1.0))
+    assert layers == depths[1:]
+    plain = call(pipe, x, t, text, labels)
+    for one, other in ((everywhere, outer), (everywhere, inner), (outer, inner), (outer, plain)):
+        assert (one - other).abs().max() > 1e-5
+    with pytest.raises(FabricError, match="no self-attention lies at depths"), fabric(pipe, depths=(0.99, 0.99)):
+        pass
 
 
 def test_adain_gives_queries_and_keys_the_moments_of_the_references(pipe):

@@ -54,6 +54,33 @@ def test_votes_reach_the_loop_and_the_goal_is_noticed():
     assert one.won
 
 
+def test_the_round_that_won_is_named_whatever_is_played_afterwards():
+    one = game()
+    assert one.found is None
+    for _ in range(4):  # best of the rounds: 0, 0.2, 0.4, 0.6, 0.8
+        one.next_round()
+    assert one.found == 3
+    assert "round 3, 9 pictures" in one.status
+    assert "round 5" in one.status
+    one.undo()
+    one.undo()
+    one.undo()
+    assert not one.won
+
+
+def test_the_target_stands_beside_the_round_and_votes_are_frames(monkeypatch):
+    seen = {}
+    monkeypatch.setattr("labkit.figures.game.image_grid", lambda *a, **k: seen.update(images=a[0], scores=a[2], **k))
+    one = game(target=torch.zeros(3, 8, 8))
+    one.vote(0, DISLIKE)
+    one.vote(2, LIKE)
+    one.figure()
+    assert len(seen["images"]) == 4
+    assert seen["scores"][0] != seen["scores"][0]  # the target has no score
+    assert seen["scores"][3] == pytest.approx(0.0)
+    assert seen["frames"] == {1: "bad", 3: "good"}
+
+
 def test_undo_goes_back_to_the_votes_of_the_round_before():
     one = game()
     one.vote(1, LIKE)
@@ -83,6 +110,7 @@ def test_buttons_do_what_the_methods_do(lang):
         assert one.choices[2].value == NEUTRAL
         assert one.pictures[0].value != first
         assert "2" in one.line.value
+        assert "0.20" in one.scores[2].value
         one.undo_button.click()
         assert one.choices[2].value == LIKE
         assert one.votes == [NEUTRAL, NEUTRAL, LIKE]

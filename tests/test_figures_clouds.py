@@ -18,7 +18,8 @@ def test_the_map_colours_the_points_and_rings_the_ball_of_one():
         label="density", alt="a map",
     )  # fmt: skip
     truth, points = figure.axes[:2]
-    assert truth.images[0].get_extent() == [-2.0, 2.0, -2.0, 2.0] and truth.get_title("left") + truth.get_title() == "true"
+    assert truth.images[0].get_extent() == [-2.0, 2.0, -2.0, 2.0]
+    assert truth.get_title("left") + truth.get_title() == "true"
     np.testing.assert_array_equal(offsets(points)[0], POINTS)
     (ball,) = points.patches
     assert tuple(ball.center) == (-1.0, 0.5) and ball.radius == 0.7

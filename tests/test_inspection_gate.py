@@ -623,6 +623,7 @@ def test_the_command_goes_from_a_folder_to_a_record_that_verifies(inspect, folde
     assert inspect("verify", path, path, "--folder", folder, "--seal", seal)[0] == 0
     assert {page.name for page in (tmp_path / "inspection").glob("*.html")} == {
         "inspect.html",
+        "disputed.html",
         f"{path.stem}.en.html",
         f"{path.stem}.ja.html",
     }

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from labkit.portraits import ATTRIBUTES, TEMPLATES, caption, describe, sample_specs
+from labkit.portraits import ATTRIBUTES, TEMPLATES, caption, describe, random_caption, sample_specs
 from labkit.portraits.attributes import HELD_OUT_STYLES, TRAINING_STYLES
-from labkit.portraits.parse import open_attributes, parse_caption
+from labkit.portraits.parse import open_attributes, parse_caption, unknown_words
 
 
 @pytest.mark.parametrize("template", range(TEMPLATES["en"]))
@@ -29,3 +29,13 @@ def test_what_a_caption_does_not_name_is_open_but_a_bald_head_closes_the_hair_co
     assert open_attributes("a portrait of a person") == frozenset(ATTRIBUTES)
     assert open_attributes("a happy person with glasses") == frozenset(ATTRIBUTES) - {"mood", "glasses"}
     assert open_attributes("a person with a bald head") == frozenset(ATTRIBUTES) - {"hair_style", "hair_color"}
+
+
+def test_words_of_no_caption_are_unknown_and_those_of_every_caption_are_known():
+    rng = np.random.default_rng(3)
+    for spec in sample_specs(40, seed=5):
+        assert unknown_words(random_caption(spec, rng).text) == []
+    assert unknown_words("A cat") == ["cat"]
+    assert unknown_words("a hand-drawn portrait of a person, outlined style") == ["hand-drawn", "outlined"]
+    assert unknown_words("two happy cats, cats with Red hair in 4k") == ["two", "cats", "4k"]
+    assert unknown_words("赤い髪の人") == ["赤い髪の人"] and unknown_words("  ") == []

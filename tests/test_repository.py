@@ -244,13 +244,14 @@ def test_no_public_name_has_two_meanings():
 
 
 # Imports point one way. Each room of labkit, and the rooms that it may import.
-GROUND = {"errors", "files"}
+GROUND = {"errors", "files", "offline"}
 SHARED = {*GROUND, "portraits", "models", "diffusion", "metrics", "worlds", "checkpoint", "optim"}
 PAPERS = {"density", "fabric", "dpo", "pairwise"}
 LAYERS = {
     "__init__": set(),
     "errors": set(),
     "files": {"errors"},
+    "offline": {"errors"},
     "checkpoint": GROUND,
     "optim": GROUND,
     "portraits": GROUND,
@@ -259,14 +260,15 @@ LAYERS = {
     "metrics": {*GROUND, "models"},
     "worlds": {*GROUND, "diffusion"},
     **{paper: SHARED for paper in PAPERS},  # what two papers need moves down
+    "survey": {*SHARED, *PAPERS},  # the one that races the others
     "inspection": {*GROUND, "metrics"},  # works on any folder of pictures
     "training": SHARED,
-    "studies": {*SHARED, *PAPERS},
+    "studies": {*SHARED, *PAPERS, "inspection", "survey"},
     "figures": GROUND,
     # models: what is kept holds for the weights in their list of checksums; studies: the verdicts of claims
     "course": {*GROUND, "figures", "models", "studies"},
     # checks hold answers against the papers' functions
-    "course.lessons": {*SHARED, *PAPERS, "inspection", "course", "figures", "studies"},
+    "course.lessons": {*SHARED, *PAPERS, "survey", "inspection", "course", "figures", "studies"},
     "authoring": {*GROUND, "course", "studies"},
     "envcheck": {*GROUND, "course", "figures", "models"},
     "cli": {*GROUND, "course", "authoring", "envcheck", "inspection"},
@@ -323,7 +325,7 @@ def test_the_layers_have_no_cycle_except_the_doors():
 
 @pytest.mark.slow
 def test_importing_labkit_loads_no_torchvision():
-    papers = ("density", "fabric", "dpo", "pairwise", "inspection")
+    papers = ("density", "fabric", "dpo", "pairwise", "survey", "inspection")
     candidates = ("portraits", "models", "diffusion", "metrics", *papers, "course")
     present = [f"labkit.{name}" for name in candidates if (ROOT / "labkit" / name / "__init__.py").exists()]
     assert present

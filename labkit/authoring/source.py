@@ -35,6 +35,7 @@ nothing but notebooks.
 | `setup`                   | exactly one cell, after the parameters: `lab = start("01", tier=tier, lang=lang, ...)`   |
 | `exercise`                | has a solution region; `exercise="id"` names its entry in lesson.yaml; the builder adds |
 |                           | a line with difficulty, importance and minutes                                           |
+| `open`                    | a task without a single answer, judged by a measurement                                  |
 | `check`, `quiz`, `widget` | what the cell calls, for the website and for statistics                                  |
 | `gpu`, `slow`             | needs a GPU; gets the larger time limit                                                  |
 | `hide-input`              | folded code                                                                              |
@@ -86,7 +87,7 @@ from labkit.course.manifest import EXERCISE_ID, SOURCE_NAME
 from labkit.errors import LabkitError
 
 TAGS = (
-    *("parameters", "setup", "exercise", "check", "quiz", "widget", "gpu", "slow"),
+    *("parameters", "setup", "exercise", "open", "check", "quiz", "widget", "gpu", "slow"),
     *("hide-input", "remove-cell", "instructor"),
 )
 RESERVED_UIDS = ("header", "install", "progress", "footer")

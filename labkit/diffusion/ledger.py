@@ -27,6 +27,7 @@ class Counts:
     unet_recomputed_rows: int = 0
     vae_encode_rows: int = 0
     vae_decode_rows: int = 0
+    vae_decode_backward_rows: int = 0
     text_rows: int = 0
     reward_calls: int = 0
     reward_rows: int = 0
@@ -78,7 +79,7 @@ class NFELedger:
         vae = getattr(self._models, "vae", None)
         if vae is not None:  # encode() and decode() are no forward calls, their inner modules are
             self._handles.append(vae.encoder.register_forward_hook(self._adder("vae_encode_rows")))
-            self._handles.append(vae.decoder.register_forward_hook(self._adder("vae_decode_rows")))
+            self._handles.append(vae.decoder.register_forward_hook(self._adder("vae_decode_rows", backward=True)))
         for name in ("text_encoder", "text_encoder_2"):
             if getattr(self._models, name, None) is not None:
                 self._handles.append(getattr(self._models, name).register_forward_hook(self._adder("text_rows")))
@@ -105,10 +106,20 @@ class NFELedger:
         self.counts.reward_calls += 1
         self.counts.reward_rows += rows
 
-    def _adder(self, field: str) -> Callable[..., None]:
+    def _adder(self, field: str, *, backward: bool = False) -> Callable[..., None]:
+        def add(field: str, rows: int) -> None:
+            setattr(self.counts, field, getattr(self.counts, field) + rows)
+
+        def on_gradient(rows: int) -> None:
+            if self._started is not None:
+                add(field.replace("_rows", "_backward_rows"), rows)
+
         def after(module: torch.nn.Module, args: tuple, output: Any) -> None:
             value = output if isinstance(output, Tensor) else output[0]
-            setattr(self.counts, field, getattr(self.counts, field) + _rows(value))
+            rows = _rows(value)
+            add(field, rows)
+            if backward and value.requires_grad:
+                value.register_hook(lambda _: on_gradient(rows))
 
         return after
 

@@ -172,7 +172,8 @@ class FeedbackLoop:
     def _configuration(self) -> dict:
         names = ("images", "steps", "guidance_scale", "negative_prompt", "seed", "noise", "most", "dropout")
         initial = {"liked": [r.key for r in self.initial.liked], "disliked": [r.key for r in self.initial.disliked]}
-        return {"settings": asdict(self.settings), "initial": initial} | {name: getattr(self, name) for name in names}
+        settings = asdict(self.settings) | {"depths": list(self.settings.depths)}  # as JSON gives it back
+        return {"settings": settings, "initial": initial} | {name: getattr(self, name) for name in names}
 
     def _store(self) -> None:
         if self.folder is not None:

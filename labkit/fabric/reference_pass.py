@@ -35,7 +35,10 @@ class Job:
 
 
 class ReferencePass:
-    """Encodes, noises and runs references. `running` is true during its own U-Net calls, `rows` counts their rows."""
+    """Encodes, noises and runs references. `running` is true during its own U-Net calls, `rows` counts their rows.
+
+    `unfused` is the number of references for which "fused" was asked in vain, 0 as long as there were none.
+    """
 
     def __init__(
         self, pipe, settings: Settings, context: Context, cache: ReferenceCache, *, seed: int, chunk: int | None
@@ -43,7 +46,7 @@ class ReferencePass:
         self.pipe, self.settings, self.context, self.cache = pipe, settings, context, cache
         self.unet, self.alphas_cumprod = pipe.unet, pipe.scheduler.alphas_cumprod
         self.seed, self.chunk = seed, chunk
-        self.running, self.rows = False, 0
+        self.running, self.rows, self.unfused = False, 0, 0
         self._jobs: list[Job] = []
         self._latents: dict[tuple[str, int, int], tuple[Tensor, str]] = {}
         self._texts: dict[tuple[int, int], tuple] = {}
@@ -86,8 +89,10 @@ class ReferencePass:
                     known[key] = states
                 found[sign].append(known[key])
         chunk = self.chunk or len(sample)
-        if self.settings.fused and len(jobs) <= chunk and can_append(call):
-            return found, jobs
+        if self.settings.fused and jobs:
+            if len(jobs) <= chunk and can_append(call):
+                return found, jobs
+            self.unfused = len(jobs)
         for start in range(0, len(jobs), chunk):
             self._run(jobs[start : start + chunk], call)
         return found, []
@@ -197,7 +202,8 @@ class ReferencePass:
     ) -> SignStates | None:
         """K, V and weights of one layer for one sign, references end to end; None where they have no weight."""
         s = self.settings
-        w = weight * depth_ramp(layer.depth, s.bottleneck_scale)
+        inside = s.depths[0] <= layer.depth <= s.depths[1]
+        w = weight * depth_ramp(layer.depth, s.bottleneck_scale) if inside else 0.0
         w = w / len(states) if s.count_normalized else w
         if w == 0:
             return None

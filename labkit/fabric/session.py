@@ -57,7 +57,8 @@ def fabric(
 
     Raises FabricError for a pipeline without U-Net, an unknown preset or setting, images that are none, nested use on
     the same U-Net, and, on leaving, if no U-Net call came by although there were references.
-    Warns (FabricWarning) if dislikes meet no unconditional rows, and if the weights are likely to burn the images.
+    Warns (FabricWarning) if dislikes meet no unconditional rows, if the weights are likely to burn the images, and if
+    `fused` has no effect because there are more references than `chunk`.
     """
     if isinstance(settings, str):
         if settings not in PRESETS:
@@ -115,6 +116,10 @@ class Session:
                 raise FabricError(
                     f"{layer.name} has a {kind}: expected {' or '.join(PLAIN_PROCESSORS)}, unfuse or reset it first"
                 )
+        low, high = self.settings.depths
+        if not any(low <= layer.depth <= high for layer, _ in attentions):
+            known = ", ".join(f"{depth:g}" for depth in sorted({layer.depth for layer, _ in attentions}))
+            raise FabricError(f"no self-attention lies at depths {low} to {high}: this U-Net has {known}")
         self._warn_before_burning()
         for layer, attn in attentions:
             self._restore.append((attn, attn.processor))
@@ -207,6 +212,11 @@ class Session:
         if not rows:
             return None
         states, jobs = self._pass.states({s: self.references[s] for s in rows}, call, t, rows)
+        if n := self._pass.unfused:
+            self._warn(
+                f"fused=True had no effect for {n} references, they had a U-Net call of their own: give chunk={n} "
+                "(calls with masks over tokens cannot be fused at all)"
+            )
         size = sample.shape[2:]
         assembled: dict[tuple[str, str], SignStates | None] = {}
 

@@ -32,6 +32,7 @@ class Settings:
     clock                    window in "steps" (the paper's code) or "training" time (its web UI)
     negative_scale           weight of dislikes relative to likes
     bottleneck_scale         ramp over the depth of the U-Net: 1 is flat
+    depths                   only layers between these depths read references: 0 is outermost, 1 the middle of the U-Net
     count_normalized         divide by the number of references of a sign, so that eight weigh like one
     mass_cap                 largest share of attention that the references of a sign may get ("lse" only)
     backend                  "sdpa": one call with a bias. "lse": two attentions merged, which gives the mass
@@ -40,7 +41,7 @@ class Settings:
     pool                     average K and V of references over pool x pool tokens (approximate, faster)
     adain                    own queries and keys take the references' mean and variance first (StyleAligned)
     fused                    references that are not in the cache are more rows of the generation's own U-Net call, not
-                             a call of their own: the same numbers from fewer calls
+                             a call of their own: the same numbers from fewer calls. At most `chunk` references
     """
 
     max_weight: float = 0.8
@@ -51,6 +52,7 @@ class Settings:
     clock: str = "training"
     negative_scale: float = 0.5
     bottleneck_scale: float = 1.0
+    depths: tuple[float, float] = (0.0, 1.0)
     count_normalized: bool = False
     mass_cap: float | None = None
     backend: str = "sdpa"
@@ -71,6 +73,9 @@ class Settings:
         for name in ("start", "end"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise FabricError(f"{name} is {getattr(self, name)}, expected 0 (pure noise) .. 1 (clean image)")
+        low, high = self.depths
+        if not 0.0 <= low <= high <= 1.0:
+            raise FabricError(f"depths are {low} and {high}, expected 0 (outermost) .. 1 (middle), smaller one first")
         if self.mass_cap is not None and not 0.0 <= self.mass_cap <= 1.0:
             raise FabricError(f"mass_cap is {self.mass_cap}, expected 0 .. 1 or None")
         if self.mass_cap is not None and self.backend != "lse":

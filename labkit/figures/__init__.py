@@ -13,11 +13,12 @@ Images may be PIL images, uint8 arrays [H, W, 3] or float tensors [3, H, W] in [
 | tornado  | `tornado_chart`: which assumption decides                                                      |
 | widgets  | `explore(function, controls)`: a picture, and controls below it; controls are plain data       |
 | game     | the feedback game of the FABRIC lesson                                                         |
+| desk     | the inspection desk of the verification lesson: one picture, one key, its time                 |
 | base     | `CourseFigure`, and text that is measured and broken into lines                                |
 | style    | colours, fonts, resolution                                                                     |
 | images   | from whatever a lesson holds to pixels, PNG and HTML                                           |
 
-Widgets are imported from `labkit.figures.widgets` and `labkit.figures.game`.
+Widgets are imported from `labkit.figures.widgets`, `labkit.figures.game` and `labkit.figures.desk`.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""The feedback game: pictures of a round with thumbs, the next round follows the votes, a hidden target is to be found.
+"""The feedback game: pictures of a round with thumbs, the next round follows the votes, a target is to be found.
 
-    FeedbackGame(loop, score, goal=0.6)
+    FeedbackGame(loop, score, goal=0.6, target=picture)
 
-`loop` generates and keeps the rounds (a `labkit.fabric.FeedbackLoop` or anything with its methods), `score` maps images
-[B, 3, H, W] to B numbers that say how near the hidden target they are. Without widgets, or with `interactive=False`,
-the first round stands there as a picture. `vote`, `next_round` and `undo` are what the buttons call: they can be
-tested, or called from a cell. Buttons and votes are ordinary form elements: Tab moves between them, Space presses.
+The player sees `target`, the model does not. `loop` generates and keeps the rounds (a `labkit.fabric.FeedbackLoop` or
+anything with its methods), `score` maps images [B, 3, H, W] to B numbers that say how near the target they are. Without
+widgets, or with `interactive=False`, the first round stands there as a picture. `vote`, `next_round` and `undo` are
+what the buttons call: they can be tested, or called from a cell. Buttons and votes are ordinary form elements: Tab
+moves between them, arrow keys change a vote, Space presses.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ IMAGE_WIDTH = 144  # pixels on the screen
 
 
 class FeedbackGame:
-    """One game. `votes` are those on the current round, `best` is the highest score so far, `won` if it is the goal."""
+    """One game. `votes` are those on the current round, `best` is the highest score so far, `won` if it reaches the
+    goal, `found` the round in which that happened first."""
 
     def __init__(
         self,
@@ -32,10 +34,11 @@ class FeedbackGame:
         score: Callable[[Any], Any],
         *,
         goal: float,
+        target: Any = None,
         interactive: bool | None = None,
         lang: str | None = None,
     ):
-        self.loop, self.score, self.goal = loop, score, float(goal)
+        self.loop, self.score, self.goal, self.target = loop, score, float(goal), target
         self.interactive, self._lang = interactive, lang or get_language()
         if not loop.rounds:
             loop.generate()
@@ -47,19 +50,30 @@ class FeedbackGame:
         """The pictures of the current round."""
         return self.loop.rounds[-1].images
 
+    def _best_of_rounds(self) -> list[float]:
+        return [max(float(value) for value in self.score(one.images)) for one in self.loop.rounds]
+
     @property
     def best(self) -> float:
-        return max(float(value) for one in self.loop.rounds for value in self.score(one.images))
+        return max(self._best_of_rounds())
 
     @property
     def won(self) -> bool:
         return self.best >= self.goal
 
     @property
+    def found(self) -> int | None:
+        """Number of the first round, from 1, with a picture that reaches the goal; None so far."""
+        return next((k + 1 for k, best in enumerate(self._best_of_rounds()) if best >= self.goal), None)
+
+    @property
     def status(self) -> str:
         """Where the game stands, in one line."""
-        key = "game.won" if self.won else "game.round"
-        return t(key, lang=self._lang, number=len(self.loop.rounds), best=self.best, goal=self.goal)
+        values = {"number": len(self.loop.rounds), "best": self.best, "goal": self.goal}
+        if self.found is None:
+            return t("game.round", lang=self._lang, **values)
+        pictures = sum(len(one.images) for one in self.loop.rounds[: self.found])
+        return t("game.won", lang=self._lang, found=self.found, pictures=pictures, **values)
 
     def vote(self, image: int, value: int) -> None:
         """LIKE, DISLIKE or NEUTRAL for one picture of the current round."""
@@ -87,10 +101,27 @@ class FeedbackGame:
         return True
 
     def figure(self) -> Any:
-        """The current round as a course figure with scores."""
-        captions = [t("game.image", lang=self._lang, number=i + 1) for i in range(len(self.images))]
-        scores = [float(value) for value in self.score(self.images)]
-        return image_grid(self.images, captions=captions, scores=scores, columns=4, title=self.status, lang=self._lang)
+        """The target and the current round as a course figure: scores, and votes as frames."""
+        images, captions, scores = list(self.images), self._captions(), self._scores()
+        first = 0
+        if self.target is not None:
+            images, captions, scores = [self.target, *images], [self._target_name, *captions], [float("nan"), *scores]
+            first = 1
+        roles = {LIKE: "good", DISLIKE: "bad"}
+        frames = {first + i: roles[vote] for i, vote in enumerate(self.votes) if vote in roles}
+        return image_grid(
+            images, captions, scores, columns=len(images), title=self.status, frames=frames, lang=self._lang
+        )
+
+    @property
+    def _target_name(self) -> str:
+        return t("game.target", lang=self._lang)
+
+    def _captions(self) -> list[str]:
+        return [t("game.image", lang=self._lang, number=i + 1) for i in range(len(self.images))]
+
+    def _scores(self) -> list[float]:
+        return [float(value) for value in self.score(self.images)]
 
     def build(self) -> Any:
         """Make the ipywidgets (once) and return their box."""
@@ -111,7 +142,11 @@ class FeedbackGame:
         self.next_button.on_click(lambda _: self._step(self.next_round))
         self.undo_button.on_click(lambda _: self._step(self.undo))
         self.line = ipywidgets.HTML()
-        columns = [ipywidgets.VBox(pair) for pair in zip(self.pictures, self.choices, strict=True)]
+        self.scores = [ipywidgets.HTML() for _ in self.votes]
+        columns = [ipywidgets.VBox(one) for one in zip(self.pictures, self.scores, self.choices, strict=True)]
+        if self.target is not None:
+            shown = ipywidgets.Image(format="png", width=IMAGE_WIDTH, value=png_bytes(as_pixels(self.target)))
+            columns.insert(0, ipywidgets.VBox([shown, ipywidgets.HTML(html.escape(self._target_name))]))
         help_line = ipywidgets.HTML(html.escape(t("game.help", lang=self._lang)))
         buttons = ipywidgets.HBox([self.next_button, self.undo_button])
         row = ipywidgets.HBox(columns, layout={"flex_flow": "row wrap"})
@@ -130,6 +165,8 @@ class FeedbackGame:
         for number, image in enumerate(self.images):
             self.pictures[number].value = png_bytes(as_pixels(image))
             self.choices[number].value = votes[number]
+        for label, name, value in zip(self.scores, self._captions(), self._scores(), strict=True):
+            label.value = html.escape(f"{name}: {value:.2f}")
         self.votes = votes
         self.line.value = f'<div role="status">{html.escape(self.status)}</div>'
 

@@ -6,13 +6,15 @@ Modules, in the order in which they are read:
     aql          plans by lot size and AQL, as the standards' tables give them
     lot          a folder of pictures, and a sample that anybody can draw again
     rules        the rule filter; `provenance`: where a picture comes from, inside the PNG
-    judge        scores from a learned judge, kept in a file; `threshold`: the certified preference filter
-    verdicts     what people saw; `page`: the page on which they look
+    judge        scores from a learned judge, kept in a file; `threshold`: the certified preference filter;
+                 `calibration`: a certificate from files
+    verdicts     what people saw; `page`: the page on which they look; `serve`: the same over HTTP on this machine
     gate         rule filter -> preference filter -> random inspection -> decision
-    record       the sign-off record; `report` shows it in Japanese or English; `digest`: hashes
+    record       the sign-off record; `report` shows it in Japanese or English, `wording`: what filters and plans wrote,
+                 in Japanese; `digest`: hashes
     rollout      shadow -> all -> tightened -> normal -> reduced, and back; `drift`: the alarms
     economics    cost of a plan, return, value of information, train or search
-    command      `labkit inspect`
+    command      `labkit inspect`; `planning`: how a plan is said; `job`: what is kept between draw and signature
 
 The names below are those that lessons use, in the order of use; everything else is imported from its module.
 """
@@ -62,7 +64,8 @@ from labkit.inspection.rules import (
     size_rule,
 )
 from labkit.inspection.threshold import Certificate, PreferenceFilter, certify_threshold
-from labkit.inspection.verdicts import DEFECTS, Defect, Verdict, tally
+from labkit.inspection.verdicts import DEFECTS, Defect, Verdict, gather_verdicts, seeded_truth, tally
+from labkit.inspection.wording import said
 
 __all__ = [
     # plans
@@ -106,11 +109,14 @@ __all__ = [
     "DEFECTS",
     "Defect",
     "Verdict",
+    "gather_verdicts",
     "tally",
+    "seeded_truth",
     "Decision",
     # signing
     "sign_off",
     "record_html",
+    "said",
     "write_sign_off",
     "read_sign_off",
     "record_problems",

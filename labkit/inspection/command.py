@@ -1,77 +1,91 @@
 """Inspect a folder of pictures: plan, draw, look, sign, verify.
 
-labkit inspect plan --lot 500 --good 0.01 --bad 0.05
-labkit inspect draw PICTURES --bad 0.02 --seed 20261128      writes the job and the page on which people look
+labkit inspect PICTURES --plan bad=0.02 --maker A --checker B      all in one: draws, opens the page, writes the record
+
+labkit inspect plan --lot 500 --plan good=0.01,bad=0.05
+labkit inspect draw PICTURES --plan bad=0.02 --seed 20261128       writes the job and the page on which people look
 labkit inspect sign PICTURES verdicts-*.jsonl --maker A --checker B
 labkit inspect verify inspection/record-*.json --folder PICTURES
+labkit inspect certify CALIBRATION verdicts-*.jsonl --scores scores.jsonl --alpha 0.02
+
+A plan is written bad=RATE, good=RATE,bad=RATE, aql=PERCENT, N/C (look at N, accept up to C), or all.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import secrets
 import sys
-from dataclasses import asdict, replace
-from datetime import datetime
+import webbrowser
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabkitError
 from labkit.files import write_atomically
-from labkit.inspection.aql import NORMAL_ZERO, Plan, aql_plan
+from labkit.inspection.calibration import certify_lot, read_certificate, write_certificate
 from labkit.inspection.digest import digest_process
-from labkit.inspection.equations import acceptance, two_point_plan, upper_bound, zero_failure_n
-from labkit.inspection.gate import Gate
-from labkit.inspection.lot import InspectionError, read_lot
+from labkit.inspection.equations import acceptance, upper_bound
+from labkit.inspection.gate import Screening
+from labkit.inspection.job import Job, draw, open_job, read_job, write_job
+from labkit.inspection.judge import StoredJudge
+from labkit.inspection.lot import InspectionError, Lot, read_lot
 from labkit.inspection.page import write_page
-from labkit.inspection.record import (
-    folder_problems,
-    read_sign_off,
-    record_problems,
-    sign_off,
-    write_sign_off,
-)
+from labkit.inspection.planning import add_plan_options, choose_plan
+from labkit.inspection.record import folder_problems, read_sign_off, record_problems, write_sign_off
 from labkit.inspection.report import record_html
-from labkit.inspection.rules import Rule, near_duplicate_rule, provenance_rule, size_rule
+from labkit.inspection.serve import Sitting
 from labkit.inspection.texts import LANGUAGES
-from labkit.inspection.verdicts import read_verdicts
+from labkit.inspection.verdicts import DEFECTS, POLICIES, REPEATS, gather_verdicts
 
 OUT = "inspection"  # default folder of what the command writes
-JOB = "job.json"
+ALL_AT_ONCE = "run"  # the step behind `labkit inspect FOLDER`
+
+
+class StepOrFolder(argparse._SubParsersAction):
+    """Steps by name; anything else is a folder that goes through all of them."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if values[0] not in self._name_parser_map:
+            values = [ALL_AT_ONCE, *values]
+        super().__call__(parser, namespace, values, option_string)
 
 
 def add_parser(subparsers: Any) -> None:
     """Register `labkit inspect`."""
-    parser = subparsers.add_parser("inspect", help="inspect a folder of pictures", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    steps = parser.add_subparsers(title="steps", metavar="STEP", required=True)
+    parser = subparsers.add_parser(
+        "inspect",
+        help="inspect a folder of pictures",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    steps = parser.add_subparsers(title="steps", metavar="STEP or FOLDER", required=True, action=StepOrFolder)
+    steps.choices = None  # not only the steps
 
     plan = steps.add_parser("plan", help="show a plan and what it lets through")
     plan.add_argument("--lot", type=int, help="pictures in the lot (default: very many)")
-    _plan_options(plan)
+    add_plan_options(plan)
     plan.set_defaults(func=_guarded(run_plan))
 
-    draw = steps.add_parser("draw", help="apply the rules, draw the sample, write the inspection page")
-    draw.add_argument("folder", type=Path, help="the pictures of the lot")
-    draw.add_argument("--seed", help="of the sample; the checker chooses it after the lot is closed (default: random)")
-    draw.add_argument("--size", metavar="WxH", type=_size, help="rule: exact size in pixels")
-    draw.add_argument("--duplicates", type=float, metavar="LEVELS", help="rule: no two pictures closer than this (2)")
-    draw.add_argument("--provenance", action="store_true", help="rule: the PNG carries provenance that fits")
-    draw.add_argument("--model", type=Path, help="file or folder that made the pictures: its hash goes into the record")
-    draw.add_argument("--out", type=Path, default=Path(OUT), help=f"folder for the job (default: {OUT})")
-    draw.add_argument("--lang", choices=LANGUAGES, default="ja", help="language of the page (default: ja)")
-    _plan_options(draw)
-    draw.set_defaults(func=_guarded(run_draw))
+    at_once = steps.add_parser(ALL_AT_ONCE, help="FOLDER --plan ...: draw, open the page, write the record")
+    _lot_options(at_once)
+    add_plan_options(at_once)
+    _people_options(at_once)
+    at_once.add_argument("--inspectors", type=int, default=1, metavar="N", help="people who look (default: 1)")
+    at_once.add_argument("--no-browser", action="store_true", help="print the page's address, open nothing")
+    at_once.add_argument("--wait", type=float, metavar="MINUTES", help="give up after this time (default: never)")
+    at_once.set_defaults(func=_guarded(run_at_once))
+
+    drawn = steps.add_parser("draw", help="apply the filters, draw the sample, write the inspection page")
+    _lot_options(drawn)
+    add_plan_options(drawn)
+    drawn.set_defaults(func=_guarded(run_draw))
 
     sign = steps.add_parser("sign", help="count the verdicts, decide, write the record")
     sign.add_argument("folder", type=Path, help="the pictures of the lot")
     sign.add_argument("verdicts", type=Path, nargs="+", help="files that the inspectors saved")
-    sign.add_argument("--maker", required=True, help="who made the pictures")
-    sign.add_argument("--checker", required=True, help="who decides; another person")
-    sign.add_argument("--policy", choices=("any", "majority"), default="any", help="several inspectors (default: any)")
-    sign.add_argument("--previous", default="", metavar="SEAL", help="seal of the record before this one")
+    _people_options(sign)
     sign.add_argument("--out", type=Path, default=Path(OUT), help=f"folder of the job (default: {OUT})")
+    sign.add_argument("--lang", choices=LANGUAGES, default="ja", help="language of the page for disputed pictures")
     sign.set_defaults(func=_guarded(run_sign))
 
     verify = steps.add_parser("verify", help="check records: edited fields, seal, sample, decision, pictures")
@@ -80,42 +94,47 @@ def add_parser(subparsers: Any) -> None:
     verify.add_argument("--folder", type=Path, help="also compare the pictures that passed")
     verify.set_defaults(func=_guarded(run_verify))
 
+    certify = steps.add_parser("certify", help="certify a threshold of a score on labelled pictures")
+    certify.add_argument("folder", type=Path, help="the calibration pictures, a random draw from the process")
+    certify.add_argument("verdicts", type=Path, nargs="+", help="what people said about all of them")
+    certify.add_argument("--scores", type=Path, required=True, help="JSON lines: judge, sha256, score")
+    certify.add_argument("--judge", default="", help="whose scores, if the file holds several judges'")
+    certify.add_argument("--alpha", type=float, required=True, help="largest share of defectives, e.g. 0.02")
+    certify.add_argument("--delta", type=float, default=0.05, help="chance that this is wrong (default: 0.05)")
+    certify.add_argument("--model", type=Path, help="file or folder that made the pictures")
+    certify.add_argument("--policy", choices=POLICIES, default="any", help="several inspectors (default: any)")
+    certify.add_argument("--out", type=Path, default=Path("certificate.json"), help="default: certificate.json")
+    certify.set_defaults(func=_guarded(run_certify))
 
-def _plan_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bad", type=float, metavar="RATE", help="refuse lots with this rate of defectives, e.g. 0.02")
-    parser.add_argument("--good", type=float, metavar="RATE", help="accept lots with this one (default: c = 0)")
-    parser.add_argument("--confidence", type=float, default=0.95, help="of a plan without --good (default: 0.95)")
-    parser.add_argument("--aql", type=float, choices=list(NORMAL_ZERO), help="instead: by the AQL table (percent)")
-    parser.add_argument("--severity", choices=("tightened", "normal", "reduced"), default="normal", help="of --aql")
-    parser.add_argument("--n", type=int, help="instead: this sample size ...")
-    parser.add_argument("--c", type=int, default=0, help="... and acceptance number (default: 0)")
-    parser.add_argument("--minor", type=int, help="minor defects to accept (default: as many as major ones)")
+
+def _lot_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="the pictures of the lot")
+    parser.add_argument("--seed", help="of the sample; chosen by the checker after the lot is closed (default: random)")
+    parser.add_argument("--size", metavar="WxH", type=_size, help="rule: exact size in pixels")
+    parser.add_argument("--duplicates", type=float, metavar="LEVELS", help="rule: no two pictures closer than this (2)")
+    parser.add_argument("--provenance", action="store_true", help="rule: the PNG carries provenance that fits")
+    parser.add_argument(
+        "--model", type=Path, help="what made the pictures (file or folder): its hash goes into the record"
+    )
+    parser.add_argument("--certificate", type=Path, help="preference filter: what labkit inspect certify wrote")
+    parser.add_argument("--scores", type=Path, help="preference filter: JSON lines with judge, sha256, score")
+    parser.add_argument("--abstain", type=float, default=0.0, metavar="WIDTH", help="band below it for people")
+    parser.add_argument("--band", type=Path, nargs="+", default=[], help="verdict files on the pictures of that band")
+    parser.add_argument("--out", type=Path, default=Path(OUT), help=f"folder for the job (default: {OUT})")
+    parser.add_argument("--lang", choices=LANGUAGES, default="ja", help="language of the page (default: ja)")
 
 
-def choose_plan(args: argparse.Namespace, lot: int | None) -> Plan:
-    """The plan that the options describe, for a lot of `lot` pictures.
-
-    Raises:
-        InspectionError: none or more than one of --bad, --aql, --n.
-    """
-    if sum(value is not None for value in (args.bad, args.aql, args.n)) != 1:
-        raise InspectionError("say which plan: --bad RATE [--good RATE], --aql PERCENT, or --n SIZE [--c NUMBER]")
-    if args.n is not None:
-        return Plan(args.n, args.c)
-    if args.aql is not None:
-        if lot is None:
-            raise InspectionError("the AQL table needs the lot's size: add --lot")
-        return aql_plan(lot, args.aql, severity=args.severity)
-    if args.good is None:
-        n = zero_failure_n(args.bad, args.confidence, lot=lot)
-        return Plan(n, 0, source=f"zero failures: at most {args.bad:g} defective, {args.confidence:g} confidence")
-    n, c = two_point_plan(args.good, args.bad, lot=lot)
-    return Plan(n, c, source=f"two points: accept {args.good:g}, refuse {args.bad:g}")
+def _people_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--maker", required=True, help="who made the pictures")
+    parser.add_argument("--checker", required=True, help="who decides; another person")
+    parser.add_argument("--policy", choices=POLICIES, default="any", help="several inspectors (default: any)")
+    parser.add_argument("--repeats", choices=REPEATS, default="refuse", help="one person twice (default: refuse)")
+    parser.add_argument("--previous", default="", metavar="SEAL", help="seal of the record before this one")
 
 
 def run_plan(args: argparse.Namespace) -> int:
     """`labkit inspect plan`."""
-    plan = replace(choose_plan(args, args.lot), minor=args.minor)
+    plan = choose_plan(args, args.lot)
     print(f"n = {plan.n}, c = {plan.c}   {plan.source}")
     worst = upper_bound(plan.c, plan.n, confidence=0.9)
     print(f"a lot with {worst:.1%} of defectives still passes one time in ten")
@@ -125,66 +144,111 @@ def run_plan(args: argparse.Namespace) -> int:
 
 
 def run_draw(args: argparse.Namespace) -> int:
-    """`labkit inspect draw`."""
-    rules = {
-        "size": list(args.size) if args.size else None,
-        "duplicates": args.duplicates,
-        "provenance": args.provenance or None,
-    }
-    process = digest_process(model=args.model)
-    lot = read_lot(args.folder)
-    screening = Gate(process, Plan(1, 0), make_rules(rules)).screen(lot)
-    plan = replace(choose_plan(args, len(screening.passed)), minor=args.minor)
-    gate = Gate(process, plan, make_rules(rules))
-    seed = secrets.token_hex(8) if args.seed is None else args.seed
-    sample = gate.sample(screening, seed)
-    job = {
-        "lot": lot.sha256,
-        "plan": asdict(plan),
-        "seed": seed,
-        "rules": rules,
-        "process": process,
-    }
-    write_atomically(args.out / JOB, json.dumps(job, ensure_ascii=False, indent=2) + "\n")
-    page = write_page(args.out / "inspect.html", lot, sample, gate.defects, lang=args.lang)
-    for name, count in screening.counts().items():
-        print(f"{count:6d} {name}")
-    for rejection in screening.rejections:
-        print(f"       {rejection.item}: {rejection.rule}, {rejection.value}")
-    print(f"n = {plan.n}, c = {plan.c}, seed {seed}\nopen {page}")
+    """`labkit inspect draw`: 0 drawn, 1 pictures of the abstain band wait for people."""
+    job, lot, screening = _opened(args)
+    if _band_waits(args, job, lot, screening):
+        return 1
+    job, sample = draw(job, screening, choose_plan(args, len(screening.passed)), args.seed)
+    write_job(args.out, job)
+    page = write_page(args.out / "inspect.html", lot, sample, DEFECTS, lang=args.lang)
+    print(f"n = {job.plan.n}, c = {job.plan.c}, seed {job.seed}\nopen {page}")
     return 0
+
+
+def run_at_once(args: argparse.Namespace) -> int:
+    """`labkit inspect FOLDER`: 0 accepted, 1 refused or pictures of the abstain band wait for people."""
+    if args.inspectors < 1:
+        raise InspectionError(f"--inspectors {args.inspectors}: at least one person must look")
+    job, lot, screening = _opened(args)
+    if _band_waits(args, job, lot, screening):
+        return 1
+    job, sample = draw(job, screening, choose_plan(args, len(screening.passed)), args.seed)
+    write_job(args.out, job)  # whatever happens now, draw and verdicts are not lost
+    who = {"inspectors": args.inspectors, "barred": [args.maker]}
+    with Sitting(lot, sample, DEFECTS, lang=args.lang, keep=args.out, **who) as sitting:
+        print(f"n = {job.plan.n}, c = {job.plan.c}, seed {job.seed}\nopen {sitting.address}", flush=True)
+        if not args.no_browser:
+            webbrowser.open(sitting.address)
+        verdicts = sitting.wait(None if args.wait is None else 60 * args.wait)
+    return _sign(args, job, lot, verdicts)
 
 
 def run_sign(args: argparse.Namespace) -> int:
     """`labkit inspect sign`: 0 accepted, 1 refused."""
-    try:
-        job = json.loads((args.out / JOB).read_text(encoding="utf-8"))
-        plan, rules = Plan(**job["plan"]), make_rules(job["rules"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InspectionError(f"{args.out / JOB} is no job ({error}): run labkit inspect draw first") from None
-    lot = read_lot(args.folder)
-    if lot.sha256 != job["lot"]:
-        raise InspectionError(f"the pictures in {args.folder} are not those of the draw: draw again")
-    gate = replace(Gate(job["process"], plan, rules), policy=args.policy)
-    screening = gate.screen(lot)
-    verdicts = [verdict for path in args.verdicts for verdict in read_verdicts(path)]
-    record = sign_off(
-        gate,
-        screening,
-        seed=job["seed"],
-        verdicts=verdicts,
-        maker=args.maker,
-        checker=args.checker,
-        signed=datetime.now().astimezone(),
-        previous=args.previous,
-    )
+    job, lot = read_job(args.out), read_lot(args.folder)
+    return _sign(args, job, lot, gather_verdicts(args.verdicts, repeats=args.repeats))
+
+
+def _sign(args: argparse.Namespace, job: Job, lot: Lot, verdicts: Sequence[Any]) -> int:
+    people = {"maker": args.maker, "checker": args.checker, "policy": args.policy, "repeats": args.repeats}
+    record = job.sign(lot, verdicts, previous=args.previous, **people)
     name = f"record-{record['seal'][:8]}"  # no record takes the place of another
     print(f"wrote {write_sign_off(args.out / f'{name}.json', record)}")
     for lang in LANGUAGES:
         print(f"wrote {write_atomically(args.out / f'{name}.{lang}.html', record_html(record, lang))}")
+    seen = record["content"]["inspection"]
+    if disputed := seen["disagreements"]:
+        page = write_page(args.out / "disputed.html", lot, disputed, DEFECTS, lang=args.lang, barred=[args.maker])
+        alpha = "" if seen["agreement"] is None else f" (Krippendorff's alpha {seen['agreement']:.2f})"
+        print(f"the inspectors disagree on {len(disputed)} pictures{alpha}; a third person can look at {page}")
     accepted, reasons = (record["content"]["decision"][key] for key in ("accepted", "reasons"))
     print(f"{'accepted' if accepted else 'refused: ' + '; '.join(reasons)}\nseal {record['seal']}")
     return 0 if accepted else 1
+
+
+def _opened(args: argparse.Namespace) -> tuple[Job, Lot, Screening]:
+    """The lot behind the filters, with a line for every count and every rejection."""
+    if (args.certificate is None) != (args.scores is None):
+        raise InspectionError("a preference filter needs both: --certificate and --scores")
+    size = list(args.size) if args.size else None
+    rules = {"size": size, "duplicates": args.duplicates, "provenance": args.provenance or None}
+    certificate = None if args.certificate is None else read_certificate(args.certificate)
+    judge = None if certificate is None else StoredJudge(args.scores, name=certificate.judge)
+    job, lot, screening = open_job(
+        args.folder,
+        rules,
+        digest_process(model=args.model),
+        certificate=certificate,
+        judge=judge,
+        abstain=args.abstain,
+        band=gather_verdicts(args.band),
+    )
+    for name, count in screening.counts().items():
+        print(f"{count:6d} {name}")
+    for rejection in screening.rejections:
+        print(f"       {rejection.item}: {rejection.rule}, {rejection.value}")
+    return job, lot, screening
+
+
+def _band_waits(args: argparse.Namespace, job: Job, lot: Lot, screening: Screening) -> bool:
+    """Pictures were left to people and nobody has looked: write their page and say how to go on."""
+    if not screening.abstained or args.band:
+        return False
+    page = write_page(args.out / "band.html", lot, screening.abstained, DEFECTS, lang=args.lang)
+    print(f"{len(screening.abstained)} pictures lie in the band below the threshold\nopen {page}, save the verdicts,")
+    print("and call the same again with --band VERDICTS; those that nobody decides do not ship")
+    return True
+
+
+def run_certify(args: argparse.Namespace) -> int:
+    """`labkit inspect certify`."""
+    lot, judge = read_lot(args.folder), StoredJudge(args.scores, name=args.judge)
+    for name, why in lot.unreadable.items():
+        print(f"       {name}: readable, {why}")
+    certificate = certify_lot(
+        lot,
+        judge,
+        gather_verdicts(args.verdicts),
+        alpha=args.alpha,
+        delta=args.delta,
+        process=digest_process(model=args.model),
+        policy=args.policy,
+    )
+    print(f"score >= {certificate.threshold:g}: at most {args.alpha:.1%} defective, {1 - args.delta:.0%} confidence")
+    print(
+        f"{certificate.passes:.1%} of the calibration pictures pass\nwrote {write_certificate(args.out, certificate)}"
+    )
+    return 0
 
 
 def run_verify(args: argparse.Namespace) -> int:
@@ -199,18 +263,6 @@ def run_verify(args: argparse.Namespace) -> int:
         for line in problems or [f"stands; seal {record['seal']}"]:
             print(f"{path.name}: {line}")
     return int(broken)
-
-
-def make_rules(told: dict) -> tuple[Rule, ...]:
-    """The rules that a job describes: {"size": [w, h], "duplicates": levels, "provenance": true}, None for none."""
-    rules = []
-    if told["size"]:
-        rules.append(size_rule(*told["size"]))
-    if told["duplicates"] is not None:
-        rules.append(near_duplicate_rule(told["duplicates"]))
-    if told["provenance"]:
-        rules.append(provenance_rule())
-    return tuple(rules)
 
 
 def _size(text: str) -> tuple[int, int]:

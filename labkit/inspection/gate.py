@@ -20,7 +20,7 @@ from labkit.inspection.judge import Judge
 from labkit.inspection.lot import InspectionError, Lot, draw_sample
 from labkit.inspection.rules import Rejection, Rule, apply_rules
 from labkit.inspection.threshold import PreferenceFilter
-from labkit.inspection.verdicts import DEFECTS, Defect, Tally, Verdict, tally
+from labkit.inspection.verdicts import DEFECTS, Defect, Tally, Verdict, band_decisions, tally
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ class Gate:
     Attributes:
         process: hash of what makes the pictures, see `digest_process`. plan: sample size and acceptance numbers.
         rules: the rule filter. preference: the score filter, None for none. defects: the written list.
-        policy: how several inspectors' verdicts become one, see `tally`.
+        policy, repeats: how several inspectors' verdicts become one, and what a second look of one of them does; see
+            `tally`.
     """
 
     process: str
@@ -83,6 +84,7 @@ class Gate:
     preference: PreferenceFilter | None = None
     defects: tuple[Defect, ...] = DEFECTS
     policy: str = "any"
+    repeats: str = "refuse"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rules", tuple(self.rules))
@@ -137,6 +139,12 @@ class Gate:
             scores=scores,
         )
 
+    def screen_band(self, lot: Lot, judge: Judge, verdicts: Sequence[Verdict]) -> Screening:
+        """`screen`, with what people said about the pictures of the abstain band; undecided ones do not ship."""
+        first = self.screen(lot, judge)
+        told = band_decisions(first.abstained, verdicts, defects=self.defects, policy=self.policy)
+        return self.screen(lot, judge, people=told)
+
     def sample(self, screening: Screening, seed: int | str) -> list[str]:
         """The names that people look at, see `draw_sample`.
 
@@ -151,7 +159,7 @@ class Gate:
             raise InspectionError(f"{sorted(strange)[0]!r} was inspected but did not pass the filters")
         if len(sample) != self.plan.n:
             raise InspectionError(f"{len(sample)} pictures were inspected, the plan says {self.plan.n}")
-        counts = tally(sample, verdicts, defects=self.defects, policy=self.policy)
+        counts = tally(sample, verdicts, defects=self.defects, policy=self.policy, repeats=self.repeats)
         reasons = broken_limits(self.plan, critical=counts.critical, major=counts.major, minor=counts.minor)
         return Decision(not reasons, tuple(reasons), counts)
 

@@ -12,12 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from PIL import Image
+
 from labkit.files import write_atomically
-from labkit.inspection.lot import Lot
+from labkit.inspection.lot import Item, Lot
 from labkit.inspection.texts import texts
-from labkit.inspection.verdicts import Defect
+from labkit.inspection.verdicts import Defect, same_person
 
 MAX_DEFECTS = 9  # one digit each
+NO_BROWSER = frozenset({".tif", ".tiff", ".jp2"})
 
 PAGE = """<!doctype html><html lang="%(lang)s"><head><meta charset="utf-8"><title>%(page_title)s</title><style>
 body { font: 16px/1.6 system-ui, "Hiragino Sans", "Noto Sans CJK JP", "Yu Gothic", sans-serif; max-width: 60rem;
@@ -28,8 +31,10 @@ button, input { font: inherit; margin: .15rem; padding: .3rem .8rem; } .critical
 .major { border-left: .4rem solid #e90; } .minor { border-left: .4rem solid #99b; } [hidden] { display: none; }
 </style></head><body><h1>%(page_title)s: %(lot)s</h1>
 <form id="begin"><label>%(page_name)s <input id="who" required></label> <button>%(page_start)s</button></form>
-<main hidden><p id="where" aria-live="polite"></p><img id="picture" alt=""><div id="buttons"></div><p>%(page_keys)s</p>
-</main><section id="end" hidden><p>%(page_done)s</p><button id="save">%(page_save)s</button></section><script>
+<main hidden><p id="where" aria-live="polite"></p><img id="picture" alt=""><p id="text"></p>
+<div id="buttons"></div><p>%(page_keys)s</p>
+</main><section id="end" hidden><p>%(page_done)s</p><button id="save">%(save)s</button>
+<p id="told" role="status"></p></section><script>
 "use strict";
 const job = %(job)s, told = [];
 let since = 0;
@@ -39,7 +44,8 @@ const show = () => {
   document.querySelector("main").hidden = over; get("end").hidden = !over;
   if (over) return;
   get("where").textContent = (i + 1) + " / " + job.items.length + "  " + job.items[i].name;
-  get("picture").src = job.items[i].href; get("picture").alt = job.items[i].name; since = performance.now();
+  get("picture").src = job.items[i].href; get("picture").alt = job.items[i].name;
+  get("text").textContent = job.items[i].text; since = performance.now();
 };
 const judge = (defect) => {
   if (told.length >= job.items.length || get("begin").hidden === false) return;
@@ -59,7 +65,9 @@ job.defects.forEach((d, i) => button((i + 1) + ": " + d.text, () => judge(d.code
 button("Backspace: %(page_back)s", back, "back");
 get("begin").onsubmit = (event) => {
   event.preventDefault();
-  if (!get("who").value.trim()) return;
+  const who = get("who").value.normalize("NFKC").toLowerCase().replace(/\\s+/gu, "");
+  if (!who) return;
+  if (job.barred.includes(who)) { window.alert(job.told.barred); return; }
   get("who").blur(); get("begin").hidden = true; show();
 };
 document.addEventListener("keydown", (event) => {
@@ -72,6 +80,16 @@ document.addEventListener("keydown", (event) => {
 });
 get("save").onclick = () => {
   const lines = told.map((v) => JSON.stringify(v) + "\\n").join("");
+  if (job.submit) {
+    get("save").disabled = true;
+    fetch(job.submit, {method: "POST", body: lines})
+      .then(async (answer) => [answer.ok, await answer.text()])
+      .catch((error) => [false, String(error)])
+      .then(([ok, text]) => {
+        get("told").textContent = (ok ? job.told.sent : job.told.failed) + " " + text; get("save").disabled = ok;
+      });
+    return;
+  }
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([lines], {type: "application/x-ndjson"}));
   link.download = "verdicts-" + get("who").value.trim().replace(/[^\\p{L}\\p{N}_-]+/gu, "-") + ".jsonl";
@@ -81,27 +99,78 @@ get("save").onclick = () => {
 """
 
 
-def write_page(path: Path | str, lot: Lot, sample: Sequence[str], defects: Sequence[Defect], *, lang: str) -> Path:
+def write_page(
+    path: Path | str,
+    lot: Lot,
+    sample: Sequence[str],
+    defects: Sequence[Defect],
+    *,
+    lang: str,
+    barred: Sequence[str] = (),
+) -> Path:
     """Write the inspection page for a sample; it refers to the pictures where they lie.
+
+    Pictures that browsers do not show (TIFF, JPEG 2000) are copied as PNG into a folder beside the page.
 
     Args:
         path: the .html file. sample: names in the order of inspection. defects: at most 9. lang: "ja" or "en".
+        barred: names that may not inspect, such as the maker's.
+
+    Raises:
+        ValueError: more defects than digits.
+    """
+    path = Path(path)
+    folder = path.absolute().parent
+    addresses = [_href(_viewable(lot[name], path), folder) for name in sample]
+    orders = [lot[name].text for name in sample]
+    page = page_html(lot.name, sample, addresses, defects, lang=lang, orders=orders, barred=barred)
+    return write_atomically(path, page)
+
+
+def page_html(
+    title: str,
+    sample: Sequence[str],
+    addresses: Sequence[str],
+    defects: Sequence[Defect],
+    *,
+    lang: str,
+    orders: Sequence[str] | None = None,
+    barred: Sequence[str] = (),
+    submit: str = "",
+) -> str:
+    """The page as text; `addresses` of the pictures and what was ordered in the order of the sample, `submit`: where
+    verdicts are sent (empty: they are saved as a file).
 
     Raises:
         ValueError: more defects than digits.
     """
     if len(defects) > MAX_DEFECTS:
         raise ValueError(f"{len(defects)} defects but {MAX_DEFECTS} keys: put rare ones together")
-    path, t = Path(path), texts(lang)
-    folder = path.absolute().parent
+    t = texts(lang)
+    orders = [""] * len(sample) if orders is None else orders
+    shown = zip(sample, addresses, orders, strict=True)
     job = {
-        "items": [{"name": name, "href": _href(lot[name].path, folder)} for name in sample],
+        "items": [{"name": name, "href": href, "text": text} for name, href, text in shown],
         "defects": [{"code": d.code, "severity": d.severity, "text": getattr(d, lang)} for d in defects],
+        "submit": submit,
+        "barred": [same_person(name) for name in barred],
+        "told": {"barred": t["page_maker"], "sent": t["page_sent"], "failed": t["page_failed"]},
     }
     words = {key: html.escape(text) for key, text in t.items() if key.startswith("page_")}
+    words["save"] = words["page_send" if submit else "page_save"]
     # "<" inside a script could end it: the names of files are not ours
     told = json.dumps(job, ensure_ascii=False).replace("<", "\\u003c")
-    return write_atomically(path, PAGE % {**words, "lang": lang, "lot": html.escape(lot.name), "job": told})
+    return PAGE % {**words, "lang": lang, "lot": html.escape(title), "job": told}
+
+
+def _viewable(item: Item, page: Path) -> Path:
+    """The picture's file, or a PNG copy of it where browsers cannot show the format."""
+    if item.path.suffix.lower() not in NO_BROWSER:
+        return item.path
+    copy = page.absolute().parent / f"{page.stem}-pictures" / f"{item.sha256[:16]}.png"
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(item.open()).save(copy)
+    return copy
 
 
 def _href(picture: Path, folder: Path) -> str:

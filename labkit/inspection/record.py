@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import platform
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -26,7 +25,7 @@ from labkit.inspection.gate import Gate, Screening, broken_limits
 from labkit.inspection.lot import InspectionError, draw_sample
 from labkit.inspection.rollout import Rollout, to_dict
 from labkit.inspection.texts import texts
-from labkit.inspection.verdicts import Defect, Tally, Verdict, tally
+from labkit.inspection.verdicts import Defect, Tally, Verdict, same_person, tally
 
 FORMAT = 1
 CONFIDENCE = 0.95
@@ -59,8 +58,10 @@ def sign_off(
     """
     if not maker.strip() or not checker.strip():
         raise InspectionError("maker and checker must be named: a record without persons is nobody's decision")
-    if _person(maker) == _person(checker):
+    if same_person(maker) == same_person(checker):
         raise InspectionError(f"maker and checker are both {maker!r}: someone else must sign")
+    if same_person(maker) in {same_person(verdict.inspector) for verdict in verdicts}:
+        raise InspectionError(f"{maker!r} made the pictures and inspected them: someone else must look")
     if signed.tzinfo is None:
         raise ValueError(f"signed = {signed} has no time zone: use datetime.now().astimezone()")
     if rollout is not None and rollout.process != gate.process:
@@ -82,8 +83,11 @@ def sign_off(
             "counts": screening.counts(),
             "faults": screening.by_rule(),
             "log": [asdict(rejection) for rejection in screening.rejections],
-            "refused": list(screening.refused),
-            "left_to_people": {name: screening.decided.get(name) for name in screening.abstained},
+            "refused": {name: screening.scores[name] for name in screening.refused},
+            "left_to_people": {
+                name: {"score": screening.scores[name], "passes": screening.decided.get(name)}
+                for name in screening.abstained
+            },
             "passed": {name: hashes[name] for name in screening.passed},
         },
         "stage": to_dict(rollout) if rollout is not None else None,
@@ -168,13 +172,19 @@ def record_problems(record: Mapping[str, Any], *, seal: str = "", lang: str = "e
 
 def _inconsistencies(content: Mapping[str, Any], say: Mapping[str, str]) -> list[str]:
     problems, plan = [], Plan(**content["plan"])
-    if _person(content["maker"]) == _person(content["checker"]):
+    maker = same_person(content["maker"])
+    if maker == same_person(content["checker"]):
         problems.append(say["problem_persons"])
+    if maker in {same_person(verdict["inspector"]) for verdict in content["verdicts"]}:
+        problems.append(say["problem_maker"])
     sample = content["sample"]
     if sample["names"] != draw_sample(list(content["screening"]["passed"]), plan.n, sample["seed"]):
         problems.append(say["problem_follows"].format(name="sample.names", source="sample.seed"))
     defects, verdicts = [Defect(**d) for d in content["defects"]], [Verdict(**v) for v in content["verdicts"]]
-    counted = tally(sample["names"], verdicts, defects=defects, policy=content["inspection"]["policy"])
+    told = content["inspection"]
+    counted = tally(
+        sample["names"], verdicts, defects=defects, policy=told["policy"], repeats=told.get("repeats", "refuse")
+    )
     if digest(asdict(counted)) != digest(content["inspection"]):
         problems.append(say["problem_follows"].format(name="inspection", source="verdicts"))
     if digest(estimate(counted, len(content["screening"]["passed"]))) != digest(content["estimate"]):
@@ -232,7 +242,3 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(inner, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, value
-
-
-def _person(name: str) -> str:
-    return "".join(unicodedata.normalize("NFKC", name).casefold().split())

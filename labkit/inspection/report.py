@@ -8,6 +8,7 @@ from typing import Any
 
 from labkit.inspection.record import record_problems
 from labkit.inspection.texts import texts
+from labkit.inspection.wording import said
 
 STYLE = """
 body { font: 15px/1.6 system-ui, "Hiragino Sans", "Noto Sans CJK JP", "Yu Gothic", sans-serif; max-width: 46rem;
@@ -74,13 +75,14 @@ def _parts(c: Mapping[str, Any], seal: str, problems: Sequence[str], t: Mapping[
         _table(
             t["inspection"],
             [
-                (t["plan"], f"n = {plan['n']}, c = {plan['c']} ({plan['source']})"),
+                (t["plan"], f"n = {plan['n']}, c = {plan['c']} ({said(plan['source'], lang)})"),
                 (t["seed"], c["sample"]["seed"]),
                 (t["stage"], t[f"stage_{c['stage']['stage']}"] if c["stage"] else t["none"]),
-                (t["inspectors"], ", ".join(seen["inspectors"])),
+                (t["inspectors"], _strictness(seen, t)),
                 (t["policy"], t[f"policy_{seen['policy']}"]),
                 (t["disagreements"], ", ".join(seen["disagreements"]) or t["none"]),
                 (t["agreement"], t["none"] if seen["agreement"] is None else f"{seen['agreement']:.2f}"),
+                *_second_looks(seen, t),
                 (t["minutes"], f"{seen['seconds'] / 60:.1f}"),
             ],
         ),
@@ -92,9 +94,11 @@ def _parts(c: Mapping[str, Any], seal: str, problems: Sequence[str], t: Mapping[
             ],
         ),
         _table(t["screening"], [(t[f"count_{key}"], n) for key, n in c["screening"]["counts"].items()]),
-        _table(t["faults"], [(rule, n) for rule, n in c["screening"]["faults"].items()]),
-        _table(t["unreadable"], list(c["lot"]["unreadable"].items())),
-        _table(t["rules"], [(rule["name"], rule["expected"]) for rule in c["filters"]["rules"]]),
+        _table(t["faults"], [(said(rule, lang), n) for rule, n in c["screening"]["faults"].items()]),
+        _table(t["unreadable"], [(name, said(why, lang)) for name, why in c["lot"]["unreadable"].items()]),
+        _table(
+            t["rules"], [(said(rule["name"], lang), said(rule["expected"], lang)) for rule in c["filters"]["rules"]]
+        ),
         _table(t["threshold"], _threshold(c["filters"]["threshold"], t)),
         _table(t["process"], [*c["process"].items(), (t["lot_hash"], c["lot"]["sha256"])]),
         _table(t["software"], list(c["software"].items())),
@@ -106,6 +110,21 @@ def _limit(plan: Mapping[str, Any], severity: str) -> int:
     if severity == "critical":
         return 0
     return plan["c"] if severity == "major" or plan["minor"] is None else plan["minor"]
+
+
+def _strictness(seen: Mapping[str, Any], t: Mapping[str, str]) -> str:
+    """Each inspector with the share of pictures that they called defective."""
+    told = seen.get("by_inspector") or {}
+    return ", ".join(
+        t["inspector_found"].format(who=who, found=told[who][1], n=told[who][0]) if who in told else who
+        for who in seen["inspectors"]
+    )
+
+
+def _second_looks(seen: Mapping[str, Any], t: Mapping[str, str]) -> list[tuple[str, str]]:
+    if not seen.get("repeated"):
+        return []
+    return [(t["repeated"], t["repeated_same"].format(n=seen["repeated"], share=seen["self_agreement"]))]
 
 
 def _threshold(told: Mapping[str, Any] | None, t: Mapping[str, str]) -> list[tuple[str, Any]]:

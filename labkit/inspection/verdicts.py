@@ -1,11 +1,16 @@
-"""What people saw: a written list of defects, one verdict per picture and inspector, and what they add up to."""
+"""What people saw: a written list of defects, one verdict per picture and inspector, and what they add up to.
+
+Several people may look at one picture, and one person twice. Names decide who is who, so two people with one name are
+refused, not added up; a second look of the same person replaces the first and says how steady that person is.
+"""
 
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from labkit.files import write_atomically
@@ -14,6 +19,12 @@ from labkit.metrics import krippendorff_alpha
 
 SEVERITIES = ("critical", "major", "minor")  # worst first
 POLICIES = ("any", "majority")
+REPEATS = ("refuse", "last")
+
+
+def same_person(name: str) -> str:
+    """A name without case, width and spaces: equal for two spellings of one name."""
+    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 @dataclass(frozen=True)
@@ -62,7 +73,10 @@ class Tally:
         n: pictures. critical, major, minor: pictures by their worst agreed defect. inspectors: names.
         defects: code -> how many verdicts named it. disagreements: pictures that one called good and another defective.
         agreement: Krippendorff's alpha of "defective or not"; None with one inspector. seconds: of all verdicts.
-        policy: how several verdicts became one.
+        policy: how several verdicts became one. repeats: what happened to second looks of one person.
+        repeated: how many second looks there were. self_agreement: share of them that said the same as the look before
+            (defective or not); None without any.
+        by_inspector: name -> [pictures, defective ones], how strict each person was.
     """
 
     n: int
@@ -75,6 +89,10 @@ class Tally:
     agreement: float | None
     seconds: float
     policy: str
+    repeats: str = "refuse"
+    repeated: int = 0
+    self_agreement: float | None = None
+    by_inspector: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def tally(
@@ -83,6 +101,7 @@ def tally(
     *,
     defects: Sequence[Defect] = DEFECTS,
     policy: str = "any",
+    repeats: str = "refuse",
 ) -> Tally:
     """Count the defective pictures of a sample.
 
@@ -90,34 +109,27 @@ def tally(
         sample: names that were drawn. verdicts: at least one for each of them.
         policy: "any": the worst that any inspector saw counts; "majority": the worst severity that at least half of a
             picture's inspectors saw or exceeded (so a tie counts as defective). Disagreements are listed either way.
+        repeats: one person's second verdict on a picture: "refuse" it, or let the "last" one count.
 
     Raises:
-        InspectionError: a picture without a verdict or outside the sample, a code that is not on the list, or two
-            verdicts of one person on one picture.
+        InspectionError: a picture without a verdict or outside the sample, a code that is not on the list, two verdicts
+            of one person on one picture with repeats "refuse", or one name in two spellings.
     """
     if policy not in POLICIES:
         raise ValueError(f"policy = {policy!r} must be one of {', '.join(POLICIES)}")
+    if repeats not in REPEATS:
+        raise ValueError(f"repeats = {repeats!r} must be one of {', '.join(REPEATS)}")
     severity = {defect.code: SEVERITIES.index(defect.severity) for defect in defects}
-    drawn, by_item = set(sample), defaultdict(dict)  # item -> inspector -> verdict
-    for verdict in verdicts:
-        if verdict.item not in drawn:
-            raise InspectionError(f"{verdict.inspector} judged {verdict.item!r}, which was not drawn: check the seed")
-        if verdict.defect and verdict.defect not in severity:
-            raise InspectionError(f"defect {verdict.defect!r} is not on the list: use one of {', '.join(severity)}")
-        if not verdict.inspector.strip():
-            raise InspectionError(f"the verdict on {verdict.item!r} has no inspector: a person's name is needed")
-        if verdict.inspector in by_item[verdict.item]:
-            raise InspectionError(f"{verdict.inspector} judged {verdict.item!r} twice: keep one of the verdicts")
-        by_item[verdict.item][verdict.inspector] = verdict
+    by_item, steady = _by_item(sample, verdicts, severity, repeats)
     if missing := [name for name in sample if name not in by_item]:
         raise InspectionError(f"{len(missing)} of {len(sample)} drawn pictures have no verdict: first {missing[0]!r}")
     inspectors = sorted({verdict.inspector for verdict in verdicts})
     counts, disagreements = Counter(), []
     for name in sample:
-        levels = sorted(severity.get(verdict.defect, len(SEVERITIES)) for verdict in by_item[name].values())
+        levels = _levels(by_item[name], severity)
         if levels[0] < len(SEVERITIES) == levels[-1]:
             disagreements.append(name)
-        counts[levels[0 if policy == "any" else (len(levels) - 1) // 2]] += 1
+        counts[_agreed(levels, policy)] += 1
     agreement = None
     if len(inspectors) > 1:
         table = [
@@ -125,16 +137,81 @@ def tally(
         ]
         if any(len(by_item[name]) > 1 for name in sample):
             agreement = krippendorff_alpha(table)
+    counted = [verdict for told in by_item.values() for verdict in told.values()]
+    strict = {who: [bool(v.defect) for v in counted if v.inspector == who] for who in inspectors}
     return Tally(
         n=len(sample),
         **{name: counts[level] for level, name in enumerate(SEVERITIES)},
         inspectors=tuple(inspectors),
-        defects=dict(sorted(Counter(verdict.defect for verdict in verdicts if verdict.defect).items())),
+        defects=dict(sorted(Counter(verdict.defect for verdict in counted if verdict.defect).items())),
         disagreements=tuple(disagreements),
         agreement=agreement,
         seconds=float(sum(verdict.seconds for verdict in verdicts)),
         policy=policy,
+        repeats=repeats,
+        repeated=len(steady),
+        self_agreement=sum(steady) / len(steady) if steady else None,
+        by_inspector={who: (len(found), sum(found)) for who, found in strict.items()},
     )
+
+
+def band_decisions(
+    names: Sequence[str], verdicts: Sequence[Verdict], *, defects: Sequence[Defect] = DEFECTS, policy: str = "any"
+) -> dict[str, bool]:
+    """What people decided about the pictures of the abstain band: name -> it passes (no critical or major defect).
+
+    Args:
+        names: pictures that were left to people. verdicts: on some of them; the others stay undecided and do not ship.
+
+    Raises:
+        InspectionError: as `tally`, but a picture may have no verdict.
+    """
+    severity = {defect.code: SEVERITIES.index(defect.severity) for defect in defects}
+    by_item, _ = _by_item(names, verdicts, severity, "last")
+    return {
+        name: _agreed(_levels(by_item[name], severity), policy) >= SEVERITIES.index("minor")
+        for name in names
+        if name in by_item
+    }
+
+
+def _by_item(
+    sample: Sequence[str], verdicts: Sequence[Verdict], severity: Mapping[str, int], repeats: str
+) -> tuple[dict[str, dict[str, Verdict]], list[bool]]:
+    """(item -> inspector -> the verdict that counts, for every second look whether it said the same as the first)."""
+    drawn, by_item = set(sample), defaultdict(dict)
+    spelled: dict[str, str] = {}  # person -> the spelling met first
+    steady: list[bool] = []
+    for verdict in verdicts:
+        if verdict.item not in drawn:
+            raise InspectionError(f"{verdict.inspector} judged {verdict.item!r}, which was not drawn: check the seed")
+        if verdict.defect and verdict.defect not in severity:
+            raise InspectionError(f"defect {verdict.defect!r} is not on the list: use one of {', '.join(severity)}")
+        if not verdict.inspector.strip():
+            raise InspectionError(f"the verdict on {verdict.item!r} has no inspector: a person's name is needed")
+        known = spelled.setdefault(same_person(verdict.inspector), verdict.inspector)
+        if known != verdict.inspector:
+            raise InspectionError(
+                f"{known!r} and {verdict.inspector!r} read as one name: spell one person one way, or tell two apart"
+            )
+        if (before := by_item[verdict.item].get(verdict.inspector)) is not None:
+            if repeats == "refuse":
+                raise InspectionError(
+                    f"{verdict.inspector} judged {verdict.item!r} twice: keep one of the verdicts, or let the last "
+                    f"one count"
+                )
+            steady.append(bool(before.defect) == bool(verdict.defect))
+        by_item[verdict.item][verdict.inspector] = verdict
+    return dict(by_item), steady
+
+
+def _levels(told: Mapping[str, Verdict], severity: Mapping[str, int]) -> list[int]:
+    """Severities of one picture's verdicts as indices, the worst first; len(SEVERITIES) is good."""
+    return sorted(severity.get(verdict.defect, len(SEVERITIES)) for verdict in told.values())
+
+
+def _agreed(levels: Sequence[int], policy: str) -> int:
+    return levels[0 if policy == "any" else (len(levels) - 1) // 2]
 
 
 def write_verdicts(path: Path | str, verdicts: Sequence[Verdict]) -> Path:
@@ -151,19 +228,54 @@ def read_verdicts(path: Path | str) -> list[Verdict]:
     path = Path(path)
     if not path.is_file():
         raise InspectionError(f"{path} does not exist: save the verdicts from the inspection page first")
+    return parse_verdicts(path.read_text(encoding="utf-8"), path.name)
+
+
+def parse_verdicts(text: str, source: str) -> list[Verdict]:
+    """The verdicts of JSON lines; `source` names them in errors.
+
+    Raises:
+        InspectionError: a line that is no verdict; names it.
+    """
     verdicts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(text.rstrip("\n").split("\n") if text else [], start=1):
         try:
             fields = json.loads(line)
             seconds = float(fields.get("seconds", 0))
+            if not 0 <= seconds < float("inf"):
+                raise ValueError
             verdicts.append(
                 Verdict(str(fields["item"]), str(fields["inspector"]), str(fields.get("defect", "")), seconds)
             )
         except (ValueError, KeyError, TypeError, AttributeError):
             raise InspectionError(
-                f"{path.name}, line {number} is no verdict: expected item, inspector, defect, seconds"
+                f"{source}, line {number} is no verdict: expected item, inspector, defect, seconds"
             ) from None
     return verdicts
+
+
+def gather_verdicts(paths: Sequence[Path | str], *, repeats: str = "refuse") -> list[Verdict]:
+    """The verdicts of several files, each of one sitting.
+
+    One name in two files is either a person who looked twice or two people of one name; only people can tell, so it is
+    refused unless `repeats` is "last" (a person who looked twice; give the files in the order of the sittings).
+
+    Raises:
+        InspectionError: a name in two files with repeats "refuse", or what `read_verdicts` raises.
+    """
+    found: list[Verdict] = []
+    first: dict[str, Path] = {}  # person -> file
+    for path in map(Path, paths):
+        told = read_verdicts(path)
+        for who in dict.fromkeys(verdict.inspector for verdict in told):
+            other = first.setdefault(same_person(who), path)
+            if other != path and repeats == "refuse":
+                raise InspectionError(
+                    f"{who!r} stands in {other.name} and {path.name}: two people need two names; if one person looked "
+                    f"twice, say --repeats last"
+                )
+        found += told
+    return found
 
 
 def seeded_truth(

@@ -18,6 +18,7 @@ from labkit.portraits.captions import (
     value_name,
 )
 from labkit.portraits.dataset import build_dataset, load_dataset
+from labkit.portraits.parse import unknown_words
 from labkit.portraits.render import grainy, render, render_array, render_tensor
 from labkit.portraits.sampling import contains, mislabelled, sample_specs
 from labkit.portraits.spec import PortraitSpec
@@ -45,5 +46,6 @@ __all__ = [
     "render_array",
     "render_tensor",
     "sample_specs",
+    "unknown_words",
     "value_name",
 ]

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from labkit.portraits.attributes import ATTRIBUTES
-from labkit.portraits.captions import value_name
+from labkit.portraits.attributes import ATTRIBUTES, HELD_OUT_STYLES
+from labkit.portraits.captions import TEMPLATES, describe, value_name
 
 _FRAMES = {  # what stands around a value; {} is the value
     "style": (r"\b{} (?:portrait|style)\b",),
@@ -67,3 +67,28 @@ def open_attributes(text: str) -> frozenset[str]:
     named = parse_caption(text)
     closed = {*named, "hair_color"} if named.get("hair_style") == "bald" else set(named)
     return frozenset(ATTRIBUTES) - closed
+
+
+@cache
+def known_words() -> frozenset[str]:
+    """Every word that an English caption of a training portrait can contain, in lower case."""
+    wholes = [{"style": "avataaars", "mood": "happy", "skin": "tan", "clothes": "red", "background": "gray"}]
+    unseen = {("hair_color", "none"), *(("style", style) for style in HELD_OUT_STYLES)}
+    singles = [{a: v} for a, values in ATTRIBUTES.items() for v in values if (a, v) not in unseen]
+    pairs = [{"hair_style": style, "glasses": "glasses"} for style in ATTRIBUTES["hair_style"]]
+    texts = (
+        describe(values, "en", template=template).text
+        for values in [{}, *wholes, *singles, *pairs]
+        for template in range(TEMPLATES["en"])
+    )
+    return frozenset(word for text in texts for word in _words(text))
+
+
+def unknown_words(text: str) -> list[str]:
+    """Words of a prompt, in order and once each, that no caption in training contained: whatever they mean, a model of
+    this world cannot know it."""
+    return list(dict.fromkeys(word for word in _words(text) if word not in known_words()))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+(?:[-'][^\W_]+)*", text.lower())

@@ -10,89 +10,128 @@ from labkit.course import start, t
 
 lab = start("02", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
 
-# %% [markdown] lang="en" uid="ruler" pair="7b2778d1"
-# ## 1. Two sets and a ruler
+# %% [markdown] lang="en" uid="article" pair="bac13b48"
+# ## 1. A number without its ruler
 #
-# A metric never sees pictures. It sees a table of features per set. Here the reals are renders, the fakes come from PortraitSD, and the
-# features are the 128 penultimate activations of the AttributeReader; published FIDs take 2048 from Inception instead. (PortraitSD
-# draws on every tier, because only portraits have known attributes.)
-
-# %% [markdown] lang="ja" uid="ruler" pair="cf1854fa"
-# ## 1. 2 つの集合と物差し
+# The article「ディープ生成モデルの忠実性と多様性の制御:擬似密度による手法」, on the paper of lesson 03 ([arXiv 2407.08659](https://arxiv.org/abs/2407.08659)),
+# gives a manager this advice: start with a small experiment, and measure the effect by a quality index such as FID and by the judgement of the people in the field. Both halves are put to the test here,
+# before anything is aligned. What does a quality index say about a *small* experiment? And how many judgements does a field need?
 #
-# 指標は画像そのものを見ません。見るのは、集合ごとの特徴量の表です。このレッスンの本物の画像はレンダリングしたポートレート、生成画像は PortraitSD の出力です。
-# 特徴量には AttributeReader の最後から 2 番目の層の 128 次元を使います。論文の FID では Inception の 2048 次元です。
-# 属性が分かっているのはポートレートだけなので、どの tier でも PortraitSD を使います。
+# A metric never sees pictures. It sees a table of **features**: one row of numbers for each picture, made by a network that was trained for something else. Ours are the 128 numbers
+# before the last layer of the AttributeReader; published FIDs take 2048 from Inception. The reals of this lesson are renders. Now two models, A and B, whose true quality is known because we built
+# them: one is perfect, its pictures are nothing but other renders. The other makes everything more alike, each picture's features lie a fifth nearer to the mean. The figure shows the Fréchet distance of both, **lower is
+# better**, at four numbers of pictures. Which of the two is the perfect one?
 
-# %% uid="renders" tags=["slow"]
+# %% [markdown] lang="ja" uid="article" pair="e3451e41"
+# ## 1. 物差しのない数値
+#
+# 記事『ディープ生成モデルの忠実性と多様性の制御:擬似密度による手法』は、レッスン03で扱う論文([arXiv 2407.08659](https://arxiv.org/abs/2407.08659))を紹介し、
+# 導入を検討する役員にこう助言しています。まず小さな実験を行い、FIDのような品質指標と現場の評価で効果を測ること。このレッスンでは、モデルを調整する前に、この2つの助言を検証します。
+# 品質指標は、*小さな*実験について何を教えてくれるのでしょうか。現場の評価は、何件あれば足りるのでしょうか。
+#
+# 指標は画像そのものを見ません。見るのは**特徴量**の表です。別の目的で学習したネットワークが、画像1枚を数値の行1つに変換したものです。ここではAttributeReaderの最終層の手前にある128個の数値を
+# 使います。論文のFIDはInceptionの2048個です。このレッスンで本物と呼ぶのはレンダリング画像です。モデルAとBを用意しました。自作なので、本当の品質が分かっています。一方は完璧で、その画像は別のレンダリング画像
+# そのものです。もう一方はどの画像も似たものにしてしまい、特徴量が平均に2割だけ近づきます。次の図は、4通りの枚数で測った両者のフレシェ距離です。**小さいほど良い**指標です。完璧なのはどちらでしょうか。
+
+# %% uid="renders"
+from types import SimpleNamespace
+
+import numpy as np
 import torch
 
-from labkit.figures import bar_with_interval, curve_with_interval, strips
-from labkit.diffusion import image_generators, sample
+from labkit.figures import bar_with_interval, curve_with_interval, recorded_means, strips
+from labkit.diffusion import from_uint8
 from labkit.metrics import frechet_distance, manifold_metrics, noise_floor
-from labkit.metrics.extractors import reader_extractor
-from labkit.models import load_pipeline, load_reader
-from labkit.portraits import HELD_OUT_COMBINATIONS, caption, render_tensor, sample_specs
+from labkit.models.paths import data_dir
+from labkit.portraits import load_dataset
+from labkit.studies import load_study, means
+from labkit.studies.estimate import recorded_levels
+from labkit.studies.l02 import MODE, SHRUNK, fd, more_alike, networks
 
-size, rounds = lab.sizes.compare, lab.sizes.rounds
-# en: what PortraitSD was trained on
-# ja: PortraitSD の学習データと同じ条件
-law = {"exclude": HELD_OUT_COMBINATIONS}
-specs = sample_specs(2 * lab.sizes.renders, seed=lab.seed, **law)
-parts = [specs[i : i + 32] for i in range(0, len(specs), 32)]
-renders = torch.cat([render_tensor(part) for part in lab.progress_bar(parts, t("l02.rendering"), len(parts))])
+size = lab.sizes.compare
+arrays, specs = load_dataset(data_dir() / "portraits", 2 * size)
 # en: two sets of one law
-# ja: 同じ分布の 2 つの集合
-reals, others = renders.chunk(2)
+# ja: 同じ分布からの2つの集合
+reals, others = from_uint8(arrays).chunk(2)
+features, embed = networks().features, networks().clip
+real_f, other_f = features(reals), features(others)
+pool = torch.cat([real_f, other_f])
+study = load_study("02")
+sizes = SimpleNamespace(**(dict(study.sizes) | vars(lab.sizes)))
 
-pipe, reader = load_pipeline("cpu", lab.device), load_reader()
-features = reader_extractor(reader)
 
-
-def paint(prompts, guidance_scale, desc):
-    """en: Pictures of the prompts in batches, with a forecast.
-    ja: プロンプトの画像をバッチごとに生成し、残り時間の見込みを表示します。
+def draw(x, n, r):
+    """en: Round r's random choice of n rows.
+    ja: ラウンドrで、n行を無作為に選びます。
     """
-    pictures, batch = [], 16
-    starts = range(0, len(prompts), batch)
-    for first in lab.progress_bar(starts, desc, len(starts)):
-        texts = prompts[first : first + batch]
-        generators = image_generators(len(texts), lab.seed, first=first)
-        pictures.append(
-            sample(pipe, texts, generators=generators, steps=lab.sizes.steps, guidance_scale=guidance_scale).cpu()
-        )
-    return torch.cat(pictures)
+    return x[torch.randperm(len(x), generator=lab.generator(r))[:n]]
 
 
-asked = sample_specs(size, seed=lab.seed + 1, **law)
-asked_texts = [caption(spec).text for spec in asked]
-generated = lab.keep("generated", paint, asked_texts, lab.sizes.guidance, t("l02.painting"))
-real_f, other_f, made_f = features(reals), features(others), features(generated)
-shown = min(8, size)
-rows = {t("l02.renders"): list(reals[:shown]), t("l02.generated"): list(generated[:shown])}
-strips(rows, title=t("l02.two_sets", d=real_f.shape[1]))
+counts = [n for n in (32, 64, 128, 256) if n <= size]
+rounds = range(lab.sizes.rounds)
+read = {
+    "A": [[fd(draw(real_f, n, r), draw(other_f, n, r + 500)) for n in counts] for r in rounds],
+    "B": [[fd(draw(real_f, n, r), draw(more_alike(other_f, SHRUNK), n, r + 500)) for n in counts] for r in rounds],
+}
+curve_with_interval(
+    counts,
+    {name: np.array(rows) for name, rows in read.items()},
+    xlabel=t("l02.pictures_each"),
+    ylabel=t("l02.frechet"),
+    title=t("l02.first_title"),
+    log_x=True,
+    log_y=True,
+)
 
-# %% [markdown] lang="en" uid="frechet" pair="78c767a2"
-# The Fréchet distance fits a Gaussian to each set and compares the two:
-# $|\mu_1-\mu_2|^2 + \mathrm{tr}\,S_1 + \mathrm{tr}\,S_2 - 2\,\mathrm{tr}\,(S_1S_2)^{1/2}$. The last trace is the sum of the square roots
-# of the eigenvalues of $S_1S_2$. Write `frechet` from means `[d]` and covariances `[d, d]`; a covariance may be singular.
+# %% [markdown] lang="en" uid="first-reading" pair="cc436ff4"
+# **What you see.** With few pictures B reads lower; with many, A does. The perfect model is A. At 64 pictures a metric that is used everywhere prefers the worse model in about seven of ten
+# rounds, at 32 in nearly all. Nothing is wrong with the formula. Sections 2 to 4 find the reason and three remedies. First the formula itself.
 
-# %% [markdown] lang="ja" uid="frechet" pair="ef3b1084"
-# フレシェ距離は、それぞれの集合に正規分布を当てはめ、その 2 つを比べます:
-# $|\mu_1-\mu_2|^2 + \mathrm{tr}\,S_1 + \mathrm{tr}\,S_2 - 2\,\mathrm{tr}\,(S_1S_2)^{1/2}$。最後のトレースは、
-# $S_1S_2$ の固有値の平方根の和です。平均 `[d]` と共分散 `[d, d]` から `frechet` を書いてください。共分散は特異なこともあります。
+# %% [markdown] lang="ja" uid="first-reading" pair="4c3f02e8"
+# **図から読み取れること。** 枚数が少ないとBの値が小さく、多いとAの値が小さくなります。完璧なのはAです。つまり、広く使われている指標が、64枚なら10ラウンド中およそ7ラウンドで、32枚ならほぼ毎回、劣ったモデルを選びます。
+# 式に誤りがあるわけではありません。第2節から第4節で理由を突き止め、3つの対策を学びます。まず式そのものを見ましょう。
+
+# %% [markdown] lang="en" uid="frechet" pair="ed86b5ff"
+# ### The Fréchet distance
+#
+# *In one dimension first.* Fit a normal distribution to each set. To carry $N(0, 1)$ over into $N(3, 4)$ with the least effort, shift it by 3 and stretch it from deviation 1 to 2. The squared effort is
+# $(m_1-m_2)^2 + (s_1-s_2)^2 = 9 + 1 = 10$, where $m$ are means and $s$ standard deviations. Written out, the second term is $s_1^2 + s_2^2 - 2\,s_1 s_2$: variance plus variance minus twice the root of
+# their product.
+#
+# *In many dimensions* the mean becomes a vector $\mu$ and the variance a covariance matrix $S$, and the same three terms remain:
+#
+# $$\mathrm{FD} = |\mu_1-\mu_2|^2 + \mathrm{tr}\,S_1 + \mathrm{tr}\,S_2 - 2\,\mathrm{tr}\,(S_1S_2)^{1/2}.$$
+#
+# The last trace is the sum of the square roots of the eigenvalues of $S_1S_2$. With Inception features this number is the FID; with ours we call it FD. Write `frechet` from means `[d]` and covariances `[d, d]`. A covariance
+# may be singular, and it will be: 64 pictures span at most 63 of the 128 directions. A value to try: with equal means and the covariances diag(1, 4, 9) and diag(4, 9, 16) it is 3.
+# Common mistakes: the root of each entry of the matrix instead of its eigenvalues, and the factor 2.
+
+# %% [markdown] lang="ja" uid="frechet" pair="46ba99cf"
+# ### フレシェ距離
+#
+# *まず1次元で考えます。* それぞれの集合に正規分布を当てはめます。$N(0, 1)$ を最小の手間で $N(3, 4)$ に重ねるには、3だけずらし、標準偏差を1から2に伸ばします。手間の2乗は
+# $(m_1-m_2)^2 + (s_1-s_2)^2 = 9 + 1 = 10$ です。$m$ は平均、$s$ は標準偏差です。第2項を展開すると $s_1^2 + s_2^2 - 2\,s_1 s_2$、つまり「分散+分散−積の平方根の2倍」に
+# なります。
+#
+# *多次元では*平均がベクトル $\mu$、分散が共分散行列 $S$ になりますが、項の形は同じです。
+#
+# $$\mathrm{FD} = |\mu_1-\mu_2|^2 + \mathrm{tr}\,S_1 + \mathrm{tr}\,S_2 - 2\,\mathrm{tr}\,(S_1S_2)^{1/2}.$$
+#
+# 最後のトレースは、$S_1S_2$ の固有値の平方根の和です。Inceptionの特徴量で計算した値がFIDです。ここでは自前の特徴量を使うので、FDと呼びます。平均 `[d]` と共分散 `[d, d]` から計算する `frechet` を書いてください。
+# 共分散は特異になることがあります。実際、64枚の画像では、128方向のうち高々63方向しか分かりません。確認用の値: 平均が等しく、共分散が diag(1, 4, 9) と diag(4, 9, 16) なら3です。
+# よくある誤りは、固有値ではなく行列の各成分の平方根を取ることと、係数2の書き忘れです。
 
 
 # %% uid="frechet-exercise" tags=["exercise"] exercise="frechet"
 def frechet(mean_1, cov_1, mean_2, cov_2):
     """en: Squared Frechet distance of two Gaussians.
-    ja: 2 つの正規分布の間のフレシェ距離の 2 乗です。
+    ja: 2つの正規分布の間のフレシェ距離の2乗です。
     """
     # BEGIN SOLUTION
     values, vectors = torch.linalg.eigh(cov_1)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     # en: the eigenvalues of S1 S2
-    # ja: S1 S2 の固有値
+    # ja: S1 S2の固有値
     product = torch.linalg.eigvalsh(root @ cov_2 @ root)
     return (mean_1 - mean_2).square().sum() + cov_1.trace() + cov_2.trace() - 2 * product.clamp(min=0).sqrt().sum()
     # END SOLUTION
@@ -102,8 +141,11 @@ def frechet(mean_1, cov_1, mean_2, cov_2):
 lab.check("frechet")
 frechet = lab.use("frechet")
 
+# %% uid="frechet-use" tags=["slow"]
+from labkit.portraits import HELD_OUT_COMBINATIONS, sample_specs
+from labkit.studies.l02 import painted
 
-# %% uid="frechet-use"
+
 def moments(x):
     """en: Mean [d] and covariance [d, d] of features [n, d].
     ja: 特徴量 [n, d] の平均 [d] と共分散 [d, d] です。
@@ -112,221 +154,458 @@ def moments(x):
     return x.mean(0), torch.cov(x.T)
 
 
+asked = sample_specs(lab.sizes.painted, seed=lab.seed + 1, exclude=HELD_OUT_COMBINATIONS)
+generated = lab.keep("generated", painted, asked, lab.seed + 100, sizes, sizes.guidance)
+made_f = features(generated)
 for name, fake in {t("l02.other_renders"): other_f, t("l02.generated"): made_f}.items():
     mine, theirs = float(frechet(*moments(real_f), *moments(fake))), float(frechet_distance(real=real_f, fake=fake))
     lab.verdict(t("l02.two_values", name=name, mine=mine, theirs=theirs), abs(mine - theirs) < 1e-3 * theirs)
+strips(
+    {t("l02.renders"): list(reals[:8]), t("l02.generated"): list(generated[:8])},
+    title=t("l02.two_sets", d=real_f.shape[1]),
+)
 
-# %% [markdown] lang="en" uid="floor" pair="35949ab5"
-# ## 2. The noise floor
+# %% [markdown] lang="en" uid="bias" pair="5aa1727d"
+# **Reading.** A render and a picture by PortraitSD are hard to tell apart at this size. PortraitSD's distance is larger, but there are also fewer pictures on its side; and the distance of renders to *other renders* is not 0 either, although
+# both come from one law. How large is such a number without any difference behind it?
 #
-# Both halves of the renders follow one law, so their distance ought to be 0. Predict what it is with few pictures.
+# ## 2. Bias and spread are two things
+#
+# Take two samples of one law. Their means differ by chance, their covariances too, and every chance difference enters with its square: nothing cancels. So the reading lies above the truth **on average**. That is a
+# **bias**, and for equal laws it has a name, the **noise floor**. To first order it is $\frac{2}{n}$ times a constant of the law's eigenvalues, when both sides have $n$ pictures. The **spread** is
+# something else: by how much the reading changes when the pictures are drawn again. Predict first.
 
-# %% [markdown] lang="ja" uid="floor" pair="8aff26f5"
-# ## 2. ノイズフロア
+# %% [markdown] lang="ja" uid="bias" pair="df91a55b"
+# **図の読み方。** レンダリング画像とPortraitSDの画像は、この大きさではほとんど見分けがつきません。PortraitSDの距離の方が大きいのですが、枚数も少なくなっています。それに、*別のレンダリング画像*との距離も0ではありません。
+# どちらも同じ分布から得た画像です。違いが何もないのに出てくるこの値は、どのくらいの大きさなのでしょうか。
 #
-# レンダリングした画像の前半と後半は同じ分布に従うので、距離は 0 のはずです。枚数が少ないとき、実際にはいくつになるか予想してください。
+# ## 2. バイアスとばらつきは別のもの
+#
+# 同じ分布から2つの標本を取ると、平均も共分散も偶然の分だけ食い違います。食い違いはどれも2乗で加わるので、打ち消し合いません。そのため、測定値は**平均して**真の値より大きくなります。これが**バイアス**です。
+# 分布が同じときのバイアスを、特に**ノイズフロア**と呼びます。両側が $n$ 枚なら、1次近似で $\frac{2}{n}$ に、分布の固有値で決まる定数を掛けた値です。**ばらつき**はこれとは別で、画像を選び直したときに
+# 測定値がどれだけ変わるかを表します。まず予想してください。
 
 # %% uid="floor-predict" tags=["quiz"]
 lab.predict("floor")
 
-
 # %% uid="floor-run"
-def draw(x, n, r):
-    """en: Round r's random choice of n rows.
-    ja: ラウンド r で n 行を無作為に選びます。
-    """
-    return x[torch.randperm(len(x), generator=lab.generator(r))[:n]]
-
-
-pool = torch.cat([real_f, other_f])
-halves = [len(real_f) // 2**k for k in (3, 2, 1, 0)]
-# en: Frechet distance of two samples of one law
-# ja: 同じ分布からの 2 つの標本の間のフレシェ距離
-same_law = torch.empty(rounds, len(halves))
-for r in range(rounds):
+law = torch.cov(pool.double().T)
+same_law = np.empty((lab.sizes.rounds, len(counts)))
+for r in rounds:
     mixed = draw(pool, len(pool), r)
-    for j, n in enumerate(halves):
-        same_law[r, j] = float(frechet_distance(real=mixed[:n], fake=mixed[-n:]))
-made_n = [n for n in halves if n <= size]
-made = torch.tensor(
-    [[float(frechet_distance(real=draw(real_f, n, r), fake=draw(made_f, n, r))) for n in made_n] for r in range(rounds)]
-)
-floor = [noise_floor(torch.cov(pool.double().T), n_real=n, n_fake=n) for n in halves]
+    same_law[r] = [fd(mixed[:n], mixed[-n:]) for n in counts]
 curve_with_interval(
-    halves,
-    {t("l02.one_law"): same_law.numpy(), t("l02.formula"): floor},
+    counts,
+    {
+        t("l02.recorded_same"): recorded_levels("02", [f"fd@{n}" for n in counts], "same"),
+        t("l02.yours"): same_law,
+        t("l02.formula"): [noise_floor(law, n_real=n, n_fake=n) for n in counts],
+    },
     xlabel=t("l02.pictures_each"),
     ylabel=t("l02.frechet"),
     title=t("l02.floor_title"),
-    reference={t("l02.generated_at", n=made_n[-1]): float(made[:, -1].mean())},
+    reference={t("l02.model_at", n=32): recorded_levels("02", ["fd@32"], "model")[0][0]},
     log_x=True,
     log_y=True,
 )
 
 # %% uid="floor-claim"
-lab.reveal("floor", "large" if float(same_law[:, 0].mean()) > float(made[:, -1].mean()) / 2 else "small")
-log_n, log_d = (
-    torch.tensor(halves[-3:]).log(),
-    same_law[:, -3:].log(),
-    # en: where there are about as many pictures as features
-    # ja: 画像の枚数が特徴量の次元と同じくらいの範囲
-)
-slopes = ((log_d - log_d.mean(1, keepdim=True)) @ (log_n - log_n.mean())) / (log_n - log_n.mean()).square().sum()
+at_first = recorded_levels("02", ["fd@32"], "model")[0][0]
+lab.reveal("floor", "large" if float(same_law[:, 0].mean()) > at_first / 2 else "small")
+# en: slope between the last two numbers, in a log-log plot, for every round
+# ja: 両対数で、最後の2つの枚数の間の傾き(ラウンドごと)
+slopes = np.diff(np.log(same_law[:, -2:]), axis=1)[:, 0] / np.log(2)
 
 
 def spread(values):
-    """en: Mean and the interval that holds 95 % of the rounds: what one experiment of this size may read.
-    ja: 平均と、ラウンドの 95 % が入る区間です。この規模の実験 1 回で読み取りうる値の範囲を表します。
+    """en: Mean, and the interval that holds 95 % of the rounds.
+    ja: 平均と、ラウンドの95%が入る区間です。
     """
-    values = torch.as_tensor(values).double()
-    return float(values.mean()), (float(values.quantile(0.025)), float(values.quantile(0.975)))
+    low, high = np.quantile(values, [0.025, 0.975])
+    return {"value": float(np.mean(values)), "interval": (float(low), float(high)), "seeds": [lab.seed]}
 
 
-value, interval = spread(slopes)
-lab.claim("bias_falls", measured=t("l02.m_slope"), value=value, interval=interval, seeds=[seed])
+lab.claim("bias_falls", measured=t("l02.m_slope"), **spread(slopes))
 
-# %% [markdown] lang="en" uid="few" pair="62f73a12"
-# A Fréchet distance without its number of pictures and its floor says little. Do kernel distances need as many? Here the fakes differ for certain: they
-# are renders without the style toon-head. Each line is divided by its own value at the largest number; the band is where 95 % of the rounds lie.
-# CLIP embeddings serve CMMD.
+# %% [markdown] lang="en" uid="floor-reading" pair="74ad73c3"
+# **What you see.** At 32 pictures renders against renders read almost 2,000, as much as PortraitSD reads there; the floor halves with every doubling, and the formula knows it well as soon as there are more pictures than features.
+# But look at the bands: the floor is large and the spread is small, a tenth of it or less. **Why it matters.** A floor lifts *every* reading, like a scale that shows two kilograms too much. Such a scale still tells who is
+# heavier. Hence the rule "a change below the noise floor is no change" must be wrong. Is it? And is the other rule right, "compare at equal numbers"? Decide before the experiment.
 
-# %% [markdown] lang="ja" uid="few" pair="bee8ffd1"
-# フレシェ距離は、枚数とノイズフロアを添えなければほとんど意味がありません。カーネルに基づく距離にも同じだけの枚数が必要でしょうか。
-# 確かに差がある例として、生成側にはスタイル toon-head を除いたレンダリング画像を使います。各線は、最大の枚数での値を 1 としています。帯には全ラウンドの 95 % が入ります。
-# CMMD には CLIP の埋め込みを使います。
+# %% [markdown] lang="ja" uid="floor-reading" pair="ecbffea9"
+# **図から読み取れること。** 32枚では、レンダリング画像どうしの値がおよそ2000になり、PortraitSDの値とほとんど変わりません。ノイズフロアは枚数が2倍になるごとに半減し、枚数が特徴量の次元を超えると近似式ともよく合います。
+# ここで帯の幅に注目してください。ノイズフロアは大きいのに、ばらつきはその1割以下です。**なぜ重要か。** ノイズフロアは*すべての*測定値を押し上げます。いつも2kg多く表示する体重計のようなものです。それでも、どちらが重いかは
+# 分かります。だとすると「ノイズフロアより小さい変化は変化ではない」という規則は間違っているはずです。本当にそうでしょうか。もう1つの規則「枚数をそろえて比べればよい」は正しいのでしょうか。実験の前に予想してください。
 
-# %% uid="few-run"
-from labkit.metrics import cmmd, kernel_distance
-from labkit.metrics.extractors import clip_extractor
+# %% uid="ranking-predict" tags=["quiz"]
+lab.predict("below_floor")
+lab.predict("equal_numbers")
 
-embed = clip_extractor(lab.tier, device=lab.device)
-real_e, other_e, made_e = embed(reals), embed(others), embed(generated)
-toon = torch.tensor([spec.style == "toon-head" for spec in specs[lab.sizes.renders :]])
-read = {"FD": frechet_distance, "KID": kernel_distance, "CMMD": cmmd}
-few = {}
-for name, metric in read.items():
-    real, fake = (real_e, other_e[~toon]) if name == "CMMD" else (real_f, other_f[~toon])
-    table = torch.tensor(
-        [[float(metric(real=draw(real, n, r), fake=draw(fake, n, r + 500))) for n in made_n] for r in range(rounds)]
-    )
-    table = table / table[:, -1].mean()
-    few[name] = tuple(
-        row.double().numpy() for row in (table.mean(0), table.quantile(0.025, 0), table.quantile(0.975, 0))
-    )
-curve_with_interval(
-    made_n, few, xlabel=t("l02.pictures_each"), ylabel=t("l02.relative"), title=t("l02.few_title"), log_x=True
+# %% uid="ranking-run"
+centre, data = pool.double().mean(0), pool.double()
+arrow = torch.randn(data.shape[1], generator=lab.generator(7)).double()
+# en: the mean is off by so much that the true distance is an eighth of the floor at n pictures
+# ja: 真の距離がn枚でのノイズフロアの8分の1になるように、平均をずらします
+n = min(64, size // 2)
+shift = (noise_floor(law, n_real=n, n_fake=n) / 8) ** 0.5 * arrow / arrow.norm()
+
+
+def right_share(worse, same_seeds):
+    """en: How often the perfect model reads lower than `worse`, a function of features [n, d].
+    ja: 完璧なモデルの値が、worse(特徴量 [n, d] の関数)のモデルより小さくなる割合です。
+    """
+    right = 0
+    for r in range(lab.sizes.rankings):
+        real, own, fresh = draw(data, 3 * n, 1000 + r).chunk(3)
+        right += fd(real, own) < fd(real, worse(own if same_seeds else fresh))
+    return right / lab.sizes.rankings
+
+
+def less_varied(x):
+    """en: Every row a fifth nearer to the mean of all.
+    ja: すべての行を、全体の平均に2割だけ近づけます。
+    """
+    return centre + SHRUNK * (x - centre)
+
+
+shares = {
+    t("l02.rank_shift"): ("shift@64", right_share(lambda x: x + shift, False)),
+    t("l02.rank_shift_paired"): ("shift.paired@64", right_share(lambda x: x + shift, True)),
+    t("l02.rank_alike"): ("alike@64", right_share(less_varied, False)),
+    t("l02.rank_alike_paired"): ("alike.paired@64", right_share(less_varied, True)),
+}
+found = {label: means(lab.recorded, metric, {label: "ranking"})[label] for label, (metric, _) in shares.items()}
+for many in (128, 256):
+    label = t("l02.rank_alike_at", n=many)
+    found |= means(lab.recorded, f"alike@{many}", {label: "ranking"})
+recorded_means(
+    found,
+    yours={label: share for label, (_, share) in shares.items()},
+    xlabel=t("l02.right_share"),
+    title=t("l02.ranking_title"),
+    reference={t("l02.coin"): 0.5},
+    value_format="{:.2f}",
 )
 
-# %% [markdown] lang="en" uid="damage" pair="de9bfa6e"
-# ## 3. Damage that nobody sees
-#
-# The same pictures, saved as JPEG, truncated instead of rounded to uint8, or reduced from 192 pixels by a filter with and without antialiasing. The
-# two reduced sets are compared with reals that were drawn at 192 pixels as well and reduced with antialiasing: only the antialiasing differs.
-
-# %% [markdown] lang="ja" uid="damage" pair="d8f16105"
-# ## 3. 目に見えない劣化
-#
-# 同じ画像を JPEG で保存する、uint8 への変換で四捨五入せずに切り捨てる、192 画素からアンチエイリアス (AA) あり・なしのフィルタで縮小する、という処理を加えます。
-# 縮小した 2 組は、同じく 192 画素で描いて AA ありで縮小した本物と比べます。違いはアンチエイリアスの有無だけです。
-
-# %% uid="damage-run" tags=["slow"]
-import io
-
-import numpy as np
-from PIL import Image
-
-from labkit.diffusion import to_pil
-from labkit.metrics import ImagePipeline
+# %% uid="ranking-claims"
+by_shift, by_variety = shares[t("l02.rank_shift")][1], shares[t("l02.rank_alike")][1]
+lab.reveal("below_floor", "ranked" if by_shift > 0.7 else "hidden")
+lab.reveal("equal_numbers", "fair" if by_variety > 0.5 else "unfair")
 
 
-def jpeg(pictures, quality):
-    """en: What is left after saving as JPEG.
-    ja: JPEG で保存して読み直した画像です。
+def binomial(share, n):
+    """en: A share of n trials with its 95 % interval.
+    ja: n回の試行における割合と、その95%区間です。
     """
-    kept = []
-    for picture in to_pil(pictures):
-        file = io.BytesIO()
-        picture.save(file, "JPEG", quality=quality)
-        kept.append(torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1))
-    return torch.stack(kept) / 127.5 - 1
+    half = 1.96 * max(share * (1 - share), 0.25 / n) ** 0.5 / n**0.5
+    return {"value": share, "interval": (share - half, share + half), "seeds": [lab.seed]}
 
 
-filters = {kind: ImagePipeline(kind, 64, kind) for kind in ("bilinear-antialias", "bilinear")}
-small = {kind: [] for kind in filters}
-# en: all reals, and as many others as are damaged
-# ja: 本物のすべてと、劣化させる枚数の別のレンダリング
-count = lab.sizes.renders + size
-parts = [specs[i : min(i + 16, count)] for i in range(0, count, 16)]
-for part in lab.progress_bar(parts, t("l02.rendering_large"), len(parts)):
-    large = render_tensor(part, 192)
-    for kind, reduce in filters.items():
-        small[kind].append(reduce(large))
-small = {kind: torch.cat(batches) for kind, batches in small.items()}
-small_real, plain = small["bilinear-antialias"][: lab.sizes.renders], others[:size]
-damaged = {
-    t("l02.untouched"): plain,
-    t("l02.truncated"): ((plain + 1) * 127.5).floor() / 127.5 - 1,
-    "JPEG 90": jpeg(plain, 90),
-    "JPEG 75": jpeg(plain, 75),
-    t("l02.antialias"): small["bilinear-antialias"][lab.sizes.renders :],
-    t("l02.no_antialias"): small["bilinear"][lab.sizes.renders :],
+lab.claim("floor_hides", measured=t("l02.m_right"), **binomial(by_shift, lab.sizes.rankings))
+lab.claim("equal_numbers", measured=t("l02.m_right"), **binomial(by_variety, lab.sizes.rankings))
+
+# %% [markdown] lang="en" uid="ranking-reading" pair="4dcfdf0a"
+# **What you see.** A difference of an eighth of the floor is ranked right in most rounds with fresh samples, and practically always with the *same* samples, as two models share prompts and seeds. The less varied model, at the same
+# number of pictures, is preferred to the perfect one; at 256 it no longer is. **Both rules are wrong, for one reason.** What hides a difference is the *spread of the difference*, and sharing the seeds removes most of
+# it. What turns a ranking round is a *difference of the biases*. The bias comes from each model's own variance: who varies less has less of it. B saves more bias than it pays in true distance, until $n$ is so large that the
+# bias is small. **What would change it.** More pictures, or taking the bias out. The next section does that.
+
+# %% [markdown] lang="ja" uid="ranking-reading" pair="8667a897"
+# **図から読み取れること。** ノイズフロアの8分の1しかない差でも、別々の標本でたいてい正しく順位が付きます。2つのモデルでプロンプトとシードを共通にした場合のように*同じ*標本を使えば、ほぼ毎回正しくなります。一方、多様性の低いモデルは、
+# 同じ枚数で比べているのに、完璧なモデルより良い値になります。256枚ではそうなりません。**2つの規則が間違っている理由は共通です。** 差を隠すのは*差のばらつき*で、シードを共通にすればその大半が消えます。順位を入れ替えるのは
+# *バイアスの違い*です。バイアスは各モデル自身の分散から生じるので、ばらつきの小さいモデルほどバイアスも小さくなります。Bは真の距離で損をしても、バイアスでそれ以上に得をします。$n$ が大きくなってバイアスが小さくなるまで、この関係は
+# 続きます。**何を変えればよいか。** 枚数を増やすか、バイアスを取り除きます。次の節で取り除き方を学びます。
+
+# %% [markdown] lang="en" uid="infinity" pair="aa0367be"
+# ## 3. Extrapolate: FID at infinity
+#
+# *Intuition.* The bias is a straight line in $1/n$. Measure at a few $n$, draw FD over $1/n$, lay a line through the points and read off where it meets $1/n = 0$: infinitely many pictures. That is the proposal of Chong and Forsyth
+# ([arXiv 1911.07023](https://arxiv.org/abs/1911.07023)).
+#
+# *Formula.* With $x_i = 1/n_i$ and readings $y_i$ the least-squares line has the slope $b = \sum_i (x_i-\bar x)(y_i-\bar y) / \sum_i (x_i-\bar x)^2$ and the intercept $\bar y - b\,\bar x$, which is wanted. Write
+# `at_infinity(ns, values)`. By hand: readings 30 at $n = 1$ and 20 at $n = 2$ lie on $10 + 20/n$, so the answer is 10. A common mistake is a line in $n$, which has no limit at all.
+
+# %% [markdown] lang="ja" uid="infinity" pair="3b5654de"
+# ## 3. 外挿: 枚数無限大でのFID
+#
+# *直感。* バイアスは $1/n$ に比例します。いくつかの $n$ で測り、FDを $1/n$ に対して描き、点に直線を当てはめて、$1/n = 0$、つまり枚数が無限大のときの値を読み取ります。これがChongとForsythの方法です
+# ([arXiv 1911.07023](https://arxiv.org/abs/1911.07023))。
+#
+# *式。* $x_i = 1/n_i$、測定値を $y_i$ とすると、最小二乗直線の傾きは $b = \sum_i (x_i-\bar x)(y_i-\bar y) / \sum_i (x_i-\bar x)^2$、求める切片は $\bar y - b\,\bar x$ です。`at_infinity(ns, values)` を
+# 書いてください。手計算の例: $n = 1$ で30、$n = 2$ で20なら、$10 + 20/n$ に乗るので、答えは10です。よくある誤りは $n$ に対して直線を引くことで、これでは極限がありません。
+
+
+# %% uid="infinity-exercise" tags=["exercise"] exercise="at_infinity"
+def at_infinity(ns, values):
+    """en: Intercept at 1/n = 0 of the least-squares line through values over 1/n; lists of equal length.
+    ja: 1/nに対する値の最小二乗直線の、1/n = 0での切片です。nsとvaluesは同じ長さのリストです。
+    """
+    # BEGIN SOLUTION
+    x = 1 / torch.tensor(ns, dtype=torch.float64)
+    y = torch.tensor(values, dtype=torch.float64)
+    slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
+    return float(y.mean() - slope * x.mean())
+    # END SOLUTION
+
+
+# %% uid="infinity-check" tags=["check"]
+lab.check("at_infinity")
+at_infinity = lab.use("at_infinity")
+
+# %% uid="infinity-run"
+three = counts[-3:]
+lines = {"A": np.array(read["A"])[:, -len(three) :].mean(0), "B": np.array(read["B"])[:, -len(three) :].mean(0)}
+ends = {name: at_infinity(three, list(values)) for name, values in lines.items()}
+truth = {"A": 0.0, "B": (1 - SHRUNK) ** 2 * float(law.trace())}
+for name, end in ends.items():
+    print(t("l02.at_infinity", name=name, end=end, truth=truth[name]))
+curve_with_interval(
+    [0, *(1 / n for n in reversed(three))],
+    {name: [ends[name], *reversed(lines[name])] for name in lines},
+    xlabel="1 / n",
+    ylabel=t("l02.frechet"),
+    title=t("l02.infinity_title"),
+)
+
+# %% uid="infinity-claim"
+lab.claim("infinity_ranks", measured=t("l02.m_right"), value=float(ends["A"] < ends["B"]), seeds=[lab.seed])
+
+# %% [markdown] lang="en" uid="infinity-reading" pair="78a49215"
+# **What you see.** The lines cross: B starts lower on the right (few pictures) and ends higher on the left. The intercepts stand in the order of the truth, and near it. **What it costs.** An intercept has a larger spread than a reading, because it lies outside
+# the points; a negative distance is possible and means "not distinguishable from 0". **What would change it.** Both sides must grow together, as here, or the reals be so many that they add no bias; otherwise the real side's bias stays in the
+# intercept. Below as many pictures as features the curve bends and the line lies.
+
+# %% [markdown] lang="ja" uid="infinity-reading" pair="a54f12fb"
+# **図から読み取れること。** 2本の線は交わります。Bは右側(枚数が少ない側)では下にあり、左側では上に来ます。切片の順序は真の距離の順序と一致し、値も近くなっています。**代償。** 切片は測定点の外側にあるので、測定値そのものよりばらつきます。
+# 負の距離になることもあり、その場合は「0と区別できない」と読みます。**何を変えればよいか。** ここのように両側の枚数を同時に増やすか、バイアスが無視できるほど多くの本物を用意します。そうしないと、本物の側のバイアスが切片に残ります。
+# また、枚数が特徴量の次元より少ないと曲線が曲がり、直線の外挿は外れます。
+
+# %% [markdown] lang="en" uid="null" pair="3190e556"
+# ## 4. Is there a difference at all? The permutation null
+#
+# Sometimes the question is not *how far* but *whether*. Suppose reals and fakes come from one law. Then the labels "real" and "fake" mean nothing, and any other way of dealing out the labels would have been as likely. So deal them out
+# again, many times, and measure each time: that is the distribution of the reading under "no difference", the **null**, with its floor and its spread, at exactly these numbers of pictures. No formula is needed.
+#
+# The p-value is the share of deals that read at least as much as the observed one. The observed deal is itself one of the possible deals, so it is counted: $p = (1 + \#\{\text{null} \ge \text{observed}\}) / (1 + R)$ for $R$ deals.
+# Write `p_value`. By hand: null readings 1, 2, 3, 4 and the observed reading 4 give $(1 + 1)/5 = 0.4$; a p-value of 0 is impossible.
+
+# %% [markdown] lang="ja" uid="null" pair="67bc5946"
+# ## 4. そもそも差はあるのか: 並べ替え検定
+#
+# 知りたいのが*どれだけ違うか*ではなく、*違うかどうか*のこともあります。本物と生成画像が同じ分布に従うと仮定しましょう。そのとき「本物」「生成」というラベルには意味がなく、ラベルをどう配り直しても同じ確率で起こりえます。そこで、
+# ラベルを何度も配り直し、そのたびに測ります。こうして、ちょうどこの枚数での「差がないとき」の測定値の分布(**帰無分布**)が、ノイズフロアもばらつきも含めて得られます。近似式は要りません。
+#
+# p値は、観測値以上になった配り直しの割合です。観測した配り方も可能な配り方の1つなので、数に入れます。$R$ 回の配り直しに対して $p = (1 + \#\{\text{null} \ge \text{observed}\}) / (1 + R)$ です。
+# `p_value` を書いてください。手計算の例: 配り直しの値が1、2、3、4、観測値が4なら $(1 + 1)/5 = 0.4$ です。p値が0になることはありません。
+
+
+# %% uid="null-exercise" tags=["exercise"] exercise="p_value"
+def p_value(observed, null):
+    """en: Permutation p-value of a reading (large means different); null: list of readings [R].
+    ja: 測定値の並べ替え検定によるp値です(値が大きいほど違いが大きい)。nullは配り直したときの測定値 [R] です。
+    """
+    # BEGIN SOLUTION
+    return (1 + sum(value >= observed for value in null)) / (1 + len(null))
+    # END SOLUTION
+
+
+# %% uid="null-check" tags=["check"]
+lab.check("p_value")
+p_value = lab.use("p_value")
+
+# %% uid="null-run"
+from labkit.figures import figure_style, new_figure
+
+
+def dealt(real, fake, deals, r):
+    """en: The observed FD and those of `deals` random deals of the labels.
+    ja: 観測したFDと、ラベルを無作為に配り直したときのFDです。
+    """
+    both, g = torch.cat([real, fake]), lab.generator(r)
+    orders = [torch.randperm(len(both), generator=g) for _ in range(deals)]
+    return fd(real, fake), [fd(both[order[: len(real)]], both[order[len(real) :]]) for order in orders]
+
+
+toon = torch.tensor([spec.style == MODE for spec in specs[size:]])
+few = min(64, len(made_f), size // 4)
+sides = {t("l02.other_renders"): other_f, t("l02.generated"): made_f, t("l02.no_mode"): other_f[~toon]}
+panels = {
+    name: dealt(draw(real_f, few, 1), draw(fake, few, 2), lab.sizes.deals, 3 + i)
+    for i, (name, fake) in enumerate(sides.items())
 }
-strips({name: list(pictures[:6]) for name, pictures in damaged.items()}, size=1.1)
+with figure_style():
+    figure = new_figure(8.4, 2.7, layout="constrained")
+    for axes, (name, (observed, null)) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        axes.hist(null, 20, color="#B8C4D6")
+        axes.axvline(observed, color="#C4501B", linewidth=2)
+        axes.set(xlabel=t("l02.frechet"), title=t("l02.null_title", name=name, p=p_value(observed, null)))
+figure.alt = t("l02.null_alt", n=few)
+figure
+
+# %% uid="null-claims"
+
+
+def alarm_share(fake, n):
+    """en: Share of tests at n pictures a side with p <= 0.05.
+    ja: 片側n枚での検定のうち、p <= 0.05となった割合です。
+    """
+    tests = [dealt(draw(real_f, n, 10 + r), draw(fake, n, 600 + r), 39, 1000 + r) for r in range(lab.sizes.tests)]
+    return float(np.mean([p_value(*test) <= 0.05 for test in tests]))
+
+
+at = min(32, len(made_f))
+lab.claim("null_is_level", measured=t("l02.m_alarms"), **binomial(alarm_share(other_f, at), lab.sizes.tests))
+lab.claim("null_sees_model", measured=t("l02.m_alarms"), **binomial(alarm_share(made_f, at), lab.sizes.tests))
+
+# %% [markdown] lang="en" uid="null-reading" pair="73b4453a"
+# **What you see.** The set in which a style is missing falls far to the right of its null, although most of its reading is floor: a reading that is "mostly floor" can prove a difference all the same. Renders lie inside of theirs. **The surprise** is PortraitSD, which a single test may find either way: in the recorded study it sounds the alarm in 6 % of the tests at 32 pictures, and renders do so in 5 %. Asked with complete captions, and
+# seen through the eyes of a network that reads attributes, so few of its pictures are not distinguishable from renders. **What that does not say.** That there is no difference. No alarm means "not at this $n$, not in these features"; one alarm at 5 % is what every twentieth pair of equal sets gives; and no alarm says how large a difference is. **What would change it.** More pictures; other features; captions that leave things open, where the model must choose by itself.
+#
+# One more remedy deserves its name: a metric **without bias**. KID ([arXiv 1801.01401](https://arxiv.org/abs/1801.01401)) compares all pairs with a kernel and leaves out each picture's pair with itself, so its mean under equal laws is 0 at any $n$; it may be
+# negative. It has no floor, but it has a spread. The figure asks of three metrics how many standard deviations of *renders against renders* a missing style moves them.
+
+# %% [markdown] lang="ja" uid="null-reading" pair="01c5a6c6"
+# **図から読み取れること。** 画風が1つ欠けた集合は、測定値の大半がノイズフロアなのに、帰無分布から右に大きく外れます。ノイズフロアが大半を占めていても、差があることは示せるのです。レンダリング画像どうしの値は、帰無分布の内側にあります。**意外なのは**PortraitSDで、1回の検定ではどちらの結果にもなりえます。記録済みの実験では、32枚での検定の6%で警報が鳴りました。レンダリング画像どうしでは5%です。すべての属性を述べたキャプションで生成し、
+# 属性を読み取るネットワークの目で見る限り、この枚数ではレンダリング画像と区別できません。**この検定で分からないこと。** 警報が出なくても、差がないとはいえません。「この枚数($n$)、この特徴量では見つからない」という意味です。5%の水準なら、等しい集合どうしでも20回に1回は警報が鳴ります。警報から差の大きさは分かりません。**何を変えればよいか。** 枚数を増やす、特徴量を変える、あるいは、属性を省いたキャプションを使ってモデル自身に選ばせます。
+#
+# 対策をもう1つ紹介します。**バイアスのない**指標を使うことです。KID([arXiv 1801.01401](https://arxiv.org/abs/1801.01401))は、すべてのペアをカーネルで比べ、自分自身とのペアを除きます。そのため、分布が同じなら $n$ によらず平均が0になり、負になることもあります。
+# ノイズフロアはありませんが、ばらつきはあります。次の図は、画風が1つ欠けたとき、3つの指標がそれぞれ*レンダリング画像どうし*の標準偏差の何倍動くかを示します。
+
+# %% uid="few-run"
+
+
+def deviations(metric, arm, ns):
+    """en: Recorded: how far `arm` lies from renders against renders, in standard deviations of one round of these.
+    ja: 記録済みの値: armの測定値が、レンダリング画像どうしの値から、1ラウンドの標準偏差の何倍離れているか。
+    """
+    mean = {name: [lab.recorded.values(f"{metric}@{n}", name).mean() for n in ns] for name in (arm, "same")}
+    deviation = [lab.recorded.values(f"{metric}.sd@{n}", "same").mean() for n in ns]
+    return (np.array(mean[arm]) - np.array(mean["same"])) / np.array(deviation)
+
+
+ns = [32, 64, 128]
+curve_with_interval(
+    ns,
+    {name: deviations(key, "no_mode", ns) for name, key in (("FD", "fd"), ("KID", "kid"), ("CMMD", "cmmd"))},
+    xlabel=t("l02.pictures_each"),
+    ylabel=t("l02.alarm"),
+    title=t("l02.few_title"),
+    reference={t("l02.two_sd"): 2.0},
+    log_x=True,
+)
+
+# %% [markdown] lang="en" uid="few-reading" pair="97435019"
+# **Reading.** All three see a missing style from some number of pictures on; where a line crosses 2 is about the number that you need. A metric without bias is not one that sees more. What decides is again the change in units of the spread, and this
+# ratio depends on the change: the next section has one that KID sees several times as clearly as FD.
+
+# %% [markdown] lang="ja" uid="few-reading" pair="16ed3894"
+# **図の読み方。** どの指標も、ある枚数からは画風の欠落に反応します。線が2を超えるところが、必要な枚数の目安です。バイアスがない指標ほどよく見える、というわけではありません。ここでも決め手は、ばらつきを単位とした変化の大きさです。この比は
+# 変化の種類によって変わります。次の節には、KIDの方がFDより数倍はっきり反応する変化が出てきます。
+
+# %% [markdown] lang="en" uid="damage" pair="9f2907dd"
+# ## 5. Damage that nobody sees
+#
+# Parmar, Zhang and Zhu ([arXiv 2104.11222](https://arxiv.org/abs/2104.11222)) found that the way in which pictures are *stored and reduced* moves FID by more than many a new model. Below the same portraits: untouched, saved as JPEG, converted to 8 bits by cutting off instead of
+# rounding, and reduced from 192 pixels with and without antialiasing (AA: averaging over the pixels that are lost). Look for the differences before you run the cell with the bars.
+
+# %% [markdown] lang="ja" uid="damage" pair="0ffe300a"
+# ## 5. 目に見えない劣化
+#
+# Parmar、Zhang、Zhuの論文([arXiv 2104.11222](https://arxiv.org/abs/2104.11222))は、画像の*保存と縮小の方法*だけで、新しいモデルの改良分よりFIDが大きく動くことを示しました。次の図は、同じポートレートに、JPEG保存、8ビットへの変換での切り捨て、192画素からの
+# 縮小(アンチエイリアスあり・なし)を施したものです。アンチエイリアス(AA)は、失われる画素を平均に含める処理です。棒グラフのセルを実行する前に、違いを探してください。
+
+# %% uid="damage-run"
+from labkit.metrics import ImagePipeline
+from labkit.portraits import render_tensor
+from labkit.studies.l02 import jpeg, truncated
+
+large = render_tensor(specs[size : size + 6], 192)
+damaged = {
+    t("l02.untouched"): others[:6],
+    t("l02.truncated"): truncated(others[:6]),
+    "JPEG 90": jpeg(others[:6], 90),
+    "JPEG 75": jpeg(others[:6], 75),
+    t("l02.antialias"): ImagePipeline("smooth", 64, "bilinear-antialias")(large),
+    t("l02.no_antialias"): ImagePipeline("rough", 64, "bilinear")(large),
+}
+strips({name: list(pictures) for name, pictures in damaged.items()}, size=1.1)
 
 # %% uid="damage-bars"
-damaged_f = {name: features(pictures) for name, pictures in damaged.items()}
+arms = dict(zip(damaged, ("same", "truncated", "jpeg90", "jpeg75", "antialiased", "aliased"), strict=True))
+jpeg_f, half = features(jpeg(others, 75)), size // 2
 
 
-def over_rounds(fakes, metric=frechet_distance, real=real_f):
-    """en: The metric of `fakes` against another choice of reals in every round, [rounds].
-    ja: `fakes` を、ラウンドごとに選び直した本物と比べたときの指標です。形は [rounds] です。
+def by_halves(metric, real, fake):
+    """en: A metric of each half of the reals against as many fakes drawn at random, averaged: two rounds.
+    ja: 本物の前半と後半を、それぞれ無作為に選んだ同数の生成画像と比べ、平均します(2ラウンド)。
     """
-    return torch.tensor(
-        [float(metric(real=draw(real, size, r), fake=draw(fakes, size, r + 500))) for r in range(rounds)]
-    )
+    return (metric(real[:half], draw(fake, half, 801)) + metric(real[half:], draw(fake, half, 802))) / 2
 
 
-small_f, reduced = features(small_real), (t("l02.antialias"), t("l02.no_antialias"))
-damage = {name: over_rounds(fakes, real=small_f if name in reduced else real_f) for name, fakes in damaged_f.items()}
-columns = [spread(values) for values in damage.values()]
-bars = [value for value, _ in columns], [low for _, (low, _) in columns], [high for _, (_, high) in columns]
-bar_with_interval(
-    list(damage),
-    tuple(np.array(column) for column in bars),
-    xlabel=t("l02.frechet"),
-    title=t("l02.damage_title", n=size),
-    reference={t("l02.generated"): float(over_rounds(made_f).mean())},
+base, squeezed = by_halves(fd, real_f, other_f), by_halves(fd, real_f, jpeg_f)
+recorded_means(
+    means(lab.recorded, "fd@128", arms | {t("l02.generated"): "model"}),
+    yours={t("l02.untouched"): base, "JPEG 75": squeezed} if half == 128 else None,
+    xlabel=t("l02.frechet_at", n=128),
+    title=t("l02.damage_title"),
+    value_format="{:.0f}",
 )
 
 # %% uid="damage-claims"
-compressed = damage["JPEG 75"] - damage[t("l02.untouched")]
-aliased = damage[t("l02.no_antialias")] - damage[t("l02.antialias")]
-value, interval = spread(compressed)
-lab.claim("jpeg", measured=t("l02.m_jpeg"), value=value, interval=interval, seeds=[seed])
-value, interval = spread(aliased)
-lab.claim("aliasing", measured=t("l02.m_aliasing"), value=value, interval=interval, seeds=[seed])
 
-# %% [markdown] lang="en" uid="manifold" pair="98bee198"
-# ## 4. Fidelity and diversity apart
-#
-# One distance cannot tell *bad* pictures from *missing* ones. Draw a ball around each real picture that reaches to its $k$-th nearest other real.
-# **Precision** is the share of fakes in some real ball, **recall** the share of reals in some fake ball (balls around fakes), **coverage**
-# the share of real balls that hold a fake, **density** counts how many real balls hold a fake, on average 1 for equal laws.
-# Write `coverage` for features `[n, d]` and `[m, d]`; a point on the sphere is inside.
 
-# %% [markdown] lang="ja" uid="manifold" pair="714c2c1a"
-# ## 4. 忠実度と多様性を分ける
+def two_rounds(metric, value):
+    """en: A mean over two rounds, with the interval that follows from the recorded deviation of one round.
+    ja: 2ラウンドの平均に、記録済みの1ラウンドの標準偏差から求めた区間を添えます。
+    """
+    margin = 1.96 * recorded_levels("02", [f"{metric}.sd@128"], "same")[0][0] / 2**0.5
+    return {"value": value, "interval": (value - margin, value + margin), "seeds": [lab.seed]}
+
+
+lab.claim("jpeg", measured=t("l02.m_jpeg"), **two_rounds("fd", squeezed - base))
+lab.claim("aliasing", reason=t("l02.only_recorded"))
+
+# %% [markdown] lang="en" uid="damage-reading" pair="88a4823a"
+# **What you see.** JPEG 75 moves the distance by about 60, although nobody would return such a picture. That is several times the step from renders to PortraitSD: who stores reals as PNG and fakes as JPEG measures the file format. Missing antialiasing adds about a quarter of that here, and cutting off instead of rounding nothing. **Why.** The network behind the features was trained on
+# clean pictures and reacts to blocks of 8 × 8 pixels, which JPEG makes; our eyes forgive them. The paper found a large effect of aliasing; its photographs are full of fine detail, our drawings are flat areas with few edges. **What would change it.** Damage on *both* sides: it is the difference of treatment that is measured. So reals and fakes go through one pipeline, and the pipeline is named beside the number.
+
+# %% [markdown] lang="ja" uid="damage-reading" pair="f3e79e6e"
+# **図から読み取れること。** JPEG 75で保存すると、距離がおよそ60動きます。見た目で返品する人はいないでしょうが、レンダリング画像からPortraitSDへの差の数倍に当たります。本物をPNG、生成画像をJPEGで保存していたら、測っているのはファイル形式です。アンチエイリアスなしの影響は、ここではその4分の1ほどです。切り捨ての影響はありません。**理由。** 特徴量の
+# ネットワークはきれいな画像で学習したので、JPEGが作る8×8画素のブロックに反応します。人間の目は気にしません。論文ではアンチエイリアスの影響が大きかったのですが、対象は細部の多い写真でした。この教材のイラストは、平らな面が多く輪郭が少ない画像です。**何を変えればよいか。** *両方の*画像に同じ処理を施せば、差は消えます。測られているのは処理の違いだからです。本物と生成画像は同じ前処理に通し、
+# その名前を数値に添えます。
+
+# %% [markdown] lang="en" uid="manifold" pair="54384070"
+# ## 6. Fidelity and diversity apart
 #
-# 距離が 1 つだけでは、画像が*悪い*のか、あるはずの画像が*足りない*のかを区別できません。そこで、本物の画像 1 枚ごとに、$k$ 番目に近い別の本物まで届く球を描きます。
-# **適合率**は本物の球に入る生成画像の割合、**再現率**は(生成画像の側に描いた)球に入る本物の割合、**被覆率**は生成画像を 1 枚でも含む本物の球の割合です。
-# **密度**は生成画像がいくつの本物の球に入るかを数え、同じ分布なら平均 1 になるように割ったものです。
-# 特徴量 `[n, d]` と `[m, d]` に対する `coverage` を書いてください。球面上の点は内側とみなします。
+# One distance cannot tell *bad* pictures from *missing* ones. The next metrics can, and lesson 03 is about trading one for the other. Draw a ball around each real picture that reaches to its $k$-th nearest other real; all balls together stand for "where real pictures are".
+#
+# * **Precision**: share of fakes in at least one real ball. Fidelity.
+# * **Recall**: share of reals in at least one *fake* ball (balls around fakes). Diversity.
+# * **Coverage**: share of real balls that hold at least one fake. Diversity again, but from balls that do not depend on the fakes.
+# * **Density**: how many real balls hold a fake, scaled so that equal laws give 1 on average.
+#
+# Write `coverage` for features `[n, d]` and `[m, d]`; a point on the sphere is inside. By hand: reals at 0, 1, 2, 10 on a line, fakes at 0.5 and 0.6, $k = 1$: the balls of 0 and 1 have radius 1 and hold a fake, that of 2 reaches down to 1 and does not, and the
+# ball of 10 has radius 8. It reaches to 2 and holds none. The answer is 0.5. Mistakes to avoid: a real is its own nearest neighbour at distance 0; and precision, which is a share of fakes.
+
+# %% [markdown] lang="ja" uid="manifold" pair="fdca30c9"
+# ## 6. 忠実度と多様性を分ける
+#
+# 距離が1つだけでは、画像が*悪い*のか、あるはずの画像が*足りない*のかを区別できません。次の指標なら区別できます。レッスン03では、この2つの交換関係を扱います。本物の画像1枚ごとに、$k$ 番目に近い別の本物まで届く球を描きます。すべての球を合わせたものを「本物のある場所」と
+# みなします。
+#
+# * **適合率**: いずれかの本物の球に入る生成画像の割合。忠実度を表します。
+# * **再現率**: いずれかの*生成画像の*球に入る本物の割合。多様性を表します。
+# * **被覆率**: 生成画像を1枚以上含む、本物の球の割合。これも多様性ですが、球が生成画像に左右されません。
+# * **密度**: 生成画像がいくつの本物の球に入るか。同じ分布なら平均1になるように割ります。
+#
+# 特徴量 `[n, d]` と `[m, d]` に対する `coverage` を書いてください。球面上の点は内側とみなします。手計算の例: 直線上の本物が0、1、2、10、生成側が0.5と0.6、$k = 1$ のとき、0と1の球は半径1で生成側の点を含みます。2の球は1までしか届かず、含みません。
+# 10の球は半径8で、2まで届きますが、含みません。答えは0.5です。注意点は2つあります。本物自身は距離0の最近傍なので除くこと。そして、生成画像のうちの割合である適合率と取り違えないことです。
 
 
 # %% uid="coverage-exercise" tags=["exercise"] exercise="coverage"
 def coverage(real, fake, k):
     """en: Share of real balls that hold at least one fake.
-    ja: 生成画像を 1 つ以上含む、本物の球の割合です。
+    ja: 生成画像を1つ以上含む、本物の球の割合です。
     """
     # BEGIN SOLUTION
     between_reals = torch.cdist(real, real).fill_diagonal_(float("inf"))  # [n, n]
@@ -340,314 +619,322 @@ def coverage(real, fake, k):
 lab.check("coverage")
 coverage = lab.use("coverage")
 
-# %% [markdown] lang="en" uid="modes" pair="5c89c7a2"
-# Now spoil the fakes in two ways. Remove a mode: the portraits in the style toon-head, a third of all. Add junk: the mean of two portraits, pixel by
-# pixel. Which number falls in which case?
+# %% [markdown] lang="en" uid="modes" pair="1e7ed6f9"
+# Now spoil the fakes in two ways. *Remove a mode*: the portraits in the style toon-head, a third of all. *Add junk*: half of the fakes become the mean of two portraits, pixel by pixel, ghosts with four eyes. And a third set is nothing but *noise*. Which number falls in which case?
 
-# %% [markdown] lang="ja" uid="modes" pair="e540476f"
-# 生成画像の側を 2 通りの方法でわざと劣化させます。1 つは、全体の 3 分の 1 を占めるスタイル toon-head のポートレートを取り除くこと(モードの欠落)、
-# もう 1 つは、2 枚のポートレートの画素を平均した不自然な画像を混ぜることです。それぞれどの数値が下がるでしょうか。
+# %% [markdown] lang="ja" uid="modes" pair="e58bd108"
+# 生成画像の側を2通りの方法でわざと劣化させます。*モードの欠落*では、全体の3分の1を占める画風toon-headを取り除きます。*不自然な画像の混入*では、半分を、2枚のポートレートを画素ごとに平均した、目が4つある幽霊のような画像に置き換えます。さらに、*ノイズだけ*の集合も
+# 用意します。それぞれどの数値が下がるでしょうか。
 
 # %% uid="modes-predict" tags=["quiz"]
 lab.predict("lost_mode")
+lab.predict("noise")
 
 # %% uid="modes-run"
-with_mode, without_mode = other_f[toon], other_f[~toon]
-blends = (others + others[torch.randperm(len(others), generator=lab.generator(900))]) / 2
-blend_f = features(blends)
-fours = ("precision", "recall", "density", "coverage")
+from labkit.studies.l02 import blends, noise_pictures
+
+ghosts, noise = blends(others, lab.generator(900)), noise_pictures(size, lab.generator(10))
+fakes = {
+    "same": other_f,
+    "no_mode": other_f[~toon],
+    "junk": torch.where(torch.arange(size)[:, None] % 2 > 0, features(ghosts), other_f),
+    "noise": features(noise),
+}
+names = [t("l02.precision"), t("l02.recall"), t("l02.coverage")]
+metrics = ["precision5@128", "recall5@128", "coverage5@128"]
+titles = {
+    "same": t("l02.other_renders"), "no_mode": t("l02.no_mode"), "junk": t("l02.half_junk"), "noise": t("l02.noise")
+}  # fmt: skip
+strips({t("l02.half_junk"): list(ghosts[:6]), t("l02.noise"): list(noise[:6])}, size=1.1)
+
+# %% uid="modes-bars"
 
 
-def spoiled(removed, junk, r):
-    """en: Fakes of round r with a share of the mode removed and a share of junk instead of good pictures.
-    ja: ラウンド r の生成側の画像です。モードの一部を除き、良い画像の一部を不自然な画像に置き換えます。
+def balls(real, fake):
+    """en: Precision, recall, coverage at k = 5.
+    ja: k = 5での適合率、再現率、被覆率です。
     """
-    left = draw(with_mode, round((1 - removed) * len(with_mode)), r + 500)
-    good = draw(torch.cat([without_mode, left]), size - round(junk * size), r + 600)
-    return torch.cat([good, draw(blend_f, round(junk * size), r + 700)])
+    result = manifold_metrics(real=real, fake=fake, k=5)
+    return np.array([result.precision, result.recall, result.coverage])
 
 
-def four_scores(fake, r):
-    """en: Precision, recall, density, coverage of round r.
-    ja: ラウンド r の適合率、再現率、密度、被覆率です。
-    """
-    return list(manifold_metrics(real=draw(real_f, size, r), fake=fake, k=5).as_dict().values())
-
-
-shares = [0.0, 0.25, 0.5, 0.75, 1.0]
-removal, addition = np.empty((4, rounds, 5)), np.empty((4, rounds, 5))  # [score, round, share]
-for r in lab.progress_bar(range(rounds), t("l02.rounds"), rounds):
-    for j, share in enumerate(shares):
-        removal[:, r, j] = four_scores(spoiled(share, 0, r), r)
-        addition[:, r, j] = four_scores(spoiled(0, share / 2, r), r)
-names = [t("l02.precision"), t("l02.recall"), t("l02.density"), t("l02.coverage")]
-curve_with_interval(
-    shares,
-    dict(zip(names, removal, strict=True)),
-    xlabel=t("l02.removed_axis"),
-    ylabel=t("l02.score"),
-    title=t("l02.removed_title", n=size),
-)
-
-# %% uid="junk-curve"
-curve_with_interval(
-    [share / 2 for share in shares],
-    dict(zip(names, addition, strict=True)),
-    xlabel=t("l02.junk_axis"),
-    ylabel=t("l02.score"),
-    title=t("l02.junk_title", n=size),
+mine = {kind: by_halves(balls, real_f, fake) for kind, fake in fakes.items()}
+bar_with_interval(
+    names,
+    {titles[kind]: recorded_levels("02", metrics, kind) for kind in titles},
+    xlabel=t("l02.score"),
+    title=t("l02.modes_title"),
+    xlim=(0, 1.15),
 )
 
 # %% uid="modes-claims"
-fall = {name: removal[i, :, -1] - removal[i, :, 0] for i, name in enumerate(fours)}
-drop = {name: addition[i, :, -1] - addition[i, :, 0] for i, name in enumerate(fours)}
-lab.reveal("lost_mode", "recall" if fall["recall"].mean() < fall["precision"].mean() else "precision")
-value, interval = spread(fall["recall"])
-lab.claim("recall_sees_lost_mode", measured=t("l02.m_lost"), value=value, interval=interval, seeds=[seed])
-value, interval = spread(drop["precision"])
-lab.claim("precision_sees_junk", measured=t("l02.m_junk"), value=value, interval=interval, seeds=[seed])
-value, interval = spread(fall["recall"] - fall["coverage"])
-lab.claim("coverage_beats_recall", measured=t("l02.m_falls"), value=value, interval=interval, seeds=[seed])
+fall = {kind: values - mine["same"] for kind, values in mine.items()}
+lab.reveal("lost_mode", "recall" if fall["no_mode"][1] < fall["no_mode"][0] else "precision")
+lab.claim("recall_sees_lost_mode", measured=t("l02.m_lost"), **two_rounds("recall5", float(fall["no_mode"][1])))
+lab.claim("precision_sees_junk", measured=t("l02.m_junk"), **two_rounds("precision5", float(fall["junk"][0])))
+difference = float(fall["no_mode"][1] - fall["no_mode"][2])
+lab.claim("coverage_beats_recall", measured=t("l02.m_falls"), **two_rounds("recall5", difference))
 
-# %% uid="modes-widget" tags=["widget"]
-from labkit.figures.widgets import explore, slider
+# %% [markdown] lang="en" uid="modes-reading" pair="dd1ab16e"
+# **What you see.** Without the mode recall falls and precision does not, and coverage falls further than recall. So far the textbook. Then the two surprises: half of the fakes are four-eyed ghosts, and precision hardly notices; *all* fakes are noise, and precision at $k = 5$ is nearly perfect. **Why.** The balls
+# live in the space of a network. A network that has never seen a ghost puts it where it has a place for everything that is between two portraits: between them. There the balls overlap. Precision answers "is it near a real picture *in this space*?", not "is it a good picture?". But is that a law
+# of networks, or of these 256 pictures? An earlier edition of this lesson printed the law. It had measured at one number of pictures.
 
+# %% [markdown] lang="ja" uid="modes-reading" pair="17a2a0d4"
+# **図から読み取れること。** モードが欠けると再現率が下がり、適合率は下がりません。被覆率は再現率よりさらに大きく下がります。ここまでは教科書どおりです。意外なことが2つあります。半分が目の4つある幽霊になっても、適合率はほとんど変わりません。*すべて*がノイズでも、$k = 5$ の適合率は
+# ほぼ満点です。**理由。** 球はネットワークの特徴空間に描かれています。幽霊を見たことのないネットワークは、2枚のポートレートの中間のものを、そのまま2枚の間に置きます。そこでは球が重なり合っています。適合率が答えるのは「*この空間で*本物に近いか」であり、「良い画像か」ではありません。
+# では、これはネットワークの性質でしょうか。それとも、この256枚の性質でしょうか。このレッスンの以前の版は、前者を法則として書いていました。1通りの枚数でしか測っていなかったのです。
 
-def mixture(removed, junk):
-    runs = np.array([four_scores(spoiled(removed, junk, r), r) for r in range(min(rounds, 4))])
-    plain_runs = np.array([removal[:, r, 0] for r in range(min(rounds, 4))])
-    return bar_with_interval(names, {t("l02.spoiled"): runs, t("l02.untouched"): plain_runs}, xlabel=t("l02.score"))
-
-
-explore(
-    mixture,
-    {"removed": slider(t("l02.removed_axis"), 0, 1, 0.5, 0.25), "junk": slider(t("l02.junk_axis"), 0, 0.6, 0.2, 0.1)},
-)
-
-# %% [markdown] lang="en" uid="outlier" pair="f931277d"
-# ## 5. What balls cannot see
+# %% [markdown] lang="en" uid="curves" pair="4d061931"
+# ### N-curves and k-curves
 #
-# A toy first: reals are 999 points between 0 and 1 and one point at 2; fakes are 999 points between 2 and 3 and one at 1. Then pictures: let the fakes be
-# nothing but noise, in three feature spaces: those of two trained networks, and the mean colours of 16 x 16 squares. A ball reaches to the fifth neighbour; in 128 dimensions that is a long way, as the printed distances show.
+# Every ball depends on two choices: how many reals there are, and $k$. More reals make smaller balls, a larger $k$ makes larger ones. One measurement is one point in a plane. Draw the whole curve before you believe a sentence about precision. Choose $k$ and see what you would have concluded.
 
-# %% [markdown] lang="ja" uid="outlier" pair="4a75f173"
-# ## 5. 球では見えないもの
+# %% [markdown] lang="ja" uid="curves" pair="a41f8368"
+# ### 枚数の曲線とkの曲線
 #
-# まず簡単な例です。本物は 0 から 1 の間の 999 点と 2 にある 1 点、生成側は 2 から 3 の間の 999 点と 1 にある 1 点とします。次は画像です。生成側をすべて
-# ノイズの画像にし、3 つの特徴空間で測ります。学習済みネットワーク 2 つの空間と、16 x 16 のマス目の平均色です。球は 5 番目の最近傍まで届きます。128 次元ではそれがかなり遠いことを、表示される距離で確かめてください。
+# 球の大きさは、本物の枚数と $k$ の2つで決まります。本物が増えると球は小さくなり、$k$ を大きくすると球は大きくなります。1回の測定は、平面上の1点にすぎません。適合率について何かを主張する前に、曲線全体を描きましょう。$k$ を選び、自分ならどう結論したかを考えてください。
+
+# %% uid="curves-widget" tags=["widget"]
+from labkit.figures.widgets import choice, explore
+
+every = list(study.sizes["ns"])
 
 
-# %% uid="outlier-run"
-def toy_scores(r):
-    """en: Two disjoint sets on a line, each with one outlier.
-    ja: 直線上の互いに離れた 2 つの集合です。それぞれに外れ値が 1 つずつあります。
+def noise_curve(k):
+    """en: Recorded precision of noise and of other renders over the number of reals, for one k.
+    ja: 記録済みの値: 本物の枚数に対する、ノイズと別のレンダリング画像の適合率(kごと)。
     """
-    g = lab.generator(r)
-    real = torch.cat([torch.rand(999, 1, generator=g), torch.tensor([[2.0]])])
-    fake = torch.cat([torch.rand(999, 1, generator=g) + 2, torch.tensor([[1.0]])])
-    return list(manifold_metrics(real=real, fake=fake, k=5).as_dict().values())
-
-
-def mean_colours(pictures):
-    """en: Mean colour of each of 16 x 16 squares, [n, 768]: nothing was trained for this space.
-    ja: 16 × 16 個のマスそれぞれの平均色 [n, 768] です。学習を一切していない特徴空間です。
-    """
-    return torch.nn.functional.avg_pool2d(pictures, 4).flatten(1)
-
-
-noise = torch.rand(size, 3, 64, 64, generator=lab.generator(10)) * 2 - 1
-noise_f, noise_e, real_c, noise_c = features(noise), embed(noise), mean_colours(reals), mean_colours(noise)
-toys, junk_reader, junk_clip, junk_colours = np.empty((4, rounds, 4))
-for r in range(rounds):
-    toys[r], junk_reader[r] = toy_scores(r), four_scores(noise_f, r)
-    result = manifold_metrics(real=draw(real_e, size, r), fake=noise_e, k=5)
-    junk_clip[r] = list(result.as_dict().values())
-    junk_colours[r] = list(manifold_metrics(real=draw(real_c, size, r), fake=noise_c, k=5).as_dict().values())
-centre_f = real_f.mean(0)
-reals_at, blends_at, noise_at = (float((x - centre_f).norm(dim=1).median()) for x in (real_f, blend_f, noise_f))
-print(t("l02.from_centre", blends=blends_at / reals_at, noise=noise_at / reals_at))
-print(t("l02.radii", radius=float(result.radii_real.median()), distance=float(result.nearest_distance.median())))
-bar_with_interval(
-    names,
-    {
-        t("l02.toy"): toys,
-        t("l02.noise_reader"): junk_reader,
-        t("l02.noise_clip"): junk_clip,
-        t("l02.noise_colours"): junk_colours,
-    },
-    xlabel=t("l02.score"),
-    title=t("l02.outlier_title"),
-)
-
-# %% uid="outlier-claims"
-value, interval = spread(toys[:, :2].min(1))
-lab.claim("outlier_fools_both", measured=t("l02.m_outlier"), value=value, interval=interval, seeds=[seed])
-value, interval = spread(toys[:, 3])
-lab.claim("coverage_resists", measured=t("l02.m_resists"), value=value, interval=interval, seeds=[seed])
-value, interval = spread(junk_reader[:, 0])
-lab.claim("noise_is_imprecise", measured=t("l02.m_noise"), value=value, interval=interval, seeds=[seed])
-
-# %% [markdown] lang="en" uid="inside" pair="3df5c268"
-# That is no bad luck. A trained network sends pictures unlike any it has seen to the inside of its feature space, where the balls overlap, and the mean
-# of two portraits lies between them. In mean colours, with some hundred reals, noise is outside of every ball. Precision asks whether a picture is near a
-# real one **in this space**, not whether it is good.
-
-# %% [markdown] lang="ja" uid="inside" pair="3654e60d"
-# これは偶然ではありません。学習済みネットワークは、見たことのない画像を特徴空間の内側、つまり球が重なり合う場所に送り込みます。2 枚の平均も、その 2 枚の間に入ります。
-# 平均色の空間では、本物が数百枚あれば、ノイズはどの球にも入りません。
-# 適合率が答えるのは、**その空間で**本物に近いかどうかであって、良い画像かどうかではありません。
-
-# %% [markdown] lang="en" uid="cmmd" pair="04994c80"
-# ## 6. CMMD is almost a difference of means
-#
-# CMMD compares CLIP embeddings with a Gaussian kernel of width $\sigma = 10$. But embeddings have length 1, so distances are at most 2, and
-# $e^{-r^2/200}$ is almost a straight line in $r^2$: what is left is $10\,|\bar x-\bar y|^2$. Test it with a change that keeps the mean: halve
-# every embedding's distance to the mean of its set, as a model that makes everything alike would. The bars say by how many standard deviations of
-# the noise (renders against renders) each metric moves; alarm means to the right.
-
-# %% [markdown] lang="ja" uid="cmmd" pair="13f57f9f"
-# ## 6. CMMD はほぼ平均の差
-#
-# CMMD は CLIP の埋め込みを、幅 $\sigma = 10$ のガウスカーネルで比べます。ところが埋め込みの長さは 1 なので距離は高々 2 で、$e^{-r^2/200}$ は $r^2$ に
-# ついてほぼ直線です。したがって残るのは $10\,|\bar x-\bar y|^2$ です。平均を変えない変化で確かめましょう。似たものばかり生成するモデルのように、
-# 各埋め込みから集合の平均までの距離を半分にします。棒は、ノイズ(レンダリング画像どうしの比較)の標準偏差を単位として、各指標がどれだけ動いたかを示します。
-# 右に伸びれば、その指標が変化を検出できたことを示します。
-
-# %% uid="cmmd-mean"
-for name, fake in {t("l02.other_renders"): other_e, t("l02.generated"): made_e}.items():
-    result = cmmd(real=real_e, fake=fake)
-    print(t("l02.cmmd_parts", name=name, value=result.value, mean_part=result.mean_part, bias=result.bias))
-
-# %% uid="cmmd-run"
-centre = other_e.mean(0)
-alike_e = centre + (other_e - centre) / 2
-kernels = {
-    r"CMMD, $\sigma = 10$": lambda real, fake: cmmd(real=real, fake=fake, normalise=False),
-    t("l02.median_kernel"): lambda real, fake: cmmd(real=real, fake=fake, normalise=False, sigma="median"),
-    t("l02.frechet_clip"): frechet_distance,
-}
-alarm, differences = [], []
-for metric in kernels.values():
-    quiet = over_rounds(other_e, metric, real_e)
-    differences.append(over_rounds(alike_e, metric, real_e) - quiet)
-    alarm.append((differences[-1] / quiet.std()).tolist())
-bar_with_interval(
-    list(kernels), np.array(alarm).T, xlabel=t("l02.alarm"), title=t("l02.cmmd_title"), value_format="{:.1f}"
-)
-
-# %% uid="cmmd-claim"
-value, interval = spread(differences[0])
-lab.claim("cmmd_sees_variety", measured=t("l02.m_variety"), value=value, interval=interval, seeds=[seed])
-
-# %% [markdown] lang="en" uid="overview" pair="7a0cf0ea"
-# ## 7. Who sees what
-#
-# All metrics, all changes. A number is marked where it leaves the range of *renders against renders*. The last column is no set metric: the share of attributes
-# that the AttributeReader reads as ordered. In the last row each picture is judged by another picture's prompt.
-
-# %% [markdown] lang="ja" uid="overview" pair="fefb1bfa"
-# ## 7. どの指標がどの変化を検出できるか
-#
-# すべての指標とすべての変化を並べます。*レンダリング画像どうし*を比べた範囲から外れた数値に印を付けます。右端の列だけは集合の指標ではなく、AttributeReader が
-# 注文どおりと判定した属性の割合です。一番下の行では、各画像を別の画像のプロンプトで採点します。
-
-# %% uid="overview-run"
-metrics = {
-    t("l02.frechet_short"): lambda real, fake: float(frechet_distance(real=real, fake=fake)),
-    "KID": lambda real, fake: float(kernel_distance(real=real, fake=fake)),
-}
-
-
-def every_score(real, fake):
-    """en: All set metrics of one round.
-    ja: 1 ラウンド分の、集合を比べるすべての指標です。
-    """
-    return [metric(real, fake) for metric in metrics.values()] + list(
-        manifold_metrics(real=real, fake=fake).as_dict().values()
+    metrics = [f"precision{k}@{n}" for n in every]
+    curves = {titles[kind]: recorded_levels("02", metrics, kind) for kind in ("same", "noise")}
+    if k == 3:
+        curves[t("l02.noise_colours")] = recorded_levels("02", [f"colours.precision3@{n}" for n in every], "noise")
+    title = t("l02.curves_title", k=k)
+    return curve_with_interval(
+        every, curves, xlabel=t("l02.reals"), ylabel=t("l02.precision"), title=title, log_x=True, ylim=(0, 1.05)
     )
 
 
-def faithful(pictures, orders):
-    """en: Share of attributes that are read as ordered.
-    ja: 注文どおりに読み取れた属性の割合です。
-    """
-    right = reader.correct(features.pipeline(pictures), orders)
-    return float(torch.stack([hits.float() for hits in right.values()]).mean())
+explore(noise_curve, {"k": choice("k", {"1": 1, "3": 3, "5": 5, "10": 10}, 3)})
 
+# %% uid="curves-claims"
+at_three = manifold_metrics(real=real_f, fake=fakes["noise"], k=3).precision
+lab.reveal("noise", "high" if mine["noise"][0] > 0.5 else "low")
+lab.claim("noise_is_imprecise", measured=t("l02.m_noise"), **two_rounds("precision3", at_three))
+lab.claim("noise_needs_reals", reason=t("l02.only_recorded"))
 
-order = specs[lab.sizes.renders :]
-# en: what the fakes of round r are, and how faithful the pictures are to their orders
-# ja: ラウンド r の生成側の画像と、注文に対する忠実さ
-changes = {
-    t("l02.other_renders"): (lambda r: draw(other_f, size, r + 500), faithful(plain, order[:size])),
-    t("l02.copies"): (lambda r: draw(real_f, size, r), faithful(reals[:size], specs[:size])),
-    "JPEG 75": (lambda r: damaged_f["JPEG 75"], faithful(damaged["JPEG 75"], order[:size])),
-    t("l02.no_antialias"): (
-        lambda r: damaged_f[t("l02.no_antialias")],
-        faithful(damaged[t("l02.no_antialias")], order[:size]),
-    ),
-    t("l02.no_mode"): (lambda r: spoiled(1, 0, r), faithful(plain, order[:size])),
-    t("l02.some_junk"): (lambda r: spoiled(0, 0.2, r), float("nan")),
-    t("l02.noise"): (lambda r: noise_f, float("nan")),
-    t("l02.generated"): (lambda r: made_f, faithful(generated, asked)),
-    t("l02.wrong_prompts"): (lambda r: made_f, faithful(generated, asked[1:] + asked[:1])),
+# %% [markdown] lang="en" uid="curves-reading" pair="5562b133"
+# **What you see.** The precision of noise is no number but a curve: near 1 with some hundred reals, and falling. With 1,600 reals and $k = 3$ about half of the noise pictures lie outside of every ball, while other renders stay where they were. In mean colours, a space in which nothing was trained, noise is outside from 256 reals on. **Why.** Noise lands at one place inside the cloud; as reals are added, the balls there shrink and uncover it. **What it means for the claim.** "Precision is fooled by noise" is true at 256 reals and wrong at 1,600. The paper works with 50,000. Report $N$ and $k$ with the number, and the
+# reading of *real against real* beside it.
+#
+# ### One outlier is enough
+#
+# A toy on a line shows the other weakness. Reals: 999 points between 0 and 1, and one at 2. Fakes: 999 points between 2 and 3, and one at 1. The sets have nothing in common.
+
+# %% [markdown] lang="ja" uid="curves-reading" pair="7200a2d1"
+# **図から読み取れること。** ノイズの適合率は1つの数値ではなく曲線です。本物が数百枚のうちは1に近く、そこから下がっていきます。本物が1600枚で $k = 3$ なら、ノイズ画像の約半分がどの球にも入りません。別のレンダリング画像の適合率は変わりません。何も学習していない平均色の空間では、本物が256枚あれば、ノイズは
+# 球の外です。**理由。** ノイズは本物の集まりの内側のほぼ1か所に写ります。本物が増えると、そこの球が小さくなり、ノイズがはみ出します。**主張についての結論。** 「適合率はノイズにだまされる」は、本物が256枚なら正しく、1600枚なら誤りです。論文では5万枚を使っています。数値には $N$ と $k$ を添え、
+# *本物どうし*の値も並べて示しましょう。
+#
+# ### 外れ値が1つあるだけで
+#
+# 直線上の簡単な例で、もう1つの弱点を示します。本物は0から1の間の999点と、2にある1点。生成側は2から3の間の999点と、1にある1点です。2つの集合に共通部分はありません。
+
+# %% uid="outlier-run"
+from labkit.studies.l02 import disjoint_sets
+
+toy = manifold_metrics(**dict(zip(("real", "fake"), disjoint_sets(1000, lab.generator(5)), strict=True)), k=5)
+bar_with_interval(names, [toy.precision, toy.recall, toy.coverage], xlabel=t("l02.score"), title=t("l02.toy"))
+
+# %% uid="outlier-claims"
+lab.claim("outlier_fools_both", measured=t("l02.m_outlier"), value=min(toy.precision, toy.recall), seeds=[lab.seed])
+lab.claim("coverage_resists", measured=t("l02.m_resists"), value=toy.coverage, seeds=[lab.seed])
+
+# %% [markdown] lang="en" uid="outlier-reading" pair="a032d212"
+# **Reading.** Precision and recall are perfect, for sets that do not even touch. The outlier's fifth neighbour is far away, so its ball is large enough to hold the whole other set. Coverage counts balls, and one ball in a thousand is one in a thousand. That is why Naeem and others
+# ([arXiv 2002.09797](https://arxiv.org/abs/2002.09797)) proposed it.
+#
+# ## 7. CMMD is almost a difference of means
+#
+# CMMD ([arXiv 2401.09603](https://arxiv.org/abs/2401.09603)) compares CLIP embeddings with a Gaussian kernel $e^{-r^2/2\sigma^2}$ of width $\sigma = 10$ and makes no assumption about the distribution. But embeddings have length 1, so no distance $r$ exceeds 2, and on that range $e^{-r^2/200}$ is practically the
+# straight line $1 - r^2/200$. Put the line into the formula of the MMD: the squared lengths cancel and what is left is $10\,|\bar x-\bar y|^2$, a distance of means. If that is so, a change that keeps the mean must go unnoticed. Halve every embedding's distance to the mean of its set, as a model would that makes
+# everything alike.
+
+# %% [markdown] lang="ja" uid="outlier-reading" pair="c3647704"
+# **図の読み方。** 触れ合ってさえいない集合なのに、適合率も再現率も満点です。外れ値の5番目の近傍は遠いので、その球は相手の集合全体を含むほど大きくなります。被覆率は球の数を数えるので、1000個のうちの1個は1000分の1でしかありません。Naeemらが被覆率を提案した理由は
+# ここにあります([arXiv 2002.09797](https://arxiv.org/abs/2002.09797))。
+#
+# ## 7. CMMDはほぼ平均の差
+#
+# CMMD([arXiv 2401.09603](https://arxiv.org/abs/2401.09603))は、CLIPの埋め込みを幅 $\sigma = 10$ のガウスカーネル $e^{-r^2/2\sigma^2}$ で比べます。分布には何も仮定しません。しかし、埋め込みの長さは1なので、距離 $r$ は2を超えません。この範囲で $e^{-r^2/200}$ は、ほぼ直線
+# $1 - r^2/200$ です。この直線をMMDの式に代入すると、長さの2乗が打ち消し合い、平均の差 $10\,|\bar x-\bar y|^2$ だけが残ります。もしそうなら、平均を変えない変化には反応しないはずです。似たものばかり生成するモデルのように、各埋め込みから集合の平均までの距離を半分にして
+# 確かめましょう。
+
+# %% uid="cmmd-run"
+from labkit.metrics import cmmd
+
+real_e, other_e, made_e = embed(reals), embed(others), embed(generated)
+for name, fake in {t("l02.other_renders"): other_e, t("l02.generated"): made_e}.items():
+    result = cmmd(real=real_e, fake=fake)
+    print(t("l02.cmmd_parts", name=name, value=result.value, mean_part=result.mean_part, bias=result.bias))
+kernels = {
+    r"CMMD, $\sigma = 10$": lambda real, fake: float(cmmd(real=real, fake=fake, normalise=False)),
+    t("l02.median_kernel"): lambda real, fake: float(cmmd(real=real, fake=fake, normalise=False, sigma="median")),
+    t("l02.frechet_clip"): fd,
 }
-scores = np.array(
-    [
-        [every_score(draw(real_f, size, r), fakes(r)) for r in range(rounds)]
-        for fakes, _ in lab.progress_bar(changes.values(), t("l02.changes"), len(changes))
-    ]
-)  # [change, round, metric]
-usual = np.quantile(scores[0], 0.025, axis=0), np.quantile(scores[0], 0.975, axis=0)
+alarm = {}
+for name, metric in kernels.items():
+    quiet = np.array([metric(draw(real_e, half, r), draw(other_e, half, r + 500)) for r in rounds])
+    spoilt = np.array([metric(draw(real_e, half, r), draw(more_alike(other_e), half, r + 500)) for r in rounds])
+    alarm[name] = (spoilt - quiet) / quiet.std()
+bar_with_interval(
+    list(alarm),
+    np.array(list(alarm.values())).T,
+    xlabel=t("l02.alarm"),
+    title=t("l02.cmmd_title"),
+    value_format="{:.1f}",
+)
+
+# %% uid="cmmd-claim"
+wide = kernels[r"CMMD, $\sigma = 10$"]
+change = by_halves(wide, real_e, more_alike(other_e)) - by_halves(wide, real_e, other_e)
+lab.claim("cmmd_sees_variety", measured=t("l02.m_variety"), **two_rounds("cmmd", change))
+
+# %% [markdown] lang="en" uid="cmmd-reading" pair="25453078"
+# **What you see.** The printed CMMD and its mean part agree in the first digits. Half of the variety is gone, and the reading does not rise; it even *falls*, for the reason of section 2: less variety, less bias. A kernel as wide as the typical distance sees the loss, and so does the Fréchet distance on the same embeddings.
+# **What follows.** The claim "no assumption about the distribution" is right about the formula and wrong about the published setting. A metric is its formula *and* its constants.
+
+# %% [markdown] lang="ja" uid="cmmd-reading" pair="cda30288"
+# **図から読み取れること。** 表示されたCMMDとその平均の差の部分は、最初の数桁まで一致します。多様性が半分になったのに、値は上がりません。むしろ*下がります*。第2節と同じ理由で、多様性が小さいほどバイアスも小さいからです。距離の中央値と同じ幅のカーネルなら変化を検出でき、同じ埋め込みのフレシェ距離でも検出できます。
+# **結論。** 「分布に何も仮定しない」という主張は、式については正しいのですが、公開されている設定については当てはまりません。指標とは、式*と*定数の組です。
+
+# %% [markdown] lang="en" uid="overview" pair="004958ee"
+# ## 8. Which metric notices which change
+#
+# All changes against all metrics, recorded at 128 pictures. Each cell is the change in standard deviations of renders against renders, with the sign that means "worse" turned to plus; coloured where it exceeds 2.
+
+# %% [markdown] lang="ja" uid="overview" pair="17f79265"
+# ## 8. どの指標がどの変化を検出できるか
+#
+# すべての変化とすべての指標の組み合わせを、128枚で記録しました。各マスは、レンダリング画像どうしの標準偏差を単位とした変化で、「悪化」の向きを正にそろえています。2を超えるマスに色を付けました。
 
 # %% uid="overview-table" tags=["hide-input"]
 from matplotlib.patches import Rectangle
 
-from labkit.figures import figure_style, new_figure
-
-heads = [*metrics, *names, t("l02.faithful")]
-means = np.column_stack([scores.mean(1), [share for _, share in changes.values()]])  # [change, metric + 1]
-outside = (means[:, :-1] < usual[0]) | (means[:, :-1] > usual[1])
-# en: the row that sets the range
-# ja: 範囲の基準になる行
-outside[0] = False
-seen = {
-    name: [head for head, mark in zip(heads, row, strict=False) if mark]
-    for name, row in zip(changes, outside, strict=True)
-}
+heads = {
+    "FD": ("fd", 1), "KID": ("kid", 1), "CMMD": ("cmmd", 1), names[0]: ("precision5", -1), names[1]: ("recall5", -1),
+    t("l02.density"): ("density5", -1), names[2]: ("coverage5", -1),
+}  # fmt: skip
+lines = {
+    "JPEG 75": "jpeg75", t("l02.no_mode"): "no_mode", t("l02.half_junk"): "junk", t("l02.alike"): "alike",
+    t("l02.noise"): "noise", t("l02.generated"): "model",
+}  # fmt: skip
+cells = np.array([[s * deviations(key, arm, [128])[0] for key, s in heads.values()] for arm in lines.values()])
 with figure_style():
-    figure = new_figure(8.2, 0.9 + 0.36 * len(changes), layout="constrained")
+    figure = new_figure(8.2, 0.9 + 0.36 * len(lines), layout="constrained")
     axes = figure.add_subplot()
-    axes.set(xlim=(-2.6, len(heads)), ylim=(len(changes), -1))
+    axes.set(xlim=(-2.6, len(heads)), ylim=(len(lines), -1))
     axes.axis("off")
     place = {"ha": "center", "va": "center", "fontsize": 9}
     for j, head in enumerate(heads):
         axes.text(j + 0.5, -0.5, head, **place)
-    for i, (name, row) in enumerate(zip(changes, means, strict=True)):
+    for i, name in enumerate(lines):
         axes.text(-2.6, i + 0.5, name, va="center", fontsize=9)
-        for j, number in enumerate(row):
-            if heads[j] in seen[name]:
+        for j, number in enumerate(cells[i]):
+            if number > 2:
                 axes.add_patch(Rectangle((j + 0.06, i + 0.08), 0.88, 0.84, color="#F6D5C3", lw=0))
-            shape = "{:.0f}" if j < len(metrics) else "{:.2f}"
-            axes.text(j + 0.5, i + 0.5, "-" if np.isnan(number) else shape.format(number), **place)
-    axes.set_title(t("l02.overview_title", n=size, rounds=rounds))
-marked = "; ".join(name + ": " + (", ".join(found) or "-") for name, found in seen.items())
-figure.alt = t("l02.overview_title", n=size, rounds=rounds) + ". " + marked
+            axes.text(j + 0.5, i + 0.5, f"{number:.1f}".replace("-", "\N{MINUS SIGN}"), **place)
+    axes.set_title(t("l02.overview_title"))
+marked = {
+    name: ", ".join(head for head, number in zip(heads, row, strict=True) if number > 2) or "-"
+    for name, row in zip(lines, cells, strict=True)
+}
+figure.alt = t("l02.overview_title") + ". " + "; ".join(f"{name}: {found}" for name, found in marked.items())
 figure
 
-# %% [markdown] lang="en" uid="wins" pair="f1c92287"
-# ## 8. Win rates: the prompt is the unit
+# %% [markdown] lang="en" uid="open" pair="83f49327"
+# **What you see.** No row is coloured throughout, and no column is. FD needs more pictures for JPEG than KID does; recall notices more than its name promises; precision misses ghosts and noise; CMMD misses variety. PortraitSD's row is empty: with complete captions, 128 of its pictures pass for renders in every column. Two things no column can notice. *Copies* of the training pictures have FD 0 and a perfect score everywhere. And a model that paints beautiful portraits for
+# *other people's prompts* is perfect too, for set metrics never see a prompt. Both need tests of their own: the distance to the nearest training picture, and a reader of attributes.
 #
-# Which is more faithful: guidance 3 or guidance 2? Same prompts, same seeds; a picture's score is the share of its attributes that are read as
-# asked. A comparison is a win (1), a tie (0.5) or a loss (0). Several pictures of one prompt resemble each other, so they are not as many
-# independent observations. Write `cluster_interval`: average inside each prompt, then resample whole prompts with replacement.
+# **Open task (difficulty 5/5).** Build the alarm that your factory would want: one function of two tables of features, large when something is wrong, at only 64 pictures a side. It is judged by its *weakest* result: the smallest share of detections over the five damages, where the alarm level is set so that 5 % of the sets
+# of good renders sound it. FD alone stands in the cell. Combine metrics, divide each by what it reads on good renders, choose $k$, look at features in another way: there is no single right answer. Above .9 is excellent.
 
-# %% [markdown] lang="ja" uid="wins" pair="5e728707"
-# ## 8. 勝率: 単位はプロンプト
+# %% [markdown] lang="ja" uid="open" pair="bb41c7e7"
+# **図から読み取れること。** すべてのマスに色が付いた行も列もありません。JPEGに対して、FDはKIDより多くの枚数を必要とします。再現率は、名前から想像する以上に多くの変化に反応します。適合率は幽霊とノイズを、CMMDは多様性の低下を見逃します。PortraitSDの行には色がありません。すべての属性を述べたキャプションなら、128枚はどの列でもレンダリング画像と区別できません。どの列にも検出できないものが2つあります。学習画像の*丸写し*は、FDが0で、ほかの指標でも満点です。*別の人の
+# プロンプト*に対して美しい画像を描くモデルも満点です。集合の指標はプロンプトを見ないからです。それぞれ専用の検査が必要です。前者には最も近い学習画像までの距離、後者には属性を読み取る評価役を使います。
 #
-# 誘導スケール 3 と 2 では、どちらの画像が忠実でしょうか。プロンプトとシードは共通で、画像のスコアは、属性のうち指定どおりに読み取れたものの割合です。
-# 比較の結果は、勝ち (1)、引き分け (0.5)、負け (0) です。同じプロンプトの画像は互いに似ているので、枚数と同じ数の独立な観測とはみなせません。
-# `cluster_interval` を書いてください。まずプロンプトごとに平均し、次にプロンプトを丸ごと復元抽出します。
+# **自由課題(難易度5/5)。** 工場で使いたい警報を作ってください。2つの特徴量の表から、異常があるほど大きな値を返す関数です。使えるのは片側64枚だけです。評価は*最も悪い*結果で行います。良品のレンダリング画像の5%で鳴るように警報の水準を決め、5種類の劣化での検出率のうち最小のものを得点とします。
+# セルにはFDだけの例があります。指標を組み合わせる、良品での値で割ってそろえる、$k$ を選ぶ、特徴量を別の角度から見るなど、正解は1つではありません。0.9を超えれば優秀です。
+
+# %% uid="open-task" tags=["open"]
+from labkit.metrics import kernel_distance, vendi_score
+
+
+def my_alarm(real, fake):
+    """en: Large when the fakes are not like the reals; features [n, 128] each.
+    ja: 生成側が本物と異なるほど大きな値を返します。どちらも特徴量 [n, 128] です。
+    """
+    return fd(real, fake)
+
+
+damages = {
+    "JPEG 75": jpeg_f,
+    t("l02.no_mode"): fakes["no_mode"],
+    t("l02.half_junk"): fakes["junk"],
+    t("l02.alike"): more_alike(other_f),
+    t("l02.noise"): fakes["noise"],
+}
+
+
+def detection(alarm, n, tries):
+    """en: Share of detections per damage, at 5 % false alarms on good renders.
+    ja: 良品での誤検出を5%としたときの、劣化ごとの検出率です。
+    """
+    good = [alarm(*draw(pool, 2 * n, 2000 + r).chunk(2)) for r in range(2 * tries)]
+    level = np.quantile(good, 0.95)
+    return {
+        name: float(np.mean([alarm(draw(real_f, n, 3000 + r), draw(fake, n, 4000 + r)) > level for r in range(tries)]))
+        for name, fake in damages.items()
+    }
+
+
+scored = detection(my_alarm, min(64, half // 2), lab.sizes.tries)
+bar_with_interval(
+    list(scored),
+    list(scored.values()),
+    xlabel=t("l02.detected"),
+    title=t("l02.open_title", score=min(scored.values())),
+    reference={t("l02.false_alarms"): 0.05},
+    xlim=(0, 1.12),
+)
+
+# %% [markdown] lang="en" uid="open-reading" pair="c073312e"
+# **Reading.** One damage is almost invisible to FD at this number of pictures, another half visible, and the score is that of the weakest. A hint for a start: look in the table of section 8 for a column that sees what FD misses, and remember that two numbers can only be added after each has been divided by its own spread on good sets. `vendi_score(features)` measures the diversity of one side alone.
+# What you tune on these five damages will look better than it is: try a sixth of your own afterwards.
+
+# %% [markdown] lang="ja" uid="open-reading" pair="d4204f64"
+# **図の読み方。** この枚数では、FDにほとんど見えない劣化が1つ、半分ほどしか見えない劣化が1つあり、得点は最も悪いものになります。手がかりを1つ挙げます。第8節の表で、FDが見逃すものを検出できる列を探してください。2つの指標を足し合わせるなら、それぞれを、良品の集合でのばらつきで割ってそろえる必要があります。`vendi_score(features)` は、片側だけの多様性を測ります。
+# この5種類に合わせて調整した警報は、実力より良く見えます。調整が終わったら、6種類目の劣化を自分で考えて試しましょう。
+
+# %% [markdown] lang="en" uid="wins" pair="4887dd55"
+# ## 9. Win rates: the prompt is the unit
+#
+# Now the article's second half, the judgement of the field. Which is more faithful: guidance 3 or guidance 2 (lesson 01)? Same prompts, same seeds; a picture's score is the share of its attributes that the AttributeReader reads as asked. A comparison is a win (1), a tie (0.5) or a loss (0).
+#
+# Several pictures of one prompt resemble each other. If a prompt asks for sunglasses and the model draws them well, it will win on all copies of that prompt. Eight copies are then not eight observations but hardly more than one. So the **prompt** is the unit: average inside each prompt, then ask how the mean would change with *other prompts*. The
+# bootstrap does that without a formula: draw as many prompts as there are, with replacement, average, repeat 2,000 times, and take the middle 95 % of the averages.
+#
+# Write `cluster_interval`. A property to try: if every copy of a prompt has the same outcome, the interval must not depend on the number of copies. Common mistakes: drawing pictures instead of prompts, and taking quantiles of the prompts instead of those of the means.
+
+# %% [markdown] lang="ja" uid="wins" pair="c9ffcda5"
+# ## 9. 勝率: 単位はプロンプト
+#
+# 助言の後半、現場の評価に移ります。誘導スケール3と2(レッスン01)では、どちらの画像が忠実でしょうか。プロンプトとシードは共通で、画像の得点は、AttributeReaderが指定どおりと読み取った属性の割合です。比較の結果は、勝ち(1)、引き分け(0.5)、負け(0)のいずれかです。
+#
+# 同じプロンプトの画像は互いに似ています。サングラスを求めるプロンプトで、モデルがサングラスを上手に描けるなら、そのプロンプトの画像はどれも勝ちます。8枚あっても8件の観測ではなく、1件よりわずかに多いだけです。そこで、**プロンプト**を単位とします。まずプロンプトごとに平均し、次に*別のプロンプト*なら
+# 平均がどれだけ変わるかを調べます。ブートストラップなら式は要りません。元と同じ数のプロンプトを復元抽出して平均する操作を2000回繰り返し、平均の中央95%を取ります。
+#
+# `cluster_interval` を書いてください。確認用の性質: 同じプロンプトの結果がすべて等しければ、区間は枚数によらないはずです。よくある誤りは、プロンプトではなく画像を抽出することと、平均の分位点ではなくプロンプトの分位点を取ることです。
 
 
 # %% uid="cluster-exercise" tags=["exercise"] exercise="cluster_interval"
@@ -655,9 +942,9 @@ def cluster_interval(values, prompts, generator, resamples=2000):
     """en: 95 % bootstrap interval (low, high) of a mean over prompts.
 
     values: outcomes [n], float64; prompts: the prompt of each, whole numbers [n] from 0 to P - 1.
-    ja: プロンプト単位の平均の 95 % ブートストラップ区間 (low, high) です。
+    ja: プロンプト単位の平均の95%ブートストラップ区間 (low, high) です。
 
-    values: 比較の結果 [n](float64)、prompts: それぞれのプロンプトの番号 [n](0 から P - 1 の整数)。
+    values: 比較の結果 [n](float64)、prompts: それぞれのプロンプトの番号 [n](0からP - 1の整数)。
     """
     # BEGIN SOLUTION
     count = torch.bincount(prompts)  # [P]
@@ -673,69 +960,59 @@ lab.check("cluster_interval")
 cluster_interval = lab.use("cluster_interval")
 
 # %% uid="wins-run" tags=["slow"]
-from labkit.metrics import outcomes, sample_size, sign_test, win_rate
+from labkit.metrics import outcomes, sample_size, sign_test
+from labkit.studies.l02 import inflation, share_right
 
-judged = [spec for spec in asked[: lab.sizes.prompts] for _ in range(lab.sizes.copies)]
-of_prompt = torch.arange(lab.sizes.prompts).repeat_interleave(lab.sizes.copies)[: len(judged)]
-texts = [caption(spec).text for spec in judged]
+contest = sample_specs(lab.sizes.prompts, seed=lab.seed + 2, exclude=HELD_OUT_COMBINATIONS)
+judged = [spec for spec in contest for _ in range(lab.sizes.copies)]
+of_prompt = torch.arange(len(contest)).repeat_interleave(lab.sizes.copies)
 
 
-def share_right(scale):
+def contest_scores(scale):
     """en: Share of attributes read as asked, one per picture.
     ja: 指定どおりに読み取れた属性の割合を、画像ごとに返します。
     """
-    right = reader.correct(paint(texts, scale, t("l02.guidance", scale=scale)), judged)
-    return torch.stack([hits.double() for hits in right.values()]).mean(0)
+    return share_right(painted(contest, lab.seed + 200, sizes, scale, lab.sizes.copies), judged)
 
 
-strong, weak = lab.keep("wins", share_right, 3.0), lab.keep("wins", share_right, 2.0)
-outcome = outcomes(candidate=strong, baseline=weak)
-result = win_rate(outcome, prompts=of_prompt.tolist(), generator=np.random.default_rng(lab.seed))
-print(t("l02.wins", wins=result.wins, ties=result.ties, losses=result.losses, p=result.p_value))
-
-# %% uid="wins-interval"
-won = torch.as_tensor(outcome)
+strong, weak = lab.keep("wins", contest_scores, 3.0), lab.keep("wins", contest_scores, 2.0)
+won = torch.as_tensor(outcomes(candidate=strong, baseline=weak))
+table = won.reshape(-1, lab.sizes.copies).numpy()  # [prompts, copies]
 intervals = {
     t("l02.by_picture"): cluster_interval(won, torch.arange(len(won)), lab.generator(20)),
     t("l02.by_prompt"): cluster_interval(won, of_prompt, lab.generator(20)),
-    t("l02.by_bca"): (result.low, result.high),
 }
 low, high = np.array(list(intervals.values())).T
-mean = np.clip(np.full(len(intervals), result.value), low, high)
+recorded_wins = recorded_levels("02", ["won"], "wins")
+mean = np.clip(np.full(2, float(won.mean())), low, high)
 bar_with_interval(
-    list(intervals),
-    (mean, low, high),
+    [*intervals, t("l02.recorded_wins")],
+    tuple(np.append(mine, theirs) for mine, theirs in zip((mean, low, high), recorded_wins, strict=True)),
     xlabel=t("l02.win_rate"),
-    title=t("l02.wins_title", prompts=result.prompts, copies=lab.sizes.copies),
+    title=t("l02.wins_title", prompts=len(contest), copies=lab.sizes.copies),
     reference={t("l02.even"): 0.5},
     xlim=(0, 1),
 )
 
 # %% uid="wins-claim"
-table = won.reshape(-1, lab.sizes.copies)  # [prompts, copies]
-
-
-def inflation(rows):
-    """en: Standard error by prompt over standard error by picture.
-    ja: プロンプト単位の標準誤差を、画像単位の標準誤差で割った値です。
-    """
-    by_prompt = rows.mean(1).std() / len(rows) ** 0.5
-    return float(by_prompt / (rows.std() / rows.numel() ** 0.5))
-
-
-resampled = [table[torch.randint(len(table), (len(table),), generator=lab.generator(30 + i))] for i in range(400)]
-ratios = [inflation(rows) for rows in resampled if rows.std() > 0]
 if table.std() > 0:
-    words = t("l02.m_clusters")
-    lab.claim("clusters_matter", measured=words, value=inflation(table), interval=spread(ratios)[1], seeds=[seed])
+    resampled = [table[torch.randint(len(table), (len(table),), generator=lab.generator(30 + i))] for i in range(400)]
+    ratios = spread([inflation(rows) for rows in resampled if rows.std() > 0])
+    lab.claim("clusters_matter", measured=t("l02.m_clusters"), **ratios | {"value": inflation(table)})
 else:
-    lab.claim("clusters_matter", reason=t("l02.no_variation"), seeds=[seed])
+    lab.claim("clusters_matter", reason=t("l02.no_variation"), seeds=[lab.seed])
 
-# %% [markdown] lang="en" uid="enough" pair="caba9453"
-# How many prompts does a claim need? First judge an example: 60 wins in 100 prompts.
+# %% [markdown] lang="en" uid="enough" pair="53191621"
+# **Reading.** Two results that contradict expectation. Guidance 3 wins hardly more often than guidance 2: with complete captions both paint nearly everything that was asked for. And the two intervals are about equally wide: the ratio of the standard errors is near 1 in the recorded study. **Why.** Where both models are nearly always right, the rare failure is decided by the seed and not by the prompt, so copies of one prompt are
+# nearly independent. **What would change it.** Prompts of different difficulty, for instance some with combinations that the model never saw. Then the ratio grows up to the root of the number of copies. Count prompts all the same: it costs nothing where copies are independent, and saves you where they are not, which you cannot know beforehand.
+#
+# How many prompts does a claim need? First judge an example: a colleague reports 60 wins in 100 prompts.
 
-# %% [markdown] lang="ja" uid="enough" pair="74d11085"
-# 主張にはプロンプトがいくつ必要でしょうか。まず例を判断してください。100 プロンプトのうち 60 勝です。
+# %% [markdown] lang="ja" uid="enough" pair="63d622ce"
+# **図の読み方。** 予想に反する結果が2つあります。1つは、誘導スケール3の勝率が2をほとんど上回らないこと。すべての属性を述べたキャプションなら、どちらも指定をほぼ満たします。もう1つは、2つの区間の幅がほぼ等しいことです。記録済みの実験では、標準誤差の比は1に近い値でした。**理由。** どちらのモデルもほとんど間違えないとき、まれな失敗を決めるのはプロンプトではなくシードです。だから、同じプロンプトの画像も
+# ほぼ独立です。**何を変えるとどうなるか。** 見たことのない組み合わせを含めるなど、難しさの異なるプロンプトを混ぜると、比は大きくなり、最大で枚数の平方根に達します。それでも単位はプロンプトとしましょう。独立なら何も失わず、独立でなければ誤りを防げます。どちらなのかは、前もっては分かりません。
+#
+# では、主張にはプロンプトがいくつ必要でしょうか。まず例を判断してください。同僚が「100プロンプトのうち60勝」と報告してきました。
 
 # %% uid="enough-predict" tags=["quiz"]
 lab.predict("sixty")
@@ -749,48 +1026,43 @@ curve_with_interval(
     xlabel=t("l02.true_rate"),
     ylabel=t("l02.prompts_needed"),
     title=t("l02.needed_title"),
-    reference={t("l02.this_lesson"): result.prompts},
+    reference={t("l02.this_lesson"): len(contest)},
     log_y=True,
 )
 
-# %% uid="enough-power"
-per_prompt = table.mean(1)
-counts = [8, 16, 32, 64, 128, 256]
-# en: share of experiments with this many prompts that find a difference
-# ja: この数のプロンプトによる実験のうち、差を検出できた割合
-found = []
-for m in counts:
-    picked = per_prompt[torch.randint(len(per_prompt), (400, m), generator=lab.generator(40))]  # [400, m]
-    p_values = [sign_test(int((row > 0.5).sum()), int((row < 0.5).sum())) for row in picked]
-    found.append(np.mean(np.array(p_values) < 0.05))
-curve_with_interval(
-    counts,
-    found,
-    xlabel=t("l02.prompts_axis"),
-    ylabel=t("l02.power"),
-    title=t("l02.power_title"),
-    reference={t("l02.usual_power"): 0.8},
-    log_x=True,
-    ylim=(0, 1.05),
-)
-
-# %% [markdown] lang="en" uid="rules" pair="ddaca624"
-# ## What to write beside a number
+# %% [markdown] lang="en" uid="rules" pair="f6b86849"
+# **Reading.** A true win rate of 60 % needs about 200 prompts, one of 55 % four times as many: half the margin, four times the prompts. A small experiment shows large effects and nothing else. Where the effect may be small, say beforehand how many prompts there will be.
 #
-# - Number of pictures, features, image pipeline, and the noise floor; a change below it is no change.
-# - One number for fidelity and one for diversity, with what *real against real* reads.
-# - A measure of faithfulness to the prompt: no set metric has one, and none notices copies.
+# ## 10. What to write beside a number
+#
+# - Pictures on both sides, features and pipeline, and the number that *real against real* reads under the same conditions.
+# - For a **ranking** of two models: the same prompts and seeds for both, and the difference with its spread, not two readings and a floor.
+# - When the models may differ in *variety*: readings at three $n$ and the intercept, or so many pictures that bias no longer matters. Equal numbers do not help.
+# - For "different or not": the permutation p-value at these very numbers.
+# - One number for fidelity and one for diversity, with $N$ and $k$; a sentence about precision needs a curve over $N$.
+# - Faithfulness to the prompt and a test for copies: no set metric has either.
 # - For win rates: prompts, ties, an interval over prompts, and the metric that was chosen before the run.
 
-# %% [markdown] lang="ja" uid="rules" pair="eb5ec637"
-# ## 数値に添えるもの
+# %% [markdown] lang="ja" uid="rules" pair="537729de"
+# **図の読み方。** 真の勝率が60%なら約200プロンプト、55%ならその4倍が必要です。差が半分になると、必要な数は4倍になります。小さな実験で分かるのは、大きな効果だけです。効果が小さいかもしれないなら、プロンプトの数を実験の前に決めて宣言しておきます。
 #
-# - 画像の枚数、特徴量、画像の前処理、そしてノイズフロア。それより小さい変化は、変化とはいえません。
-# - 忠実度と多様性をそれぞれ 1 つずつ。*本物どうし*を比べた値も添えます。
-# - プロンプトへの忠実度。集合の指標では測れません。また、学習画像の丸写しにも気付きません。
-# - 勝率なら、プロンプト数、引き分けの数、プロンプト単位の信頼区間、そして実行前に決めた主指標。
+# ## 10. 数値に添えるもの
+#
+# - 両側の枚数、特徴量、前処理。同じ条件で*本物どうし*を測った値。
+# - 2つのモデルの**順位**には、プロンプトとシードを共通にし、差とそのばらつきを示す。2つの測定値とノイズフロアでは足りない。
+# - モデルの*多様性*が異なりうるなら、3通りの $n$ での値と切片を示すか、バイアスが問題にならない枚数を使う。枚数をそろえるだけでは解決しない。
+# - 「違うかどうか」には、その枚数での並べ替え検定のp値。
+# - 忠実度と多様性を1つずつ、$N$ と $k$ を添えて。適合率について述べるなら、$N$ に対する曲線も示す。
+# - プロンプトへの忠実さと、丸写しの検査。集合の指標ではどちらも測れない。
+# - 勝率なら、プロンプト数、引き分けの数、プロンプト単位の信頼区間、実行前に決めた指標。
 
-# %% uid="article"
+# %% [markdown] lang="en" uid="map" pair="053db7cc"
+# ## 11. Paper, article, your numbers
+
+# %% [markdown] lang="ja" uid="map" pair="e2bfc274"
+# ## 11. 論文、記事、自分の数値
+
+# %% uid="article-map"
 lab.article_map()
 
 # %% uid="quiz" tags=["quiz"]

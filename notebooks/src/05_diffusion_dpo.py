@@ -859,7 +859,7 @@ lab.claim("dpo_beats_base", measured=measured, value=e.value, interval=(e.low, e
 # `dpo`、`sft`、`sdpo`、`ipo`、`hinge`、`mapo`、`kto` を、好きな数値で自由に足し合わせられます。実行する前に、伸びを**予想**してください。正解は1つではありません。
 # 考えるとよい問い: $\kappa$ を半分にすると伸びは増えるでしょうか。円周では必要だった錨は、ここでは忠実度を下げるでしょうか。$d_w$ を0未満に保ったまま伸びる損失はどれでしょうか。
 
-# %% uid="own-run" tags=["slow"]
+# %% uid="own-run" tags=["open", "slow"]
 from labkit.dpo import hinge, ipo, kto, mapo, sdpo
 
 my_terms = [sdpo(kappa, mu=0.5)]

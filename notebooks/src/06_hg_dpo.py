@@ -731,7 +731,7 @@ claim("curriculum_nearer_than_easy", "hg", "easy", "distance")
 # %% uid="own-predict" tags=["quiz"]
 lab.predict("leap")
 
-# %% uid="own-run" tags=["slow"]
+# %% uid="own-run" tags=["open", "slow"]
 own_plan = [("leap", 100)]
 
 warm_pairs = l06_world.best_vs_worst(world.pool, "warm").training()

@@ -604,7 +604,7 @@ explore(try_sentence, {"said": text(t("l07.your_sentence"), texts[0]), "path": t
 # **自由課題(難易度4/5)。** 上の `choice` と `mine` を変えて学習し直し、学習に使わない文型 *unlike*、*only*、*after* の平均を、記録済みの値より高くしてください。正解は1つではありません。目印が1つで値が両方
 # 入る文型や、値が目印より先に来る文型が役に立ちます。基本の文型のステップ数を増やしても効果はありません。限られた学習ステップを文型どうしで分け合うので、もともと学習していた文型の正解率にも注意してください。
 
-# %% uid="task-score"
+# %% uid="task-score" tags=["open"]
 held_back = ("unlike", "only", "after")
 score = float(np.mean([own[f"m1.{name}"].mean() for name in held_back]))
 recorded = recorded_levels("07", [f"m1.{name}" for name in held_back], "bank")[0].mean()

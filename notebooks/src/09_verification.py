@@ -10,7 +10,7 @@ from labkit.course import start, t
 
 lab = start("09", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
 
-# %% [markdown] lang="en" uid="story" pair="eebbe9aa"
+# %% [markdown] lang="en" uid="story" pair="06705e05"
 # ## 1. Who answers for the quality?
 #
 # In the article on the survey of alignment ([arXiv 2409.07253](https://arxiv.org/abs/2409.07253)) the manager Tanaka asks who checks the catalogue, since looking at every picture costs too much. The answer has
@@ -21,73 +21,63 @@ lab = start("09", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # Tonight you play the quality manager. PortraitSD has drawn a catalogue; the customer accepts at most 2 % of defective pictures. At the end you will
 # have planned a sample, certified a filter, signed a record that nobody can edit unnoticed, heard an alarm, and shown what decides the return.
 #
-# The three axes (task, safety, preference) and the three-stage gate are the article's reading, useful in practice; the survey's abstract does not
-# divide the field like that.
+# One thing must be said at once: **the three axes (task, safety, preference) and the three-stage gate are the article's reading, not the survey's.** The survey's abstract
+# and its list of papers go by techniques, benchmarks and evaluation. The reading is useful in practice, and here you test it.
 #
-# First look. Each picture stands over a part of its order: hair, clothes, background. Some orders were mixed up: how many can you find in ten seconds?
+# First look. The pictures come with the course, because drawing them takes minutes. Each stands over a part of its order: hair, clothes, background. Some orders were mixed up: how many can you find in ten seconds?
 
-# %% [markdown] lang="ja" uid="story" pair="50cf686c"
+# %% [markdown] lang="ja" uid="story" pair="ecb738a8"
 # ## 1. 品質の責任は誰が持つのか
 #
-# アラインメントのサーベイ論文([arXiv 2409.07253](https://arxiv.org/abs/2409.07253))を紹介する記事で、田中専務は「品質チェックはどうするのですか。全部人の目で見るとコストがかかります」と尋ねます。答えは 3 段階のゲートです。
+# アラインメントのサーベイ論文([arXiv 2409.07253](https://arxiv.org/abs/2409.07253))を紹介する記事で、田中専務は「品質チェックはどうするのですか。全部人の目で見るとコストがかかります」と尋ねます。答えは3段階のゲートです。
 # ルールのフィルタで致命的な誤りを弾き、人の評価を学習した「好み」のフィルタで残りを選び、最後に抜き取り検査をします。さらに「現場での導入は検証設計が投資対効果を
-# 決めます」とも述べています。HG-DPO の記事からは 2 つの助言を取り上げます。品質基準を明確にして人が最終確認するルールを作ること、そして小さな実証プロジェクトで
+# 決めます」とも述べています。HG-DPO の記事からは2つの助言を取り上げます。品質基準を明確にして人が最終確認するルールを作ること、そして小さな実証プロジェクトで
 # 効果を示してから展開することです。
 #
-# 今夜は、あなたが品質責任者です。PortraitSD がカタログ用の画像を描きました。顧客が認める不良率は 2 % までです。このレッスンでは、抜き取りの計画を立て、
+# 今夜は、あなたが品質責任者です。PortraitSD がカタログ用の画像を描きました。顧客が認める不良率は2%までです。このレッスンでは、抜き取りの計画を立て、
 # フィルタのしきい値を保証し、改ざんすれば必ず分かる記録に署名し、異常の警報を聞き、何が投資対効果を決めるかを確かめます。
 #
-# なお、三軸(タスク適合性、安全性、選好)と 3 段階のゲートは、実務に役立つ記事独自の整理です。サーベイの要旨には、このような分け方は出てきません。
+# 最初に断っておきます。**三軸(タスク適合性、安全性、選好)と3段階のゲートは、記事による整理であり、サーベイのものではありません**。サーベイの要旨と文献リストは、手法、ベンチマーク、評価という
+# 分け方をしています。記事の整理は実務に役立つので、ここで実際に試します。
 #
-# まず画像を見てください。各画像の下に、注文の一部(髪、服、背景の色)を書きました。いくつかは注文と取り違えられています。10 秒で何枚見つけられるでしょうか。
+# まず画像を見てください。生成には数分かかるため、画像は教材に含めてあります。各画像の下に、注文の一部(髪、服、背景の色)を書きました。いくつかは注文と取り違えられています。10秒で何枚見つけられるでしょうか。
 
 # %% uid="draw"
 import numpy as np
 import torch
 
-from labkit.diffusion import image_generators, sample
 from labkit.figures import image_grid
-from labkit.models import load_clip, load_pipeline, load_reader
-from labkit.portraits import HELD_OUT_COMBINATIONS, caption, sample_specs
+from labkit.models import load_clip, load_reader
 from labkit.portraits.captions import value_name
+from labkit.studies import l09_catalogue
 
-sizes, pipe, reader = lab.sizes, load_pipeline("cpu", lab.device), load_reader()
-specs = sample_specs(sizes.calibration + sizes.lot, seed=lab.seed, exclude=HELD_OUT_COMBINATIONS)
-prompts = [caption(spec).text for spec in specs]
-
-
-def paint(variant, texts, first):
-    """en: Pictures of the texts by one checkpoint of PortraitSD, in batches of 16.
-    ja: PortraitSD の 1 つのチェックポイントで、16 枚ずつ画像を生成します。
-    """
-    painter, pictures = load_pipeline("cpu", lab.device, variant=variant), []
-    for at in lab.progress_bar(range(0, len(texts), 16), t("l09.painting"), -(-len(texts) // 16)):
-        part = texts[at : at + 16]
-        generators = image_generators(len(part), lab.seed, first=first + at)
-        pictures.append(sample(painter, part, generators=generators, steps=sizes.steps, guidance_scale=3.0).cpu())
-    return torch.cat(pictures)
-
-
+sizes, reader, shelf = lab.sizes, load_reader(), l09_catalogue.load()
+total = sizes.calibration + sizes.lot
+specs, prompts = shelf.specs[:total], shelf.prompts[:total]
 # en: about one pair of neighbouring orders in eight is exchanged
-# ja: 隣り合う 2 件の注文のうち、8 組に 1 組ほどで画像が入れ替わります
-drawn = lab.keep("catalogue", paint, "portrait-sd", prompts, 0)
-source, rng = np.arange(len(drawn)), np.random.default_rng(lab.seed)
-for first in range(0, len(drawn) - 1, 2):
-    if rng.random() < 0.12:
-        source[[first, first + 1]] = source[[first + 1, first]]
-mixed, pictures = source != np.arange(len(drawn)), drawn[source]
+# ja: 隣り合う2件の注文のうち、8組に1組ほどで画像が入れ替わります
+source = l09_catalogue.mixed_up(total, 0.12, np.random.default_rng(lab.seed))
+mixed, pictures = source != np.arange(total), shelf.pictures("old", total)[source]
 some = np.sort(np.r_[np.flatnonzero(mixed)[:2], np.flatnonzero(~mixed)[:10]])
-told = ("hair_color", "clothes", "background")
-short = [" / ".join(value_name(name, getattr(specs[i], name), lang) for name in told) for i in some]
-image_grid(pictures[some], captions=short, columns=6, title=t("l09.catalogue", total=len(pictures)))
 
-# %% [markdown] lang="en" uid="truth" pair="88e0c9c5"
+
+def short_order(spec):
+    """en: Hair, clothes and background of an order, in words.
+    ja: 注文のうち、髪、服、背景の色を言葉で返します。
+    """
+    return " / ".join(value_name(name, getattr(spec, name), lang) for name in ("hair_color", "clothes", "background"))
+
+
+captions = [short_order(specs[i]) for i in some]
+image_grid(pictures[some], captions=captions, columns=6, title=t("l09.catalogue", total=total))
+
+# %% [markdown] lang="en" uid="truth" pair="8b31be82"
 # Here there is a truth to compare with: the AttributeReader reads all attributes, and a picture is *defective* if one of them is not as ordered. A
 # factory has no such thing. It has people, who cost money and overlook things; the whole lesson is about what may be concluded from few of their looks.
 # Now the reveal: defective pictures have a frame.
 
 # %% [markdown] lang="ja" uid="truth" pair="4b88ea5c"
-# ここでは答え合わせができます。AttributeReader がすべての属性を読み取り、1 つでも注文と違えば*不良*とします。工場にはこのような正解はありません。いるのは、
+# ここでは答え合わせができます。AttributeReader がすべての属性を読み取り、1つでも注文と違えば*不良*とします。工場にはこのような正解はありません。いるのは、
 # 費用がかかり、見落としもする人間です。人が少しだけ見た結果から何がいえるのか。それがこのレッスンのテーマです。不良の画像に枠を付けて示します。
 
 
@@ -104,7 +94,7 @@ bad = defective(pictures, specs)
 frames = {place: "bad" for place, i in enumerate(some) if bad[i]}
 image_grid(pictures[some], columns=6, frames=frames, title=t("l09.revealed", bad=int(bad.sum()), total=len(bad)))
 
-# %% [markdown] lang="en" uid="plan" pair="a463dbfc"
+# %% [markdown] lang="en" uid="plan" pair="589b5918"
 # ## 2. How many must I look at?
 #
 # A supplier shows you 50 good pictures in a row. Does that prove 2 %? If the rate were $p$, a run of $n$ good ones would happen with probability
@@ -115,10 +105,10 @@ image_grid(pictures[some], columns=6, frames=frames, title=t("l09.revealed", bad
 # %% [markdown] lang="ja" uid="plan" pair="fb0db19a"
 # ## 2. 何枚見ればよいか
 #
-# 納入業者が良品を 50 枚続けて見せました。これで不良率 2 % 以下といえるでしょうか。不良率が $p$ なら、良品が $n$ 枚続く確率は $(1-p)^n$ です。
+# 納入業者が良品を50枚続けて見せました。これで不良率2%以下といえるでしょうか。不良率が $p$ なら、良品が $n$ 枚続く確率は $(1-p)^n$ です。
 # 「不良率は高々 $p$」という結論の信頼度が $C$ であるとは、この確率が $1-C$ 以下になることです。対数を取ると
 # $n \ge \ln(1-C)/\ln(1-p)$ となります。これを満たす最小の整数 $n$ を返す `zero_failure_n` を書いてください。手計算の例では、$p = 0.5$、$C = 0.75$ のとき
-# 答えは 2 です。2 枚続けて良品になる確率がちょうど 4 分の 1 だからです。
+# 答えは2です。2枚続けて良品になる確率がちょうど4分の1だからです。
 
 # %% uid="zero-failure" tags=["exercise"] exercise="zero_failure_n"
 import math
@@ -154,22 +144,24 @@ curve_with_interval(
     log_y=True,
 )
 
-# %% [markdown] lang="en" uid="plan-read" pair="edbb62c9"
-# Halving the promised rate doubles the work: "at most 2 %" takes 149 good pictures, "at most 1 %" takes 299. The number of pictures in the lot hardly
-# matters; what counts is how many were looked at. And the plan is strict: one defect among 149, and a lot that may well be good is refused.
+# %% [markdown] lang="en" uid="plan-read" pair="bb2e9d28"
+# **Reading.** Halving the promised rate doubles the work: "at most 2 %" takes 149 good pictures, "at most 1 %" takes 299. More confidence is cheap in comparison: from 95 to 99 % costs half as much
+# again. The number of pictures in the lot hardly matters; what counts is how many were looked at. A lot of 500 needs 119 instead of 149, because a fifth of it is seen, and a lot of 5,000 needs 147. And the plan is strict: one
+# defect among 149, and a lot that may well be good is refused.
 #
 # Many companies therefore buy "AQL 1 %" plans from a table. Predict first.
 
-# %% [markdown] lang="ja" uid="plan-read" pair="ef0389a2"
-# 約束する不良率を半分にすると、手間は 2 倍になります。「2 % 以下」には 149 枚、「1 % 以下」には 299 枚の良品が必要です。ロットの大きさはほとんど影響せず、
-# 効くのは実際に見た枚数です。また、この計画は厳格です。149 枚のうち 1 枚でも不良があれば、良いロットかもしれないのに不合格になります。
+# %% [markdown] lang="ja" uid="plan-read" pair="79ce8b46"
+# **読み取り。** 約束する不良率を半分にすると、手間は2倍になります。「2%以下」には149枚、「1%以下」には299枚の良品が必要です。それに比べると信頼度は安く、95%から99%に上げても5割増しで済みます。
+# ロットの大きさはほとんど影響せず、効くのは実際に見た枚数です。500枚のロットなら149枚の代わりに119枚で足りますが、これは全体の2割を見るからで、5,000枚のロットでは147枚です。また、この計画は厳格です。
+# 149枚のうち1枚でも不良があれば、良いロットかもしれないのに不合格になります。
 #
-# そこで多くの会社は、表から選べる「AQL 1 %」の計画を使います。まず予想してください。
+# そこで多くの会社は、表から選べる「AQL 1%」の計画を使います。まず予想してください。
 
 # %% uid="aql-predict" tags=["quiz"]
 lab.predict("aql")
 
-# %% [markdown] lang="en" uid="oc" pair="a252c3de"
+# %% [markdown] lang="en" uid="oc" pair="094ae0da"
 # ## 3. What a plan lets through
 #
 # A plan is two numbers: look at $n$ pictures of a lot of $N$, accept it if at most $c$ are defective. With $D$ defective ones in the lot,
@@ -183,7 +175,7 @@ lab.predict("aql")
 # %% [markdown] lang="ja" uid="oc" pair="ca416941"
 # ## 3. 計画は何を通してしまうか
 #
-# 計画は 2 つの数で決まります。$N$ 枚のロットから $n$ 枚を見て、不良が $c$ 枚以下なら合格とします。ロットに不良が $D$ 枚あるとき、合格の確率は
+# 計画は2つの数で決まります。$N$ 枚のロットから $n$ 枚を見て、不良が $c$ 枚以下なら合格とします。ロットに不良が $D$ 枚あるとき、合格の確率は
 #
 # $$P_a = \sum_{d=0}^{c} \binom{D}{d}\binom{N-D}{n-d} \Big/ \binom{N}{n}.$$
 #
@@ -237,18 +229,18 @@ passes = lot_acceptance(lot, 30, table.n, table.c)
 lab.reveal("aql", "six" if 1 / 8 < passes < 1 / 3 else "never" if passes < 1 / 50 else "often")
 lab.claim("aql_accepts_bad", measured=t("l09.m_aql", n=table.n, c=table.c), value=passes, seeds=[seed])
 
-# %% [markdown] lang="en" uid="oc-read" pair="a06f4fc0"
+# %% [markdown] lang="en" uid="oc-read" pair="a213b32e"
 # AQL is a promise to the *maker*: a lot of 1 % is nearly always accepted. It promises the customer nothing, and a lot with 6 % of defects, three times what the
 # customer allows, goes through about one time in five. It is no fault of the table; it was asked the wrong question. The two-point plan is
 # asked both questions (accept 1 %, refuse 5 %) and pays with a larger sample. The zero-failure plan protects the customer and
 # refuses many good lots. There is no free curve: only a larger $n$ makes it steeper.
 
 # %% [markdown] lang="ja" uid="oc-read" pair="9f8a39e7"
-# AQL は*作り手*への約束です。不良率 1 % のロットは、ほとんどの場合合格します。顧客には何も約束していません。顧客の許容値の 3 倍である不良率 6 % のロットも、
-# およそ 5 回に 1 回は通ります。表が間違っているのではなく、表への問いが違うのです。二点を指定する計画は両方の問い(1 % は合格、5 % は不合格)に答え、その代わりに
+# AQL は*作り手*への約束です。不良率1%のロットは、ほとんどの場合合格します。顧客には何も約束していません。顧客の許容値の3倍である不良率6%のロットも、
+# およそ5回に1回は通ります。表が間違っているのではなく、表への問いが違うのです。二点を指定する計画は両方の問い(1%は合格、5%は不合格)に答え、その代わりに
 # 見る枚数が増えます。不良ゼロの計画は顧客を守りますが、良いロットの多くを不合格にします。曲線を急にする方法は、$n$ を増やすことだけです。
 
-# %% [markdown] lang="en" uid="gate" pair="366a22b3"
+# %% [markdown] lang="en" uid="gate" pair="16f5877c"
 # ## 4. The gate: rules first, then a certified score
 #
 # Rules come first, because they are cheap, the same every day, and say *why*. Four accidents are planted into the lot: a wrong size, a red stamp, a copy,
@@ -257,7 +249,7 @@ lab.claim("aql_accepts_bad", measured=t("l09.m_aql", n=table.n, c=table.c), valu
 # %% [markdown] lang="ja" uid="gate" pair="dbf25fa3"
 # ## 4. ゲート: まずルール、次に保証付きの得点
 #
-# 最初はルールです。安価で、毎日同じ判定をし、*理由*を示せるからです。ロットには 4 つの事故を仕込みます。サイズ違い、赤い印、複製、開けないファイルです。
+# 最初はルールです。安価で、毎日同じ判定をし、*理由*を示せるからです。ロットには4つの事故を仕込みます。サイズ違い、赤い印、複製、開けないファイルです。
 # どの画像ファイルにも来歴情報を書き込むので、どのモデルが作ったかを後から確かめられます。
 
 # %% uid="write-lot"
@@ -267,7 +259,8 @@ from labkit.diffusion import to_pil
 from labkit.inspection import digest_process, write_provenance
 from labkit.models.paths import data_dir
 
-process = digest_process(model=data_dir() / "portrait-sd", steps=sizes.steps, guidance_scale=3.0)
+settings = {"steps": l09_catalogue.STEPS, "guidance_scale": 3.0}
+process = digest_process(model=data_dir() / "portrait-sd", **settings)
 desk = lab.progress.path.parent / "inspection-09"
 
 
@@ -303,6 +296,7 @@ from labkit.inspection import (
     near_duplicate_rule,
     provenance_rule,
     read_lot,
+    said,
     size_rule,
 )
 
@@ -315,24 +309,26 @@ rules = [
     provenance_rule(["generator", "model_sha256"]),
 ]
 screened = Gate(process, Plan(1, 0), rules).screen(batch)
-rows = [[r.item, r.rule, r.value] for r in screened.rejections]
+rows = [[r.item, said(r.rule, lang), said(r.value, lang)] for r in screened.rejections]
 show(*table([t("l09.file"), t("l09.rule"), t("l09.found")], rows))
 
-# %% [markdown] lang="en" uid="gate-read" pair="6c6924af"
-# All four accidents are found, each with its rule and its value, the unreadable file too: what cannot be opened is counted, not skipped. Two files are listed
+# %% [markdown] lang="en" uid="gate-read" pair="280ec8d7"
+# **Reading.** All four accidents are found, each with its rule and its value, the unreadable file too: what cannot be opened is counted, not skipped. Two files are listed
 # twice, because who retouches a picture also breaks its seal. No rule can see the mixed-up orders, though: those are good pictures of the wrong person.
 #
 # That is the second stage's work. PortraitCLIP gives each picture a score: how probable are the attributes that the order names? Where to cut? *Learn then test*:
 # go from strict to loose thresholds, label a calibration set, and at each threshold count $k$ defects among the $n$ pictures that pass. If the true rate were $\alpha$,
-# so few defects would appear with probability $P(\mathrm{Bin}(n,\alpha) \le k)$. As long as it is at most $\delta = 5\,\%$, loosen; stop at the first failure.
+# so few defects would appear with probability $P(\mathrm{Bin}(n,\alpha) \le k)$. As long as it is at most $\delta = 5\,\%$, loosen; stop at the first failure. Why not simply take the best-looking threshold of all? Because looking at
+# twelve and keeping the luckiest is a lottery with twelve tickets; going in a fixed order and stopping at the first failure costs nothing.
 
-# %% [markdown] lang="ja" uid="gate-read" pair="307620a1"
-# 4 つの事故はすべて、ルール名と値とともに見つかりました。開けないファイルも、読み飛ばさずに数えています。2 回載っているファイルがあるのは、画像に手を加えると
+# %% [markdown] lang="ja" uid="gate-read" pair="2cdf5fa7"
+# **読み取り。** 4つの事故はすべて、ルール名と値とともに見つかりました。開けないファイルも、読み飛ばさずに数えています。2回載っているファイルがあるのは、画像に手を加えると
 # 来歴の封印も壊れるからです。ただし、注文の取り違えはどのルールにも見えません。人物が違うだけで、画像としては良品だからです。
 #
-# そこで第 2 段階の出番です。PortraitCLIP が、注文で指定された属性の確率を画像ごとに採点します。どこで切ればよいでしょうか。使うのは *learn then test* という方法です。
+# そこで第2段階の出番です。PortraitCLIP が、注文で指定された属性の確率を画像ごとに採点します。どこで切ればよいでしょうか。使うのは *learn then test* という方法です。
 # しきい値を厳しい方から順に緩め、ラベルを付けた校正用の画像で、通過した $n$ 枚のうちの不良 $k$ 枚を数えます。真の不良率が $\alpha$ なら、不良がこれほど少なくなる確率は
-# $P(\mathrm{Bin}(n,\alpha) \le k)$ です。それが $\delta = 5\,\%$ 以下である間は緩め、初めて超えたところで止めます。
+# $P(\mathrm{Bin}(n,\alpha) \le k)$ です。それが $\delta = 5\,\%$ 以下である間は緩め、初めて超えたところで止めます。すべて試して最も良く見えるしきい値を選んではいけないのでしょうか。12個を見て一番運の良いものを残すのは、
+# くじを12枚引くのと同じです。決めた順に進み、初めて失敗したところで止めるなら、その分の割引は要りません。
 
 # %% uid="certify"
 from PIL import Image
@@ -340,6 +336,7 @@ from PIL import Image
 from labkit.diffusion import from_pil
 from labkit.dpo import faithfulness
 from labkit.inspection import PreferenceFilter, certify_threshold
+from labkit.inspection.calibration import threshold_steps
 
 score_of = faithfulness(*load_clip("cpu"))
 
@@ -360,14 +357,12 @@ judge = OrderJudge()
 order_of_calibration = {f"{i:03d}.png": text for i, text in enumerate(prompts[train])}
 labelled = read_lot(calibration_folder, texts=order_of_calibration)
 scores = np.array(judge(labelled.items))
-# en: thresholds by quantiles of the unlabelled scores of the lot, chosen before a label is seen
-# ja: しきい値は、ラベルを見る前に、ロットの得点の分位点から決めます
-readable = [item for item in batch.items if item.name in screened.passed]
-thresholds = np.unique(np.quantile(judge(readable), np.linspace(0.05, 0.6, 12)))[::-1]
 certificate = certify_threshold(
     scores,
     bad[train],
-    thresholds=thresholds,
+    # en: at quantiles of the scores, chosen before a label is seen
+    # ja: しきい値は、ラベルを見る前に、得点の分位点から決めます
+    thresholds=threshold_steps(scores, alpha=sizes.alpha),
     alpha=sizes.alpha,
     process=process,
     judge=judge.name,
@@ -391,60 +386,84 @@ curve_with_interval(
     ylim=(0, 1.02),
 )
 
-# %% [markdown] lang="en" uid="certify-read" pair="db5baaed"
-# From right to left the threshold loosens: more pictures pass, and at some point the orders that were mixed up come along. The price of the promise is the yield: what is
-# refused must be drawn again. The promise holds for *pictures of this process*, nothing else; section 6 shows why the certificate carries the hash of the model.
+# %% [markdown] lang="en" uid="certify-read" pair="ef86600b"
+# **Reading.** From right to left the threshold loosens: more pictures pass, and at some point the orders that were mixed up come along. The price of the promise is the yield: what is
+# refused must be drawn again. Between "pass" and "refuse" there is room for a third answer: pictures just below the threshold go to people (*abstain band*), who rescue good ones for the price of a look. Undecided ones do not ship.
+#
+# The promise holds for *pictures of this process*, nothing else; section 6 shows why the certificate carries the hash of the model.
 # The calibration set is used up now. Auditing on the same pictures would be marking one's own homework, so the gate refuses them by their hash.
+#
+# **A vision-language model as the judge?** The score may come from any judge, also from a VLM that is asked "does the picture show this order?". Then treat it as a new inspector on probation, not as the truth:
+# ask one question per line of the defect list, with a fixed wording, temperature 0 and the picture at its shipping size; ask each question also the other way round ("does anything *differ* from the order?"), because many VLMs like to say yes; keep every answer in a file under
+# a name that holds model, version and wording (`StoredJudge` does), because a provider changes models overnight; never use the judge that made the training pairs; and **measure its agreement as you measure an inspector's**, on planted pictures, with an interval, again for each version. The next section does exactly that.
 
-# %% [markdown] lang="ja" uid="certify-read" pair="5b9304cc"
-# 右から左へしきい値を緩めると、通過する画像が増え、やがて取り違えた注文も混ざってきます。保証の代償は歩留まりです。落とした分は描き直さなければなりません。
-# 保証が成り立つのは*この工程の画像*だけです。証明書にモデルのハッシュが入っている理由は、第 6 節で分かります。なお、校正用の画像はこれで使い切りました。
+# %% [markdown] lang="ja" uid="certify-read" pair="93b69b56"
+# **読み取り。** 右から左へしきい値を緩めると、通過する画像が増え、やがて取り違えた注文も混ざってきます。保証の代償は歩留まりです。落とした分は描き直さなければなりません。
+# 「通す」と「落とす」の間には、第3の答えもあります。しきい値のすぐ下の画像を人に回し(*保留帯*)、1枚見る費用で良品を救うのです。判断の付かない画像は出荷しません。
+#
+# 保証が成り立つのは*この工程の画像*だけです。証明書にモデルのハッシュが入っている理由は、第6節で分かります。なお、校正用の画像はこれで使い切りました。
 # 同じ画像で監査をすると自己採点になるので、ゲートはハッシュを調べて拒否します。
+#
+# **VLM を評価役にするなら。** 得点は、「この画像は注文どおりですか」と尋ねる視覚言語モデル(VLM)から得ることもできます。その場合は正解としてではなく、試用期間中の新しい検査員として扱います。
+# 不良の一覧の1項目につき1つの質問を、決まった文面、温度0、出荷時の大きさの画像で尋ねます。VLM は「はい」と答えがちなので、逆向きの質問(「注文と*違う*点はありますか」)もします。提供元は一夜でモデルを変えるので、
+# モデル名、版、文面を含む名前ですべての回答をファイルに残します(`StoredJudge` がこれを行います)。学習用のペアを作った評価役は使いません。そして、**人間の検査員と同じ方法で一致度を測ります**。状態の分かっている画像を混ぜ、区間を付け、版が変わるたびに測り直します。次の節で実際に行います。
 
-# %% [markdown] lang="en" uid="inspect" pair="50d6e01b"
+# %% [markdown] lang="en" uid="inspect" pair="b29e7676"
 # ## 5. People look, and one person signs
 #
-# The sample is drawn by the checker's seed, after the lot is closed. Two simulated inspectors stand in for people: they notice 90 % of the defects and complain about 3 % of
-# the good pictures. (To look yourself, open the page that the next cell writes: one key per picture, the time is kept, and your file of verdicts replaces the simulated ones.)
+# The sample is drawn by the checker's seed, after the lot is closed: who knows the seed before can place the bad pictures where nobody looks. Below stands the inspection desk. Enter your name, click into the key field, and judge: one key per
+# picture, the time is kept. Under each picture is its order; the written list says what counts as a defect and how bad it is. Until you have finished, two simulated inspectors stand in for you: they notice 90 % of the defects and
+# complain about 3 % of the good pictures. When you have finished, run the cells below again, and your verdicts count.
 
-# %% [markdown] lang="ja" uid="inspect" pair="816748c5"
-# ## 5. 人が見て、1 人が署名する
+# %% [markdown] lang="ja" uid="inspect" pair="a577d92c"
+# ## 5. 人が見て、1人が署名する
 #
-# ロットを締めた後に、検査責任者が選んだシードで抜き取ります。ここでは 2 人の検査員をシミュレーションします。不良の 90 % に気付き、良品の 3 % に誤って不良を付ける
-# 検査員です。自分で検査するときは、次のセルが書き出すページを開いてください。キー 1 つで 1 枚を判定でき、時間も記録されます。保存した判定ファイルを
-# 同じフォルダーに置けば、シミュレーションの代わりに使われます。
+# ロットを締めた後に、検査責任者が選んだシードで抜き取ります。シードを先に知っていれば、誰も見ない場所に不良を置けるからです。下に検査台があります。名前を入力し、キー入力欄をクリックして判定してください。
+# キー1つで1枚を判定でき、時間も記録されます。画像の下には注文が、ボタンには不良の一覧が書いてあります。あなたの検査が終わるまでは、2人の検査員をシミュレーションします。不良の90%に気付き、良品の3%に誤って不良を付ける
+# 検査員です。検査を終えたら下のセルを実行し直してください。あなたの判定が使われます。
 
-# %% uid="inspect-run"
+# %% uid="inspect-run" tags=["widget"]
+from labkit.figures.desk import InspectionDesk
 from labkit.inspection import Verdict, tally
 from labkit.inspection.page import write_page
-from labkit.inspection.verdicts import read_verdicts
+from labkit.inspection.texts import texts
 
 plan = Plan(sizes.inspect, max(1, sizes.inspect // 25), source=t("l09.own_plan"))
-gate = Gate(process, plan, rules, preference=PreferenceFilter(certificate))
-screening = gate.screen(batch, judge)
-checker_seed = f"checker-{lab.seed}"
-drawn_names = gate.sample(screening, checker_seed)
-page = write_page(desk / "inspect.html", batch, drawn_names, gate.defects, lang=lang)
+gate = Gate(process, plan, rules, preference=PreferenceFilter(certificate, abstain=0.05))
 truth = {f"{i:03d}.png": bool(is_bad) for i, is_bad in enumerate(bad[ship])}
 rng = np.random.default_rng(lab.seed + 9)
 
 
 def simulated(name, who):
     """en: What an imperfect inspector says about a picture.
-    ja: 完全ではない検査員が、1 枚の画像に下す判定です。
+    ja: 完全ではない検査員が、1枚の画像に下す判定です。
     """
     noticed = rng.random() < (0.9 if truth[name] else 0.03)
     return Verdict(name, who, "mismatch" if noticed else "", seconds=float(rng.gamma(4, 1.5)))
 
 
-mine = [verdict for path in sorted(desk.glob("verdicts-*.jsonl")) for verdict in read_verdicts(path)]
-verdicts = mine or [simulated(name, who) for name in drawn_names for who in ("Aoki", "Baba")]
+band = gate.screen(batch, judge).abstained
+screening = gate.screen_band(batch, judge, [simulated(name, "Aoki") for name in band])
+words = texts(lang)
+show(*table([t("l09.stage"), t("l09.count")], [[words[f"count_{k}"], str(n)] for k, n in screening.counts().items()]))
+
+checker_seed = f"checker-{lab.seed}"
+drawn_names = gate.sample(screening, checker_seed)
+write_page(desk / "inspect.html", batch, drawn_names, gate.defects, lang=lang)
+order_words = {f"{i:03d}.png": short_order(spec) for i, spec in enumerate(specs[ship])}
+defect_list = [(defect.code, getattr(defect, lang)) for defect in gate.defects]
+looking = InspectionDesk({name: batch[name].open() for name in drawn_names}, defect_list, notes=order_words)
+looking
+
+# %% uid="inspect-count"
+mine = [Verdict(**told) for told in looking.verdicts]
+done = len(mine) == len(drawn_names)
+verdicts = mine if done else [simulated(name, who) for name in drawn_names for who in ("Aoki", "Baba")]
 counted = tally(drawn_names, verdicts)
 reported = np.mean([bool(verdict.defect) for verdict in verdicts])
-print(t("l09.page", page=page.name))
 print(t("l09.seen", n=counted.n, bad=counted.major, split=len(counted.disagreements), minutes=counted.seconds / 60))
 
-# %% [markdown] lang="en" uid="eyes" pair="c4eed217"
+# %% [markdown] lang="en" uid="eyes" pair="d1acd35c"
 # What people report is not what is there. Of a share $p$ of defects they notice $\mathrm{Se}\,p$ (sensitivity), and of the good ones they complain about
 # $(1-\mathrm{Sp})(1-p)$ (specificity): $\mathrm{observed} = \mathrm{Se}\,p + (1-\mathrm{Sp})(1-p)$. Solve it for $p$, and cut the answer to 0..1, because noise can push it out. By hand:
 # observed 0.5 with $\mathrm{Se} = \mathrm{Sp} = 0.75$ gives 0.5.
@@ -452,13 +471,13 @@ print(t("l09.seen", n=counted.n, bad=counted.major, split=len(counted.disagreeme
 # %% [markdown] lang="ja" uid="eyes" pair="de1db01a"
 # 人の報告は、実態そのものではありません。割合 $p$ の不良のうち気付くのは $\mathrm{Se}\,p$(感度)、良品のうち誤って不良とするのは
 # $(1-\mathrm{Sp})(1-p)$(特異度)なので、$\mathrm{observed} = \mathrm{Se}\,p + (1-\mathrm{Sp})(1-p)$ となります。これを $p$ について解いてください。ばらつきで範囲を外れることがあるので、
-# 答えは 0 から 1 に収めます。手計算の例では、観測値 0.5、$\mathrm{Se} = \mathrm{Sp} = 0.75$ のとき 0.5 です。
+# 答えは0から1に収めます。手計算の例では、観測値0.5、$\mathrm{Se} = \mathrm{Sp} = 0.75$ のとき0.5です。
 
 
 # %% uid="true-rate" tags=["exercise"] exercise="true_rate"
 def true_rate(observed, sensitivity, specificity):
     """en: The rate behind what imperfect inspectors reported: shares in, a share from 0 to 1 out.
-    ja: 完全ではない検査員の報告から推定した不良率です。引数はすべて割合で、0 から 1 の割合を返します。
+    ja: 完全ではない検査員の報告から推定した不良率です。引数はすべて割合で、0から 1の割合を返します。
     """
     # BEGIN SOLUTION
     rate = (observed + specificity - 1) / (sensitivity + specificity - 1)
@@ -474,19 +493,51 @@ true_rate = lab.use("true_rate")
 actual = np.mean([truth[name] for name in drawn_names])
 print(t("l09.corrected", seen=100 * reported, true=100 * true_rate(reported, 0.9, 0.97), actual=100 * actual))
 
-# %% [markdown] lang="en" uid="bound" pair="1ac22cbe"
-# Good inspectors still make a 2 % lot look like a 5 % one: false alarms weigh most where defects are rare. Measure both shares by planting pictures whose state you know.
+# %% [markdown] lang="en" uid="true-rate-read" pair="53d46342"
+# **Reading.** Good inspectors still make a 2 % lot look like a 5 % one: false alarms weigh most where defects are rare. So both shares must be measured, by planting pictures whose state you know. Here the whole lot is planted, and a third inspector
+# takes part: the filter itself, "defective" below its threshold. The same table is what you owe anybody to whom you offer a VLM as a judge.
+
+# %% [markdown] lang="ja" uid="true-rate-read" pair="cd41a6b7"
+# **読み取り。** 優秀な検査員でも、不良率2%のロットが5%ほどに見えます。不良が少ないほど、誤報の比重が大きくなるからです。だから感度と特異度は、状態の分かっている画像を混ぜて測らなければなりません。ここではロット全体を使い、3人目の検査員として
+# フィルタ自身も加えます(しきい値未満を「不良」と判定します)。VLM を評価役として提案するときも、相手に示すべきなのはこの表です。
+
+# %% uid="judge-as-inspector"
+from labkit.inspection import clopper_pearson, seeded_truth
+
+known = [item for item in batch.items if item.name in screened.passed]
+planted = [simulated(item.name, who) for who in ("Aoki", "Baba") for item in known]
+below = np.array(judge(known)) < certificate.threshold
+planted += [Verdict(item.name, "PortraitCLIP", "mismatch" * bool(low)) for item, low in zip(known, below, strict=True)]
+
+
+def share(k, n):
+    """en: A share with its exact interval, in words.
+    ja: 割合と、その厳密な区間を文字列で返します。
+    """
+    low, high = clopper_pearson(k, n) if n else (0.0, 1.0)
+    return f"{k} / {n}  ({100 * low:.0f}–{100 * high:.0f} %)"
+
+
+rows = [
+    [who, share(*noticed), share(*let_through)] for who, (noticed, let_through) in seeded_truth(planted, truth).items()
+]
+show(*table([t("l09.inspector"), t("l09.sensitivity"), t("l09.specificity")], rows))
+
+# %% [markdown] lang="en" uid="bound" pair="a9db8842"
+# **Reading.** Two things stand in this table. The intervals of the sensitivity are wide, because few defects were planted: to pin it down to ten points takes about sixty of them. And the filter, asked as an inspector, misses hardly anything but throws away many good pictures: fine as a
+# filter (the price is yield), useless as the person who reports the rate. An instrument is good *for something*.
 #
 # Next, the sample is not the lot. Which rates does it rule out? Clopper and Pearson's upper bound is the rate at which *so few* defects would be just unlikely enough:
 # $P(\mathrm{Bin}(n, p) \le d) = 1 - C$. Write `upper_bound` by halving an interval, or by a quantile of the beta distribution. By hand: no defect in 1 picture, $C = 0.95$,
 # excludes only rates above 0.95.
 
-# %% [markdown] lang="ja" uid="bound" pair="7e37fb83"
-# 優秀な検査員でも、不良率 2 % のロットが 5 % ほどに見えます。不良が少ないほど、誤報の比重が大きくなるからです。感度と特異度は、状態の分かっている画像を混ぜて測ります。
+# %% [markdown] lang="ja" uid="bound" pair="79711262"
+# **読み取り。** この表から2つのことが分かります。感度の区間が広いのは、混ぜた不良が少ないからです。10ポイントの精度で知るには、およそ60枚の不良が要ります。また、フィルタを検査員として見ると、見落としはほとんどありませんが、良品を多く落とします。フィルタとしては
+# 問題なくても(代償は歩留まりです)、不良率を報告する役には向きません。道具の良し悪しは、*何に使うか*で決まります。
 #
-# また、抜き取った分はロット全体ではありません。どの不良率なら否定できるでしょうか。クロッパー・ピアソンの上限は、不良が*これほど少ない*ことがちょうど起こりにくくなる
+# 次に、抜き取った分はロット全体ではありません。どの不良率なら否定できるでしょうか。クロッパー・ピアソンの上限は、不良が*これほど少ない*ことがちょうど起こりにくくなる
 # 不良率で、$P(\mathrm{Bin}(n, p) \le d) = 1 - C$ を満たします。区間を半分ずつ狭める方法か、ベータ分布の分位点で `upper_bound` を書いてください。手計算の例では、
-# 1 枚見て不良がなく $C = 0.95$ なら、否定できるのは 0.95 を超える不良率だけです。
+# 1枚見て不良がなく $C = 0.95$ なら、否定できるのは0.95を超える不良率だけです。
 
 
 # %% uid="upper-bound" tags=["exercise"] exercise="upper_bound"
@@ -515,8 +566,8 @@ upper_bound = lab.use("upper_bound")
 # %% uid="coverage"
 from scipy.stats import binom
 
-from labkit.inspection import clopper_pearson
 from labkit.metrics import wilson_interval
+from labkit.studies.l09 import textbook
 
 grid, n = np.linspace(0.005, 0.15, 30), 80
 
@@ -529,17 +580,8 @@ def covered(interval):
     return [binom.pmf(np.arange(n + 1), n, rate)[(low <= rate) & (rate <= high)].sum() for rate in grid]
 
 
-methods = {
-    t("l09.exact"): clopper_pearson,
-    "Wilson": wilson_interval,
-    t("l09.textbook"): lambda d, n: (
-        d / n - 1.96 * (d * (n - d) / n**3) ** 0.5,
-        d / n + 1.96 * (d * (n - d) / n**3) ** 0.5,
-    ),
-}
+methods = {t("l09.exact"): clopper_pearson, "Wilson": wilson_interval, t("l09.textbook"): textbook}
 coverage = {name: covered(method) for name, method in methods.items()}
-lowest = min(coverage[t("l09.exact")])
-lab.claim("bounds_hold", measured=t("l09.m_bounds"), value=lowest, seeds=[seed])
 curve_with_interval(
     100 * grid,
     coverage,
@@ -550,17 +592,37 @@ curve_with_interval(
     ylim=(0.3, 1.02),
 )
 
-# %% [markdown] lang="en" uid="coverage-read" pair="259516cc"
-# The textbook interval, $\hat p \pm 1.96$ standard errors, fails exactly where quality work happens: at 1 % it is right about half of the time, because a sample without
-# defects gives an interval of width zero. The exact one never promises too much, and is wider for it. Wilson's lies between: right on average, not at every rate.
-#
-# Now the decision and the signature. The record holds plan, seed, counts, interval, hashes and versions; maker and checker are two people. Then we cheat a little.
+# %% uid="coverage-claims"
+mean_coverage = {name: float(np.mean(shares)) for name, shares in coverage.items()}
+said_mean = t("l09.m_coverage")
+only = {"reason": t("l09.recorded_only")}
+lab.claim("bounds_hold", measured=t("l09.m_bounds"), value=min(coverage[t("l09.exact")]), seeds=[seed])
+lab.claim("exact_covers", measured=said_mean, value=mean_coverage[t("l09.exact")], seeds=[seed])
+lab.claim("wilson_covers", measured=said_mean, value=mean_coverage["Wilson"], seeds=[seed])
+lab.claim("textbook_covers", measured=said_mean, value=mean_coverage[t("l09.textbook")], seeds=[seed])
+lab.claim("bound_covers", **only)
+lab.claim("lot_covers", **only)
+lab.claim("corrected_covers", **only)
+lab.claim("reported_misses", **only)
+lab.claim("clustered_misses", **only)
 
-# %% [markdown] lang="ja" uid="coverage-read" pair="5340c5d7"
-# 教科書の区間 $\hat p \pm 1.96$ × 標準誤差は、品質管理で肝心な領域で破綻します。不良率 1 % では、当たるのは半分程度です。不良が 1 枚も出なければ、区間の幅が
-# ゼロになるからです。厳密な区間は過大な約束をしませんが、その分だけ広くなります。ウィルソンの区間はその中間で、平均すれば正しいものの、どの不良率でも正しいわけではありません。
+# %% [markdown] lang="en" uid="coverage-read" pair="69ce0508"
+# **Reading.** The textbook interval, $\hat p \pm 1.96$ standard errors, fails exactly where quality work happens: at 1 % it is right about half of the time, because a sample without
+# defects gives an interval of width zero. The exact one never promises too much, and is wider for it: averaged over the rates it is right about 97.5 % of the time, so a hope like "93 to 97 %" is *not* met from above. Wilson's is right on average, not at every rate.
 #
-# いよいよ判定と署名です。記録には、計画、シード、枚数、区間、ハッシュ、ソフトウェアの版が入ります。作った人と検査する人は別人です。そのうえで、少しだけ不正をしてみます。
+# The recorded study simulated the rest. One-sided bounds and the bound for a finite lot hold. An interval that is corrected for the inspectors holds; the same interval around what they *reported* does not. And pictures of one prompt that share their fate ruin the best interval: 80 pictures of 20 prompts
+# are worth far fewer than 80 (with a correlation of one half, 80 / 2.5 = 32). Draw the sample over prompts, not over files of one prompt.
+#
+# Now the decision and the signature. The record holds plan, seed, counts, interval, hashes and versions; maker and checker are two people, and the maker is none of the inspectors. Then we cheat a little.
+
+# %% [markdown] lang="ja" uid="coverage-read" pair="43241a1b"
+# **読み取り。** 教科書の区間 $\hat p \pm 1.96$ × 標準誤差は、品質管理で肝心な領域で破綻します。不良率1%では、当たるのは半分程度です。不良が1枚も出なければ、区間の幅が
+# ゼロになるからです。厳密な区間は過大な約束をしませんが、その分だけ広くなります。平均すると97.5%ほど当たるので、「93〜97%」という期待を*上に*外れます。ウィルソンの区間は平均すれば正しいものの、どの不良率でも正しいわけではありません。
+#
+# 残りは、記録済みのシミュレーションが調べました。片側の上限も、有限のロットに対する上限も成り立ちます。検査員の誤りを補正した区間は成り立ちますが、*報告された*割合をそのまま使った区間は成り立ちません。また、同じプロンプトの画像が良し悪しを共にすると、どの区間も崩れます。20個の
+# プロンプトから4枚ずつ取った80枚は、80枚分の情報を持ちません(相関が0.5なら80 / 2.5 = 32枚分)。抜き取りは、プロンプトをまたいで行います。
+#
+# いよいよ判定と署名です。記録には、計画、シード、枚数、区間、ハッシュ、ソフトウェアの版が入ります。作った人と判定する人は別人で、作った人は検査もしません。そのうえで、少しだけ不正をしてみます。
 
 # %% uid="sign"
 import copy
@@ -592,15 +654,19 @@ found = record_problems(forged, seal=record["seal"], lang=lang)
 show(*table([t("l09.forgery")], [[line] for line in found]))
 lab.verdict(t("l09.tamper"), any("inspection.major" in line for line in found) and not record_problems(record))
 
-# %% [markdown] lang="en" uid="sign-read" pair="99cf884b"
-# The edited field is named, and because the counts follow from the verdicts, the contradiction is named as well. A hash is no signature: who knows the program could seal
-# anew. That is why the seal is kept in a second place, an e-mail to the customer for example. The page `record.html` beside the lot is your certificate of work; the same
-# tool works on any folder: `labkit inspect draw FOLDER --bad 0.02`.
+# %% [markdown] lang="en" uid="sign-read" pair="73225681"
+# **Reading.** The edited field is named, and because the counts follow from the verdicts, the contradiction is named as well. A hash is no signature: who knows the program could seal
+# anew. That is why the seal is kept in a second place, an e-mail to the customer for example. The page `record.html` beside the lot is your certificate of work.
+#
+# The same tool works on any folder, all in one step: `labkit inspect FOLDER --plan bad=0.02 --maker A --checker B` draws the sample, opens the inspection page, waits for the verdicts and writes the record. What if two inspectors disagree? The record lists the pictures and Krippendorff's alpha; a third person looks at those alone, and
+# `--policy majority` decides. If one person looks twice, `--repeats last` counts the second look and reports how often it agreed with the first: who contradicts oneself cannot be reconciled with others.
 
-# %% [markdown] lang="ja" uid="sign-read" pair="878ed32d"
-# 書き換えた項目の名前が示され、件数は判定から計算できるので、その矛盾も指摘されます。ただしハッシュは署名ではありません。プログラムを知っている人なら、封印をやり直せます。
-# だからこそ封印の値を、顧客へのメールなど別の場所にも残します。ロットの隣にある `record.html` が、あなたの作業証明書です。同じ道具はどのフォルダーにも使えます。
-# コマンドは `labkit inspect draw FOLDER --bad 0.02` です。
+# %% [markdown] lang="ja" uid="sign-read" pair="cccf0905"
+# **読み取り。** 書き換えた項目の名前が示され、件数は判定から計算できるので、その矛盾も指摘されます。ただしハッシュは署名ではありません。プログラムを知っている人なら、封印をやり直せます。
+# だからこそ封印の値を、顧客へのメールなど別の場所にも残します。ロットの隣にある `record.html` が、あなたの作業証明書です。
+#
+# 同じ道具は、どのフォルダーにも一度の操作で使えます。`labkit inspect FOLDER --plan bad=0.02 --maker A --checker B` は、抜き取りをし、検査ページを開き、判定を待って、記録を書きます。2人の検査員の判定が割れたときは、その画像とクリッペンドルフのα(一致度)が記録に載ります。その画像だけを3人目が見て、
+# `--policy majority` で決めます。同じ人が2回見た場合は、`--repeats last` で2回目を採用し、1回目との一致率を報告します。自分自身と食い違う検査員は、他の人とも一致しません。
 
 # %% [markdown] lang="en" uid="change" pair="d9c204ba"
 # ## 6. The morning after: another model
@@ -620,9 +686,8 @@ lab.predict("void")
 # %% uid="change-run"
 from labkit.inspection.threshold import CalibrationError
 
-new_orders = specs[: sizes.new]
-new_pictures = lab.keep("new-model", paint, "portrait-sd-base", prompts[: sizes.new], 5000)
-new_process = digest_process(model=data_dir() / "portrait-sd-base", steps=sizes.steps, guidance_scale=3.0)
+new_pictures, new_orders = shelf.pictures("new", sizes.new), specs[: sizes.new]
+new_process = digest_process(model=data_dir() / "portrait-sd-base", **settings)
 new_scores = score_of(new_pictures, prompts[: sizes.new]).numpy()
 new_bad = defective(new_pictures, new_orders)
 try:
@@ -646,27 +711,81 @@ image_grid(
 
 # %% uid="change-claim"
 lab.reveal("void", "more" if low > sizes.alpha else "same" if high > sizes.alpha else "fewer")
-if n_through:
-    value, interval = k / n_through - sizes.alpha, (low - sizes.alpha, high - sizes.alpha)
-    lab.claim("old_threshold_void", measured=t("l09.m_void"), value=value, interval=interval, seeds=[seed])
-else:
-    lab.claim("old_threshold_void", reason=t("l09.none_through"), seeds=[seed])
+over = through * (new_bad - sizes.alpha)
+half = 1.96 * over.std() / len(over) ** 0.5
+about = {"value": over.mean(), "interval": (over.mean() - half, over.mean() + half), "seeds": [seed]}
+lab.claim("certificate_holds", **only)
+lab.claim("old_threshold_void", measured=t("l09.m_void"), **about)
+lab.claim("yield_collapses", measured=t("l09.m_yield"), value=through.mean() - certificate.passes, seeds=[seed])
 
-# %% [markdown] lang="en" uid="change-read" pair="4e3afc42"
-# The gate refuses to use the threshold, and rightly. A score is a promise about a *mixture*: among the old pictures a score of this height was nearly always a good one; the new
-# model's errors are other errors, with other scores, and far more of them. Any change of model, adapter, prompts, steps or filter is a new process: back to 100 %
-# inspection, and a new calibration. A tuned model is worse still, if it was tuned against this very score (lesson 06).
+# %% [markdown] lang="en" uid="tuned" pair="47f93b64"
+# And if the model was not replaced but *tuned*, with the filter's own judge as the teacher? That is lesson 06: its first stage trained an adapter on pairs that PortraitCLIP had chosen. The study certified a threshold on portrait-sd-base, attached that adapter, and audited again. Each picture below counts $-\alpha$ if it passes and is good, $1 - \alpha$ if it passes and is defective, 0 if it is refused; the mean is
+# above zero exactly where more defects pass than was certified. The star is your run.
+
+# %% [markdown] lang="ja" uid="tuned" pair="028c08c0"
+# では、モデルの差し替えではなく、フィルタ自身の評価役を先生にして*チューニング*した場合はどうでしょうか。これがレッスン06です。第1段階のアダプタは、PortraitCLIP が選んだペアで学習しました。記録済みの実験では、portrait-sd-base でしきい値を保証し、このアダプタを付けて、もう一度監査しました。図では、通過した良品を $-\alpha$、通過した不良を $1 - \alpha$、落とした画像を0として
+# 平均します。平均が0を超えるのは、保証を超える不良が通過しているときに限ります。星印はあなたの実行結果です。
+
+# %% uid="tuned-figure"
+from labkit.figures import recorded_means
+from labkit.studies import means
+
+
+def on_record(recorded, **how):
+    """en: The recorded means with your own run, or a line that says that nothing is recorded yet.
+    ja: 記録済みの平均とあなたの実行結果の図です。記録がなければ、その旨を表示します。
+    """
+    if not recorded:
+        return print(t("l09.not_recorded"))
+    return recorded_means(recorded, **how)
+
+
+audits = {"over.old": t("l09.before"), "over.new": t("l09.after")}
+worlds = {"replaced": t("l09.world_replaced"), "tuned": t("l09.world_tuned")}
+recorded = {}
+for arm, world in worlds.items():
+    for metric, when in audits.items():
+        recorded |= means(lab.recorded, metric, {f"{world}: {when}": arm})
+yours = {t("l09.yours_replaced"): over.mean()}
+if not lab.recorded.seeds("tuned"):
+    print(t("l09.tuned_missing"))
+on_record(
+    recorded,
+    xlabel=t("l09.excess"),
+    yours={name: value for name, value in yours.items() if name in recorded},
+    reference={t("l09.promised"): 0.0},
+    title=t("l09.tuned_title"),
+)
+
+# %% uid="tuned-claims"
+lab.claim("tuned_threshold_void", **only)
+lab.claim("tuned_shifts", **only)
+
+# %% [markdown] lang="en" uid="change-read" pair="d58c5302"
+# **Reading.** The gate refuses to use the threshold, by the hash of the model. Would anything have happened without it? Not what one expects: *no* more defects pass than was promised. Nineteen of twenty pictures of the other checkpoint are defective, the judge sees it, and hardly anything passes at all: the yield falls from about 83 % to
+# 5 %. The claim is **contradicted**, and the reason matters. This judge reads exactly the attributes that an order names, so this kind of defect cannot hide from it. What breaks is the other half of the plan: nineteen pictures are drawn for each one that ships, and a sample of 60 will never be full.
+#
+# Nor is a promise safe because nothing ships. The few pictures that passed prove little (no defect among 7 still allows 41 %), and a judge with a blind spot would have shown another picture. Any change of model, adapter, prompts, steps or filter is a new process: back to 100 % inspection, and a new calibration. *Try it*: lower the threshold in the cell
+# above to 0.6, as a calibration set with a few lucky labels would have done, and count what passes then.
+#
+# The lower rows are the case that practice knows best: somebody improves the model *against the very score that guards it*. Two things can happen. If the model really became better, more pictures pass and the promise may even still hold, but nobody knows that before the audit. If it learnt to please the judge (lesson 06's warm
+# colours), more pass and more of them are bad. Look at the figure for which of the two it was, and note that in both cases the old certificate is void: it was signed for other pictures.
 #
 # A hash only knows what one tells it. Light, orders and suppliers change without one. So a monitor has to watch.
 
-# %% [markdown] lang="ja" uid="change-read" pair="69113103"
-# ゲートはしきい値の使用を拒否します。これは正しい動作です。得点の意味は、画像の*混ざり方*で決まります。元のモデルでは、この得点の画像はほぼ良品でした。新しいモデルは
-# 違う誤り方をし、得点の付き方も違い、誤りの数もはるかに多いのです。モデル、アダプタ、プロンプト、ステップ数、フィルタのどれかが変われば、新しい工程です。全数検査に戻り、
-# 校正をやり直します。まさにこの得点に合わせてチューニングしたモデルなら、事態はさらに悪くなります(レッスン 06)。
+# %% [markdown] lang="ja" uid="change-read" pair="ad643cb2"
+# **読み取り。** ゲートはモデルのハッシュを見て、しきい値の使用を拒否します。もし拒否しなかったら、何が起きたでしょうか。予想とは違い、約束を超える不良は通過*しません*。別のチェックポイントの画像は20枚中19枚が不良ですが、評価役がそれを見抜くので、ほとんど何も通過しないのです。歩留まりは約83%から5%に
+# 落ちます。主張は**否定されました**。理由が大切です。この評価役は注文に書かれた属性そのものを読むので、この種の不良は隠れられません。壊れるのは計画のもう半分です。1枚出荷するのに19枚描くことになり、60枚の抜き取りはいつまでも揃いません。
+#
+# また、出荷がほとんどないから安全、ともいえません。通過した数枚では証拠になりませんし(7枚中0枚でも、不良率は41%までありえます)、評価役に盲点があれば、結果は違っていたでしょう。モデル、アダプタ、プロンプト、ステップ数、フィルタのどれかが変われば、新しい工程です。全数検査に戻り、校正をやり直します。
+# *試してみましょう*。校正用のラベルが少し幸運だった場合を想定して、上のセルのしきい値を0.6に下げ、何が通過するかを数えてください。
+#
+# 図の下側の行は、実務で最もよくある場合です。誰かが、*番人であるはずの得点そのものを目標にして*モデルを改良しました。結果は2通りあります。本当に良くなったのなら、通過する画像が増え、約束も守られるかもしれません。ただし、監査するまでは誰にも分かりません。評価役に気に入られることを覚えただけなら(レッスン06の暖色がそうでした)、
+# 通過する画像が増え、その中の不良も増えます。どちらだったかを図で確かめてください。いずれにしても、古い証明書は無効です。別の画像に対して署名されたものだからです。
 #
 # ただし、ハッシュに分かるのは渡された情報だけです。照明や注文の傾向、仕入れ先は、ハッシュを変えずに変わります。だから監視が必要です。
 
-# %% [markdown] lang="en" uid="betting" pair="44d5f4bc"
+# %% [markdown] lang="en" uid="betting" pair="d9906d4e"
 # ## 7. An alarm that may be looked at every day
 #
 # A manager looks at the dashboard every day. Ordinary tests forbid that: looking twenty times at 5 % finds something in the end. A bet does not. Start with 1 yen and bet at each
@@ -680,19 +799,19 @@ else:
 # %% [markdown] lang="ja" uid="betting" pair="d432366a"
 # ## 7. 毎日見てもよい警報
 #
-# 管理者は毎日ダッシュボードを見ます。ところが通常の検定では、それは許されません。5 % の検定を 20 回見れば、いつかは何かが見つかってしまうからです。賭けなら問題ありません。
-# 1 円から始め、1 枚ごとに「不良率は $p_0$ である」という主張に逆らって賭けます。不良なら $x_i = 1$、賭け率を $\lambda$ とすると、所持金は毎回 $1 + \lambda (x_i - p_0)$ 倍になります。
+# 管理者は毎日ダッシュボードを見ます。ところが通常の検定では、それは許されません。5%の検定を20回見れば、いつかは何かが見つかってしまうからです。賭けなら問題ありません。
+# 1円から始め、1枚ごとに「不良率は $p_0$ である」という主張に逆らって賭けます。不良なら $x_i = 1$、賭け率を $\lambda$ とすると、所持金は毎回 $1 + \lambda (x_i - p_0)$ 倍になります。
 #
 # $$M_t = \prod_{i \le t} \big(1 + \lambda (x_i - p_0)\big).$$
 #
-# 主張が正しければ公平な賭けなので、*いつやめても*、20 円に達する確率は高々 $1/20$ です。したがって 20 円に達したら、主張を退けられます。$M_1, M_2, \dots$ のリストを返す
-# `wealth` を書いてください。手計算の例では、不良、良品の順で $p_0 = 0.25$、$\lambda = 2$ なら、2.5、1.25 となります。
+# 主張が正しければ公平な賭けなので、*いつやめても*、20円に達する確率は高々 $1/20$ です。したがって20円に達したら、主張を退けられます。$M_1, M_2, \dots$ のリストを返す
+# `wealth` を書いてください。手計算の例では、不良、良品の順で $p_0 = 0.25$、$\lambda = 2$ なら、2.5、1.25となります。
 
 
 # %% uid="wealth-exercise" tags=["exercise"] exercise="wealth"
 def wealth(x, p0, bet):
     """en: Wealth after each picture, as a list: x is a list of 1 (defective) and 0 (good).
-    ja: 1 枚ごとの所持金のリストです。x は 1(不良)と 0(良品)のリストです。
+    ja: 1枚ごとの所持金のリストです。x は 1(不良)と 0(良品)のリストです。
     """
     # BEGIN SOLUTION
     money, course = 1.0, []
@@ -746,7 +865,7 @@ curve_with_interval(
     title=t("l09.ewma_title"),
 )
 
-# %% [markdown] lang="en" uid="drift-read" pair="d092bfb3"
+# %% [markdown] lang="en" uid="drift-read" pair="81e3a730"
 # While quality is good, money only melts; from picture 101 on it grows. You may look after every picture and stop where you like. Note that the good days are paid for: the alarm
 # must first win back what was lost, so in practice one starts a new game every lot. The chart of mean scores (from lot 21 on, half of the pictures come from the other model) needs
 # no inspector at all. It says that something changed, not that it became worse; after an alarm the rollout steps back one stage, and people look.
@@ -754,11 +873,11 @@ curve_with_interval(
 # The same idea saves looks in a single lot. Wald's sequential test (SPRT) looks at one picture at a time and stops as soon as the case is clear.
 
 # %% [markdown] lang="ja" uid="drift-read" pair="75f5a296"
-# 品質が良い間、所持金は減っていくだけですが、悪化する 101 枚目からは増えていきます。1 枚ごとに確認して、どこでやめてもかまいません。ただし良い時期の損は残り、警報の前に取り返す必要があります。
-# 実務では、ロットごとに新しい賭けを始めます。平均得点の管理図(21 ロット目から画像の半分が別のモデル)には、検査員も要りません。分かるのは何かが変わったことであり、
-# 悪くなったかどうかではありません。警報が出たら運用を 1 段階戻し、人が確認します。
+# 品質が良い間、所持金は減っていくだけですが、悪化する101枚目からは増えていきます。1枚ごとに確認して、どこでやめてもかまいません。ただし良い時期の損は残り、警報の前に取り返す必要があります。
+# 実務では、ロットごとに新しい賭けを始めます。平均得点の管理図(21ロット目から画像の半分が別のモデル)には、検査員も要りません。分かるのは何かが変わったことであり、
+# 悪くなったかどうかではありません。警報が出たら運用を1段階戻し、人が確認します。
 #
-# 同じ考え方で、1 つのロットの検査枚数も減らせます。ワルドの逐次検定(SPRT)は 1 枚ずつ見て、結論がはっきりした時点でやめます。
+# 同じ考え方で、1つのロットの検査枚数も減らせます。ワルドの逐次検定(SPRT)は1枚ずつ見て、結論がはっきりした時点でやめます。
 
 # %% uid="sprt"
 from labkit.inspection import sprt
@@ -768,6 +887,8 @@ test_plan = sprt(0.01, 0.05, truncate=3 * fixed_n)
 shares = [0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1]
 looks = [test_plan.performance(rate)[1] for rate in shares]
 lab.claim("sprt_saves", measured=t("l09.m_sprt"), value=max(looks) / fixed_n, seeds=[seed])
+lab.claim("bet_stays_calm", **only)
+lab.claim("test_cries_wolf", **only)
 curve_with_interval(
     [100 * rate for rate in shares],
     looks,
@@ -778,7 +899,17 @@ curve_with_interval(
     ylim=(0, 1.15 * fixed_n),
 )
 
-# %% [markdown] lang="en" uid="money" pair="140c0b3a"
+# %% [markdown] lang="en" uid="sprt-read" pair="db4f9135"
+# **Reading.** At every rate the sequential test needs fewer looks on average than the single plan of 132, and fewest where it matters: a clean lot is through after about 55 pictures, a bad one of 10 % is stopped after 29. It is dearest in between, where nobody could say anyway. The price: nobody knows beforehand how long an
+# inspection takes, and single lots can take longer; hence the truncation. The recorded study walked 4,000 lots at each of 30 rates and found the same. It also let 1,000 managers look at a good process after each of 300 pictures: the bet kept its word (about 97 % of them never heard a false alarm), the test made for one look frightened about
+# three in ten.
+
+# %% [markdown] lang="ja" uid="sprt-read" pair="fb3f6862"
+# **読み取り。** どの不良率でも、逐次検定の平均検査枚数は、一回抜き取りの132枚より少なくて済みます。特に効くのは大事な場面です。不良のないロットは約55枚で合格し、不良率10%のロットは29枚で止まります。枚数が最も多いのはその中間で、そこはどのみち白黒の付けにくい領域です。代償は、検査にかかる
+# 時間を前もって決められず、ロットによっては長引くことです。だから打ち切りを設けます。記録済みの実験でも、30通りの不良率で4,000ロットずつ試して同じ結果でした。また、良好な工程を300枚、1枚ごとに確認する管理者を1,000人シミュレーションしました。賭けは約束を守り(約97%の人は誤報を聞きません)、1回だけ見るための検定では、10人に3人が
+# 誤報を聞きました。
+
+# %% [markdown] lang="en" uid="money" pair="2cca7965"
 # ## 8. What decides the return
 #
 # The article's thesis is that the verification plan decides the return on investment. Make it a number. One shipped picture costs what it takes to *make* it (refused ones included),
@@ -792,20 +923,22 @@ curve_with_interval(
 # %% [markdown] lang="ja" uid="money" pair="e317b58e"
 # ## 8. 投資対効果を決めるもの
 #
-# 検証の計画が投資対効果を決める、というのが記事の主張です。数値にしてみましょう。出荷する 1 枚の費用は、*作る*費用(落とした分も含む)、*検査*の費用、そして*流出*した
+# 検証の計画が投資対効果を決める、というのが記事の主張です。数値にしてみましょう。出荷する1枚の費用は、*作る*費用(落とした分も含む)、*検査*の費用、そして*流出*した
 # 不良が顧客先で生む損失の和です。
 #
 # $$C = \mathrm{make} + c_{\mathrm{human}}\,\frac{\mathrm{ATI}}{N} + L\,p\,P_a\,\frac{N-n}{N}.$$
 #
-# ATI は 1 ロット当たりの平均検査枚数で、不合格になったロットの全数選別も含みます。下の図では、仮定を 1 つずつ、管理者が妥当と考える範囲で動かします。範囲はセルに書いて
+# ATI は1ロット当たりの平均検査枚数で、不合格になったロットの全数選別も含みます。下の図では、仮定を1つずつ、管理者が妥当と考える範囲で動かします。範囲はセルに書いて
 # あるので、自社の値に変えてみてください。
 
-# %% uid="tornado"
-from labkit.figures import tornado_chart
+# %% uid="widest-predict" tags=["quiz"]
+lab.predict("widest")
+
+# %% uid="pilot"
 from labkit.inspection import Economics, roi, tornado
 
 # en: yen per picture; "fixed" is paid once
-# ja: 単位は 1 枚当たりの円。fixed は最初に 1 回だけかかります
+# ja: 単位は 1枚当たりの円。fixed は最初に 1回だけかかります
 pilot = Economics(
     lot=500, lots=20, n=80, c=2, defect_rate=0.02, rule_yield=0.95, preference_yield=0.85,
     c_generate=2.0, c_rule=0.1, c_score=0.2, c_human=30.0, escape_loss=5000.0, c_manual=400.0, fixed=1_500_000.0,
@@ -817,6 +950,10 @@ model_terms = {
     "rule_yield": (0.85, 0.99),
     "preference_yield": (0.6, 0.95),
 }
+
+# %% uid="tornado"
+from labkit.figures import tornado_chart
+
 bars = tornado(pilot, verification | model_terms)
 names = {
     "defect_rate": t("l09.term_defect_rate"),
@@ -842,7 +979,11 @@ tornado_chart(
 # %% uid="tornado-claim"
 widths = {bar.name: bar.width for bar in bars}
 ratio = max(widths[name] for name in verification) / max(widths[name] for name in model_terms)
-lab.claim("verification_dominates", measured=t("l09.m_tornado"), value=ratio, seeds=[seed])
+widest = bars[0].name
+lab.reveal("widest", {"escape_loss": "loss", "c_generate": "making"}.get(widest, "other"))
+lab.claim("verification_dominates", measured=t("l09.m_tornado"), value=float(ratio > 1), seeds=[seed])
+lab.claim("low_stakes", **only)
+print(t("l09.ratio", ratio=ratio))
 
 # %% uid="search"
 from labkit.inspection import break_even_images
@@ -851,7 +992,7 @@ candidates = [2, 3, 4, 6, 8, 12, 16]
 curve_with_interval(
     candidates,
     {
-        t("l09.nfe", nfe=nfe): [break_even_images(nfe, n=n, steps=sizes.steps) for n in candidates]
+        t("l09.nfe", nfe=nfe): [break_even_images(nfe, n=n, steps=l09_catalogue.STEPS) for n in candidates]
         for nfe in (20_000, 76_000)
     },
     xlabel=t("l09.candidates"),
@@ -860,42 +1001,112 @@ curve_with_interval(
     log_y=True,
 )
 
-# %% [markdown] lang="en" uid="money-read" pair="15340d4b"
-# What an escaped defect costs decides; prices of electricity and scoring hardly show. That is the article's thesis, *within these ranges*: who delivers pictures whose
-# defects cost nothing will see another chart. Strange at first sight: both ends of the defect rate lie right of the best guess. At 6 % the plan refuses most lots, they are
+# %% [markdown] lang="en" uid="money-read" pair="2d6f9a71"
+# **Reading.** What an escaped defect costs decides; prices of electricity and scoring hardly show. That is the article's thesis, *within these ranges*. The recorded study drew 400 pilots at random from them, for three seeds: a verification term was the widest bar in every one. It drew 400 more for low stakes (an escape
+# costs 5 to 100 yen, a picture 5 to 100 yen to make), and there the model's terms are the widest: who delivers pictures whose defects cost nothing will see another chart.
+#
+# Strange at first sight: both ends of the defect rate lie right of the best guess. At 6 % the plan refuses most lots, they are
 # sorted, and the bad pictures stay in the house; the middling quality that slips through is the dangerous one. Note $p\,L = 100$ yen against 30 yen for a look: if the
 # rate were known and stable, Deming's rule would say to inspect everything. Samples are for rates that nobody knows yet.
 #
 # Train or search? Instead of training one can draw $N$ candidates per picture and keep the best. Training pays from $M^* = \mathrm{NFE}_{\mathrm{train}} / ((N-1)\,T)$ pictures on; a pilot of a
 # few hundred pictures is often cheaper with search. This is "start small" as a formula.
 
-# %% [markdown] lang="ja" uid="money-read" pair="ece55700"
-# 決め手は、流出した不良 1 枚の損失です。電気代や採点の費用はほとんど表れません。記事の主張どおりですが、あくまで*この範囲では*という条件付きです。
-# 不良が損失にならない画像なら、図は変わります。意外なのは、不良率の両端がどちらも基準値より右にあることです。6 % まで悪化すると、多くのロットが不合格になって全数選別され、
-# 不良は社内にとどまります。危険なのは、すり抜けてしまう中程度の品質です。なお $p\,L = 100$ 円は、1 枚を見る費用 30 円を上回ります。
+# %% [markdown] lang="ja" uid="money-read" pair="63886579"
+# **読み取り。** 決め手は、流出した不良1枚の損失です。電気代や採点の費用はほとんど表れません。記事の主張どおりですが、あくまで*この範囲では*という条件付きです。記録済みの実験では、この範囲から無作為に400通りの事業を作り、3つのシードで繰り返しました。どの事業でも、最も広い棒は検証の項でした。さらに、損失の小さい
+# 場合(流出の損失が1枚5〜100円、生成費用も1枚5〜100円)を400通り作ると、最も広い棒はモデルの項に変わります。不良が損失にならない画像なら、図は別のものになるのです。
+#
+# 意外なのは、不良率の両端がどちらも基準値より右にあることです。6%まで悪化すると、多くのロットが不合格になって全数選別され、
+# 不良は社内にとどまります。危険なのは、すり抜けてしまう中程度の品質です。なお $p\,L = 100$ 円は、1枚を見る費用30円を上回ります。
 # 不良率が既知で安定しているなら、デミングの規則では全数検査が最適です。抜き取りは、不良率がまだ分からないときの手段です。
 #
-# 学習と探索はどちらが得でしょうか。学習の代わりに、1 枚につき $N$ 枚の候補を描いて最良のものを選ぶこともできます。学習が得になるのは
+# 学習と探索はどちらが得でしょうか。学習の代わりに、1枚につき $N$ 枚の候補を描いて最良のものを選ぶこともできます。学習が得になるのは
 # $M^* = \mathrm{NFE}_{\mathrm{train}} / ((N-1)\,T)$ 枚からです。数百枚の実証なら、探索の方が安いことも少なくありません。「小さく始める」を式にすると、こうなります。
 
-# %% [markdown] lang="en" uid="open" pair="4193bfda"
-# ## 9. Your plan (open task)
+# %% [markdown] lang="en" uid="small" pair="75bb4b6e"
+# ## 9. Small data, on your own premises
+#
+# "We have only a hundred examples, and they must not leave the house." The articles answer that small data works with transfer learning and a well-designed evaluation, and that the data can stay. Both are numbers.
+#
+# What is trained is not the model but an *adapter*: low-rank matrices beside the attention weights (LoRA, lesson 05), about a tenth of the weights at rank 16. What is shown to it are *pairs*: of two pictures of one order a judge says which is better, for a person a matter of seconds. The study trained the same 24 steps on 50, 100 and 200 pairs and asked a judge that had not
+# chosen them, on 48 orders that no pair contains. What do fifty pairs bring?
+
+# %% [markdown] lang="ja" uid="small" pair="9724bdde"
+# ## 9. 少ないデータで、社内だけで
+#
+# 「手元には100件しかなく、社外に出すこともできません。」記事の答えは、転移学習と丁寧な評価設計があれば少ないデータでも機能し、データは社内に置いたままにできる、というものです。どちらも数値で確かめられます。
+#
+# 学習するのはモデル本体ではなく*アダプタ*です。アテンションの重みの横に置く低ランクの行列(LoRA、レッスン05)で、ランク16なら重みの1割ほどです。与えるのは*ペア*です。1件の注文につき2枚の画像から、評価役が良い方を選びます。人なら数秒で済む作業です。記録済みの実験では、50組、100組、200組で同じ24ステップだけ学習し、
+# ペアを選んでいない別の評価役が、どのペアにも含まれない48件の注文で測りました。50組から何が得られるでしょうか。
+
+# %% uid="fifty-predict" tags=["quiz"]
+lab.predict("fifty")
+
+# %% uid="small-figure"
+arms = {t("l09.pairs", n=n): f"pairs_{n}" for n in (50, 100, 200)}
+learned = means(lab.recorded, "gold", arms, against="base")
+on_record(learned, xlabel=t("l09.gold_gain"), reference={t("l09.untrained"): 0.0}, title=t("l09.small_title"))
+
+# %% uid="offline-run"
+from types import SimpleNamespace
+
+from safetensors.torch import save_file
+
+from labkit.dpo import dpo
+from labkit.offline import network_blocked
+from labkit.studies import l06, l06_world, l09
+
+recipe = SimpleNamespace(**l06.STUDY.sizes)
+# en: whatever asks for another machine inside raises an error, and is counted
+# ja: この中で他のマシンに接続しようとするとエラーになり、回数も数えます
+with network_blocked() as asked:
+    own_pairs = l09.first_pairs(l06_world.load().pairs().easy.training(), 50)
+    state = l06.align([("own", own_pairs, [dpo(recipe.kappa)], sizes.train_steps)], lab.seed, recipe)["own"]
+save_file({name: x.contiguous() for name, x in state.items()}, desk / "adapter.safetensors")
+tuned_process = digest_process(model=data_dir() / "portrait-sd-base", adapter=desk / "adapter.safetensors", **settings)
+numbers = sum(x.numel() for x in state.values()) / sum(x.numel() for x in l06.models().pipe.unet.parameters())
+print(t("l09.adapter", share=100 * numbers, digest=tuned_process[:12]))
+lab.verdict(t("l09.offline"), not asked)
+lab.verdict(t("l09.other_process"), tuned_process not in (process, new_process))
+
+# %% uid="small-claims"
+fifty = learned.get(t("l09.pairs", n=50))
+if fifty is not None:
+    lab.reveal("fifty", "helps" if fifty.low > 0 else "hurts" if fifty.high < 0 else "unclear")
+lab.claim("fifty_pairs_help", **only)
+lab.claim("two_hundred_pairs_help", **only)
+lab.claim("more_pairs_help", **only)
+
+# %% [markdown] lang="en" uid="small-read" pair="dce6105c"
+# **Reading.** Read the intervals, not the points: 48 orders cannot show a gain below a few hundredths. In 24 steps of ten pairs an adapter sees 240 pairs, so fifty come round five times and two hundred about once; where more pairs add nothing, the steps were the limit and not the data. What the figure cannot say is
+# whether your customers agree with the judge. For that, keep twenty of your own pairs aside and count (lesson 05).
+#
+# On the premises: the run above trained with every connection refused, and nobody asked for one. Weights, pairs and judge were files on this machine. The adapter's hash makes another process of the same base, so the record of section 5 does not cover its pictures: small data makes training cheap, not inspection.
+
+# %% [markdown] lang="ja" uid="small-read" pair="903ab117"
+# **読み取り。** 点ではなく区間を見てください。48件の注文では、百分の数程度より小さな差は見えません。10組ずつ24ステップの学習で、アダプタが見るのは延べ240組です。50組なら5回ずつ、200組ならほぼ1回ずつです。組を増やしても効果が変わらない場合、足りないのはデータではなくステップ数です。この図から分からないのは、
+# 顧客が評価役と同じ意見かどうかです。それを知るには、自社のペアを20組ほど学習に使わずに取っておき、正解率を数えます(レッスン05)。
+#
+# 社内だけで動くことも確かめました。上の学習は、すべての接続を拒否した状態で行い、接続の要求は1回もありませんでした。重みもペアも評価役も、このマシンの中のファイルです。アダプタのハッシュによって、同じ基準モデルでも別の工程になるため、第5節の記録はこのアダプタの画像を保証しません。少ないデータで安くなるのは学習であり、検査ではないのです。
+
+# %% [markdown] lang="en" uid="open" pair="ce0f0901"
+# ## 10. Your plan (open task)
 #
 # Choose $n$ and $c$ for lots of 500. Condition: a lot with 6 % of defects passes at most one time in ten. Among the plans that meet it, the return decides. The measurement below
 # says how good yours is; 132 and 3 is the textbook's answer for other risks, not the best here. Then write three sentences to your manager: which plan, at which risk for whom, at which price.
 
-# %% [markdown] lang="ja" uid="open" pair="7e544716"
-# ## 9. あなたの計画(自由課題)
+# %% [markdown] lang="ja" uid="open" pair="ec434814"
+# ## 10. あなたの計画(自由課題)
 #
-# 500 枚のロットに対する $n$ と $c$ を選んでください。条件は、不良率 6 % のロットの合格が 10 回に 1 回以下であることです。条件を満たす計画の良し悪しは、投資対効果で決まります。
-# 下のセルが測定します。132 と 3 は別のリスクに対する教科書の答えで、ここでの最良ではありません。その後、管理者に 3 文で報告してください。どの計画を選び、
+# 500枚のロットに対する $n$ と $c$ を選んでください。条件は、不良率6%のロットの合格が10回に1回以下であることです。条件を満たす計画の良し悪しは、投資対効果で決まります。
+# 下のセルが測定します。132と3は別のリスクに対する教科書の答えで、ここでの最良ではありません。その後、管理者に3文で報告してください。どの計画を選び、
 # 誰がどのようなリスクを負い、費用はいくらか、です。
 
-# %% uid="open-task"
+# %% uid="open-task" tags=["open"]
 from dataclasses import replace
 
 # en: change these two numbers
-# ja: この 2 つの数を変えてください
+# ja: この 2つの数を変えてください
 my_n, my_c = 132, 3
 my_risk = lot_acceptance(500, 30, my_n, my_c)
 my_good = lot_acceptance(500, 5, my_n, my_c)
@@ -910,29 +1121,24 @@ print(t("l09.my_plan", n=my_n, c=my_c, risk=100 * my_risk, good=100 * my_good, r
 print(t("l09.met") if my_risk <= 0.1 else t("l09.not_met"))
 print(t("l09.best_plan", roi=max(allowed)[0], ahead=max(allowed)[0] - my_roi))
 
-# %% [markdown] lang="en" uid="project" pair="2c17395e"
-# ## 10. Closing project
+# %% [markdown] lang="en" uid="project" pair="349301c3"
+# ## 11. Closing project
 #
-# Take a folder of 100 or more pictures of your own (generated or photographed) and ship it. Hand in the record, the page and half a page of text. An instructor marks it in five minutes, two
-# points each:
-#
-# 1. The quality criteria were written before the pictures were seen, as critical, major and minor.
-# 2. The plan follows from a risk for a named side, not from a habit.
-# 3. Maker and checker are two people; `labkit inspect verify` finds nothing.
-# 4. The number reported is an upper bound, with what imperfect eyes do to it.
-# 5. It says what would make the certificate void, and who hears the alarm.
+# Take a folder of 100 or more pictures of your own (generated or photographed) and ship it with `labkit inspect`. Hand in three things: the record, its page, and half a page of text to the customer. An instructor marks it in five minutes with the sheet below, one minute per line; the next cell also writes it as a page to print.
+# There is no single right plan. What counts is that each number has a reason, and that each promise has an end.
 
-# %% [markdown] lang="ja" uid="project" pair="eb468e81"
-# ## 10. 修了プロジェクト
+# %% [markdown] lang="ja" uid="project" pair="57c395c8"
+# ## 11. 修了プロジェクト
 #
-# 自分の画像を 100 枚以上集めたフォルダー(生成画像でも写真でもかまいません)を用意し、出荷してください。提出物は、記録、ページ、そして半ページの説明です。講師は次の
-# 5 項目を各 2 点、5 分で採点します。
-#
-# 1. 画像を見る前に、品質基準を致命・重大・軽微に分けて文書にしている。
-# 2. 計画が、慣習ではなく、誰が負うどのリスクかに基づいている。
-# 3. 作った人と検査した人が別人で、`labkit inspect verify` が問題を報告しない。
-# 4. 報告した値が上限であり、検査員の見落としと誤報の影響に触れている。
-# 5. 証明書が無効になる条件と、警報を誰が受けるかを書いている。
+# 自分の画像を100枚以上集めたフォルダー(生成画像でも写真でもかまいません)を用意し、`labkit inspect` で出荷してください。提出物は、記録、そのページ、そして顧客に宛てた半ページの説明の3点です。講師は下の採点表を使い、1行1分、合計5分で採点します。次のセルは、印刷用のページも書き出します。
+# 正解の計画は1つではありません。大切なのは、どの数値にも理由があり、どの約束にも期限があることです。
+
+# %% uid="rubric"
+from labkit.course.rubric import rubric
+
+sheet = rubric("09", lang)
+(desk / "rubric.html").write_text(sheet.html(), encoding="utf-8")
+sheet
 
 # %% uid="article"
 lab.article_map()

@@ -17,6 +17,7 @@ from labkit.authoring.lint.files import (
     lint_yaml,
 )
 from labkit.authoring.lint.lesson import Names, declared_exercises, lint_lesson
+from labkit.authoring.lint.stats import report
 from labkit.authoring.lint.text import lint_pairs, lint_terms
 from labkit.authoring.regions import only_language
 from labkit.authoring.source import Problem, Source, SourceError, read_source, write_source
@@ -175,18 +176,21 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser("lint", help="check the lessons; every finding has file, line and cure")
     parser.add_argument("numbers", nargs="*", metavar="NN", help="lessons (default: all, and what they share)")
     parser.add_argument("--list", action="store_true", help="list the rules and exit")
+    parser.add_argument("--stats", action="store_true", help="count prose, exercises and readings against the goals")
     parser.add_argument("--root", type=Path, default=None, help=argparse.SUPPRESS)
     parser.set_defaults(func=main)
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run `labkit lint`: 0 nothing found, 1 findings, 2 unknown lesson."""
+    """Run `labkit lint`: 0 nothing found, 1 findings (with --stats: a goal is missed), 2 unknown lesson."""
     if args.list:
         width = max(map(len, RULES))
         print("\n".join(f"{rule:{width}}  {text}" for rule, text in RULES.items()))
         return 0
     start = time.perf_counter()
     try:
+        if args.stats:
+            return report(args.root, args.numbers)
         problems = lint(Project(args.root) if args.root else None, args.numbers)
     except (ManifestError, CourseError, YamlError) as error:
         print(error, file=sys.stderr)

@@ -125,7 +125,7 @@ def glossary(path: Path = GLOSSARY) -> tuple[Term, ...]:
 
 def lint_terms(text: str, line: int, file: str) -> Iterator[Problem]:
     """Rejected variants in a Japanese text that begins at `line` of `file`."""
-    prose = blank(_LINK_TARGET, blank(_MATH, blank(_CODE, text)))
+    prose = blank(_TITLE, blank(_LINK_TARGET, blank(_MATH, blank(_CODE, text))))
     agreed = [match.span() for term in glossary() for match in re.finditer(re.escape(term.ja), prose)]
     found = [
         (match.span(), term)
@@ -142,4 +142,5 @@ def lint_terms(text: str, line: int, file: str) -> Iterator[Problem]:
             yield Problem(file, where, "glossary", message, f"write {term.ja} (labkit/authoring/glossary.yaml)")
 
 
+_TITLE = re.compile(r"『[^』\n]*』")  # titles and words of others keep their own terms
 _LINK_TARGET = re.compile(r"(?<=\]\()[^)]*(?=\))|https?://[^\s<>()\[\]\"'、。]+|<[^<>\n]+>|\{[^{}\n]*\}")

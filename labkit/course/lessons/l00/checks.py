@@ -31,3 +31,103 @@ def _(caption):
 @check_open_attributes.wrong("l00.everything")
 def _(caption):
     return list(ATTRIBUTES)
+
+
+def faithfulness(named, asked, read):
+    """Share of the named attributes whose read value is the one asked for; 1 if none is named."""
+    return sum(asked[name] == read[name] for name in named) / len(named) if named else 1.0
+
+
+@exercise("l00.faithfulness", reference=faithfulness)
+def check_faithfulness(c, fn):
+    c.callable(fn)
+    asked = PortraitSpec().to_dict()
+    other = {"mood": "sad", "glasses": "sunglasses", "clothes": "purple", "background": "lemon"}
+    assert all(asked[name] != value for name, value in other.items())
+    read, named = asked | other, {"mood", "hair_color", "skin", "glasses"}
+    got = c.number(c.call(fn, set(named), dict(asked), dict(read)))
+    c.mistake("l00.all_nine", got=got, looks_like=5 / 9)
+    c.mistake("l00.a_count", got=got, looks_like=2.0)
+    c.hand(c.call(fn, {"mood", "skin"}, dict(asked), dict(read)), 0.5)
+    c.close(got, 0.5)
+    c.close(c.call(fn, {"style", "mood", "clothes"}, dict(asked), dict(read)), 1 / 3)
+    c.close(c.call(fn, set(), dict(asked), dict(read)), 1.0, key="l00.nothing_named")
+
+
+@check_faithfulness.wrong("l00.all_nine")
+def _(named, asked, read):
+    return sum(asked[name] == read[name] for name in asked) / len(asked)
+
+
+@check_faithfulness.wrong("l00.a_count")
+def _(named, asked, read):
+    return float(sum(asked[name] == read[name] for name in named)) if named else 1.0
+
+
+@check_faithfulness.wrong("l00.nothing_named")
+def _(named, asked, read):
+    return sum(asked[name] == read[name] for name in named) / len(named) if named else 0.0
+
+
+def missing_pairs(rows, at_least):
+    """Pairs ((attribute, value), (attribute, value)) that never meet although at least so many should by chance."""
+    having = {}
+    for i, row in enumerate(rows):
+        for item in row.items():
+            having.setdefault(item, set()).add(i)
+    place = {name: k for k, name in enumerate(rows[0])}
+    items = sorted(having, key=lambda item: place[item[0]])
+    return [
+        (a, b)
+        for i, a in enumerate(items)
+        for b in items[i + 1 :]
+        if a[0] != b[0] and len(having[a]) * len(having[b]) / len(rows) >= at_least and not having[a] & having[b]
+    ]
+
+
+@exercise("l00.missing_pairs", reference=missing_pairs)
+def check_missing_pairs(c, fn):
+    c.callable(fn)
+    rows = [
+        {"x": x, "y": y, "z": z}
+        for x, y, z in [
+            (1, "a", 0),
+            (1, "a", 1),
+            (1, "b", 0),
+            (2, "b", 1),
+            (2, "b", 0),
+            (2, "c", 1),
+            (1, "a", 0),
+            (2, "b", 0),
+        ]
+    ]
+    got = c.call(fn, [dict(row) for row in rows], 1)
+    c.instance(got, (list, set, tuple))
+    found = {tuple(map(tuple, pair)) for pair in got}
+    c.mistake("l00.same_attribute", when=any(a[0] == b[0] for a, b in found))
+    meets = any(row[a[0]] == a[1] and row[b[0]] == b[1] for a, b in found for row in rows)
+    c.mistake("l00.they_meet", when=meets)
+    c.mistake("l00.never_expected", when=(("x", 1), ("y", "c")) in found)
+    c.equal(sorted(found), [(("x", 2), ("y", "a"))])
+    four = [{"x": 1, "y": 0}, {"x": 1, "y": 0}, {"x": 0, "y": 1}, {"x": 0, "y": 1}]
+    few = c.call(fn, [dict(row) for row in four], 1)
+    c.require((("x", 1), ("y", 1)) in {tuple(map(tuple, pair)) for pair in few}, "check.hand")
+    c.equal(list(c.call(fn, [dict(row) for row in four], 2)), [])
+
+
+@check_missing_pairs.wrong("l00.never_expected")
+def _(rows, at_least):
+    return missing_pairs(rows, 0)
+
+
+@check_missing_pairs.wrong("l00.they_meet")
+def _(rows, at_least):
+    items = list(dict.fromkeys(item for row in rows for item in row.items()))
+    return [(a, b) for i, a in enumerate(items) for b in items[i + 1 :] if a[0] < b[0]]
+
+
+@check_missing_pairs.wrong("l00.same_attribute")
+def _(rows, at_least):
+    items = list(dict.fromkeys(item for row in rows for item in row.items()))
+    pairs = [(a, b) for i, a in enumerate(items) for b in items[i + 1 :]]
+    return [(a, b) for a, b in pairs if not any(set((a, b)) <= set(row.items()) for row in rows)]

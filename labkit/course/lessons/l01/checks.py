@@ -1,5 +1,7 @@
 """Exercises of lesson 01."""
 
+import math
+
 import torch
 
 from labkit.course.checks import exercise
@@ -33,6 +35,58 @@ def _(x0, noise, alpha_bar):
     return (1 - alpha_bar) ** 0.5 * x0 + alpha_bar**0.5 * noise
 
 
+def mixture_noise(x_t, alpha_bar, weights, means, deviations):
+    """(x_t - sqrt(alpha_bar) E[x0 | x_t]) / sqrt(1 - alpha_bar) for a mixture of normals on a line."""
+    root = alpha_bar**0.5
+    variance = alpha_bar * deviations**2 + 1 - alpha_bar  # [K]
+    away = x_t[:, None] - root * means  # [n, K]
+    log_share = weights.log() - 0.5 * variance.log() - away**2 / (2 * variance)
+    share = log_share.softmax(dim=1)  # [n, K]
+    guess = (share * (means + root * deviations**2 / variance * away)).sum(1)  # [n]
+    return (x_t - root * guess) / (1 - alpha_bar) ** 0.5
+
+
+def _average_guess(x, alpha_bar, parts):
+    """E[x0 | x_t] by adding up over a fine grid of clean values, in plain Python."""
+    top = bottom = 0.0
+    for step in range(-6000, 6001):
+        clean = step / 1000
+        prior = sum(w / s * math.exp(-((clean - m) ** 2) / (2 * s * s)) for w, m, s in parts)
+        chance = prior * math.exp(-((x - alpha_bar**0.5 * clean) ** 2) / (2 * (1 - alpha_bar)))
+        top, bottom = top + clean * chance, bottom + chance
+    return top / bottom
+
+
+@exercise("l01.mixture_noise", reference=mixture_noise)
+def check_mixture_noise(c, fn):
+    c.callable(fn)
+    parts, level = [(0.7, -1.0, 0.4), (0.3, 1.2, 0.8)], 0.5
+    law = tuple(torch.tensor(column, dtype=torch.float64) for column in zip(*parts, strict=True))
+    x = torch.tensor([-1.4, 0.1, 0.9], dtype=torch.float64)
+    guess = torch.tensor([_average_guess(float(v), level, parts) for v in x], dtype=torch.float64)
+    got = c.call(fn, x.clone(), level, *(part.clone() for part in law))
+    c.tensor(got, shape=(3,))
+    c.mistake("l01.guess_instead", got=got, looks_like=guess)
+    one = torch.ones(1, dtype=torch.float64)
+    c.hand(c.call(fn, torch.tensor([2.0], dtype=torch.float64), 0.64, one, 0 * one, one), 1.2 * one)
+    c.close(got, (x - level**0.5 * guess) / (1 - level) ** 0.5, key="l01.mix")
+
+
+@check_mixture_noise.wrong("l01.guess_instead")
+def _(x_t, alpha_bar, weights, means, deviations):
+    noise = mixture_noise(x_t, alpha_bar, weights, means, deviations)
+    return predict_x0(x_t, noise, alpha_bar)
+
+
+@check_mixture_noise.wrong("l01.mix")
+def _(x_t, alpha_bar, weights, means, deviations):
+    each = [
+        mixture_noise(x_t, alpha_bar, weights[k : k + 1], means[k : k + 1], deviations[k : k + 1])
+        for k in range(len(means))
+    ]
+    return (torch.stack(each, 1) * weights).sum(1)  # the weights of the data, whatever x_t is
+
+
 def predict_x0(x_t, eps, alpha_bar):
     """x0 = (x_t - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar)."""
     return (x_t - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5
@@ -59,6 +113,34 @@ def _(x_t, eps, alpha_bar):
 @check_predict_x0.wrong("l01.plus_noise")
 def _(x_t, eps, alpha_bar):
     return (x_t + (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5
+
+
+def guided(eps_empty, eps_prompt, scale):
+    """eps(x_t) + w (eps(x_t, c) - eps(x_t)) (Ho & Salimans 2022, in the convention of Stable Diffusion)."""
+    return eps_empty + scale * (eps_prompt - eps_empty)
+
+
+@exercise("l01.guided", reference=guided)
+def check_guided(c, fn):
+    c.callable(fn)
+    empty, prompt = c.randn(2, 4, 3, 3), c.randn(2, 4, 3, 3)
+    got = c.call(fn, empty, prompt, 3.0)
+    c.tensor(got, shape=(2, 4, 3, 3), dtype=torch.float32)
+    c.mistake("l01.from_prompt", got=got, looks_like=4 * prompt - 3 * empty)
+    c.mistake("l01.roles", got=got, looks_like=3 * empty - 2 * prompt)
+    c.hand(c.call(fn, torch.tensor([1.0]), torch.tensor([3.0]), 2.0), torch.tensor([5.0]))
+    c.close(got, 3 * prompt - 2 * empty)
+    c.close(c.call(fn, empty, prompt, 0.0), empty)
+
+
+@check_guided.wrong("l01.from_prompt")
+def _(eps_empty, eps_prompt, scale):
+    return eps_prompt + scale * (eps_prompt - eps_empty)
+
+
+@check_guided.wrong("l01.roles")
+def _(eps_empty, eps_prompt, scale):
+    return eps_prompt + scale * (eps_empty - eps_prompt)
 
 
 def ddim_step(x_t, eps, alpha_bar, alpha_bar_next):

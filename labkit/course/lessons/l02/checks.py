@@ -53,6 +53,84 @@ def _(mean_1, cov_1, mean_2, cov_2):
     return (mean_1 - mean_2).norm() + cov_1.trace() + cov_2.trace() - 2 * root
 
 
+def at_infinity(ns, values):
+    """Intercept of the least-squares line through values over 1/n (Chong & Forsyth 2020, FID at infinity)."""
+    x = 1 / torch.tensor(ns, dtype=torch.float64)
+    y = torch.tensor(values, dtype=torch.float64)
+    slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
+    return float(y.mean() - slope * x.mean())
+
+
+def _line(x, y):
+    """Slope and intercept by the normal equations, in plain Python."""
+    n, sx, sy = len(x), sum(x), sum(y)
+    slope = (n * sum(a * b for a, b in zip(x, y, strict=True)) - sx * sy) / (n * sum(a * a for a in x) - sx * sx)
+    return slope, (sy - slope * sx) / n
+
+
+@exercise("l02.at_infinity", reference=at_infinity)
+def check_at_infinity(c, fn):
+    c.callable(fn)
+    ns = [50, 80, 200, 500]
+    values = [3 + 120 / n + noise for n, noise in zip(ns, c.randn(4).tolist(), strict=True)]
+    got = c.call(fn, list(ns), list(values))
+    c.number(got)
+    slope, intercept = _line([1 / n for n in ns], values)
+    c.mistake("l02.line_in_n", got=got, looks_like=_line(ns, values)[1])
+    c.mistake("l02.slope_instead", got=got, looks_like=slope)
+    c.mistake("l02.last_value", got=got, looks_like=values[-1])
+    c.hand(c.call(fn, [1, 2], [30.0, 20.0]), 10.0)
+    c.close(got, intercept)
+
+
+@check_at_infinity.wrong("l02.line_in_n")
+def _(ns, values):
+    return _line([float(n) for n in ns], list(values))[1]
+
+
+@check_at_infinity.wrong("l02.slope_instead")
+def _(ns, values):
+    return _line([1 / n for n in ns], list(values))[0]
+
+
+@check_at_infinity.wrong("l02.last_value")
+def _(ns, values):
+    return values[-1]
+
+
+def p_value(observed, null):
+    """(1 + number of null readings at least as large) / (1 + R) (Phipson & Smyth 2010)."""
+    return (1 + sum(value >= observed for value in null)) / (1 + len(null))
+
+
+@exercise("l02.p_value", reference=p_value)
+def check_p_value(c, fn):
+    c.callable(fn)
+    null = [float(k) for k in range(1, 20)]
+    got = c.number(c.call(fn, 16.5, list(null)), 0, 1)
+    c.mistake("l02.other_tail", got=got, looks_like=17 / 20)
+    c.mistake("l02.zero_possible", got=got, looks_like=3 / 19)
+    c.require(c.number(c.call(fn, 16.0, list(null)), 0, 1) > got, "l02.strictly")
+    c.hand(c.call(fn, 4.0, [1.0, 2.0, 3.0, 4.0]), 0.4)
+    c.close(got, 4 / 20)
+    c.close(c.call(fn, 100.0, list(null)), 1 / 20)
+
+
+@check_p_value.wrong("l02.other_tail")
+def _(observed, null):
+    return (1 + sum(value <= observed for value in null)) / (1 + len(null))
+
+
+@check_p_value.wrong("l02.zero_possible")
+def _(observed, null):
+    return sum(value >= observed for value in null) / len(null)
+
+
+@check_p_value.wrong("l02.strictly")
+def _(observed, null):
+    return (1 + sum(value > observed for value in null)) / (1 + len(null))
+
+
 def coverage(real, fake, k):
     """Share of real points with a fake no farther than their k-th nearest other real (Naeem et al. 2020, eq. 6)."""
     between_reals = torch.cdist(real, real).fill_diagonal_(float("inf"))  # [n, n]

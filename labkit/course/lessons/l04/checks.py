@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from labkit.course.checks import exercise
-from labkit.fabric import weighted_attention
+from labkit.fabric import flat_mass, weighted_attention
+from labkit.fabric.schedule import step_position
 
 
 def reweight(own, refs, w):
@@ -48,6 +49,79 @@ def _(own, refs, w):
 def _(own, refs, w):
     joint = w * np.exp(np.concatenate([own, refs]))
     return joint / joint.sum()
+
+
+def weight_for(mass, n):
+    """w = m / ((1 - m) n): `flat_mass` of labkit.fabric turned round."""
+    return mass / ((1 - mass) * n)
+
+
+@exercise("l04.weight_for", reference=weight_for)
+def check_weight_for(c, fn):
+    c.callable(fn)
+    got = c.number(c.call(fn, 0.6, 4))
+    c.mistake("l04.mass_of_weight", got=got, looks_like=flat_mass(0.6 * 4))
+    c.mistake("l04.one_reference", got=got, looks_like=0.6 / 0.4)
+    c.mistake("l04.mass_is_weight", got=got, looks_like=0.6 / 4)
+    c.hand(float(c.call(fn, 0.5, 1)), 1.0)
+    c.hand(float(c.call(fn, 0.75, 3)), 1.0)
+    for mass, n in ((0.1, 1), (0.44, 8), (0.9, 3)):
+        c.close(flat_mass(n * float(c.call(fn, mass, n))), mass)
+
+
+@check_weight_for.wrong("l04.mass_of_weight")
+def _(mass, n):
+    return mass * n / (1 + mass * n)
+
+
+@check_weight_for.wrong("l04.one_reference")
+def _(mass, n):
+    return mass / (1 - mass)
+
+
+@check_weight_for.wrong("l04.mass_is_weight")
+def _(mass, n):
+    return mass / n
+
+
+def active_steps(steps, start, end):
+    """Steps round(start T) .. round(end T), both included, as far as they exist."""
+    return [i for i in range(steps) if step_position(i, steps, start, end) is not None]
+
+
+@exercise("l04.active_steps", reference=active_steps)
+def check_active_steps(c, fn):
+    c.callable(fn)
+    got = c.call(fn, 20, 0.33, 0.66)
+    c.instance(got, (list, tuple))
+    c.mistake("l04.end_left_out", when=list(got) == list(range(7, 13)))
+    c.mistake("l04.cut_not_rounded", when=list(got) == list(range(6, 14)))
+    c.mistake("l04.clock_turned", when=bool(got) and list(got) == sorted(got, reverse=True))
+    c.equal(list(got), list(range(7, 14)))
+    c.hand(list(c.call(fn, 20, 0.0, 0.8)), list(range(17)))
+    c.mistake("l04.no_such_step", when=20 in c.call(fn, 20, 0.0, 1.0))
+    for steps, start, end in ((20, 0.0, 1.0), (8, 0.0, 0.5), (8, 0.5, 1.0), (10, 0.8, 0.2)):
+        c.equal(list(c.call(fn, steps, start, end)), active_steps(steps, start, end))
+
+
+@check_active_steps.wrong("l04.end_left_out")
+def _(steps, start, end):
+    return list(range(round(steps * start), round(steps * end)))
+
+
+@check_active_steps.wrong("l04.cut_not_rounded")
+def _(steps, start, end):
+    return list(range(int(steps * start), min(int(steps * end) + 1, steps)))
+
+
+@check_active_steps.wrong("l04.no_such_step")
+def _(steps, start, end):
+    return list(range(round(steps * start), round(steps * end) + 1))
+
+
+@check_active_steps.wrong("l04.clock_turned")
+def _(steps, start, end):
+    return active_steps(steps, start, end)[::-1]
 
 
 @exercise("l04.weighted_attention", reference=weighted_attention)
@@ -163,3 +237,80 @@ def _(attn, states, stored, w):
     q, k, v = attn.to_q(states), attn.to_k(both), attn.to_v(both)
     bias = torch.cat([torch.zeros(states.shape[1]), torch.full((stored.shape[1],), w).log()])
     return attn.to_out[0]((q @ k.transpose(1, 2) / q.shape[-1] ** 0.5 + bias).softmax(-1) @ v)
+
+
+def guided_shift(d_cond, d_uncond, g):
+    """eps_u + g (eps_c - eps_u) after minus before: g d_c + (1 - g) d_u."""
+    return g * d_cond + (1 - g) * d_uncond
+
+
+@exercise("l04.guided_shift", reference=guided_shift)
+def check_guided_shift(c, fn):
+    c.callable(fn)
+    d_cond, d_uncond = c.randn(2, 3), c.randn(2, 3)
+    got = c.call(fn, d_cond, d_uncond, 3.0)
+    c.tensor(got, shape=(2, 3))
+    c.mistake("l04.own_half_lost", got=got, looks_like=3 * (d_cond - d_uncond))
+    c.mistake("l04.dislikes_pull", got=got, looks_like=3 * d_cond + 2 * d_uncond)
+    c.mistake("l04.halves_swapped", got=got, looks_like=3 * d_uncond - 2 * d_cond)
+    eps_c, eps_u = c.randn(2, 3), c.randn(2, 3)
+    for g in (0.0, 1.0, 3.0, 7.5):
+        moved = (eps_u + d_uncond) + g * ((eps_c + d_cond) - (eps_u + d_uncond))
+        c.close(c.call(fn, d_cond, d_uncond, g), moved - (eps_u + g * (eps_c - eps_u)), atol=1e-4)
+    c.hand(float(c.call(fn, 0.0, 1.0, 3.0)), -2.0)
+
+
+@check_guided_shift.wrong("l04.own_half_lost")
+def _(d_cond, d_uncond, g):
+    return g * (d_cond - d_uncond)
+
+
+@check_guided_shift.wrong("l04.dislikes_pull")
+def _(d_cond, d_uncond, g):
+    return g * d_cond + (g - 1) * d_uncond
+
+
+@check_guided_shift.wrong("l04.halves_swapped")
+def _(d_cond, d_uncond, g):
+    return g * d_uncond + (1 - g) * d_cond
+
+
+def best_so_far(scores):
+    """Running maximum over rounds of the best picture: [rounds, images] -> [rounds]."""
+    return np.maximum.accumulate(np.asarray(scores).max(axis=1))
+
+
+@exercise("l04.best_so_far", reference=best_so_far)
+def check_best_so_far(c, fn):
+    c.callable(fn)
+    scores = np.array([[0.2, 0.5], [0.4, 0.1], [0.6, 0.3]])
+    got = c.call(fn, scores)
+    c.mistake("l04.each_round_alone", got=got, looks_like=scores.max(axis=1))
+    c.mistake("l04.one_number", when=np.ndim(got) == 0 and not isinstance(got, str) and got is not None)
+    c.mistake("l04.best_of_columns", when=np.shape(got) == (2,))
+    c.array(got, shape=(3,))
+    c.mistake("l04.mean_of_round", got=got, looks_like=np.maximum.accumulate(scores.mean(axis=1)))
+    c.hand(got, np.array([0.5, 0.5, 0.6]))
+    drawn = c.randn(5, 4).double().numpy()
+    kept = c.call(fn, drawn)
+    c.close(kept, np.array([drawn[: r + 1].max() for r in range(5)]))
+
+
+@check_best_so_far.wrong("l04.each_round_alone")
+def _(scores):
+    return np.max(scores, axis=1)
+
+
+@check_best_so_far.wrong("l04.one_number")
+def _(scores):
+    return float(np.max(scores))
+
+
+@check_best_so_far.wrong("l04.best_of_columns")
+def _(scores):
+    return np.max(scores, axis=0)
+
+
+@check_best_so_far.wrong("l04.mean_of_round")
+def _(scores):
+    return np.maximum.accumulate(np.mean(scores, axis=1))
