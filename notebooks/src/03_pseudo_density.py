@@ -709,7 +709,7 @@ extra = gain["own_precision"] - gain["precision"]
 why = "" if np.isfinite(extra) else t("l03.too_few")
 lab.claim("own_space", t("l03.own_space"), value=None if why else extra, seeds=[run_seed], reason=why)
 
-# %% [markdown] lang="en" uid="model-reading" pair="b031bb1d"
+# %% [markdown] lang="en" uid="model-reading" pair="90da411f"
 # **What you see.** $w = 33$ does what the paper says to fidelity and diversity: precision from .89 to .97, recall from .92 to .84, Vendi from 6.5 to 5.5, at three generated pictures per kept one. But the distance
 # **falls**, from 7.1 to 2.0, where the ideal generator's rose from 0.1 to 3.6; the claim that an extreme weight raises it is contradicted here, and a mild one lowers it as in the paper. The other end disappoints:
 # $w = 0.03$ *lowers* recall, from .92 to .87, the Vendi score rises by less than the smallest difference that we care about, and the distance doubles.
@@ -722,7 +722,7 @@ lab.claim("own_space", t("l03.own_space"), value=None if why else extra, seeds=[
 # **What would change it:** a better model. As its errors shrink, its points move towards those of the ideal generator. The last box compares the gain of precision in the space that chose with that of the judge: the
 # first is larger in the mean (.05), but its interval still touches zero; about sixteen seeds would decide.
 
-# %% [markdown] lang="ja" uid="model-reading" pair="abd8b0c8"
+# %% [markdown] lang="ja" uid="model-reading" pair="00b2d91d"
 # **図の読み方。** $w = 33$ は、忠実度と多様性については論文のとおりに働きます。適合率は.89から.97に上がり、再現率は.92から.84に、Vendi スコアは6.5から5.5に下がります。費用は採用1枚あたり3枚の生成です。ところが、
 # 距離は7.1から2.0に**下がります**。理想の生成器では0.1から3.6に増えていました。極端な重みが距離を増やすという主張は、ここでは否定されました。弱い重みは、論文と同じく距離を減らします。反対側は期待外れです。
 # $w = 0.03$ では、再現率がかえって.92から.87に*下がり*、Vendi スコアの上昇は意味のある最小の差に届かず、距離は2倍になります。
