@@ -644,6 +644,8 @@ class TestCommand:
             text=True,
             cwd=ROOT,
             env={**os.environ, "TMPDIR": str(scratch)},
+            # a job in the background of a script inherits an ignored SIGINT
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         try:
             told = course / "build/run/smoke-solution-en/results/pid.en"
