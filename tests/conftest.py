@@ -110,3 +110,18 @@ def _no_network() -> Iterator[None]:
         patch.setattr(socket.socket, "connect", guarded(connect))
         patch.setattr(socket.socket, "connect_ex", guarded(connect_ex))
         yield
+
+
+@pytest.fixture
+def inspect(tmp_path, capsys, monkeypatch):
+    """Runs `labkit inspect WORDS` in tmp_path: status, output, errors."""
+    from labkit import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        code = cli.main(["inspect", *map(str, words)])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run

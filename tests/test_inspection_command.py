@@ -57,20 +57,6 @@ def folder(tmp_path):
     return tmp_path / "lot"
 
 
-@pytest.fixture
-def inspect(tmp_path, capsys, monkeypatch):
-    from labkit import cli
-
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words):
-        code = cli.main(["inspect", *map(str, words)])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
-
 # ---- odd files ------------------------------------------------------------------------------------------------------
 
 

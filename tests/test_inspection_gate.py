@@ -593,20 +593,6 @@ def test_the_inspection_page_names_every_picture_of_the_sample_and_cannot_be_bro
         write_page(page, lot, [], [Defect(str(i), "minor", "x", "x") for i in range(10)], lang="en")
 
 
-@pytest.fixture
-def inspect(tmp_path, capsys, monkeypatch):
-    from labkit import cli
-
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words):
-        code = cli.main(["inspect", *map(str, words)])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
-
 def test_the_command_goes_from_a_folder_to_a_record_that_verifies(inspect, folder, tmp_path):
     (folder / "broken.png").write_bytes(b"nothing")
     code, out, _ = inspect("draw", folder, "--n", 8, "--c", 1, "--seed", 5, "--size", "24x16", "--duplicates", 2)

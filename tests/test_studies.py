@@ -373,3 +373,14 @@ def test_undecided_claims_of_a_lesson_name_the_seeds_that_they_need():
         open_ones = [name for name, one in known.items() if one is not None and one.verdict == "undecided"]
         assert [line.split()[0] for line in lines] == [name.split(".", 1)[1] for name in open_ones]
         assert all(line.endswith("seeds)") for line in lines)
+
+
+def test_a_claim_changed_after_a_look_at_the_record_says_so():
+    from labkit.course.claim_file import declared
+    from labkit.course.evidence import evidence, evidence_lines
+    from labkit.course.i18n import t
+
+    claims = declared("04")
+    marked = {name for name, claim in claims.items() if t("claim.explored") in evidence_lines(claim, evidence(claim))}
+    assert marked == {name for name, claim in claims.items() if claim.explored} and "l04.rounds_mean" in marked
+    assert "l04.likes_raise" not in marked

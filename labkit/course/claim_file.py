@@ -76,6 +76,7 @@ class Claim(Strict):
     smallest: Annotated[Number, must(lambda x: x >= 0, "a number >= 0")] = 0.0
     setting: Bilingual | None = None
     too_far: Bilingual | None = None
+    explored: bool = False
     verdict: Literal["reproduced", "contradicted", "equivalent", "undecided", "too_far"] | None = None
     testable: Tiers = TIERS
     gated: Tiers = ()

@@ -10,6 +10,7 @@ A lesson's claims.yaml is a list of declarations:
       smallest: 0.02                         # optional: the smallest effect that matters, in the unit of the value
       setting: {en: "...", ja: "..."}        # optional: the paper's setting, where ours differs in what may matter
       too_far: {en: "...", ja: "..."}        # optional: why our setting is too far from the paper's to decide
+      explored: true                         # optional: declared or changed after a part of the record was seen
       verdict: reproduced                    # optional: what the recorded study says; `labkit study check` holds it
       testable: [cpu, gpu]                   # optional (default: all tiers): elsewhere it is "not testable here"
       gated: [cpu]                           # optional: on these tiers `labkit run` fails unless the gate below holds

@@ -87,6 +87,8 @@ def evidence_lines(claim: Claim, known: Evidence) -> list[str]:
         lines.append(t("claim.reason", reason=pick(claim.too_far)))
     elif known.verdict == "undecided":
         lines.append(t("claim.needed", seeds=known.seeds_needed or "?"))
+    if claim.explored:
+        lines.append(t("claim.explored"))
     return lines
 
 
