@@ -25,7 +25,7 @@ from labkit.studies import (
     win_share,
 )
 from labkit.studies import store as store_module
-from labkit.studies.estimate import Estimate
+from labkit.studies.estimate import Estimate, on_new_seeds
 from labkit.studies.recorder import run, verify
 from labkit.studies.store import compare, merge, recording, status, write_record
 
@@ -100,6 +100,22 @@ def test_more_seeds_and_other_estimates_make_nothing_stale(tmp_path):
     more = dataclasses.replace(STUDY, seeds=(0, 1, 2, 3), estimates={"x": level("score", "base")})
     assert run(more, folder=tmp_path, **quiet) == 0
     assert len(read_record("99", tmp_path).facts) == 12
+
+
+def test_further_seeds_of_some_arms_come_last_and_make_nothing_stale(tmp_path):
+    run(STUDY, folder=tmp_path, **quiet)
+    more = dataclasses.replace(STUDY, more={"base": (7, 5)})
+    assert more.planned == [*STUDY.planned, ("base", 5), ("base", 7)]
+    assert status(more, read_record("99", tmp_path))["missing"] == 2
+    assert run(more, folder=tmp_path, **quiet) == 0
+    recorded = Recorded(read_record("99", tmp_path))
+    assert recorded.seeds("base") == [0, 1, 2, 5, 7] and recorded.seeds("base", "better") == [0, 1, 2]
+    fresh = on_new_seeds(level("score", "base"), 5)(recorded)
+    assert (fresh == recorded.values("score", "base", seeds=[5, 7])).all()
+    with pytest.raises(StudyError, match="must differ"):
+        dataclasses.replace(STUDY, more={"base": (2,)})
+    with pytest.raises(StudyError, match="'none'"):
+        dataclasses.replace(STUDY, more={"none": (9,)})
 
 
 def test_units_of_other_conditions_are_refused_until_dropped(tmp_path, monkeypatch):
@@ -322,7 +338,15 @@ def test_decisions(interval, region, smallest, verdict):
 def test_what_is_undecided_says_how_many_seeds_it_would_take():
     found = Estimate(0.02, -0.02, 0.06, 0.02, (0.02,) * 4, 10)
     decision = decide(found, low=0, high=math.inf, smallest=0.0)
-    assert decision.seeds_needed == 16  # the half width 0.04 must shrink to 0.02: four times the seeds
+    # One seed has the standard error 0.04; t(n - 1) 0.04 / sqrt(n) <= 0.02 holds from n = 18 on (2.110 / 4.243).
+    assert decision.seeds_needed == 18
+    few = Estimate(0.02, -0.037, 0.077, 0.0132, (0.02,) * 3, 10)  # three seeds: t is 4.30, at many 1.96
+    assert decide(few, low=0, high=math.inf, smallest=0.0).seeds_needed == 8
+
+
+def test_an_estimate_on_the_border_has_no_number_of_seeds():
+    found = Estimate(0.0, -0.04, 0.04, 0.02, (0.0,) * 4, 10)
+    assert decide(found, low=0, high=math.inf, smallest=0.0).seeds_needed is None
 
 
 def test_a_live_run_fits_what_new_seeds_would_give():

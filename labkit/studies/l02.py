@@ -412,6 +412,7 @@ STUDY = Study(
     unit=unit,
     arms=(*KINDS, "ranking", "toy", "wins"),
     seeds=tuple(range(10)),
+    more={"wins": range(10, 150)},
     sizes={
         "renders": 1600, "others": 600, "large": 128, "painted": 128, "ns": list(_NS),
         "rounds": 16, "null_tests": 60, "null_rounds": 39, "rank_ns": [32, 64, 128, 256], "rank_rounds": 20,

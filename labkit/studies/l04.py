@@ -252,6 +252,9 @@ STUDY = Study(
     unit=unit,
     arms=(*TRANSFER, *(f"rounds_{arm}" for arm in ROUNDS if arm != "likes")),
     seeds=tuple(range(10)),
+    more=dict.fromkeys(("none", "like", "both", "fixed"), range(10, 30))
+    | dict.fromkeys(("first", "second"), range(10, 84))
+    | dict.fromkeys(("rounds_feedback", "rounds_restarts", "rounds_dropout"), range(10, 50)),
     sizes={
         "targets": 6, "copies": 4, "steps": 8, "guidance": 3.0, "weight": 0.8, "rounds": 4, "images": 4,
     },

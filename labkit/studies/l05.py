@@ -254,6 +254,7 @@ STUDY = Study(
         *("toy_noisy_dpo", "toy_noisy_smooth"),
     ),
     seeds=(0, 1, 2),
+    more=dict.fromkeys(("base", "dpo", "sdpo", "mapo"), range(3, 13)),
     sizes={
         "toy_bases": 3, "toy_pretrain": 2000, "toy_pairs": 2000, "toy_steps": 300, "toy_lr": 2e-4,
         "prompts": 64, "candidates": 6, "test_prompts": 128, "references": 256, "steps": 8,

@@ -512,6 +512,7 @@ STUDY = Study(
     unit=unit,
     arms=("base", "bank", "wise", "edits", "frame", "fixed", "captions", "pin", "lamp", "desk"),
     seeds=(3, 4, 5, 6, 7),
+    more=dict.fromkeys(("bank", "frame"), range(8, 40)),
     sizes={
         "portraits": 256, "tests": 400, "asked": 160, "pairs": 1500, "steps": 200, "short_steps": 100, "batch": 48,
         "rehearsed": 16, "lr": 2e-3, "tau": 0.1, "decay": 0.85, "edits": 16, "draw_steps": 10, "strength": 1.0,

@@ -35,6 +35,8 @@ class Study:
         unit: (arm, seed, sizes) -> metric -> one number, or one per prompt. A pure function: the same arguments give
             the same numbers, whatever ran before. The lesson calls the same function for its live run.
         arms: what is compared. seeds: how often each arm is repeated.
+        more: arm -> further seeds of this arm: the second round, planned from the first one's spread for claims that
+            it left undecided, or new seeds for claims that were made after a look at the first round.
         sizes: the numbers that `unit` reads, as attributes of its third argument.
         estimates: claim id (without the lesson) -> function of `Recorded` that gives differences [seeds, prompts].
         weights: shipped model folders that it uses, for instance ("portrait-sd-base", "attribute-reader").
@@ -54,17 +56,24 @@ class Study:
     modules: tuple[str, ...] = ()
     tolerance: float | Mapping[str, float] = 0.0
     cheap: str = ""
+    more: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(set(self.arms)) != len(self.arms) or len(set(self.seeds)) != len(self.seeds):
             raise StudyError(f"study {self.lesson}: arms and seeds must be distinct, got {self.arms} and {self.seeds}")
         if self.cheap and self.cheap not in self.arms:
             raise StudyError(f"study {self.lesson}: cheap is {self.cheap!r}, expected one of {', '.join(self.arms)}")
+        if unknown := sorted(set(self.more) - set(self.arms)):
+            raise StudyError(f"study {self.lesson}: more seeds of an arm {unknown[0]!r} that it does not have")
+        if len(set(self.planned)) != len(self.planned):
+            raise StudyError(f"study {self.lesson}: the further seeds must differ from the first, {self.seeds}")
 
     @property
     def planned(self) -> list[tuple[str, int]]:
         """All units, seed by seed: what the arms of a seed share is made once."""
-        return [(arm, seed) for seed in self.seeds for arm in self.arms]
+        first = [(arm, seed) for seed in self.seeds for arm in self.arms]
+        later = sorted({seed for seeds in self.more.values() for seed in seeds})
+        return first + [(arm, seed) for seed in later for arm in self.arms if seed in self.more.get(arm, ())]
 
     def run(self, arm: str, seed: int, **sizes: Any) -> dict[str, np.ndarray]:
         """The numbers of one unit as float32 [prompts] per metric ([1] for a single number), at the recorded sizes or
