@@ -115,16 +115,18 @@ def _claim_file(row: Row, output: Path) -> Path:
 
 
 def _judge_claims(row: Row, output: Path, project: Project) -> None:
-    """Count the verdicts of a solution edition, and fail it where a gated claim left its band."""
+    """Count the verdicts of a solution edition, those of the recorded study where there is one, as the ledger shows
+    them, and fail it where a gated claim left its band."""
     if row.edition != "solution":
         return
     from collections import Counter
 
     from labkit.course import claims
+    from labkit.course.ledger import ledger_rows
 
     results = _results(row, output)
-    records = claims.latest(claims.load_records(results), tier=row.tier, lang=row.lang).values()
-    row.claims = dict(Counter(record.verdict for record in records if record.lesson == row.number))
+    rows = ledger_rows(claims.load_records(results), tier=row.tier, lang=row.lang, project=project)
+    row.claims = dict(Counter(r["verdict"] for r in rows if r["record"] and r["record"].lesson == row.number))
     if row.passed:
         row.gate = claims.gate(results, row.number, row.tier, lang=row.lang, project=project)
         if row.gate:

@@ -238,7 +238,7 @@ def _status(row: Row) -> str:
 
 
 def _claim_counts(row: Row) -> str:
-    counts = [f"{count} {t(f'claim.{verdict}')}" for verdict, count in sorted(row.claims.items(), reverse=True)]
+    counts = [f"{count} {t(f'claim.{verdict}')}" for verdict, count in row.claims.items()]
     return ", ".join(counts)
 
 
