@@ -104,11 +104,10 @@ def git_repository(root: Path, remote: str = "origin") -> str:
         done = subprocess.run(command, capture_output=True, text=True)
     except OSError:  # no git here
         return ""
-    address = done.stdout.strip()
-    if done.returncode or not re.search(r"(?:^|[/@])(?:www\.)?github\.com(?::\d+)?[/:]", address):
-        return ""
-    found = repository(re.sub(r"^(?:ssh|git)://", "", address).replace("github.com:22/", "github.com/"))
-    return found if _REPO.fullmatch(found) else ""
+    found = re.search(
+        r"(?:^|[/@])(?:www\.)?github\.com(?::\d+)?[/:](?P<repo>[^/]+/[^/]+?)(?:\.git)?/?$", done.stdout.strip()
+    )
+    return found["repo"] if found and not done.returncode and _REPO.fullmatch(found["repo"]) else ""
 
 
 def fork_hint(stamp: Stamp, root: Path) -> str:

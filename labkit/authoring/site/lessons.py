@@ -1,4 +1,4 @@
-"""An executed notebook as a page of the site: figures as files, solutions folded, widgets as the picture beside them."""
+"""An executed notebook as a page: figures as files, solutions folded, widgets as the picture beside them."""
 
 from __future__ import annotations
 

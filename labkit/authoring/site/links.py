@@ -1,9 +1,9 @@
-"""Does a built site hold together by itself? Every link inside it leads somewhere, and no page loads from the network."""
+"""Does a built site hold together by itself? Links inside it lead somewhere, no page loads from the network."""
 
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -32,7 +32,7 @@ class _Page(HTMLParser):
     handle_startendtag = handle_starttag
 
 
-@lru_cache(maxsize=None)
+@cache
 def _read(path: Path) -> _Page:
     page = _Page()
     page.feed(path.read_text(encoding="utf-8"))

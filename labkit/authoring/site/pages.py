@@ -203,7 +203,8 @@ def _write_api(folder: Path, say: Say) -> list[str]:
         for name in names:
             if name != title:
                 rst += [name, "-" * len(name), ""]
-            rst += [f".. automodule:: {name}", "   :members:", "   :member-order: bysource", ""]
+            whole = name != title or len(names) == 1  # what a package passes on stands where it is written
+            rst += [f".. automodule:: {name}", *(["   :members:", "   :member-order: bysource"] if whole else []), ""]
         write_atomically(folder / "api" / f"{room}.rst", "\n".join(rst))
         lines.append(room)
         written += names

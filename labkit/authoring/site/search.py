@@ -1,8 +1,8 @@
 """Search in Japanese: pairs of neighbouring characters, cut alike when the pages are indexed and in the browser.
 
-Sphinx's own Japanese index holds words as a segmenter cuts them, but the browser cuts a query at spaces alone, so that a
-compound of two indexed words is not found. Pairs of characters need no segmenter: every text that holds the
-query holds all of its pairs.
+Sphinx's own Japanese index holds words as a segmenter cuts them, but the browser cuts a query at spaces alone, so that
+a compound of two indexed words is not found. Pairs of characters need no segmenter: every text that holds the query
+holds all of its pairs.
 """
 
 from __future__ import annotations
