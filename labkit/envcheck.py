@@ -1,7 +1,7 @@
 """Is this machine ready for the course? Python, packages, device, Japanese font, widgets, memory, disk, model files.
 
 Lesson 00 shows `show_environment(tier)`; on a terminal it is `labkit env`, which also does what lessons do, at its
-smallest (`try_out`): a picture, one LoRA step, CLIP, a Japanese title. Versions in range do not say that a package works.
+smallest (`try_out`): a picture, one LoRA step, CLIP, a Japanese title. Versions in range do not say that packages work.
 Each problem comes with what to do about it. Nothing is installed and nothing is sent anywhere.
 """
 
@@ -58,7 +58,7 @@ def check_environment(tier: str = "cpu") -> list[Finding]:
 def try_out() -> list[Finding]:
     """Do what lessons do, at its smallest, with the models that the course ships; a few seconds on a CPU.
 
-    Returns one finding for each trial, in the current language, with the seconds it took; whatever a trial raises is its
+    Returns one finding for each trial, in the current language, with the seconds it took; what a trial raises is its
     finding. On the GPU where there is one.
     """
     findings, made = [], {}

@@ -20,7 +20,8 @@ case "$1" in
   -c) exec "{python}" -c "import sys
 sys.version_info = tuple(map(int, '$FAKE_VERSION'.split('.')))
 exec(sys.argv[1])" "$2" ;;
-  -m) if [ "$2" = venv ]; then mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; elif [ "$3" = config ]; then echo "$FAKE_SOURCES"; else echo "$@" >> "$FAKE_LOG"; fi ;;
+  -m) if [ "$2" = venv ]; then mkdir -p "$3/bin" && cp "$0" "$3/bin/python"
+      elif [ "$3" = config ]; then echo "$FAKE_SOURCES"; else echo "$@" >> "$FAKE_LOG"; fi ;;
 esac
 """
 

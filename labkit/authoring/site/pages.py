@@ -82,7 +82,8 @@ def write_sources(folder: Path, lane: Path, lang: str, *, project: Project, api:
     with language(lang):
         for lesson in lessons:
             _write_lesson(folder, lesson, found[lesson.number], tier, say)
-        _page(folder, "articles", say("articles"), say("articles_about"), *_articles(lessons, lane, tier, project))
+        about = say("articles_about")
+        _page(folder, "articles", say("articles"), about, *_articles(lessons, lane, tier, project, say))
         about = say("claims_about", tier=tier)
         _page(folder, "claims", say("claims"), about, *_claims(lessons, lane, tier, project, say))
         _page(folder, "studies", say("studies"), say("studies_about"), *_studies(lessons, project, say))
@@ -118,13 +119,17 @@ def _see(lesson: Lesson) -> str:
     return f"[{lesson.number} · {pick(lesson.title)}](lessons/{lesson.stem}.ipynb)"
 
 
-def _articles(lessons: Sequence[Lesson], lane: Path, tier: str, project: Project) -> list[str]:
+def _open(lesson: Lesson, say: Say) -> str:
+    return f"[{say('open')}](lessons/{lesson.stem}.ipynb)"
+
+
+def _articles(lessons: Sequence[Lesson], lane: Path, tier: str, project: Project, say: Say) -> list[str]:
     records, parts = load_records(lane / "results"), []
     for lesson in lessons:
         files = lesson_files(lesson.number, project)
         if files.article_rows:
             markup, _ = article_table(files, declared(lesson.number, project), records, tier)
-            parts += [_heading(lesson), _see(lesson), _html(markup)]
+            parts += [_heading(lesson), _open(lesson, say), _html(markup)]
     return parts
 
 
@@ -136,7 +141,7 @@ def _claims(lessons: Sequence[Lesson], lane: Path, tier: str, project: Project, 
     for lesson in lessons:
         cells = [_claim_cells(row) for row in rows if row["claim"].lesson == lesson.number]
         if cells:
-            parts += [_heading(lesson), _see(lesson), _html(table(headers, cells)[0])]
+            parts += [_heading(lesson), _open(lesson, say), _html(table(headers, cells)[0])]
     return parts
 
 
@@ -172,7 +177,13 @@ def _studies(lessons: Sequence[Lesson], project: Project, say: Say) -> list[str]
                 smallest = f"{claim.smallest:g}" if claim.smallest else ""
                 text = f"{pick(claim.statement)}\n`{claim.id}`"
                 rows.append((text, smallest, known.text(), str(known.estimate.seeds), verdict_text(known.verdict)))
-        parts += [_heading(lesson), _see(lesson), line, say("study_sizes", sizes=sizes), _html(table(headers, rows)[0])]
+        parts += [
+            _heading(lesson),
+            _open(lesson, say),
+            line,
+            say("study_sizes", sizes=sizes),
+            _html(table(headers, rows)[0]),
+        ]
     return parts
 
 

@@ -23,9 +23,7 @@ def mathjax() -> Path:
     except PackageNotFoundError:
         found = []
     if not found:
-        raise SiteError(
-            'the site needs the packages of the extra "site": pip install -e ".[course,site]", or make site'
-        )
+        raise SiteError('packages of the extra "site" are missing: pip install -e ".[course,site]", or make site')
     return Path(found[0].locate())
 
 
@@ -118,12 +116,12 @@ def build_pages(source: Path, target: Path, cache: Path, lang: str, langs: Seque
 def accessible(page: str) -> str:
     """A page of the theme without the labels that contradict what is seen, and with formulas that keys can scroll.
 
-    What docutils could not read in a docstring (a lone `*` or `|`) stays as it is written, without its link to a report.
+    What docutils could not read in a docstring (a lone `*` or `|`) stays as it is written, without a link to a report.
     """
-    page = re.sub(r'(<summary) aria-label="[^"]*"', r"\1", page)
+    page = re.sub(r'<summary aria-label="[^"]*">(?=\s*<p)', "<summary>", page)
     page = re.sub(r'(<button class="[^"]*search-button-field[^>]*?) aria-label="[^"]*"', r"\1", page)
     page = re.sub(r'<a href="#id\d+"><span class="problematic"[^>]*>(.*?)</span></a>', r"\1", page, flags=re.DOTALL)
-    return page.replace('<div class="math ', '<div tabindex="0" class="math ')
+    return re.sub(r'<div class="(?=(?:amsmath )?math )', '<div tabindex="0" class="', page)
 
 
 def _plain_tables(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
