@@ -103,7 +103,7 @@ def build_pages(source: Path, target: Path, cache: Path, lang: str, langs: Seque
             warning=warnings,
         )
         app.connect("autodoc-process-docstring", _plain_tables)
-        app.connect("html-page-context", _other_language)
+        app.connect("html-page-context", _other_language, priority=100)  # before the theme drops what is empty
         app.build()
     for path in target.rglob("*.html"):
         if path.name.endswith("webpack-macros.html"):  # a template of the theme, no page
