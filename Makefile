@@ -49,6 +49,7 @@ course: $(VENV)/.installed-course ## run all lessons on the CPU tier, report in 
 	@$(HAS_LESSONS); $(OFFLINE) $(LABKIT) run --tier cpu --jobs $(or $(JOBS),1)
 
 gpu: $(VENV)/.installed-gpu ## run all lessons on the GPU tier / 全レッスンをGPUで実行
+	$(LABKIT) env --tier gpu
 	$(LABKIT) run --tier gpu --jobs $(or $(JOBS),1)
 
 site: $(VENV)/.installed-site ## execute all lessons in both languages, web pages in build/site / Webページを作成
