@@ -70,11 +70,16 @@ def test_solutions_are_folded_and_what_only_runs_need_is_not_shown(lang, tmp_pat
 def test_every_widget_leaves_its_picture_and_a_word_or_the_word_alone(tmp_path):
     view = {WIDGET_VIEW: {"model_id": "1"}, "text/plain": "VBox()"}
     pictured, alone = code("a", {"text/html": PICTURE}, view), code("b", view)
-    page = lesson_page(notebook(pictured, alone, code("c", {"text/html": "<p>none</p>"})), tmp_path, texts("en"))
-    first, second, third = ([str(output.data["text/html"]) for output in cell.outputs] for cell in page.cells[1:])
+    batch = code("d", {"text/html": PICTURE}, tags=("widget",))  # a run that draws no widgets
+    cells = (pictured, alone, code("c", {"text/html": "<p>none</p>"}), batch)
+    page = lesson_page(notebook(*cells), tmp_path, texts("en"))
+    first, second, third, fourth = (
+        [str(output.data["text/html"]) for output in cell.outputs] for cell in page.cells[1:]
+    )
     assert len(first) == 2 and "figures/" in first[0] and texts("en")("widget") in first[1]
     assert len(second) == 1 and texts("en")("widget_alone") in second[0]
     assert len(third) == 1
+    assert fourth == first
     assert WIDGET_VIEW not in nbformat.writes(page)
 
 

@@ -54,7 +54,9 @@ def lesson_page(notebook: Any, figures: Path, say: Callable[..., str], *, note: 
 
 
 def _had_widget(cell: Any) -> bool:
-    return any(WIDGET_VIEW in output.get("data", {}) for output in cell.get("outputs", []))
+    """Whether a cell shows a widget; a run that draws none leaves its picture alone."""
+    tagged = "widget" in cell.metadata.get("tags", []) and bool(cell.get("outputs"))
+    return tagged or any(WIDGET_VIEW in output.get("data", {}) for output in cell.get("outputs", []))
 
 
 def _fold(cell: Any, say: Callable[..., str]) -> None:

@@ -71,7 +71,7 @@ def settings(lang: str, langs: Sequence[str], stamp: Stamp) -> dict[str, Any]:
         "html_search_language": lang,
         "templates_path": [str(HERE / "templates")],
         "exclude_patterns": ["_static"],
-        "suppress_warnings": ["config.cache", "docutils", "myst.header", "mystnb.unknown_mime_type"],
+        "suppress_warnings": ["config.cache", "docutils", "ref.python", "myst.header", "mystnb.unknown_mime_type"],
     }
 
 
@@ -109,16 +109,17 @@ def build_pages(source: Path, target: Path, cache: Path, lang: str, langs: Seque
         if path.name.endswith("webpack-macros.html"):  # a template of the theme, no page
             path.unlink()
         else:
-            path.write_text(accessible(path.read_text(encoding="utf-8")), encoding="utf-8")
+            path.write_text(accessible(path.read_text(encoding="utf-8"), texts(lang)("unfold")), encoding="utf-8")
     return [line for line in re.sub(r"\x1b\[[0-9;]*m", "", warnings.getvalue()).splitlines() if line.strip()]
 
 
-def accessible(page: str) -> str:
+def accessible(page: str, unfold: str) -> str:
     """A page of the theme without the labels that contradict what is seen, and with formulas that keys can scroll.
 
     What docutils could not read in a docstring (a lone `*` or `|`) stays as it is written, without a link to a report.
     """
     page = re.sub(r'<summary aria-label="[^"]*">(?=\s*<p)', "<summary>", page)
+    page = re.sub(r'<summary>(?=\s*<span class="toctree-toggle)', f'<summary aria-label="{unfold}">', page)
     page = re.sub(r'(<button class="[^"]*search-button-field[^>]*?) aria-label="[^"]*"', r"\1", page)
     page = re.sub(r'<a href="#id\d+"><span class="problematic"[^>]*>(.*?)</span></a>', r"\1", page, flags=re.DOTALL)
     return re.sub(r'<div class="(?=(?:amsmath )?math )', '<div tabindex="0" class="', page)
