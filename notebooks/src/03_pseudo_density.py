@@ -735,6 +735,62 @@ lab.claim("own_space", t("l03.own_space"), value=None if why else extra, seeds=[
 # **結果を変えるもの:** より良いモデルです。誤りが減るほど、点は理想の生成器の点に近づきます。最後の枠は、適合率の上昇を、選別に使った空間と評価役の空間とで比べたものです。平均では前者が大きい(.05)ものの、区間は
 # まだ0にかかっています。決着には16ほどのシードが要ります。
 
+# %% [markdown] lang="en" uid="weights" pair="8fccdfa1"
+# ### Weights instead of dice
+#
+# The paper calls selection *importance sampling*, and the textbook method of that name throws nothing away: every candidate stays and counts with a weight $a_i$, here your acceptance probability. For an average $m$ of some property $v$ over the wished-for population,
+#
+# $$m = \frac{\sum_i a_i v_i}{\sum_i a_i}, \qquad \mathrm{error}(m) = \frac{\sqrt{\sum_i a_i^2 (v_i - m)^2}}{\sum_i a_i}, \qquad n_{\mathrm{eff}} = \frac{(\sum_i a_i)^2}{\sum_i a_i^2}.$$
+#
+# The first is a mean in which weights take the place of counts. The second is the usual error of a mean: each term $a_i (v_i - m)$ is an independent chance with its own size, their squares add up, and the sum of weights divides. The third asks how many *equal* samples would be worth as much; put $a_i = 1$ into it and $n$ comes out. Only the ratios of the weights matter.
+#
+# **Exercise (difficulty 4).** Write `weighted_mean`, all three numbers. By hand: $v = (1, 0, 1, 0)$ with $a = (1, 1, .25, .25)$ gives $m = 1.25/2.5 = 0.5$, the error $\sqrt{2.125 \cdot 0.25}/2.5 = 0.292$, and $n_{\mathrm{eff}} = 6.25/2.125 = 2.94$. What can dice do that weights cannot?
+
+# %% [markdown] lang="ja" uid="weights" pair="6a522eed"
+# ### さいころの代わりに重みを使う
+#
+# 論文は選別を*重点サンプリング*と呼びますが、教科書でこの名前が付いている方法は何も捨てません。すべての候補を残し、1枚ずつ重み $a_i$ を付けて数えます。ここでの重みは、先ほど書いた受理確率です。望む母集団での、ある性質 $v$ の平均 $m$ は次のようになります。
+#
+# $$m = \frac{\sum_i a_i v_i}{\sum_i a_i}, \qquad \mathrm{error}(m) = \frac{\sqrt{\sum_i a_i^2 (v_i - m)^2}}{\sum_i a_i}, \qquad n_{\mathrm{eff}} = \frac{(\sum_i a_i)^2}{\sum_i a_i^2}.$$
+#
+# 1つ目は、枚数の代わりに重みで数えた平均です。2つ目は平均の誤差です。各項 $a_i (v_i - m)$ はそれぞれの大きさを持つ独立な偶然なので、2乗して足し、重みの和で割ります。3つ目は、重みの*等しい*標本なら何枚分に当たるかを表します。$a_i = 1$ を代入すると $n$ になります。意味を持つのは重みの比だけです。
+#
+# **課題(難易度 4)。** 3つの数を返す `weighted_mean` を書いてください。手計算の例: $v = (1, 0, 1, 0)$、$a = (1, 1, .25, .25)$ なら、$m = 1.25/2.5 = 0.5$、誤差は $\sqrt{2.125 \cdot 0.25}/2.5 = 0.292$、$n_{\mathrm{eff}} = 6.25/2.125 = 2.94$ です。さいころにはできて、重みにはできないことは何でしょうか。
+
+
+# %% uid="weights-exercise" tags=["exercise"] exercise="weighted_mean"
+def weighted_mean(values, weights):
+    """en: (mean, its standard error, effective number) of values [n] with weights [n], three floats.
+    ja: 値 values [n] と重み weights [n] から、(平均, その標準誤差, 実質的な標本数) を3つのfloatで返します。
+    """
+    # BEGIN SOLUTION
+    total = weights.sum()
+    mean = (weights * values).sum() / total
+    error = (weights.square() * (values - mean).square()).sum().sqrt() / total
+    return float(mean), float(error), float(total.square() / weights.square().sum())
+    # END SOLUTION
+
+
+# %% uid="weights-exercise-check" tags=["check"]
+lab.check("weighted_mean")
+weighted_mean = lab.use("weighted_mean")
+
+# %% uid="weights-use"
+median = real.density.threshold(0.5)
+for s, w in {"w1": 1.0, "w33": 33.0, "w003": 0.03}.items():
+    chances = acceptance(pool.rho, median, w).double()
+    mean, error, effective = weighted_mean(pool.rare.double(), chances)
+    found = {"mean": mean, "error": error, "effective": effective, "total": len(chances)}
+    print(t("l03.by_weights", w=w, n=sizes.kept, kept=results[f"model.{s}"]["rare"], **found))
+
+# %% [markdown] lang="en" uid="weights-reading" pair="8d6b77b5"
+# **Reading.** Both ways estimate the same share, and the weights need no dice: four hundred pictures went in, and no chance came on top. What an extreme weight costs is visible all the same. Of four hundred pictures little more than a hundred count, about as many as the dice would have kept: $n_{\mathrm{eff}}$ is the price of section 3 in another currency. With a mild weight the weights win, for they also use the rejected
+# pictures a little. **What dice can do and weights cannot:** ship. An average can be weighted; a picture is either in the catalogue or not.
+
+# %% [markdown] lang="ja" uid="weights-reading" pair="5d8173ff"
+# **結果の読み方。** どちらの方法も同じ割合を推定しています。重みを使えばさいころが要らないので、400枚の候補に、さいころの偶然は加わりません。それでも、極端な重みの代償は見えます。400枚のうち数に入るのは100枚余りで、さいころで残る枚数とほぼ同じです。$n_{\mathrm{eff}}$ は、第3節の費用を別の単位で表したものなのです。弱い重みなら、棄却されるはずの画像も少しは使えるので、
+# 重みの方が得です。**さいころにできて、重みにできないこと**は、出荷です。平均なら重みを付けて計算できますが、画像はカタログに載せるか載せないかのどちらかです。
+
 # %% [markdown] lang="en" uid="own" pair="23ba7cd0"
 # ## 7. Your experiment: rare, but whole
 #
@@ -756,7 +812,7 @@ lab.claim("own_space", t("l03.own_space"), value=None if why else extra, seeds=[
 # 下の規則は最初の試みです。既定のシードの候補では、珍しいものは増えますが、適合率を失いすぎます。星がどこに来るかを予想してから実行してください。規則を変えて何度でも試せます。1回10秒ほどです。
 
 
-# %% uid="own-rule"
+# %% uid="own-rule" tags=["open"]
 def my_rule(rho, rho_near, quantile):
     """en: Probability [P] of keeping each candidate; quantile(values, q) is the q-quantile of the reals of either density.
     ja: 各候補を残す確率 [P] です。quantile(密度, q) は、その密度の実データでの q 分位点です。

@@ -818,7 +818,7 @@ claim("first_beats_second", *difference("target", "first", "second"))
 # 判定するのは図です。難易度5: 髪型、眼鏡、ひげのいずれかを 0.05 ほど移し、しかも多様性を5分の4以上残す設定を見つけてください。存在しないと考えるなら、何を示せば
 # よいでしょうか。
 
-# %% uid="own-run" tags=["slow"]
+# %% uid="own-run" tags=["open", "slow"]
 own_setting = {"max_weight": 0.8, "start": 0.25, "end": 0.75, "depths": (0.0, 0.25)}
 
 
@@ -1206,34 +1206,54 @@ print(t("l04.game_goal", goal=goal, pictures=sizes.rounds * sizes.images))
 mine = l04.loop(0, run_seed, sizes)
 FeedbackGame(mine, near, goal=goal, target=portrait)
 
-# %% [markdown] lang="en" uid="race" pair="275d41f1"
+# %% [markdown] lang="en" uid="race" pair="d1de5a61"
 # **Reading your game.** Write down the round in which the goal fell, and what your last four pictures have in common with your likes. If you won by colours alone, the judge of section 7 would
 # not be impressed; if you lost although every colour was right, you have met the limit that the paper itself states: feedback narrows what the prompt already generates, it cannot
 # leave it.
 #
 # ## 9. What does it cost?
 #
-# Every step sends the references through the U-Net once more: with $n$ references a guided picture costs $2 + n$ evaluations a step instead of 2. Three ways to pay less:
+# Every step inside the window sends the references through the U-Net once more: with $n$ references a guided picture costs $2 + n$ evaluations there instead of 2. Three ways to pay less:
 #
 # * **Cached.** If the noise of a reference depends on the step alone and not on the round, its keys and values are the same in every round. Kept, the pass disappears; what remains is longer attention.
 #   Section 7 played that way.
 # * **Fused.** The references are rows of the same call: as many evaluations, fewer calls. By default `labkit.fabric` takes as many references beside a picture as that call has
 #   rows, two for one guided picture; beyond, it warns and gives them a call of their own. `chunk=n` allows more.
 # * **Pooled.** Four places of a reference become one. Quicker still, and no longer exact.
+#
+# Write `evaluations`, so that you can say the price before you pay it: `steps` in all, `active` of them inside the window, so many `references`, with or without guidance, with or without a cache. By hand: 8 steps, all active, 4 references and guidance give $8 \cdot 2 + 8 \cdot 4 = 48$.
 
-# %% [markdown] lang="ja" uid="race" pair="5b504ff9"
+# %% [markdown] lang="ja" uid="race" pair="c6cb1777"
 # **ゲームの振り返り。** 到達目標に届いたラウンドと、最後の4枚が「好き」にした画像と何が共通しているかを書き留めてください。色だけで勝ったのなら、第7節の評価役は感心しないでしょう。色は全部合ったのに負けたのなら、
 # 論文自身が認める限界に突き当たったことになります。フィードバックは、プロンプトからもともと生成できる範囲を狭めるだけで、その外には出られません。
 #
 # ## 9. コストはどれくらいか
 #
-# 毎ステップ、参照画像も U-Net を1回通ります。参照画像が $n$ 枚なら、誘導ありの画像1枚につき、1ステップあたりの計算は 2 回から $2 + n$ 回に増えます。減らす方法は3つあります。
+# 窓の中のステップでは、参照画像も U-Net を1回通ります。参照画像が $n$ 枚なら、誘導ありの画像1枚につき、1ステップあたりの計算は2回から $2 + n$ 回に増えます。減らす方法は3つあります。
 #
 # * **キャッシュ。** 参照画像のノイズがステップだけで決まり、ラウンドによらなければ、キーと値はどのラウンドでも同じです。保存しておけば、この順伝播は不要になり、残るのは
 #   注意の計算が長くなる分だけです。第7節のラウンドも、この方法で実行しました。
 # * **融合。** 参照画像も同じバッチで計算します。計算量は同じで、呼び出し回数が減ります。`labkit.fabric` の既定では、一緒に計算する参照画像は、その呼び出しの行数(誘導ありの画像1枚なら2枚)までです。
 #   それを超えると警告を出し、参照画像だけを別に呼び出します。`chunk=n` を指定すれば増やせます。
 # * **2×2 平均プーリング。** 参照画像の4つの位置を1つにまとめます。さらに速くなりますが、厳密ではなくなります。
+#
+# 払う前に費用が分かるように、`evaluations` を書いてください。`steps` は全ステップ数、`active` はそのうち窓の中のステップ数、`references` は参照画像の枚数です。誘導の有無とキャッシュの有無も引数で受け取ります。手計算の例: 8ステップがすべて窓の中で、参照画像が4枚、誘導ありなら、$8 \cdot 2 + 8 \cdot 4 = 48$ 回です。
+
+
+# %% uid="evaluations" tags=["exercise"] exercise="evaluations"
+def evaluations(steps, active, references, *, guided=True, cached=False):
+    """en: U-Net evaluations (an int) of one picture; active: number of steps inside the window.
+    ja: 画像1枚の U-Net の計算回数(int)です。active は窓の中のステップ数です。
+    """
+    # BEGIN SOLUTION
+    own = steps * (2 if guided else 1)
+    return own if cached else own + active * references
+    # END SOLUTION
+
+
+# %% uid="evaluations-check" tags=["check"]
+lab.check("evaluations")
+evaluations = lab.use("evaluations")
 
 # %% uid="race-run" tags=["slow"]
 from labkit.diffusion import NFELedger
@@ -1268,6 +1288,10 @@ ways_to_pay = {"recomputed": t("l04.cost.recomputed"), "fused": t("l04.cost.fuse
 ways_to_pay |= {"cached": t("l04.cost.cached"), "pooled": t("l04.cost.pooled")}
 for name, kept in costs.items():
     print(t("l04.cost_line", name=ways_to_pay[name], n=sizes.race[-1], rows=kept[-1][1], calls=kept[-1][2]))
+active = len(active_steps(sizes.steps, 0.0, 1.0))
+for n, (_, counted, _) in zip(sizes.race, costs["recomputed"], strict=True):
+    mine = evaluations(sizes.steps, active, n)
+    lab.verdict(t("l04.same_evaluations", n=n, counted=counted, mine=mine), counted == mine)
 # en: the quickest run without references
 # ja: 参照画像なしで最も速かった実行
 unit_of_time = min(kept[0][0] for kept in costs.values())

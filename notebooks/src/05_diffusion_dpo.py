@@ -263,22 +263,43 @@ def dpo_loss(*, winner, loser, ref_winner, ref_loser, kappa):
 lab.check("dpo_loss")
 dpo_loss = lab.use("dpo_loss")
 
-# %% [markdown] lang="en" uid="runs" pair="3150764c"
+# %% [markdown] lang="en" uid="runs" pair="5715258b"
 # ## 3. What happens to the winners?
 #
 # Your loss trains the ring at four strengths $\kappa$; beside it stands the obvious baseline, fine-tuning on the winners alone (SFT), and DPO with SFT as an anchor, a term that holds the winners' error down.
 # Two numbers to watch: $d_w = e_w - e^\mathrm{ref}_w$ and $d_l = e_l - e^\mathrm{ref}_l$, how far the errors of winners and losers have moved. And one number to distrust,
 # the *implicit accuracy* ("accuracy" in tables): the share of pairs with $s > 0$, that is, where the model prefers the winner more than the reference does. It is 0.5 before training and says
-# nothing about pictures. Predict first.
+# nothing about pictures. Write it, from the logits $s$ of the pairs; a tie, $s = 0$, counts a half. By hand: $s = (1, 3, -2, 0)$ gives $(1 + 1 + 0 + 0.5)/4 = 0.625$.
 
-# %% [markdown] lang="ja" uid="runs" pair="fd55d457"
+# %% [markdown] lang="ja" uid="runs" pair="6537caff"
 # ## 3. 勝者に何が起きるか
 #
 # 書いた損失で、$\kappa$ を4通りに変えて学習します。比較対象は、勝者だけで学習するファインチューニング(SFT)と、SFT の項を錨として加えた DPO です。錨とは、
 # 勝者の誤差が増えないように引き留める項のことです。見るべき数は2つ、勝者と敗者の誤差の変化 $d_w = e_w - e^\mathrm{ref}_w$ と $d_l = e_l - e^\mathrm{ref}_l$ です。
 # 疑ってかかるべき数は1つ、*暗黙の正解率*(表では「正解率」)です。これは $s > 0$ となるペア、つまり参照モデルより強く勝者を好んでいるペアの割合です。
-# 学習前は0.5で、画像の良し悪しについては何も語りません。まず予想してください。
+# 学習前は0.5で、画像の良し悪しについては何も語りません。ペアごとのロジット $s$ から、これを計算する関数を書いてください。同点($s = 0$)は0.5として数えます。手計算の例: $s = (1, 3, -2, 0)$ なら
+# $(1 + 1 + 0 + 0.5)/4 = 0.625$ です。
 
+
+# %% uid="implicit-accuracy" tags=["exercise"] exercise="implicit_accuracy"
+def implicit_accuracy(s):
+    """en: Share of the logits s [B] above 0, a tie counting a half: a number from 0 to 1.
+    ja: ロジット s [B] のうち0より大きいものの割合です(同点は0.5)。0から1の数を返します。
+    """
+    # BEGIN SOLUTION
+    return (s > 0).float().mean() + 0.5 * (s == 0).float().mean()
+    # END SOLUTION
+
+
+# %% uid="implicit-accuracy-check" tags=["check"]
+lab.check("implicit_accuracy")
+implicit_accuracy = lab.use("implicit_accuracy")
+
+# %% [markdown] lang="en" uid="runs-first" pair="f3a22182"
+# Before the runs, predict: the loss falls. What happens to the winners?
+
+# %% [markdown] lang="ja" uid="runs-first" pair="3d3ff02e"
+# 実行する前に予想してください。損失が下がるとき、勝者には何が起きるでしょうか。
 
 # %% uid="runs-predict" tags=["quiz"]
 lab.predict("winner_error")
@@ -874,20 +895,52 @@ losses = {
 options = {"against": "base", "reference": {t("l05.no_change"): 0.0}, "title": t("l05.gain_title")}
 on_record("gold", losses, {"DPO": dpo_gain.value, "SDPO": own.value}, t("l05.gain_axis"), **options)
 
+# %% [markdown] lang="en" uid="paired" pair="33e0988f"
+# **Reading.** Your star has an interval of about $\pm 0.05$ from 48 prompts, so most losses are its neighbours. Does that mean that 48 prompts cannot tell two losses apart? Some prompts are easy and some are hard, for every model. If both are asked the *same* prompts, that part cancels in the difference.
+#
+# Write `paired_gain`: the mean gain, half its 95 % interval prompt by prompt (1.96 standard errors of the differences), and the half width that the same scores would have if the two models had been asked different prompts (then the two variances add up). By hand: (.5, .7, .9) after (.25, .45, .65) is a gain of .25, with a half width of 0 prompt by prompt and of .32 otherwise.
+
+# %% [markdown] lang="ja" uid="paired" pair="8a7a68d5"
+# **図の読み方。** 48プロンプトで測った星の区間はおよそ $\pm 0.05$ なので、ほとんどの損失と重なります。では、48プロンプトでは2つの損失を区別できないのでしょうか。どのモデルにとっても、易しいプロンプトと難しいプロンプトがあります。両方に*同じ*プロンプトを与えれば、その部分は差を取ると打ち消し合います。
+#
+# `paired_gain` を書いてください。平均の伸び、プロンプトごとに比べたときの95%区間の半幅(差の標準誤差の1.96倍)、そして、同じ得点を別々のプロンプトで得たとしたときの半幅(2つの分散が足し合わされます)を返します。手計算の例: (.25, .45, .65) が (.5, .7, .9) になれば、伸びは0.25、半幅はプロンプトごとに比べると0、そうでなければ0.32です。
+
+
+# %% uid="paired-gain" tags=["exercise"] exercise="paired_gain"
+def paired_gain(after, before):
+    """en: (mean gain, half width prompt by prompt, half width with other prompts) of scores [n], [n]: three floats.
+    ja: 得点 [n]、[n] から (平均の伸び, プロンプトごとに比べた半幅, 別々のプロンプトでの半幅) をfloatで返します。
+    """
+    # BEGIN SOLUTION
+    n, gap = len(after), after - before
+    paired = 1.96 * (gap.var(ddof=1) / n) ** 0.5
+    apart = 1.96 * (after.var(ddof=1) / n + before.var(ddof=1) / n) ** 0.5
+    return float(gap.mean()), float(paired), float(apart)
+    # END SOLUTION
+
+
+# %% uid="paired-gain-check" tags=["check"]
+lab.check("paired_gain")
+paired_gain = lab.use("paired_gain")
+
+# %% uid="paired-use"
+gain, narrow, wide = paired_gain(l05.gold(own_images, test), gold["dpo"])
+print(t("l05.paired", gain=gain, paired=narrow, apart=wide))
+
 # %% uid="loss-claims"
 lab.claim("dpo_beats_sft", reason=t("l05.only_recorded"))
 lab.claim("sdpo_beats_dpo", reason=t("l05.only_recorded"))
 lab.claim("mapo_keeps_up", reason=t("l05.only_recorded"))
 lab.claim("kto_beats_dpo", reason=t("l05.only_recorded"))
 
-# %% [markdown] lang="en" uid="own-reading" pair="84a6c1ee"
-# **How to read your star.** 48 prompts give it an interval of about $\pm 0.05$, so most losses are its neighbours; a difference between two losses is best measured on the *same* prompts, prompt by prompt, where it is far more exact. **What the record decides.** DPO, KTO, the hinge, SDPO and the anchored
+# %% [markdown] lang="en" uid="own-reading" pair="3681790f"
+# **Reading.** The same prompts make the difference of two losses far more exact than either of them: all contrasts of the record are taken prompt by prompt. **What the record decides.** DPO, KTO, the hinge, SDPO and the anchored
 # loss all gain close to .1; KTO is not better than DPO, as its paper finds on another task, but a trifle worse (by .013). IPO at the same number barely moves: its $\tau$ fixes the gap to reach, which is a tiny one at 400. **The surprise is the baseline:** fine-tuning on the winners
 # alone gains as much as DPO, the difference is smaller than .02 either way. **Why:** the winners here are right where the base is often wrong, so copying them already teaches the prompts. The paper saw the same on its weaker model (SD 1.5: SFT wins 55.5 %) and the opposite on its stronger one (SDXL),
 # whose own pictures are better than the winners. What does tell them apart is $d_w$: below zero for SFT and the anchor, above for DPO.
 
-# %% [markdown] lang="ja" uid="own-reading" pair="2bba36db"
-# **自分の星の読み方。** 48プロンプトでは区間がおよそ $\pm 0.05$ あり、ほとんどの損失と重なります。2つの損失の差は、*同じ*プロンプトで1件ずつ比べると、ずっと正確に測れます。**記録から決まること。** DPO、KTO、hinge、SDPO、錨を加えた DPO の伸びは、どれも0.1近くです。KTO は、別の課題で測った論文とは
+# %% [markdown] lang="ja" uid="own-reading" pair="064c8622"
+# **結果の読み方。** 同じプロンプトで比べると、2つの損失の差は、それぞれの値よりずっと正確に測れます。記録済みの比較も、すべてプロンプトごとの差です。**記録から決まること。** DPO、KTO、hinge、SDPO、錨を加えた DPO の伸びは、どれも0.1近くです。KTO は、別の課題で測った論文とは
 # 違って DPO より良くはなく、ごくわずかに(0.013)劣りました。同じ値を入れた IPO はほとんど動きません。IPO の $\tau$ は目標とする差を決める数で、400では目標がごく小さいからです。**意外なのは比較対象の SFT です。** 勝者だけのファインチューニングの伸びは DPO と変わらず、差はどちらの向きにも0.02未満です。**理由:** 基準モデルがよく
 # 間違えるところで勝者は正しいので、まねるだけでもプロンプトに従うことを学べます。論文でも、弱いモデル(SD 1.5)では SFT の勝率が55.5%でした。自分の画像が勝者より良い、強いモデル(SDXL)では逆の結果です。違いが表れるのは $d_w$ で、SFT と錨を加えた DPO では負、DPO では正です。
 

@@ -940,6 +940,55 @@ curve_with_interval(
 # プロンプトが指定していない属性には、何が起きたでしょうか。論文は調べていませんが、結果に責任を持つ人は調べる必要があります。基準モデルからカリキュラムまでに割合がどう動いたかを、正解の評価役で
 # 読み取ります。区間と p 値はプロンプトを単位とし、p 値は属性の数で補正してあります(Holm)。
 
+# %% [markdown] lang="en" uid="holm" pair="03b140ac"
+# ### Many questions at once
+#
+# Section 8 asked three measures of every arm, this section asks about nine attributes. Whoever asks twenty questions at a level of 5 % finds one answer on average, even if nothing is going on. *Bonferroni's* cure multiplies every p-value by the number $m$ of questions: that is safe and severe. *Holm's* is as safe and milder. Once the smallest p-value has passed with the factor $m$, only $m - 1$ questions are
+# open, so the next one is multiplied by $m - 1$, the next by $m - 2$, down to 1. An adjusted p-value is never smaller than one before it, and never above 1.
+#
+# Write `holm`, in the order of the input. By hand: (.01, .04, .03) becomes (.03, .06, .06). The smallest is multiplied by 3 and the middle one by 2; the largest, multiplied by 1, would be .04 and is raised to the .06 before it.
+
+# %% [markdown] lang="ja" uid="holm" pair="f38fc408"
+# ### 一度にたくさんの問いを立てるとき
+#
+# 第8節では条件ごとに3つの尺度で調べ、ここでは9つの属性を調べます。5%の水準で20の問いを立てれば、何の違いもなくても、平均して1つは「違いがある」と出ます。*ボンフェローニ*の方法では、どの p 値にも問いの数 $m$ を掛けます。安全ですが、厳しすぎます。*ホルム*の方法は、同じだけ安全で、もう少し緩やかです。最小の p 値が $m$ 倍でも水準を
+# 満たしたなら、残る問いは $m - 1$ 個です。そこで次は $m - 1$ 倍、その次は $m - 2$ 倍とし、最後は1倍です。補正後の p 値は、前のものより小さくならず、1を超えません。
+#
+# 入力の順に返す `holm` を書いてください。手計算の例: (.01, .04, .03) は (.03, .06, .06) になります。最小のものを3倍、次を2倍にします。最大のものは1倍で.04ですが、その前の.06に引き上げます。
+
+
+# %% uid="holm-exercise" tags=["exercise"] exercise="holm"
+def holm(p_values):
+    """en: Holm's adjusted p-values [m] of an array of p-values [m], in the same order.
+    ja: p 値の配列 [m] から、ホルムの方法で補正した p 値 [m] を、同じ順で返します。
+    """
+    # BEGIN SOLUTION
+    order = np.argsort(p_values)
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.maximum.accumulate(p_values[order] * np.arange(len(p_values), 0, -1))
+    return np.minimum(adjusted, 1.0)
+    # END SOLUTION
+
+
+# %% uid="holm-exercise-check" tags=["check"]
+lab.check("holm")
+holm = lab.use("holm")
+
+# %% uid="holm-use"
+raw = []
+for a in tried:
+    for metric in ("judge", "gold", "sharpness"):
+        won = outcomes(candidate=results[a][metric], baseline=results["base"][metric])
+        raw.append(sign_test(int((won == 1).sum()), int((won == 0).sum())))
+kept = int((holm(np.array(raw)) <= 0.05).sum())
+print(t("l06.survive", arms=len(tried), judges=3, all=len(raw), raw=int((np.array(raw) <= 0.05).sum()), kept=kept))
+
+# %% [markdown] lang="en" uid="holm-reading" pair="2c7bbeb8"
+# **Reading.** Where effects are large, nothing is lost by asking many questions; what disappears are the discoveries at the edge. The figure below shows the largest of dozens of changes, so its winner is lucky as well as large. Its p-values are corrected by this function.
+
+# %% [markdown] lang="ja" uid="holm-reading" pair="2727566a"
+# **結果の読み方。** 効果が大きければ、問いが多くても何も失われません。消えるのは、水準ぎりぎりの発見です。次の図では、何十もの変化の中から大きいものを選んで示すので、上位のものには偶然の分も含まれています。図の前に表示される p 値は、この関数で補正したものです。
+
 # %% uid="side-run"
 from labkit.dpo import side_effects
 from labkit.portraits import attribute_name, value_name
@@ -983,6 +1032,53 @@ on_record("diversity", ["base", "easy", "hg", "leap", "real_sft"], t("l06.vendi"
 #
 # 論文は推論時にアダプタの強さを半分にし、最後の段階のアダプタはデコーダ側のブロックだけで使います。全ブロックで使うと多様性が下がったからです。アダプタは別々に保持しているので、
 # コンテキストマネージャ1つで済みます。何が失われ、何が残るでしょうか。
+
+# %% [markdown] lang="en" uid="merged" pair="7a802aca"
+# What *is* an adapter at half strength? LoRA leaves the weight $W$ of a layer alone and puts a product of two thin matrices beside it, `down` $[r, \mathrm{in}]$ and `up` $[\mathrm{out}, r]$ with a small rank $r$. The layer then computes with
+#
+# $$W + \sum_k s_k\, \mathrm{up}_k\, \mathrm{down}_k,$$
+#
+# one term per stage, each with a strength $s_k$ of its own. Nothing is lost, so everything can be taken back: at $s = 0$ the base stands there untouched. Write `merged`, the whole weight; `updates` is a list of `(up, down, strength)`. By hand: $W = (2, 0)$, up 1, down $(4, 6)$ and strength 0.5 give $(4, 3)$.
+
+# %% [markdown] lang="ja" uid="merged" pair="675b9483"
+# 半分の強さのアダプタとは、どういうものでしょうか。LoRA は層の重み $W$ に手を付けず、細長い2つの行列の積を横に置きます。小さなランク $r$ に対して、`down` は $[r, \mathrm{in}]$、`up` は $[\mathrm{out}, r]$ です。層は次の重みで計算します。
+#
+# $$W + \sum_k s_k\, \mathrm{up}_k\, \mathrm{down}_k,$$
+#
+# 段階ごとに1項あり、それぞれに強さ $s_k$ が付きます。元の重みは失われないので、いつでも元に戻せます。$s = 0$ なら、基準モデルそのものです。全体の重みを返す `merged` を書いてください。`updates` は `(up, down, 強さ)` のリストです。手計算の例: $W = (2, 0)$、up が1、down が $(4, 6)$、強さ0.5なら $(4, 3)$ です。
+
+
+# %% uid="merged-exercise" tags=["exercise"] exercise="merged"
+def merged(weight, updates):
+    """en: Weight [out, in] of a layer with adapters; updates: list of (up [out, r], down [r, in], strength).
+    ja: アダプタを含めた層の重み [out, in] です。updates は (up [out, r], down [r, in], 強さ) のリストです。
+    """
+    # BEGIN SOLUTION
+    return weight + sum(scale * (up @ down) for up, down, scale in updates)
+    # END SOLUTION
+
+
+# %% uid="merged-exercise-check" tags=["check"]
+lab.check("merged")
+merged = lab.use("merged")
+
+# %% uid="merged-use"
+from labkit.diffusion.adapters import adapter_layers
+
+with l06.adapters(hg):
+    # en: the first linear layer that carries an adapter of every stage
+    # ja: すべての段階のアダプタを持つ、最初の線形層
+    name, layer = next(
+        (k, m) for k, m in adapter_layers(pipe.unet).items() if isinstance(m.base_layer, torch.nn.Linear)
+    )
+    pieces = {stage: (layer.lora_B[stage].weight, layer.lora_A[stage].weight) for stage in hg}
+    x = torch.randn(2, layer.in_features, generator=lab.generator(8))
+    with torch.no_grad(), use_adapters(pipe.unet, dict.fromkeys(hg, 0.5)):
+        whole = merged(layer.base_layer.weight, [(up, down, layer.scaling[k]) for k, (up, down) in pieces.items()])
+        gap = float((layer(x) - torch.nn.functional.linear(x, whole, layer.base_layer.bias)).abs().max())
+    lab.verdict(t("l06.same_merge", value=gap), gap < 1e-4)
+    for stage, (up, down) in pieces.items():
+        print(t("l06.adapter_size", name=stage, numbers=up.numel() + down.numel(), full=whole.numel()))
 
 # %% uid="finish-widget" tags=["widget"]
 from labkit.dpo import up_blocks

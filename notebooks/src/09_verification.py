@@ -94,6 +94,12 @@ bad = defective(pictures, specs)
 frames = {place: "bad" for place, i in enumerate(some) if bad[i]}
 image_grid(pictures[some], columns=6, frames=frames, title=t("l09.revealed", bad=int(bad.sum()), total=len(bad)))
 
+# %% [markdown] lang="en" uid="reveal-reading"
+# **Reading.** Two kinds of frames: pictures that belong to another order, which differ in everything, and pictures of the right order with *one* attribute wrong. Ten seconds are enough for the first kind. The second kind needs the whole order beside the picture, line by line; whoever looks at pictures alone finds none of it. So the written order is part of the inspection, and the share in the title, not the eye, is what a plan has to deal with.
+
+# %% [markdown] lang="ja" uid="reveal-reading"
+# **読み取り。** 枠の付いた画像には2種類あります。別の注文の画像は、あらゆる点が違います。もう一方は、注文は合っていて、属性が*1つ*だけ違う画像です。1つ目の種類なら10秒で見つかります。2つ目の種類は、注文の全文を横に置いて1項目ずつ照らし合わせなければ見つかりません。画像だけを見る人には、1枚も見つけられないでしょう。ですから、書かれた注文も検査の一部です。検査の計画が相手にするのは、見た目の印象ではなく、図の題名にある割合です。
+
 # %% [markdown] lang="en" uid="plan" pair="589b5918"
 # ## 2. How many must I look at?
 #
@@ -909,7 +915,7 @@ curve_with_interval(
 # 時間を前もって決められず、ロットによっては長引くことです。だから打ち切りを設けます。記録済みの実験でも、30通りの不良率で4,000ロットずつ試して同じ結果でした。また、良好な工程を300枚、1枚ごとに確認する管理者を1,000人シミュレーションしました。賭けは約束を守り(約97%の人は誤報を聞きません)、1回だけ見るための検定では、10人に3人が
 # 誤報を聞きました。
 
-# %% [markdown] lang="en" uid="money" pair="2cca7965"
+# %% [markdown] lang="en" uid="money" pair="726d4771"
 # ## 8. What decides the return
 #
 # The article's thesis is that the verification plan decides the return on investment. Make it a number. One shipped picture costs what it takes to *make* it (refused ones included),
@@ -917,10 +923,10 @@ curve_with_interval(
 #
 # $$C = \mathrm{make} + c_{\mathrm{human}}\,\frac{\mathrm{ATI}}{N} + L\,p\,P_a\,\frac{N-n}{N}.$$
 #
-# ATI is the mean number of pictures looked at per lot, the sorting of refused lots included. Below, each assumption goes through the range that a manager finds believable (stated in the cell:
-# change them to your own), all others staying where they are.
+# ATI (average total inspection) is the mean number of pictures looked at per lot, the sorting of refused lots included: the sample always, the rest of the lot if it is refused. Write `mean_inspected` from your `lot_acceptance`. By hand: $N = 10$, $D = 2$, $n = 3$, $c = 0$
+# passes with $56/120$, so $3 + \frac{64}{120} \cdot 7 = 6.73$ pictures are looked at.
 
-# %% [markdown] lang="ja" uid="money" pair="e317b58e"
+# %% [markdown] lang="ja" uid="money" pair="ce280134"
 # ## 8. 投資対効果を決めるもの
 #
 # 検証の計画が投資対効果を決める、というのが記事の主張です。数値にしてみましょう。出荷する1枚の費用は、*作る*費用(落とした分も含む)、*検査*の費用、そして*流出*した
@@ -928,8 +934,29 @@ curve_with_interval(
 #
 # $$C = \mathrm{make} + c_{\mathrm{human}}\,\frac{\mathrm{ATI}}{N} + L\,p\,P_a\,\frac{N-n}{N}.$$
 #
-# ATI は1ロット当たりの平均検査枚数で、不合格になったロットの全数選別も含みます。下の図では、仮定を1つずつ、管理者が妥当と考える範囲で動かします。範囲はセルに書いて
-# あるので、自社の値に変えてみてください。
+# ATI(平均総検査数)は1ロット当たりの平均検査枚数で、不合格になったロットの全数選別も含みます。抜き取った分は必ず見て、残りはロットが不合格のときだけ見ます。`lot_acceptance` を使って `mean_inspected` を書いてください。手計算の例では、$N = 10$、$D = 2$、$n = 3$、$c = 0$ の合格の確率が
+# $56/120$ なので、見る枚数は $3 + \frac{64}{120} \cdot 7 = 6.73$ 枚です。
+
+
+# %% uid="mean-inspected" tags=["exercise"] exercise="mean_inspected"
+def mean_inspected(lot, bad, n, c):
+    """en: Pictures looked at per lot on average (a float), if every refused lot is sorted picture by picture.
+    ja: 不合格のロットを全数選別するときの、1ロット当たりの平均検査枚数(float)です。
+    """
+    # BEGIN SOLUTION
+    return n + (1 - lot_acceptance(lot, bad, n, c)) * (lot - n)
+    # END SOLUTION
+
+
+# %% uid="mean-inspected-check" tags=["check"]
+lab.check("mean_inspected")
+mean_inspected = lab.use("mean_inspected")
+
+# %% [markdown] lang="en" uid="assumptions" pair="ea6a7095"
+# Now each assumption goes through the range that a manager finds believable (stated in the cell: change them to your own), all others staying where they are. Which one moves the return most?
+
+# %% [markdown] lang="ja" uid="assumptions" pair="1e98c0ef"
+# 次に、仮定を1つずつ、管理者が妥当と考える範囲で動かします。範囲はセルに書いてあるので、自社の値に変えてみてください。投資対効果を最も大きく動かすのは、どの仮定でしょうか。
 
 # %% uid="widest-predict" tags=["quiz"]
 lab.predict("widest")
@@ -950,6 +977,24 @@ model_terms = {
     "rule_yield": (0.85, 0.99),
     "preference_yield": (0.6, 0.95),
 }
+
+# %% uid="hump"
+lot, n, c = pilot.lot, pilot.n, pilot.c
+inspecting = [pilot.c_human * mean_inspected(lot, d, n, c) / lot for d in counts]
+escapes = [pilot.escape_loss * d / lot * lot_acceptance(lot, d, n, c) * (lot - n) / lot for d in counts]
+curve_with_interval(
+    [100 * d / lot for d in counts],
+    {t("l09.hump_inspect"): inspecting, t("l09.hump_escape"): escapes},
+    xlabel=t("l09.lot_rate"),
+    ylabel=t("l09.hump_axis"),
+    title=t("l09.hump_title", n=n, c=c),
+)
+
+# %% [markdown] lang="en" uid="hump-reading" pair="faa8ea94"
+# **Reading.** Two bills for the same plan. Inspecting becomes dearer with bad lots and then stops rising, when every lot is sorted. Escapes have a *hump*: very good lots have nothing to let out, very bad ones are refused and sorted, and what costs most lies between, where the plan still says yes. The top of that hump is the worst that the plan can do to you; no supplier needs to be honest for it to hold.
+
+# %% [markdown] lang="ja" uid="hump-reading" pair="f63354c1"
+# **読み取り。** 同じ計画に、2種類の費用がかかります。検査の費用はロットが悪いほど増え、すべてを選別するところで頭打ちになります。流出の費用には*山*があります。とても良いロットには流出する不良がなく、とても悪いロットは不合格になって選別されます。最も高くつくのはその中間、計画がまだ合格を出す品質です。山の頂上は、この計画で起こりうる最悪の値です。納入業者が誠実かどうかには左右されません。
 
 # %% uid="tornado"
 from labkit.figures import tornado_chart
