@@ -85,7 +85,7 @@ strips({t("l01.held"): list(held), t("l01.guess"): list(guess)}, title=sentence)
 # %% uid="add-noise" tags=["exercise"] exercise="add_noise"
 def add_noise(x0, noise, alpha_bar):
     """en: x_t from x0 and noise of the same shape, at a level given by one number.
-    ja: x0 と、同じ形の noise から x_t を作ります。alpha_bar は1つの数です。
+    ja: x0と、同じ形の noise から x_t を作ります。alpha_bar は1つの数です。
     """
     # BEGIN SOLUTION
     return alpha_bar**0.5 * x0 + (1 - alpha_bar) ** 0.5 * noise
@@ -509,7 +509,7 @@ explore(guided_pictures, {"scale": slider(t("l01.guidance_scale"), 1.0, 10.0, 3.
 # the knee of this curve, not a law. And mark the unit of the bands, *prompts*: lesson 02 explains why not pictures.
 
 # %% [markdown] lang="ja" uid="scale-reading" pair="092112e5"
-# **図から読み取れること。** 忠実度は1から3で約.94から.99に上がり、その後は横ばいです。多様性も同じ範囲で下がり、その先はほとんど変わりません。**理由。** 指定した属性がすべて紛れのないものになれば、それ以上押しても得るものがありません。**何を変えるとどうなるか。** 指定の少ないプロンプトでは、得られるものも少なくなります。スライダーを10まで動かすと、色が飽和し、輪郭が硬くなります。数直線で見た行き過ぎです。ほかのレッスンで使う
+# **図から読み取れること。** 忠実度は1から3で約0.94から0.99に上がり、その後は横ばいです。多様性も同じ範囲で下がり、その先はほとんど変わりません。**理由。** 指定した属性がすべて紛れのないものになれば、それ以上押しても得るものがありません。**何を変えるとどうなるか。** 指定の少ないプロンプトでは、得られるものも少なくなります。スライダーを10まで動かすと、色が飽和し、輪郭が硬くなります。数直線で見た行き過ぎです。ほかのレッスンで使う
 # スケール3は、この曲線の曲がり角であって、法則ではありません。帯の単位が*プロンプト*であることにも注意してください。なぜ画像ではないのかは、レッスン02で説明します。
 
 # %% [markdown] lang="en" uid="attention" pair="09b32082"

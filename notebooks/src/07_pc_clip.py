@@ -10,7 +10,7 @@ from labkit.course import start, t
 
 lab = start("07", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
 
-# %% [markdown] lang="en" uid="article" pair="71e2a70c"
+# %% [markdown] lang="en" uid="article" pair="68914795"
 # ## 1. Two pictures, one difference
 #
 # The article「ペア差分を推論するためのCLIPのファインチューニング」presents *Finetuning CLIP to Reason about Pairwise Differences*
@@ -29,7 +29,7 @@ lab = start("07", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # | sentences from an LLM | writer: a template, or a language model | `writer` |
 # | standardised photographs | standard set-up, against a careless one | `SHOP` |
 
-# %% [markdown] lang="ja" uid="article" pair="57db4da4"
+# %% [markdown] lang="ja" uid="article" pair="56d0b375"
 # ## 1. 2枚の画像、1つの差分
 #
 # 記事「ペア差分を推論するためのCLIPのファインチューニング」が紹介しているのは、論文 *Finetuning CLIP to Reason about Pairwise Differences*
@@ -74,11 +74,11 @@ bar_with_interval(
     width=8.5,
 )
 
-# %% [markdown] lang="en" uid="first-reading"
+# %% [markdown] lang="en" uid="first-reading" pair="96230f15"
 # **What you see.** Before training every bar lies at one half: to CLIP a sentence about two pictures says nothing. After training, five of the eleven ways of saying it are read well, one is read the *wrong way round*, and the others are close to chance. **Why?** The facts are the same in every bar, so it cannot be the words for hair, spectacles or clothes. It must be what stands around them. **What would change it?** That is the experiment of section 5,
 # where you choose the sentences yourself. First the tool.
 
-# %% [markdown] lang="ja" uid="first-reading"
+# %% [markdown] lang="ja" uid="first-reading" pair="a1de269b"
 # **図から読み取れること。** 学習前は、どの棒も50%付近です。2枚の画像について述べた文は、CLIP にとって何も意味しません。学習後は、11通りの言い回しのうち5つがよく読め、1つは*逆の意味に*読まれ、残りは偶然に近い値です。**理由。** 述べている内容はどの棒でも同じなので、髪や眼鏡や服を表す単語のせいではありません。違いは、その周りの言葉にあるはずです。**何を変えればよいか。** それを調べるのが第5節の実験で、文を自分で選びます。まず道具を
 # 用意しましょう。
 
@@ -497,13 +497,13 @@ bar_with_interval(
 # 最初と同じ2枚のポートレート、同じ文です。右を向く棒が増え、長くなっています。まだ左を向いている棒は、このペアでは画像側に表れていない属性か、モデルがまだ読めない文です。1組だけの偶然か
 # どうかは、すべてのペアを数えた上の曲線で判断してください。
 
-# %% [markdown] lang="en" uid="hold" pair="22028c0c"
+# %% [markdown] lang="en" uid="hold" pair="c22fee68"
 # ## 5. What was learnt: words, places, or sentences?
 #
 # Your model now answers the eleven frames of the first figure. Your numbers are drawn beside the recorded ones: five training runs for each recipe, 160
 # pairs. *New grammar* uses the words "first" and "second" in sentences that training never had; *new markers* calls the pictures left and right, or one and two.
 
-# %% [markdown] lang="ja" uid="hold" pair="77c177c5"
+# %% [markdown] lang="ja" uid="hold" pair="7603f245"
 # ## 5. 学んだのは単語か、位置か、文か
 #
 # 最初の図の11の文型に、自分のモデルで答えさせます。記録済みの実験(学習方法ごとに5回の学習、160ペア)の隣に、自分の数値を描きます。「新しい文法」では、「first」「second」を
@@ -577,6 +577,43 @@ lab.claim("new_markers", measured="M1", **mean_and_interval(markers))
 # **予想に反した結果。** どちらも学習していない文型では、4つの文型で学習しても、1つの場合より明らかに良いとは言えません(記録済みの区間は0を含みます)。4つとも同じ規則に従うので、教わることは1つと変わらないからです。言い回しを増やして効果があるのは、
 # 近道が通用しなくなる場合だけです。**何を変えればよいか。** 値が目印より先に来る文型や、片方の画像だけを述べる文でも学習します。言語モデルが自由に書く文には、このような規則に従わないものも自然に混ざります。しかし、論文の試験の多くの
 # ように1つのテンプレートに当てはめる試験では、モデルがその規則を抜け出せたかどうかは分かりません。
+
+# %% [markdown] lang="en" uid="words"
+# ### Other words
+#
+# So far the frame changed and the words for hair, mood or glasses stayed. Now the other way round: the plain frame, but other words in it. Some comparisons were left out of training altogether; some synonyms stand in CLIP's captions; others it has never seen; and *the first has darker skin than the second* names no value at all, only a direction. Your run is the star.
+
+# %% [markdown] lang="ja" uid="words"
+# ### 別の言葉で言う
+#
+# ここまでは文型だけを変え、髪や表情や眼鏡を表す言葉はそのままでした。今度は逆に、基本の文型のまま言葉を変えます。学習から完全に除いた比較、CLIP のキャプションに出てくる類義語、一度も見たことのない類義語、そして *the first has darker skin than the second* のように、値を言わずに向きだけを述べる文です。星が自分の結果です。
+
+# %% uid="hold-words"
+from labkit.figures import recorded_means
+from labkit.studies import estimate
+
+asked = {
+    t("l07.words_unseen"): "m1.unseen",
+    t("l07.words_captions"): "m1.caption_words",
+    t("l07.words_new"): "m1.new_words",
+    t("l07.words_degrees"): "m1.degrees",
+}
+recorded_means(
+    {name: estimate(lab.recorded.values(metric, "bank")) for name, metric in asked.items()},
+    yours={name: other[metric].mean() for name, metric in asked.items()},
+    xlabel=t("l07.share_right"),
+    reference={t("l07.chance"): 0.5},
+    title=t("l07.words_title"),
+    value_format="{:.0%}",
+)
+
+# %% [markdown] lang="en" uid="words-reading"
+# **What you see.** Comparisons that no training sentence made are read as well as the others: 89 %. Synonyms that CLIP knows from captions carry over in part (67 %). Synonyms that it has never seen, and degrees, are read like a coin is tossed. **Why.** The tower put together two things that it had apart, the words of single pictures and the rule about markers; what a word *means* it can only have from its captions. "Darker" stands in no caption: there is nothing to put together. The paper's sentences come
+# from a language model and are full of such comparatives. **What would change it.** Sentences with degrees in training. The frames are yours: try one.
+
+# %% [markdown] lang="ja" uid="words-reading"
+# **図から読み取れること。** 学習の文に一度も出なかった比較も、ほかと同じくらい読めます(89%)。キャプションで知っている類義語なら、部分的に読めます(67%)。見たことのない類義語と程度の比較は、コイン投げと変わりません。**理由。** テキスト側は、別々に持っていた2つのもの、つまり1枚の画像を表す言葉と、目印の規則を組み合わせました。言葉の*意味*は、キャプションから得たものしかありません。「darker」はどのキャプションにも
+# 出てこないので、組み合わせるものがないのです。論文の文は言語モデルが書いたもので、このような比較級を多く含みます。**何を変えればよいか。** 程度を述べる文でも学習します。文型は自分で選べるので、試してみてください。
 
 # %% [markdown] lang="en" uid="rule" pair="098702c7"
 # ### A hypothesis is code
@@ -721,7 +758,7 @@ print(t("l07.task_score", score=score, recorded=recorded))
 # %% uid="mixed-weights" tags=["exercise"] exercise="mixed_weights"
 def mixed_weights(old, new, a):
     """en: Weights between two models: dictionaries name -> tensor in, one such dictionary out; a = 0 is the old model.
-    ja: 2つのモデルの間の重みです。名前からテンソルへの辞書を受け取り、同じ形で返します。a = 0 なら元のモデルです。
+    ja: 2つのモデルの間の重みです。名前からテンソルへの辞書を受け取り、同じ形で返します。a = 0なら元のモデルです。
     """
     # BEGIN SOLUTION
     return {name: (1 - a) * old[name] + a * new[name] for name in old}

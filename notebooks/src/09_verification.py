@@ -94,10 +94,10 @@ bad = defective(pictures, specs)
 frames = {place: "bad" for place, i in enumerate(some) if bad[i]}
 image_grid(pictures[some], columns=6, frames=frames, title=t("l09.revealed", bad=int(bad.sum()), total=len(bad)))
 
-# %% [markdown] lang="en" uid="reveal-reading"
+# %% [markdown] lang="en" uid="reveal-reading" pair="d7acdd4f"
 # **Reading.** Two kinds of frames: pictures that belong to another order, which differ in everything, and pictures of the right order with *one* attribute wrong. Ten seconds are enough for the first kind. The second kind needs the whole order beside the picture, line by line; whoever looks at pictures alone finds none of it. So the written order is part of the inspection, and the share in the title, not the eye, is what a plan has to deal with.
 
-# %% [markdown] lang="ja" uid="reveal-reading"
+# %% [markdown] lang="ja" uid="reveal-reading" pair="b7bb89f0"
 # **読み取り。** 枠の付いた画像には2種類あります。別の注文の画像は、あらゆる点が違います。もう一方は、注文は合っていて、属性が*1つ*だけ違う画像です。1つ目の種類なら10秒で見つかります。2つ目の種類は、注文の全文を横に置いて1項目ずつ照らし合わせなければ見つかりません。画像だけを見る人には、1枚も見つけられないでしょう。ですから、書かれた注文も検査の一部です。検査の計画が相手にするのは、見た目の印象ではなく、図の題名にある割合です。
 
 # %% [markdown] lang="en" uid="plan" pair="589b5918"
@@ -126,7 +126,7 @@ def zero_failure_n(rate, confidence):
     rate and confidence are shares, for example 0.02 and 0.95.
     ja: すべて良品でなければならない最小の枚数(int)です。
 
-    rate と confidence は、0.02 や 0.95 のような割合です。
+    rate と confidence は、0.02や0.95のような割合です。
     """
     # BEGIN SOLUTION
     return math.ceil(math.log(1 - confidence) / math.log(1 - rate))
@@ -272,7 +272,7 @@ desk = lab.progress.path.parent / "inspection-09"
 
 def write_lot(name, images, maker):
     """en: Write pictures 000.png, 001.png, ... with their provenance; the folder.
-    ja: 画像を 000.png、001.png、... として来歴とともに書き出し、フォルダーを返します。
+    ja: 画像を000.png、001.png、... として来歴とともに書き出し、フォルダーを返します。
     """
     folder = desk / name
     shutil.rmtree(folder, ignore_errors=True)
@@ -483,7 +483,7 @@ print(t("l09.seen", n=counted.n, bad=counted.major, split=len(counted.disagreeme
 # %% uid="true-rate" tags=["exercise"] exercise="true_rate"
 def true_rate(observed, sensitivity, specificity):
     """en: The rate behind what imperfect inspectors reported: shares in, a share from 0 to 1 out.
-    ja: 完全ではない検査員の報告から推定した不良率です。引数はすべて割合で、0から 1の割合を返します。
+    ja: 完全ではない検査員の報告から推定した不良率です。引数はすべて割合で、0から1の割合を返します。
     """
     # BEGIN SOLUTION
     rate = (observed + specificity - 1) / (sensitivity + specificity - 1)
@@ -553,7 +553,7 @@ def upper_bound(d, n, confidence):
     Returns a float from 0 to 1; all defective gives 1.
     ja: n 枚のうち d 枚が不良だったときの、不良率の片側上限です。
 
-    0 から 1 の float を返します。すべて不良なら 1 です。
+    0から1の float を返します。すべて不良なら1です。
     """
     # BEGIN SOLUTION
     low, high = d / n, 1.0
@@ -817,7 +817,7 @@ lab.claim("tuned_shifts", **only)
 # %% uid="wealth-exercise" tags=["exercise"] exercise="wealth"
 def wealth(x, p0, bet):
     """en: Wealth after each picture, as a list: x is a list of 1 (defective) and 0 (good).
-    ja: 1枚ごとの所持金のリストです。x は 1(不良)と 0(良品)のリストです。
+    ja: 1枚ごとの所持金のリストです。x は1(不良)と0(良品)のリストです。
     """
     # BEGIN SOLUTION
     money, course = 1.0, []
@@ -965,7 +965,7 @@ lab.predict("widest")
 from labkit.inspection import Economics, roi, tornado
 
 # en: yen per picture; "fixed" is paid once
-# ja: 単位は 1枚当たりの円。fixed は最初に 1回だけかかります
+# ja: 単位は1枚当たりの円。fixed は最初に1回だけかかります
 pilot = Economics(
     lot=500, lots=20, n=80, c=2, defect_rate=0.02, rule_yield=0.95, preference_yield=0.85,
     c_generate=2.0, c_rule=0.1, c_score=0.2, c_human=30.0, escape_loss=5000.0, c_manual=400.0, fixed=1_500_000.0,
@@ -1151,7 +1151,7 @@ lab.claim("more_pairs_help", **only)
 from dataclasses import replace
 
 # en: change these two numbers
-# ja: この 2つの数を変えてください
+# ja: この2つの数を変えてください
 my_n, my_c = 132, 3
 my_risk = lot_acceptance(500, 30, my_n, my_c)
 my_good = lot_acceptance(500, 5, my_n, my_c)

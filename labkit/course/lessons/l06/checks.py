@@ -1,50 +1,53 @@
 """Exercises of lesson 06."""
 
+import math
+
 import numpy as np
 import torch
 
 from labkit.course.checks import exercise
 from labkit.dpo.equations import statistics_loss
-from labkit.dpo.pool import best_and_worst
+from labkit.dpo.pool import best_and_worst, expected_range
 from labkit.metrics import holm
 
 
-@exercise("l06.best_and_worst", reference=best_and_worst)
-def check_best_and_worst(c, fn):
+@exercise("l06.expected_range", reference=expected_range)
+def check_expected_range(c, fn):
     c.callable(fn)
-    scores = torch.tensor([[0.1, 0.9, 0.5], [3.0, 1.0, 2.0], [0.2, 0.3, 0.1], [0.0, 5.0, 4.0]])
-    got = c.call(fn, scores)
-    c.instance(got, (tuple, list))
-    c.length(got, 2)
-    c.mistake("l06.swapped", got=got[0], looks_like=scores.argmin(1))
-    c.mistake("l06.wrong_axis", when=hasattr(got[0], "shape") and tuple(got[0].shape) == (3,))
-    c.mistake("l06.values", got=got[0], looks_like=scores.max(1).values)
-    c.equal(got[0], torch.tensor([1, 0, 1, 1]))
-    c.equal(got[1], torch.tensor([0, 1, 2, 0]))
-    tied = c.call(fn, torch.tensor([[1.0, 2.0, 2.0, 1.0]]))
-    c.equal(tied[0], torch.tensor([1]), key="l06.last_of_equals")
-    c.equal(tied[1], torch.tensor([0]), key="l06.last_of_equals")
+    got = c.number(c.call(fn, 8))
+    c.mistake("l06.one_end", when=abs(got - expected_range(8) / 2) < 0.01)
+    c.mistake("l06.no_step", when=got > 20)
+    c.mistake("l06.one_less", when=abs(got - expected_range(7)) < 0.01)
+    c.hand(c.call(fn, 2), 2 / math.pi**0.5, rtol=1e-2)
+    c.close(got, 2.8472, rtol=1e-2)
+    c.close(c.call(fn, 20), 3.7350, rtol=1e-2)
+    c.require(abs(c.number(c.call(fn, 1))) < 1e-2, "l06.alone")
 
 
-@check_best_and_worst.wrong("l06.swapped")
-def _(scores):
-    return scores.argmin(1), scores.argmax(1)
+def _covered(n):
+    x = torch.linspace(-8, 8, 4001, dtype=torch.float64)
+    below = torch.special.ndtr(x)
+    return x, below, 1 - below**n - (1 - below) ** n
 
 
-@check_best_and_worst.wrong("l06.wrong_axis")
-def _(scores):
-    return scores.argmax(0), scores.argmin(0)
+@check_expected_range.wrong("l06.one_end")
+def _(n):
+    return expected_range(n) / 2
 
 
-@check_best_and_worst.wrong("l06.values")
-def _(scores):
-    return scores.max(1).values, scores.min(1).values
+@check_expected_range.wrong("l06.no_step")
+def _(n):
+    return float(_covered(n)[2].sum())
 
 
-@check_best_and_worst.wrong("l06.last_of_equals")
-def _(scores):
-    n = scores.shape[1]
-    return n - 1 - scores.flip(1).argmax(1), n - 1 - scores.flip(1).argmin(1)
+@check_expected_range.wrong("l06.one_less")
+def _(n):
+    return expected_range(n - 1)
+
+
+@check_expected_range.wrong("l06.alone")
+def _(n):
+    return max(expected_range(n), expected_range(2))
 
 
 def cohen_kappa(first, second):
