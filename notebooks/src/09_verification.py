@@ -98,7 +98,7 @@ image_grid(pictures[some], columns=6, frames=frames, title=t("l09.revealed", bad
 # **Reading.** Two kinds of frames: pictures that belong to another order, which differ in everything, and pictures of the right order with *one* attribute wrong. Ten seconds are enough for the first kind. The second kind needs the whole order beside the picture, line by line; whoever looks at pictures alone finds none of it. So the written order is part of the inspection, and the share in the title, not the eye, is what a plan has to deal with.
 
 # %% [markdown] lang="ja" uid="reveal-reading" pair="b7bb89f0"
-# **読み取り。** 枠の付いた画像には2種類あります。別の注文の画像は、あらゆる点が違います。もう一方は、注文は合っていて、属性が*1つ*だけ違う画像です。1つ目の種類なら10秒で見つかります。2つ目の種類は、注文の全文を横に置いて1項目ずつ照らし合わせなければ見つかりません。画像だけを見る人には、1枚も見つけられないでしょう。ですから、書かれた注文も検査の一部です。検査の計画が相手にするのは、見た目の印象ではなく、図の題名にある割合です。
+# **結果の読み方。** 枠の付いた画像には2種類あります。別の注文の画像は、あらゆる点が違います。もう一方は、注文は合っていて、属性が*1つ*だけ違う画像です。1つ目の種類なら10秒で見つかります。2つ目の種類は、注文の全文を横に置いて1項目ずつ照らし合わせなければ見つかりません。画像だけを見る人には、1枚も見つけられないでしょう。ですから、書かれた注文も検査の一部です。検査の計画が相手にするのは、見た目の印象ではなく、図の題名にある割合です。
 
 # %% [markdown] lang="en" uid="plan" pair="589b5918"
 # ## 2. How many must I look at?
@@ -158,7 +158,7 @@ curve_with_interval(
 # Many companies therefore buy "AQL 1 %" plans from a table. Predict first.
 
 # %% [markdown] lang="ja" uid="plan-read" pair="79ce8b46"
-# **読み取り。** 約束する不良率を半分にすると、手間は2倍になります。「2%以下」には149枚、「1%以下」には299枚の良品が必要です。それに比べると信頼度は安く、95%から99%に上げても5割増しで済みます。
+# **結果の読み方。** 約束する不良率を半分にすると、手間は2倍になります。「2%以下」には149枚、「1%以下」には299枚の良品が必要です。それに比べると信頼度は安く、95%から99%に上げても5割増しで済みます。
 # ロットの大きさはほとんど影響せず、効くのは実際に見た枚数です。500枚のロットなら149枚の代わりに119枚で足りますが、これは全体の2割を見るからで、5,000枚のロットでは147枚です。また、この計画は厳格です。
 # 149枚のうち1枚でも不良があれば、良いロットかもしれないのに不合格になります。
 #
@@ -328,7 +328,7 @@ show(*table([t("l09.file"), t("l09.rule"), t("l09.found")], rows))
 # twelve and keeping the luckiest is a lottery with twelve tickets; going in a fixed order and stopping at the first failure costs nothing.
 
 # %% [markdown] lang="ja" uid="gate-read" pair="2cdf5fa7"
-# **読み取り。** 4つの事故はすべて、ルール名と値とともに見つかりました。開けないファイルも、読み飛ばさずに数えています。2回載っているファイルがあるのは、画像に手を加えると
+# **結果の読み方。** 4つの事故はすべて、ルール名と値とともに見つかりました。開けないファイルも、読み飛ばさずに数えています。2回載っているファイルがあるのは、画像に手を加えると
 # 来歴の封印も壊れるからです。ただし、注文の取り違えはどのルールにも見えません。人物が違うだけで、画像としては良品だからです。
 #
 # そこで第2段階の出番です。PortraitCLIP が、注文で指定された属性の確率を画像ごとに採点します。どこで切ればよいでしょうか。使うのは *learn then test* という方法です。
@@ -404,7 +404,7 @@ curve_with_interval(
 # a name that holds model, version and wording (`StoredJudge` does), because a provider changes models overnight; never use the judge that made the training pairs; and **measure its agreement as you measure an inspector's**, on planted pictures, with an interval, again for each version. The next section does exactly that.
 
 # %% [markdown] lang="ja" uid="certify-read" pair="93b69b56"
-# **読み取り。** 右から左へしきい値を緩めると、通過する画像が増え、やがて取り違えた注文も混ざってきます。保証の代償は歩留まりです。落とした分は描き直さなければなりません。
+# **結果の読み方。** 右から左へしきい値を緩めると、通過する画像が増え、やがて取り違えた注文も混ざってきます。保証の代償は歩留まりです。落とした分は描き直さなければなりません。
 # 「通す」と「落とす」の間には、第3の答えもあります。しきい値のすぐ下の画像を人に回し(*保留帯*)、1枚見る費用で良品を救うのです。判断の付かない画像は出荷しません。
 #
 # 保証が成り立つのは*この工程の画像*だけです。証明書にモデルのハッシュが入っている理由は、第6節で分かります。なお、校正用の画像はこれで使い切りました。
@@ -504,7 +504,7 @@ print(t("l09.corrected", seen=100 * reported, true=100 * true_rate(reported, 0.9
 # takes part: the filter itself, "defective" below its threshold. The same table is what you owe anybody to whom you offer a VLM as a judge.
 
 # %% [markdown] lang="ja" uid="true-rate-read" pair="cd41a6b7"
-# **読み取り。** 優秀な検査員でも、不良率2%のロットが5%ほどに見えます。不良が少ないほど、誤報の比重が大きくなるからです。だから感度と特異度は、状態の分かっている画像を混ぜて測らなければなりません。ここではロット全体を使い、3人目の検査員として
+# **結果の読み方。** 優秀な検査員でも、不良率2%のロットが5%ほどに見えます。不良が少ないほど、誤報の比重が大きくなるからです。だから感度と特異度は、状態の分かっている画像を混ぜて測らなければなりません。ここではロット全体を使い、3人目の検査員として
 # フィルタ自身も加えます(しきい値未満を「不良」と判定します)。VLM を評価役として提案するときも、相手に示すべきなのはこの表です。
 
 # %% uid="judge-as-inspector"
@@ -538,7 +538,7 @@ show(*table([t("l09.inspector"), t("l09.sensitivity"), t("l09.specificity")], ro
 # excludes only rates above 0.95.
 
 # %% [markdown] lang="ja" uid="bound" pair="79711262"
-# **読み取り。** この表から2つのことが分かります。感度の区間が広いのは、混ぜた不良が少ないからです。10ポイントの精度で知るには、およそ60枚の不良が要ります。また、フィルタを検査員として見ると、見落としはほとんどありませんが、良品を多く落とします。フィルタとしては
+# **結果の読み方。** この表から2つのことが分かります。感度の区間が広いのは、混ぜた不良が少ないからです。10ポイントの精度で知るには、およそ60枚の不良が要ります。また、フィルタを検査員として見ると、見落としはほとんどありませんが、良品を多く落とします。フィルタとしては
 # 問題なくても(代償は歩留まりです)、不良率を報告する役には向きません。道具の良し悪しは、*何に使うか*で決まります。
 #
 # 次に、抜き取った分はロット全体ではありません。どの不良率なら否定できるでしょうか。クロッパー・ピアソンの上限は、不良が*これほど少ない*ことがちょうど起こりにくくなる
@@ -622,7 +622,7 @@ lab.claim("clustered_misses", **only)
 # Now the decision and the signature. The record holds plan, seed, counts, interval, hashes and versions; maker and checker are two people, and the maker is none of the inspectors. Then we cheat a little.
 
 # %% [markdown] lang="ja" uid="coverage-read" pair="43241a1b"
-# **読み取り。** 教科書の区間 $\hat p \pm 1.96$ × 標準誤差は、品質管理で肝心な領域で破綻します。不良率1%では、当たるのは半分程度です。不良が1枚も出なければ、区間の幅が
+# **結果の読み方。** 教科書の区間 $\hat p \pm 1.96$ × 標準誤差は、品質管理で肝心な領域で破綻します。不良率1%では、当たるのは半分程度です。不良が1枚も出なければ、区間の幅が
 # ゼロになるからです。厳密な区間は過大な約束をしませんが、その分だけ広くなります。平均すると97.5%ほど当たるので、「93〜97%」という期待を*上に*外れます。ウィルソンの区間は平均すれば正しいものの、どの不良率でも正しいわけではありません。
 #
 # 残りは、記録済みのシミュレーションが調べました。片側の上限も、有限のロットに対する上限も成り立ちます。検査員の誤りを補正した区間は成り立ちますが、*報告された*割合をそのまま使った区間は成り立ちません。また、同じプロンプトの画像が良し悪しを共にすると、どの区間も崩れます。20個の
@@ -668,7 +668,7 @@ lab.verdict(t("l09.tamper"), any("inspection.major" in line for line in found) a
 # `--policy majority` decides. If one person looks twice, `--repeats last` counts the second look and reports how often it agreed with the first: who contradicts oneself cannot be reconciled with others.
 
 # %% [markdown] lang="ja" uid="sign-read" pair="cccf0905"
-# **読み取り。** 書き換えた項目の名前が示され、件数は判定から計算できるので、その矛盾も指摘されます。ただしハッシュは署名ではありません。プログラムを知っている人なら、封印をやり直せます。
+# **結果の読み方。** 書き換えた項目の名前が示され、件数は判定から計算できるので、その矛盾も指摘されます。ただしハッシュは署名ではありません。プログラムを知っている人なら、封印をやり直せます。
 # だからこそ封印の値を、顧客へのメールなど別の場所にも残します。ロットの隣にある `record.html` が、あなたの作業証明書です。
 #
 # 同じ道具は、どのフォルダーにも一度の操作で使えます。`labkit inspect FOLDER --plan bad=0.02 --maker A --checker B` は、抜き取りをし、検査ページを開き、判定を待って、記録を書きます。2人の検査員の判定が割れたときは、その画像とクリッペンドルフのα(一致度)が記録に載ります。その画像だけを3人目が見て、
@@ -779,7 +779,7 @@ lab.claim("tuned_shifts", **only)
 # A hash only knows what one tells it. Light, orders and suppliers change without one. So a monitor has to watch.
 
 # %% [markdown] lang="ja" uid="change-read" pair="5b58da24"
-# **読み取り。** ゲートはモデルのハッシュを見て、しきい値の使用を拒否します。もし拒否しなかったら、何が起きたでしょうか。予想とは違い、約束を超える不良は通過*しません*。別のチェックポイントの画像は20枚中19枚が不良ですが、評価役がそれを見抜くので、ほとんど何も通過しないのです。歩留まりは約83%から5%に
+# **結果の読み方。** ゲートはモデルのハッシュを見て、しきい値の使用を拒否します。もし拒否しなかったら、何が起きたでしょうか。予想とは違い、約束を超える不良は通過*しません*。別のチェックポイントの画像は20枚中19枚が不良ですが、評価役がそれを見抜くので、ほとんど何も通過しないのです。歩留まりは約83%から5%に
 # 落ちます。主張は**否定されました**。理由が大切です。この評価役は注文に書かれた属性そのものを読むので、この種の不良は隠れられません。壊れるのは計画のもう半分です。1枚出荷するのに19枚描くことになり、60枚の抜き取りはいつまでも揃いません。
 #
 # また、出荷がほとんどないから安全、ともいえません。通過した数枚では証拠になりませんし(7枚中0枚でも、不良率は41%までありえます)、評価役に盲点があれば、結果は違っていたでしょう。モデル、アダプタ、プロンプト、ステップ数、フィルタのどれかが変われば、新しい工程です。全数検査に戻り、校正をやり直します。
@@ -911,7 +911,7 @@ curve_with_interval(
 # three in ten.
 
 # %% [markdown] lang="ja" uid="sprt-read" pair="fb3f6862"
-# **読み取り。** どの不良率でも、逐次検定の平均検査枚数は、一回抜き取りの132枚より少なくて済みます。特に効くのは大事な場面です。不良のないロットは約55枚で合格し、不良率10%のロットは29枚で止まります。枚数が最も多いのはその中間で、そこはどのみち白黒の付けにくい領域です。代償は、検査にかかる
+# **結果の読み方。** どの不良率でも、逐次検定の平均検査枚数は、一回抜き取りの132枚より少なくて済みます。特に効くのは大事な場面です。不良のないロットは約55枚で合格し、不良率10%のロットは29枚で止まります。枚数が最も多いのはその中間で、そこはどのみち白黒の付けにくい領域です。代償は、検査にかかる
 # 時間を前もって決められず、ロットによっては長引くことです。だから打ち切りを設けます。記録済みの実験でも、30通りの不良率で4,000ロットずつ試して同じ結果でした。また、良好な工程を300枚、1枚ごとに確認する管理者を1,000人シミュレーションしました。賭けは約束を守り(約97%の人は誤報を聞きません)、1回だけ見るための検定では、10人に3人が
 # 誤報を聞きました。
 
@@ -994,7 +994,7 @@ curve_with_interval(
 # **Reading.** Two bills for the same plan. Inspecting becomes dearer with bad lots and then stops rising, when every lot is sorted. Escapes have a *hump*: very good lots have nothing to let out, very bad ones are refused and sorted, and what costs most lies between, where the plan still says yes. The top of that hump is the worst that the plan can do to you; no supplier needs to be honest for it to hold.
 
 # %% [markdown] lang="ja" uid="hump-reading" pair="f63354c1"
-# **読み取り。** 同じ計画に、2種類の費用がかかります。検査の費用はロットが悪いほど増え、すべてを選別するところで頭打ちになります。流出の費用には*山*があります。とても良いロットには流出する不良がなく、とても悪いロットは不合格になって選別されます。最も高くつくのはその中間、計画がまだ合格を出す品質です。山の頂上は、この計画で起こりうる最悪の値です。納入業者が誠実かどうかには左右されません。
+# **結果の読み方。** 同じ計画に、2種類の費用がかかります。検査の費用はロットが悪いほど増え、すべてを選別するところで頭打ちになります。流出の費用には*山*があります。とても良いロットには流出する不良がなく、とても悪いロットは不合格になって選別されます。最も高くつくのはその中間、計画がまだ合格を出す品質です。山の頂上は、この計画で起こりうる最悪の値です。納入業者が誠実かどうかには左右されません。
 
 # %% uid="tornado"
 from labkit.figures import tornado_chart
@@ -1058,7 +1058,7 @@ curve_with_interval(
 # few hundred pictures is often cheaper with search. This is "start small" as a formula.
 
 # %% [markdown] lang="ja" uid="money-read" pair="63886579"
-# **読み取り。** 決め手は、流出した不良1枚の損失です。電気代や採点の費用はほとんど表れません。記事の主張どおりですが、あくまで*この範囲では*という条件付きです。記録済みの実験では、この範囲から無作為に400通りの事業を作り、3つのシードで繰り返しました。どの事業でも、最も広い棒は検証の項でした。さらに、損失の小さい
+# **結果の読み方。** 決め手は、流出した不良1枚の損失です。電気代や採点の費用はほとんど表れません。記事の主張どおりですが、あくまで*この範囲では*という条件付きです。記録済みの実験では、この範囲から無作為に400通りの事業を作り、3つのシードで繰り返しました。どの事業でも、最も広い棒は検証の項でした。さらに、損失の小さい
 # 場合(流出の損失が1枚5〜100円、生成費用も1枚5〜100円)を400通り作ると、最も広い棒はモデルの項に変わります。不良が損失にならない画像なら、図は別のものになるのです。
 #
 # 意外なのは、不良率の両端がどちらも基準値より右にあることです。6%まで悪化すると、多くのロットが不合格になって全数選別され、
@@ -1129,7 +1129,7 @@ lab.claim("more_pairs_help", **only)
 # On the premises: the run above trained with every connection refused, and nobody asked for one. Weights, pairs and judge were files on this machine. The adapter's hash makes another process of the same base, so the record of section 5 does not cover its pictures: small data makes training cheap, not inspection.
 
 # %% [markdown] lang="ja" uid="small-read" pair="903ab117"
-# **読み取り。** 点ではなく区間を見てください。48件の注文では、百分の数程度より小さな差は見えません。10組ずつ24ステップの学習で、アダプタが見るのは延べ240組です。50組なら5回ずつ、200組ならほぼ1回ずつです。組を増やしても効果が変わらない場合、足りないのはデータではなくステップ数です。この図から分からないのは、
+# **結果の読み方。** 点ではなく区間を見てください。48件の注文では、百分の数程度より小さな差は見えません。10組ずつ24ステップの学習で、アダプタが見るのは延べ240組です。50組なら5回ずつ、200組ならほぼ1回ずつです。組を増やしても効果が変わらない場合、足りないのはデータではなくステップ数です。この図から分からないのは、
 # 顧客が評価役と同じ意見かどうかです。それを知るには、自社のペアを20組ほど学習に使わずに取っておき、正解率を数えます(レッスン05)。
 #
 # 社内だけで動くことも確かめました。上の学習は、すべての接続を拒否した状態で行い、接続の要求は1回もありませんでした。重みもペアも評価役も、このマシンの中のファイルです。アダプタのハッシュによって、同じ基準モデルでも別の工程になるため、第5節の記録はこのアダプタの画像を保証しません。少ないデータで安くなるのは学習であり、検査ではないのです。
