@@ -210,8 +210,8 @@ def forecast(share_above: float, *, ratio: float) -> Forecast:
 
 
 def training_weights(scores: Tensor, *, threshold: float, ratio: float) -> Tensor:
-    """Importance weights (importance sampling weights) of training: with which probability each sample is drawn, w above
-    tau to 1 below (2407.08659, method (iii) and the first step of Algorithm 3; draws are with replacement).
+    """Importance weights (importance sampling weights) of training: how probably each sample is drawn, w above tau to 1
+    below (2407.08659, method (iii) and the first step of Algorithm 3; draws are with replacement).
 
     Args:
         scores: rho [N] of the training set. threshold: tau. ratio: w in [0, inf].
