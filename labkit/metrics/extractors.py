@@ -56,7 +56,7 @@ class Extractor:
         return Fingerprint(self.name, weights, self.pipeline.describe())
 
     @torch.no_grad()
-    def __call__(self, images: object, *, value_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
+    def __call__(self, images: object, *, value_range: tuple[float, float] | None = None) -> Tensor:
         """Features of a batch of pictures of any size.
 
         Args:
@@ -78,7 +78,7 @@ class Extractor:
         return torch.cat(parts)
 
     def stats(
-        self, image_batches: Iterable[object], *, ddof: int = 1, value_range: tuple[float, float] = (-1.0, 1.0)
+        self, image_batches: Iterable[object], *, ddof: int = 1, value_range: tuple[float, float] | None = None
     ) -> GaussianStats:
         """Gaussian statistics of a stream of image batches, with the fingerprint; the features are not kept."""
         stats = GaussianStats(ddof=ddof, fingerprint=self.fingerprint)
