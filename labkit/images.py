@@ -6,7 +6,7 @@ transparency on white, palettes and CMYK converted, 16 bits cut to 8.
 
 A float says nothing about its range. It is converted when the caller declares it, or when the values leave one reading:
 
-    below -0.25, within about [-1, 1]     [-1, 1]: diffusion models
+    below -0.25, within [-2, 2]           [-1, 1]: diffusion models, whose decoders overshoot
     above 2, within about [0, 255]        [0, 255]: levels
     within [0, 1]                         refused: [0, 1] or the brighter half of [-1, 1]?
     NaN, or anything else                 refused: normalised with a mean and std, latents, ...
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -115,7 +115,7 @@ def value_range_of(smallest: float, largest: float, what: str = "image") -> Rang
     Raises:
         ImageError: NaN, or values that could be read in two ways; says what to declare.
     """
-    if -1.5 <= smallest < -0.25 and largest <= 1.5:
+    if -2 <= smallest < -0.25 and largest <= 2:  # decoders overshoot, as far as a declared range may
         return -1.0, 1.0
     if -0.25 <= smallest and 2 < largest <= 256:
         return 0.0, 255.0
@@ -131,8 +131,8 @@ def value_range_of(smallest: float, largest: float, what: str = "image") -> Rang
     )
 
 
-def common_range(images: Sequence[object]) -> Range | None:
-    """The value range of all float pictures of a list, decided together; None if there are none.
+def common_range(images: Iterable[object]) -> Range | None:
+    """The value range of all float pictures or batches of a list, decided together; None if there are none.
 
     Pictures of one source have one range: a bright one that alone could be read in two ways is settled by the others.
 

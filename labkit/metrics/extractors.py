@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from labkit.images import common_range
 from labkit.metrics.gaussian import Fingerprint, GaussianStats
 from labkit.metrics.images import PIPELINES, ImagePipeline, batches
 
@@ -60,11 +61,16 @@ class Extractor:
         """Features of a batch of pictures of any size.
 
         Args:
-            images: float tensor [N, 3, H, W] in `value_range`, uint8 tensor, or list of PIL images.
+            images: tensor [N, 3, H, W] or a list of what `labkit.images.read_levels` takes (files, PIL, arrays, ...).
+            value_range: of float pictures. None: the one that all of them together can have, see `labkit.images`.
 
         Raises:
             ValueError: pictures in another range or shape, or a network that does not return [N, d].
         """
+        if self.module is not None and self.module.training:
+            self.module.eval()  # somebody has called .train() since
+        if value_range is None:
+            value_range = common_range([images] if isinstance(images, Tensor) else images)
         parts = []
         for batch in batches(images, self.batch_size):
             pixels = self.pipeline(batch, value_range=value_range).to(device=self.device, dtype=self.dtype)
