@@ -95,10 +95,10 @@ frames = {place: "bad" for place, i in enumerate(some) if bad[i]}
 image_grid(pictures[some], columns=6, frames=frames, title=t("l09.revealed", bad=int(bad.sum()), total=len(bad)))
 
 # %% [markdown] lang="en" uid="reveal-reading" pair="d7acdd4f"
-# **Reading.** Two kinds of frames: pictures that belong to another order, which differ in everything, and pictures of the right order with *one* attribute wrong. Ten seconds are enough for the first kind. The second kind needs the whole order beside the picture, line by line; whoever looks at pictures alone finds none of it. So the written order is part of the inspection, and the share in the title, not the eye, is what a plan has to deal with.
+# **Reading.** Two kinds of frames: pictures that belong to another order, which differ in most things, and pictures of the right order with *one* attribute wrong. Ten seconds are enough for the first kind. The second kind needs the whole order beside the picture, line by line; whoever looks at pictures alone finds none of it. So the written order is part of the inspection, and the share in the title, not the eye, is what a plan has to deal with.
 
 # %% [markdown] lang="ja" uid="reveal-reading" pair="b7bb89f0"
-# **結果の読み方。** 枠の付いた画像には2種類あります。別の注文の画像は、あらゆる点が違います。もう一方は、注文は合っていて、属性が*1つ*だけ違う画像です。1つ目の種類なら10秒で見つかります。2つ目の種類は、注文の全文を横に置いて1項目ずつ照らし合わせなければ見つかりません。画像だけを見る人には、1枚も見つけられないでしょう。ですから、書かれた注文も検査の一部です。検査の計画が相手にするのは、見た目の印象ではなく、図の題名にある割合です。
+# **結果の読み方。** 枠の付いた画像には2種類あります。別の注文の画像は、多くの点が違います。もう一方は、注文は合っていて、属性が*1つ*だけ違う画像です。1つ目の種類なら10秒で見つかります。2つ目の種類は、注文の全文を横に置いて1項目ずつ照らし合わせなければ見つかりません。画像だけを見る人には、1枚も見つけられないでしょう。ですから、書かれた注文も検査の一部です。検査の計画が相手にするのは、見た目の印象ではなく、図の題名にある割合です。
 
 # %% [markdown] lang="en" uid="plan" pair="589b5918"
 # ## 2. How many must I look at?
