@@ -307,7 +307,7 @@ explore(
     },
 )
 
-# %% [markdown] lang="en" uid="gaps" pair="f762d8f2"
+# %% [markdown] lang="en" uid="gaps" pair="50a3d7c6"
 # **Reading.** The seeds stay the same, so what changes when you choose is due to your words.
 #
 # ## 5. What the data never showed

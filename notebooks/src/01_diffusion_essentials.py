@@ -504,7 +504,7 @@ def guided_pictures(scale):
 
 explore(guided_pictures, {"scale": slider(t("l01.guidance_scale"), 1.0, 10.0, 3.0, 0.5)})
 
-# %% [markdown] lang="en" uid="scale-reading" pair="7b9b7cff"
+# %% [markdown] lang="en" uid="scale-reading" pair="f60a1ca6"
 # **What you see.** From 1 to 3 faithfulness rises, from about .94 to .99, and then it is flat; variety falls over the same stretch and hardly any further. **Why.** Once all named attributes are unmistakable, more pushing has nothing left to win. **What would change it.** The captions: where a prompt names little, there is little to win. Move the slider to 10: colours saturate, and outlines become hard. That is the overshoot of the line. The scale 3 of the other lessons is
 # the knee of this curve, not a law. And mark the unit of the bands, *prompts*: lesson 02 explains why not pictures.
 

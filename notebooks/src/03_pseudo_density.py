@@ -89,7 +89,7 @@ ends(real.pictures, real.density.rho, t("l03.reals_title"))
 #
 # 2つの行を分けたのは何でしょうか。先へ進む前に、予想を1文で書いてみてください。何も知らない人が画像をこのように並べるには、何を数えればよいでしょうか。
 
-# %% [markdown] lang="en" uid="see" pair="64b4f508"
+# %% [markdown] lang="en" uid="see" pair="3b282e4a"
 # ## 2. Density that can be seen
 #
 # **Intuition.** In a crowd your neighbours stand close; at the edge of the square you have to walk to reach ten people. The walk is the measure: short where people are many,
@@ -125,7 +125,7 @@ ends(real.pictures, real.density.rho, t("l03.reals_title"))
 # %% uid="densest-predict" tags=["quiz"]
 lab.predict("densest")
 
-# %% [markdown] lang="en" uid="write-density" pair="d4d102e6"
+# %% [markdown] lang="en" uid="write-density" pair="a19887b9"
 # **Exercise (difficulty 2, ten minutes).** Write `pseudo_density` with $n = 1$ for all rows of a real set. By hand: eleven points on a line, one apart, $k = 4$. The first one
 # has the distances 1, 2, 3, 4 and so $d_4 = 2.5$; one in the middle has 1, 1, 2, 2 and $d_4 = 1.5$. The end of the line is the rarer place: $\rho$ is $0.666$ there, $1.110$ in
 # the middle. Three mistakes are common: counting a point as its own neighbour, taking the $k$-th distance, and dividing by the sum.
@@ -206,7 +206,7 @@ explore(ring_picture, controls | {"point": slider(t("l03.point"), 0, len(points)
 # **結果を変えるもの:** $n$ を動かすと色は変わりますが、単調な変換なので順序は変わりません。$k$ は、選んだ点を囲む円の大きさです。小さな球は標本のたまたまの偏りに左右され、大きな球では
 # 小さな山がならされて見えなくなります。
 
-# %% [markdown] lang="en" uid="accept" pair="6056cf9b"
+# %% [markdown] lang="en" uid="accept" pair="76aa05cf"
 # ## 3. Accept or reject
 #
 # Now the second statement of the article. The generator stays as it is; we only look at what it makes and keep some of it:
@@ -255,7 +255,7 @@ def acceptance(rho, tau, w):
 lab.check("acceptance")
 acceptance = lab.use("acceptance")
 
-# %% [markdown] lang="en" uid="cost" pair="f1140f83"
+# %% [markdown] lang="en" uid="cost" pair="641fecb6"
 # "Comparatively cheap", says the article. What is thrown away was generated all the same, so let us compute the price before paying it. Let a share $\pi$ of the *generated* samples
 # lie above $\tau$. Of a hundred generated ones $100\,\pi$ are above and $100\,(1 - \pi)$ are not; each group shrinks by its probability, and what remains are the accepted ones.
 #
@@ -409,7 +409,7 @@ claim("extreme_ring", "ring.w33_top", "ring.w1", "distance")
 paid = [results[f"ring.{s}"]["calls"] / results[f"ring.{s}"]["forecast"] for s in l03.RING if s != "w1"]
 lab.claim("cost_forecast", measured=t("l03.cost_ratio"), value=float(np.mean(paid)), seeds=[run_seed])
 
-# %% [markdown] lang="en" uid="ring-reading" pair="8c26b5f7"
+# %% [markdown] lang="en" uid="ring-reading" pair="a9c455b3"
 # **What you see.** Blue: the recorded study, ten runs with their intervals; stars: your run. Go from `w = 1` to `w = 33`, both with the *lowest tenth* as threshold. Precision rises from .88 to
 # .99 and coverage does not fall, because the points below that threshold are mostly the smeared ones. Selection acts as a **filter of artefacts** there. Raise the threshold to the half or to the upper fifth, and
 # the same weight throws away honest small modes: precision has nothing left to win, coverage pays (.82, .76). Shrinking the noise to 0.7 hardly touches the artefacts: they do not lie far out
@@ -471,7 +471,7 @@ explore(typical_or_rare, slider_controls)
 # **選んでみましょう。** どの truncation よりも、*両方の*軸で優れた設定を探してください。フレシェ距離(平面の上に表示)が最小になる設定も探してください。次に $w$ を1より小さくして、最初に戻って
 # くるのが珍しい山なのか、山の間の点なのかを見てください。密度が低いものは、珍しい**か**、壊れています。この規則には区別できません。これが第6節で解く謎です。
 
-# %% [markdown] lang="en" uid="measure" pair="05cbc8fc"
+# %% [markdown] lang="en" uid="measure" pair="96c12f94"
 # ## 4. Who measures, and how much it takes
 #
 # Before portraits are selected, the measures have to earn their place. Selection leaves a few *dozen* or hundred pictures, and small samples lie.
@@ -616,7 +616,7 @@ claim("ideal_distance_up", "ideal.w33", "ideal.w1", "kernel")
 claim("ideal_recall_up", "ideal.w003", "ideal.w1", "recall")
 claim("ideal_vendi_up", "ideal.w003", "ideal.w1", "vendi")
 
-# %% [markdown] lang="en" uid="ideal-reading" pair="0a17dbb2"
+# %% [markdown] lang="en" uid="ideal-reading" pair="a67334d3"
 # **What you see.** Look at the strips first: $w = 33$ keeps one style with common hair, $w = 0.03$ brings glasses, beards, white and red heads, now and then a cartoon, and *both* rows are flawless. In the plane, selection with 33
 # moves up and to the left: over five seeds precision rises from .93 to .97, recall falls from .93 to .82. Among a hundred pictures the effective number of different ones falls from 6.0 to 5.2; the other way round,
 # $w = 0.03$ raises it to 6.3 and lowers precision to .89. (Whether recall rises, too, five seeds cannot tell: it stands near its ceiling already.) The kernel distance to the population grows in **both** directions,
@@ -666,7 +666,7 @@ above = float((pool.rho > real.density.threshold(0.5)).double().mean())
 print(t("l03.above_median", share=above, calls=forecast(above, 33)[2]))
 selection("model", pool)
 
-# %% [markdown] lang="en" uid="rare-or-broken" pair="2f46aafa"
+# %% [markdown] lang="en" uid="rare-or-broken" pair="d1b6a309"
 # **What you see.** In the first figure the lower row is a mixture: rare heads as in section 1; some that are damaged, with hair that dissolves into the background or smeared glasses; and many in which nothing is wrong
 # by itself, only *foreign*: a moustache under a hairstyle where the reals hardly have one. The printed line counts them: of an ideal generator half of the pictures lie above the reals' median, of this model about
 # a third (.31 over the recorded seeds). In the second figure $w = 33$ returns pictures like the reals, $w = 0.03$ the rest.
@@ -709,7 +709,7 @@ extra = gain["own_precision"] - gain["precision"]
 why = "" if np.isfinite(extra) else t("l03.too_few")
 lab.claim("own_space", t("l03.own_space"), value=None if why else extra, seeds=[run_seed], reason=why)
 
-# %% [markdown] lang="en" uid="model-reading" pair="90da411f"
+# %% [markdown] lang="en" uid="model-reading" pair="2272c4d4"
 # **What you see.** $w = 33$ does what the paper says to fidelity and diversity: precision from .89 to .97, recall from .92 to .84, Vendi from 6.5 to 5.5, at three generated pictures per kept one. But the distance
 # **falls**, from 7.1 to 2.0, where the ideal generator's rose from 0.1 to 3.6; the claim that an extreme weight raises it is contradicted here, and a mild one lowers it as in the paper. The other end disappoints:
 # $w = 0.03$ *lowers* recall, from .92 to .87, the Vendi score rises by less than the smallest difference that we care about, and the distance doubles.
@@ -735,7 +735,7 @@ lab.claim("own_space", t("l03.own_space"), value=None if why else extra, seeds=[
 # **結果を変えるもの:** より良いモデルです。誤りが減るほど、点は理想の生成器の点に近づきます。最後の枠は、適合率の上昇を、選別に使った空間と評価役の空間とで比べたものです。平均では前者が大きい(0.05)ものの、区間は
 # まだ0にかかっています。決着には16ほどのシードが要ります。
 
-# %% [markdown] lang="en" uid="weights" pair="8fccdfa1"
+# %% [markdown] lang="en" uid="weights" pair="fbc4ae4e"
 # ### Weights instead of dice
 #
 # The paper calls selection *importance sampling*, and the textbook method of that name throws nothing away: every candidate stays and counts with a weight $a_i$, here your acceptance probability. For an average $m$ of some property $v$ over the wished-for population,
@@ -783,15 +783,15 @@ for s, w in {"w1": 1.0, "w33": 33.0, "w003": 0.03}.items():
     found = {"mean": mean, "error": error, "effective": effective, "total": len(chances)}
     print(t("l03.by_weights", w=w, n=sizes.kept, kept=results[f"model.{s}"]["rare"], **found))
 
-# %% [markdown] lang="en" uid="weights-reading" pair="8d6b77b5"
+# %% [markdown] lang="en" uid="weights-reading" pair="10098e2c"
 # **Reading.** Both ways estimate the same share, and the weights need no dice: four hundred pictures went in, and no chance came on top. What $w = 33$ costs is visible all the same. Of four hundred pictures little more than a hundred count, about as many as the dice would have kept: $n_{\mathrm{eff}}$ is the price of section 3 in another currency. With a mild weight the weights win, for they also use the rejected
 # pictures a little. **What dice can do and weights cannot:** ship. An average can be weighted; a picture is either in the catalogue or not.
 
-# %% [markdown] lang="ja" uid="weights-reading" pair="5d8173ff"
+# %% [markdown] lang="ja" uid="weights-reading" pair="b3d89826"
 # **結果の読み方。** どちらの方法も同じ割合を推定しています。重みを使えばさいころが要らないので、400枚の候補に、さいころの偶然は加わりません。それでも、$w = 33$ の代償は見えます。400枚のうち数に入るのは100枚余りで、さいころで残る枚数とほぼ同じです。$n_{\mathrm{eff}}$ は、第3節の費用を別の単位で表したものなのです。弱い重みなら、棄却されるはずの画像も少しは使えるので、
 # 重みの方が得です。**さいころにできて、重みにできないこと**は、出荷です。平均なら重みを付けて計算できますが、画像はカタログに載せるか載せないかのどちらかです。
 
-# %% [markdown] lang="en" uid="own" pair="23ba7cd0"
+# %% [markdown] lang="en" uid="own" pair="0913cfc1"
 # ## 7. Your experiment: rare, but whole
 #
 # **Open task (difficulty 5).** Choose a hundred pictures of your pool in which rare things are *more frequent* than under $w = 1$, at a precision that is no more than 0.02 lower. One density cannot do it. You may use two: `rho`, with $k = 10$ neighbours, and
@@ -851,7 +851,7 @@ recorded_plane(both, yours=stars, xlabel=measures["rare"], ylabel=measures["prec
 # すぎないので、顔も見てください。線より良くならなければ、`rho_near` に `rho` とは違う情報があるかどうかを、候補での順位で比べてみましょう。結果を変えるのは、実データを増やすことです。600枚の
 # 実データのうち、アニメ調の絵は20数枚しかありません。もっと珍しいものには、$k = 2$ でも近傍がありません。
 
-# %% [markdown] lang="en" uid="push" pair="25492bc2"
+# %% [markdown] lang="en" uid="push" pair="a4e06a77"
 # ## 8. Pushing one picture
 #
 # Selection waits for good luck. The first method of the paper makes it: keep the picture's initial noise $z$ and change it a little. How little? No coordinate by more than $\epsilon$, a
@@ -892,7 +892,7 @@ def push_step(delta, gradient, alpha, eps):
 lab.check("push_step")
 push_step = lab.use("push_step")
 
-# %% [markdown] lang="en" uid="best" pair="d340533a"
+# %% [markdown] lang="en" uid="best" pair="24782a6c"
 # A step of fixed length has a flaw: near the top it jumps across, and the last iterate is seldom the best one. The paper's code returns the last. Every iterate has been scored on the way, so keeping
 # the best one costs nothing.
 #
@@ -996,7 +996,7 @@ claim("push_up", "push.up", "push.random", "log_gain")
 claim("push_down", "push.down", "push.random", "log_gain")
 lab.claim("mlp_overrates", measured=t("l03.promise"), reason=t("l03.recorded_only"))
 
-# %% [markdown] lang="en" uid="push-reading" pair="d9b7c83f"
+# %% [markdown] lang="en" uid="push-reading" pair="cb4b635d"
 # **What you see.** Over forty recorded pictures ten gradient steps multiply the density by 1.08 ($e^{.078}$) upwards and by 0.94 downwards. The last iterate would have given 1.05: a third of the gain had been walked past,
 # and the best one was found after seven steps on average. Eleven random tickets give 1.01. In the strip the change is hard to see: a shade, an outline, no other person. Between the two rows of section 1 lies a factor of about 1.5.
 #
@@ -1016,7 +1016,7 @@ lab.claim("mlp_overrates", measured=t("l03.promise"), reason=t("l03.recorded_onl
 # **予想が外れたこと:** ネットワークは自分の勾配に沿って騙されやすいので、MLP の約束は厳密な密度より大きいと予想していました。実際には、約束が $.051$、厳密な値が $.058$ でした。差は $-.007$ $[-.018, .005]$ で、効果とみなす2%に届きません。
 # この小さな箱の中では、画像が MLP の学習した範囲にとどまるからです。**結果を変えるもの:** $\epsilon$ を大きくするか(0.3にしたリングでは、MLP が間違える点が見つかりました)、学習に使う実データを減らすことです。
 
-# %% [markdown] lang="en" uid="tune" pair="f246d615"
+# %% [markdown] lang="en" uid="tune" pair="db41ab5a"
 # ## 9. Changing the model
 #
 # The third method trains: pictures above $\tau$ are drawn $w$ times as often. Where does that lead in the end? Think of a GAN on two bins, above and below, with shares $\pi$ and $1 - \pi$ of the reals. Its ideal
@@ -1085,7 +1085,7 @@ curve_with_interval(
     reference={"$w$": fixed_share(0.5, 4.0), "$w^2$": fixed_share(0.5, 4.0, 0.25)},
 )  # fmt: skip
 
-# %% [markdown] lang="en" uid="tune-portraits" pair="66b9cd23"
+# %% [markdown] lang="en" uid="tune-portraits" pair="58c2a465"
 # **Reading.** Both curves end on the dashed lines that your formula drew: the number called $w$ in the paper is not the ratio that comes out. But look at *when*: nobody who trains for a few hundred steps is near
 # the end, so how long one trains is part of the method.
 #
@@ -1161,7 +1161,7 @@ claim("tune_vendi", "tune.w003", "tune.w1", "vendi")
 claim("control_alone", "tune.w1", "tune.pretrained", "kernel")
 lab.reveal("tune", "share" if np.mean(results[f"tune.{own_arm}"]["above"]) > pi else "nothing")
 
-# %% [markdown] lang="en" uid="tune-reading" pair="485d90c1"
+# %% [markdown] lang="en" uid="tune-reading" pair="d2307d8a"
 # **What you see.** Take two comparisons apart. *No weights against pretrained*: the same pictures, drawn evenly, already teach the model whom this population consists of. Over five seeds the share above $\tau$ rises from .17 to .29 and
 # the kernel distance falls from 24 to 16. None of that is due to pseudo density, and a table that compares the weighted run with the pretrained model alone would credit it with all of this. *A weight against no weights*: same noise, same
 # timesteps, same initial noise, only the draws differ. $w = 33$ ends at .35 and $w = 0.03$ at .21, in the directions that the paper promises.

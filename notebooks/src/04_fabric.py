@@ -121,7 +121,7 @@ image_grid(
 # %% uid="transfer-predict" tags=["quiz"]
 lab.predict("transfer")
 
-# %% [markdown] lang="en" uid="by-hand" pair="8bdb8b05"
+# %% [markdown] lang="en" uid="by-hand" pair="381cd2c3"
 # ## 2. The formula, by hand
 #
 # **Intuition.** A U-Net layer sees a picture as places: $8 \times 8$ of them in the outer layers here, $4 \times 4$ further in, $2 \times 2$ in the middle. In
@@ -185,7 +185,7 @@ def one_row(log_w):
 
 explore(one_row, {"log_w": slider(t("l04.log_weight"), -4.0, 4.0, 0.0, 0.25)})
 
-# %% [markdown] lang="en" uid="mass" pair="a4e9928b"
+# %% [markdown] lang="en" uid="mass" pair="68bb3ec4"
 # **Reading.** Move the slider: all reference bars grow together, all own bars shrink together, and inside each group the proportions stay. So one number says it
 # all, the **mass** $m$, the share of attention that goes to references. The output is $(1 - m)$ times what the place would have seen in its own picture, plus
 # $m$ times what it sees in the references. Since $m / (1 - m) = w \cdot \sum_{\mathrm{ref}} e^{s} / \sum_{\mathrm{own}} e^{s}$, the weight multiplies the *odds*; it is no
@@ -232,7 +232,7 @@ curve_with_interval(
     counts, mass, xlabel=t("l04.references"), ylabel=t("l04.mass"), ylim=(0, 1), title=t("l04.mass_title")
 )
 
-# %% [markdown] lang="en" uid="reference-pass" pair="6051cb7a"
+# %% [markdown] lang="en" uid="reference-pass" pair="bb8b454d"
 # **Reading.** With a fixed weight the liked pictures take over as the rounds go on. With your weights the mass stays where it was, and each single like counts less. This is a
 # choice, not a correction: do eight likes mean "eight times as sure" or "look at all eight"? Keep it in mind for section 7.
 #
@@ -323,7 +323,7 @@ for name in ("paper", "repo", "diffusers"):
     courses[name] = [one.max_weight if i in inside else one.min_weight for i in range(20)]
 curve_with_interval(np.arange(20), courses, xlabel=t("l04.step"), ylabel=t("l04.weight"), title=t("l04.windows_title"))
 
-# %% [markdown] lang="en" uid="hook" pair="1f0dcc90"
+# %% [markdown] lang="en" uid="hook" pair="d98cb53c"
 # **Reading.** One method, three windows, and each is called FABRIC somewhere: the paper reads references in every step, the authors' later code in the first 80 % with a weight of
 # 0.3, the diffusers pipeline only in the middle third. A result quoted without its window is half a result. Section 5 finds out which steps matter *here*.
 #
@@ -408,7 +408,7 @@ def read_references(attn, states, stored, w):
 lab.check("read_references")
 read_references = lab.use("read_references")
 
-# %% [markdown] lang="en" uid="puzzle" pair="8cebb886"
+# %% [markdown] lang="en" uid="puzzle" pair="deed557a"
 # Before you use it, a puzzle. Let a noisy picture have *itself* as its only reference: the same noise, the same prompt, weight 2. What does the U-Net answer?
 
 # %% [markdown] lang="ja" uid="puzzle" pair="19c8530e"
@@ -511,7 +511,7 @@ print(t("l04.effect_clean", value=gap(alone(0.8, clean[1:]), plain)))
 print(t("l04.tiny", value=gap(alone(1e-9), plain)))
 lab.reveal("self_reference", "nothing" if itself < 1e-4 else "changes")
 
-# %% [markdown] lang="en" uid="tiny-weight" pair="5e628077"
+# %% [markdown] lang="en" uid="tiny-weight" pair="1e8f363c"
 # **Reading.** The three lines below the lights are measurements, not laws. The first is what another person as reference does to one prediction. The second is the same
 # person without the noise, so a picture that the U-Net does not expect at $t = 400$; compare its size with the first. The third belongs to a property that is missing on purpose, "a weight near
 # 0 changes nothing": $w = 10^{-9}$ takes only 20.7 off a logit, and in the middle of the U-Net, where a picture has four places, the logits of another
@@ -524,7 +524,7 @@ lab.reveal("self_reference", "nothing" if itself < 1e-4 else "changes")
 # 引くだけです。画像を4つの位置で表す U-Net の中央では、別の画像のロジットが自分のロジットを100以上も上回ることがあります。そこでは、現実的などんな重みでも参照側が勝ちます。
 # 確実に影響がなくなるのは $w = 0$ だけで、`labkit.fabric` はそのとき参照画像を取り除きます。
 
-# %% [markdown] lang="en" uid="measure" pair="bee7b053"
+# %% [markdown] lang="en" uid="measure" pair="5a33a211"
 # ## 5. What does a like transfer?
 #
 # The article promises semantic information. This world lets us count it: a portrait has nine attributes, and the AttributeReader reads each of them from the pixels. The experiment:
@@ -788,7 +788,7 @@ claim("first_half_helps", *difference("target", "first", "both"))
 claim("second_half_hurts", *difference("target", "second", "both"))
 claim("first_beats_second", *difference("target", "first", "second"))
 
-# %% [markdown] lang="en" uid="own" pair="7915f2fd"
+# %% [markdown] lang="en" uid="own" pair="55add4cd"
 # **Reading.** Each half alone brings some three fifths of the palette, and all steps together bring the most: the paper's claim is *contradicted* here, by a wide margin. The halves hardly differ. **Why may
 # that be?** What transfers here is colour, and colour can still be changed late; in the paper's pictures the first steps fix a composition, which here does not transfer at any time. And feedback in
 # every step did no harm that an early window could spare: in the paper's photographs late feedback copies textures and burns them in, while these flat portraits have no texture to
@@ -846,7 +846,7 @@ recorded_plane(
     title=t("l04.own_title"),
 )
 
-# %% [markdown] lang="en" uid="own-reading" pair="5dfa0969"
+# %% [markdown] lang="en" uid="own-reading" pair="539cac1f"
 # **Reading.** The dots lie on a curve: what carries more costs more diversity, from "no feedback" on the right to $w = 8$ on the left. A star above the curve would be a discovery, a star on it is a choice. Windows and
 # layers move you *along* the curve more than off it. Part of the price is not a defect: if every picture has the liked background, the batch is less diverse, and that was the wish. The defect is what
 # goes beyond: the same face four times. The lines per attribute above the chart say which of the two you have bought.
@@ -929,7 +929,7 @@ claim("diversity_falls", *difference("diversity", "both", "none"))
 claim("empty_prompt", *difference("target", "prompt", "both"))
 claim("fixed_noise", *difference("target", "fixed", "both"))
 
-# %% [markdown] lang="en" uid="signs-reading" pair="242cf7cf"
+# %% [markdown] lang="en" uid="signs-reading" pair="082721ca"
 # **Reading.** A like pulls, hard. A dislike pushes, by a sixth of that, and nothing of it helps to reach the target: with a random person disliked, like and dislike together stay a little farther away than the like alone. The paper
 # found the opposite, with a dislike that was the *worst picture of the batch*. That is a different message: "not this failure of my wish" points somewhere, "not this stranger" does not, since a stranger may
 # share half of the target's attributes. The paper leaves the prompt of the reference pass open: here it makes no difference. One noise for all steps costs a few
@@ -1100,7 +1100,7 @@ claim("rounds_best", t("l04.last_round"), fed[f"best.{last}"] - alone_again[f"be
 claim("rounds_mean", t("l04.last_round"), fed[f"mean.{last}"] - alone_again[f"mean.{last}"])
 claim("rounds_worst", t("l04.last_round"), fed[f"worst.{last}"] - alone_again[f"worst.{last}"])
 
-# %% [markdown] lang="en" uid="rounds-reading" pair="010b7e3a"
+# %% [markdown] lang="en" uid="rounds-reading" pair="e07327e5"
 # **Reading.** Hold the two charts side by side. In the second one everything that the paper says of a *round* is there: against pictures from the same noise without feedback the mean rises, the worst picture
 # rises most. In the first one, where only the best picture of all so far counts, restarts climb nearly as fast, and the gap at sixteen pictures is a few hundredths: the interval of the recorded seeds still touches zero. Neither curve is wrong. They answer different questions.
 #
@@ -1206,7 +1206,7 @@ print(t("l04.game_goal", goal=goal, pictures=sizes.rounds * sizes.images))
 mine = l04.loop(0, run_seed, sizes)
 FeedbackGame(mine, near, goal=goal, target=portrait)
 
-# %% [markdown] lang="en" uid="race" pair="d1de5a61"
+# %% [markdown] lang="en" uid="race" pair="c1d4dbf6"
 # **Reading your game.** Write down the round in which the goal fell, and what your last four pictures have in common with your likes. If you won by colours alone, the judge of section 7 would
 # not be impressed; if you lost although every colour was right, you have met the limit that the paper itself states: feedback narrows what the prompt already generates, it cannot
 # leave it.

@@ -133,7 +133,7 @@ after = lab.keep("first", toy_run, "dpo_50").points
 panels = {t("l05.base"): base_points, t("l05.winners"): winners, t("l05.losers"): losers, t("l05.after"): after}
 scatter(panels, t("l05.toy_title"))
 
-# %% [markdown] lang="en" uid="toy-reading" pair="4e7e31cc"
+# %% [markdown] lang="en" uid="toy-reading" pair="08309080"
 # **What you see.** The base draws the whole ring. Winners crowd on the right, losers on the left, and after DPO the samples have moved right. **Why it is
 # remarkable:** nobody told the model what "right" is. There was no reward in the loss, no sampling during training, no reinforcement learning; only points, two
 # by two, and which of them won. **What would change it:** how far the model may go from the base. That is one number, and most of this lesson is about it.
@@ -202,7 +202,7 @@ curve_with_interval(
     title=t("l05.density_title"),
 )
 
-# %% [markdown] lang="en" uid="derive" pair="295cefb5"
+# %% [markdown] lang="en" uid="derive" pair="199d8cc4"
 # **What you see.** A short leash ($\beta = 2$) barely tilts the three bumps. A long one ($\beta = 0.1$) keeps only the right bump, and even inside it the mass
 # leans outwards. No mass appears *between* the bumps: where the reference is zero, no reward helps. Remember this; the trained models below do not always obey it.
 #
@@ -358,7 +358,7 @@ explore(
     {"setting": choice(t("l05.setting"), list(toy))},
 )
 
-# %% [markdown] lang="en" uid="runs-reading" pair="588fd451"
+# %% [markdown] lang="en" uid="runs-reading" pair="f19b2f4e"
 # **What you see.** At $\kappa = 2$ the winners' error grows, with the loss near 0 and the accuracy near 1: both kinds get worse, the losers faster. The loss sees only the
 # difference. In the picture the points have left the ring: the optimum of section 2 never does that, but the network does, because pushing a loser's noise prediction
 # away pushes everything near it. A larger $\kappa$ stops earlier, since pairs with a large $s$ weigh $\sigma(-s)$, almost nothing. SFT cannot leave the data and cannot use the losers
@@ -417,7 +417,7 @@ off = {name: run.off_ring for name, run in toy.items()}
 on_record("off_ring", ring_arms, off, t("l05.off"), title=t("l05.off_title"))
 on_record("d_w", ring_arms, {n: r.log[-1]["d_w"] for n, r in toy.items()}, t("l05.d_w_axis"), title=t("l05.d_w_all"))
 
-# %% [markdown] lang="en" uid="losses-reading" pair="ef476354"
+# %% [markdown] lang="en" uid="losses-reading" pair="bcaf4950"
 # **What you see.** Blue with intervals: the record, three bases for each seed; the stars: your one base. Read the two charts together. KTO at this strength never stops asking: its winners' error grows by more than 4, six samples in ten
 # have left the ring, and its mean reward, about 1.2, is the highest of all. On the ring nothing lies further right than 1: **a reward above the best point of the data is the mark of over-optimisation**, and whoever looks at rewards
 # alone would ship it. DPO 2 and DPO 10 follow; losses that stop asking move little (IPO wants a fixed gap, label smoothing charges for certainty). SFT, MaPO, SDPO and the anchor keep the winners' error below the reference's.
@@ -507,7 +507,7 @@ kappa_of = lab.use("kappa_of")
 print(t("l05.kappas", code=kappa_of(5000, False, True, 16384), script=kappa_of(2500, False, False, 16384)))
 print(t("l05.kappa_paper", paper=kappa_of(2000, True, False, 16384), elements=16384))
 
-# %% [markdown] lang="en" uid="convention-reading" pair="b9be42d9"
+# %% [markdown] lang="en" uid="convention-reading" pair="2c717614"
 # **What you see.** Three sources mean $\kappa = 2500$, though they print 5000 and 2500; the paper's equation, taken literally, means something more than ten thousand
 # times stronger. A recipe copied without its convention is off by a factor, not by a nuance. **And a decision for you:** should $\kappa$ grow with the number of elements
 # (keep the strength per element of the sum) or stay (keep it per mean)? Decide before section 7, where you meet a latent 32 times smaller.
@@ -549,7 +549,7 @@ bar_with_interval(
     value_format="{:.3f}",
 )
 
-# %% [markdown] lang="en" uid="precision-reading" pair="ba0bdb10"
+# %% [markdown] lang="en" uid="precision-reading" pair="ed3f78c7"
 # **What you see.** Nothing was trained, yet bfloat16 invents logits of the size of a real preference. **Why:** the error is a mean of thousands of squares near .15;
 # bfloat16 has three digits for it, and $\kappa = 2500$ magnifies the last one. **What to do:** compute the networks in half precision if you like, the errors never.
 
@@ -611,7 +611,7 @@ scatter({name: run.points for name, run in museum.items()}, t("l05.museum_clouds
 # 誤差は違います。ロジットを2にするのに、$\kappa = 10$ なら0.2の差で足りますが、$\kappa = 0.02$ では100の差が要ります。そのため、誤差が数百になるまでモデルが動き続けます。**覚えておくこと:** 損失と正解率から分かるのは、学習が*頼んだとおり*に進んでいるかどうかです。
 # その代償は $d_w$ と $d_l$ に表れ、頼んだ内容が正しかったかどうかは、サンプルを見なければ分かりません。
 
-# %% [markdown] lang="en" uid="pairs" pair="691dae0d"
+# %% [markdown] lang="en" uid="pairs" pair="393671cc"
 # ## 6. Pairs by AI feedback
 #
 # Now portraits. The base draws sharp pictures and often the wrong ones, for a reason that real models share: the captions it learnt from were wrong, each attribute with
@@ -728,7 +728,7 @@ spread = [float((first - error(pairs.loser, noises[i], times[j])).std()) for i, 
 labels = [t("l05.same_both"), t("l05.same_t"), t("l05.same_none")]
 bar_with_interval(labels, spread, xlabel=t("l05.noise_axis"), title=t("l05.noise_title"), value_format="{:.3f}")
 
-# %% [markdown] lang="en" uid="pairs-reading" pair="316cc913"
+# %% [markdown] lang="en" uid="pairs-reading" pair="4d34e6ea"
 # **What you see.** Under each picture stand the attributes that its prompt names. The widest gaps are no matters of taste: losers wear the wrong thing. The bars are step 5 of the derivation, measured. In our run (seed 0) the difference of two errors spreads by
 # .025 under one noise and one timestep, by .033 under two noises at the same timestep, and by .110 when the timesteps differ too. So most of the gain comes from sharing $t$. The signal is the same in all three; four times the spread takes sixteen times the pairs to see it.
 
@@ -736,7 +736,7 @@ bar_with_interval(labels, spread, xlabel=t("l05.noise_axis"), title=t("l05.noise
 # **図の読み方。** 画像の下には、プロンプトが指定した属性が並んでいます。評価の差が最も大きいペアで分かれたのは、好みではありません。敗者は指定と違うものを描いています。棒グラフは、導出のステップ5を測ったものです。シード0の実行では、誤差の差のばらつきは、ノイズもタイムステップも共通なら
 # 0.025、タイムステップだけ共通なら0.033、どちらも別々なら0.110でした。つまり、効いているのは主に $t$ をそろえることです。信号の大きさは3つとも同じなので、ばらつきが4倍になれば、見分けるのに16倍のペアが要ります。
 
-# %% [markdown] lang="en" uid="train" pair="5473c772"
+# %% [markdown] lang="en" uid="train" pair="2bf8d0d7"
 # ## 7. Training, watched live
 #
 # Ten pairs a step train a LoRA adapter (a small addition to the weights) in every layer; the reference is the same U-Net with the adapter off, so one network in memory serves as both. Which $\kappa$?
@@ -785,7 +785,7 @@ run, aligned = lab.keep("aligned", train, [dpo(kappa)])
 log[:] = run.log[:-1]
 live(run.log[-1])
 
-# %% [markdown] lang="en" uid="train-reading" pair="21c1a115"
+# %% [markdown] lang="en" uid="train-reading" pair="6d309275"
 # **What you see.** Both curves rise. $d_l$ rises faster, so the loss is content, and the accuracy on the training pairs is close to 1. The record agrees: $d_w$ ends between $+0.009$ and $+0.015$, $d_l$ between $+0.025$ and $+0.034$. The winners' error *rose* here too. By section 3 that is a warning,
 # yet the next section finds the pictures better. **Why no contradiction:** an error of noise prediction on the base's own pictures measures how well the model remembers them, not how good new ones are. What would worry us is $d_w$ running away; here it stays small beside errors of about a third.
 
@@ -856,7 +856,7 @@ e = rates[t("l05.gold_judge")]
 measured = t("l05.m_win", judge=t("l05.gold_judge"), prompts=len(test), kappa=kappa)
 lab.claim("dpo_beats_base", measured=measured, value=e.value, interval=(e.low, e.high), seeds=[lab.seed])
 
-# %% [markdown] lang="en" uid="prove-reading" pair="43d71d30"
+# %% [markdown] lang="en" uid="prove-reading" pair="13c73c84"
 # **What you see.** In the record (128 prompts) two prompts in three got better, by either judge: the gold judge's mean rose from about .72 to .82. The judge that never trained agrees with the one that did, so DPO has
 # learnt the prompts and not just a taste. Look at the second strip as well: some prompts got *worse*, and the marks show which attribute was lost. A win rate of two in three is also a loss rate of up to one in three, and the article's "quality improves" is a statement
 # about the mean. **What would change it:** more steps, more pairs, and a base that is wrong for another reason than its captions.
@@ -895,7 +895,7 @@ losses = {
 options = {"against": "base", "reference": {t("l05.no_change"): 0.0}, "title": t("l05.gain_title")}
 on_record("gold", losses, {"DPO": dpo_gain.value, "SDPO": own.value}, t("l05.gain_axis"), **options)
 
-# %% [markdown] lang="en" uid="paired" pair="33e0988f"
+# %% [markdown] lang="en" uid="paired" pair="b9370101"
 # **Reading.** Your star has an interval of about $\pm 0.05$ from 48 prompts, so most losses are its neighbours. Does that mean that 48 prompts cannot tell two losses apart? Some prompts are easy and some are hard, for every model. If both are asked the *same* prompts, that part cancels in the difference.
 #
 # Write `paired_gain`: the mean gain, half its 95 % interval prompt by prompt (1.96 standard errors of the differences), and the half width that the same scores would have if the two models had been asked different prompts (then the two variances add up). By hand: (.5, .7, .9) after (.25, .45, .65) is a gain of .25, with a half width of 0 prompt by prompt and of .32 otherwise.
@@ -986,7 +986,7 @@ e = estimate(worded - plain)
 measured = t("l05.m_words", prompts=len(test))
 lab.claim("npo_needs_words", measured=measured, value=e.value, interval=(e.low, e.high), seeds=[lab.seed])
 
-# %% [markdown] lang="en" uid="negative-reading" pair="ed1d5181"
+# %% [markdown] lang="en" uid="negative-reading" pair="507f2977"
 # **What you see: the opposite of the paper.** Guidance away from the bad model loses to plain guidance, a little when it is asked for nothing (it wins 45 % of the prompts), by far when it is asked for the prompt. Two likely reasons. First, our preference is
 # faithfulness: without the prompt nobody knows what would be wrong, so the empty branch has only drifted. The paper's preferences were people's, and an ugly picture is ugly without a prompt. Second, the control:
 # asking the bad model for the prompt removes the difference between *prompt* and *no prompt* from guidance, and that difference was doing most of the work. It shows that much and no more: two things change in it at once. **What would change it:** training the negative model with dropped captions, and mixing it with the base, as the paper does; neither was tried here.
@@ -1027,7 +1027,7 @@ bar_with_interval(
 # %% uid="realism"
 on_record("distance", {t("l05.base"): "base", **losses}, {}, t("l05.distance_axis"), title=t("l05.distance_title"))
 
-# %% [markdown] lang="en" uid="side-reading" pair="87feb601"
+# %% [markdown] lang="en" uid="side-reading" pair="a5fa5851"
 # **What you see.** Bars whose interval crosses zero are no news. A bar that does not is a habit the model has picked up from the winners, although no prompt asked for it; with six bars shown out of dozens, the
 # largest are the luckiest too. In the second figure look at the small dots, one a seed: DPO is nearer to real pictures than the base in one seed and farther in another, by more than anything that separates the losses. No loss is shown to be more realistic than another here. Faithful and real are two axes, and
 # lesson 06 is about the second.

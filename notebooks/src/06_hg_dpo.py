@@ -126,7 +126,7 @@ strips(
 # 実行前に決めてあること: この2つの尺度、学習に使っていないプロンプト、主張ごとの意味のある最小の差(`claims.yaml`)。
 # どの行が、どちらの尺度を良くしたのでしょうか。予想は第7節まで取っておいてください。
 
-# %% [markdown] lang="en" uid="pool" pair="fb01beba"
+# %% [markdown] lang="en" uid="pool" pair="ccf31c1b"
 # ## 2. The pool: let the model compete with itself
 #
 # Nobody draws better pictures for us; the model's own luck does. For each prompt it draws $N$ pictures from different noise, the training judge scores them, and
@@ -140,7 +140,7 @@ strips(
 #
 # Write `expected_range` as a sum over a fine grid from $-8$ to 8. By hand: $R_1 = 0$ and $R_2 = 2/\sqrt\pi$. (Which picture is best and which is worst you chose in lesson 05; here `best_and_worst` of labkit does it.)
 
-# %% [markdown] lang="ja" uid="pool" pair="1efb49a1"
+# %% [markdown] lang="ja" uid="pool" pair="a43b039b"
 # ## 2. 候補画像のプール: モデル自身に競わせる
 #
 # 手本になる良い絵を描いてくれる人はいません。頼れるのは、モデル自身がたまに出す「当たり」です。プロンプトごとに異なるノイズから $N$ 枚を生成し、学習用の評価役が採点して、最高と最低の2枚をペアに
@@ -947,7 +947,7 @@ curve_with_interval(
 # プロンプトが指定していない属性には、何が起きたでしょうか。論文は調べていませんが、結果に責任を持つ人は調べる必要があります。基準モデルからカリキュラムまでに割合がどう動いたかを、正解の評価役で
 # 読み取ります。区間と p 値はプロンプトを単位とし、p 値は属性の数で補正してあります(Holm)。
 
-# %% [markdown] lang="en" uid="holm" pair="03b140ac"
+# %% [markdown] lang="en" uid="holm" pair="d711de1b"
 # ### Many questions at once
 #
 # Section 8 asked three measures of every arm, this section asks about nine attributes. Whoever asks twenty questions at a level of 5 % finds one answer on average, even if nothing is going on. *Bonferroni's* cure multiplies every p-value by the number $m$ of questions: that is safe and severe. *Holm's* is as safe and milder. Once the smallest p-value has passed with the factor $m$, only $m - 1$ questions are

@@ -578,12 +578,12 @@ lab.claim("new_markers", measured="M1", **mean_and_interval(markers))
 # 近道が通用しなくなる場合だけです。**何を変えればよいか。** 値が目印より先に来る文型や、片方の画像だけを述べる文でも学習します。言語モデルが自由に書く文には、このような規則に従わないものも自然に混ざります。しかし、論文の試験の多くの
 # ように1つのテンプレートに当てはめる試験では、モデルがその規則を抜け出せたかどうかは分かりません。
 
-# %% [markdown] lang="en" uid="words"
+# %% [markdown] lang="en" uid="words" pair="20c265e1"
 # ### Other words
 #
 # So far the frame changed and the words for hair, mood or glasses stayed. Now the other way round: the plain frame, but other words in it. Some comparisons were left out of training altogether; some synonyms stand in CLIP's captions; others it has never seen; and *the first has darker skin than the second* names no value at all, only a direction. Your run is the star.
 
-# %% [markdown] lang="ja" uid="words"
+# %% [markdown] lang="ja" uid="words" pair="bcbbf8c8"
 # ### 別の言葉で言う
 #
 # ここまでは文型だけを変え、髪や表情や眼鏡を表す言葉はそのままでした。今度は逆に、基本の文型のまま言葉を変えます。学習から完全に除いた比較、CLIP のキャプションに出てくる類義語、一度も見たことのない類義語、そして *the first has darker skin than the second* のように、値を言わずに向きだけを述べる文です。星が自分の結果です。
@@ -607,11 +607,11 @@ recorded_means(
     value_format="{:.0%}",
 )
 
-# %% [markdown] lang="en" uid="words-reading"
+# %% [markdown] lang="en" uid="words-reading" pair="0366d644"
 # **What you see.** Comparisons that no training sentence made are read as well as the others: 89 %. Synonyms that CLIP knows from captions carry over in part (67 %). Synonyms that it has never seen, and degrees, are read like a coin is tossed. **Why.** The tower put together two things that it had apart, the words of single pictures and the rule about markers; what a word *means* it can only have from its captions. "Darker" stands in no caption: there is nothing to put together. The paper's sentences come
 # from a language model and are full of such comparatives. **What would change it.** Sentences with degrees in training. The frames are yours: try one.
 
-# %% [markdown] lang="ja" uid="words-reading"
+# %% [markdown] lang="ja" uid="words-reading" pair="0f6d9485"
 # **図から読み取れること。** 学習の文に一度も出なかった比較も、ほかと同じくらい読めます(89%)。キャプションで知っている類義語なら、部分的に読めます(67%)。見たことのない類義語と程度の比較は、コイン投げと変わりません。**理由。** テキスト側は、別々に持っていた2つのもの、つまり1枚の画像を表す言葉と、目印の規則を組み合わせました。言葉の*意味*は、キャプションから得たものしかありません。「darker」はどのキャプションにも
 # 出てこないので、組み合わせるものがないのです。論文の文は言語モデルが書いたもので、このような比較級を多く含みます。**何を変えればよいか。** 程度を述べる文でも学習します。文型は自分で選べるので、試してみてください。
 

@@ -94,10 +94,10 @@ bad = defective(pictures, specs)
 frames = {place: "bad" for place, i in enumerate(some) if bad[i]}
 image_grid(pictures[some], columns=6, frames=frames, title=t("l09.revealed", bad=int(bad.sum()), total=len(bad)))
 
-# %% [markdown] lang="en" uid="reveal-reading" pair="d7acdd4f"
+# %% [markdown] lang="en" uid="reveal-reading" pair="57c79933"
 # **Reading.** Two kinds of frames: pictures that belong to another order, which differ in most things, and pictures of the right order with *one* attribute wrong. Ten seconds are enough for the first kind. The second kind needs the whole order beside the picture, line by line; whoever looks at pictures alone finds none of it. So the written order is part of the inspection, and the share in the title, not the eye, is what a plan has to deal with.
 
-# %% [markdown] lang="ja" uid="reveal-reading" pair="b7bb89f0"
+# %% [markdown] lang="ja" uid="reveal-reading" pair="0ccdae7a"
 # **結果の読み方。** 枠の付いた画像には2種類あります。別の注文の画像は、多くの点が違います。もう一方は、注文は合っていて、属性が*1つ*だけ違う画像です。1つ目の種類なら10秒で見つかります。2つ目の種類は、注文の全文を横に置いて1項目ずつ照らし合わせなければ見つかりません。画像だけを見る人には、1枚も見つけられないでしょう。ですから、書かれた注文も検査の一部です。検査の計画が相手にするのは、見た目の印象ではなく、図の題名にある割合です。
 
 # %% [markdown] lang="en" uid="plan" pair="589b5918"
@@ -150,7 +150,7 @@ curve_with_interval(
     log_y=True,
 )
 
-# %% [markdown] lang="en" uid="plan-read" pair="bb2e9d28"
+# %% [markdown] lang="en" uid="plan-read" pair="ec296da9"
 # **Reading.** Halving the promised rate doubles the work: "at most 2 %" takes 149 good pictures, "at most 1 %" takes 299. More confidence is cheap in comparison: from 95 to 99 % costs half as much
 # again. The number of pictures in the lot hardly matters; what counts is how many were looked at. A lot of 500 needs 119 instead of 149, because a fifth of it is seen, and a lot of 5,000 needs 147. And the plan is strict: one
 # defect among 149, and a lot that may well be good is refused.
@@ -318,7 +318,7 @@ screened = Gate(process, Plan(1, 0), rules).screen(batch)
 rows = [[r.item, said(r.rule, lang), said(r.value, lang)] for r in screened.rejections]
 show(*table([t("l09.file"), t("l09.rule"), t("l09.found")], rows))
 
-# %% [markdown] lang="en" uid="gate-read" pair="280ec8d7"
+# %% [markdown] lang="en" uid="gate-read" pair="43a93bef"
 # **Reading.** All four accidents are found, each with its rule and its value, the unreadable file too: what cannot be opened is counted, not skipped. Two files are listed
 # twice, because who retouches a picture also breaks its seal. No rule can see the mixed-up orders, though: those are good pictures of the wrong person.
 #
@@ -392,7 +392,7 @@ curve_with_interval(
     ylim=(0, 1.02),
 )
 
-# %% [markdown] lang="en" uid="certify-read" pair="ef86600b"
+# %% [markdown] lang="en" uid="certify-read" pair="7da42cfe"
 # **Reading.** From right to left the threshold loosens: more pictures pass, and at some point the orders that were mixed up come along. The price of the promise is the yield: what is
 # refused must be drawn again. Between "pass" and "refuse" there is room for a third answer: pictures just below the threshold go to people (*abstain band*), who rescue good ones for the price of a look. Undecided ones do not ship.
 #
@@ -499,7 +499,7 @@ true_rate = lab.use("true_rate")
 actual = np.mean([truth[name] for name in drawn_names])
 print(t("l09.corrected", seen=100 * reported, true=100 * true_rate(reported, 0.9, 0.97), actual=100 * actual))
 
-# %% [markdown] lang="en" uid="true-rate-read" pair="53d46342"
+# %% [markdown] lang="en" uid="true-rate-read" pair="a59f4dab"
 # **Reading.** Good inspectors still make a 2 % lot look like a 5 % one: false alarms weigh most where defects are rare. So both shares must be measured, by planting pictures whose state you know. Here the whole lot is planted, and a third inspector
 # takes part: the filter itself, "defective" below its threshold. The same table is what you owe anybody to whom you offer a VLM as a judge.
 
@@ -529,7 +529,7 @@ rows = [
 ]
 show(*table([t("l09.inspector"), t("l09.sensitivity"), t("l09.specificity")], rows))
 
-# %% [markdown] lang="en" uid="bound" pair="a9db8842"
+# %% [markdown] lang="en" uid="bound" pair="41ebe003"
 # **Reading.** Two things stand in this table. The intervals of the sensitivity are wide, because few defects were planted: to pin it down to ten points takes about sixty of them. And the filter, asked as an inspector, misses hardly anything but throws away many good pictures: fine as a
 # filter (the price is yield), useless as the person who reports the rate. An instrument is good *for something*.
 #
@@ -612,7 +612,7 @@ lab.claim("corrected_covers", **only)
 lab.claim("reported_misses", **only)
 lab.claim("clustered_misses", **only)
 
-# %% [markdown] lang="en" uid="coverage-read" pair="69ce0508"
+# %% [markdown] lang="en" uid="coverage-read" pair="5bbac45c"
 # **Reading.** The textbook interval, $\hat p \pm 1.96$ standard errors, fails exactly where quality work happens: at 1 % it is right about half of the time, because a sample without
 # defects gives an interval of width zero. The exact one never promises too much, and is wider for it: averaged over the rates it is right about 97.5 % of the time, so a hope like "93 to 97 %" is *not* met from above. Wilson's is right on average, not at every rate.
 #
@@ -660,7 +660,7 @@ found = record_problems(forged, seal=record["seal"], lang=lang)
 show(*table([t("l09.forgery")], [[line] for line in found]))
 lab.verdict(t("l09.tamper"), any("inspection.major" in line for line in found) and not record_problems(record))
 
-# %% [markdown] lang="en" uid="sign-read" pair="73225681"
+# %% [markdown] lang="en" uid="sign-read" pair="9849f863"
 # **Reading.** The edited field is named, and because the counts follow from the verdicts, the contradiction is named as well. A hash is no signature: who knows the program could seal
 # anew. That is why the seal is kept in a second place, an e-mail to the customer for example. The page `record.html` beside the lot is your certificate of work.
 #
@@ -765,7 +765,7 @@ on_record(
 lab.claim("tuned_threshold_void", **only)
 lab.claim("tuned_shifts", **only)
 
-# %% [markdown] lang="en" uid="change-read" pair="afedb75d"
+# %% [markdown] lang="en" uid="change-read" pair="59e348b7"
 # **Reading.** The gate refuses to use the threshold, by the hash of the model. Would anything have happened without it? Not what one expects: *no* more defects pass than was promised. Nineteen of twenty pictures of the other checkpoint are defective, the judge sees it, and hardly anything passes at all: the yield falls from about 83 % to
 # 5 %. The claim is **contradicted**, and the reason matters. This judge reads exactly the attributes that an order names, so this kind of defect cannot hide from it. What breaks is the other half of the plan: nineteen pictures are drawn for each one that ships, and a sample of 60 will never be full.
 #
@@ -905,7 +905,7 @@ curve_with_interval(
     ylim=(0, 1.15 * fixed_n),
 )
 
-# %% [markdown] lang="en" uid="sprt-read" pair="db4f9135"
+# %% [markdown] lang="en" uid="sprt-read" pair="50948248"
 # **Reading.** At every rate the sequential test needs fewer looks on average than the single plan of 132, and fewest where it matters: a clean lot is through after about 55 pictures, a bad one of 10 % is stopped after 29. It is dearest in between, where nobody could say anyway. The price: nobody knows beforehand how long an
 # inspection takes, and single lots can take longer; hence the truncation. The recorded study walked 4,000 lots at each of 30 rates and found the same. It also let 1,000 managers look at a good process after each of 300 pictures: the bet kept its word (about 97 % of them never heard a false alarm), the test made for one look frightened about
 # three in ten.
@@ -990,7 +990,7 @@ curve_with_interval(
     title=t("l09.hump_title", n=n, c=c),
 )
 
-# %% [markdown] lang="en" uid="hump-reading" pair="faa8ea94"
+# %% [markdown] lang="en" uid="hump-reading" pair="02ba60f6"
 # **Reading.** Two bills for the same plan. Inspecting becomes dearer with bad lots and then stops rising, when every lot is sorted. Escapes have a *hump*: very good lots have nothing to let out, very bad ones are refused and sorted, and what costs most lies between, where the plan still says yes. The top of that hump is the worst that the plan can do to you; no supplier needs to be honest for it to hold.
 
 # %% [markdown] lang="ja" uid="hump-reading" pair="f63354c1"
@@ -1046,7 +1046,7 @@ curve_with_interval(
     log_y=True,
 )
 
-# %% [markdown] lang="en" uid="money-read" pair="2d6f9a71"
+# %% [markdown] lang="en" uid="money-read" pair="8b30ac7a"
 # **Reading.** What an escaped defect costs decides; prices of electricity and scoring hardly show. That is the article's thesis, *within these ranges*. The recorded study drew 400 pilots at random from them, for three seeds: a verification term was the widest bar in every one. It drew 400 more for low stakes (an escape
 # costs 5 to 100 yen, a picture 5 to 100 yen to make), and there the model's terms are the widest: who delivers pictures whose defects cost nothing will see another chart.
 #
@@ -1122,7 +1122,7 @@ lab.claim("fifty_pairs_help", **only)
 lab.claim("two_hundred_pairs_help", **only)
 lab.claim("more_pairs_help", **only)
 
-# %% [markdown] lang="en" uid="small-read" pair="dce6105c"
+# %% [markdown] lang="en" uid="small-read" pair="0c3772b4"
 # **Reading.** Read the intervals, not the points: 48 orders cannot show a gain below a few hundredths. In 24 steps of ten pairs an adapter sees 240 pairs, so fifty come round five times and two hundred about once; where more pairs add nothing, the steps were the limit and not the data. What the figure cannot say is
 # whether your customers agree with the judge. For that, keep twenty of your own pairs aside and count (lesson 05).
 #
