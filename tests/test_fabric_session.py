@@ -678,7 +678,17 @@ def test_full_layouts_have_their_layers_calls_and_self_reference(kind, tmp_path)
     layers = self_attentions(p.unet)
     assert len(layers) == {"sd15": 16, "sdxl": 70}[kind]
     assert max(layer.depth for layer, _ in layers) == 1.0
-    assert min(layer.depth for layer, _ in layers) == 0.0
+    blocks = {".".join(layer.name.split(".")[: 1 if "mid" in layer.name else 2]): layer.depth for layer, _ in layers}
+    halves = {"down_blocks.0": 0.0, "down_blocks.1": 0.25, "down_blocks.2": 0.5, "mid_block": 1.0}
+    halves |= {"up_blocks.1": 0.5, "up_blocks.2": 0.25, "up_blocks.3": 0.0}
+    thirds = {
+        "down_blocks.1": 1 / 3,
+        "down_blocks.2": 2 / 3,
+        "mid_block": 1.0,
+        "up_blocks.0": 2 / 3,
+        "up_blocks.1": 1 / 3,
+    }
+    assert blocks == pytest.approx({"sd15": halves, "sdxl": thirds}[kind])  # block by block, as in the paper's code
     before = dict(p.unet.attn_processors)
     image, t = pictures(1)[0], 500
     reference = Reference(image)

@@ -94,9 +94,7 @@ class Session:
         self.unet_calls = self.active_calls = 0
         self._mass: dict[tuple[float, str, str], list[Tensor]] = defaultdict(list)
         self._warned: set[str] = set()
-        self._context = Context(
-            backend=settings.backend, cap=settings.mass_cap, observer=observer, on_mass=self._on_mass
-        )
+        self._context = Context(backend=settings.backend, cap=settings.mass_cap, observer=observer)
         self._pass = ReferencePass(pipe, settings, self._context, self.cache, seed=seed, chunk=chunk)
         self._restore: list = []
         self._lent: list = []  # processors that others have put in the place of ours for this call
@@ -128,6 +126,7 @@ class Session:
             known = ", ".join(f"{depth:g}" for depth in sorted({layer.depth for layer, _ in attentions}))
             raise FabricError(f"no self-attention lies at depths {low} to {high}: this U-Net has {known}")
         self._warn_before_burning()
+        self._context.on_mass = self._on_mass
         for layer, attn in attentions:
             self._restore.append((attn, attn.processor))
             attn.set_processor(FabricProcessor(layer, attn.processor, self._context))
@@ -151,6 +150,7 @@ class Session:
     def __exit__(self, kind, error, traceback) -> None:
         for hook in self._hooks:
             hook.remove()
+        self._context.on_mass = None
         self._give_back()
         while self._restore:
             attn, original = self._restore.pop()
