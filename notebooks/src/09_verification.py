@@ -747,8 +747,6 @@ for arm, world in worlds.items():
     for metric, when in audits.items():
         recorded |= means(lab.recorded, metric, {f"{world}: {when}": arm})
 yours = {t("l09.yours_replaced"): over.mean()}
-if not lab.recorded.seeds("tuned"):
-    print(t("l09.tuned_missing"))
 on_record(
     recorded,
     xlabel=t("l09.excess"),
@@ -761,27 +759,29 @@ on_record(
 lab.claim("tuned_threshold_void", **only)
 lab.claim("tuned_shifts", **only)
 
-# %% [markdown] lang="en" uid="change-read" pair="d58c5302"
+# %% [markdown] lang="en" uid="change-read" pair="afedb75d"
 # **Reading.** The gate refuses to use the threshold, by the hash of the model. Would anything have happened without it? Not what one expects: *no* more defects pass than was promised. Nineteen of twenty pictures of the other checkpoint are defective, the judge sees it, and hardly anything passes at all: the yield falls from about 83 % to
 # 5 %. The claim is **contradicted**, and the reason matters. This judge reads exactly the attributes that an order names, so this kind of defect cannot hide from it. What breaks is the other half of the plan: nineteen pictures are drawn for each one that ships, and a sample of 60 will never be full.
 #
 # Nor is a promise safe because nothing ships. The few pictures that passed prove little (no defect among 7 still allows 41 %), and a judge with a blind spot would have shown another picture. Any change of model, adapter, prompts, steps or filter is a new process: back to 100 % inspection, and a new calibration. *Try it*: lower the threshold in the cell
 # above to 0.6, as a calibration set with a few lucky labels would have done, and count what passes then.
 #
-# The lower rows are the case that practice knows best: somebody improves the model *against the very score that guards it*. Two things can happen. If the model really became better, more pictures pass and the promise may even still hold, but nobody knows that before the audit. If it learnt to please the judge (lesson 06's warm
-# colours), more pass and more of them are bad. Look at the figure for which of the two it was, and note that in both cases the old certificate is void: it was signed for other pictures.
+# The lower rows are the case that practice knows best: somebody improves the model *against the very score that guards it*. If it had learnt to please the judge (lesson 06's warm colours), more would pass and more of that would be bad. On record it is the harmless outcome: of 100 pictures 63 are defective instead of 70, about as
+# many pass as before (19.5 % after 18.5 %; 128 orders cannot tell that from nothing), and none of the 26 that passed is defective. **Contradicted** again: so short a tuning made the model a little better and did not teach it to deceive. Nobody knew that before the audit, though, and 0 of 26 still allows 11 %, more than the 10 % that had
+# been certified. So the old certificate is void all the same: it was signed for other pictures.
 #
 # A hash only knows what one tells it. Light, orders and suppliers change without one. So a monitor has to watch.
 
-# %% [markdown] lang="ja" uid="change-read" pair="ad643cb2"
+# %% [markdown] lang="ja" uid="change-read" pair="5b58da24"
 # **読み取り。** ゲートはモデルのハッシュを見て、しきい値の使用を拒否します。もし拒否しなかったら、何が起きたでしょうか。予想とは違い、約束を超える不良は通過*しません*。別のチェックポイントの画像は20枚中19枚が不良ですが、評価役がそれを見抜くので、ほとんど何も通過しないのです。歩留まりは約83%から5%に
 # 落ちます。主張は**否定されました**。理由が大切です。この評価役は注文に書かれた属性そのものを読むので、この種の不良は隠れられません。壊れるのは計画のもう半分です。1枚出荷するのに19枚描くことになり、60枚の抜き取りはいつまでも揃いません。
 #
 # また、出荷がほとんどないから安全、ともいえません。通過した数枚では証拠になりませんし(7枚中0枚でも、不良率は41%までありえます)、評価役に盲点があれば、結果は違っていたでしょう。モデル、アダプタ、プロンプト、ステップ数、フィルタのどれかが変われば、新しい工程です。全数検査に戻り、校正をやり直します。
 # *試してみましょう*。校正用のラベルが少し幸運だった場合を想定して、上のセルのしきい値を0.6に下げ、何が通過するかを数えてください。
 #
-# 図の下側の行は、実務で最もよくある場合です。誰かが、*番人であるはずの得点そのものを目標にして*モデルを改良しました。結果は2通りあります。本当に良くなったのなら、通過する画像が増え、約束も守られるかもしれません。ただし、監査するまでは誰にも分かりません。評価役に気に入られることを覚えただけなら(レッスン06の暖色がそうでした)、
-# 通過する画像が増え、その中の不良も増えます。どちらだったかを図で確かめてください。いずれにしても、古い証明書は無効です。別の画像に対して署名されたものだからです。
+# 図の下側の行は、実務で最もよくある場合です。誰かが、*番人であるはずの得点そのものを目標にして*モデルを改良しました。評価役に気に入られることを覚えただけなら(レッスン06の暖色がそうでした)、通過する画像が増え、その中の不良も増えるはずです。記録に残ったのは、害のないほうの結果でした。不良は100枚あたり70枚から63枚に減り、
+# 通過する割合はほとんど変わらず(18.5%から19.5%。注文128件では差があるとはいえません)、通過した26枚に不良は1枚もありません。主張はここでも**否定されました**。この短いチューニングは、モデルを少し良くしただけで、評価役を欺くことまでは教えなかったのです。ただし、それは監査するまで誰にも分かりませんでした。
+# しかも、26枚中0枚でも不良率は11%までありえます。保証したはずの10%を超える値です。古い証明書はやはり無効です。別の画像に対して署名されたものだからです。
 #
 # ただし、ハッシュに分かるのは渡された情報だけです。照明や注文の傾向、仕入れ先は、ハッシュを変えずに変わります。だから監視が必要です。
 

@@ -7,11 +7,7 @@ import torch
 
 from labkit.course.checks import exercise
 from labkit.dpo.equations import dpo_loss, kappa_of, sdpo_scale
-
-
-def aligned_density(p_ref, reward, beta):
-    """p* of the KL-regularised objective on a grid: proportional to p_ref exp(reward / beta), sums to 1."""
-    return torch.softmax(p_ref.log() + reward / beta, 0)
+from labkit.dpo.preference import aligned_density
 
 
 @exercise("l05.aligned_density", reference=aligned_density)
