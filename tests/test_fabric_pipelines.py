@@ -22,11 +22,14 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 from diffusers.models.attention_processor import AttnProcessor2_0
+from PIL import Image
 from tiny_models import seeded, tiny_pipeline, tiny_sdxl_pipeline
 
 from labkit.diffusion import encode_images, execution_device, image_generators, labelled_rows, sample
 from labkit.fabric import PRESETS, FabricError, FabricWarning, FeedbackLoop, fabric, self_attentions
 from labkit.fabric.equations import alpha_bar_at
+from labkit.fabric.references import Reference, as_references
+from labkit.images import ImageError
 
 KINDS = ("sd", "sdxl", "img2img", "controlnet")
 STEPS = ("active", "idle")
@@ -386,10 +389,8 @@ def test_a_sign_with_fewer_references_is_filled_with_zeros_as_in_the_comfyui_nod
 
 
 def test_what_cannot_work_is_refused_in_one_line_and_what_can_works():
-    from PIL import Image
-
     pipe = made("sd", own=())
-    with pytest.raises(FabricError, match="no pixels"):
+    with pytest.raises(ImageError, match="empty picture"):
         fabric(pipe, liked=[Image.new("RGB", (0, 0))])
     refiner = made("sdxl", own=())
     refiner.register_to_config(requires_aesthetics_score=True)
@@ -400,6 +401,22 @@ def test_what_cannot_work_is_refused_in_one_line_and_what_can_works():
     refiner.unet.register_to_config(**config)
     with pytest.raises(ValueError, match="takes 5 numbers.*refiner"):
         sample(refiner, "a house", generators=image_generators(1, 0), steps=1)
+
+
+def test_one_picture_is_one_reference_in_whatever_form_it_comes():
+    """[-1, 1], [0, 1] as `output_type="pt"` gives it, [0, 255], uint8, 16 bits and a file: the same key and noise."""
+    levels = (torch.arange(3 * 6 * 5) * 2 + 40).reshape(3, 6, 5).to(torch.uint8)
+    own, small = levels.float() / 127.5 - 1, levels.float() / 255
+    array = levels.permute(1, 2, 0).numpy()
+    forms = [own, levels, levels.float(), array, array.astype("uint16") * 257, Image.fromarray(array)]
+    found = [Reference(one) for one in forms] + [Reference(small, (0, 1)), Reference(small.numpy(), (0, 1))]
+    for one in found:
+        close(one.image, own, 1e-6)
+    assert len({one.key for one in (found[1], *found[3:6])}) == 1
+    together = as_references(liked=[own.abs()], disliked=[own])  # what one cannot say, both can
+    close(together["liked"][0].image, own.abs())
+    with pytest.raises(ImageError, match="declare value_range"):
+        as_references(liked=[small])
 
 
 def test_references_are_no_rows_of_a_call_whose_texts_are_longer():

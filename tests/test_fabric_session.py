@@ -23,6 +23,7 @@ from labkit.fabric import (
 from labkit.fabric.attention import moments
 from labkit.fabric.equations import alpha_bar_at
 from labkit.fabric.processor import FabricProcessor
+from labkit.images import ImageError
 
 
 @pytest.fixture(scope="module")
@@ -596,7 +597,7 @@ def test_images_of_any_size_and_mode_are_taken(pipe):
     from PIL import Image
 
     odd = [Image.new("L", (50, 90), 100), Image.new("RGBA", (64, 64), (9, 99, 200, 30)), Image.new("P", (7, 300), 3)]
-    with fabric(pipe, liked=[*odd, torch.zeros(3, 33, 20)]):
+    with fabric(pipe, liked=[*odd, torch.zeros(3, 33, 20)], value_range=(-1, 1)):
         assert generate(pipe, steps=2).isfinite().all()
         assert generate(pipe, steps=2, height=64, width=96).isfinite().all()
 
@@ -605,16 +606,19 @@ def test_images_of_any_size_and_mode_are_taken(pipe):
     ("options", "message"),
     [
         ({"liked": torch.zeros(3, 8, 8)}, "put it in a list"),
-        ({"liked": ["picture.png"]}, "PIL picture or a float tensor"),
-        ({"liked": [torch.zeros(1, 8, 8)]}, "PIL picture or a float tensor"),
-        ({"liked": [torch.full((3, 8, 8), float("nan"))]}, "NaN"),
+        ({"liked": "picture.png"}, "put it in a list"),
+        ({"liked": ["picture.png"]}, "no image file picture.png"),
+        ({"disliked": [-torch.ones(2, 8, 8)]}, "has shape"),
+        ({"liked": [torch.full((3, 8, 8), float("nan"))]}, "half precision may have overflowed"),
+        ({"liked": [torch.rand(3, 8, 8)]}, r"declare value_range=\(0, 1\)"),
         ({"settings": "official"}, "no preset 'official'"),
         ({"strength": 0.3}, "unknown setting"),
         ({"chunk": 0}, "must be positive"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(pipe, options, message):
-    with pytest.raises(FabricError, match=message):
+    of_a_picture = {"liked", "disliked"} & {*options} and "list" not in message
+    with pytest.raises(ImageError if of_a_picture else FabricError, match=message):
         fabric(pipe, **options)
 
 
