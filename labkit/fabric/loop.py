@@ -114,8 +114,8 @@ class FeedbackLoop:
     @property
     def references(self) -> ReferenceSet:
         """All references that the next round will see, oldest first."""
-        liked = [Reference(r.images[i], (-1, 1)) for r in self.rounds for i in r.liked]
-        disliked = [Reference(r.images[i], (-1, 1)) for r in self.rounds for i in r.disliked]
+        liked = [Reference(r.images[i]) for r in self.rounds for i in r.liked]
+        disliked = [Reference(r.images[i]) for r in self.rounds for i in r.disliked]
         return self.initial.added(liked=liked, disliked=disliked, most=self.most)
 
     def generate(self) -> Tensor:
