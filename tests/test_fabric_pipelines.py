@@ -131,6 +131,11 @@ def offload(kind, step):
         cpu_offload(model, torch.device("cpu"))
     assert next(pipe.unet.parameters()).is_meta
     assert torch.equal(with_feedback(pipe, kind, step)[0], expected(kind, step)[1])
+    if kind == "sd" and step == "active":  # our own sampler, encoder and decoder
+        options = {"generators": image_generators(1, 0), "steps": 1}
+        made_here = sample(pipe, "a red house", **options)
+        options["generators"] = image_generators(1, 0)
+        assert torch.equal(made_here, sample(made(kind, own=()), "a red house", **options))
 
 
 def compiled(kind, step):
