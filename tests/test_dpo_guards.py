@@ -241,7 +241,10 @@ def test_the_loss_scale_halves_on_overflow_and_leaves_no_gradient():
     assert scale.unscale([weight]) and scale.scale == 2.0**16
 
 
-def test_half_precision_trains_with_a_scaled_loss():
+def test_half_precision_trains_with_a_scaled_loss(monkeypatch):
+    overflowing, _ = run(replace(QUICK, steps=1, precision="fp16"))  # kappa 2500 at scale 65,536
+    assert overflowing[0]["skipped"] == 1.0 and overflowing[0]["adapter_norm"] == 0.0
+    monkeypatch.setattr(LossScale, "START", 16.0)
     log, state = run(replace(QUICK, steps=2, precision="fp16"))
     _, exact = run(replace(QUICK, steps=2))
     assert log[-1]["skipped"] == 0.0 and all(torch.isfinite(v).all() for v in state.values())

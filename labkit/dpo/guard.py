@@ -52,10 +52,10 @@ class LossScale:
     """Dynamic loss scaling for float16 (arXiv 1710.03740): the scale halves when a gradient overflows, and doubles
     after 2000 steps without."""
 
-    GROWTH = 2000
+    START, GROWTH = 2.0**16, 2000
 
     def __init__(self) -> None:
-        self.scale, self.good = 2.0**16, 0
+        self.scale, self.good = self.START, 0
 
     def unscale(self, parameters: Sequence[nn.Parameter]) -> bool:
         """Divide the gradients by the scale; False, and no gradients, if one of them is not finite."""

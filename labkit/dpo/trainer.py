@@ -92,24 +92,25 @@ class DPOTrainer:
         *,
         folder: str | Path | None = None,
         reference: nn.Module | None = None,
-        held_out: PreferencePairs | None = None,
+        held_out: PreferencePairs | Sequence[PreferencePairs] | None = None,
         start: str | Path | None = None,
     ):
         if config.precision == "auto":
             config = replace(config, precision="bf16" if native_bfloat16(pipe.unet.device) else "fp32")
         self.sets = (pairs,) if isinstance(pairs, PreferencePairs) else tuple(pairs)
-        self.held_out, self.start = held_out, start
+        self.held_sets = (held_out,) if isinstance(held_out, PreferencePairs) else tuple(held_out or ())
+        self.start = start
         self.pipe, self.pairs, self.config, self.terms = pipe, pairs, config, tuple(terms)
         self.folder = None if folder is None else Path(folder)
         if config.save_every and self.folder is None:
             raise ValueError("save_every is set but there is no folder: give folder=...")
         if not self.sets:
             raise ValueError("got an empty list of pairs: give at least one PreferencePairs")
-        if bool(config.evaluate_every) != (held_out is not None):
+        if bool(config.evaluate_every) != bool(self.held_sets):
             raise ValueError("held-out pairs and evaluate_every go together: give both or neither")
         if start is not None and config.trainable == "full":
             raise ValueError('start is a LoRA to go on with, which needs trainable="lora"')
-        everything = self.sets if held_out is None else (*self.sets, held_out)
+        everything = (*self.sets, *self.held_sets)
         for some in everything:
             channels = some.winner.shape[1]
             if channels != pipe.unet.config.in_channels:
@@ -168,6 +169,7 @@ class DPOTrainer:
         )
         self.ema = {name: p.detach().clone() for name, p in self.parameters.items()} if config.ema else {}
         self.best: dict[str, Tensor] = {}  # weights of the smallest held-out loss
+        self.took_best = False
         self.best_loss, self.waited, self.first_loss, self.warned = math.inf, 0, None, False
         self.scale = LossScale() if config.precision == "fp16" else None
         self.turns: list[tuple[int, int]] = []  # of each step: which set of pairs, and how many steps it had before
@@ -218,6 +220,7 @@ class DPOTrainer:
         if self.config.patience and self.best and (self.stopped or self.done == self.config.steps):
             for name, parameter in self.parameters.items():
                 parameter.data.copy_(self.best[name])
+            self.took_best = True
         return self.log
 
     @property
@@ -228,8 +231,9 @@ class DPOTrainer:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Inside, the model has the averaged weights (`config.ema`), afterwards its own again."""
-        own = {name: p.detach().clone() for name, p in self.parameters.items()} if self.ema else {}
-        for name, value in self.ema.items():
+        average = {} if self.took_best else self.ema  # the best weights are averaged ones already
+        own = {name: self.parameters[name].detach().clone() for name in average}
+        for name, value in average.items():
             self.parameters[name].data.copy_(value)
         try:
             yield
@@ -241,12 +245,15 @@ class DPOTrainer:
     def evaluate(self) -> Record:
         """The held-out pairs on fixed draws, with averaged weights where there are any: mean loss, and the share of
         pairs whose logit, averaged over the draws, is positive."""
-        offset = sum(len(some) for some in self.sets)
-        rows = [(offset + i, draw) for i in range(len(self.held_out)) for draw in range(HELD_OUT_DRAWS)]
-        size, losses, logits = self.config.micro_batch or self.config.batch_size, [], []
+        first, batches, losses, logits = len(self.cache), [], [], []
+        size = self.config.micro_batch or self.config.batch_size
+        for some in self.held_sets:
+            rows = [(first + i, draw) for i in range(len(some)) for draw in range(HELD_OUT_DRAWS)]
+            batches += [rows[start : start + size] for start in range(0, len(rows), size)]
+            first += len(some)
         with self.averaged():
-            for start in range(0, len(rows), size):
-                step = self.pair_step(rows[start : start + size])
+            for rows in batches:
+                step = self.pair_step(rows)
                 losses.append(torch.stack([term(step) for term in self.terms]).sum(0).float().cpu())
                 if step.ref_winner_error is not None:
                     logits.append(dpo_logit(**step.errors, kappa=self.model_kappa).float().cpu())
@@ -301,7 +308,7 @@ class DPOTrainer:
         sets, the held-out one last."""
         config, device = self.config, self.pipe.unet.device
         data, first = self._set_of(rows[0][0])
-        trains = data is not self.held_out
+        trains = rows[0][0] < len(self.cache)  # else it is held out
         k = config.cached_draws if trains else 0
         rows = [(pair, epoch % k if k else epoch) for pair, epoch in rows]
         index = [pair for pair, _ in rows]
@@ -354,11 +361,11 @@ class DPOTrainer:
     def _set_of(self, pair: int) -> tuple[PreferencePairs, int]:
         """The set with a pair, and the number of its first pair."""
         first = 0
-        for some in self.sets:
+        for some in (*self.sets, *self.held_sets):
             if pair < first + len(some):
                 return some, first
             first += len(some)
-        return self.held_out, first
+        raise IndexError(f"pair {pair} of {first}")
 
     def _go_on_with(self, path: str | Path) -> None:
         """Copy a LoRA file into the fresh adapter."""
@@ -463,7 +470,7 @@ class DPOTrainer:
         config = {k: v for k, v in asdict(self.config).items() if k not in free}
         terms = [[t.name, dict(t.settings)] for t in self.terms]
         contents = {"pairs": [some.content() for some in self.sets]}
-        contents["held-out pairs"] = None if self.held_out is None else self.held_out.content()
+        contents["held-out pairs"] = [some.content() for some in self.held_sets]
         if self.start is not None:
             models, alphas = read_lora(self.start)
             flat = {f"{m}.{k}": v for m, tensors in models.items() for k, v in tensors.items()}
