@@ -13,7 +13,7 @@ from labkit.dpo.data import PreferencePairs
 from labkit.errors import LabkitError, LabkitWarning
 
 FACTOR = 5.0  # a loss this many times that of the first step has run away; no useful run of the course comes near
-SPREAD = (1 / 3, 3.0)  # standard deviations that scaled latents can have: they are made to have about 1
+SPREAD = (0.25, 3.0)  # standard deviations that scaled latents can have: they are made to have about 1
 
 
 class DivergenceError(LabkitError, RuntimeError):

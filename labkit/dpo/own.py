@@ -385,7 +385,7 @@ def _lines(report: OwnReport, config: DPOConfig, pictures: int) -> list[str]:
     if report.win_rate is not None:
         interval = f"{report.win_low:.3f} to {report.win_high:.3f}"
         lines.append(
-            f"Prompts whose picture {report.judge} likes better after: {report.win_rate:.3f} (95% {interval}; {pictures})."
+            f"{report.judge} prefers the picture after: {report.win_rate:.3f} (95% {interval}; {pictures} prompts)."
         )
         if report.win_low <= 0.5 <= report.win_high:
             lines.append("This does not show a difference: the interval holds 0.5.")
