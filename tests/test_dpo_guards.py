@@ -276,3 +276,19 @@ def test_what_a_run_was_is_kept_as_json(tmp_path):
     run(replace(SAVING, steps=2), folder=tmp_path)
     state = read_checkpoint(tmp_path / "checkpoint.safetensors")[1]
     assert set(state) == {"step", "identity", "kept"} and json.dumps(state["identity"])
+
+
+def test_a_pool_of_another_style_is_refused_and_a_damaged_shard_is_named(tmp_path):
+    from labkit.dpo.pool import build_pool
+    from labkit.dpo.scorers import sharpness
+
+    options = {"scorers": [sharpness()], "seed": 0, "steps": 1, "folder": tmp_path}
+    build_pool(styled(), ["a"], 2, **options)
+    with pytest.raises(FileExistsError, match="adapters differ"):
+        build_pool(styled(0.5), ["a"], 2, **options)
+    with pytest.raises(FileExistsError, match="adapters differ"):
+        build_pool(tiny_pipeline(), ["a"], 2, **options)
+    shard = tmp_path / "shard-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-7])
+    with pytest.raises(CheckpointError, match="shard-00000.safetensors is damaged"):
+        build_pool(styled(), ["a"], 2, **options)

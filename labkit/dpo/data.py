@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from labkit.checkpoint import digest
-from labkit.diffusion import PromptConditions, base_fingerprint, encode_prompts
+from labkit.diffusion import PromptConditions, active_adapters, base_fingerprint, encode_prompts
+from labkit.diffusion.adapters import adapter_layers, adapter_parameters, names_on
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,18 @@ def fingerprints(pipe) -> dict[str, str]:
     if getattr(pipe, "text_encoder_2", None) is not None:
         found["text_2"] = base_fingerprint(pipe.text_encoder_2)
     return found
+
+
+def active_content(model: torch.nn.Module) -> str:
+    """SHA-256 of the adapters that are active on a model, with their scales; "" if there are none."""
+    layers, found = adapter_layers(model), {}
+    for name in active_adapters(model):
+        found |= {key: p.detach() for key, p in adapter_parameters(model, name).items()}
+        for path, layer in layers.items():
+            if name in names_on(layer):
+                on = name in layer.active_adapters and not layer.disable_adapters
+                found[f"{path}.{name}.scale"] = torch.tensor(layer.scaling[name] if on else 0.0, dtype=torch.float64)
+    return digest(found) if found else ""
 
 
 def check_hashes(pairs: PreferencePairs, actual: Mapping[str, str], ignore: Sequence[str] = ()) -> None:

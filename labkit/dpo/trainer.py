@@ -52,10 +52,10 @@ from labkit.diffusion import (
     use_adapters,
     vae_scale_factor,
 )
-from labkit.diffusion.adapters import AdapterSnapshot, adapter_layers, adapter_parameters, names_on
+from labkit.diffusion.adapters import AdapterSnapshot, adapter_parameters
 from labkit.diffusion.lora_files import adapted_models, read_lora
 from labkit.dpo.config import DPOConfig
-from labkit.dpo.data import PreferencePairs, check_hashes, encode_unique, fingerprints
+from labkit.dpo.data import PreferencePairs, active_content, check_hashes, encode_unique, fingerprints
 from labkit.dpo.equations import dpo_logit, epsilon_error, implicit_accuracy
 from labkit.dpo.guard import LossScale, check_spread, report_runaway, runaway
 from labkit.dpo.noise import draw_pairs, rows_of_step
@@ -540,18 +540,6 @@ class DPOTrainer:
 def switch_checkpointing(unet, on: bool) -> None:
     """Gradient checkpointing of a U-Net on or off."""
     unet.enable_gradient_checkpointing() if on else unet.disable_gradient_checkpointing()
-
-
-def active_content(model: nn.Module) -> str:
-    """SHA-256 of the adapters that are active on a model, with their scales; "" if there are none."""
-    layers, found = adapter_layers(model), {}
-    for name in active_adapters(model):
-        found |= {key: p.detach() for key, p in adapter_parameters(model, name).items()}
-        for path, layer in layers.items():
-            if name in names_on(layer):
-                on = name in layer.active_adapters and not layer.disable_adapters
-                found[f"{path}.{name}.scale"] = torch.tensor(layer.scaling[name] if on else 0.0, dtype=torch.float64)
-    return digest(found) if found else ""
 
 
 def adam_of(optimizer: str) -> Callable[..., torch.optim.Optimizer]:
