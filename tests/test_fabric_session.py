@@ -157,7 +157,7 @@ def test_everything_is_restored_on_exit_and_after_an_exception(pipe):
 
 def test_cross_attention_processors_stay_the_same_objects(pipe):
     before = {name: p for name, p in pipe.unet.attn_processors.items() if "attn2" in name}
-    with fabric(pipe, liked=pictures()):
+    with fabric(pipe, liked=pictures(), end=1.0):
         assert all(pipe.unet.attn_processors[name] is p for name, p in before.items())
         generate(pipe, steps=1)
 
@@ -638,7 +638,7 @@ def test_references_that_never_meet_the_unet_are_an_error(pipe):
     x, t, text, _ = one_call(pipe)
     with pytest.raises(FabricError, match="labelled_rows"), fabric(tiny_pipeline(), liked=pictures()) as session:
         session.unet(x, t, encoder_hidden_states=text)
-    with pytest.raises(FabricError, match="replaced its processors"), fabric(pipe, liked=pictures()):
+    with pytest.raises(FabricError, match="now has a AttnProcessor2_0"), fabric(pipe, liked=pictures()):
         from diffusers.models.attention_processor import AttnProcessor2_0
 
         for _, attn in self_attentions(pipe.unet):
@@ -657,7 +657,7 @@ def test_a_warning_comes_before_images_burn(pipe):
         generate(pipe, steps=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with fabric(pipe, liked=pictures(8), max_weight=0.8, count_normalized=True):
+        with fabric(pipe, liked=pictures(8), max_weight=0.8, count_normalized=True, end=1.0):
             generate(pipe, steps=1)
 
 

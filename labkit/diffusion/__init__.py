@@ -9,10 +9,12 @@ from labkit.diffusion.adapters import (
     use_adapters,
 )
 from labkit.diffusion.ddim import ddim_mean_sigma, ddim_step, density_sigma, gaussian_log_prob, log_prob_ratio, step_kl
+from labkit.diffusion.devices import execution_device
 from labkit.diffusion.guards import base_fingerprint, base_parameters, base_sums, check_gradients
 from labkit.diffusion.guidance import (
     PromptConditions,
     encode_prompts,
+    has_text_encoder,
     labelled_rows,
     predict_noise,
     row_labels,
@@ -85,9 +87,11 @@ __all__ = [
     "encode_prompts",
     "epsilon_from_v",
     "epsilon_from_x0",
+    "execution_device",
     "from_pil",
     "from_uint8",
     "gaussian_log_prob",
+    "has_text_encoder",
     "image_generators",
     "initial_latents",
     "is_plain_ddim",

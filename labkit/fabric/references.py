@@ -30,6 +30,8 @@ class Reference:
         if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
             got = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
             raise FabricError(f"a reference is a PIL picture or a float tensor [3, H, W] in [-1, 1], got {got}")
+        if 0 in image.shape:
+            raise FabricError(f"a reference image has no pixels: its size is {image.shape[1]} x {image.shape[2]}")
         if not bool(torch.isfinite(image).all()):
             raise FabricError("a reference image contains NaN or infinity: decode it again in float32")
         image = image.detach().float().cpu().clamp(-1, 1).contiguous().clone()
