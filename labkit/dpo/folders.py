@@ -115,7 +115,7 @@ def _rows(table: Path) -> Iterator[tuple[int, dict]]:
         elif kind == ".json":
             content = json.loads(table.read_text("utf-8-sig"))
             if not isinstance(content, list):
-                raise PairsError(f"{table} holds no list: expected [{{...}}, {{...}}], one entry per pair")
+                raise PairsError(f"{table} holds no list: expected one entry per pair")
             yield from enumerate(content, 1)
         elif kind == ".parquet":
             import pyarrow.parquet as pq
