@@ -30,7 +30,7 @@ from labkit.studies.study import Study
 PROMPT = "a portrait of a person"  # names nothing: all nine attributes are free
 PALETTE = ("background", "clothes", "hair_color", "skin")  # attributes that are a colour of an area
 FORM = ("style", "hair_style", "mood", "glasses", "beard")  # attributes that are a shape
-OUTER, INNER = (0.0, 0.25), (0.5, 1.0)  # depths of the self-attentions at 8 x 8 places, and at 4 x 4 and 2 x 2
+OUTER, INNER = (0.0, 0.25), (0.3, 1.0)  # depths of the self-attentions at 8 x 8 places, and at 4 x 4 and 2 x 2
 
 TRANSFER: dict[str, dict[str, Any]] = {
     # arm -> who is shown ("liked", "disliked": True by default), and settings of `fabric` beside weight and window
