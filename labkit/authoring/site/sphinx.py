@@ -126,11 +126,11 @@ def accessible(page: str, unfold: str) -> str:
 
 
 def _plain_tables(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Tables in docstrings are read in an editor: on the page they stay as they are, in a block of their own."""
+    """Tables, and what a module's docstring indents, are set for an editor: they stay as they are, in their own block."""
     out: list[str] = []
     inside = False
     for line in lines:
-        row = line.lstrip().startswith("|")
+        row = line.lstrip().startswith("|") or (what == "module" and line.startswith("    "))
         if row and not inside:
             out += ["", "::", ""]
         elif inside and not row:
