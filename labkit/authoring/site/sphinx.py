@@ -126,7 +126,7 @@ def accessible(page: str, unfold: str) -> str:
 
 
 def _plain_tables(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Tables, and what a module's docstring indents, are set for an editor: they stay as they are, in their own block."""
+    """Tables, and what a module's docstring indents, are set for an editor: they stay as they are, in a block."""
     out: list[str] = []
     inside = False
     for line in lines:
