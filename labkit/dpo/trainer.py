@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib
 import json
 import math
 import time
@@ -547,7 +548,6 @@ def adam_of(optimizer: str) -> Callable[..., torch.optim.Optimizer]:
     if optimizer == "adamw":
         return torch.optim.AdamW
     try:
-        from bitsandbytes.optim import AdamW8bit
+        return importlib.import_module("bitsandbytes.optim").AdamW8bit  # optional, and only where there is a GPU
     except ImportError:
         raise ValueError('optimizer "adamw8bit" needs bitsandbytes: install it, or use "adamw"') from None
-    return AdamW8bit
