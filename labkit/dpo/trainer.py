@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import importlib
 import json
 import math
 import time
@@ -548,6 +547,7 @@ def adam_of(optimizer: str) -> Callable[..., torch.optim.Optimizer]:
     if optimizer == "adamw":
         return torch.optim.AdamW
     try:
-        return importlib.import_module("bitsandbytes.optim").AdamW8bit  # optional, and only where there is a GPU
+        from bitsandbytes.optim import AdamW8bit
     except ImportError:
         raise ValueError('optimizer "adamw8bit" needs bitsandbytes: install it, or use "adamw"') from None
+    return AdamW8bit
