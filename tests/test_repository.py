@@ -273,13 +273,8 @@ LAYERS = {
     # checks hold answers against the papers' functions
     "course.lessons": {*SHARED, *PAPERS, "survey", "inspection", "course", "figures", "studies"},
     "authoring": {*GROUND, "course", "studies"},
-<<<<<<< HEAD
     "envcheck": {*GROUND, "course", "diffusion", "figures", "models"},  # tries out what lessons do
-    "cli": {*GROUND, "course", "authoring", "envcheck", "inspection"},
-=======
-    "envcheck": {*GROUND, "course", "figures", "models"},
     "cli": {*GROUND, "course", "authoring", "envcheck", "inspection", "measuring", "pairwise"},
->>>>>>> owndpo
 }
 # Modules that a room may import although the room around them is closed to it, and why.
 DOORS = {
