@@ -201,7 +201,7 @@ def test_every_package_that_labkit_imports_is_declared():
 def test_what_a_lesson_imports_is_a_dependency_so_that_colabs_install_cell_installs_it():
     """The extra `course` (JupyterLab, papermill, latex2mathml) is not installed on Colab: no lesson may need it."""
     tools = {"authoring", "training", "cli"}  # an author's command line
-    optional = {"torch-fidelity", "torchmetrics"}  # imported where they are asked for, and named when they are missing
+    optional = {"torch-fidelity", "torchmetrics", "bitsandbytes"}  # imported where they are asked for, and named when they are missing
     files = [path for path in python_files("labkit") if room_of(path) not in tools] + python_files("notebooks/src")
     providers, declared, undeclared = importlib.metadata.packages_distributions(), set(requirements()), {}
     for path in files:

@@ -1036,13 +1036,51 @@ on_record("distance", {t("l05.base"): "base", **losses}, {}, t("l05.distance_axi
 # **図の読み方。** 区間が0をまたぐ棒は、変化したとはいえません。またがない棒は、どのプロンプトも求めていないのに、モデルが勝者から身に付けた癖です。ただし、何十もの中から大きい6本を選んで見せているので、偶然大きく出たものも混じります。2つ目の図では、シードごとの小さな点を見てください。DPO は、あるシードでは
 # 基準モデルより本物に近く、別のシードでは遠く、その揺れは損失どうしの差より大きくなっています。どの損失がより本物らしいかは、ここでは示せません。忠実度と本物らしさは別の軸で、2つ目の軸はレッスン06で扱います。
 
-# %% [markdown] lang="en" uid="map" pair="fcf4c5b3"
-# ## 12. Paper, article, your numbers
+# %% [markdown] lang="en" uid="take-home" pair="00000000"
+# ## 12. Take it home: your own pairs
+#
+# Everything above also works on pictures that you collected. `labkit dpo PAIRS --out runs/mine` reads a table of winners and losers (or two folders), trains, and writes a report; its page is
+# `docs/own_pairs.en.md`. What it leaves is a LoRA file that needs no labkit. Here is that last step with the adapter that you trained in section 7: saved, then read by plain diffusers.
+
+# %% [markdown] lang="ja" uid="take-home" pair="00000000"
+# ## 12. 持ち帰って使う: 自分のペア
+#
+# ここまでのことは、自分で集めた画像でもできます。`labkit dpo ペア --out runs/mine` は、勝者と敗者の表(または2つのフォルダ)を読んで学習し、報告を書きます。使い方は `docs/own_pairs.ja.md` にあります。
+# できるのは、labkit がなくても使える LoRA のファイルです。最後の手順だけを、セクション7で学習したアダプタで試します。ファイルに保存し、diffusers の機能だけで読み込みます。
+
+# %% uid="take-home-run"
+from tempfile import TemporaryDirectory
+
+from labkit.diffusion import remove_lora, save_lora
+from labkit.dpo import attach
+from labkit.models import load_pipeline
+from labkit.models.load import quiet
+
+
+def drawn(some_pipe):
+    """en: One picture [1, 3, 64, 64] of the first held-out prompt, by diffusers itself.
+    ja: 最初の未使用のプロンプトの画像 [1, 3, 64, 64] を、diffusers 自身の機能で描きます。
+    """
+    generator = torch.Generator().manual_seed(lab.seed)
+    return some_pipe(test[0], num_inference_steps=lab.sizes.steps, generator=generator, output_type="pt").images
+
+
+with TemporaryDirectory() as folder, quiet():
+    attach(pipe.unet, "dpo", run.state)
+    save_lora(folder, pipe, "dpo")
+    mine = drawn(pipe)
+    remove_lora(pipe.unet, "dpo")
+    plain = load_pipeline("cpu", variant="portrait-sd-base")
+    plain.load_lora_weights(folder)
+print(t("l05.same_pixels", largest=float((drawn(plain) - mine).abs().max())))
+
+# %% [markdown] lang="en" uid="map" pair="1d1692c1"
+# ## 13. Paper, article, your numbers
 #
 # Where to go next: [lesson 06](06_hg_dpo.ipynb) takes the same loss, changes only who wins, and climbs from generated to real pictures.
 
-# %% [markdown] lang="ja" uid="map" pair="7fb8342d"
-# ## 12. 論文、記事、自分の数値
+# %% [markdown] lang="ja" uid="map" pair="9a58e572"
+# ## 13. 論文、記事、自分の数値
 #
 # 次に進むなら、[レッスン06](06_hg_dpo.ipynb)です。同じ損失のまま、何を勝者にするかだけを変えて、生成画像から本物の画像へと登っていきます。
 
