@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "lint": ("labkit.authoring.lint:add_parser", "check sources, catalogues and generated notebooks"),
     "stamp": ("labkit.authoring.commands:add_stamp_parser", "write the repository's address into the notebooks"),
     "inspect": ("labkit.inspection.command:add_parser", "inspect a folder of pictures: plan, draw, sign, verify"),
+    "measure": ("labkit.measuring.command:add_parser", "measure your own pictures: two folders, one report"),
     "progress": ("labkit.course.progress:add_parser", "show which exercises are solved"),
     "study": ("labkit.authoring.study:add_parser", "record the studies behind the claims, check them"),
     "claims": ("labkit.course.ledger:add_parser", "show which claims of the papers were reproduced"),

@@ -244,7 +244,7 @@ def test_no_public_name_has_two_meanings():
 
 
 # Imports point one way. Each room of labkit, and the rooms that it may import.
-GROUND = {"errors", "files", "offline"}
+GROUND = {"errors", "files", "offline", "images"}
 SHARED = {*GROUND, "portraits", "models", "diffusion", "metrics", "worlds", "checkpoint", "optim"}
 PAPERS = {"density", "fabric", "dpo", "pairwise"}
 LAYERS = {
@@ -252,6 +252,7 @@ LAYERS = {
     "errors": set(),
     "files": {"errors"},
     "offline": {"errors"},
+    "images": {"errors"},
     "checkpoint": GROUND,
     "optim": GROUND,
     "portraits": GROUND,
@@ -261,6 +262,7 @@ LAYERS = {
     "worlds": {*GROUND, "diffusion"},
     **{paper: SHARED for paper in PAPERS},  # what two papers need moves down
     "survey": {*SHARED, *PAPERS},  # the one that races the others
+    "measuring": {*SHARED, "density"},  # two folders of anybody's pictures
     "inspection": {*GROUND, "metrics"},  # works on any folder of pictures
     "training": SHARED,
     "studies": {*SHARED, *PAPERS, "inspection", "survey"},
@@ -271,7 +273,7 @@ LAYERS = {
     "course.lessons": {*SHARED, *PAPERS, "survey", "inspection", "course", "figures", "studies"},
     "authoring": {*GROUND, "course", "studies"},
     "envcheck": {*GROUND, "course", "figures", "models"},
-    "cli": {*GROUND, "course", "authoring", "envcheck", "inspection"},
+    "cli": {*GROUND, "course", "authoring", "envcheck", "inspection", "measuring", "pairwise"},
 }
 # Modules that a room may import although the room around them is closed to it, and why.
 DOORS = {
