@@ -55,7 +55,7 @@ def warnings_of(result: Measurement, lang: str) -> list[str]:
 def conclusion(reading: Reading, lang: str) -> str:
     """What a reading allows to say, with the p-value where there is one."""
     t = texts(lang)
-    p = "" if reading.p_value is None else " (" + t["conclusion_p"].format(p=f"{reading.p_value:.3g}") + ")"
+    p = "" if reading.p_value is None else t["conclusion_p"].format(p=f"{reading.p_value:.3g}")
     return t[f"conclusion_{reading.conclusion}"] + p
 
 
