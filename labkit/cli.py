@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "stamp": ("labkit.authoring.commands:add_stamp_parser", "write the repository's address into the notebooks"),
     "inspect": ("labkit.inspection.command:add_parser", "inspect a folder of pictures: plan, draw, sign, verify"),
     "measure": ("labkit.measuring.command:add_parser", "measure your own pictures: two folders, one report"),
+    "pcclip": ("labkit.pairwise.command:add_parser", "teach a CLIP differences of your own pictures; set an alarm"),
     "progress": ("labkit.course.progress:add_parser", "show which exercises are solved"),
     "study": ("labkit.authoring.study:add_parser", "record the studies behind the claims, check them"),
     "claims": ("labkit.course.ledger:add_parser", "show which claims of the papers were reproduced"),
