@@ -186,12 +186,11 @@ def run_alarm(args: argparse.Namespace) -> int:
 
     good = embed(args.good)
     bad = embed(args.bad) if args.bad else good[:0]
-    half = len(good) // 2  # the first half sets the threshold, the second is counted
-    reference = good[: max(half, 1)].mean(dim=0)
-    scores = [
-        embedding_distance(x, reference)
-        for x in (good[:half] if half else good, good[half:] if half else good[:0], bad)
-    ]
+    if len(good) < 3:
+        raise ValueError(f"{len(good)} good photographs: at least 3 are needed, for reference, threshold and counting")
+    third = len(good) // 3  # one part is the reference, one sets the threshold, one is counted
+    reference = good[:third].mean(dim=0)
+    scores = [embedding_distance(x, reference) for x in (good[third : 2 * third], good[2 * third :], bad)]
     report = alarm_report(calibration=scores[0], good=scores[1], bad=scores[2], rate=args.rate)
     print(f"threshold {report.threshold:.4g}, set on {report.set_on} good photographs")
     for name, share, n in (("false alarms", report.false_alarms, report.good), ("missed", report.missed, report.bad)):
@@ -201,7 +200,7 @@ def run_alarm(args: argparse.Namespace) -> int:
         f"for at most {report.rate:.1%} false alarms with 95% confidence: {report.needed} good photographs to set it on"
     )
     if not report.enough:
-        print(f"{report.needed - report.set_on} more are needed (as many again to count on)")
+        print(f"{3 * report.needed - len(good)} more are needed: a third each is reference, threshold and count")
     return 0 if report.enough else 1
 
 

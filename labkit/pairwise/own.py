@@ -57,7 +57,7 @@ def read_pictures(folder: str | Path, table: str | Path | None = None) -> OwnPic
     Args:
         folder: the pictures. table: .csv or .jsonl with one row per picture: a column "file_name" (or file, image,
             path) relative to the folder, "caption" (or text, prompt) if there are captions, and every other column an
-            attribute. None: metadata.csv or metadata.jsonl of the folder, or a .txt beside each picture, or no captions.
+            attribute. None: metadata.csv or metadata.jsonl of the folder, or a .txt beside each picture, or nothing.
 
     Raises:
         ImageError: no folder or no pictures. PairwiseError: a table that does not fit, with its line.
