@@ -107,11 +107,11 @@ def test_captions_alone_train_and_each_is_true_of_its_own_picture(seen):
     assert records[0].sentences[0] == f"the first shows {first}, the second shows {second}"
     assert records[0].mirrored[1] == f"the second shows {first}, the first shows {second}"
     statements = [p.statement for p in pairs[:3]]
-    assert not Codes({}).truth(values[:4], values[4:8], statements).any()  # today: all of it was "true"
+    assert not Codes({}).truth(values[:4], values[4:8], statements).any()
     config = preset("robust", steps=8, batch=8, lr=1e-3)
     options = {"wording": {}, "generator": generator()}
     _, card = train_pairwise(clip, inputs, images, values, records, config, captions=pictures.captions, **options)
-    assert card.drift > 0 and max(card.floor) == pytest.approx(0, abs=0.2)  # the diagonal, and what is drawn twice
+    assert card.drift > 0 and max(card.floor) < 0.7  # what is drawn twice; ln 8 = 2.08 if all were true of all
     with pytest.raises(ValueError, match="most captions name nothing"):
         nothing = [(text, {}) for text, _ in pictures.captions]
         train_pairwise(clip, inputs, images, values, records, config, captions=nothing, **options)
