@@ -43,11 +43,14 @@ def fabric(
     cache: ReferenceCache | None = None,
     chunk: int | None = None,
     observer: Observer | None = None,
+    value_range: tuple[float, float] | None = None,
     **overrides,
 ) -> Session:
     """A context manager inside which the pipeline generates with feedback, however it is called.
 
-    liked, disliked   lists of `Reference`s, PIL pictures (any size and mode) or float tensors [3, H, W] in [-1, 1]
+    liked, disliked   lists of pictures of any size: `Reference`s, PIL, files, arrays, tensors (see `labkit.images`)
+    value_range       of float pictures: (-1, 1) for this package's, (0, 1) for those of `output_type="pt"`. None: the
+                      one range that all of them together can have
     settings          `Settings` or the name of a preset ("paper", "repo", "webui", ...); overrides replace fields of it
     seed              of the references' noise; nothing else is drawn, so the images' own noise stays what it was
     steps             number of steps, for a window measured in steps if the pipeline does not run its own loop
@@ -55,9 +58,10 @@ def fabric(
     chunk             references per U-Net call; by default as many as the generation itself has rows
     observer          called with an `Observation` in every layer that reads references
 
-    Raises FabricError for a pipeline without U-Net or with a compiled one, an unknown preset or setting, images that
-    are none, nested use on the same U-Net, rows of which it is not known whether they are conditional, processors that
-    are replaced meanwhile, and, on leaving, if no U-Net call came by although there were references.
+    Raises ImageError for what is no picture and for floats whose range cannot be known, and FabricError for a pipeline
+    without U-Net or with a compiled one, an unknown preset or setting, nested use on the same U-Net, rows of which it
+    is not known whether they are conditional, processors that are replaced meanwhile, and, on leaving, if no U-Net call
+    came by although there were references.
     Warns (FabricWarning) if dislikes meet no unconditional rows, if no call was inside the window, if the session was
     never entered, if the weights are likely to burn the images, and if `fused` has no effect because there are more
     references than `chunk`.
@@ -71,7 +75,7 @@ def fabric(
     except TypeError:
         known = ", ".join(Settings.__dataclass_fields__)
         raise FabricError(f"unknown setting in {sorted(overrides)}: expected some of {known}") from None
-    references = {"liked": as_references(liked), "disliked": as_references(disliked)}
+    references = as_references(liked=liked, disliked=disliked, value_range=value_range)
     return Session(pipe, references, settings, seed=seed, steps=steps, cache=cache, chunk=chunk, observer=observer)
 
 
@@ -94,9 +98,7 @@ class Session:
         self.unet_calls = self.active_calls = 0
         self._mass: dict[tuple[float, str, str], list[Tensor]] = defaultdict(list)
         self._warned: set[str] = set()
-        self._context = Context(
-            backend=settings.backend, cap=settings.mass_cap, observer=observer, on_mass=self._on_mass
-        )
+        self._context = Context(backend=settings.backend, cap=settings.mass_cap, observer=observer)
         self._pass = ReferencePass(pipe, settings, self._context, self.cache, seed=seed, chunk=chunk)
         self._restore: list = []
         self._lent: list = []  # processors that others have put in the place of ours for this call
@@ -128,6 +130,7 @@ class Session:
             known = ", ".join(f"{depth:g}" for depth in sorted({layer.depth for layer, _ in attentions}))
             raise FabricError(f"no self-attention lies at depths {low} to {high}: this U-Net has {known}")
         self._warn_before_burning()
+        self._context.on_mass = self._on_mass
         for layer, attn in attentions:
             self._restore.append((attn, attn.processor))
             attn.set_processor(FabricProcessor(layer, attn.processor, self._context))
@@ -151,6 +154,7 @@ class Session:
     def __exit__(self, kind, error, traceback) -> None:
         for hook in self._hooks:
             hook.remove()
+        self._context.on_mass = None
         self._give_back()
         while self._restore:
             attn, original = self._restore.pop()
