@@ -105,6 +105,8 @@ ASKED = {
         ["run", "none", "--plan", "bad=0.02", "--maker", "é", "--checker", "日", "--no-browser"],
         ["certify", "none", "verdicts.jsonl", "--scores", "é.jsonl", "--alpha", "0.02"],
     ],
+    "measure": [["lot", "é"], ["é.npz", "lot", "--fid"]],
+    "pcclip": [["probe", "é"], ["train", "lot", "--table", "é.csv", "--out", "work"], ["alarm", "é"]],
     "progress": [[*ROOM, "--lang", "ja"], [*ROOM, "--lang", "en"], [*ROOM, "--lang", "ja", "--json"]],
     "study": [
         ["--folder", "studies", "run", "05", "--hours", "0"],
@@ -119,6 +121,7 @@ ASKED = {
 
 STEPS = {
     "inspect": ["plan", "run", "draw", "sign", "verify", "certify"],
+    "pcclip": ["probe", "train", "alarm"],
     "study": ["run", "status", "verify", "merge", "check"],
 }
 
