@@ -56,7 +56,7 @@ KNOBS = {  # one knob and two trials for every family, on seed 100, by the proxy
     "fk": ("strength", (1.0, 4.0)),
 }
 CHOSEN = {  # the better trial of each, see data/studies/l08-tuning.json
-    "draft": 4e-3, "ddpo": 4e-3, "raft": 4e-3, "nft": 4e-3, "dpo": 4e-3, "guidance": 20.0, "fk": 4.0,
+    "draft": 4e-3, "ddpo": 4e-3, "raft": 4e-3, "nft": 1e-3, "dpo": 4e-3, "guidance": 20.0, "fk": 1.0,
 }  # fmt: skip
 RELATIVES = {"alignprop": "draft", "grpo": "ddpo", "rwr": "raft", "kto": "dpo"}  # they take over the knob
 
@@ -334,8 +334,8 @@ STUDY = Study(
     lesson="08",
     unit=unit,
     arms=(*HEADS, "grpo", "rwr", "alignprop", "kto", "guidance", "fk", "fabric"),
-    seeds=(0,),
-    more={arm: (1, 2) for arm in HEADS},
+    seeds=(),
+    more={arm: (0, 1, 2) for arm in HEADS} | {arm: (2,) for arm in (*RELATIVES, "guidance", "fk", "fabric")},
     sizes={"prompts": 64, "pool": 4, "votes": 400, "test_prompts": 24, "steps": 8, "batch": 4, "nfe": 1600},
     estimates=ESTIMATES,
     weights=("portrait-sd-base", "portrait-clip", "attribute-reader"),
