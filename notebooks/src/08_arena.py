@@ -104,15 +104,13 @@ for key, name in names.items():
 moved = (after["gold"] - before["gold"]) / float(l08.judged(base_images, test, "bias", lab.seed, sizes)["gold"].std())
 lab.reveal("first_gold", "falls" if moved < -0.2 else "rises" if moved > 0.2 else "stays")
 
-# %% [markdown] lang="en" uid="first-reading" pair="8d5b7cf4"
-# **What you see.** The reward has risen, by a lot on its own scale: its unit is one standard deviation of the base's pictures. Now look at the faces, and at the gold score, which knows exactly what was wanted. Something has been optimised. Was it what the
-# team wanted? Two suspects: the reward (what do its votes know?) and the optimiser (how far does it go?). Both get a section, and the last picture of this lesson comes back to these faces.
+# %% [markdown] lang="en" uid="first-reading" pair="7a2fbc7b"
+# **What you see.** The reward has risen, by a lot on its own scale: its unit is one standard deviation of the base's pictures. Now look at the faces, and at the gold score, which knows exactly what was wanted. In the recorded runs of this very race the proxy goes from .12 to 1.18, gold from .57 to .54, saturation from .27 to .39, and the diversity of the pictures from 4.8 to 2.6. Something has been optimised. Was it what the team wanted? Two suspects: the reward (what do its votes know?) and the optimiser (how far does it go?). Both get a section, and section 9 comes back to these faces.
 #
 # *Before reading on: if the reward were perfect, what would still be lost?*
 
-# %% [markdown] lang="ja" uid="first-reading" pair="0b73077c"
-# **図の見方。** 報酬は上がりました。単位は基準モデルの画像での標準偏差なので、大きな伸びです。次に顔を見てください。そして、何が求められていたかを正確に知っている正解スコアを見てください。何かが最適化されたのは確かですが、チームの望んだもの
-# だったのでしょうか。疑わしいのは2つ、報酬(投票は何を知っているのか)と最適化(どこまで進むのか)です。どちらも節を設けて調べ、最後にもう一度この顔に戻ります。
+# %% [markdown] lang="ja" uid="first-reading" pair="1e41139a"
+# **図の見方。** 報酬は上がりました。単位は基準モデルの画像での標準偏差なので、大きな伸びです。次に顔を見てください。そして、何が求められていたかを正確に知っている正解スコアを見てください。これと同じ競技の記録では、代理スコアは0.12から1.18へ、正解スコアは0.57から0.54へ、彩度は0.27から0.39へ、画像の多様性は4.8から2.6へ変わりました。何かが最適化されたのは確かですが、それはチームの望んだものだったのでしょうか。疑わしいのは2つ、報酬(投票は何を知っているのか)と最適化(どこまで進むのか)です。どちらも節を設けて調べ、9節でもう一度この顔に戻ります。
 #
 # *先を読む前に考えてください。報酬が完璧だったとしても、何が失われるでしょうか。*
 
@@ -309,13 +307,11 @@ fit = np.linalg.lstsq(law[half], (np.array(chosen) - chosen[0])[half], rcond=Non
 gap = float(chosen[-1] - chosen[0] - law[-1] @ fit)
 lab.claim("bon_law", measured=t("l08.m_law"), value=gap, seeds=[lab.seed])
 
-# %% [markdown] lang="en" uid="bon-reading" pair="88382342"
-# **What you see.** Both curves rise from the same point and part: the proxy always promises more than gold confirms, and the gap grows with the distance. Gao and others ([arXiv 2210.10760](https://arxiv.org/abs/2210.10760)) found a law for it: with $d = \sqrt{\mathrm{KL}}$ gold gains $d\,(\alpha - \beta d)$. The claim above fits
-# $\alpha, \beta$ on the first half of the curve and forecasts its end. **What would change it:** a worse proxy bends gold down sooner; ties in the score make the KL smaller than the formula says. Notice what cannot happen: best-of-N never leaves the base's own pictures, so it never breaks a face.
+# %% [markdown] lang="en" uid="bon-reading" pair="b51077da"
+# **What you see.** Both curves rise from the same point and part: the proxy promises more than gold confirms. Over the recorded seeds the best of 7 has gold .85 against .57 for one picture; chosen by a proxy of a tenth of the votes it is .78. Gao and others ([arXiv 2210.10760](https://arxiv.org/abs/2210.10760)) found a law: with $d = \sqrt{\mathrm{KL}}$ gold gains $d\,(\alpha - \beta d)$. The claim above fits $\alpha, \beta$ on the first half of the curve and forecasts its end. **What would change it:** a worse proxy bends gold down sooner; ties in the score make the KL smaller than the formula says. Notice what cannot happen: best-of-N never leaves the base's own pictures, so it never breaks a face.
 
-# %% [markdown] lang="ja" uid="bon-reading" pair="869d8278"
-# **図の見方。** 2本の曲線は同じ点から上がり、離れていきます。代理はいつも正解スコアの裏付け以上を約束し、その差は距離とともに広がります。Gao ら([arXiv 2210.10760](https://arxiv.org/abs/2210.10760))は、$d = \sqrt{\mathrm{KL}}$ とおくと正解スコアの伸びが $d\,(\alpha - \beta d)$ に従うという法則を見つけました。上の主張では、
-# 曲線の前半で $\alpha, \beta$ を求め、最後の値を予測します。**結果を左右するもの:** 代理が悪いほど、正解スコアは早く下がり始めます。スコアに同点があると、KL は式より小さくなります。起こりえないことにも注目してください。best-of-N が選ぶのは基準モデル自身の画像なので、顔が壊れることはありません。
+# %% [markdown] lang="ja" uid="bon-reading" pair="b26c0599"
+# **図の見方。** 2本の曲線は同じ点から上がり、離れていきます。代理は、正解スコアの裏付け以上を約束します。記録では、best-of-7 の正解スコアは0.85、1枚だけなら0.57、10分の1の投票で学習した代理で選ぶと0.78です。Gao ら([arXiv 2210.10760](https://arxiv.org/abs/2210.10760))は、$d = \sqrt{\mathrm{KL}}$ とおくと正解スコアの伸びが $d\,(\alpha - \beta d)$ に従うという法則を見つけました。上の主張では、曲線の前半で $\alpha, \beta$ を求め、最後の値を予測します。**結果を左右するもの:** 代理が悪いほど、正解スコアは早く下がり始めます。スコアに同点があると、KL は式より小さくなります。起こりえないことにも注目してください。best-of-N が選ぶのは基準モデル自身の画像なので、顔が壊れることはありません。
 
 # %% [markdown] lang="en" uid="ledger" pair="f73b929b"
 # **What does it cost?** Everything is counted in NFE, forward passes of the U-Net on one picture. A backward pass costs two more. Pictures must be decoded before anybody can judge them, and that is charged too, at the price that counted operations give. A training method pays once; a search pays for every delivered picture. The race
@@ -575,11 +571,11 @@ recorded_plane(
     both, yours=own, xlabel=t("l08.diversity_axis"), ylabel=t("l08.gold_axis"), title=t("l08.race_plane")
 )  # fmt: skip
 
-# %% [markdown] lang="en" uid="race-reading" pair="1ea4622b"
-# **What you see.** Blue: the recorded race, every contender with the same 1,600 NFE and the same prompts, other votes and other noise for each seed; stars: your runs. Three questions. *Is the order that of the proxy?* Where it is not, the proxy was optimised and the wish was not. *What did it cost in diversity?* Training moves all pictures the same way; selection keeps the base's own pictures and chooses among them. *Who saw what?* DRaFT and guidance see a gradient, DPO pairs, the others a number: equal budgets are not equal information, and a fair table has that column.
+# %% [markdown] lang="en" uid="race-reading" pair="90112953"
+# **What you see.** Blue: the recorded race, every contender with the same 1,600 NFE and the same prompts, other votes and other noise for each seed; stars: your runs. *Is the order that of the proxy?* No. DRaFT has the highest proxy, 1.52 against 1.29 for best-of-7, and less gold: .75 against .85. Its pictures all have the liked background (preference 1.00) and hardly keep to the prompt any more: the task axis falls from .51 to .26. *What did it cost in diversity?* 4.8 for the base, 4.4 for best-of-7, 4.5 for NFT, 2.3 for DPO, 1.4 for DRaFT, where one face is left. NFT is the surprise: gold .76 with almost all of the diversity. *Who lost?* DDPO (.60) hardly moved in six updates, and RAFT (.47, the base has .57) went the wrong way: its learning rate was the better of two in a trial over *half* the budget, and over the whole one it was too high. That is what equal tuning effort buys, and a table that does not say so is not fair. Nor is one that does not say *who saw what*: DRaFT and guidance see a gradient, DPO pairs, the others a number.
 
-# %% [markdown] lang="ja" uid="race-reading" pair="1334e672"
-# **図の見方。** 青は記録済みの競技で、どの手法も1600 NFE、プロンプトも共通、票とノイズはシードごとに別です。星はあなたの実行です。3つのことを問いましょう。*順序は代理スコアと同じか。* 違っていれば、最適化されたのは代理であって、願いではありません。*多様性をどれだけ失ったか。* 学習は、すべての画像を同じ方向に動かします。選ぶだけの手法は、基準モデル自身の画像から選びます。*誰が何を見たか。* DRaFT と誘導は勾配を、DPO はペアを、ほかは数値を見ます。予算が同じでも情報は同じではなく、公平な表にはその列があります。
+# %% [markdown] lang="ja" uid="race-reading" pair="27282bec"
+# **図の見方。** 青は記録済みの競技です。どの手法も1600 NFE、プロンプトも共通で、票とノイズはシードごとに別です。星はあなたの実行です。*順序は代理スコアと同じか。* 違います。代理スコアが最も高いのは DRaFT で1.52(best-of-7 は1.29)ですが、正解スコアは0.75で、best-of-7 の0.85に及びません。背景はどの画像も好まれる色になり(選好1.00)、プロンプトはほとんど守られず、タスクの軸は0.51から0.26に下がりました。*多様性をどれだけ失ったか。* 基準モデルの4.8に対し、best-of-7 は4.4、NFT は4.5、DPO は2.3、DRaFT は1.4で、ほぼ同じ顔しか残っていません。意外なのは NFT で、多様性をほとんど保ったまま正解スコアが0.76に上がりました。*負けたのは誰か。* DDPO(0.60)は6回の更新ではほとんど動かず、RAFT(0.47、基準モデルは0.57)は悪くなりました。学習率は、*半分*の予算で試した2つのうち良いほうですが、全予算では大きすぎたのです。調整の手間を同じにした結果がこれで、そう書いていない比較表は公平ではありません。*誰が何を見たか*も書くべきです。DRaFT と誘導は勾配を、DPO はペアを、ほかは数値を見ています。
 
 # %% uid="paths-cost"
 online = ["raft", "rwr", "ddpo", "grpo", "nft", "draft", "alignprop"]
@@ -607,11 +603,11 @@ for cost, axis in price_axis.items():
     lines = {arm: (spent(cost, arm), stages("gold", arm)) for arm in ran}
     display(recorded_paths(lines, xlabel=axis, ylabel=score["gold"], title=t("l08.paths_cost")))
 
-# %% [markdown] lang="en" uid="paths-cost-reading" pair="7a0e1dfc"
-# **What you see.** The same gold against two prices. Left to right on the first chart everyone pays alike, so what counts is the slope. On the second the price is what the reward was asked: a policy gradient needs a scored group for every update, DRaFT one score for each of its pictures, and its gradient carries more than a number does. If a question to your reward is a matrix product, read the first chart; if it is a minute of a person's time, the second, and then mind that a person has no gradient.
+# %% [markdown] lang="en" uid="paths-cost-reading" pair="5572dc2d"
+# **What you see.** The same gold against two prices. On the first chart everyone pays alike, so what counts is the slope. NFT has at half of the budget (.67) what DDPO does not reach at all of it (.60). RAFT stands at .64 at half and at .47 at the end: a run that nobody stopped. On the second chart the price is what the reward was asked. DRaFT asks once for each of its pictures, and a gradient carries more than a number does; DPO (not drawn: it stops asking before it starts training) asked 72 times. If a question to your reward is a matrix product, read the first chart; if it is a minute of a person's time, the second, and then mind that a person has no gradient.
 
-# %% [markdown] lang="ja" uid="paths-cost-reading" pair="62aac2fa"
-# **図の見方。** 同じ正解スコアを、2種類の値段に対して描きました。1つ目のグラフでは全員が同じだけ払うので、見るべきは傾きです。2つ目の値段は、報酬に何枚尋ねたかです。方策勾配は更新のたびに、採点済みのグループを必要とします。DRaFT が尋ねるのは自分の画像1枚につき1回で、勾配は数値1つより多くを伝えます。報酬への問い合わせが行列の積で済むなら1つ目を、人の1分がかかるなら2つ目を見てください。ただし、人には勾配がありません。
+# %% [markdown] lang="ja" uid="paths-cost-reading" pair="2cc75dad"
+# **図の見方。** 同じ正解スコアを、2種類の値段に対して描きました。1つ目のグラフでは全員が同じだけ払うので、見るべきは傾きです。NFT は予算の半分(0.67)で、DDPO が全予算でも届かない値(0.60)に達しています。RAFT は半分で0.64、最後に0.47です。誰も止めなかった実行は、こうなります。2つ目のグラフの値段は、報酬に何枚尋ねたかです。DRaFT が尋ねるのは自分の画像1枚につき1回で、勾配は数値1つより多くを伝えます。DPO は学習を始める前に尋ね終わるので描いていませんが、問い合わせは72回でした。報酬への問い合わせが行列の積で済むなら1つ目を、人の1分がかかるなら2つ目を見てください。ただし、人には勾配がありません。
 
 # %% uid="paths-kl"
 trained = [arm for arm in (*online, "dpo", "kto", "draft_few", "draft_bias") if record.seeds(arm)]
@@ -622,11 +618,11 @@ for metric, axis in score.items():
     lines |= {arm: (record.values("kl", arm).mean() ** 0.5, record.values(metric, arm).mean()) for arm in trained}
     display(recorded_paths(lines, xlabel=t("l08.path_kl"), ylabel=axis, log_x=True, title=t("l08.paths_kl")))
 
-# %% [markdown] lang="en" uid="paths-kl-reading" pair="529b58cf"
-# **What you see.** Distance from the base, on a logarithmic axis, against gold and against the proxy. Best-of-N is the ruler: no method can be closer to the base for its proxy gain. Everything trained lies far to its right, for two reasons: the path's KL is an upper bound of the picture's, and a low-rank update moves much that the reward never asked for. Compare the two charts at one contender: where the proxy is high and gold is not, the distance was spent on the proxy's errors.
+# %% [markdown] lang="en" uid="paths-kl-reading" pair="5fb22553"
+# **What you see.** Distance from the base, on a logarithmic axis, against gold and against the proxy. Best-of-N is the ruler: nothing is closer to the base for its proxy gain. NFT's paths are 169 nats away on average, DPO's 5,602, DRaFT's 69,571. Path KL is an upper bound of the picture's, so do not read it against the ruler to the digit; read the factor of 410 between NFT and DRaFT, at the same gold. Compare the two charts at DRaFT with a tenth of the votes: its own proxy is the highest of all, and its gold has passed its best (.67 at half of the budget, .78 at the end). The distance was spent on the proxy's errors. That is over-optimisation, and the claims below ask whether it is more than chance.
 
-# %% [markdown] lang="ja" uid="paths-kl-reading" pair="4c6549c9"
-# **図の見方。** 基準モデルからの距離(対数目盛)に対する、正解スコアと代理スコアです。best-of-N が物差しになります。同じだけ代理スコアを上げて、これより基準モデルの近くにとどまれる手法はありません。学習した手法は、どれもずっと右にあります。理由は2つです。軌跡の KL は画像の KL の上限であること、そして低ランクの更新は、報酬が求めていないものまで大きく動かすことです。同じ手法を2つのグラフで比べてください。代理スコアが高いのに正解スコアが高くなければ、その距離は代理の誤りに費やされています。
+# %% [markdown] lang="ja" uid="paths-kl-reading" pair="4e863f52"
+# **図の見方。** 基準モデルからの距離(対数目盛)に対する、正解スコアと代理スコアです。best-of-N が物差しになります。同じだけ代理スコアを上げて、これより基準モデルの近くにとどまる手法はありません。軌跡の KL は、平均で NFT が169ナット、DPO が5,602ナット、DRaFT が69,571ナットです。軌跡の KL は画像の KL の上限なので、物差しの目盛と細かく比べてはいけません。見るべきは、同じ正解スコアでの NFT と DRaFT の比、約410倍です。10分の1の投票による DRaFT を2つのグラフで比べてください。自分の代理のスコアは全体で最も高いのに、正解スコアは最高点を過ぎています(予算の半分で0.67、終了時に0.78)。その距離は、代理の誤りに費やされました。これが過剰最適化です。偶然の範囲を超えているかどうかは、下の主張で判定します。
 
 # %% uid="dashboards"
 def panel(key, arms):
@@ -643,11 +639,11 @@ errors = {t("l08.error_of", arm=arm, who=t(f"l08.{who}")): line
           for who, key in (("winner", "d_w"), ("loser", "d_l")) for arm, line in panel(key, ["dpo", "kto"]).items()}
 display(recorded_paths(errors, ylabel=t("l08.error_axis"), title=t("l08.dpo_panel"), **options))
 
-# %% [markdown] lang="en" uid="dashboards-reading" pair="c792ddaa"
-# **What you see.** Two instruments that people watch while training. Upper: PPO's clip. With one pass over each set of pictures the ratios of the first step are exactly 1 and nothing is clipped; the second step of the trajectory is trained with weights that have moved already, and its ratios leave the band. A share near 1 means that most of what was sampled teaches nothing: lower the learning rate. Lower: DPO's two errors. Both rising, the losers' faster, satisfies the loss (lesson 05); a winner line well above zero says that the model forgets how to draw the pictures it was told to prefer.
+# %% [markdown] lang="en" uid="dashboards-reading" pair="f607dfe5"
+# **What you see.** Two instruments that people watch while training. Upper: PPO's clip. The first of the two trained steps of an update has ratios of exactly 1, so nothing of it is clipped; the second is trained with weights that have moved already. A share of .5 therefore says that the whole second step was thrown away, which happens in the first update here. The learning rate is at its limit. Lower: DPO's two errors. The losers' error rises to .92, the winners' to .33: both get worse, the losers faster, which is all that the loss asks for (lesson 05). Gold still rose, but the model is forgetting how to draw the pictures it was told to prefer, and its diversity says so.
 
-# %% [markdown] lang="ja" uid="dashboards-reading" pair="cd15ce3c"
-# **図の見方。** 学習中に見守る計器を2つ挙げます。上は PPO のクリップです。1組の画像を1回だけ使うなら、最初のステップの比はちょうど1で、何もクリップされません。軌跡の2つ目のステップは、すでに動いた重みで学習するので、比が範囲を出ます。割合が1に近ければ、生成した画像のほとんどから何も学べていません。学習率を下げてください。下は DPO の2つの誤差です。両方が増え、敗者のほうが速く増えても、損失は下がります(レッスン05)。勝者の線が0をはっきり上回っていれば、好むように教えた画像の描き方を、モデルが忘れつつあります。
+# %% [markdown] lang="ja" uid="dashboards-reading" pair="2065057e"
+# **図の見方。** 学習中に見守る計器を2つ挙げます。上は PPO のクリップです。1回の更新で学習する2つのステップのうち、1つ目の比はちょうど1なので、何もクリップされません。2つ目は、すでに動いた重みで学習します。割合が0.5なら、2つ目のステップが丸ごと捨てられています。ここでは最初の更新でそうなっていて、学習率が上限にあることが分かります。下は DPO の2つの誤差です。敗者の誤差は0.92、勝者の誤差は0.33まで増えました。両方が悪化し、敗者のほうが速く悪化しています。損失が求めるのはそれだけです(レッスン05)。正解スコアは上がったものの、好むように教えた画像の描き方をモデルは忘れつつあり、多様性の低下にそれが表れています。
 
 # %% uid="race-claims"
 gain = {name: {k: value[k] - verdicts["base"][k] for k in value} for name, value in verdicts.items()}
@@ -663,7 +659,8 @@ lab.claim("diversity_falls", measured=what, value=least, seeds=[lab.seed])
 value = gain["draft"]["gold"] - gain["best_of_n"]["gold"]
 what = t("l08.m_gain", what=t("l08.gold"), prompts=len(test))
 lab.claim("search_is_hard_to_beat", measured=what, value=value, seeds=[lab.seed])
-lab.reveal("first_to_hack", max(("draft", "raft"), key=unconfirmed.get))
+hacker = max(("draft", "raft", "best_of_n"), key=unconfirmed.get)
+lab.reveal("first_to_hack", "search" if hacker == "best_of_n" else hacker)
 
 # %% uid="recorded-claims"
 lab.claim("gold_turns", reason=t("l08.only_recorded"))
@@ -730,30 +727,30 @@ figure
 value = judged(hacked)["saturation"] - judged(mine["draft"])["saturation"]
 lab.claim("bug_is_found", measured=t("l08.m_bug"), value=value, seeds=[lab.seed])
 
-# %% [markdown] lang="en" uid="bug-reading" pair="975b98a5"
-# **What you see.** The same pool, the same prompts: the tainted judge picks the more saturated picture, and the more so the more it may choose from. Training goes further, because it can *make* what selection only finds. In the table the diagonal is the boast of each reward; read along the rows. A gain that only its own column confirms is a hack; a gain that a reward
-# with other votes, and gold, confirm as well is an improvement. **What to do without gold:** a second proxy from other votes, pictures at fixed seeds, and a list of things that should *not* move (here saturation) watched from the first update on.
+# %% [markdown] lang="en" uid="bug-reading" pair="428d09bc"
+# **What you see.** The same pool, the same prompts: the tainted judge picks the more saturated picture. Training goes further, because it can *make* what selection only finds: DRaFT ends at a saturation of .39 under the taint and .23 without it, the base at .27; NFT at .30 and .30, so little that a glance would miss it. In the table the boast of each reward stands where row and column have the same votes; read along the rows. DRaFT under the taint gains by its own proxy and loses gold (.54 against .75 with honest votes). A gain that only its own column confirms is a hack; a gain that a reward with other votes, and gold, confirm as well is an improvement. **What to do without gold:** a second proxy from other votes, pictures at fixed seeds, and a list of things that should *not* move (here saturation) watched from the first update on.
 
-# %% [markdown] lang="ja" uid="bug-reading" pair="192878e5"
-# **図の見方。** プールもプロンプトも同じなのに、癖のある評価役は彩度の高い画像を選び、選択肢が増えるほどその傾向が強まります。選ぶだけなら見つけるにとどまりますが、学習はそういう画像を*作れる*ので、さらに先へ進みます。表の対角線は、それぞれの報酬の自慢話です。行に沿って読んでください。自分の列でしか確かめられない伸びは、報酬の穴を突いた結果です。別の投票による報酬や
-# 正解スコアでも確かめられる伸びは、改善です。**正解スコアがないときは:** 別の投票で作った2つ目の代理、固定シードの画像、そして*動いてはならない*もの(ここでは彩度)の一覧を用意し、最初の更新から見守ります。
+# %% [markdown] lang="ja" uid="bug-reading" pair="7f8d51ed"
+# **図の見方。** プールもプロンプトも同じなのに、癖のある評価役は彩度の高い画像を選びます。選ぶだけなら見つけるにとどまりますが、学習はそういう画像を*作れる*ので、さらに先へ進みます。DRaFT の彩度は、癖のある代理では0.39、癖のない代理では0.23でした(基準モデルは0.27)。NFT では0.30と0.30で、差が小さく、ひと目では見落とします。表では、行と列の票が同じところが、それぞれの報酬の自慢話です。行に沿って読んでください。癖のある代理による DRaFT は、自分の代理では伸びているのに、正解スコアは0.54に下がりました(癖のない投票なら0.75)。自分の列でしか確かめられない伸びは、報酬の穴を突いた結果です。別の投票による報酬や正解スコアでも確かめられる伸びは、改善です。**正解スコアがないときは:** 別の投票で作った2つ目の代理、固定シードの画像、そして*動いてはならない*もの(ここでは彩度)の一覧を用意し、最初の更新から見守ります。
 
-# %% [markdown] lang="en" uid="even" pair="90dab805"
+# %% [markdown] lang="en" uid="even" pair="8eb1e4b0"
 # ## 10. Train or search?
 #
-# Suppose a trained model and best-of-$N$ were equally good. Training costs $C$ once and then $T$ a picture; the search costs $N$ times as much for every picture. Training has paid when $C + T M < N T M$, so from $M^* = C / ((N-1) T)$ pictures on (decoding included in $T$). Change $N$ until both reach the gold of the other in the chart of section 8, then read
-# off your number.
+# Suppose a trained model and best-of-$N$ were equally good. Training costs $C$ once and then $T$ a picture; the search costs $N$ times as much for every picture. Training has paid when $C + T M < N T M$, so from $M^* = C / ((N-1) T)$ pictures on (decoding included in $T$). The code takes for $N$ the smallest number whose recorded gold reaches DRaFT's (the whole pool
+# if none does), and for $C$ what your own run has cost.
 
-# %% [markdown] lang="ja" uid="even" pair="c6f32d0b"
+# %% [markdown] lang="ja" uid="even" pair="391cb262"
 # ## 10. 学習か、探索か
 #
-# 学習したモデルと best-of-$N$ の質が同じだとしましょう。学習は最初に $C$、その後は1枚につき $T$ かかります。探索は1枚ごとに $N$ 倍かかります。学習が割に合うのは $C + T M < N T M$ のとき、つまり $M^* = C / ((N-1) T)$ 枚からです(デコードの費用は $T$ に含めます)。8節のグラフで両者の正解スコアが釣り合うように $N$ を変え、
-# 自分の場合の枚数を読み取ってください。
+# 学習したモデルと best-of-$N$ の質が同じだとしましょう。学習は最初に $C$、その後は1枚につき $T$ かかります。探索は1枚ごとに $N$ 倍かかります。学習が割に合うのは $C + T M < N T M$ のとき、つまり $M^* = C / ((N-1) T)$ 枚からです(デコードの費用は $T$ に含めます)。コードでは、記録された正解スコアが DRaFT に届く最小の $N$(届かなければプール全体)を使い、
+# $C$ にはあなた自身の実行にかかった費用を使います。
 
 # %% uid="even-run"
 from labkit.survey import break_even
 
-n_search = 4
+level, curve = record.values("gold", "draft").mean(), record.values("bon.gold.main", "best_of_n").mean(0)
+reached = np.flatnonzero(curve >= level)
+n_search = max(2, int(reached[0]) + 1 if len(reached) else len(curve))
 plain = sizes.steps + price.decode
 images_needed = break_even(costs["draft"]["training"], plain, n_search * plain)
 ordered_images = np.linspace(0, 2.5 * images_needed, 30)
@@ -766,11 +763,11 @@ curve_with_interval(
     title=t("l08.even_title", images=images_needed),
 )  # fmt: skip
 
-# %% [markdown] lang="en" uid="even-reading" pair="1b95c642"
-# **What you see.** The lines cross where the saved searches have repaid the training. A catalogue of thousands: train. A campaign of thirty: search. And a term that the chart leaves out decides more often than either: a trained model is a *new process*, whose quality must be verified anew (lesson 09), while best-of-N delivers pictures of the model that was already accepted.
+# %% [markdown] lang="en" uid="even-reading" pair="f6c26248"
+# **What you see.** The lines cross where the saved searches have repaid the training. In the record the best of 4 already has DRaFT's gold, so training repays itself only over a few dozen pictures or more, and with one face instead of many. A catalogue of thousands: train, but stop earlier than DRaFT did here, or take NFT. A campaign of thirty: search. And a term that the chart leaves out decides more often than either: a trained model is a *new process*, whose quality must be verified anew (lesson 09), while best-of-N delivers pictures of the model that was already accepted.
 
-# %% [markdown] lang="ja" uid="even-reading" pair="a2ae54b9"
-# **図の見方。** 2本の線は、節約した探索の費用が学習の費用に追い付くところで交わります。数千枚のカタログなら学習、30枚のキャンペーンなら探索です。そして、グラフにない項目のほうが決め手になることも多くあります。学習したモデルは*新しい工程*なので、品質を検証し直さなければなりません(レッスン09)。best-of-N が納品するのは、すでに承認されたモデルの画像です。
+# %% [markdown] lang="ja" uid="even-reading" pair="9ac0d512"
+# **図の見方。** 2本の線は、節約した探索の費用が学習の費用に追い付くところで交わります。記録では、best-of-4 ですでに DRaFT の正解スコアに届きます。学習が割に合うのは数十枚を超えてからで、しかも多様な顔の代わりに、ほぼ1つの顔になります。数千枚のカタログなら学習ですが、ここでの DRaFT より早く止めるか、NFT を使います。30枚のキャンペーンなら探索です。そして、グラフにない項目のほうが決め手になることも多くあります。学習したモデルは*新しい工程*なので、品質を検証し直さなければなりません(レッスン09)。best-of-N が納品するのは、すでに承認されたモデルの画像です。
 
 # %% [markdown] lang="en" uid="own" pair="39c2b671"
 # ## 11. Your own entry
@@ -787,7 +784,7 @@ curve_with_interval(
 # %% uid="own-run" tags=["open", "slow"]
 from labkit.survey.leaderboard import enter_score
 
-my_name, my_settings = "nft", {"lr": 2e-3, "prompts": 8}
+my_name, my_settings = "nft", {"lr": 2e-3, "draws": 1}
 own_images, own_log, own_costs = lab.keep("own", compete, my_name, **my_settings)
 own_gold = judged(own_images)["gold"]
 total = own_costs["training"] + len(test) * own_costs["per_image"]
