@@ -10,7 +10,7 @@ from labkit.course import start, t
 
 lab = start("08", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
 
-# %% [markdown] lang="en" uid="article" pair="ae7d7721"
+# %% [markdown] lang="en" uid="article" pair="119fdb7a"
 # The article of this lesson, "拡散モデルのアラインメント", tells of a survey: *Alignment of Diffusion Models: Fundamentals, Challenges, and Future* ([arXiv 2409.07253](https://arxiv.org/abs/2409.07253)). Three of its sentences are put to
 # the test: that alignment is done by rules, refined instructions and learnt preferences; that looking good is not enough; and that the verification decides whether it pays.
 # A survey compares families on paper. Here they race: one base, one budget, one imperfect reward, and a judge that none of them can bribe.
@@ -22,10 +22,10 @@ lab = start("08", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # | methods | contenders, behind one call | `enter` |
 # | cost | NFE: forward passes of the U-Net, decoding included | `nfe` |
 #
-# **State of the evidence.** The study of this lesson (`labkit study run 08`) is recorded: all contenders at 1,600 NFE against proxies of three kinds, three to five seeds. Charts show the record in blue with its 95 % intervals, and your own run as a star on top of it. A claim's verdict comes from the record; your run says
+# **State of the evidence.** The study of this lesson (`labkit study run 08`) is recorded for one contender of every family, each at 1,600 NFE, 2 to 3 seeds so far; GRPO, RWR, AlignProp, KTO, guidance, FK steering and FABRIC appear in the charts once their arms are recorded. Charts show the record in blue with its 95 % intervals, and your own run as a star on top of it. A claim's verdict comes from the record; your run says
 # whether it fits. The budget is small on purpose: a race that a laptop can repeat is a race of the first dozen updates. What happens after thousands is the papers' subject; where that may decide a verdict, the reading says so.
 
-# %% [markdown] lang="ja" uid="article" pair="b14627d5"
+# %% [markdown] lang="ja" uid="article" pair="457b1c74"
 # このレッスンで読む記事は「拡散モデルのアラインメント」で、サーベイ論文 *Alignment of Diffusion Models: Fundamentals, Challenges, and Future*([arXiv 2409.07253](https://arxiv.org/abs/2409.07253))を紹介しています。ここでは3つの主張を
 # 確かめます。アラインメントはルール、指示の洗練、好みの学習によって行うこと、見た目が良いだけでは足りないこと、そして割に合うかどうかは検証で決まることです。
 # サーベイは手法を紙の上で比べます。ここでは実際に競わせます。基準モデルも予算も不完全な報酬もすべて同じで、どの手法にも買収できない評価役が判定します。
@@ -37,7 +37,7 @@ lab = start("08", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # | 手法 | 競技者。1つの関数で呼び出す | `enter` |
 # | コスト | NFE: デコードも含めた U-Net の順伝播の回数 | `nfe` |
 #
-# **裏付けの状況。** このレッスンの実験(`labkit study run 08`)は記録済みです。すべての手法を1600 NFE ずつ、3種類の代理を相手に、3〜5個のシードで競わせました。グラフでは、記録を95%区間つきの青で、自分の実行結果を星で示します。主張の判定は記録に基づきます。自分の実行結果については、記録と矛盾しないかどうかが表示されます。
+# **裏付けの状況。** このレッスンの実験(`labkit study run 08`)では、系統ごとに1つの手法を1600 NFE ずつ、これまでに2〜3個のシードで記録しました。GRPO、RWR、AlignProp、KTO、誘導、FK ステアリング、FABRIC は、記録が済みしだいグラフに現れます。グラフでは、記録を95%区間つきの青で、自分の実行結果を星で示します。主張の判定は記録に基づきます。自分の実行結果については、記録と矛盾しないかどうかが表示されます。
 # 予算はわざと小さくしました。ノートパソコンで繰り返せる競技は、最初の十数回の更新までの競技です。数千回の更新の先に起きることは論文の領分です。その違いが判定を左右しうる箇所では、「図の見方」でそう述べます。
 
 # %% [markdown] lang="en" uid="first" pair="f088a0be"
@@ -104,13 +104,13 @@ for key, name in names.items():
 moved = (after["gold"] - before["gold"]) / float(l08.judged(base_images, test, "bias", lab.seed, sizes)["gold"].std())
 lab.reveal("first_gold", "falls" if moved < -0.2 else "rises" if moved > 0.2 else "stays")
 
-# %% [markdown] lang="en" uid="first-reading" pair="7a2fbc7b"
-# **What you see.** The reward has risen, by a lot on its own scale: its unit is one standard deviation of the base's pictures. Now look at the faces, and at the gold score, which knows exactly what was wanted. In the recorded runs of this very race the proxy goes from .12 to 1.18, gold from .57 to .54, saturation from .27 to .39, and the diversity of the pictures from 4.8 to 2.6. Something has been optimised. Was it what the team wanted? Two suspects: the reward (what do its votes know?) and the optimiser (how far does it go?). Both get a section, and section 9 comes back to these faces.
+# %% [markdown] lang="en" uid="first-reading" pair="45ce4974"
+# **What you see.** The reward has risen, by a lot on its own scale: its unit is one standard deviation of the base's pictures. Now look at the faces, and at the gold score, which knows exactly what was wanted. In the recorded runs of this very race the proxy goes from .02 to 1.70, gold from .55 to .64, saturation from .27 to .40, and the diversity of the pictures from 4.7 to 2.0. Something has been optimised. Was it what the team wanted? Two suspects: the reward (what do its votes know?) and the optimiser (how far does it go?). Both get a section, and section 9 comes back to these faces.
 #
 # *Before reading on: if the reward were perfect, what would still be lost?*
 
-# %% [markdown] lang="ja" uid="first-reading" pair="1e41139a"
-# **図の見方。** 報酬は上がりました。単位は基準モデルの画像での標準偏差なので、大きな伸びです。次に顔を見てください。そして、何が求められていたかを正確に知っている正解スコアを見てください。これと同じ競技の記録では、代理スコアは0.12から1.18へ、正解スコアは0.57から0.54へ、彩度は0.27から0.39へ、画像の多様性は4.8から2.6へ変わりました。何かが最適化されたのは確かですが、それはチームの望んだものだったのでしょうか。疑わしいのは2つ、報酬(投票は何を知っているのか)と最適化(どこまで進むのか)です。どちらも節を設けて調べ、9節でもう一度この顔に戻ります。
+# %% [markdown] lang="ja" uid="first-reading" pair="ca7d63be"
+# **図の見方。** 報酬は上がりました。単位は基準モデルの画像での標準偏差なので、大きな伸びです。次に顔を見てください。そして、何が求められていたかを正確に知っている正解スコアを見てください。これと同じ競技の記録では、代理スコアは0.02から1.70へ、正解スコアは0.55から0.64へ、彩度は0.27から0.40へ、画像の多様性は4.7から2.0へ変わりました。何かが最適化されたのは確かですが、それはチームの望んだものだったのでしょうか。疑わしいのは2つ、報酬(投票は何を知っているのか)と最適化(どこまで進むのか)です。どちらも節を設けて調べ、9節でもう一度この顔に戻ります。
 #
 # *先を読む前に考えてください。報酬が完璧だったとしても、何が失われるでしょうか。*
 
@@ -307,11 +307,11 @@ fit = np.linalg.lstsq(law[half], (np.array(chosen) - chosen[0])[half], rcond=Non
 gap = float(chosen[-1] - chosen[0] - law[-1] @ fit)
 lab.claim("bon_law", measured=t("l08.m_law"), value=gap, seeds=[lab.seed])
 
-# %% [markdown] lang="en" uid="bon-reading" pair="b51077da"
-# **What you see.** Both curves rise from the same point and part: the proxy promises more than gold confirms. Over the recorded seeds the best of 7 has gold .85 against .57 for one picture; chosen by a proxy of a tenth of the votes it is .78. Gao and others ([arXiv 2210.10760](https://arxiv.org/abs/2210.10760)) found a law: with $d = \sqrt{\mathrm{KL}}$ gold gains $d\,(\alpha - \beta d)$. The claim above fits $\alpha, \beta$ on the first half of the curve and forecasts its end. **What would change it:** a worse proxy bends gold down sooner; ties in the score make the KL smaller than the formula says. Notice what cannot happen: best-of-N never leaves the base's own pictures, so it never breaks a face.
+# %% [markdown] lang="en" uid="bon-reading" pair="6325f1bd"
+# **What you see.** Both curves rise from the same point and part: the proxy promises more than gold confirms. Over the recorded seeds the best of 7 has gold .83 against .56 for one picture; chosen by a proxy of a tenth of the votes it is .78. Gao and others ([arXiv 2210.10760](https://arxiv.org/abs/2210.10760)) found a law: with $d = \sqrt{\mathrm{KL}}$ gold gains $d\,(\alpha - \beta d)$. The claim above fits $\alpha, \beta$ on the first half of the curve and forecasts its end. **What would change it:** a worse proxy bends gold down sooner; ties in the score make the KL smaller than the formula says. Notice what cannot happen: best-of-N never leaves the base's own pictures, so it never breaks a face.
 
-# %% [markdown] lang="ja" uid="bon-reading" pair="b26c0599"
-# **図の見方。** 2本の曲線は同じ点から上がり、離れていきます。代理は、正解スコアの裏付け以上を約束します。記録では、best-of-7 の正解スコアは0.85、1枚だけなら0.57、10分の1の投票で学習した代理で選ぶと0.78です。Gao ら([arXiv 2210.10760](https://arxiv.org/abs/2210.10760))は、$d = \sqrt{\mathrm{KL}}$ とおくと正解スコアの伸びが $d\,(\alpha - \beta d)$ に従うという法則を見つけました。上の主張では、曲線の前半で $\alpha, \beta$ を求め、最後の値を予測します。**結果を左右するもの:** 代理が悪いほど、正解スコアは早く下がり始めます。スコアに同点があると、KL は式より小さくなります。起こりえないことにも注目してください。best-of-N が選ぶのは基準モデル自身の画像なので、顔が壊れることはありません。
+# %% [markdown] lang="ja" uid="bon-reading" pair="f66d8ef6"
+# **図の見方。** 2本の曲線は同じ点から上がり、離れていきます。代理は、正解スコアの裏付け以上を約束します。記録では、best-of-7 の正解スコアは0.83、1枚だけなら0.56、10分の1の投票で学習した代理で選ぶと0.78です。Gao ら([arXiv 2210.10760](https://arxiv.org/abs/2210.10760))は、$d = \sqrt{\mathrm{KL}}$ とおくと正解スコアの伸びが $d\,(\alpha - \beta d)$ に従うという法則を見つけました。上の主張では、曲線の前半で $\alpha, \beta$ を求め、最後の値を予測します。**結果を左右するもの:** 代理が悪いほど、正解スコアは早く下がり始めます。スコアに同点があると、KL は式より小さくなります。起こりえないことにも注目してください。best-of-N が選ぶのは基準モデル自身の画像なので、顔が壊れることはありません。
 
 # %% [markdown] lang="en" uid="ledger" pair="f73b929b"
 # **What does it cost?** Everything is counted in NFE, forward passes of the U-Net on one picture. A backward pass costs two more. Pictures must be decoded before anybody can judge them, and that is charged too, at the price that counted operations give. A training method pays once; a search pays for every delivered picture. The race
@@ -519,15 +519,15 @@ curve_with_interval(
 #
 # 舵を取るもう1つの方法が**誘導**です。各ステップに報酬の勾配を加えます。強力ですが、毎ステップ U-Net とデコーダを逆伝播するので高くつき、データから外れることもあります。
 
-# %% [markdown] lang="en" uid="race" pair="abb73170"
+# %% [markdown] lang="en" uid="race" pair="aa9ef6a4"
 # ## 8. The race
 #
-# Three contenders run live, each within a minute on a laptop, over the recorded race of all thirteen and the base. The default three stand for the three ways to use a reward: copy your best (RAFT), climb the gradient (DRaFT), select (best-of-N, from the pool above). Add any of `labkit.survey.CONTENDERS` to `live`; the prediction comes first.
+# Three contenders run live, each within a minute on a laptop, over the recorded race. The default three stand for the three ways to use a reward: copy your best (RAFT), climb the gradient (DRaFT), select (best-of-N, from the pool above). Add any of `labkit.survey.CONTENDERS` to `live`; the prediction comes first.
 
-# %% [markdown] lang="ja" uid="race" pair="bfa4ab2d"
+# %% [markdown] lang="ja" uid="race" pair="02f7ab50"
 # ## 8. 競技
 #
-# 3つの手法を、ノートパソコンでも1つ1分以内で実行し、13手法と基準モデルの記録済みの競技に重ねます。既定の3つは、報酬の使い方の3通りを代表しています。自分の最良をまねる(RAFT)、勾配を登る(DRaFT)、選ぶ(best-of-N。上のプールを使います)。`labkit.survey.CONTENDERS` の名前を `live` に足してもかまいません。実行の前に予想してください。
+# 3つの手法を、ノートパソコンでも1つ1分以内で実行し、記録済みの競技に重ねます。既定の3つは、報酬の使い方の3通りを代表しています。自分の最良をまねる(RAFT)、勾配を登る(DRaFT)、選ぶ(best-of-N。上のプールを使います)。`labkit.survey.CONTENDERS` の名前を `live` に足してもかまいません。実行の前に予想してください。
 
 # %% uid="race-run" tags=["slow"]
 live = ["raft", "draft"]
@@ -571,11 +571,11 @@ recorded_plane(
     both, yours=own, xlabel=t("l08.diversity_axis"), ylabel=t("l08.gold_axis"), title=t("l08.race_plane")
 )  # fmt: skip
 
-# %% [markdown] lang="en" uid="race-reading" pair="90112953"
-# **What you see.** Blue: the recorded race, every contender with the same 1,600 NFE and the same prompts, other votes and other noise for each seed; stars: your runs. *Is the order that of the proxy?* No. DRaFT has the highest proxy, 1.52 against 1.29 for best-of-7, and less gold: .75 against .85. Its pictures all have the liked background (preference 1.00) and hardly keep to the prompt any more: the task axis falls from .51 to .26. *What did it cost in diversity?* 4.8 for the base, 4.4 for best-of-7, 4.5 for NFT, 2.3 for DPO, 1.4 for DRaFT, where one face is left. NFT is the surprise: gold .76 with almost all of the diversity. *Who lost?* DDPO (.60) hardly moved in six updates, and RAFT (.47, the base has .57) went the wrong way: its learning rate was the better of two in a trial over *half* the budget, and over the whole one it was too high. That is what equal tuning effort buys, and a table that does not say so is not fair. Nor is one that does not say *who saw what*: DRaFT and guidance see a gradient, DPO pairs, the others a number.
+# %% [markdown] lang="en" uid="race-reading" pair="07c5faf3"
+# **What you see.** Blue: the recorded race, every contender with the same 1,600 NFE and the same prompts, other votes and other noise for each seed; stars: your runs. *Is the order that of the proxy?* No. DRaFT's proxy is 1.52, best-of-7's 1.26, yet gold is .75 for DRaFT and .83 for best-of-7, which leads in every seed. Look into the axes: DRaFT paints the liked background behind everybody (preference 1.00) and forgets the prompt, task falls from .52 to .26. DPO does the same more gently (gold .78, task .37). Best-of-7 raises task as well, to .65. *What did it cost in diversity?* 4.7 for the base, 4.4 for best-of-7, 4.4 for NFT, 2.5 for DPO, 1.4 for DRaFT, where hardly more than one face is left. *How sure is that?* RAFT's gold is .47, .76, seed by seed: the run that turned all backgrounds to the wrong colour did so in a handful of updates, with a learning rate that was the better of two in a trial over half the budget. A table with one seed would have praised or buried it. And a fair table says *who saw what*: DRaFT and guidance see a gradient, DPO pairs, the others a number.
 
-# %% [markdown] lang="ja" uid="race-reading" pair="27282bec"
-# **図の見方。** 青は記録済みの競技です。どの手法も1600 NFE、プロンプトも共通で、票とノイズはシードごとに別です。星はあなたの実行です。*順序は代理スコアと同じか。* 違います。代理スコアが最も高いのは DRaFT で1.52(best-of-7 は1.29)ですが、正解スコアは0.75で、best-of-7 の0.85に及びません。背景はどの画像も好まれる色になり(選好1.00)、プロンプトはほとんど守られず、タスクの軸は0.51から0.26に下がりました。*多様性をどれだけ失ったか。* 基準モデルの4.8に対し、best-of-7 は4.4、NFT は4.5、DPO は2.3、DRaFT は1.4で、ほぼ同じ顔しか残っていません。意外なのは NFT で、多様性をほとんど保ったまま正解スコアが0.76に上がりました。*負けたのは誰か。* DDPO(0.60)は6回の更新ではほとんど動かず、RAFT(0.47、基準モデルは0.57)は悪くなりました。学習率は、*半分*の予算で試した2つのうち良いほうですが、全予算では大きすぎたのです。調整の手間を同じにした結果がこれで、そう書いていない比較表は公平ではありません。*誰が何を見たか*も書くべきです。DRaFT と誘導は勾配を、DPO はペアを、ほかは数値を見ています。
+# %% [markdown] lang="ja" uid="race-reading" pair="6a3c33d4"
+# **図の見方。** 青は記録済みの競技です。どの手法も1600 NFE、プロンプトも共通で、票とノイズはシードごとに別です。星はあなたの実行です。*順序は代理スコアと同じか。* 違います。代理スコアは DRaFT が1.52、best-of-7 が1.26ですが、正解スコアは DRaFT が0.75、best-of-7 が0.83で、どのシードでも best-of-7 が上です。軸ごとに見ましょう。DRaFT は誰の背景も好まれる色に塗り(選好1.00)、プロンプトを忘れて、タスクの軸が0.52から0.26に下がりました。DPO も、程度は軽いものの同じです(正解スコア0.78、タスク0.37)。best-of-7 ではタスクも0.65に上がります。*多様性をどれだけ失ったか。* 基準モデルの4.7に対し、best-of-7 は4.4、NFT は4.4、DPO は2.5、DRaFT は1.4で、ほぼ1つの顔しか残っていません。*どこまで確かか。* RAFT の正解スコアは、シード順に0.47、0.76です。背景をすべて好まれない色にしてしまった実行では、数回の更新でそうなりました。学習率は、半分の予算で試した2つのうち良いほうです。1シードだけの表なら、褒めすぎるか、切り捨てるかのどちらかになったでしょう。公平な表には、*誰が何を見たか*も書きます。DRaFT と誘導は勾配を、DPO はペアを、ほかは数値を見ています。
 
 # %% uid="paths-cost"
 online = ["raft", "rwr", "ddpo", "grpo", "nft", "draft", "alignprop"]
@@ -603,11 +603,11 @@ for cost, axis in price_axis.items():
     lines = {arm: (spent(cost, arm), stages("gold", arm)) for arm in ran}
     display(recorded_paths(lines, xlabel=axis, ylabel=score["gold"], title=t("l08.paths_cost")))
 
-# %% [markdown] lang="en" uid="paths-cost-reading" pair="5572dc2d"
-# **What you see.** The same gold against two prices. On the first chart everyone pays alike, so what counts is the slope. NFT has at half of the budget (.67) what DDPO does not reach at all of it (.60). RAFT stands at .64 at half and at .47 at the end: a run that nobody stopped. On the second chart the price is what the reward was asked. DRaFT asks once for each of its pictures, and a gradient carries more than a number does; DPO (not drawn: it stops asking before it starts training) asked 72 times. If a question to your reward is a matrix product, read the first chart; if it is a minute of a person's time, the second, and then mind that a person has no gradient.
+# %% [markdown] lang="en" uid="paths-cost-reading" pair="30ad2c7b"
+# **What you see.** The same gold against two prices. On the first chart everyone pays alike, so what counts is the slope. NFT goes from .60 at half of the budget to .68 at its end, DDPO from .60 to .67: five and six updates are too few to tell the two apart, and the claim below says by how much. DiffusionNFT's paper compares them over hundreds. On the second chart the price is what the reward was asked. DRaFT asks once for each of its pictures, and a gradient carries more than a number does; DPO (not drawn: it stops asking before it starts training) asked 72 times, DDPO 96. If a question to your reward is a matrix product, read the first chart; if it is a minute of a person's time, the second, and then mind that a person has no gradient.
 
-# %% [markdown] lang="ja" uid="paths-cost-reading" pair="2cc75dad"
-# **図の見方。** 同じ正解スコアを、2種類の値段に対して描きました。1つ目のグラフでは全員が同じだけ払うので、見るべきは傾きです。NFT は予算の半分(0.67)で、DDPO が全予算でも届かない値(0.60)に達しています。RAFT は半分で0.64、最後に0.47です。誰も止めなかった実行は、こうなります。2つ目のグラフの値段は、報酬に何枚尋ねたかです。DRaFT が尋ねるのは自分の画像1枚につき1回で、勾配は数値1つより多くを伝えます。DPO は学習を始める前に尋ね終わるので描いていませんが、問い合わせは72回でした。報酬への問い合わせが行列の積で済むなら1つ目を、人の1分がかかるなら2つ目を見てください。ただし、人には勾配がありません。
+# %% [markdown] lang="ja" uid="paths-cost-reading" pair="059bab66"
+# **図の見方。** 同じ正解スコアを、2種類の値段に対して描きました。1つ目のグラフでは全員が同じだけ払うので、見るべきは傾きです。NFT は予算の半分で0.60、終了時に0.68、DDPO は0.60から0.67です。5回や6回の更新では両者を区別しにくく、どこまで言えるかは下の主張で判定します。DiffusionNFT の論文が比べているのは、数百回の更新です。2つ目のグラフの値段は、報酬に何枚尋ねたかです。DRaFT が尋ねるのは自分の画像1枚につき1回で、勾配は数値1つより多くを伝えます。DPO は学習を始める前に尋ね終わるので描いていませんが、問い合わせは72回でした(DDPO は96回)。報酬への問い合わせが行列の積で済むなら1つ目を、人の1分がかかるなら2つ目を見てください。ただし、人には勾配がありません。
 
 # %% uid="paths-kl"
 trained = [arm for arm in (*online, "dpo", "kto", "draft_few", "draft_bias") if record.seeds(arm)]
@@ -618,11 +618,11 @@ for metric, axis in score.items():
     lines |= {arm: (record.values("kl", arm).mean() ** 0.5, record.values(metric, arm).mean()) for arm in trained}
     display(recorded_paths(lines, xlabel=t("l08.path_kl"), ylabel=axis, log_x=True, title=t("l08.paths_kl")))
 
-# %% [markdown] lang="en" uid="paths-kl-reading" pair="5fb22553"
-# **What you see.** Distance from the base, on a logarithmic axis, against gold and against the proxy. Best-of-N is the ruler: nothing is closer to the base for its proxy gain. NFT's paths are 169 nats away on average, DPO's 5,602, DRaFT's 69,571. Path KL is an upper bound of the picture's, so do not read it against the ruler to the digit; read the factor of 410 between NFT and DRaFT, at the same gold. Compare the two charts at DRaFT with a tenth of the votes: its own proxy is the highest of all, and its gold has passed its best (.67 at half of the budget, .78 at the end). The distance was spent on the proxy's errors. That is over-optimisation, and the claims below ask whether it is more than chance.
+# %% [markdown] lang="en" uid="paths-kl-reading" pair="6bff07cf"
+# **What you see.** Distance from the base, on a logarithmic axis, against gold and against the proxy. Best-of-N is the ruler: nothing is closer to the base for its proxy gain. NFT's paths are 169 nats away on average, DPO's 5,419, DRaFT's 69,571. Path KL is an upper bound of the picture's, so do not read it against the ruler to the digit; read the factor of 400 between NFT and DRaFT, at the same gold. Compare the two charts at DRaFT with a tenth of the votes: its own proxy is as high as anything in the race. Its gold between half and end goes from .82 to .76, from .52 to .80 (seed by seed). So the turn that Gao and others draw as one smooth curve appears in single runs and depends on which votes were cast; at this size of study the claim below cannot call it more than that.
 
-# %% [markdown] lang="ja" uid="paths-kl-reading" pair="4e863f52"
-# **図の見方。** 基準モデルからの距離(対数目盛)に対する、正解スコアと代理スコアです。best-of-N が物差しになります。同じだけ代理スコアを上げて、これより基準モデルの近くにとどまる手法はありません。軌跡の KL は、平均で NFT が169ナット、DPO が5,602ナット、DRaFT が69,571ナットです。軌跡の KL は画像の KL の上限なので、物差しの目盛と細かく比べてはいけません。見るべきは、同じ正解スコアでの NFT と DRaFT の比、約410倍です。10分の1の投票による DRaFT を2つのグラフで比べてください。自分の代理のスコアは全体で最も高いのに、正解スコアは最高点を過ぎています(予算の半分で0.67、終了時に0.78)。その距離は、代理の誤りに費やされました。これが過剰最適化です。偶然の範囲を超えているかどうかは、下の主張で判定します。
+# %% [markdown] lang="ja" uid="paths-kl-reading" pair="3206e10b"
+# **図の見方。** 基準モデルからの距離(対数目盛)に対する、正解スコアと代理スコアです。best-of-N が物差しになります。同じだけ代理スコアを上げて、これより基準モデルの近くにとどまる手法はありません。軌跡の KL は、平均で NFT が169ナット、DPO が5,419ナット、DRaFT が69,571ナットです。軌跡の KL は画像の KL の上限なので、物差しの目盛と細かく比べてはいけません。見るべきは、同じ正解スコアでの NFT と DRaFT の比、約400倍です。10分の1の投票による DRaFT を2つのグラフで比べてください。自分の代理のスコアは、競技の中で最も高い部類です。予算の半分から終了時までに、正解スコアはシード順に0.82から0.76、0.52から0.80と動きました。Gao らが1本のなめらかな曲線に描いた下降は、個々の実行には現れますが、どの票が投じられたかによって変わります。この規模の実験では、下の主張もそれ以上は判定できません。
 
 # %% uid="dashboards"
 def panel(key, arms):
@@ -639,11 +639,11 @@ errors = {t("l08.error_of", arm=arm, who=t(f"l08.{who}")): line
           for who, key in (("winner", "d_w"), ("loser", "d_l")) for arm, line in panel(key, ["dpo", "kto"]).items()}
 display(recorded_paths(errors, ylabel=t("l08.error_axis"), title=t("l08.dpo_panel"), **options))
 
-# %% [markdown] lang="en" uid="dashboards-reading" pair="f607dfe5"
-# **What you see.** Two instruments that people watch while training. Upper: PPO's clip. The first of the two trained steps of an update has ratios of exactly 1, so nothing of it is clipped; the second is trained with weights that have moved already. A share of .5 therefore says that the whole second step was thrown away, which happens in the first update here. The learning rate is at its limit. Lower: DPO's two errors. The losers' error rises to .92, the winners' to .33: both get worse, the losers faster, which is all that the loss asks for (lesson 05). Gold still rose, but the model is forgetting how to draw the pictures it was told to prefer, and its diversity says so.
+# %% [markdown] lang="en" uid="dashboards-reading" pair="890859fd"
+# **What you see.** Two instruments that people watch while training. Upper: PPO's clip. The first of the two trained steps of an update has ratios of exactly 1, so nothing of it is clipped; the second is trained with weights that have moved already. A share of .5 therefore says that the whole second step was thrown away: that happens in the first updates here, so the learning rate is at its limit. Lower: DPO's two errors. The losers' error rises to .79, the winners' to .38: both get worse, the losers faster, which is all that the loss asks for (lesson 05). Gold still rose, but the model is forgetting how to draw the pictures it was told to prefer, and its diversity says so.
 
-# %% [markdown] lang="ja" uid="dashboards-reading" pair="2065057e"
-# **図の見方。** 学習中に見守る計器を2つ挙げます。上は PPO のクリップです。1回の更新で学習する2つのステップのうち、1つ目の比はちょうど1なので、何もクリップされません。2つ目は、すでに動いた重みで学習します。割合が0.5なら、2つ目のステップが丸ごと捨てられています。ここでは最初の更新でそうなっていて、学習率が上限にあることが分かります。下は DPO の2つの誤差です。敗者の誤差は0.92、勝者の誤差は0.33まで増えました。両方が悪化し、敗者のほうが速く悪化しています。損失が求めるのはそれだけです(レッスン05)。正解スコアは上がったものの、好むように教えた画像の描き方をモデルは忘れつつあり、多様性の低下にそれが表れています。
+# %% [markdown] lang="ja" uid="dashboards-reading" pair="972cc2ef"
+# **図の見方。** 学習中に見守る計器を2つ挙げます。上は PPO のクリップです。1回の更新で学習する2つのステップのうち、1つ目の比はちょうど1なので、何もクリップされません。2つ目は、すでに動いた重みで学習します。割合が0.5なら、2つ目のステップが丸ごと捨てられています。ここでは最初の数回の更新でそうなっていて、学習率が上限にあることが分かります。下は DPO の2つの誤差です。敗者の誤差は0.79、勝者の誤差は0.38まで増えました。両方が悪化し、敗者のほうが速く悪化しています。損失が求めるのはそれだけです(レッスン05)。正解スコアは上がったものの、好むように教えた画像の描き方をモデルは忘れつつあり、多様性の低下にそれが表れています。
 
 # %% uid="race-claims"
 gain = {name: {k: value[k] - verdicts["base"][k] for k in value} for name, value in verdicts.items()}
@@ -669,13 +669,13 @@ lab.claim("dpo_asks_less", reason=t("l08.only_recorded"))
 lab.claim("dpo_beats_base", reason=t("l08.only_recorded"))
 lab.claim("nft_is_cheaper", reason=t("l08.only_recorded"))
 
-# %% [markdown] lang="en" uid="bug" pair="ae248a00"
-# ## 9. The bug that every optimiser finds
+# %% [markdown] lang="en" uid="bug" pair="c2576cec"
+# ## 9. A planted bug: who finds it?
 #
 # Back to section 1. Its votes came from raters with a taste for saturated colours. Nobody told the optimisers. Two pieces of evidence: the pool you already have, chosen by the honest and by the tainted proxy; and the cross-reward table of the record, whose rows say what was trained on and whose columns say who judges. Your own DRaFT under both proxies is compared below it.
 
-# %% [markdown] lang="ja" uid="bug" pair="73e642c8"
-# ## 9. どの最適化も見つける欠陥
+# %% [markdown] lang="ja" uid="bug" pair="7fe34b86"
+# ## 9. 仕込んだ欠陥: 見つけるのは誰か
 #
 # 1節に戻ります。あの投票には、彩度の高い色を好む評価者の癖が混ざっていました。最適化の側には誰も教えていません。証拠を2つ挙げます。1つは、手元のプールから、癖のない代理と癖のある代理が選んだ画像です。もう1つは、記録から作った報酬の相互評価の表で、行は学習に使った手法と代理、列は採点する評価役です。その下では、両方の代理で学習したあなた自身の DRaFT を比べます。
 
@@ -727,11 +727,11 @@ figure
 value = judged(hacked)["saturation"] - judged(mine["draft"])["saturation"]
 lab.claim("bug_is_found", measured=t("l08.m_bug"), value=value, seeds=[lab.seed])
 
-# %% [markdown] lang="en" uid="bug-reading" pair="428d09bc"
-# **What you see.** The same pool, the same prompts: the tainted judge picks the more saturated picture. Training goes further, because it can *make* what selection only finds: DRaFT ends at a saturation of .39 under the taint and .23 without it, the base at .27; NFT at .30 and .30, so little that a glance would miss it. In the table the boast of each reward stands where row and column have the same votes; read along the rows. DRaFT under the taint gains by its own proxy and loses gold (.54 against .75 with honest votes). A gain that only its own column confirms is a hack; a gain that a reward with other votes, and gold, confirm as well is an improvement. **What to do without gold:** a second proxy from other votes, pictures at fixed seeds, and a list of things that should *not* move (here saturation) watched from the first update on.
+# %% [markdown] lang="en" uid="bug-reading" pair="4d429396"
+# **What you see.** The same pool, the same prompts: the tainted judge picks the more saturated picture. Training can go further, because it can *make* what selection only finds. Who does? DRaFT ends at a saturation of .40 under the taint and .23 without it (the base has .27), and its gold is .64 against .75. NFT (.28 and .29) and RAFT (.27 and .28) do not move that way: in a handful of updates from a few pictures, scores alone carry too little to find a direction that the gradient points at from the first step. That is no merit of theirs. In the table, read along the rows: a gain that only its own column confirms is a hack; a gain that a reward with other votes, and gold, confirm as well is an improvement. **What to do without gold:** a second proxy from other votes, pictures at fixed seeds, and a list of things that should *not* move (here saturation) watched from the first update on.
 
-# %% [markdown] lang="ja" uid="bug-reading" pair="7f8d51ed"
-# **図の見方。** プールもプロンプトも同じなのに、癖のある評価役は彩度の高い画像を選びます。選ぶだけなら見つけるにとどまりますが、学習はそういう画像を*作れる*ので、さらに先へ進みます。DRaFT の彩度は、癖のある代理では0.39、癖のない代理では0.23でした(基準モデルは0.27)。NFT では0.30と0.30で、差が小さく、ひと目では見落とします。表では、行と列の票が同じところが、それぞれの報酬の自慢話です。行に沿って読んでください。癖のある代理による DRaFT は、自分の代理では伸びているのに、正解スコアは0.54に下がりました(癖のない投票なら0.75)。自分の列でしか確かめられない伸びは、報酬の穴を突いた結果です。別の投票による報酬や正解スコアでも確かめられる伸びは、改善です。**正解スコアがないときは:** 別の投票で作った2つ目の代理、固定シードの画像、そして*動いてはならない*もの(ここでは彩度)の一覧を用意し、最初の更新から見守ります。
+# %% [markdown] lang="ja" uid="bug-reading" pair="279fc24e"
+# **図の見方。** プールもプロンプトも同じなのに、癖のある評価役は彩度の高い画像を選びます。選ぶだけなら見つけるにとどまりますが、学習はそういう画像を*作る*ことができます。実際に作ったのはどの手法でしょうか。DRaFT の彩度は、癖のある代理では0.40、癖のない代理では0.23でした(基準モデルは0.27)。正解スコアは0.64と0.75です。NFT(0.28と0.29)と RAFT(0.27と0.28)は、その方向に動いていません。少数の画像による数回の更新では、勾配なら最初のステップから指し示す方向を、スコアだけで見つけるのは難しいからです。手法の手柄ではありません。表は行に沿って読んでください。自分の列でしか確かめられない伸びは、報酬の穴を突いた結果です。別の投票による報酬や正解スコアでも確かめられる伸びは、改善です。**正解スコアがないときは:** 別の投票で作った2つ目の代理、固定シードの画像、そして*動いてはならない*もの(ここでは彩度)の一覧を用意し、最初の更新から見守ります。
 
 # %% [markdown] lang="en" uid="even" pair="8eb1e4b0"
 # ## 10. Train or search?
