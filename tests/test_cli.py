@@ -95,6 +95,7 @@ ASKED = {
     "build": [[*ROOM, "--check"]],
     "lint": [[*ROOM], ["--list"]],
     "stamp": [[*ROOM]],
+    "dpo": [["é.csv"], ["none", "--check"]],
     "inspect": [
         ["plan", "--lot", "500", "--good", "0.01", "--bad", "0.05"],
         ["draw", "lot", "--n", "1", "--seed", "5", "--size", "9x9"],

@@ -220,10 +220,25 @@ class TestCharts:
 
     def test_names_at_line_ends_never_touch(self):
         for positions in ([0, 0, 0], [0, 5, 100, 101, 102, 103], [3.0], [10, 30, 31]):
-            moved = _spread(positions, 13)
+            moved = _spread(positions, [13] * len(positions))
             assert all(b - a >= 13 - 1e-9 for a, b in itertools.pairwise(moved))
             assert np.mean(moved) == pytest.approx(np.mean(positions))
-        assert _spread([0, 50, 100], 13) == [0, 50, 100]
+        assert _spread([0, 50, 100], [13, 13, 13]) == [0, 50, 100]
+        assert _spread([0, 1, 100], [25, 13, 13]) == [-9, 10, 100]  # a name of two lines needs half of 25 and of 13
+
+    def test_drawn_names_of_one_and_two_lines_do_not_overlap(self):
+        long = {
+            "zero-shot, rehearsed prompts of the old kind": [1, 0.99],
+            "zero-shot, new prompts": [1, 0.98],
+            "c": [0, 1],
+        }
+        figure = curve_with_interval([0, 1], long, xlabel="weight", ylabel="share right", ylim=(0.4, 1.03))
+        figure.canvas.draw()
+        names = [
+            text for text in figure.axes[0].texts if text.get_text().replace("\n", " ").split()[0] in "zero-shot, c"
+        ]
+        boxes = sorted((text.get_window_extent() for text in names), key=lambda box: box.y0)
+        assert len(boxes) == 3 and all(below.y1 <= above.y0 + 1 for below, above in itertools.pairwise(boxes))
 
     def test_description_names_axes_and_values_in_both_languages(self):
         make = {"xlabel": "steps", "ylabel": "reward"}

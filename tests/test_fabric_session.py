@@ -23,6 +23,7 @@ from labkit.fabric import (
 from labkit.fabric.attention import moments
 from labkit.fabric.equations import alpha_bar_at
 from labkit.fabric.processor import FabricProcessor
+from labkit.images import ImageError
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +158,7 @@ def test_everything_is_restored_on_exit_and_after_an_exception(pipe):
 
 def test_cross_attention_processors_stay_the_same_objects(pipe):
     before = {name: p for name, p in pipe.unet.attn_processors.items() if "attn2" in name}
-    with fabric(pipe, liked=pictures()):
+    with fabric(pipe, liked=pictures(), end=1.0):
         assert all(pipe.unet.attn_processors[name] is p for name, p in before.items())
         generate(pipe, steps=1)
 
@@ -596,7 +597,7 @@ def test_images_of_any_size_and_mode_are_taken(pipe):
     from PIL import Image
 
     odd = [Image.new("L", (50, 90), 100), Image.new("RGBA", (64, 64), (9, 99, 200, 30)), Image.new("P", (7, 300), 3)]
-    with fabric(pipe, liked=[*odd, torch.zeros(3, 33, 20)]):
+    with fabric(pipe, liked=[*odd, torch.zeros(3, 33, 20)], value_range=(-1, 1)):
         assert generate(pipe, steps=2).isfinite().all()
         assert generate(pipe, steps=2, height=64, width=96).isfinite().all()
 
@@ -605,16 +606,19 @@ def test_images_of_any_size_and_mode_are_taken(pipe):
     ("options", "message"),
     [
         ({"liked": torch.zeros(3, 8, 8)}, "put it in a list"),
-        ({"liked": ["picture.png"]}, "PIL picture or a float tensor"),
-        ({"liked": [torch.zeros(1, 8, 8)]}, "PIL picture or a float tensor"),
-        ({"liked": [torch.full((3, 8, 8), float("nan"))]}, "NaN"),
+        ({"liked": "picture.png"}, "put it in a list"),
+        ({"liked": ["picture.png"]}, "no image file picture.png"),
+        ({"disliked": [-torch.ones(2, 8, 8)]}, "has shape"),
+        ({"liked": [torch.full((3, 8, 8), float("nan"))]}, "half precision may have overflowed"),
+        ({"liked": [torch.rand(3, 8, 8)]}, r"declare value_range=\(0, 1\)"),
         ({"settings": "official"}, "no preset 'official'"),
         ({"strength": 0.3}, "unknown setting"),
         ({"chunk": 0}, "must be positive"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(pipe, options, message):
-    with pytest.raises(FabricError, match=message):
+    of_a_picture = {"liked", "disliked"} & {*options} and "list" not in message
+    with pytest.raises(ImageError if of_a_picture else FabricError, match=message):
         fabric(pipe, **options)
 
 
@@ -638,7 +642,7 @@ def test_references_that_never_meet_the_unet_are_an_error(pipe):
     x, t, text, _ = one_call(pipe)
     with pytest.raises(FabricError, match="labelled_rows"), fabric(tiny_pipeline(), liked=pictures()) as session:
         session.unet(x, t, encoder_hidden_states=text)
-    with pytest.raises(FabricError, match="replaced its processors"), fabric(pipe, liked=pictures()):
+    with pytest.raises(FabricError, match="now has a AttnProcessor2_0"), fabric(pipe, liked=pictures()):
         from diffusers.models.attention_processor import AttnProcessor2_0
 
         for _, attn in self_attentions(pipe.unet):
@@ -657,7 +661,7 @@ def test_a_warning_comes_before_images_burn(pipe):
         generate(pipe, steps=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with fabric(pipe, liked=pictures(8), max_weight=0.8, count_normalized=True):
+        with fabric(pipe, liked=pictures(8), max_weight=0.8, count_normalized=True, end=1.0):
             generate(pipe, steps=1)
 
 
@@ -678,7 +682,17 @@ def test_full_layouts_have_their_layers_calls_and_self_reference(kind, tmp_path)
     layers = self_attentions(p.unet)
     assert len(layers) == {"sd15": 16, "sdxl": 70}[kind]
     assert max(layer.depth for layer, _ in layers) == 1.0
-    assert min(layer.depth for layer, _ in layers) == 0.0
+    blocks = {".".join(layer.name.split(".")[: 1 if "mid" in layer.name else 2]): layer.depth for layer, _ in layers}
+    halves = {"down_blocks.0": 0.0, "down_blocks.1": 0.25, "down_blocks.2": 0.5, "mid_block": 1.0}
+    halves |= {"up_blocks.1": 0.5, "up_blocks.2": 0.25, "up_blocks.3": 0.0}
+    thirds = {
+        "down_blocks.1": 1 / 3,
+        "down_blocks.2": 2 / 3,
+        "mid_block": 1.0,
+        "up_blocks.0": 2 / 3,
+        "up_blocks.1": 1 / 3,
+    }
+    assert blocks == pytest.approx({"sd15": halves, "sdxl": thirds}[kind])  # block by block, as in the paper's code
     before = dict(p.unet.attn_processors)
     image, t = pictures(1)[0], 500
     reference = Reference(image)

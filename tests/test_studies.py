@@ -344,6 +344,16 @@ def test_what_is_undecided_says_how_many_seeds_it_would_take():
     assert decide(few, low=0, high=math.inf, smallest=0.0).seeds_needed == 8
 
 
+def test_where_the_prompts_leave_the_interval_wide_no_number_of_seeds_helps():
+    rng = np.random.default_rng(0)
+    same = 0.03 + rng.normal(0, 0.3, 16) + rng.normal(0, 1e-4, (5, 16))  # every seed repeats what the prompts say
+    found = estimate(same)
+    assert found.prompt_error == pytest.approx(found.standard_error, rel=1e-3)
+    assert decide(found, low=0, high=math.inf, smallest=0.02).seeds_needed is None
+    own = estimate(0.03 + rng.normal(0, 0.3, (5, 16)))  # every picture has its own chance
+    assert own.prompt_error < 0.5 * own.standard_error
+
+
 def test_an_estimate_on_the_border_has_no_number_of_seeds():
     found = Estimate(0.0, -0.04, 0.04, 0.02, (0.0,) * 4, 10)
     assert decide(found, low=0, high=math.inf, smallest=0.0).seeds_needed is None

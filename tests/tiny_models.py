@@ -103,3 +103,30 @@ def tiny_pipeline(seed: int = 0, **scheduler_options):
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def tiny_sdxl_pipeline(seed: int = 0):
+    """A complete StableDiffusionXLPipeline of the same sizes: pooled text and six size numbers beside the text."""
+    from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModelWithProjection
+
+    first = tiny_text_encoder(seed + 2)
+    second = seeded(lambda: CLIPTextModelWithProjection(first.config), seed + 3)
+    config = {name: value for name, value in tiny_unet(seed).config.items() if not name.startswith("_")} | {
+        "cross_attention_dim": 2 * TEXT_WIDTH,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": TEXT_WIDTH + 6 * 8,
+    }
+    pipe = StableDiffusionXLPipeline(
+        unet=seeded(lambda: UNet2DConditionModel(**config), seed),
+        vae=tiny_vae(seed + 1),
+        text_encoder=first,
+        text_encoder_2=second,
+        tokenizer=clip_tokenizer(514, CONTEXT),
+        tokenizer_2=clip_tokenizer(514, CONTEXT),
+        scheduler=tiny_scheduler(),
+        add_watermarker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

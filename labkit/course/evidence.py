@@ -86,7 +86,8 @@ def evidence_lines(claim: Claim, known: Evidence) -> list[str]:
     if claim.too_far:
         lines.append(t("claim.reason", reason=pick(claim.too_far)))
     elif known.verdict == "undecided":
-        lines.append(t("claim.needed", seeds=known.seeds_needed or "?"))
+        needed = known.seeds_needed
+        lines.append(t("claim.needed", seeds=needed) if needed else t("claim.needed_prompts"))
     if claim.explored:
         lines.append(t("claim.explored"))
     return lines
@@ -125,11 +126,11 @@ BUDGET = 4.0  # CPU hours of one study; only where they are spent may a claim st
 
 
 def undecided(lesson: str) -> list[str]:
-    """Claims that the recorded study leaves open, with the seeds that a verdict would take: "order_matters (about 13
-    seeds)". Claims whose arms are not recorded yet are left out."""
+    """Claims that the recorded study leaves open, with what a verdict would take: "order_matters (about 13 seeds)",
+    "tuned_shifts (more prompts)". Claims whose arms are not recorded yet are left out."""
     found = {claim.id: evidence(claim) for claim in declared(lesson).values()}
     return [
-        f"{name.split('.', 1)[1]} (about {known.seeds_needed or '?'} seeds)"
+        f"{name.split('.', 1)[1]} ({f'about {n} seeds' if (n := known.seeds_needed) else 'more prompts'})"
         for name, known in found.items()
         if known is not None and known.verdict == "undecided"
     ]

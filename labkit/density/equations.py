@@ -140,7 +140,8 @@ def above(scores: Tensor, threshold: float) -> Tensor:
 
 
 def acceptance_probability(scores: Tensor, *, threshold: float, ratio: float) -> Tensor:
-    """Importance sampling by a two-level rule: the acceptance probability of a sample of score rho (2407.08659, (ii)).
+    """Importance sampling as rejection sampling by a two-level rule (2407.08659, (ii)): the acceptance probability of a
+    sample of score rho.
 
         w >= 1: 1 above tau, 1/w below          w < 1: w above tau, 1 below
 
@@ -209,8 +210,8 @@ def forecast(share_above: float, *, ratio: float) -> Forecast:
 
 
 def training_weights(scores: Tensor, *, threshold: float, ratio: float) -> Tensor:
-    """Importance sampling weights of training: with which probability each sample is drawn, w above tau to 1 below
-    (2407.08659, method (iii) and the first step of Algorithm 3; draws are with replacement).
+    """Importance weights (importance sampling weights) of training: how probably each sample is drawn, w above tau to 1
+    below (2407.08659, method (iii) and the first step of Algorithm 3; draws are with replacement).
 
     Args:
         scores: rho [N] of the training set. threshold: tau. ratio: w in [0, inf].

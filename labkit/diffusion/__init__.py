@@ -9,10 +9,12 @@ from labkit.diffusion.adapters import (
     use_adapters,
 )
 from labkit.diffusion.ddim import ddim_mean_sigma, ddim_step, density_sigma, gaussian_log_prob, log_prob_ratio, step_kl
+from labkit.diffusion.devices import execution_device
 from labkit.diffusion.guards import base_fingerprint, base_parameters, base_sums, check_gradients
 from labkit.diffusion.guidance import (
     PromptConditions,
     encode_prompts,
+    has_text_encoder,
     labelled_rows,
     predict_noise,
     row_labels,
@@ -39,6 +41,7 @@ from labkit.diffusion.lora_adapters import (
     merge_lora,
     remove_lora,
 )
+from labkit.diffusion.lora_files import load_lora, save_lora, save_pipeline
 from labkit.diffusion.noise import draw_noise, image_generators
 from labkit.diffusion.precision import native_bfloat16
 from labkit.diffusion.sample import SampledLatents, SamplerStep, initial_latents, sample, sample_latents
@@ -84,14 +87,17 @@ __all__ = [
     "encode_prompts",
     "epsilon_from_v",
     "epsilon_from_x0",
+    "execution_device",
     "from_pil",
     "from_uint8",
     "gaussian_log_prob",
+    "has_text_encoder",
     "image_generators",
     "initial_latents",
     "is_plain_ddim",
     "labelled_rows",
     "load_adapter_state",
+    "load_lora",
     "log_prob_ratio",
     "lora",
     "lora_targets",
@@ -103,6 +109,8 @@ __all__ = [
     "row_labels",
     "sample",
     "sample_latents",
+    "save_lora",
+    "save_pipeline",
     "scale_latents",
     "sd_alphas_cumprod",
     "step_kl",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from labkit.diffusion.adapters import use_adapters
+from labkit.diffusion.devices import execution_device
 from labkit.diffusion.schedule import Timestep, to_epsilon
 
 _ROWS: ContextVar[tuple[str, ...] | None] = ContextVar("labels of the U-Net's rows", default=None)
@@ -65,6 +66,20 @@ class PromptConditions:
         return PromptConditions(**{name: None if v is None else v[index] for name, v in values.items()})
 
 
+def has_text_encoder(pipe) -> bool:
+    """Whether a pipeline can encode texts: SDXL's refiner has its second encoder only."""
+    return any(getattr(pipe, name, None) is not None for name in ("text_encoder", "text_encoder_2"))
+
+
+def check_size_condition(unet, pooled_width: int) -> None:
+    """Raise ValueError unless a U-Net with pooled texts takes SDXL's six numbers on the picture's size and crop."""
+    config = unet.config
+    numbers = (config.projection_class_embeddings_input_dim - pooled_width) // config.addition_time_embed_dim
+    if numbers != 6:
+        kind = "it is SDXL's refiner" if numbers == 5 else f"pooled text of width {pooled_width}"
+        raise ValueError(f"the U-Net takes {numbers} numbers on size and crop ({kind}), expected 6: use the base model")
+
+
 def encode_prompts(
     pipe,
     prompts: Sequence[str],
@@ -82,11 +97,13 @@ def encode_prompts(
         raise ValueError("got no prompts: expected at least one")
     if negative_prompts is not None and len(negative_prompts) != len(prompts):
         raise ValueError(f"got {len(negative_prompts)} negative prompts for {len(prompts)} prompts: give one each")
+    if not has_text_encoder(pipe):
+        raise ValueError(f"{type(pipe).__name__} has no text encoder: load one, or give embedded texts (`conditions`)")
     pairs = [(str(p), None if negative_prompts is None else str(negative_prompts[i])) for i, p in enumerate(prompts)]
     unique = list(dict.fromkeys(pairs))
     encoded = pipe.encode_prompt(
         prompt=[p for p, _ in unique],
-        device=pipe.unet.device,
+        device=execution_device(pipe.unet),
         num_images_per_prompt=1,
         do_classifier_free_guidance=True,
         negative_prompt=None if negative_prompts is None else [n for _, n in unique],
@@ -94,6 +111,7 @@ def encode_prompts(
     cond, uncond, *pooled = encoded  # SDXL returns two pooled embeddings as well
     extra = {}
     if pooled:
+        check_size_condition(pipe.unet, pooled[0].shape[-1])
         native = pipe.unet.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
         height, width = height or native, width or native
         # original size, crop corner, target size
@@ -123,10 +141,12 @@ def unet_output(
         raise ValueError(f"got conditions for {len(conditions)} images but {len(x_t)} latents: expected equal numbers")
 
     def call(labels: list[str], text: list[Tensor], pooled: list[Tensor | None], unet=unet) -> Tensor:
-        def rows(parts: list[Tensor]) -> Tensor:
-            return torch.cat(parts).to(unet.device, unet.dtype)  # [B, ...] or [2B, ...]
+        device = execution_device(unet)
 
-        times = torch.cat([t] * len(text)).to(unet.device) if isinstance(t, Tensor) and t.ndim == 1 else t
+        def rows(parts: list[Tensor]) -> Tensor:
+            return torch.cat(parts).to(device, unet.dtype)  # [B, ...] or [2B, ...]
+
+        times = torch.cat([t] * len(text)).to(device) if isinstance(t, Tensor) and t.ndim == 1 else t
         added = None
         if conditions.pooled is not None:
             added = {"text_embeds": rows(pooled), "time_ids": rows([conditions.time_ids] * len(text))}

@@ -19,6 +19,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from labkit.diffusion.devices import execution_device
+
 
 def vae_of(pipe_or_vae):
     """The VAE of a pipeline, or the VAE itself."""
@@ -88,9 +90,15 @@ def encode_images(
     check_size(*images.shape[2:], vae)
     if generators is not None:
         check_generators(generators, len(images))
-    latents = []
+    latents, device = [], execution_device(vae)
     for start, stop in spans(len(images), batch_size):
-        posterior = vae.encode(images[start:stop].to(vae.device, vae.dtype)).latent_dist
+        encoded = vae.encode(images[start:stop].to(device, vae.dtype))
+        if not hasattr(encoded, "latent_dist"):  # AutoencoderTiny has no posterior: one latent per image
+            if generators is not None:
+                raise ValueError(f"{type(vae).__name__} has no posterior to sample from: leave out generators")
+            latents.append(scale_latents(encoded.latents.float(), vae))
+            continue
+        posterior = encoded.latent_dist
         z = posterior.mode().float()
         if generators is not None:
             z = z + posterior.std.float() * draw_noise(z.shape, generators[start:stop], z.device)
@@ -104,10 +112,10 @@ def decode_latents(pipe_or_vae, latents: Tensor, *, batch_size: int | None = Non
     channels = vae.config.latent_channels
     if latents.ndim != 4 or latents.shape[1] != channels:
         raise ValueError(f"latents have shape {tuple(latents.shape)}, expected [N, {channels}, h, w] for this VAE")
-    images = []
+    images, device = [], execution_device(vae)
     for start, stop in spans(len(latents), batch_size):
         z = unscale_latents(latents[start:stop].float(), vae)
-        images.append(vae.decode(z.to(vae.device, vae.dtype), return_dict=False)[0].float())
+        images.append(vae.decode(z.to(device, vae.dtype), return_dict=False)[0].float())
     return torch.cat(images)
 
 

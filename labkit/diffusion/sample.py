@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as checkpointed
 
+from labkit.diffusion.devices import execution_device
 from labkit.diffusion.guidance import PromptConditions, encode_prompts, unet_output
 from labkit.diffusion.images import check_size, decode_latents, spans, vae_scale_factor
 from labkit.diffusion.noise import check_generators, draw_noise
@@ -67,7 +68,7 @@ def initial_latents(
     height, width = image_size(pipe, height, width)
     f = vae_scale_factor(pipe)
     shape = (len(generators), pipe.unet.config.in_channels, height // f, width // f)
-    return draw_noise(shape, generators, pipe.unet.device)
+    return draw_noise(shape, generators, execution_device(pipe.unet))
 
 
 def sample_latents(
@@ -130,12 +131,13 @@ def sample_latents(
         raise ValueError(f"got {len(given)} starting latents for {n} generators: expected one per image")
 
     unet, results = pipe.unet, []
+    device = execution_device(unet)
     for lo, hi in spans(n, batch_size):
         rows = slice(lo, hi)
         # a fresh plan per chunk: multistep schedulers remember earlier steps
         plan = make_plan(
             pipe.scheduler, steps, timesteps=timesteps, strength=strength if start is not None else 1.0, eta=eta,
-            device=unet.device,
+            device=device,
         )  # fmt: skip
         recorded = len(plan.pairs) - grad_steps if torch.is_grad_enabled() and grad_steps > 0 else len(plan.pairs)
         with torch.set_grad_enabled(recorded < len(plan.pairs)):
@@ -143,10 +145,10 @@ def sample_latents(
                 negative = None if negative_prompts is None else negative_prompts[rows]
                 encoded = encode_prompts(pipe, prompts[rows], negative, height=size[0], width=size[1])
             if latents is not None:
-                x = plan.initial(latents[rows].to(unet.device, torch.float32))
+                x = plan.initial(latents[rows].to(device, torch.float32))
             elif start is not None:
-                clean = start[rows].to(unet.device, torch.float32)
-                x = plan.noised(clean, draw_noise(clean.shape, generators[rows], unet.device))
+                clean = start[rows].to(device, torch.float32)
+                x = plan.noised(clean, draw_noise(clean.shape, generators[rows], device))
             else:
                 x = plan.initial(initial_latents(pipe, generators[rows], height=size[0], width=size[1]))
 

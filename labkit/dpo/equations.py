@@ -1,7 +1,11 @@
 """The equations of Diffusion-DPO (arXiv 2311.12908), HG-DPO (2405.20216) and their relatives: one function each.
 
+    DPO of language models (2305.18290)
+                    eq. 4       p* = p_ref exp(r / beta) / Z              `labkit.dpo.preference.aligned_density`
+                    eq. 7       its loss: with -kappa e for log p         `dpo_loss`
     Diffusion-DPO   eq. 4       Bradley-Terry likelihood of votes         `labkit.dpo.preference.fit_bradley_terry`
                     eq. 7, 14   difference of the implicit rewards        `dpo_logit`
+                    eq. 8-13    steps towards 14, never computed
                     eq. 14      the loss                                  `dpo_loss`
                                 four meanings of the printed beta         `kappa_of`
     HG-DPO          sec. 3      best and worst of N candidates            `labkit.dpo.pool.best_and_worst`
@@ -10,7 +14,7 @@
                                 how far a DDPM step moves, c_t            `step_coefficient`
     Relatives                   label smoothing and margin                `conservative_dpo_loss`
                                 IPO, hinge, NPO, SDPO, MaPO               `ipo_loss`, `hinge_loss`, ...
-                                Kahneman-Tversky utility (Diffusion-KTO)  `kto_loss`
+                                Kahneman-Tversky, KTO (2404.04465)        `kto_loss`
 
 An error e [B] is the mean over a latent's elements of (eps_theta(x_t, t) - eps)^2. A pair has four: of the winner w and
 of the loser l, each under the policy and under the frozen reference (ref_).

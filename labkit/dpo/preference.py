@@ -26,6 +26,19 @@ from labkit.portraits.attributes import ATTRIBUTES, colored_hair
 from labkit.portraits.parse import parse_caption
 
 
+def aligned_density(p_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
+    """The optimum of KL-regularised alignment, p* = p_ref exp(reward / beta) / Z (DPO of language models, 2305.18290,
+    eq. 4; Diffusion-DPO has the same for whole trajectories).
+
+    Args:
+        p_ref: probabilities of the reference on a grid, [N], summing to 1. reward: [N]. beta > 0: weight of the KL.
+
+    Returns:
+        p*, [N], summing to 1.
+    """
+    return torch.softmax(p_ref.log() + reward / beta, 0)
+
+
 @dataclass(frozen=True)
 class ArtDirector:
     """A simulated voter who sees the truth (the spec) of two portraits.

@@ -96,11 +96,15 @@ class ReferenceCache:
         """Changes whenever weights are written, replaced, moved or cast, or adapters are switched or rescaled.
 
         Reads version counters and addresses, not the weights: microseconds per tensor. Valid within this process.
+        Weights that are elsewhere between calls (sequential offload) cannot be read so: every call has a new revision,
+        and nothing is ever found again.
         """
         if model not in self._serials:
             self._serials[model] = next(self._count)
         digest = hashlib.sha256(str(self._serials[model]).encode())
         for parameter in model.parameters():
+            if parameter.is_meta:
+                return f"unknown {next(self._count)}"
             digest.update(f"{parameter.data_ptr()} {parameter._version} {parameter.dtype} {parameter.device}".encode())
         for module in model.modules():
             if hasattr(module, "active_adapters") and hasattr(module, "scaling"):

@@ -30,6 +30,8 @@ def alpha_bar_at(t: float, alphas_cumprod: Tensor) -> float:
 
     Interpolated in log sigma, sigma^2 = (1 - alpha_bar) / alpha_bar, and clamped to the training schedule. With it,
     eq. 1 is `scale_model_input(add_noise(x, noise, t), t)` for every sampler whose timesteps are those of its sigmas.
+    Beside an end without signal or without noise (alpha_bar = 0, as with a schedule of zero terminal SNR, or 1) log
+    sigma is infinite; sqrt(alpha_bar) is interpolated there.
 
     Args:
         t: timestep, 0 (clean) .. len(alphas_cumprod) - 1 (noise).
@@ -38,12 +40,15 @@ def alpha_bar_at(t: float, alphas_cumprod: Tensor) -> float:
     Returns:
         alpha_bar_t, 0 .. 1.
     """
-    abar = alphas_cumprod.double().cpu()
-    log_sigma = 0.5 * torch.log((1 - abar) / abar)
-    t = min(max(float(t), 0.0), len(abar) - 1.0)
+    t = min(max(float(t), 0.0), len(alphas_cumprod) - 1.0)
     low = int(t)
-    high = min(low + 1, len(abar) - 1)
-    value = torch.lerp(log_sigma[low], log_sigma[high], t - low)
+    ends = alphas_cumprod[low : low + 2].double().cpu()  # [1] at the last timestep, else [2]
+    part = t - low
+    if part == 0:
+        return float(ends[0])
+    if not bool(((ends > 0) & (ends < 1)).all()):
+        return float(torch.lerp(*ends.sqrt(), part)) ** 2
+    value = torch.lerp(*(0.5 * torch.log((1 - ends) / ends)), part)  # log sigma
     return float(torch.sigmoid(-2 * value))  # 1 / (1 + sigma^2)
 
 

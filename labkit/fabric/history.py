@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from labkit.diffusion import to_pil
+from labkit.fabric.cache import digest_of
 from labkit.fabric.settings import FabricError
 from labkit.files import write_atomically
 
@@ -30,6 +33,23 @@ def write_round(folder: Path, configuration: dict[str, Any], rounds: Sequence[An
         entries.append(entry | {"images": names})
     text = json.dumps({"configuration": configuration, "rounds": entries}, indent=1, ensure_ascii=False)
     write_atomically(folder / STATE, text)
+
+
+def described(value: Any) -> Any:
+    """A value as JSON can keep and compare it: pictures and tensors by their digest, unknown objects by their kind."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): described(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [described(one) for one in value]
+    if isinstance(value, Tensor):
+        return digest_of(value)
+    if isinstance(value, (Image.Image, np.ndarray)):
+        kind = value.mode if isinstance(value, Image.Image) else ""
+        array = np.ascontiguousarray(np.asarray(value))
+        return hashlib.sha256(f"{kind} {array.dtype} {array.shape}".encode() + array.tobytes()).hexdigest()
+    return type(value).__name__
 
 
 def read_rounds(folder: Path, configuration: dict[str, Any]) -> list[dict[str, Any]]:

@@ -7,9 +7,10 @@ and referred to is the same picture, and a loop read back from disk goes on bit 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +18,10 @@ from torch import Tensor
 from labkit.diffusion import from_uint8, image_generators, sample, to_uint8
 from labkit.fabric.cache import ReferenceCache
 from labkit.fabric.equations import pairwise_diversity
-from labkit.fabric.history import read_rounds, write_round
+from labkit.fabric.history import described, read_rounds, write_round
 from labkit.fabric.references import Reference, ReferenceSet
 from labkit.fabric.session import fabric
-from labkit.fabric.settings import PRESETS, FabricError, Settings
+from labkit.fabric.settings import PRESETS, FabricError, Preset, Settings
 
 Score = Callable[[Tensor], "Tensor | Sequence[float]"]
 
@@ -49,8 +50,11 @@ class FeedbackLoop:
     """A session of feedback on one prompt.
 
     prompt, negative_prompt   texts; `prompt` may be set to another one between rounds
-    images, steps, guidance_scale   how each round samples
-    settings, overrides       as in `fabric`
+    images, steps, guidance_scale   how each round samples; by default as the preset says, else 4, 20 and 6.0
+    settings, overrides       as in `fabric`; the name of a preset also sets how rounds sample and how many there are
+    call                      further arguments of the pipeline's own call (height, width, image, strength,
+                              control_image, ...): rounds are then `pipe(...)`, whatever kind of pipeline that is.
+                              None: they are `labkit.diffusion.sample`
     noise                     "fresh": the references' noise differs between rounds, as in the paper. "fixed": it is
                               the same in all rounds, so the reference pass of older references comes from the cache
     most                      keep only so many latest references of each sign
@@ -64,9 +68,9 @@ class FeedbackLoop:
         pipe,
         prompt: str,
         *,
-        images: int = 4,
-        steps: int = 20,
-        guidance_scale: float = 6.0,
+        images: int | None = None,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
         negative_prompt: str | None = None,
         settings: Settings | str | None = None,
         seed: int = 0,
@@ -76,21 +80,28 @@ class FeedbackLoop:
         initial: ReferenceSet | None = None,
         folder: str | Path | None = None,
         cache: ReferenceCache | None = None,
+        call: Mapping[str, Any] | None = None,
         **overrides,
     ):
+        preset = Preset(settings or Settings())
+        if isinstance(settings, str):
+            if settings not in PRESETS:
+                raise FabricError(f"no preset {settings!r}: there are {', '.join(PRESETS)}")
+            preset = PRESETS[settings]
+        images = (preset.images or 4) if images is None else images
+        steps = (preset.steps or 20) if steps is None else steps
+        if guidance_scale is None:
+            guidance_scale = 6.0 if preset.guidance_scale is None else preset.guidance_scale
         if images < 1 or steps < 1:
             raise FabricError(f"images={images} and steps={steps} must be positive")
         if noise not in ("fresh", "fixed"):
             raise FabricError(f"noise is {noise!r}, expected 'fresh' or 'fixed'")
         if not 0.0 <= dropout < 1.0:
             raise FabricError(f"dropout is {dropout}, expected 0 .. 1 (1 excluded)")
-        if isinstance(settings, str):
-            if settings not in PRESETS:
-                raise FabricError(f"no preset {settings!r}: there are {', '.join(PRESETS)}")
-            settings = PRESETS[settings].settings
         self.pipe, self.prompt, self.negative_prompt = pipe, prompt, negative_prompt
         self.images, self.steps, self.guidance_scale = images, steps, guidance_scale
-        self.settings = replace(settings or Settings(), **overrides)
+        self.settings, self.preset = replace(preset.settings, **overrides), preset
+        self.call = None if call is None else dict(call)
         self.seed, self.noise, self.most, self.dropout = seed, noise, most, dropout
         self.initial = ReferenceSet() if initial is None else initial
         self.cache = ReferenceCache() if cache is None and noise == "fixed" else cache
@@ -112,16 +123,28 @@ class FeedbackLoop:
         number, references = len(self.rounds), self.references
         generators = image_generators(self.images, self.seed, first=number * self.images)
         prompts = [drop_words(self.prompt, self.dropout, g) for g in generators]
-        options = {"steps": self.steps, "guidance_scale": self.guidance_scale, "negative_prompts": self.negative_prompt}
         seed = self.seed + (number if self.noise == "fresh" else 0)
         with fabric(
             self.pipe, liked=references.liked, disliked=references.disliked, settings=self.settings, seed=seed,
             steps=self.steps, cache=self.cache,
         ):  # fmt: skip
-            images = sample(self.pipe, prompts, generators=generators, **options)
+            images = self._images(prompts, generators)
         self.rounds += (Round(from_uint8(to_uint8(images.cpu())), tuple(prompts)),)
         self._store()
         return self.rounds[-1].images
+
+    def _images(self, prompts: list[str], generators: list[torch.Generator]) -> Tensor:
+        if self.call is None:
+            return sample(
+                self.pipe, prompts, generators=generators, steps=self.steps, guidance_scale=self.guidance_scale,
+                negative_prompts=self.negative_prompt,
+            )  # fmt: skip
+        negative = None if self.negative_prompt is None else [self.negative_prompt] * self.images
+        made = self.pipe(
+            prompt=prompts, negative_prompt=negative, num_inference_steps=self.steps,
+            guidance_scale=self.guidance_scale, generator=generators, output_type="pt", **self.call,
+        )  # fmt: skip
+        return made.images.float() * 2 - 1  # "pt" gives [0, 1]
 
     def feedback(self, *, liked: Sequence[int] = (), disliked: Sequence[int] = ()) -> ReferenceSet:
         """What is liked and disliked of the latest round, by image number; replaces what was said of it before."""
@@ -151,8 +174,12 @@ class FeedbackLoop:
         self.rounds = ()
         self._store()
 
-    def run(self, score: Score, rounds: int, *, dislikes: bool = True) -> list[RoundSummary]:
-        """Let an oracle give feedback until there are `rounds` rounds: the best image is liked, the worst disliked."""
+    def run(self, score: Score, rounds: int | None = None, *, dislikes: bool = True) -> list[RoundSummary]:
+        """Let an oracle give feedback until there are `rounds` rounds: the best image is liked, the worst disliked.
+
+        By default as many rounds as the preset says, else 3.
+        """
+        rounds = (self.preset.rounds or 3) if rounds is None else rounds
         while len(self.rounds) < rounds:
             scores = torch.as_tensor(score(self.generate())).flatten()
             worst = (int(scores.argmin()),) if dislikes and len(scores) > 1 else ()
@@ -173,7 +200,8 @@ class FeedbackLoop:
         names = ("images", "steps", "guidance_scale", "negative_prompt", "seed", "noise", "most", "dropout")
         initial = {"liked": [r.key for r in self.initial.liked], "disliked": [r.key for r in self.initial.disliked]}
         settings = asdict(self.settings) | {"depths": list(self.settings.depths)}  # as JSON gives it back
-        return {"settings": settings, "initial": initial} | {name: getattr(self, name) for name in names}
+        shared = {"settings": settings, "initial": initial, "call": described(self.call)}
+        return shared | {name: getattr(self, name) for name in names}
 
     def _store(self) -> None:
         if self.folder is not None:

@@ -2,7 +2,8 @@
 
 Idle, it hands the call to the processor it replaced. During the reference pass it keeps K and V. During a generation it
 lets the rows of each sign also attend to that sign's references; rows without references compute plain attention. If
-the references are the last rows of the generation's own batch (fused), it keeps theirs first.
+the references are the last rows of the generation's own batch (fused), it keeps theirs first. Where it has replaced a
+processor of perturbed-attention guidance (PAG), the perturbed rows see themselves alone, as there.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from labkit.fabric.equations import weighted_attention
 from labkit.fabric.settings import FabricError
 
 Observer = Callable[["Observation"], None]
+# PAG (arXiv 2403.17377): how many parts its rows have, of which the last has the identity as attention
+PERTURBED = {"PAGIdentitySelfAttnProcessor2_0": 2, "PAGCFGIdentitySelfAttnProcessor2_0": 3}
 
 
 @dataclass(frozen=True)
@@ -72,13 +75,13 @@ class Context:
     states: Callable[[str, Layer], SignStates | None] | None = None
     record: Callable[[Layer, Tensor, Tensor, Tensor], None] | None = None
     appended: int = 0
-    injections: int = 0
+    injected: set[tuple[str, str]] = field(default_factory=set)  # (sign, layer) that have read references
     observer: Observer | None = None
     on_mass: Callable[[Layer, str, Tensor], None] | None = None
 
 
 class FabricProcessor:
-    """Drop-in for `AttnProcessor2_0` on `attn1`."""
+    """Drop-in for `AttnProcessor2_0` and its kin on `attn1`."""
 
     def __init__(self, layer: Layer, original, context: Context):
         self.layer, self.original, self.context = layer, original, context
@@ -95,7 +98,10 @@ class FabricProcessor:
         fused = context.mode == "inject" and context.appended > 0  # what is read is known after the projections only
         by_sign = self._by_sign() if context.mode == "inject" and not fused else {}
         if context.mode == "idle" or (context.mode == "inject" and not fused and not by_sign):
-            return self.original(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+            more = {} if temb is None else {"temb": temb}  # SlicedAttnProcessor has no such argument
+            return self.original(
+                attn, hidden_states, encoder_hidden_states=encoder_hidden_states, attention_mask=attention_mask, **more
+            )
         if encoder_hidden_states is not None or attention_mask is not None or hidden_states.ndim != 3:
             raise FabricError(
                 f"{self.layer.name} is called with a mask or another text: FABRIC needs plain self-attention"
@@ -127,22 +133,31 @@ class FabricProcessor:
 
     def _inject(self, q: Tensor, k: Tensor, v: Tensor, by_sign: dict[str, SignStates], scale: float | None) -> Tensor:
         context, out = self.context, torch.empty_like(q)
-        plain = sorted(set(range(len(q))) - {row for sign in by_sign for row in context.rows[sign]})
+        perturbed = self._perturbed(len(q) - context.appended)
+        out[perturbed] = v[perturbed]  # the identity as attention
+        identical = set(range(len(q))[perturbed])
+        rows = {sign: tuple(row for row in context.rows[sign] if row not in identical) for sign in by_sign}
+        plain = sorted(set(range(len(q))) - identical - {row for own in rows.values() for row in own})
         if plain:
             i = torch.tensor(plain, device=q.device)
             out[i] = F.scaled_dot_product_attention(q[i], k[i], v[i], scale=scale)
         for sign, states in by_sign.items():
-            i = torch.tensor(context.rows[sign], device=q.device)
+            i = torch.tensor(rows[sign], device=q.device)
             own_q, own_k, reference = q[i], k[i], (states.k, states.v, states.weights)
             if states.style is not None:
                 own_q, own_k = adain(own_q, *states.style[:2]), adain(own_k, *states.style[2:])
             if context.observer is not None:
-                seen = Observation(self.layer, context.t, sign, context.rows[sign], own_q, own_k, states, scale)
+                seen = Observation(self.layer, context.t, sign, rows[sign], own_q, own_k, states, scale)
                 context.observer(seen)
             if context.backend == "sdpa":
                 out[i] = weighted_attention(own_q, own_k, v[i], *reference, scale=scale)
             else:
                 out[i], mass = attend_merged(own_q, own_k, v[i], *reference, scale=scale, cap=context.cap)
                 context.on_mass(self.layer, sign, mass)
-            context.injections += 1
+            context.injected.add((sign, self.layer.name))
         return out
+
+    def _perturbed(self, rows: int) -> slice:
+        """The perturbed ones of the generation's rows."""
+        parts = PERTURBED.get(type(self.original).__name__)
+        return slice(0, 0) if parts is None else slice(rows - rows // parts, rows)

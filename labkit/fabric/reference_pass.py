@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from labkit.diffusion import encode_prompts, vae_scale_factor
+from labkit.diffusion import encode_prompts, has_text_encoder, vae_scale_factor
 from labkit.fabric.attention import moments, pool_tokens
 from labkit.fabric.cache import LayerStates, ReferenceCache, digest_of
 from labkit.fabric.equations import noised_reference
@@ -48,6 +48,8 @@ class ReferencePass:
         self.seed, self.chunk = seed, chunk
         self.running, self.rows, self.unfused = False, 0, 0
         self._jobs: list[Job] = []
+        if settings.reference_prompt is not None:
+            check_texts(pipe)
         self._latents: dict[tuple[str, int, int], tuple[Tensor, str]] = {}
         self._texts: dict[tuple[int, int], tuple] = {}
         context.record = self._record
@@ -90,7 +92,7 @@ class ReferencePass:
                 found[sign].append(known[key])
         chunk = self.chunk or len(sample)
         if self.settings.fused and jobs:
-            if len(jobs) <= chunk and can_append(call):
+            if len(jobs) <= chunk and can_append(call, jobs):
                 return found, jobs
             self.unfused = len(jobs)
         for start in range(0, len(jobs), chunk):
@@ -197,20 +199,29 @@ class ReferencePass:
             self._texts[tuple(size)] = (*values, digest_of(*values))
         return self._texts[tuple(size)]
 
+    def layer_weight(self, layer: Layer, weight: float) -> float:
+        """The weight of a reference in one layer: 0 outside the depths that read references."""
+        inside = self.settings.depths[0] <= layer.depth <= self.settings.depths[1]
+        return weight * depth_ramp(layer.depth, self.settings.bottleneck_scale) if inside else 0.0
+
     def assemble(
-        self, states: Sequence[LayerStates], layer: Layer, weight: float, size: torch.Size
+        self, states: Mapping[str, Sequence[LayerStates]], sign: str, layer: Layer, weight: float, size: torch.Size
     ) -> SignStates | None:
         """K, V and weights of one layer for one sign, references end to end; None where they have no weight."""
-        s = self.settings
-        inside = s.depths[0] <= layer.depth <= s.depths[1]
-        w = weight * depth_ramp(layer.depth, s.bottleneck_scale) if inside else 0.0
-        w = w / len(states) if s.count_normalized else w
+        s, own, w = self.settings, states[sign], self.layer_weight(layer, weight)
+        padded = max(map(len, states.values())) - len(own) if s.zero_padding else 0
+        w = w / (len(own) + padded) if s.count_normalized else w
         if w == 0:
             return None
+        if any(layer.name not in entry for one in states.values() for entry in one):
+            raise FabricError(f"{layer.name} did not run when the references did: something leaves out layers")
         keys, values, weights, style = [], [], [], []
-        for entry in states:
+        like = next(entry for one in states.values() for entry in one)[layer.name]
+        zeros = {layer.name: tuple(torch.zeros_like(x) for x in like)}
+        for entry in [*own, *[zeros] * padded]:
             k, v, *q_moments = entry[layer.name]
-            style.append((*q_moments, *moments(k)) if s.adain else ())
+            if s.adain and entry is not zeros:
+                style.append((*q_moments, *moments(k)))
             before = k.shape[2]
             if s.pool > 1:
                 side = round(math.sqrt(size[0] * size[1] / before))  # 1, 2, 4, ...: how much coarser than the latent
@@ -225,8 +236,25 @@ class ReferencePass:
         return SignStates(torch.cat(keys, dim=2), torch.cat(values, dim=2), w, tuple(map(len, weights)), style)
 
 
-def can_append(call: dict) -> bool:
-    """Whether rows can be added to a call: masks over tokens and image regions would have to grow in unknown ways."""
+def check_texts(pipe) -> None:
+    """Raise FabricError if the pipeline cannot encode the reference prompt."""
+    if not has_text_encoder(pipe):
+        raise FabricError(
+            f"{type(pipe).__name__} has no text encoder for the reference prompt: load one, or give "
+            "reference_prompt=None (the text of the generated rows)"
+        )
+    if bool(getattr(pipe.config, "requires_aesthetics_score", False)):
+        raise FabricError(
+            "SDXL's refiner has another size condition than the reference prompt gets: use the base model, or give "
+            "reference_prompt=None (the text and the conditions of the generated rows)"
+        )
+
+
+def can_append(call: dict, jobs: Sequence[Job]) -> bool:
+    """Whether the jobs can be rows of a call: its texts must be as long as theirs, and masks over tokens or image
+    regions would have to grow in unknown ways."""
+    if call["encoder_hidden_states"].shape[1:] != jobs[0].text.shape[1:]:
+        return False
     known = set(call.get("cross_attention_kwargs") or {}) <= {"scale"}
     return known and call.get("attention_mask") is None and call.get("encoder_attention_mask") is None
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from os import PathLike
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,40 +14,66 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from labkit.diffusion import encode_images, from_pil
+from labkit.diffusion import encode_images
 from labkit.fabric.settings import FabricError
+from labkit.images import Range, centre_box, common_range, read_tensor
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """One liked or disliked image: a PIL picture of any size and mode, or a float tensor [3, H, W] in [-1, 1]."""
+    """One liked or disliked image, of any size.
 
-    image: Image.Image | Tensor
+    Args:
+        image: what `labkit.images` reads: a PIL picture of any mode, a file, an array or a tensor [3, H, W]. Kept as a
+            float32 tensor [3, H, W] in [-1, 1].
+        value_range: (low, high) of float values, (-1, 1) for pictures of this package, (0, 1) for those of diffusers'
+            `output_type="pt"`. None: what has one reading only.
+        name: how an error names it.
+
+    Raises:
+        ImageError: no picture, or float values that could be read in two ways.
+    """
+
+    image: Image.Image | Tensor | np.ndarray | str | PathLike
+    value_range: Range | None = field(default=None, repr=False)
+    name: str = field(default="a reference image", repr=False)
     key: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        image = self.image
-        if isinstance(image, Image.Image):
-            image = from_pil([image])[0]
-        if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
-            got = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
-            raise FabricError(f"a reference is a PIL picture or a float tensor [3, H, W] in [-1, 1], got {got}")
-        if not bool(torch.isfinite(image).all()):
-            raise FabricError("a reference image contains NaN or infinity: decode it again in float32")
-        image = image.detach().float().cpu().clamp(-1, 1).contiguous().clone()
+        image = read_tensor(self.image, value_range=self.value_range, what=self.name).cpu().clone()
         object.__setattr__(self, "image", image)
         digest = hashlib.sha256(f"{tuple(image.shape)}".encode())
         digest.update(image.numpy().tobytes())
         object.__setattr__(self, "key", digest.hexdigest())
 
 
-def as_references(images: Sequence[Reference | Image.Image | Tensor] | Tensor | None) -> tuple[Reference, ...]:
-    """References from references, pictures, tensors [3, H, W] or one tensor [n, 3, H, W]."""
-    if images is None:
-        return ()
-    if isinstance(images, (Image.Image, Reference)) or (isinstance(images, Tensor) and images.ndim == 3):
-        raise FabricError("expected a list of references, got a single image: put it in a list")
-    return tuple(image if isinstance(image, Reference) else Reference(image) for image in images)
+def as_references(
+    *, liked: Sequence[Any] | Tensor | None = None, disliked: Sequence[Any] | Tensor | None = None,
+    value_range: Range | None = None,
+) -> dict[str, tuple[Reference, ...]]:  # fmt: skip
+    """References of both signs from references, pictures, files, arrays, tensors [3, H, W] or one tensor [n, 3, H, W].
+
+    The range of float values is decided for all of them together, unless it is declared.
+
+    Raises:
+        FabricError: a single image instead of a list.
+        ImageError: no picture, or float values that could be read in two ways.
+    """
+    signs = {}
+    for sign, images in (("liked", liked), ("disliked", disliked)):
+        single = isinstance(images, (Image.Image, Reference, str, bytes, PathLike))
+        if single or (isinstance(images, (Tensor, np.ndarray)) and images.ndim < 4):
+            raise FabricError("expected a list of references, got a single image: put it in a list")
+        signs[sign] = () if images is None else tuple(images)
+    if value_range is None:
+        value_range = common_range(one for images in signs.values() for one in images)
+    return {
+        sign: tuple(
+            one if isinstance(one, Reference) else Reference(one, value_range, f"{sign}[{i}]")
+            for i, one in enumerate(images)
+        )
+        for sign, images in signs.items()
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +83,12 @@ class ReferenceSet:
     liked: tuple[Reference, ...] = ()
     disliked: tuple[Reference, ...] = ()
 
-    def added(self, *, liked=None, disliked=None, most: int | None = None) -> ReferenceSet:
-        """A set with more references; `most` keeps only the latest of each sign."""
-        both = {"liked": self.liked + as_references(liked), "disliked": self.disliked + as_references(disliked)}
+    def added(
+        self, *, liked=None, disliked=None, most: int | None = None, value_range: Range | None = None
+    ) -> ReferenceSet:
+        """A set with more references, as `fabric` takes them; `most` keeps only the latest of each sign."""
+        more = as_references(liked=liked, disliked=disliked, value_range=value_range)
+        both = {"liked": self.liked + more["liked"], "disliked": self.disliked + more["disliked"]}
         if most is not None:
             both = {name: references[max(len(references) - most, 0) :] for name, references in both.items()}
         return replace(self, **both)
@@ -71,8 +102,7 @@ def fit(image: Tensor, height: int, width: int) -> Tensor:
     h, w = image.shape[1:]
     if (h, w) == (height, width):
         return image
-    crop_h, crop_w = min(h, max(1, round(w * height / width))), min(w, max(1, round(h * width / height)))
-    top, left = (h - crop_h) // 2, (w - crop_w) // 2
+    top, left, crop_h, crop_w = centre_box(h, w, height, width)
     cropped = image[None, :, top : top + crop_h, left : left + crop_w]
     return F.interpolate(cropped, (height, width), mode="bicubic", antialias=True, align_corners=False)[0]
 

@@ -32,12 +32,13 @@ def cosine(u: float) -> float:
 SHAPES = {"boxcar": boxcar, "linear": linear, "cosine": cosine}
 
 
-def step_position(index: int, steps: int, start: float, end: float) -> float | None:
+def step_position(index: int, steps: int, start: float, end: float, *, end_included: bool = True) -> float | None:
     """Where step `index` (0 .. steps - 1) lies in the window, 0 .. 1; None outside.
 
-    The bounds are round(steps * fraction), both inclusive: at 20 steps (0, 0.8) is 17 steps, (0.33, 0.66) is 7.
+    The bounds are round(steps * fraction), both inclusive: at 20 steps (0, 0.8) is 17 steps, (0.33, 0.66) is 7. Without
+    `end_included` step int(steps * end) is the first one outside, as in the ComfyUI node: (0, 0.8) is 16 steps.
     """
-    first, last = round(steps * start), round(steps * end)
+    first, last = round(steps * start), round(steps * end) if end_included else int(steps * end + 1e-9) - 1
     if not first <= index <= last:
         return None
     return (index - first) / (last - first) if last > first else 0.0
@@ -59,6 +60,6 @@ def scheduled_weight(position: float | None, *, max_weight: float, min_weight: f
 def depth_ramp(depth: float, bottleneck_scale: float) -> float:
     """Factor of a layer at depth 0 (outermost) .. 1 (middle of the U-Net): linear from 1 to bottleneck_scale.
 
-    The paper's code has this ramp over depth, not over time; it is flat by default.
+    The paper's code has this ramp over depth, block by block, and none over time; it is flat by default.
     """
     return 1.0 + (bottleneck_scale - 1.0) * depth

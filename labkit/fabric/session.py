@@ -17,10 +17,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from labkit.diffusion import row_labels
 from labkit.fabric.cache import ReferenceCache
+from labkit.fabric.caller import Caller, caller_of, labels_of
 from labkit.fabric.equations import flat_mass
-from labkit.fabric.processor import Context, FabricProcessor, Layer, Observer, SignStates
+from labkit.fabric.processor import PERTURBED, Context, FabricProcessor, Layer, Observer, SignStates
 from labkit.fabric.reference_pass import Job, ReferencePass
 from labkit.fabric.references import as_references
 from labkit.fabric.schedule import scheduled_weight, step_position, time_position
@@ -43,11 +43,14 @@ def fabric(
     cache: ReferenceCache | None = None,
     chunk: int | None = None,
     observer: Observer | None = None,
+    value_range: tuple[float, float] | None = None,
     **overrides,
 ) -> Session:
     """A context manager inside which the pipeline generates with feedback, however it is called.
 
-    liked, disliked   lists of `Reference`s, PIL pictures (any size and mode) or float tensors [3, H, W] in [-1, 1]
+    liked, disliked   lists of pictures of any size: `Reference`s, PIL, files, arrays, tensors (see `labkit.images`)
+    value_range       of float pictures: (-1, 1) for this package's, (0, 1) for those of `output_type="pt"`. None: the
+                      one range that all of them together can have
     settings          `Settings` or the name of a preset ("paper", "repo", "webui", ...); overrides replace fields of it
     seed              of the references' noise; nothing else is drawn, so the images' own noise stays what it was
     steps             number of steps, for a window measured in steps if the pipeline does not run its own loop
@@ -55,10 +58,13 @@ def fabric(
     chunk             references per U-Net call; by default as many as the generation itself has rows
     observer          called with an `Observation` in every layer that reads references
 
-    Raises FabricError for a pipeline without U-Net, an unknown preset or setting, images that are none, nested use on
-    the same U-Net, and, on leaving, if no U-Net call came by although there were references.
-    Warns (FabricWarning) if dislikes meet no unconditional rows, if the weights are likely to burn the images, and if
-    `fused` has no effect because there are more references than `chunk`.
+    Raises ImageError for what is no picture and for floats whose range cannot be known, and FabricError for a pipeline
+    without U-Net or with a compiled one, an unknown preset or setting, nested use on the same U-Net, rows of which it
+    is not known whether they are conditional, processors that are replaced meanwhile, and, on leaving, if no U-Net call
+    came by although there were references.
+    Warns (FabricWarning) if dislikes meet no unconditional rows, if no call was inside the window, if the session was
+    never entered, if the weights are likely to burn the images, and if `fused` has no effect because there are more
+    references than `chunk`.
     """
     if isinstance(settings, str):
         if settings not in PRESETS:
@@ -69,22 +75,22 @@ def fabric(
     except TypeError:
         known = ", ".join(Settings.__dataclass_fields__)
         raise FabricError(f"unknown setting in {sorted(overrides)}: expected some of {known}") from None
-    references = {"liked": as_references(liked), "disliked": as_references(disliked)}
+    references = as_references(liked=liked, disliked=disliked, value_range=value_range)
     return Session(pipe, references, settings, seed=seed, steps=steps, cache=cache, chunk=chunk, observer=observer)
 
 
 class Session:
     """State of one `fabric` context. Counters: `unet_calls`, `active_calls`, `reference_rows`; see also `mass`."""
 
+    _unused = False  # made with references, and not entered yet
+
     def __init__(self, pipe, references, settings, *, seed, steps, cache, chunk, observer):
         self.pipe, self.references, self.settings = pipe, references, settings
         self.steps = steps
         self.unet = unet_of(pipe)
-        self.alphas_cumprod = getattr(pipe.scheduler, "alphas_cumprod", None)
-        if self.alphas_cumprod is None:
-            raise FabricError(
-                f"{type(pipe.scheduler).__name__} has no alphas_cumprod: FABRIC needs a diffusion schedule"
-            )
+        self.scheduler = pipe.scheduler  # that of the last caller
+        self._own_loop = True  # the last caller was no pipeline
+        self.alphas_cumprod = _alphas_cumprod(pipe.scheduler)
         if steps is not None and steps < 1 or chunk is not None and chunk < 1 or seed < 0:
             raise FabricError(f"steps={steps} and chunk={chunk} must be positive, seed={seed} must not be negative")
         self.cache = ReferenceCache() if cache is None else cache
@@ -92,19 +98,22 @@ class Session:
         self.unet_calls = self.active_calls = 0
         self._mass: dict[tuple[float, str, str], list[Tensor]] = defaultdict(list)
         self._warned: set[str] = set()
-        self._context = Context(
-            backend=settings.backend, cap=settings.mass_cap, observer=observer, on_mass=self._on_mass
-        )
+        self._context = Context(backend=settings.backend, cap=settings.mass_cap, observer=observer)
         self._pass = ReferencePass(pipe, settings, self._context, self.cache, seed=seed, chunk=chunk)
         self._restore: list = []
+        self._lent: list = []  # processors that others have put in the place of ours for this call
         self._jobs: list[Job] = []  # references that are rows of the call that is running
+        self._seen: list[float] = []  # timesteps of calls without references
+        self._expected: set[tuple[str, str]] = set()  # (sign, layer) that have to read references in this call
+        self._unused = any(references.values())
 
     # ---- entering and leaving --------------------------------------------------------------------------------------
 
     def __enter__(self) -> Session:
         if self._restore:
             raise FabricError("this session is already open: call fabric(...) again for a new one")
-        attentions = self_attentions(self.unet)
+        self._unused = False
+        self._attentions = attentions = self_attentions(self.unet)
         for layer, attn in attentions:
             kind = type(attn.processor).__name__
             if isinstance(attn.processor, FabricProcessor):
@@ -121,6 +130,7 @@ class Session:
             known = ", ".join(f"{depth:g}" for depth in sorted({layer.depth for layer, _ in attentions}))
             raise FabricError(f"no self-attention lies at depths {low} to {high}: this U-Net has {known}")
         self._warn_before_burning()
+        self._context.on_mass = self._on_mass
         for layer, attn in attentions:
             self._restore.append((attn, attn.processor))
             attn.set_processor(FabricProcessor(layer, attn.processor, self._context))
@@ -144,6 +154,8 @@ class Session:
     def __exit__(self, kind, error, traceback) -> None:
         for hook in self._hooks:
             hook.remove()
+        self._context.on_mass = None
+        self._give_back()
         while self._restore:
             attn, original = self._restore.pop()
             attn.set_processor(original)
@@ -155,9 +167,25 @@ class Session:
             self._warn(
                 f"{sum(mass) / len(mass):.0%} of the attention went to references, images tend to burn: lower weights"
             )
-        if kind is None and self.unet_calls == 0 and any(self.references.values()):
+        if kind is not None or not any(self.references.values()):
+            return
+        if self.unet_calls == 0:
             raise FabricError(
                 "no call of the U-Net came by: generate inside the with block, with this pipeline's own U-Net"
+            )
+        s = self.settings
+        if self.active_calls == 0 and max(s.max_weight, s.min_weight) > 0 and not self._warned:
+            self._warn(
+                f"references had no effect: the calls were at timesteps {max(self._seen):g} to {min(self._seen):g}, "
+                f"none inside the window from start={s.start:g} to end={s.end:g} (img2img skips the beginning)"
+            )
+
+    def __del__(self) -> None:
+        if self._unused:
+            warnings.warn(
+                "a fabric session was never entered, references had no effect: write `with fabric(...):`",
+                FabricWarning,
+                stacklevel=2,
             )
 
     @property
@@ -182,7 +210,7 @@ class Session:
                 raise FabricError(
                     f"timestep {t} is none of the scheduler's: give fabric(steps=...) or clock='training'"
                 )
-            position = step_position(index, len(timesteps), s.start, s.end)
+            position = step_position(index, len(timesteps), s.start, s.end, end_included=s.end_included)
         return scheduled_weight(position, max_weight=s.max_weight, min_weight=s.min_weight, shape=s.shape)
 
     # ---- the hooks ---------------------------------------------------------------------------------------------------
@@ -194,22 +222,27 @@ class Session:
         sample, t = call["sample"], one_timestep(call["timestep"])
         self.unet_calls += 1
         context = self._context
+        caller = caller_of(unet)
+        self._listen(caller)
         if self._private_cache and context.t != t:  # nothing to be reused: keep the references of one step only
             self.cache.clear()
         context.mode, context.t = "idle", t
         if not any(self.references.values()):
             return None
+        self._take_over()
         weight = self.weight_at(t)
         signs = {"liked": weight, "disliked": weight * self.settings.negative_scale}
-        signs = {s: w for s, w in signs.items() if w > 0 and self.references[s]}
+        signs = {s: w for s, w in signs.items() if w > 0 and (self.references[s] or self.settings.zero_padding)}
         if not signs:
+            self._seen.append(t)
             return None
-        labels = self._labels(len(sample))
+        labels = labels_of(call, caller)
         rows = {s: tuple(i for i, label in enumerate(labels) if label == SIGNS[s]) for s in signs}
-        if "disliked" in rows and not rows["disliked"]:
+        if "disliked" in rows and self.references["disliked"] and not rows["disliked"]:
             self._warn("dislikes act through the unconditional rows, but guidance is off: they have no effect")
         rows = {s: own for s, own in rows.items() if own}
-        if not rows:
+        if not any(self.references[s] for s in rows):
+            self._seen.append(t)
             return None
         states, jobs = self._pass.states({s: self.references[s] for s in rows}, call, t, rows)
         if n := self._pass.unfused:
@@ -223,24 +256,29 @@ class Session:
         def of(sign: str, layer: Layer) -> SignStates | None:
             key = sign, layer.name
             if key not in assembled:
-                assembled[key] = self._pass.assemble(states[sign], layer, signs[sign], size)
+                assembled[key] = self._pass.assemble(states, sign, layer, signs[sign], size)
             return assembled[key]
 
         self.active_calls += 1
+        layers = [layer for layer, _ in self._attentions]
+        self._expected = {(s, one.name) for s in rows for one in layers if self._pass.layer_weight(one, signs[s]) > 0}
         context.rows, context.states, context.mode = rows, of, "inject"
-        context.injections, context.appended, self._jobs = 0, len(jobs), jobs
+        context.injected, context.appended, self._jobs = set(), len(jobs), jobs
         return ((), self._pass.appended(jobs, call)) if jobs else None
 
     def _after(self, unet, args: tuple, output):
         if self._pass.running:
             return None
         context = self._context
-        failed = context.mode == "inject" and output is not None and context.injections == 0
+        missed = self._expected - context.injected if context.mode == "inject" and output is not None else set()
         jobs, self._jobs = self._jobs, []
         context.mode, context.rows, context.states, context.appended = "idle", {}, None, 0
-        if failed:
+        self._give_back()
+        if missed:
+            names = sorted({name for _, name in missed})
             raise FabricError(
-                "the U-Net ran but no self-attention asked for references: something replaced its processors"
+                f"{len(names)} of {len(self._attentions)} self-attentions did not ask for references, first "
+                f"{names[0]}: something leaves them out or replaces their processors"
             )
         if output is None or not jobs:
             return None
@@ -259,27 +297,44 @@ class Session:
 
     # ---- what a call is ----------------------------------------------------------------------------------------------
 
-    def _labels(self, rows: int) -> tuple[str, ...]:
-        """ "cond" or "uncond" for every row: as labelled by the caller, else as the running pipeline says."""
-        labels = row_labels()
-        if labels is None and hasattr(self.pipe, "_guidance_scale"):
-            guided = bool(self.pipe.do_classifier_free_guidance)
-            if guided and rows % 2:
-                raise FabricError(f"a guided call has {rows} rows, expected [uncond, cond]: use labelled_rows(...)")
-            labels = ("uncond",) * (rows // 2) + ("cond",) * (rows // 2) if guided else ("cond",) * rows
-        if labels is None or len(labels) != rows:
-            got = "no labels" if labels is None else f"{len(labels)} labels"
-            raise FabricError(
-                f"{got} for {rows} rows of the U-Net: wrap the call in labkit.diffusion.labelled_rows([...])"
-            )
-        return labels
+    def _listen(self, caller: Caller | None) -> None:
+        """The noise schedule and the timesteps are those of the pipeline that is running."""
+        self.scheduler = (self.pipe if caller is None else caller.pipe).scheduler
+        self._own_loop = caller is None
+        self.alphas_cumprod = self._pass.alphas_cumprod = _alphas_cumprod(self.scheduler)
+
+    def _take_over(self) -> None:
+        """Stand in for PAG's processors during this call; refuse any other that has come in the place of ours."""
+        for layer, attn in self._attentions:
+            found = attn.processor
+            if isinstance(found, FabricProcessor) and found.context is self._context:
+                continue
+            if type(found).__name__ not in PERTURBED:
+                raise FabricError(
+                    f"{layer.name} now has a {type(found).__name__}: set processors (slicing, IP-Adapter, ...) before "
+                    "the with block, not inside"
+                )
+            self._lent.append((attn, found))
+            attn.set_processor(FabricProcessor(layer, found, self._context))
+
+    def _give_back(self) -> None:
+        while self._lent:
+            attn, found = self._lent.pop()
+            attn.set_processor(found)
 
     def _timesteps(self) -> list[float]:
         """The sampler's distinct timesteps in order."""
-        scheduler = self.pipe.scheduler
-        if self.steps is not None:
+        scheduler = self.scheduler
+        if self.steps is not None and self._own_loop:
             scheduler = copy.deepcopy(scheduler)
             scheduler.set_timesteps(self.steps)
         elif getattr(scheduler, "num_inference_steps", None) is None:
             raise FabricError("a window in steps needs to know how many there are: give fabric(steps=...)")
         return list(dict.fromkeys(float(t) for t in scheduler.timesteps))
+
+
+def _alphas_cumprod(scheduler) -> Tensor:
+    values = getattr(scheduler, "alphas_cumprod", None)
+    if values is None:
+        raise FabricError(f"{type(scheduler).__name__} has no alphas_cumprod: FABRIC needs a diffusion schedule")
+    return values

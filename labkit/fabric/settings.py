@@ -30,10 +30,13 @@ class Settings:
     start, end               the window as fractions of the denoising process, 0 is pure noise
     shape                    "boxcar", "linear" or "cosine" inside the window
     clock                    window in "steps" (the paper's code) or "training" time (its web UI)
+    end_included             whether the step at `end` is inside a window in steps (True in the paper's code)
     negative_scale           weight of dislikes relative to likes
-    bottleneck_scale         ramp over the depth of the U-Net: 1 is flat
-    depths                   only layers between these depths read references: 0 is outermost, 1 the middle of the U-Net
+    bottleneck_scale         ramp over the blocks of the U-Net, from 1 outermost to this in the middle: 1 is flat
+    depths                   only blocks between these depths read references: 0 is outermost, 1 the middle of the U-Net
     count_normalized         divide by the number of references of a sign, so that eight weigh like one
+    zero_padding             the sign with fewer references, or none, is filled up with tokens whose K and V are zero:
+                             they draw attention and give nothing (so does the ComfyUI node)
     mass_cap                 largest share of attention that the references of a sign may get ("lse" only)
     backend                  "sdpa": one call with a bias. "lse": two attentions merged, which gives the mass
     reference_prompt         text of the reference pass; None takes the text of the generated rows themselves
@@ -50,10 +53,12 @@ class Settings:
     end: float = 0.8
     shape: str = "boxcar"
     clock: str = "training"
+    end_included: bool = True
     negative_scale: float = 0.5
     bottleneck_scale: float = 1.0
     depths: tuple[float, float] = (0.0, 1.0)
     count_normalized: bool = False
+    zero_padding: bool = False
     mass_cap: float | None = None
     backend: str = "sdpa"
     reference_prompt: str | None = ""
@@ -113,7 +118,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "repo-notebook": Preset(_steps(0.8, 0.0, 0.0, 0.8), 20, 6.0, 4),
         "diffusers": Preset(_steps(0.8, 0.05, 0.33, 0.66), 20, 7.0, 4),
         "webui": Preset(Settings(0.8, 0.0, 0.0, 0.8, clock="training")),
-        "comfy": Preset(_steps(1.0, 0.0, 0.0, 0.8, negative_scale=1.0)),
+        # ssitu/ComfyUI_fabric, the simple node
+        "comfy": Preset(_steps(1.0, 0.0, 0.0, 0.8, negative_scale=1.0, end_included=False, zero_padding=True)),
         # the linear decay over time of pull request 11, dislikes left out
         "linear-decay": Preset(_steps(0.9, 0.05, 0.0, 0.8, shape="linear", negative_scale=0.0), 100, 6.0, 1),
     }

@@ -11,27 +11,37 @@ from labkit.fabric.settings import FabricError
 
 
 def self_attentions(unet) -> list[tuple[Layer, nn.Module]]:
-    """Every `attn1` of a U-Net with its depth, in the order down, middle, up."""
+    """Every `attn1` of a U-Net with its depth, in the order down, middle, up.
+
+    The depth is that of the block, 0 (outermost) .. 1 (middle), and all layers of a block share it, as in the official
+    code: i / n for the i-th of n down blocks, mirrored on the way up, whether a block has attention or not.
+    """
     from diffusers.models.attention import BasicTransformerBlock
 
-    parts: dict[str, list] = {"down_blocks": [], "mid_block": [], "up_blocks": []}
-    for name, module in unet.named_modules():
-        if isinstance(module, BasicTransformerBlock) and module.attn1 is not None and not module.only_cross_attention:
-            parts[name.split(".")[0]].append((f"{name}.attn1", module.attn1))
-    down, middle, up = parts.values()
-    depths = (
-        [i / len(down) for i in range(len(down))],
-        [1.0] * len(middle),
-        [1 - (i + 1) / len(up) for i in range(len(up))],
-    )
-    found = zip([*down, *middle, *up], [d for part in depths for d in part], strict=True)
-    return [(Layer(name, depth), attn) for (name, attn), depth in found]
+    down, up = len(unet.down_blocks), len(unet.up_blocks)
+    blocks = [
+        *((f"down_blocks.{i}", block, i / down) for i, block in enumerate(unet.down_blocks)),
+        ("mid_block", unet.mid_block, 1.0),
+        *((f"up_blocks.{i}", block, 1 - (i + 1) / up) for i, block in enumerate(unet.up_blocks)),
+    ]
+    found = []
+    for path, block, depth in blocks:
+        for name, module in () if block is None else block.named_modules(prefix=path):
+            if isinstance(module, BasicTransformerBlock) and module.attn1 is not None:
+                if not module.only_cross_attention:
+                    found.append((Layer(f"{name}.attn1", depth), module.attn1))
+    return found
 
 
 def unet_of(pipe):
     from diffusers import UNet2DConditionModel
 
     unet = getattr(pipe, "unet", None)
+    if is_compiled(unet):
+        raise FabricError(
+            "the U-Net is compiled, and what was compiled does not ask attention processors: open the session on the "
+            "plain U-Net (pipe.unet = pipe.unet._orig_mod after torch.compile, else load it again)"
+        )
     if not isinstance(unet, UNet2DConditionModel):
         held = "a transformer" if hasattr(pipe, "transformer") else "no UNet2DConditionModel"
         raise FabricError(
@@ -40,6 +50,18 @@ def unet_of(pipe):
     if not self_attentions(unet):
         raise FabricError("the U-Net has no self-attention: FABRIC has nowhere to show references")
     return unet
+
+
+def is_compiled(model) -> bool:
+    """Whether torch.compile has been applied to a model: as a wrapper, in place, to its forward or to parts of it."""
+    if hasattr(model, "_orig_mod"):
+        return True
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    return any(
+        getattr(module, "_compiled_call_impl", None) is not None
+        or hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable")
+        for module in modules
+    )
 
 
 def call_arguments(unet, args: tuple, kwargs: dict) -> dict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -258,11 +259,13 @@ def _label_ends(axes: Any, ends: Sequence[tuple[str, float, str]], height: float
     """Names of lines at their right ends, moved apart vertically where they would touch; `height` in points."""
     low, high = (axes.yaxis.get_transform().transform(value) for value in axes.get_ylim())
     at = [height * (axes.yaxis.get_transform().transform(value) - low) / (high - low) for _, value, _ in ends]
+    texts = ["\n".join(wrap_text(label, 1.6, 9.5, max_lines=2)) for label, _, _ in ends]
     order = sorted(range(len(ends)), key=lambda i: at[i])
-    moved = dict(zip(order, _spread([at[i] for i in order], 13.0), strict=True))
-    for i, (label, value, color) in enumerate(ends):
+    heights = [1.0 + 12.0 * (1 + texts[i].count("\n")) for i in order]
+    moved = dict(zip(order, _spread([at[i] for i in order], heights), strict=True))
+    for i, (_, value, color) in enumerate(ends):
         axes.annotate(
-            "\n".join(wrap_text(label, 1.6, 9.5, max_lines=2)),
+            texts[i],
             (1, value),
             (7, moved[i] - at[i]),
             xycoords=("axes fraction", "data"),
@@ -274,19 +277,18 @@ def _label_ends(axes: Any, ends: Sequence[tuple[str, float, str]], height: float
         )
 
 
-def _spread(sorted_positions: Sequence[float], gap: float) -> list[float]:
-    """Positions at least `gap` apart, as near to the given ones as pushing touching groups around their mean allows."""
-    groups: list[list[float]] = []  # [sum of (position - offset in group), members]
-    for position in sorted_positions:
-        groups.append([position, 1])
-        while len(groups) > 1:
-            (a_sum, a_n), (b_sum, b_n) = groups[-2], groups[-1]
-            a_top = a_sum / a_n + (a_n - 1) * gap / 2
-            b_bottom = b_sum / b_n - (b_n - 1) * gap / 2
-            if b_bottom - a_top >= gap:
-                break
-            groups[-2:] = [[a_sum + b_sum, a_n + b_n]]
-    return [total / n + (k - (n - 1) / 2) * gap for total, n in groups for k in range(int(n))]
+def _spread(sorted_positions: Sequence[float], heights: Sequence[float]) -> list[float]:
+    """Centres of boxes of these heights that do not overlap, as near to the given ones (least squares) as their order
+    allows: positions less what lies below them may not fall, so falling neighbours are pooled."""
+    below = np.cumsum([0.0, *((a + b) / 2 for a, b in pairwise(heights))])[: len(heights)]
+    groups: list[list[float]] = []  # [sum, members]
+    for position, offset in zip(sorted_positions, below, strict=True):
+        groups.append([position - offset, 1])
+        while len(groups) > 1 and groups[-2][0] / groups[-2][1] > groups[-1][0] / groups[-1][1]:
+            (total, n), (more, m) = groups[-2:]
+            groups[-2:] = [[total + more, n + m]]
+    pooled = [total / n for total, n in groups for _ in range(int(n))]
+    return [float(value + offset) for value, offset in zip(pooled, below, strict=True)]
 
 
 def _describe_curves(

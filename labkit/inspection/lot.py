@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from labkit.errors import LabkitError
+from labkit.images import NO_DECODER, SUFFIXES, ImageError, read_file
 from labkit.inspection.digest import digest, digest_file
-
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2"})
-NO_DECODER = frozenset({".heic", ".heif", ".psd", ".raw", ".dng", ".svg"})  # pictures, but not for Pillow
-MAX_PIXELS = 80_000_000  # 240 MB once decoded
 
 
 class InspectionError(LabkitError, ValueError):
@@ -37,24 +32,9 @@ class Item:
         to 8.
 
         Raises:
-            ValueError: more than MAX_PIXELS, or more than one frame. OSError and others: what the decoder raises.
+            ImageError: damaged, more than MAX_PIXELS, or more than one frame; see `labkit.images`.
         """
-        with Image.open(self.path) as picture:
-            width, height = picture.size
-            if width * height > MAX_PIXELS:
-                raise ValueError(f"{width} x {height} pixels, at most {MAX_PIXELS // 10**6} million are read")
-            frames = getattr(picture, "n_frames", 1)
-            if frames > 1 and picture.format != "MPO":  # MPO: a photograph with a preview behind it
-                raise ValueError(f"{frames} frames: a lot has one picture per file")
-            picture = ImageOps.exif_transpose(picture)
-            if picture.mode.startswith("I"):
-                grey = (np.asarray(picture, dtype=np.int64) // 257).clip(0, 255).astype(np.uint8)  # [H, W], 16 bits
-                return np.repeat(grey[..., None], 3, axis=2)
-            if not picture.has_transparency_data:
-                return np.asarray(picture.convert("RGB"))
-            picture = picture.convert("RGBA")
-            ground = Image.new("RGBA", picture.size, "white")
-            return np.asarray(Image.alpha_composite(ground, picture).convert("RGB"))
+        return read_file(self.path)
 
 
 @dataclass(frozen=True)
@@ -103,14 +83,10 @@ def read_lot(folder: Path | str, *, texts: dict[str, str] | None = None) -> Lot:
         if any(part.startswith(".") for part in name.split("/")):
             continue
         try:
-            if path.suffix.lower() in NO_DECODER:
-                raise ValueError(f"nothing here decodes {path.suffix.lower()}: save it as PNG or JPEG")
             item = Item(name, path, digest_file(path), (texts or {}).get(name, ""))
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the limit here
-                item.open()
-        except Exception as error:  # noqa: BLE001 - a decoder may raise anything; whatever it is, the file is named
-            unreadable[name] = f"{type(error).__name__}: {error}".replace(str(path), name)[:200]
+            item.open()
+        except (ImageError, OSError) as error:
+            unreadable[name] = getattr(error, "reason", str(error)).replace(str(path), name)[:200]
         else:
             items.append(item)
     if not items and not unreadable:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from labkit.images import common_range
 from labkit.metrics.gaussian import Fingerprint, GaussianStats
 from labkit.metrics.images import PIPELINES, ImagePipeline, batches
 
@@ -56,15 +57,20 @@ class Extractor:
         return Fingerprint(self.name, weights, self.pipeline.describe())
 
     @torch.no_grad()
-    def __call__(self, images: object, *, value_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
+    def __call__(self, images: object, *, value_range: tuple[float, float] | None = None) -> Tensor:
         """Features of a batch of pictures of any size.
 
         Args:
-            images: float tensor [N, 3, H, W] in `value_range`, uint8 tensor, or list of PIL images.
+            images: tensor [N, 3, H, W] or a list of what `labkit.images.read_levels` takes (files, PIL, arrays, ...).
+            value_range: of float pictures. None: the one that all of them together can have, see `labkit.images`.
 
         Raises:
             ValueError: pictures in another range or shape, or a network that does not return [N, d].
         """
+        if self.module is not None and self.module.training:
+            self.module.eval()  # somebody has called .train() since
+        if value_range is None:
+            value_range = common_range([images] if isinstance(images, Tensor) else images)
         parts = []
         for batch in batches(images, self.batch_size):
             pixels = self.pipeline(batch, value_range=value_range).to(device=self.device, dtype=self.dtype)
@@ -78,7 +84,7 @@ class Extractor:
         return torch.cat(parts)
 
     def stats(
-        self, image_batches: Iterable[object], *, ddof: int = 1, value_range: tuple[float, float] = (-1.0, 1.0)
+        self, image_batches: Iterable[object], *, ddof: int = 1, value_range: tuple[float, float] | None = None
     ) -> GaussianStats:
         """Gaussian statistics of a stream of image batches, with the fingerprint; the features are not kept."""
         stats = GaussianStats(ddof=ddof, fingerprint=self.fingerprint)

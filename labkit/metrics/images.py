@@ -16,53 +16,66 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from labkit.images import (
+    FITS,
+    ImageError,
+    centre_box,
+    check_declared,
+    common_range,
+    fit_levels,
+    read_levels,
+    value_range_of,
+)
+
 RESIZES = ("bicubic-antialias", "bilinear-antialias", "bilinear", "bilinear-tf1")
 
 
-def to_levels(images: Tensor, *, value_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
+def to_levels(images: Tensor, *, value_range: tuple[float, float] | None = None) -> Tensor:
     """Float images in `value_range` -> uint8 of the same shape, rounded to the nearest level; uint8 passes through.
 
-    Values a little outside (decoders overshoot) are clamped.
+    Values a little outside (decoders overshoot) are clamped. value_range=None takes the one range that the values can
+    mean, see `labkit.images`.
 
     Raises:
-        ValueError: NaN, or values more than half the range's width outside it: then the range is wrong.
+        ImageError (a ValueError): NaN, values more than half the range's width outside it (then the range is wrong),
+            or values within [0, 1] without a declared range.
     """
     if images.dtype == torch.uint8:
         return images
-    low, high = value_range
-    if not images.is_floating_point() or not high > low:
-        raise ValueError(
-            f"images must be uint8, or float with value_range low < high, got {images.dtype}, {value_range}"
-        )
+    if not images.is_floating_point():
+        raise ImageError(f"images must be uint8, or float with value_range low < high, got {images.dtype}")
     images = images.detach().float()
     smallest, largest = (float(v) for v in images.aminmax())
-    margin = 0.5 * (high - low)
-    if not (smallest >= low - margin and largest <= high + margin):  # False for NaN too
-        raise ValueError(
-            f"image values run from {smallest:.4g} to {largest:.4g}, expected [{low:g}, {high:g}]: "
-            "pass value_range=(0, 1) or (0, 255) if that is what they are"
-        )
+    if value_range is None:
+        low, high = value_range_of(smallest, largest)
+    else:
+        low, high = check_declared(smallest, largest, value_range)
     return ((images - low) * (255 / (high - low))).clamp(0, 255).round().to(torch.uint8)
 
 
-def uint8_images(images: object, *, value_range: tuple[float, float] = (-1.0, 1.0)) -> list[Tensor]:
-    """One, a list or a batch of PIL images, uint8 arrays [H, W, 3] or tensors [3, H, W], as uint8 tensors [3, H, W]."""
-    if isinstance(images, Image.Image) or (isinstance(images, np.ndarray | Tensor) and images.ndim == 3):
+def uint8_images(images: object, *, value_range: tuple[float, float] | None = None) -> list[Tensor]:
+    """One picture, a list or a batch of them, of any kind that `labkit.images` reads, as uint8 tensors [3, H, W].
+
+    A tensor batch [N, 3, H, W] stays on its device. Float pictures of one call have one range.
+    """
+    if _is_one(images):
         images = [images]
     if isinstance(images, Tensor):
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(
+        if images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ImageError(
                 f"an image batch must be [N, 3, H, W], got {tuple(images.shape)}: permute or convert to RGB"
             )
-        return list(to_levels(images, value_range=value_range))
-    if not isinstance(images, Sequence | np.ndarray) or len(images) == 0:
-        raise ValueError(f"images must be a non-empty batch of pictures, got {type(images).__name__}")
-    return [_one(image, value_range) for image in images]
+        return list(to_levels(images, value_range=value_range).expand(-1, 3, -1, -1))
+    if not isinstance(images, Sequence | np.ndarray) or isinstance(images, str | bytes) or len(images) == 0:
+        raise ImageError(f"images must be a non-empty batch of pictures, got {type(images).__name__}")
+    if value_range is None:
+        value_range = common_range(images)
+    return [_one(image, value_range, f"image {i}") for i, image in enumerate(images)]
 
 
 @dataclass(frozen=True)
 class ImagePipeline:
-    """uint8 rounding -> squash-resize to size x size (no crop) -> (x / 255 - mean) / std, float32.
+    """uint8 rounding -> resize to size x size -> (x / 255 - mean) / std, float32.
 
     Attributes:
         name: goes into results. size: side of the network's input.
@@ -70,6 +83,9 @@ class ImagePipeline:
             (torch without antialias, as pytorch-fid) or "bilinear-tf1" (the original FID graph, as torch-fidelity).
             Images that already have the size are not touched.
         mean, std: per channel, on the [0, 1] scale.
+        fit: "squash" (both sides at once, as every published FID), "crop" (the largest centred square, then resized)
+            or "clip" (shorter side to size by Pillow's bicubic filter, then a crop at the centre: the digits of
+            transformers' CLIPImageProcessor). It matters for pictures that are not square.
     """
 
     name: str
@@ -77,25 +93,42 @@ class ImagePipeline:
     resize: str = "bicubic-antialias"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    fit: str = "squash"
 
     def __post_init__(self) -> None:
+        if self.fit not in FITS:
+            raise ValueError(f"unknown fit {self.fit!r}: use one of {', '.join(FITS)}")
         if self.resize not in RESIZES:
             raise ValueError(f"unknown resize {self.resize!r}: use one of {', '.join(RESIZES)}")
 
     def describe(self) -> str:
         """One line with every setting: the fingerprint's `pipeline`."""
         mean, std = (",".join(f"{v:.6g}" for v in values) for values in (self.mean, self.std))
-        return f"{self.name}: uint8 rounded, {self.resize} {self.size}x{self.size}, mean {mean}, std {std}"
+        crop = {"squash": "", "crop": "centre crop, ", "clip": "shorter side, centre crop, "}[self.fit]
+        return f"{self.name}: uint8 rounded, {crop}{self.resize} {self.size}x{self.size}, mean {mean}, std {std}"
 
-    def __call__(self, images: object, *, value_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
-        """Pictures of any accepted kind -> network input [N, 3, size, size] float32."""
-        pictures = uint8_images(images, value_range=value_range)
+    def __call__(self, images: object, *, value_range: tuple[float, float] | None = None) -> Tensor:
+        """Pictures of any accepted kind -> network input [N, 3, size, size] float32.
+
+        value_range: of float pictures; None takes the one that they can have, and refuses values within [0, 1].
+        """
+        pictures = [self._cropped(picture) for picture in uint8_images(images, value_range=value_range)]
         mean, std = (torch.tensor(v, device=pictures[0].device).view(1, 3, 1, 1) for v in (self.mean, self.std))
         if len({picture.shape for picture in pictures}) == 1:
             levels = resize_levels(torch.stack(pictures).float(), self.size, self.resize)
         else:
             levels = torch.cat([resize_levels(picture[None].float(), self.size, self.resize) for picture in pictures])
         return (levels / 255 - mean) / std  # [N, 3, size, size]
+
+    def _cropped(self, picture: Tensor) -> Tensor:
+        """uint8 [3, H, W] -> what is resized: all of it, its central square, or the finished crop of CLIP."""
+        if self.fit == "squash" or picture.shape[1:] == (self.size, self.size):
+            return picture
+        if self.fit == "clip":
+            levels = fit_levels(picture.permute(1, 2, 0).cpu().numpy(), self.size, "clip")
+            return torch.from_numpy(levels.copy()).permute(2, 0, 1).to(picture.device)
+        top, left, h, w = centre_box(*picture.shape[1:], 1, 1)
+        return picture[:, top : top + h, left : left + w]
 
 
 # (x - 128) / 128, the scaling inside the FID graph, is mean = std = 128 / 255 here.
@@ -133,20 +166,24 @@ def _tf1(x: Tensor, size: int, *, dim: int) -> Tensor:
     return first + (x.index_select(dim, stop) - first) * weight
 
 
-def _one(image: object, value_range: tuple[float, float]) -> Tensor:
-    if isinstance(image, Image.Image):
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    if isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8:
-        return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
-    if isinstance(image, Tensor) and image.ndim == 3 and image.shape[0] == 3:
-        return to_levels(image, value_range=value_range)
-    shape = getattr(image, "shape", type(image).__name__)
-    raise ValueError(f"an image must be PIL, uint8 [H, W, 3] or a tensor [3, H, W], got {shape}: convert it first")
+def _is_one(images: object) -> bool:
+    return isinstance(images, Image.Image) or (isinstance(images, np.ndarray | Tensor) and images.ndim == 3)
+
+
+def _one(image: object, value_range: tuple[float, float] | None, what: str) -> Tensor:
+    if (
+        isinstance(image, Tensor)
+        and image.ndim == 3
+        and image.shape[0] == 3
+        and (image.is_floating_point() or image.dtype == torch.uint8)
+    ):
+        return to_levels(image, value_range=value_range)  # stays on its device
+    return torch.from_numpy(np.array(read_levels(image, value_range=value_range, what=what))).permute(2, 0, 1)
 
 
 def batches(images: object, size: int) -> Iterator[object]:
     """Cut a batch of images (tensor, array or list) into pieces of at most `size`."""
-    if isinstance(images, Image.Image) or (isinstance(images, np.ndarray | Tensor) and images.ndim == 3):
+    if _is_one(images):
         images = [images]
     for start in range(0, len(images), size):
         yield images[start : start + size]

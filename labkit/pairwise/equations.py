@@ -159,7 +159,7 @@ def comparative_prompt(e_i: Tensor, e_j: Tensor, t_ij: Tensor, alpha: float, bet
 
 @torch.no_grad()
 def interpolate(base: Model, tuned: Model, a: float) -> Model:
-    """WiSE-FT: a model with the weights (1 - a) base + a tuned.
+    """WiSE-FT (2109.01903), interpolation of weights: a model with the weights (1 - a) base + a tuned.
 
     Floating tensors alone are mixed; a = 0 is the base and a = 1 the tuned model, bit for bit.
 
