@@ -1036,13 +1036,13 @@ on_record("distance", {t("l05.base"): "base", **losses}, {}, t("l05.distance_axi
 # **図の読み方。** 区間が0をまたぐ棒は、変化したとはいえません。またがない棒は、どのプロンプトも求めていないのに、モデルが勝者から身に付けた癖です。ただし、何十もの中から大きい6本を選んで見せているので、偶然大きく出たものも混じります。2つ目の図では、シードごとの小さな点を見てください。DPO は、あるシードでは
 # 基準モデルより本物に近く、別のシードでは遠く、その揺れは損失どうしの差より大きくなっています。どの損失がより本物らしいかは、ここでは示せません。忠実度と本物らしさは別の軸で、2つ目の軸はレッスン06で扱います。
 
-# %% [markdown] lang="en" uid="take-home" pair="00000000"
+# %% [markdown] lang="en" uid="take-home" pair="d8bdebdd"
 # ## 12. Take it home: your own pairs
 #
 # Everything above also works on pictures that you collected. `labkit dpo PAIRS --out runs/mine` reads a table of winners and losers (or two folders), trains, and writes a report; its page is
 # `docs/own_pairs.en.md`. What it leaves is a LoRA file that needs no labkit. Here is that last step with the adapter that you trained in section 7: saved, then read by plain diffusers.
 
-# %% [markdown] lang="ja" uid="take-home" pair="00000000"
+# %% [markdown] lang="ja" uid="take-home" pair="ad9bde7d"
 # ## 12. 持ち帰って使う: 自分のペア
 #
 # ここまでのことは、自分で集めた画像でもできます。`labkit dpo ペア --out runs/mine` は、勝者と敗者の表(または2つのフォルダ)を読んで学習し、報告を書きます。使い方は `docs/own_pairs.ja.md` にあります。

@@ -714,11 +714,12 @@ with figure_style():
     figure = new_figure(8.2, 3.6, layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(table, cmap="RdBu", vmin=-2, vmax=2, aspect="auto")
-    axes.set_xticks(range(len(columns)), list(columns.values()), fontsize=8)
+    axes.set_xticks(range(len(columns)), list(columns.values()), fontsize=8, rotation=20, ha="right")
     axes.set_yticks(range(len(runs)), list(runs), fontsize=8)
     axes.grid(False)
     for i, j in np.ndindex(table.shape):
-        axes.annotate(f"{table[i, j]:+.1f}", (j, i), ha="center", va="center")
+        ink = "white" if abs(table[i, j]) > 1.3 else "black"
+        axes.annotate(f"{table[i, j]:+.1f}", (j, i), ha="center", va="center", color=ink)
     axes.set_title(t("l08.cross_title"))
 figure.alt = t("l08.cross_title")
 figure
