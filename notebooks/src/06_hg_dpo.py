@@ -162,7 +162,7 @@ def expected_range(n):
     """
     # BEGIN SOLUTION
     x = torch.linspace(-8, 8, 4001, dtype=torch.float64)
-    below = torch.special.ndtr(x)  # Phi(x)
+    below = torch.special.ndtr(x)
     return float(torch.trapezoid(1 - below**n - (1 - below) ** n, x))
     # END SOLUTION
 
