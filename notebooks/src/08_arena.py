@@ -624,6 +624,7 @@ for metric, axis in score.items():
 # %% [markdown] lang="ja" uid="paths-kl-reading" pair="94b6c8ba"
 # **図の見方。** 基準モデルからの距離(対数目盛)に対する、正解スコアと代理スコアです。best-of-N が物差しになります。同じだけ代理スコアを上げて、これより基準モデルの近くにとどまる手法はありません。軌跡の KL は、平均で NFT が169ナット、DPO が5,419ナット、DRaFT が62,358ナットです。軌跡の KL は画像の KL の上限なので、物差しの目盛と細かく比べてはいけません。見るべきは、同じ正解スコアでの NFT と DRaFT の比、約400倍です。10分の1の投票による DRaFT を2つのグラフで比べてください。自分の代理のスコアは、競技の中で最も高い部類です。予算の半分から終了時までに、正解スコアはシード順に0.82から0.76、0.52から0.80、0.75から0.78と動きました。Gao らが1本のなめらかな曲線に描いた下降は、個々の実行には現れますが、どの票が投じられたかによって変わります。この規模の実験では、下の主張もそれ以上は判定できません。
 
+
 # %% uid="dashboards"
 def panel(key, arms):
     """en: A number of the recorded logs against the NFE spent, mean over seeds: arm -> (x, y).
@@ -634,9 +635,14 @@ def panel(key, arms):
 
 
 options = {"xlabel": t("l08.nfe"), "size": (7.0, 2.8)}
-display(recorded_paths(panel("clipped", ["ddpo", "grpo"]), ylabel=t("l08.clipped"), title=t("l08.ppo_panel"), **options))
-errors = {t("l08.error_of", arm=arm, who=t(f"l08.{who}")): line
-          for who, key in (("winner", "d_w"), ("loser", "d_l")) for arm, line in panel(key, ["dpo", "kto"]).items()}
+display(
+    recorded_paths(panel("clipped", ["ddpo", "grpo"]), ylabel=t("l08.clipped"), title=t("l08.ppo_panel"), **options)
+)
+errors = {
+    t("l08.error_of", arm=arm, who=t(f"l08.{who}")): line
+    for who, key in (("winner", "d_w"), ("loser", "d_l"))
+    for arm, line in panel(key, ["dpo", "kto"]).items()
+}
 display(recorded_paths(errors, ylabel=t("l08.error_axis"), title=t("l08.dpo_panel"), **options))
 
 # %% [markdown] lang="en" uid="dashboards-reading" pair="890859fd"
@@ -695,7 +701,9 @@ curve_with_interval(
 # %% uid="cross"
 from labkit.figures import figure_style, new_figure
 
-runs = [arm for arm in ("draft", "draft_few", "draft_bias", "raft", "raft_bias", "nft", "nft_bias") if record.seeds(arm)]
+runs = [
+    arm for arm in ("draft", "draft_few", "draft_bias", "raft", "raft_bias", "nft", "nft_bias") if record.seeds(arm)
+]
 columns = {"proxy.main": t("l08.plain_proxy"), "proxy.few": t("l08.few_proxy"), "proxy.bias": t("l08.bias_proxy")}
 columns |= {"gold": t("l08.gold"), "task": t("l08.task"), "safety": t("l08.safety")}
 columns |= {"preference": t("l08.preference"), "saturation": t("l08.saturation")}
