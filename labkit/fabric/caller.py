@@ -19,7 +19,6 @@ from torch import Tensor
 from labkit.diffusion import row_labels
 from labkit.fabric.settings import FabricError
 
-
 MODELS = ("unet", "transformer")  # what a pipeline may call its model
 
 

@@ -119,7 +119,7 @@ def transformer_of(pipe):
 
 
 class JointProcessor(FabricProcessor):
-    """Drop-in for `JointAttnProcessor2_0` (SD3) and `FluxAttnProcessor`: references of image tokens, for image tokens."""
+    """Drop-in for `JointAttnProcessor2_0` (SD3) and `FluxAttnProcessor`: image tokens read those of references."""
 
     def __call__(
         self,

@@ -143,9 +143,9 @@ class JointSession(Session):
         return min(max(t / steps, 0.0), 1.0)
 
     def __exit__(self, kind, error, traceback) -> None:
-        super().__exit__(kind, error, traceback)
         if kind is None and self._only_conditional and not self._read_unconditional:
             super()._without_unconditional()
+        super().__exit__(kind, error, traceback)
 
     # ---- what a call is ----------------------------------------------------------------------------------------------
 

@@ -9,10 +9,7 @@ from torch import Tensor, nn
 from labkit.fabric.processor import Layer
 from labkit.fabric.settings import FabricError
 
-JOINT = (
-    "SD3Transformer2DModel",
-    "FluxTransformer2DModel",
-)  # joint attention over image and text: `labkit.fabric.joint`
+JOINT = ("SD3Transformer2DModel", "FluxTransformer2DModel")  # one attention over image and text: see `joint`
 
 
 def self_attentions(unet) -> list[tuple[Layer, nn.Module]]:
