@@ -3,12 +3,14 @@
 #
 # Variables, in the environment or on the command line:
 #   PYTHON           the interpreter that makes .venv (3.11, 3.12 or 3.13)
-#   LABKIT_PIP_ARGS  more arguments for pip. Without any, pip takes the torch build that the package index lists first,
-#                    on Linux one with CUDA, of several GB. Machines without an NVIDIA GPU do with much less: name the
-#                    CPU wheels here, for instance
+#   LABKIT_PIP_ARGS  more arguments for pip, for instance
 #                      LABKIT_PIP_ARGS="--extra-index-url <address of PyTorch's CPU wheels>" make course
 #                      LABKIT_PIP_ARGS="--no-index --find-links wheels/" make course          (a camp without network)
+#                    Without any: on Linux, pip's index lists first a torch build with CUDA, of several GB. A machine
+#                    without an NVIDIA driver gets the CPU build, which uv finds by itself; where pip's sources have been
+#                    configured (pip config list), they are taken as they are.
 #   CONSTRAINTS      the file of exact versions
+#   SITE_TIER        the tier whose runs `make site` shows: cpu, or smoke for a quick look
 #   JOBS             lessons that run side by side
 #   PYTEST_ARGS      more arguments for pytest
 #   MUTMUT_ARGS      more arguments for mutmut run, for instance "labkit.dpo.equations*"
@@ -16,7 +18,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help mutants studies course gpu smoke test check lab update bench train install clean
+.PHONY: help mutants studies course gpu smoke site test check lab update bench train install clean
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
@@ -25,6 +27,7 @@ JOBS ?=
 PYTEST_ARGS ?=
 MUTMUT_ARGS ?=
 LAB_ARGS ?=
+SITE_TIER ?= cpu
 
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
@@ -35,6 +38,7 @@ EXTRAS_course := course
 EXTRAS_test := course,dev
 EXTRAS_bench := course,dev,bench
 EXTRAS_gpu := course,gpu
+EXTRAS_site := course,site
 
 help: ## list the targets / ターゲットの一覧
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -45,7 +49,12 @@ course: $(VENV)/.installed-course ## run all lessons on the CPU tier, report in 
 	@$(HAS_LESSONS); $(OFFLINE) $(LABKIT) run --tier cpu --jobs $(or $(JOBS),1)
 
 gpu: $(VENV)/.installed-gpu ## run all lessons on the GPU tier / 全レッスンをGPUで実行
+	$(LABKIT) env --tier gpu
 	$(LABKIT) run --tier gpu --jobs $(or $(JOBS),1)
+
+site: $(VENV)/.installed-site ## execute all lessons in both languages, web pages in build/site / Webページを作成
+	$(OFFLINE) $(LABKIT) run --tier $(SITE_TIER) --lang both --jobs $(or $(JOBS),1)
+	$(OFFLINE) $(LABKIT) site --tier $(SITE_TIER)
 
 smoke: $(VENV)/.installed-test ## run all lessons at their smallest, solved and unsolved / 最小構成で全レッスンを実行(解答版・学生版)
 	@$(HAS_LESSONS); $(OFFLINE) $(LABKIT) run --tier smoke --lang en --jobs $(or $(JOBS),2)
@@ -88,8 +97,19 @@ clean: ## delete build/ (reports, executed notebooks, checkpoints) and caches / 
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
 	find labkit tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
+# Prints "uv" where pip would fetch a torch with CUDA that the machine cannot use: Linux without an NVIDIA driver (on the
+# path, or where WSL keeps it), and nobody has said where pip shall look.
+INSTALLER = if [ -z '$(LABKIT_PIP_ARGS)' ] && [ "$$(uname -s)" = Linux ] \
+  && ! command -v nvidia-smi >/dev/null && [ ! -e /usr/lib/wsl/lib/nvidia-smi ] && [ ! -e /proc/driver/nvidia ] \
+  && ! $(VENV_PYTHON) -m pip config list | grep -qE "index-url|find-links|no-index"; then echo uv; else echo pip; fi
+
 $(VENV)/.installed-%: pyproject.toml $(CONSTRAINTS) | $(VENV_PYTHON)
-	$(VENV_PYTHON) -m pip install --disable-pip-version-check $(LABKIT_PIP_ARGS) -c $(CONSTRAINTS) -e ".[$(EXTRAS_$*)]"
+	@if [ "$$($(INSTALLER))" = uv ]; then \
+	  set -x; $(VENV_PYTHON) -m pip install --disable-pip-version-check uv \
+	  && $(VENV_PYTHON) -m uv pip install --python $(VENV_PYTHON) --torch-backend cpu -c $(CONSTRAINTS) -e ".[$(EXTRAS_$*)]"; \
+	else \
+	  set -x; $(VENV_PYTHON) -m pip install --disable-pip-version-check $(LABKIT_PIP_ARGS) -c $(CONSTRAINTS) -e ".[$(EXTRAS_$*)]"; \
+	fi
 	@touch $@
 
 $(VENV_PYTHON):

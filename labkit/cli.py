@@ -23,8 +23,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "build": ("labkit.authoring.commands:add_build_parser", "make the notebooks from notebooks/src"),
     "lint": ("labkit.authoring.lint:add_parser", "check sources, catalogues and generated notebooks"),
     "stamp": ("labkit.authoring.commands:add_stamp_parser", "write the repository's address into the notebooks"),
+    "dpo": ("labkit.dpo.command:add_parser", "train a LoRA on your own pairs of pictures"),
     "inspect": ("labkit.inspection.command:add_parser", "inspect a folder of pictures: plan, draw, sign, verify"),
     "progress": ("labkit.course.progress:add_parser", "show which exercises are solved"),
+    "site": ("labkit.authoring.site:add_parser", "build the web pages from executed lessons"),
     "study": ("labkit.authoring.study:add_parser", "record the studies behind the claims, check them"),
     "claims": ("labkit.course.ledger:add_parser", "show which claims of the papers were reproduced"),
 }

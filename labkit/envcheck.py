@@ -1,7 +1,8 @@
 """Is this machine ready for the course? Python, packages, device, Japanese font, widgets, memory, disk, model files.
 
-Lesson 00 shows `show_environment(tier)`; on a terminal it is `labkit env`. Each problem comes with what to do about it.
-Nothing is installed and nothing is sent anywhere.
+Lesson 00 shows `show_environment(tier)`; on a terminal it is `labkit env`, which also does what lessons do, at its
+smallest (`try_out`): a picture, one LoRA step, CLIP, a Japanese title. Versions in range do not say that packages work.
+Each problem comes with what to do about it. Nothing is installed and nothing is sent anywhere.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import re
 import shutil
 import sys
 import tempfile
+import time
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -50,6 +53,94 @@ def check_environment(tier: str = "cpu") -> list[Finding]:
         *(_python, _packages, _device, _font, _widgets, _memory, _disk, _models),
     )
     return [finding for part in parts for finding in part(tier)]
+
+
+def try_out() -> list[Finding]:
+    """Do what lessons do, at its smallest, with the models that the course ships; a few seconds on a CPU.
+
+    Returns one finding for each trial, in the current language, with the seconds it took; what a trial raises is its
+    finding. On the GPU where there is one.
+    """
+    findings, made = [], {}
+    for name, trial in {"picture": _try_picture, "lora": _try_lora, "clip": _try_clip, "title": _try_title}.items():
+        begun = time.perf_counter()
+        try:
+            problem = trial(made)
+        except Exception as error:  # a broken package may raise anything
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+        if problem:
+            findings.append(Finding(t(f"env.try.{name}"), FAIL, problem, t(f"env.try.{name}_advice")))
+            if name == "picture":  # the others go on from it
+                break
+        else:
+            found = t("env.try.done", seconds=time.perf_counter() - begun)
+            findings.append(Finding(t(f"env.try.{name}"), OK, found))
+    return findings
+
+
+def _try_picture(made: dict[str, Any]) -> str:
+    """What is wrong with a picture from a prompt, "" for nothing; leaves pipeline and picture in `made`."""
+    import torch
+
+    from labkit.diffusion import image_generators, sample
+    from labkit.models import load_pipeline
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pipe = load_pipeline("cpu", device)
+    picture = sample(pipe, ["a portrait of a person with red hair"], generators=image_generators(1, 0), steps=8)
+    made |= {"pipe": pipe, "picture": picture}
+    return "" if picture.isfinite().all() and picture.std() > 0.05 else t("env.try.blank")
+
+
+def _try_lora(made: dict[str, Any]) -> str:
+    """What is wrong with one training step of an adapter, "" for nothing."""
+    import torch
+
+    from labkit.diffusion import encode_prompts, lora, predict_noise
+
+    pipe = made["pipe"]
+    size = pipe.unet.config.sample_size
+    noise = torch.randn(2, pipe.unet.config.in_channels, size, size, generator=torch.Generator().manual_seed(0))
+    noise = noise.to(pipe.unet.device)
+    conditions = encode_prompts(pipe, ["a portrait of a person"] * 2)
+    with lora(pipe.unet, "trial", seed=0, rank=4) as parameters:
+        optimiser, before = torch.optim.AdamW(parameters, lr=1e-2), [one.detach().clone() for one in parameters]
+        steps = torch.tensor([100, 500], device=noise.device)
+        loss = (predict_noise(pipe, noise, steps, conditions) - 0.5 * noise).square().mean()
+        loss.backward()
+        optimiser.step()
+        moved = any(not torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
+        finite = bool(loss.isfinite()) and all(bool(one.isfinite().all()) for one in parameters)
+    return "" if moved and finite else t("env.try.stuck")
+
+
+def _try_clip(made: dict[str, Any]) -> str:
+    """What is wrong with CLIP's reading of a picture and two texts, "" for nothing."""
+    import torch
+
+    from labkit.models import load_clip
+
+    clip, inputs = load_clip("cpu")
+    with torch.no_grad():
+        texts = inputs(["a person with red hair", "a person with black hair"])
+        pixels = inputs.pixels(made["picture"].cpu())
+        scores = clip(**texts, pixel_values=pixels).logits_per_image
+    return "" if scores.shape == (1, 2) and bool(scores.isfinite().all()) else t("env.try.stuck")
+
+
+def _try_title(made: dict[str, Any]) -> str:
+    """What is wrong with a figure that has a Japanese title, "" for nothing."""
+    import io
+
+    from labkit.figures import figure_style, new_figure
+
+    with warnings.catch_warnings(record=True) as heard, figure_style():
+        warnings.simplefilter("always")
+        figure = new_figure(2, 1)
+        figure.suptitle("拡散モデルの画像")
+        figure.savefig(io.BytesIO(), format="png")
+    missing = [str(one.message) for one in heard if "missing from" in str(one.message)]
+    return missing[0] if missing else ""
 
 
 def show_environment(tier: str = "cpu") -> list[Finding]:
@@ -231,12 +322,13 @@ def add_parser(subparsers: Any) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--tier", choices=TIERS, default="cpu", help="what the machine shall do (default: cpu)")
     parser.add_argument("--lang", choices=LANGUAGES, help="language of the report")
+    parser.add_argument("--quick", action="store_true", help="only look: do not make a picture, train, ask CLIP")
     parser.set_defaults(func=main)
 
 
 def main(args: argparse.Namespace) -> int:
     """Print the findings; 1 when something is in the way, else 0."""
     with language(terminal_language(args.lang or get_language())):
-        findings = check_environment(args.tier)
+        findings = check_environment(args.tier) + ([] if args.quick else try_out())
         print(report(findings)[1])
     return 1 if any(one.status == FAIL for one in findings) else 0

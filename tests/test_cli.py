@@ -71,7 +71,9 @@ class TestCommands:
         monkeypatch.setattr(envcheck, "main", interrupted)
         assert cli.main(["env"]) == 130
 
-    @pytest.mark.parametrize("words", [["study", "--folder", "file/x", "run", "05", "--hours", "0"], ["env"]])
+    @pytest.mark.parametrize(
+        "words", [["study", "--folder", "file/x", "run", "05", "--hours", "0"], ["env", "--quick"]]
+    )
     def test_what_cannot_be_written_is_one_line(self, words, monkeypatch, tmp_path, capsys):
         def full(args):
             raise OSError(28, "No space left on device", "file/x")
@@ -90,11 +92,12 @@ ROOM = ["--root", str(COURSE.root)]
 ASKED = {
     "lab": [[*ROOM, "--folder", "work", "--lang", "ja"], [*ROOM, "--folder", "work", "--lang", "en"]],
     "update": [[*ROOM, "--folder", "new", "--lang", "ja"], [*ROOM, "--folder", "new", "--lang", "en"]],
-    "env": [["--lang", "ja"], ["--lang", "en"]],
+    "env": [["--quick", "--lang", "ja"], ["--quick", "--lang", "en"]],
     "run": [[*ROOM, "--lang", "ja", "--output", "run"], ["--tier", "smoke", "--output", "run", "99"]],
     "build": [[*ROOM, "--check"]],
     "lint": [[*ROOM], ["--list"]],
     "stamp": [[*ROOM]],
+    "dpo": [["é.csv"], ["none", "--check"]],
     "inspect": [
         ["plan", "--lot", "500", "--good", "0.01", "--bad", "0.05"],
         ["draw", "lot", "--n", "1", "--seed", "5", "--size", "9x9"],
@@ -105,6 +108,7 @@ ASKED = {
         ["certify", "none", "verdicts.jsonl", "--scores", "é.jsonl", "--alpha", "0.02"],
     ],
     "progress": [[*ROOM, "--lang", "ja"], [*ROOM, "--lang", "en"], [*ROOM, "--lang", "ja", "--json"]],
+    "site": [[*ROOM, "--run", "none", "--output", "site"]],
     "study": [
         ["--folder", "studies", "run", "05", "--hours", "0"],
         ["--folder", "studies", "status", "05"],
@@ -280,6 +284,18 @@ class TestEnvironment:
         (found,) = envcheck._python("cpu")
         assert found.status == status and bool(found.advice) == (status == FAIL)
 
+    def test_the_trials_do_what_lessons_do_and_name_the_package_that_breaks(self, monkeypatch):
+        def broken(*_):
+            raise RuntimeError("operator torchvision::nms does not exist")
+
+        monkeypatch.setattr("labkit.models.load_clip", broken)
+        *good, clip, title = envcheck.try_out()
+        assert [one.status for one in (*good, clip, title)] == [OK, OK, FAIL, OK]
+        assert "torchvision::nms" in clip.found and "pip uninstall torchvision" in clip.advice
+        monkeypatch.setattr("labkit.models.load_pipeline", broken)
+        (picture,) = envcheck.try_out()  # nothing goes on without it
+        assert picture.status == FAIL and "constraints.txt" in picture.advice
+
     def test_widgets_that_vs_code_cannot_show(self, monkeypatch):
         monkeypatch.setattr(envcheck, "version", lambda name: "8.1.9")
         monkeypatch.setattr(envcheck, "in_vscode", lambda: True)
@@ -346,6 +362,10 @@ class TestEnvironment:
     def test_the_command_fails_only_when_something_is_in_the_way(self, monkeypatch, capsys):
         for status, code in ((OK, 0), (WARN, 0), (FAIL, 1)):
             monkeypatch.setattr(envcheck, "check_environment", lambda tier, s=status: [Finding("a", s, "x", "y")])
+            monkeypatch.setattr(envcheck, "try_out", lambda: [Finding("b", OK, "x")])
             assert cli.main(["env", "--lang", "ja"]) == code
         assert "項目" in capsys.readouterr().out
+        monkeypatch.setattr(envcheck, "check_environment", lambda tier: [])
+        monkeypatch.setattr(envcheck, "try_out", lambda: [Finding("b", FAIL, "x", "y")])
+        assert cli.main(["env"]) == 1 and cli.main(["env", "--quick"]) == 0
         assert os.environ.get("LABKIT_LANG") is None

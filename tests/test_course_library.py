@@ -53,7 +53,7 @@ def test_every_sentence_is_one_that_labkit_says_and_keeps_what_is_filled_in():
 ROOMS = {
     "density": ("torchmetrics_wrapper",),
     "diffusion": (),
-    "dpo": ("gpu_scorers", "train"),
+    "dpo": ("command", "gpu_scorers", "train"),
     "fabric": (),
     "figures": (),
     "inspection": ("command",),

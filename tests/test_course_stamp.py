@@ -14,7 +14,7 @@ import pytest
 
 from labkit.authoring import build, colab, commands
 from labkit.authoring.install import install_cell, requirements
-from labkit.authoring.stamp import Stamp, StampError, read_stamp, repository, write_stamp
+from labkit.authoring.stamp import Stamp, StampError, git_repository, read_stamp, repository, with_stamp, write_stamp
 from labkit.course.i18n import Catalogue, common_messages
 from labkit.course.manifest import ROOT, Project
 
@@ -300,3 +300,63 @@ def test_a_stamp_file_is_checked(tmp_path):
 
 def test_the_committed_stamp_of_the_course_can_be_read():
     assert isinstance(read_stamp(Project().stamp), Stamp)
+
+
+# ---- clones, forks, READMEs ------------------------------------------------------------------------------------------
+
+
+def clone_of(address: str, project: Project) -> None:
+    for command in (["init", "-q"], ["remote", "add", "origin", address]):
+        subprocess.run(["git", *command], cwd=project.root, check=True)
+
+
+@pytest.mark.parametrize(
+    ("address", "repo"),
+    [
+        ("https://github.com/octocat/course.git", "octocat/course"),
+        ("git@github.com:octocat/course.git", "octocat/course"),
+        ("ssh://git@github.com/octocat/course", "octocat/course"),
+        ("https://user@github.com/octocat/course", "octocat/course"),
+        ("https://gitlab.com/octocat/course.git", ""),
+        ("/srv/github.com.git", ""),
+    ],
+)
+def test_the_address_comes_from_the_clones_remote(project, address, repo):
+    clone_of(address, project)
+    assert git_repository(project.root) == repo
+
+
+def test_a_fork_is_told_so_and_stamped_from_git(project, capsys):
+    (project.root / "README.md").write_text(
+        "<!-- stamp --><!-- /stamp -->\n| 00 | [a](notebooks/en/00_hello.ipynb) | b |\n"
+    )
+    assert labkit_stamp(project, "--from-git") == 2
+    assert "no remote origin on GitHub" in capsys.readouterr().err
+    assert labkit_stamp(project, "--repo", "octocat/course") == 0
+    clone_of("https://github.com/Somebody/course.git", project)
+    assert labkit_stamp(project) == 0
+    assert "clone is of Somebody/course, but its notebooks open octocat/course" in capsys.readouterr().out
+    assert labkit_stamp(project, "--from-git") == 0
+    shown = capsys.readouterr()
+    assert "wrote README.md" in shown.out and "stamp --from-git" not in shown.err
+    assert read_stamp(project.stamp).repo == "Somebody/course"
+    page = "https://somebody.github.io/course/en/lessons/00_hello.html"
+    text = (project.root / "README.md").read_text("utf-8")
+    assert page in text and "octocat" not in text
+    assert labkit_stamp(project) == 0
+    assert "notebooks open" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.ja.md"])
+def test_both_readmes_take_the_address_and_give_it_back(name):
+    before = (ROOT / name).read_text(encoding="utf-8")
+    words = {"executed": "figures", "stamped": "see {site}", "unstamped": "labkit stamp --from-git"}
+    bare, stamped = with_stamp(before, Stamp(), words), with_stamp(before, Stamp("o/n"), words)
+    lang = "ja" if ".ja." in name else "en"
+    lessons = len(list((ROOT / "notebooks" / lang).glob("*.ipynb")))
+    assert (
+        stamped.count(f"https://o.github.io/n/{lang}/lessons/") == stamped.count(f"notebooks/{lang}/0") // 2 == lessons
+    )
+    assert "see https://o.github.io/n\n" in stamped and "--from-git" in bare
+    assert with_stamp(stamped, Stamp(), words) == bare and with_stamp(stamped, Stamp("o/n"), words) == stamped
+    assert Stamp("O/o.github.io").site == "https://o.github.io"

@@ -43,6 +43,12 @@ def test_a_configuration_runs_and_goes_on_where_it_stopped(tmp_path):
     assert main([str(write(tmp_path))]) == 0
     out = tmp_path / "out"
     assert {"adapter.safetensors", "checkpoint.safetensors", "log.jsonl", "grid-000002.png"} <= set(os.listdir(out))
+    plain = tiny_pipeline()
+    plain.load_lora_weights(str(out / "adapter.safetensors"), adapter_name="dpo")
+    tensors = load_file(out / "adapter.safetensors")
+    loaded = dict(plain.unet.named_parameters())
+    named = {key.removeprefix("unet.").replace(".weight", ".dpo.weight"): value for key, value in tensors.items()}
+    assert named and all(torch.equal(loaded[key], value) for key, value in named.items())
     longer = {"steps": 3, "batch_size": 2, "rank": 2, "log_every": 1, "save_every": 1}
     assert main([str(write(tmp_path, config=longer))]) == 0
     assert len((out / "log.jsonl").read_text().splitlines()) == 3

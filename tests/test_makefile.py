@@ -20,7 +20,8 @@ case "$1" in
   -c) exec "{python}" -c "import sys
 sys.version_info = tuple(map(int, '$FAKE_VERSION'.split('.')))
 exec(sys.argv[1])" "$2" ;;
-  -m) if [ "$2" = venv ]; then mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; else echo "$@" >> "$FAKE_LOG"; fi ;;
+  -m) if [ "$2" = venv ]; then mkdir -p "$3/bin" && cp "$0" "$3/bin/python"
+      elif [ "$3" = config ]; then echo "$FAKE_SOURCES"; else echo "$@" >> "$FAKE_LOG"; fi ;;
 esac
 """
 
@@ -37,7 +38,7 @@ def fake_checkout(tmp_path: Path):
     def run(*arguments: str, version: str = "3.12.1", **environment: str) -> subprocess.CompletedProcess:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "LABKIT_"))}
         return subprocess.run(
-            ["make", f"PYTHON={python}", *arguments],
+            [shutil.which("make"), f"PYTHON={python}", *arguments],
             cwd=tmp_path,
             env={**inherited, "FAKE_VERSION": version, "FAKE_LOG": str(tmp_path / "pip.log"), **environment},
             capture_output=True,
@@ -60,7 +61,7 @@ def test_make_installs_once_and_again_when_the_pins_change(fake_checkout):
     assert len(log.read_text().splitlines()) == 1
     later = (folder / ".venv/.installed-test").stat().st_mtime + 10
     os.utime(folder / "constraints.txt", (later, later))
-    assert run("install").returncode == 0
+    assert run("install", LABKIT_PIP_ARGS="--find-links wheels").returncode == 0
     assert len(log.read_text().splitlines()) == 2
 
 
@@ -112,3 +113,36 @@ def test_make_lab_opens_the_learners_copies_with_the_given_arguments(fake_checko
     commands = run("--dry-run", "lab", LAB_ARGS="--lang ja --port=8890").stdout.splitlines()
     assert commands[-1] == ".venv/bin/labkit lab --lang ja --port=8890"
     assert run("--dry-run", "update").stdout.splitlines()[-1] == ".venv/bin/labkit update"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only on Linux does the index list a torch with CUDA first")
+@pytest.mark.parametrize(
+    ("driver", "sources", "arguments", "installer"),
+    [
+        (False, "", "", "uv"),  # nobody has asked for CUDA, and nothing here could use it
+        (True, "", "", "pip"),
+        (False, "global.find-links='wheels'", "", "pip"),  # where pip looks has been chosen
+        (False, "global.timeout='60'", "", "uv"),
+        (False, "", "--find-links wheels", "pip"),
+    ],
+)
+@needs_make
+def test_a_machine_without_nvidia_never_downloads_cuda_unasked(fake_checkout, driver, sources, arguments, installer):
+    folder, run = fake_checkout
+    if Path("/proc/driver/nvidia").exists():
+        pytest.skip("this machine has an NVIDIA driver")
+    programs = folder / "programs"
+    programs.mkdir()
+    for name in ("uname", "grep", "touch", "mkdir", "cp", "sh"):
+        (programs / name).symlink_to(shutil.which(name))
+    if driver:
+        (programs / "nvidia-smi").symlink_to(shutil.which("true"))
+    done = run("install", PATH=str(programs), FAKE_SOURCES=sources, LABKIT_PIP_ARGS=arguments)
+    assert done.returncode == 0, done.stderr
+    *before, last = (folder / "pip.log").read_text().splitlines()
+    assert last.endswith("-c constraints.txt -e .[course,dev]")
+    if installer == "uv":
+        assert [line.split()[-1] for line in before] == ["uv"]
+        assert last.startswith("-m uv pip install") and "--torch-backend cpu" in last
+    else:
+        assert not before and last.startswith("-m pip install")

@@ -87,7 +87,7 @@ def pins(path: Path) -> dict[str, str]:
 
 def test_constraints_lie_in_the_declared_ranges():
     pinned = pins(ROOT / "constraints.txt")
-    for name, requirement in requirements("course", "bench", "dev").items():
+    for name, requirement in requirements("course", "bench", "site", "dev").items():
         assert name in pinned, f"constraints.txt has no pin for {name}"
         assert requirement.specifier.contains(pinned[name]), f"{name}=={pinned[name]} is not {requirement}"
 
@@ -201,7 +201,8 @@ def test_every_package_that_labkit_imports_is_declared():
 def test_what_a_lesson_imports_is_a_dependency_so_that_colabs_install_cell_installs_it():
     """The extra `course` (JupyterLab, papermill, latex2mathml) is not installed on Colab: no lesson may need it."""
     tools = {"authoring", "training", "cli"}  # an author's command line
-    optional = {"torch-fidelity", "torchmetrics"}  # imported where they are asked for, and named when they are missing
+    # imported where they are asked for, and named when they are missing
+    optional = {"torch-fidelity", "torchmetrics", "bitsandbytes"}
     files = [path for path in python_files("labkit") if room_of(path) not in tools] + python_files("notebooks/src")
     providers, declared, undeclared = importlib.metadata.packages_distributions(), set(requirements()), {}
     for path in files:
@@ -244,7 +245,7 @@ def test_no_public_name_has_two_meanings():
 
 
 # Imports point one way. Each room of labkit, and the rooms that it may import.
-GROUND = {"errors", "files", "offline"}
+GROUND = {"errors", "files", "offline", "images"}
 SHARED = {*GROUND, "portraits", "models", "diffusion", "metrics", "worlds", "checkpoint", "optim"}
 PAPERS = {"density", "fabric", "dpo", "pairwise"}
 LAYERS = {
@@ -252,6 +253,7 @@ LAYERS = {
     "errors": set(),
     "files": {"errors"},
     "offline": {"errors"},
+    "images": {"errors"},
     "checkpoint": GROUND,
     "optim": GROUND,
     "portraits": GROUND,
@@ -261,6 +263,7 @@ LAYERS = {
     "worlds": {*GROUND, "diffusion"},
     **{paper: SHARED for paper in PAPERS},  # what two papers need moves down
     "survey": {*SHARED, *PAPERS},  # the one that races the others
+    "measuring": {*SHARED, "density"},  # two folders of anybody's pictures
     "inspection": {*GROUND, "metrics"},  # works on any folder of pictures
     "training": SHARED,
     "studies": {*SHARED, *PAPERS, "inspection", "survey"},
@@ -270,8 +273,8 @@ LAYERS = {
     # checks hold answers against the papers' functions
     "course.lessons": {*SHARED, *PAPERS, "survey", "inspection", "course", "figures", "studies"},
     "authoring": {*GROUND, "course", "studies"},
-    "envcheck": {*GROUND, "course", "figures", "models"},
-    "cli": {*GROUND, "course", "authoring", "envcheck", "inspection"},
+    "envcheck": {*GROUND, "course", "diffusion", "figures", "models"},  # tries out what lessons do
+    "cli": {*GROUND, "course", "authoring", "envcheck", "inspection", "measuring", "pairwise"},
 }
 # Modules that a room may import although the room around them is closed to it, and why.
 DOORS = {

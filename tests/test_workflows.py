@@ -1,6 +1,7 @@
 """What CI runs and who may start it."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+from labkit.authoring.run import CELL_SECONDS, NOTEBOOK_SECONDS
+
 ROOT = Path(__file__).resolve().parents[1]
+WORKFLOWS = ["ci.yml", "gpu.yml", "pages.yml"]
 
 
 def workflow(name: str) -> dict:
@@ -25,7 +29,7 @@ def validate(schema: str, path: Path) -> Any:
     return CliRunner().invoke(check.main, ["--builtin-schema", schema, str(path)])
 
 
-@pytest.mark.parametrize("name", ["ci.yml", "gpu.yml"])
+@pytest.mark.parametrize("name", WORKFLOWS)
 def test_workflows_are_valid(name: str):
     done = validate("vendor.github-workflows", ROOT / ".github/workflows" / name)
     assert done.exit_code == 0, done.output
@@ -45,14 +49,44 @@ def test_error_report_form_is_valid():
         assert done.exit_code == 0, done.output
 
 
-@pytest.mark.parametrize("name", ["ci.yml", "gpu.yml"])
+@pytest.mark.parametrize("name", WORKFLOWS)
 def test_workflows_only_read_the_repository_and_end_by_themselves(name: str):
     loaded = workflow(name)
     assert loaded["permissions"] == {"contents": "read"}
     for job in loaded["jobs"].values():
         assert job["timeout-minutes"] <= 180
         checkouts = [step for step in job["steps"] if step.get("uses", "").startswith("actions/checkout@")]
-        assert [step["with"]["persist-credentials"] for step in checkouts] == [False]
+        assert [step["with"]["persist-credentials"] for step in checkouts] == [False] * ("permissions" not in job)
+
+
+def test_only_the_job_that_publishes_pages_may_write_and_it_runs_nothing_of_ours():
+    writing = {(name, key) for name in WORKFLOWS for key, job in workflow(name)["jobs"].items() if "permissions" in job}
+    assert writing == {("pages.yml", "publish")}
+    job = workflow("pages.yml")["jobs"]["publish"]
+    assert job["permissions"] == {"pages": "write", "id-token": "write"}
+    assert not [step for step in job["steps"] if "run" in step]
+    assert "pull_request" in job["if"] and "refs/heads/main" in job["if"]
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_actions_are_pinned_by_hash_and_say_their_version(name: str):
+    text = (ROOT / ".github/workflows" / name).read_text(encoding="utf-8")
+    used = re.findall(r"uses: *(.+)", text)
+    assert used
+    for line in used:
+        assert re.fullmatch(r"[\w/.-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line), line
+    assert not re.search(r"run:.*\$\{\{|^ {10,}[^#\n]*run.*\$\{\{", text, re.MULTILINE)  # values come in by env
+
+
+def test_the_gpu_lane_has_its_own_pip_variable_stops_without_a_device_and_limits_that_fit():
+    (job,) = workflow("gpu.yml")["jobs"].values()
+    (make,) = [step for step in job["steps"] if step.get("name") == "make gpu"]
+    assert make["env"]["LABKIT_PIP_ARGS"] == "${{ vars.LABKIT_GPU_PIP_ARGS }}"
+    told = int(re.fullmatch(r"timeout --signal TERM (\d+)m make gpu", make["run"])[1])
+    assert told + 10 <= job["timeout-minutes"]  # time for the report and the upload
+    assert NOTEBOOK_SECONDS["gpu"] / 60 * 2 < told and CELL_SECONDS["gpu"] < NOTEBOOK_SECONDS["gpu"]
+    recipe = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\ngpu:")[2].splitlines()[1:3]
+    assert [line.split(")")[1].split(" --jobs")[0] for line in recipe] == [" env --tier gpu", " run --tier gpu"]
 
 
 @pytest.mark.parametrize("name", ["ci.yml", "gpu.yml"])
@@ -64,12 +98,15 @@ def test_every_job_keeps_its_reports_when_it_fails(name: str):
         assert job["steps"][-1] is upload
 
 
-def github_condition(expression: str, event_name: str, label: str | None = None, head_is_fork: bool = False) -> bool:
+def github_condition(
+    expression: str, event_name: str, label: str | None = None, head_is_fork: bool = False, runner: str = "gpu-box"
+) -> bool:
     """Evaluate the small part of GitHub's expression language that the label gate is written in."""
     values = {
         "github.event_name": event_name,
         "github.event.label.name": label,
         "github.event.pull_request.head.repo.fork": head_is_fork,
+        "vars.LABKIT_GPU_RUNNER": runner,
     }
     for name in sorted(values, key=len, reverse=True):
         expression = expression.replace(name, repr(values[name]))
@@ -96,6 +133,7 @@ def test_gpu_jobs_run_nightly_by_hand_or_on_the_label(event_name: str, label: st
     for job in jobs.values():
         for fork in (False, True):
             assert github_condition(job["if"], event_name, label, fork) is runs
+        assert github_condition(job["if"], event_name, label, runner="") is (runs and event_name != "schedule")
 
 
 def test_a_pull_request_reaches_the_gpu_only_by_the_act_of_labelling():

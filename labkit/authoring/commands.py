@@ -11,7 +11,17 @@ from pathlib import Path
 from labkit.authoring import build as build_module
 from labkit.authoring.build import BuildError, build, drift, reconcile_pairs, select, write_if_changed
 from labkit.authoring.source import read_source, stale_pairs, write_source
-from labkit.authoring.stamp import Stamp, StampError, read_stamp, repository, write_stamp
+from labkit.authoring.stamp import (
+    Stamp,
+    StampError,
+    fork_hint,
+    git_repository,
+    read_stamp,
+    repository,
+    with_stamp,
+    write_stamp,
+)
+from labkit.course.i18n import LANGUAGES, Catalogue, common_messages
 from labkit.course.manifest import Project
 
 
@@ -68,6 +78,8 @@ def build_and_report(project: Project, numbers: Iterable[str] = ()) -> int:
     except BuildError as error:
         print(error, file=sys.stderr)
         return 2
+    if hint := fork_hint(read_stamp(project.stamp), project.root):
+        print(hint, file=sys.stderr)
     for output in written:
         print(f"wrote {project.relative(output.path)}")
     lessons = len({output.path.stem for output in outputs})
@@ -81,6 +93,7 @@ def add_stamp_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser("stamp", help="write the repository's address into badges and install cells")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--repo", metavar="OWNER/NAME", help="GitHub repository, or its address")
+    what.add_argument("--from-git", action="store_true", help="the repository that this clone came from (origin)")
     what.add_argument("--clear", action="store_true", help="take the address out again")
     parser.add_argument("--branch", default=None, help="branch that Colab opens (default: as it is, at first main)")
     parser.add_argument("--root", type=Path, default=None, help=argparse.SUPPRESS)
@@ -92,14 +105,44 @@ def run_stamp(args: argparse.Namespace) -> int:
     project = Project(args.root) if args.root else Project()
     try:
         old = read_stamp(project.stamp)
-        if not (args.repo or args.clear or args.branch):
-            print(old.repo and f"{old.repo} (branch {old.branch})" or "not stamped; run labkit stamp --repo OWNER/NAME")
-            return 0
-        repo = "" if args.clear else repository(args.repo) if args.repo else old.repo
+        if not (args.repo or args.clear or args.branch or args.from_git):
+            return show_stamp(old, project)
+        asked = args.repo or (git_repository(project.root) if args.from_git else "")
+        if args.from_git and not asked:
+            raise StampError("this clone has no remote origin on GitHub; run labkit stamp --repo OWNER/NAME")
+        repo = "" if args.clear else repository(asked) if asked else old.repo
         new = Stamp(repo, args.branch or old.branch)
     except StampError as error:
         print(error, file=sys.stderr)
         return 2
     write_stamp(project.stamp, new)
+    for name in stamp_readmes(project, new):
+        print(f"wrote {name}")
     print(f"stamped: {new.repo} (branch {new.branch})" if new.repo else "stamp removed")
     return build_and_report(project)
+
+
+def show_stamp(stamp: Stamp, project: Project) -> int:
+    """Print the stamp, and what to do where there is none or it is another repository's: 0."""
+    if stamp.repo:
+        print(f"{stamp.repo} (branch {stamp.branch})")
+    else:
+        print("not stamped; run labkit stamp --from-git in a clone from GitHub, or labkit stamp --repo OWNER/NAME")
+    if hint := fork_hint(stamp, project.root):
+        print(hint)
+    return 0
+
+
+def stamp_readmes(project: Project, stamp: Stamp) -> list[str]:
+    """Write the address into the READMEs that the project has; returns the names of those that changed."""
+    catalogue, changed = Catalogue(common_messages()), []
+    for lang in LANGUAGES:
+        path = project.root / ("README.md" if lang == "en" else f"README.{lang}.md")
+        if path.exists():
+            words = {key: catalogue.text(f"readme.{key}", lang) for key in ("executed", "stamped", "unstamped")}
+            before = path.read_text(encoding="utf-8")
+            after = with_stamp(before, stamp, words)
+            if after != before:
+                write_if_changed(path, after)
+                changed.append(path.name)
+    return changed

@@ -1,12 +1,14 @@
-"""`labkit stamp --repo OWNER/NAME`: write the repository's address into badges and install cells.
+"""`labkit stamp --repo OWNER/NAME`: write the repository's address into badges, install cells and both READMEs.
 
 The address stands in one committed file, `labkit/authoring/stamp.yaml`; the builder reads it. Without an address the
-notebooks have no Colab badge and the install cell says what to do.
+notebooks have no Colab badge and the install cell says what to do. `--from-git` takes the address of the remote that
+the clone came from, so that a fork opens its own notebooks and not those of the course it was forked from.
 """
 
 from __future__ import annotations
 
 import re
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +60,15 @@ class Stamp:
         return f"[{text}](https://github.com/{self.repo}/blob/{self.branch}/{path})" if self.repo else text
 
     @property
+    def site(self) -> str:
+        """Address of the course's pages on GitHub Pages (workflow pages.yml); "" if not stamped."""
+        if not self.repo:
+            return ""
+        owner, _, name = self.repo.partition("/")
+        whole = name.lower() == f"{owner.lower()}.github.io"
+        return f"https://{owner.lower()}.github.io" + ("" if whole else f"/{name}")
+
+    @property
     def issues(self) -> str:
         """Address where errors are reported; "" if not stamped."""
         return f"https://github.com/{self.repo}/issues" if self.repo else ""
@@ -84,3 +95,49 @@ def write_stamp(path: Path, stamp: Stamp) -> None:
 def repository(address: str) -> str:
     """OWNER/NAME from what people paste: with or without https://github.com/, .git, or a slash at the end."""
     return re.sub(r"^(?:https?://|git@)?(?:www\.)?github\.com[/:]|(?:\.git)?/?$", "", address.strip())
+
+
+def git_repository(root: Path, remote: str = "origin") -> str:
+    """OWNER/NAME of the GitHub repository that a clone came from; "" for no clone, no such remote, or another host."""
+    command = ["git", "-C", str(root), "remote", "get-url", remote]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError:  # no git here
+        return ""
+    found = re.search(
+        r"(?:^|[/@])(?:www\.)?github\.com(?::\d+)?[/:](?P<repo>[^/]+/[^/]+?)(?:\.git)?/?$", done.stdout.strip()
+    )
+    return found["repo"] if found and not done.returncode and _REPO.fullmatch(found["repo"]) else ""
+
+
+def fork_hint(stamp: Stamp, root: Path) -> str:
+    """One line for a clone whose notebooks open another repository (a fork, a renamed one); "" for any other."""
+    origin = git_repository(root) if stamp.repo else ""
+    if not origin or origin.lower() == stamp.repo.lower():
+        return ""
+    return f"this clone is of {origin}, but its notebooks open {stamp.repo}: run labkit stamp --from-git"
+
+
+_ROW = re.compile(
+    r"(?P<link>\]\(notebooks/(?P<lang>en|ja)/(?P<stem>\d\d_\w+)\.ipynb\))(?: · \[[^]]*\]\(https://[^)\s]*\))*"
+)
+_NOTE = re.compile(r"<!-- stamp -->.*?<!-- /stamp -->", re.DOTALL)
+
+
+def with_stamp(readme: str, stamp: Stamp, words: dict[str, str]) -> str:
+    """A README whose lesson table links executed copies and Colab where the course has an address.
+
+    Args:
+        readme: its text. Rows link notebooks/LANG/NN_name.ipynb; a note stands between the comments stamp and /stamp.
+        words: texts by key: executed, unstamped, stamped (with {site}).
+    """
+
+    def row(found: re.Match[str]) -> str:
+        if not stamp.repo:
+            return found["link"]
+        page = f"{stamp.site}/{found['lang']}/lessons/{found['stem']}.html"
+        colab = stamp.colab(f"notebooks/{found['lang']}/{found['stem']}.ipynb")
+        return f"{found['link']} · [{words['executed']}]({page}) · [Colab]({colab})"
+
+    note = words["stamped"].format(site=stamp.site) if stamp.repo else words["unstamped"]
+    return _NOTE.sub(lambda _: f"<!-- stamp -->\n{note}\n<!-- /stamp -->", _ROW.sub(row, readme))

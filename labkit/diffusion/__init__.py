@@ -41,6 +41,7 @@ from labkit.diffusion.lora_adapters import (
     merge_lora,
     remove_lora,
 )
+from labkit.diffusion.lora_files import load_lora, save_lora, save_pipeline
 from labkit.diffusion.noise import draw_noise, image_generators
 from labkit.diffusion.precision import native_bfloat16
 from labkit.diffusion.sample import SampledLatents, SamplerStep, initial_latents, sample, sample_latents
@@ -96,6 +97,7 @@ __all__ = [
     "is_plain_ddim",
     "labelled_rows",
     "load_adapter_state",
+    "load_lora",
     "log_prob_ratio",
     "lora",
     "lora_targets",
@@ -107,6 +109,8 @@ __all__ = [
     "row_labels",
     "sample",
     "sample_latents",
+    "save_lora",
+    "save_pipeline",
     "scale_latents",
     "sd_alphas_cumprod",
     "step_kl",

@@ -8,8 +8,9 @@ Read `equations` first: one function per equation, the one that the notebooks, t
     data          pairs in memory, fingerprints of models       recon, hg     HG-DPO: reconstructions, stages
     config        what a run is                                 side_effects  what nobody asked for
     trainer       the loop; record: its log                     toy           the same terms in two dimensions
-    train         the command line                          preference    a judge learnt from votes
-                                                                gpu_scorers   published judges of photographs
+    guard         what warns and stops                          preference    a judge learnt from votes
+    train         a run from a YAML file                        gpu_scorers   published judges of photographs
+    folders       pairs that somebody collected                 own           from such pairs to a LoRA: `labkit dpo`
 
 Here are the names that a lesson needs, in the order in which it needs them; the others come from their modules.
 """

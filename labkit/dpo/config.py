@@ -7,9 +7,12 @@ from dataclasses import dataclass
 CHOICES = {
     "trainable": ("lora", "full"),
     "targets": ("attention", "all"),
-    "model": ("unet", "text_encoder"),
+    "model": ("unet", "text_encoder", "text_encoder_2"),
     "reference": ("adapter", "copy"),
-    "precision": ("fp32", "bf16", "auto"),
+    "precision": ("fp32", "bf16", "fp16", "auto"),
+    "schedule": ("constant", "cosine"),
+    "optimizer": ("adamw", "adamw8bit"),
+    "diverged": ("warn", "stop"),
 }
 
 
@@ -18,19 +21,27 @@ class DPOConfig:
     """steps, batch_size: pairs per process and step; micro_batch: pairs per forward (None: all of them at once).
 
     lr rises linearly over `warmup` steps and stays. clip: norm of the gradient.
+    schedule    what the learning rate does after its rise: "constant", or "cosine" down to 0 at the last step.
+    optimizer   "adamw", or "adamw8bit" of bitsandbytes, where that is installed: a quarter of the memory.
+    ema         decay of an average of the weights (`DPOTrainer.averaged`), for example 0.999; 0: none.
     trainable   "lora" of `rank` (trained under the name `adapter`), or "full".
     targets     where LoRA sits: "attention", every attention projection; "all", every linear layer and convolution but
                 the first and the last (a small U-Net has little to say in its attention alone).
-    model       "unet", or "text_encoder" (the U-Net stays, prompts are encoded in every step).
+    model       "unet", or "text_encoder", for SDXL also "text_encoder_2" (the U-Net stays, prompts are encoded in every
+                step).
     reference   "adapter": the same model without the new adapter; "copy": a frozen copy made at the start. Same bits.
     t_window    train on timesteps first .. last + 1 only.
     prompt_dropout   share of pairs trained with the empty prompt, for classifier-free guidance.
     cached_draws     K > 0: every pair has K fixed (t, noise) draws whose reference errors are computed once.
     foreign_pairs    allow pairs whose images another U-Net made (stages of a curriculum, bought data).
     precision   "bf16" computes the networks under autocast; weights that train and all errors stay float32.
-                "auto": bf16 where the device has it in hardware (`native_bfloat16`), else fp32.
+                "auto": bf16 where the device has it in hardware (`native_bfloat16`), else fp32. "fp16", for a T4 and
+                other GPUs without bf16: the same, and the loss is scaled so that small gradients do not vanish.
     checkpointing    recompute activations in backward: less memory, a quarter more time.
     save_every  steps between checkpoints, a multiple of log_every; 0: none.
+    evaluate_every, patience   steps between looks at the held-out pairs, a multiple of log_every; after `patience`
+                looks without a smaller held-out loss training stops and the best weights are taken; 0: neither.
+    diverged    what happens when the loss has grown far beyond its start: "warn", or "stop" (DivergenceError).
     """
 
     steps: int = 200
@@ -55,6 +66,12 @@ class DPOConfig:
     checkpointing: bool = False
     log_every: int = 10
     save_every: int = 0
+    schedule: str = "constant"
+    optimizer: str = "adamw"
+    ema: float = 0.0
+    evaluate_every: int = 0
+    patience: int = 0
+    diverged: str = "warn"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "t_window", tuple(int(t) for t in self.t_window))
@@ -72,9 +89,14 @@ class DPOConfig:
             raise ValueError(f"prompt_dropout is {self.prompt_dropout}, expected a share from 0 to below 1")
         if len(self.t_window) != 2 or not 0 <= self.t_window[0] < self.t_window[1]:
             raise ValueError(f"t_window is {self.t_window}, expected (first, last + 1), for example (0, 1000)")
-        if self.save_every < 0 or self.save_every % self.log_every:
-            raise ValueError(
-                f"save_every is {self.save_every}, expected a multiple of log_every ({self.log_every}) or 0"
-            )
+        for name in ("save_every", "evaluate_every"):
+            if getattr(self, name) < 0 or getattr(self, name) % self.log_every:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, expected a multiple of log_every ({self.log_every}) or 0"
+                )
+        if not 0.0 <= self.ema < 1.0:
+            raise ValueError(f"ema is {self.ema}, expected a decay from 0 (none) to below 1")
+        if self.patience < 0 or (self.patience and not self.evaluate_every):
+            raise ValueError(f"patience is {self.patience}: expected 0, or set evaluate_every and give held-out pairs")
         if self.trainable == "full" and self.reference == "adapter":
             raise ValueError('full training has no adapter to switch off: use reference="copy"')

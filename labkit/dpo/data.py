@@ -5,23 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from labkit.diffusion import PromptConditions, base_fingerprint, encode_prompts
+from labkit.checkpoint import digest
+from labkit.diffusion import PromptConditions, active_adapters, base_fingerprint, encode_prompts
+from labkit.diffusion.adapters import adapter_layers, adapter_parameters, names_on
 
 
 @dataclass(frozen=True)
 class PreferencePairs:
     """n pairs of latents, as the U-Net sees them (`encode_images`, `sample_latents`).
 
-    prompts: n texts. winner, loser: float [n, C, h, w]. margin: [n] score gaps > 0, or None where not known. hashes:
-    any of the keys of `fingerprints`, of the pipeline that made the latents; a key that is absent is not checked.
+    prompts: n texts. winner, loser: float [n, C, h, w], tensors or NumPy arrays. margin: [n] score gaps > 0, or None
+    where not known. hashes: any of the keys of `fingerprints`, of the pipeline that made the latents; a key that is
+    absent is not checked. time_ids: SDXL's size condition of each pair in pixels, [n, 6]: original height and width,
+    top and left of the crop, target height and width; None: uncut pictures of the size of the latents.
 
-    Raises ValueError for anything that cannot be trained on: no pairs (a set of ties alone), shapes that differ, NaN,
-    a winner equal to its loser, margins that are not positive.
+    Raises ValueError for anything that cannot be trained on: no pairs (a set of ties alone), captions that are missing,
+    shapes that differ, NaN, a winner equal to its loser, margins that are not positive.
     """
 
     prompts: tuple[str, ...]
@@ -29,9 +34,20 @@ class PreferencePairs:
     loser: Tensor
     margin: Tensor | None = None
     hashes: Mapping[str, str] = field(default_factory=dict)
+    time_ids: Tensor | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "prompts", tuple(str(p) for p in self.prompts))
+        prompts = list(self.prompts)
+        missing = [i for i, prompt in enumerate(prompts) if prompt is None or prompt != prompt]  # NaN: an empty cell
+        if missing:
+            raise ValueError(
+                f"{len(missing)} of {len(prompts)} captions are missing (first: pair {missing[0]}): write them, or "
+                'give "" for a picture without a prompt'
+            )
+        object.__setattr__(self, "prompts", tuple(str(p) for p in prompts))
+        for name in ("winner", "loser", "margin", "time_ids"):
+            if isinstance(getattr(self, name), np.ndarray):
+                object.__setattr__(self, name, torch.from_numpy(np.ascontiguousarray(getattr(self, name))).float())
         n = len(self.prompts)
         if n == 0:
             raise ValueError("got no pairs: ties never train, so a set of ties alone is empty; score more images")
@@ -49,6 +65,8 @@ class PreferencePairs:
         same = (self.winner == self.loser).flatten(1).all(1).nonzero().flatten().tolist()
         if same:
             raise ValueError(f"winner and loser are the same image in {len(same)} pairs (first: pair {same[0]}): drop")
+        if self.time_ids is not None and self.time_ids.shape != (n, 6):
+            raise ValueError(f"time_ids have shape {tuple(self.time_ids.shape)}, expected ({n}, 6)")
         if self.margin is not None:
             if self.margin.shape != (n,):
                 raise ValueError(f"margin has shape {tuple(self.margin.shape)}, expected ({n},)")
@@ -62,6 +80,24 @@ class PreferencePairs:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    def select(self, index: Sequence[int]) -> PreferencePairs:
+        """Some of the pairs, by their numbers."""
+        index = [int(i) for i in index]
+        return replace(
+            self,
+            prompts=tuple(self.prompts[i] for i in index),
+            winner=self.winner[index],
+            loser=self.loser[index],
+            margin=None if self.margin is None else self.margin[index],
+            time_ids=None if self.time_ids is None else self.time_ids[index],
+        )
+
+    def content(self) -> str:
+        """SHA-256 of everything that training reads: prompts, latents, margins, size conditions."""
+        tensors = {"winner": self.winner, "loser": self.loser, "margin": self.margin, "time_ids": self.time_ids}
+        known = digest({name: value for name, value in tensors.items() if value is not None})
+        return hashlib.sha256(json.dumps([list(self.prompts), known]).encode()).hexdigest()
 
 
 def fingerprints(pipe) -> dict[str, str]:
@@ -80,6 +116,18 @@ def fingerprints(pipe) -> dict[str, str]:
     if getattr(pipe, "text_encoder_2", None) is not None:
         found["text_2"] = base_fingerprint(pipe.text_encoder_2)
     return found
+
+
+def active_content(model: torch.nn.Module) -> str:
+    """SHA-256 of the adapters that are active on a model, with their scales; "" if there are none."""
+    layers, found = adapter_layers(model), {}
+    for name in active_adapters(model):
+        found |= {key: p.detach() for key, p in adapter_parameters(model, name).items()}
+        for path, layer in layers.items():
+            if name in names_on(layer):
+                on = name in layer.active_adapters and not layer.disable_adapters
+                found[f"{path}.{name}.scale"] = torch.tensor(layer.scaling[name] if on else 0.0, dtype=torch.float64)
+    return digest(found) if found else ""
 
 
 def check_hashes(pairs: PreferencePairs, actual: Mapping[str, str], ignore: Sequence[str] = ()) -> None:

@@ -13,11 +13,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from labkit.diffusion import decode_latents, image_generators, sample_latents
-from labkit.dpo.data import fingerprints
+from labkit.checkpoint import CheckpointError
+from labkit.diffusion import active_adapters, decode_latents, image_generators, sample_latents
+from labkit.diffusion.lora_files import adapted_models
+from labkit.dpo.data import active_content, fingerprints
 from labkit.dpo.scorers import Scorer
 from labkit.files import write_atomically
 
@@ -82,6 +85,9 @@ def build_pool(
         "scorers": [s.name for s in scorers],
         "hashes": fingerprints(pipe),
     }
+    adapters = {name: active_content(model) for name, model in adapted_models(pipe).items() if active_adapters(model)}
+    if adapters:  # the base's hash does not know them
+        record["adapters"] = adapters
     if folder is not None:
         folder = Path(folder)
         _claim_folder(folder, record)
@@ -89,7 +95,7 @@ def build_pool(
     for start in range(0, len(prompts), shard):
         path = None if folder is None else folder / f"shard-{start // shard:05d}.safetensors"
         if path is not None and path.exists():
-            parts.append(load_file(path))
+            parts.append(_read_shard(path))
         else:
             part = _make_shard(pipe, prompts, start, shard, n, scorers, seed, steps, guidance_scale, batch_size)
             if path is not None:
@@ -106,13 +112,20 @@ def _claim_folder(folder: Path, record: Mapping[str, object]) -> None:
     path = folder / "pool.json"
     if path.exists():
         stored = json.loads(path.read_text("utf-8"))
-        differing = [key for key in record if stored.get(key) != record[key]]
+        differing = [key for key in {**record, **stored} if stored.get(key) != record.get(key)]
         if differing:
             raise FileExistsError(f"{folder} holds another pool ({', '.join(differing)} differ): choose a new folder")
     elif folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty and holds no pool: choose a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(record, indent=1))
+
+
+def _read_shard(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged ({error}): delete it, and it is made again") from error
 
 
 @torch.no_grad()

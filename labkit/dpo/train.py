@@ -4,12 +4,14 @@
     accelerate launch --num_processes 2 -m labkit.dpo.train config.yaml
 
     pairs: pairs/                                     # a folder written by PairSet.save
-    output: runs/dpo                                  # checkpoint, log.jsonl, grids, adapter.safetensors
+    output: runs/dpo            # checkpoint, log.jsonl, grids, adapter.safetensors for `pipe.load_lora_weights`
     pipeline: {tier: gpu, folder: /models/sd15}       # options of labkit.models.load_pipeline
     terms: [{name: dpo, kappa: 2500}, {name: sft, weight: 1000}]
     config: {steps: 2000, batch_size: 4, lr: 1.0e-5, save_every: 100}      # DPOConfig
     grid: {prompts: [a portrait], every: 100, steps: 20, seed: 0}          # optional: fixed-seed pictures
     stop: {winner_worse: 5}                           # optional: stop after 5 records in a row with d_w > 0
+
+With `evaluate_every` in the config, the pairs whose split is "valid" are held out.
 
 Run it again to go on from the last checkpoint.
 """
@@ -25,9 +27,8 @@ from pathlib import Path
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import save_file
 
-from labkit.diffusion import adapter_state, image_generators, sample, to_pil
+from labkit.diffusion import image_generators, sample, save_lora, to_pil
 from labkit.dpo.config import DPOConfig
 from labkit.dpo.pairs import load_pairs
 from labkit.dpo.terms import terms_from
@@ -57,11 +58,12 @@ def run(content: Mapping, device: torch.device | str = "cpu") -> list[Record]:
     """One run from a configuration (see the module); every process calls it. Returns the log."""
     options = {"tier": "cpu", **content.get("pipeline", {})}
     pipe = load_pipeline(options.pop("tier"), device, **options)
-    pairs = load_pairs(content["pairs"]).training()
-    config = DPOConfig(**content.get("config", {}))
+    recorded, config = load_pairs(content["pairs"]), DPOConfig(**content.get("config", {}))
+    pairs = recorded.training()
+    held_out = recorded.training("valid") if config.evaluate_every else None
     terms = terms_from(content["terms"], pairs.winner[0].numel())
     output = Path(content["output"])
-    with DPOTrainer(pipe, pairs, config, terms, folder=output) as trainer:
+    with DPOTrainer(pipe, pairs, config, terms, folder=output, held_out=held_out) as trainer:
         worse = winner_worse(content.get("stop", {}).get("winner_worse", 0))
         grid = content.get("grid")
 
@@ -74,8 +76,8 @@ def run(content: Mapping, device: torch.device | str = "cpu") -> list[Record]:
 
         log = trainer.run(after)
         if rank() == 0 and config.trainable == "lora":
-            tensors = adapter_state(trainer.model, config.adapter)
-            write_atomically(output / "adapter.safetensors", lambda path: save_file(tensors, str(path)))
+            with trainer.averaged():
+                save_lora(output / "adapter.safetensors", pipe, config.adapter)
         elif rank() == 0:
             trainer.model.save_pretrained(str(output / config.model), safe_serialization=True)
     return log

@@ -9,7 +9,9 @@ batch and gradients are averaged: two processes equal one with twice the batch.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -22,11 +24,15 @@ from torch import Tensor, nn
 from labkit.checkpoint import (
     CheckpointError,
     append_log,
+    differing,
+    digest,
     load_optimizer,
+    lock,
     optimizer_tensors,
     read_checkpoint,
     save_checkpoint,
     trim_log,
+    unlock,
 )
 from labkit.diffusion import (
     AdapterError,
@@ -35,6 +41,7 @@ from labkit.diffusion import (
     adapter_names,
     add_lora,
     add_noise,
+    base_fingerprint,
     base_sums,
     check_gradients,
     encode_prompts,
@@ -43,11 +50,14 @@ from labkit.diffusion import (
     to_epsilon,
     unet_output,
     use_adapters,
+    vae_scale_factor,
 )
 from labkit.diffusion.adapters import AdapterSnapshot, adapter_parameters
+from labkit.diffusion.lora_files import adapted_models, read_lora
 from labkit.dpo.config import DPOConfig
-from labkit.dpo.data import PreferencePairs, check_hashes, encode_unique, fingerprints
-from labkit.dpo.equations import epsilon_error
+from labkit.dpo.data import PreferencePairs, active_content, check_hashes, encode_unique, fingerprints
+from labkit.dpo.equations import dpo_logit, epsilon_error, implicit_accuracy
+from labkit.dpo.guard import LossScale, check_spread, report_runaway, runaway
 from labkit.dpo.noise import draw_pairs, rows_of_step
 from labkit.dpo.record import FrozenFlags, Window, observed, update_norm
 from labkit.dpo.terms import PairStep, Term, check_terms
@@ -55,13 +65,17 @@ from labkit.optim import average_gradients, gathered, rank, update, world_size
 
 Record = dict[str, float]
 CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"
+HELD_OUT_DRAWS = 4  # (t, noise) draws of each held-out pair, the same in every look
 
 
 class DPOTrainer:
     """Trains `pipe.unet` (or its text encoder) on preference pairs; `run()` returns the log.
 
     terms: what is minimised, for example [dpo(2500.0), sft(1000.0)]. folder: where checkpoints and the log go; a run
-    resumes from a checkpoint found there. reference: a U-Net to compare with instead of the start of this run.
+    resumes from a checkpoint found there. reference: a U-Net to compare with instead of the start of this run. pairs: a
+    list of `PreferencePairs` trains on several sizes of latents, each step on one of them, in proportion. held_out:
+    pairs that never train, looked at every `config.evaluate_every` steps. start: a LoRA file (`save_lora`) to go on
+    with: the reference "adapter" is then still the base, "copy" is the base with this LoRA.
 
     Afterwards the adapter is active on the model under the name `config.adapter`; `close()` (or leaving the `with`
     block) removes it and restores every flag. For a next stage, `merge_lora` it and make a new trainer.
@@ -72,46 +86,97 @@ class DPOTrainer:
     def __init__(
         self,
         pipe,
-        pairs: PreferencePairs,
+        pairs: PreferencePairs | Sequence[PreferencePairs],
         config: DPOConfig,
         terms: Sequence[Term],
         *,
         folder: str | Path | None = None,
         reference: nn.Module | None = None,
+        held_out: PreferencePairs | Sequence[PreferencePairs] | None = None,
+        start: str | Path | None = None,
     ):
         if config.precision == "auto":
             config = replace(config, precision="bf16" if native_bfloat16(pipe.unet.device) else "fp32")
+        self.sets = (pairs,) if isinstance(pairs, PreferencePairs) else tuple(pairs)
+        self.held_sets = (held_out,) if isinstance(held_out, PreferencePairs) else tuple(held_out or ())
+        self.start = start
         self.pipe, self.pairs, self.config, self.terms = pipe, pairs, config, tuple(terms)
         self.folder = None if folder is None else Path(folder)
         if config.save_every and self.folder is None:
             raise ValueError("save_every is set but there is no folder: give folder=...")
-        shape = tuple(pairs.winner.shape[1:])
-        if shape[0] != pipe.unet.config.in_channels:
-            raise ValueError(f"pairs have {shape[0]} latent channels, the U-Net takes {pipe.unet.config.in_channels}")
+        if not self.sets:
+            raise ValueError("got an empty list of pairs: give at least one PreferencePairs")
+        if bool(config.evaluate_every) != bool(self.held_sets):
+            raise ValueError("held-out pairs and evaluate_every go together: give both or neither")
+        if start is not None and config.trainable == "full":
+            raise ValueError('start is a LoRA to go on with, which needs trainable="lora"')
+        everything = (*self.sets, *self.held_sets)
+        for some in everything:
+            channels = some.winner.shape[1]
+            if channels != pipe.unet.config.in_channels:
+                raise ValueError(
+                    f"pairs have {channels} latent channels, the U-Net takes {pipe.unet.config.in_channels}"
+                )
         if config.t_window[1] > len(pipe.scheduler.alphas_cumprod):
             raise ValueError(f"t_window {config.t_window} leaves the schedule's {len(pipe.scheduler.alphas_cumprod)}")
-        self.needs = check_terms(self.terms, pairs.winner[0].numel())
+        self.needs = [check_terms(self.terms, some.winner[0].numel()) for some in everything][0]
         if config.cached_draws and (self.needs == "predictions" or reference is not None):
             raise ValueError("cached_draws keeps the start's errors only: no statistics term, no other reference")
         self.hashes, self.base_sums = fingerprints(pipe), base_sums(pipe.unet)
-        check_hashes(pairs, self.hashes, ignore=("base",) if config.foreign_pairs else ())
+        for some in everything:
+            check_hashes(some, self.hashes, ignore=("base",) if config.foreign_pairs else ())
+            if "vae" not in some.hashes:  # labkit's own encoding scales
+                check_spread(some)
+        if getattr(pipe, config.model, None) is None:
+            raise ValueError(f"model is {config.model!r}, which this pipeline does not have")
 
-        self.model: nn.Module = pipe.unet if config.model == "unet" else pipe.text_encoder
+        self.model: nn.Module = getattr(pipe, config.model)
         self.before = AdapterSnapshot(self.model)
-        self.conditions, self.row_of_prompt = encode_unique(pipe, pairs.prompts)
+        self.flags_of_others = [
+            (p, p.requires_grad) for m in adapted_models(pipe).values() if m is not self.model for p in m.parameters()
+        ]
+        self.conditions, self.row_of_prompt = encode_unique(pipe, [p for some in everything for p in some.prompts])
         self.others = {name: 1.0 for name in active_adapters(self.model)}  # stay on in the reference
         copied = config.reference == "copy" and config.model == "unet" and reference is None and self.needs != "nothing"
-        self.copy = copy.deepcopy(self.model).requires_grad_(False) if copied else None
-        self.reference = self.copy if copied else reference  # None: the model itself without the new adapter
+        self.given_reference, self.locks, self.recomputed = reference, False, None
+        self.copy = copy.deepcopy(self.model).requires_grad_(False) if copied and start is None else None
+        self.surroundings = self._surroundings()  # of the adapters that are there already
         self.parameters = self._trainable()
+        try:
+            self._prepare(copied)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, copied: bool) -> None:
+        """The rest of the start; what it raises leaves no adapter behind."""
+        config, pipe = self.config, self.pipe
+        if self.start is not None:
+            self._go_on_with(self.start)
+            if copied:
+                self.copy = copy.deepcopy(self.model).requires_grad_(False)
+        self.reference = self.copy if copied else self.given_reference  # None: the model without the new adapter
+        own = {id(p) for p in self.parameters.values()}
+        for model in adapted_models(pipe).values():
+            for parameter in model.parameters():
+                if id(parameter) not in own:
+                    parameter.requires_grad_(False)  # else backward would collect gradients nobody uses
         half = sorted({str(p.dtype) for p in self.parameters.values() if p.dtype != torch.float32})
         if half:
             raise ValueError(f'trainable weights are {half[0]}: load the pipeline in float32, use precision="bf16"')
         self.flags = FrozenFlags(self.model)
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.999)
+        self.optimizer = adam_of(config.optimizer)(
+            list(self.parameters.values()), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.999)
         )
-        self.cache = torch.full((len(pairs), config.cached_draws, 2), torch.nan)  # reference errors of (w, l)
+        self.ema = {name: p.detach().clone() for name, p in self.parameters.items()} if config.ema else {}
+        self.best: dict[str, Tensor] = {}  # weights of the smallest held-out loss
+        self.took_best = False
+        self.best_loss, self.waited, self.first_loss, self.warned = math.inf, 0, None, False
+        self.scale = LossScale() if config.precision == "fp16" else None
+        self.turns: list[tuple[int, int]] = []  # of each step: which set of pairs, and how many steps it had before
+        self.counts = [0] * len(self.sets)
+        n = sum(len(some) for some in self.sets)
+        self.cache = torch.full((n, config.cached_draws, 2), torch.nan)  # reference errors of (w, l)
         self.recomputed = pipe.unet.is_gradient_checkpointing
         switch_checkpointing(pipe.unet, config.checkpointing)
         self.done, self.log = self._resume()
@@ -125,30 +190,95 @@ class DPOTrainer:
         callback: called with each record; returning True stops the run there (early stopping).
         """
         end = self.config.steps if steps is None else min(self.config.steps, self.done + steps)
-        while self.done < end:
+        while self.done < end and not self.stopped:
             begun = time.perf_counter()
-            self.window.add(**self.step(), seconds=time.perf_counter() - begun)
+            numbers = self.step()
+            self.window.add(**numbers, seconds=time.perf_counter() - begun)
             self.done += 1
+            if self.first_loss is None:
+                self.first_loss = float(numbers["loss"].mean())
             if self.done % self.config.log_every and self.done < self.config.steps:
                 continue
             record = {"step": self.done} | self.window.record(self.model_kappa) | {"lr": self.learning_rate(self.done)}
             record |= {"adapter_norm": update_norm(self.model, self.config.adapter, self.parameters, self.copy)}
             self.window = Window()
+            if self.config.evaluate_every and self.done % self.config.evaluate_every == 0:
+                record |= self._look_at_held_out()
             self.log.append(record)
             if rank() == 0 and self.folder is not None:
                 append_log(self.folder / LOG, record)
-                if self.config.save_every and (self.done % self.config.save_every == 0 or self.done == end):
+                if self.config.save_every and (
+                    self.done % self.config.save_every == 0 or self.done == end or self.stopped
+                ):
                     self.save()
+            if not self.warned and runaway(record["loss"], self.first_loss):
+                self.warned = True
+                report_runaway(self.done, record["loss"], self.first_loss, record["lr"], self.config.diverged)
             if callback is not None and callback(record) is True:
                 break
         if self.config.trainable == "lora" and not torch.equal(base_sums(self.pipe.unet), self.base_sums):
             raise AdapterError("the U-Net's base weights changed during training: something else trains them")
+        if self.config.patience and self.best and (self.stopped or self.done == self.config.steps):
+            for name, parameter in self.parameters.items():
+                parameter.data.copy_(self.best[name])
+            self.took_best = True
         return self.log
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the held-out loss has not fallen for `patience` looks."""
+        return bool(self.config.patience) and self.waited >= self.config.patience
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the model has the averaged weights (`config.ema`), afterwards its own again."""
+        average = {} if self.took_best else self.ema  # the best weights are averaged ones already
+        own = {name: self.parameters[name].detach().clone() for name in average}
+        for name, value in average.items():
+            self.parameters[name].data.copy_(value)
+        try:
+            yield
+        finally:
+            for name, value in own.items():
+                self.parameters[name].data.copy_(value)
+
+    @torch.no_grad()
+    def evaluate(self) -> Record:
+        """The held-out pairs on fixed draws, with averaged weights where there are any: mean loss, and the share of
+        pairs whose logit, averaged over the draws, is positive."""
+        first, batches, losses, logits = len(self.cache), [], [], []
+        size = self.config.micro_batch or self.config.batch_size
+        for some in self.held_sets:
+            rows = [(first + i, draw) for i in range(len(some)) for draw in range(HELD_OUT_DRAWS)]
+            batches += [rows[start : start + size] for start in range(0, len(rows), size)]
+            first += len(some)
+        with self.averaged():
+            for rows in batches:
+                step = self.pair_step(rows)
+                losses.append(torch.stack([term(step) for term in self.terms]).sum(0).float().cpu())
+                if step.ref_winner_error is not None:
+                    logits.append(dpo_logit(**step.errors, kappa=self.model_kappa).float().cpu())
+        record = {"held_out_loss": float(torch.cat(losses).mean())}
+        if logits:
+            means = torch.cat(logits).view(-1, HELD_OUT_DRAWS).mean(1)  # [pairs]
+            record["held_out_accuracy"] = float(implicit_accuracy(means))
+        return record
+
+    def _look_at_held_out(self) -> Record:
+        record = self.evaluate()
+        if record["held_out_loss"] < self.best_loss:
+            self.best_loss, self.waited = record["held_out_loss"], 0
+            if self.config.patience:
+                with self.averaged():
+                    self.best = {name: p.detach().clone() for name, p in self.parameters.items()}
+        else:
+            self.waited += 1
+        return record
 
     def step(self) -> dict[str, Tensor]:
         """One update; returns per-pair numbers [B] of this process (see `Window`)."""
         config = self.config
-        rows = rows_of_step(self.done, config.batch_size * world_size(), len(self.pairs), config.seed)
+        rows = self._rows(self.done, config.batch_size * world_size())
         rows = rows[rank() * config.batch_size : (rank() + 1) * config.batch_size]
         size = config.micro_batch or len(rows)
         parts = []
@@ -156,26 +286,39 @@ class DPOTrainer:
             step = self.pair_step(rows[start : start + size])
             losses = {term.name: term(step) for term in self.terms}  # [B] each
             total = torch.stack(list(losses.values())).sum(0)  # [B]
-            (total.sum() / len(rows)).backward()  # a short last micro-batch counts by its size
+            mean = total.sum() / len(rows)  # a short last micro-batch counts by its size
+            (mean if self.scale is None else mean * self.scale.scale).backward()
             parts.append({"loss": total, **losses, **observed(step)})
         average_gradients(list(self.parameters.values()))
+        joined = {k: torch.cat([p[k].detach().float().cpu() for p in parts]) for k in parts[0]}
+        if self.scale is not None:
+            finite = self.scale.unscale(list(self.parameters.values()))
+            joined["skipped"] = torch.tensor([float(not finite)])
+            if not finite:
+                return gathered(joined) | {"gradient_norm": torch.zeros(1)}
         check_gradients(self.parameters)
         self.flags.check()
         norm = update(self.optimizer, lr=self.learning_rate(self.done + 1), clip=config.clip)
-        joined = {k: torch.cat([p[k].detach().float().cpu() for p in parts]) for k in parts[0]}
+        decay = min(config.ema, (1 + self.done) / (10 + self.done))
+        for name, average in self.ema.items():
+            average.lerp_(self.parameters[name].detach(), 1 - decay)
         return gathered(joined) | {"gradient_norm": norm.detach().float().cpu().reshape(1)}
 
     def pair_step(self, rows: Sequence[tuple[int, int]]) -> PairStep:
-        """Policy (with gradient) and reference on some (pair, epoch) rows."""
+        """Policy (with gradient) and reference on some (pair, epoch) rows of one set; pairs are numbered through all
+        sets, the held-out one last."""
         config, device = self.config, self.pipe.unet.device
-        k = config.cached_draws
+        data, first = self._set_of(rows[0][0])
+        trains = rows[0][0] < len(self.cache)  # else it is held out
+        k = config.cached_draws if trains else 0
         rows = [(pair, epoch % k if k else epoch) for pair, epoch in rows]
         index = [pair for pair, _ in rows]
-        draws = draw_pairs(rows, self.pairs.winner.shape[1:], seed=config.seed, t_window=config.t_window)
-        dropped = draws.uniform < config.prompt_dropout  # [B]
+        own = [pair - first for pair in index]  # inside its set
+        draws = draw_pairs(rows, data.winner.shape[1:], seed=config.seed, t_window=config.t_window)
+        dropped = draws.uniform < (config.prompt_dropout if trains else 0.0)  # [B]
         noise, t = draws.noise.to(device), draws.t.to(device)
         alphas = self.pipe.scheduler.alphas_cumprod.to(device)
-        clean = torch.cat([self.pairs.winner[index], self.pairs.loser[index]]).to(device, torch.float32)  # [2B, ...]
+        clean = torch.cat([data.winner[own], data.loser[own]]).to(device, torch.float32)  # [2B, ...]
         x_t, t2 = add_noise(clean, torch.cat([noise, noise]), torch.cat([t, t]), alphas), torch.cat([t, t])
         b = len(rows)
 
@@ -193,15 +336,60 @@ class DPOTrainer:
             known |= {"ref_winner_pred": ref[:b], "ref_loser_pred": ref[b:]}
             if k:
                 self.cache[index, [draw for _, draw in rows]] = error.view(2, b).T.float().cpu()
-        conditions = self._conditions(index, dropped, live=config.model == "text_encoder")
+        conditions = self._conditions(index, dropped, live=config.model != "unet")
         prediction = self._epsilon(self.pipe.unet, x_t, t2, conditions, alphas)
-        margin = None if self.pairs.margin is None else self.pairs.margin[index].to(device, torch.float32)
+        margin = None if data.margin is None else data.margin[own].to(device, torch.float32)
         return PairStep(
             winner_pred=prediction[:b], loser_pred=prediction[b:], noise=noise, t=t, alphas_cumprod=alphas,
             margin=margin, **known,
         )  # fmt: skip
 
     # ---- parts --------------------------------------------------------------------------------------------------
+
+    def _rows(self, step: int, size: int) -> list[tuple[int, int]]:
+        """(pair, epoch) of a step: all of one set, the sets in turn by the number of their pairs."""
+        lengths = [len(some) for some in self.sets]
+        while len(self.turns) <= step:
+            due = [(len(self.turns) + 1) * n / sum(lengths) - c for n, c in zip(lengths, self.counts, strict=True)]
+            chosen = max(range(len(due)), key=due.__getitem__)
+            self.turns.append((chosen, self.counts[chosen]))
+            self.counts[chosen] += 1
+        chosen, number = self.turns[step]
+        first = sum(lengths[:chosen])
+        rows = rows_of_step(number, size, lengths[chosen], self.config.seed)
+        return [(first + pair, epoch) for pair, epoch in rows]
+
+    def _set_of(self, pair: int) -> tuple[PreferencePairs, int]:
+        """The set with a pair, and the number of its first pair."""
+        first = 0
+        for some in (*self.sets, *self.held_sets):
+            if pair < first + len(some):
+                return some, first
+            first += len(some)
+        raise IndexError(f"pair {pair} of {first}")
+
+    def _go_on_with(self, path: str | Path) -> None:
+        """Copy a LoRA file into the fresh adapter."""
+        models, alphas = read_lora(path)
+        tensors = models.get(self.config.model, {})
+        named = {key.replace(f".{self.config.adapter}.weight", ".weight"): p for key, p in self.parameters.items()}
+        odd = sorted(set(named) ^ set(tensors)) or [k for k, p in named.items() if p.shape != tensors[k].shape]
+        if odd:
+            raise AdapterError(
+                f"{path} does not fit this run ({len(odd)} tensors, first: {odd[0]}): give the file's rank and targets"
+            )
+        for key, parameter in named.items():
+            layer, _, kind = key.removesuffix(".weight").rpartition(".")
+            rescaled = alphas[f"{self.config.model}.{layer}"] / self.config.rank if kind == "lora_B" else 1.0
+            parameter.data.copy_(tensors[key] * rescaled)
+
+    def _surroundings(self) -> dict[str, str]:
+        """What else decides the numbers: the adapters that are active already with their scales, another reference."""
+        found = {f"adapters of {name}": active_content(model) for name, model in adapted_models(self.pipe).items()}
+        reference = self.given_reference
+        if reference is not None:
+            found["reference model"] = base_fingerprint(reference) + active_content(reference)
+        return found
 
     def _trainable(self) -> dict[str, nn.Parameter]:
         config = self.config
@@ -222,9 +410,15 @@ class DPOTrainer:
     def _conditions(self, index: Sequence[int], dropped: Tensor, *, live: bool) -> PromptConditions:
         """Text conditions of the 2B rows [w; l]; a dropped prompt is the empty one. live: through the text encoder."""
         if live:
-            conditions = encode_prompts(self.pipe, [self.pairs.prompts[i] for i in index])
+            sets = [self._set_of(i) for i in index]
+            conditions = encode_prompts(
+                self.pipe, [data.prompts[i - first] for i, (data, first) in zip(index, sets, strict=True)]
+            )
         else:
             conditions = self.conditions.select([self.row_of_prompt[i] for i in index])
+        if conditions.time_ids is not None:
+            ids = self._time_ids(index).to(conditions.time_ids)
+            conditions = replace(conditions, time_ids=ids)
         if bool(dropped.any()):
             mask = dropped.to(conditions.cond.device)
             cond = torch.where(mask[:, None, None], conditions.uncond, conditions.cond)
@@ -234,16 +428,33 @@ class DPOTrainer:
             conditions = replace(conditions, cond=cond, pooled=pooled)
         return conditions.select([*range(len(index))] * 2)
 
+    def _time_ids(self, index: Sequence[int]) -> Tensor:
+        """SDXL's size conditions [B, 6] of some pairs, in pixels."""
+        found = []
+        for i in index:
+            data, first = self._set_of(i)
+            if data.time_ids is not None:
+                found.append(data.time_ids[i - first].float())
+            else:
+                height, width = (vae_scale_factor(self.pipe) * side for side in data.winner.shape[2:])
+                found.append(torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32))
+        return torch.stack(found)
+
     def _epsilon(self, unet, x_t: Tensor, t: Tensor, conditions: PromptConditions, alphas: Tensor) -> Tensor:
         """Predicted noise [2B, C, h, w], float32, whatever the network predicts."""
-        half = self.config.precision == "bf16"
-        with torch.autocast(x_t.device.type, torch.bfloat16) if half else nullcontext():
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision)
+        with torch.autocast(x_t.device.type, half) if half else nullcontext():
             output = unet_output(unet, x_t, t, conditions)
         return to_epsilon(output.float(), x_t, t, alphas, self.pipe.scheduler.config.prediction_type)
 
     def learning_rate(self, step: int) -> float:
         """Of update number `step`, from 1."""
-        return self.config.lr * min(1.0, step / max(1, self.config.warmup))
+        config = self.config
+        rise = min(1.0, step / max(1, config.warmup))
+        if config.schedule == "constant":
+            return config.lr * rise
+        passed = max(0, step - 1 - config.warmup) / max(1, config.steps - config.warmup)
+        return config.lr * rise * 0.5 * (1 + math.cos(math.pi * min(1.0, passed)))
 
     @property
     def model_kappa(self) -> float:
@@ -254,33 +465,55 @@ class DPOTrainer:
 
     def _identity(self) -> dict[str, object]:
         """What must be equal for a resume: everything but the number of steps and how often to log or save."""
-        config = {k: v for k, v in asdict(self.config).items() if k not in ("steps", "log_every", "save_every")}
+        free = {"steps", "log_every", "save_every", "diverged"} - (
+            {"steps"} if self.config.schedule == "cosine" else set()
+        )
+        config = {k: v for k, v in asdict(self.config).items() if k not in free}
         terms = [[t.name, dict(t.settings)] for t in self.terms]
-        return {**config, "terms": terms, "pairs": len(self.pairs), "processes": world_size(), **self.hashes}
+        contents = {"pairs": [some.content() for some in self.sets]}
+        contents["held-out pairs"] = [some.content() for some in self.held_sets]
+        if self.start is not None:
+            models, alphas = read_lora(self.start)
+            flat = {f"{m}.{k}": v for m, tensors in models.items() for k, v in tensors.items()}
+            contents["start"] = hashlib.sha256(json.dumps([digest(flat), alphas], sort_keys=True).encode()).hexdigest()
+        return {**config, "terms": terms, **contents, "processes": world_size(), **self.hashes, **self.surroundings}
 
     def save(self) -> None:
         """Write a checkpoint now. Raises CheckpointError if the disk does not take it."""
         optimizer, reference = optimizer_tensors(self.optimizer), {"errors": self.cache}
         groups = {"weight": self.parameters, "optimizer": optimizer, "reference": reference}
-        save_checkpoint(self.folder / CHECKPOINT, groups, step=self.done, identity=self._identity())
+        groups |= {"ema": self.ema, "best": self.best}
+        kept = {"first_loss": self.first_loss, "best_loss": self.best_loss, "waited": self.waited}
+        kept["scale"] = None if self.scale is None else [self.scale.scale, self.scale.good]
+        save_checkpoint(self.folder / CHECKPOINT, groups, step=self.done, identity=self.identity, kept=kept)
 
     def _resume(self) -> tuple[int, list[Record]]:
         """Steps done and their log: from the folder's checkpoint, which must be of this run, or from the start."""
         if self.folder is None:
             return 0, []
+        if rank() == 0:
+            lock(self.folder)
+            self.locks = True
+        self.identity = self._identity()  # hashes all pairs: once
         path, done = self.folder / CHECKPOINT, 0
         if path.exists():
             groups, state = read_checkpoint(path)
-            stored, present = state["identity"], json.loads(json.dumps(self._identity()))
-            differing = sorted(k for k in stored | present if stored.get(k) != present.get(k))
-            if differing:
+            odd = differing(state["identity"], self.identity)
+            if odd:
                 raise CheckpointError(
-                    f"{path} belongs to another run, which differs in {', '.join(differing)}: choose a new folder"
+                    f"{path} belongs to another run, which differs in {', '.join(odd)}: choose a new folder"
                 )
             for name, parameter in self.parameters.items():
                 parameter.data.copy_(groups["weight"][name])
             load_optimizer(self.optimizer, groups["optimizer"])
             self.cache.copy_(groups["reference"]["errors"])
+            for name, average in self.ema.items():
+                average.copy_(groups["ema"][name])
+            self.best = {k: v.to(self.pipe.unet.device) for k, v in groups.get("best", {}).items()}
+            kept = state["kept"]
+            self.first_loss, self.best_loss, self.waited = kept["first_loss"], kept["best_loss"], kept["waited"]
+            if self.scale is not None:
+                self.scale.scale, self.scale.good = kept["scale"]
             done = state["step"]
         return done, trim_log(self.folder / LOG, done) if rank() == 0 else []
 
@@ -289,7 +522,13 @@ class DPOTrainer:
         if self.config.trainable == "lora" and self.config.adapter in adapter_names(self.model):
             remove_lora(self.model, self.config.adapter)
         self.before.restore()
-        switch_checkpointing(self.pipe.unet, self.recomputed)
+        for parameter, flag in self.flags_of_others:
+            parameter.requires_grad_(flag)
+        if self.recomputed is not None:
+            switch_checkpointing(self.pipe.unet, self.recomputed)
+        if self.locks:
+            unlock(self.folder)
+            self.locks = False
 
     def __enter__(self) -> DPOTrainer:
         return self
@@ -301,3 +540,14 @@ class DPOTrainer:
 def switch_checkpointing(unet, on: bool) -> None:
     """Gradient checkpointing of a U-Net on or off."""
     unet.enable_gradient_checkpointing() if on else unet.disable_gradient_checkpointing()
+
+
+def adam_of(optimizer: str) -> Callable[..., torch.optim.Optimizer]:
+    """The optimizer's class. Raises ValueError if bitsandbytes is asked for and not installed."""
+    if optimizer == "adamw":
+        return torch.optim.AdamW
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError:
+        raise ValueError('optimizer "adamw8bit" needs bitsandbytes: install it, or use "adamw"') from None
+    return AdamW8bit

@@ -112,7 +112,10 @@ def train_clip(
         return total, numbers | {f"asked.{k}": v.item() for k, v in asked.items()}
 
     config = LoopConfig(steps=steps, lr=lr, ema=0.995, weight_decay=0.05, warmup=min(200, steps // 5), decay=0.6)
-    ema = run("clip", clip, loss, config, folder, evaluate=_evaluation(tokenizer, validation), evaluate_every=250)
+    ema = run(
+        "clip", clip, loss, config, folder, evaluate=_evaluation(tokenizer, validation), evaluate_every=250,
+        data={"images": torch.from_numpy(images)},
+    )  # fmt: skip
     clip.load_state_dict(ema)
     return clip.eval()
 
@@ -168,7 +171,14 @@ def train_image_tower(
 
     config = LoopConfig(steps=steps, lr=1e-3, ema=0.995, weight_decay=0.05, warmup=100, decay=0.6, seed=1)
     ema = run(
-        "clip images", clip, loss, config, folder, evaluate=_evaluation(tokenizer, validation), evaluate_every=250
+        "clip images",
+        clip,
+        loss,
+        config,
+        folder,
+        evaluate=_evaluation(tokenizer, validation),
+        evaluate_every=250,
+        data={"images": torch.from_numpy(images)},
     )
     clip.load_state_dict(ema)
     return clip.eval()

@@ -13,10 +13,12 @@ average their gradients
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -24,7 +26,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from labkit.checkpoint import append_log, load_optimizer, optimizer_tensors, read_checkpoint, trim_log
+from labkit.checkpoint import (
+    CheckpointError,
+    append_log,
+    differing,
+    digest,
+    load_optimizer,
+    locked,
+    optimizer_tensors,
+    read_checkpoint,
+    trim_log,
+)
 from labkit.checkpoint import save_checkpoint as write_checkpoint
 from labkit.files import write_atomically
 from labkit.optim import average_gradients, rank, update, world_size
@@ -76,19 +88,35 @@ class Optimizer:
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, ema: dict[str, Tensor], optimizer: Optimizer | None, step: int, fresh: int = 0
+    path: Path,
+    model: nn.Module,
+    ema: dict[str, Tensor],
+    optimizer: Optimizer | None,
+    step: int,
+    fresh: int = 0,
+    identity: Mapping[str, object] | None = None,
 ) -> None:
     """Write weights, EMA and optimizer state after ``step`` steps; ``fresh`` is the step at which the optimizer was
-    new."""
+    new, ``identity`` what a run must have in common with this one to go on from here."""
     state = {} if optimizer is None else optimizer_tensors(optimizer.adamw)
     groups = {"model": model.state_dict(), "ema": ema, "optimizer": state}
-    write_checkpoint(path, groups, step=step, fresh=fresh)
+    write_checkpoint(path, groups, step=step, fresh=fresh, **({} if identity is None else {"identity": identity}))
 
 
-def load_checkpoint(path: Path, model: nn.Module, ema: dict[str, Tensor], optimizer: Optimizer) -> tuple[int, int]:
+def load_checkpoint(
+    path: Path,
+    model: nn.Module,
+    ema: dict[str, Tensor],
+    optimizer: Optimizer,
+    identity: Mapping[str, object] | None = None,
+) -> tuple[int, int]:
     """Restore in place and return the step to go on with and the step at which the optimizer was new (a checkpoint
-    that was rebuilt from published weights has no optimizer state: the learning rate warms up again from there)."""
+    that was rebuilt from published weights has no optimizer state: the learning rate warms up again from there).
+
+    Raises CheckpointError for a checkpoint of a run with another ``identity`` (rebuilt ones have none)."""
     groups, state = read_checkpoint(path)
+    if identity is not None and "identity" in state and (odd := differing(state["identity"], identity)):
+        raise CheckpointError(f"{path} belongs to another run, which differs in {', '.join(odd)}: choose a new folder")
     model.load_state_dict(groups["model"])
     ema.update(groups.get("ema", {}))
     if "optimizer" in groups:
@@ -106,18 +134,51 @@ def run(
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
     evaluate_every: int = 0,
     keep: tuple[int, ...] = (),
+    data: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Train ``model`` and return its EMA state dict; resumes from ``folder`` when a checkpoint is there.
 
     Args:
         loss: ``(step, generator) -> (scalar loss, numbers for the log)``.
         keep: steps after which the EMA weights are also saved as ``ema-STEP.safetensors``.
+        data: what it is trained on, by name: a checkpoint of other data is refused.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or of another run, or another process trains in this folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder) if rank() == 0 else nullcontext():
+        return _run(
+            name, model, loss, config, folder, evaluate, evaluate_every, keep, run_identity(name, model, config, data)
+        )
+
+
+def run_identity(
+    name: str, model: nn.Module, config: LoopConfig, data: Mapping[str, Tensor] | None
+) -> dict[str, object]:
+    """What decides the numbers of a run but the number of its steps: shapes, settings and the content of the data."""
+    settings = {k: v for k, v in asdict(config).items() if k not in ("steps", "save_seconds")}
+    shapes = sorted(f"{key} {tuple(value.shape)}" for key, value in model.state_dict().items())
+    model_hash = hashlib.sha256("\n".join(shapes).encode()).hexdigest()
+    contents = {f"data.{key}": digest({key: value}) for key, value in (data or {}).items()}
+    return {"name": name, "model": model_hash, "processes": world_size(), **settings, **contents}
+
+
+def _run(
+    name: str,
+    model: nn.Module,
+    loss: Callable[[int, torch.Generator], tuple[Tensor, dict[str, float]]],
+    config: LoopConfig,
+    folder: Path,
+    evaluate: Callable[[nn.Module], dict[str, float]] | None,
+    evaluate_every: int,
+    keep: tuple[int, ...],
+    identity: dict[str, object],
+) -> dict[str, Tensor]:
     checkpoint, log = folder / "checkpoint.safetensors", folder / "log.jsonl"
     optimizer = Optimizer(model, config)
     ema = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    start, fresh = load_checkpoint(checkpoint, model, ema, optimizer) if checkpoint.exists() else (0, 0)
+    start, fresh = load_checkpoint(checkpoint, model, ema, optimizer, identity) if checkpoint.exists() else (0, 0)
     first, world = rank() == 0, world_size()
     if first:
         trim_log(log, start)
@@ -168,6 +229,6 @@ def run(
                 lambda p: save_file({k: v.contiguous() for k, v in ema.items()}, str(p)),
             )
         if done == config.steps or time.monotonic() - saved > config.save_seconds:
-            save_checkpoint(checkpoint, model, ema, optimizer, done, fresh)
+            save_checkpoint(checkpoint, model, ema, optimizer, done, fresh, identity)
             saved = time.monotonic()
     return ema

@@ -64,6 +64,7 @@ def train_reader(
         losses = {name: F.cross_entropy(logits[name], targets[name][index]) for name in logits}
         return sum(losses.values()), {"loss": sum(v.item() for v in losses.values())}
 
-    ema = run("reader", reader, loss, LoopConfig(steps=steps, lr=2e-3, ema=0.995, weight_decay=0.02), folder)
+    data = {"images": torch.from_numpy(images)}
+    ema = run("reader", reader, loss, LoopConfig(steps=steps, lr=2e-3, ema=0.995, weight_decay=0.02), folder, data=data)
     reader.load_state_dict(ema)
     return reader.eval()

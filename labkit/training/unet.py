@@ -175,7 +175,8 @@ def train_unet(
         value = (timestep_weight[t] * error).mean()
         return value, {"mse": mse.mean().item(), "weighted": value.item()}
 
-    ema = run("unet", unet, loss, config, folder)
+    data = {"latents": latents, "texts": conditions.states, "empty": conditions.empty}
+    ema = run("unet", unet, loss, config, folder, data=data)
     unet.load_state_dict(ema)
     return unet.eval()
 

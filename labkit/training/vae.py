@@ -73,7 +73,14 @@ def train_vae(
 
     config = LoopConfig(steps=steps, lr=lr, ema=0.998, weight_decay=0.0, decay=0.4)
     ema = run(
-        "vae", vae, loss, config, folder, evaluate=lambda m: {"psnr": psnr(m, validation[:128])}, evaluate_every=500
+        "vae",
+        vae,
+        loss,
+        config,
+        folder,
+        evaluate=lambda m: {"psnr": psnr(m, validation[:128])},
+        evaluate_every=500,
+        data={"images": pixels},
     )
     vae.load_state_dict(ema)
     return normalise_latents(
@@ -120,7 +127,14 @@ def train_decoder(
 
     config = LoopConfig(steps=steps, lr=1e-3, ema=0.998, weight_decay=0.0, decay=0.5, seed=1)
     ema = run(
-        "decoder", vae, loss, config, folder, evaluate=lambda m: {"psnr": psnr(m, validation)}, evaluate_every=500
+        "decoder",
+        vae,
+        loss,
+        config,
+        folder,
+        evaluate=lambda m: {"psnr": psnr(m, validation)},
+        evaluate_every=500,
+        data={"images": torch.from_numpy(images), "latents": latents},
     )
     vae.load_state_dict(ema)
     return vae.eval()

@@ -238,6 +238,48 @@ lab.reveal("vary", "open" if spread > 0.02 else "nothing")
 # **図から読み取れること。** 指定した属性の値は、ほぼすべての画像で1種類です。ほかの属性の値は何種類もあります。画像の下の数値は、自分の関数で求めた忠実度です。**理由。** モデルにとって「a happy person」は笑顔のポートレート全体を指し、シードがその中から1枚を選びます。**何を変えればよいか。** 言葉です。属性を1つ指定するごとに、自由度が1つ減ります。この教材で、プロンプトがどの属性を指定していないかを必ず示すのはこのためです。*未指定の*属性を変える
 # 手法は、誰も頼んでいないものを変えたのかもしれません。
 
+# %% [markdown] lang="en" uid="left" pair="c9a80d57"
+# ### How much does a prompt leave to chance?
+#
+# One number says how free a prompt is: how many different portraits would fit it. If two attributes are open, one with 3 values and one with 5, any of the 3 may meet any of the 5. Write `portraits_left(named, choices)`: `named` is a set of attribute names, `choices` a dictionary from each attribute to its values. By hand: with x of 2 values and y of 3, a caption that
+# names x fits 3 portraits.
+
+# %% [markdown] lang="ja" uid="left" pair="6aaadc31"
+# ### プロンプトはどれだけを偶然に任せるか
+#
+# プロンプトの自由さは、1つの数で表せます。当てはまるポートレートが何通りあるかです。未指定の属性が2つあり、値が3個と5個なら、3個のどれもが5個のどれとも組み合わさります。`portraits_left(named, choices)` を書いてください。`named` は属性名の集合、`choices` は属性から値の一覧への辞書です。手計算の例: xの値が2個、yの値が3個のとき、
+# xを指定したキャプションに当てはまるのは3通りです。
+
+
+# %% uid="portraits-left" tags=["exercise"] exercise="portraits_left"
+import math
+
+
+def portraits_left(named, choices):
+    """en: Number of different portraits that fit a caption which names these attributes.
+    ja: これらの属性を指定したキャプションに当てはまるポートレートが、何通りあるかを返します。
+    """
+    # BEGIN SOLUTION
+    return math.prod(len(values) for name, values in choices.items() if name not in named)
+    # END SOLUTION
+
+
+# %% uid="portraits-left-check" tags=["check"]
+lab.check("portraits_left")
+portraits_left = lab.use("portraits_left")
+
+# %% uid="portraits-left-use"
+growing = {"mood": "happy", "hair_color": "red", "glasses": "glasses", "style": specs[0].style}
+for k in range(len(growing) + 1):
+    asked = describe(dict(list(growing.items())[:k])) if k else describe({})
+    print(t("l00.left", words=asked.text, count=portraits_left(asked.named, ATTRIBUTES)))
+
+# %% [markdown] lang="en" uid="left-reading" pair="20c3c816"
+# **Reading.** Each named attribute divides the number by its values, and with four of nine named, thousands are still left. A seed picks one of them. Nobody has ever looked at all of them, neither you nor whoever trained the model. (A few cannot be drawn: bald heads have no colour.)
+
+# %% [markdown] lang="ja" uid="left-reading" pair="42dddef5"
+# **結果の読み方。** 属性を1つ指定するたびに、その値の個数で割った数になります。9個のうち4個を指定しても、まだ数千通り残っています。シードは、その中から1つを選びます。すべてを見た人は、あなたも、モデルを学習させた人も含めて、誰もいません(スキンヘッドには髪の色がないなど、描けない組み合わせも少しあります)。
+
 # %% uid="widget" tags=["widget"]
 from labkit.figures.widgets import choice, explore
 
@@ -265,7 +307,7 @@ explore(
     },
 )
 
-# %% [markdown] lang="en" uid="gaps" pair="f762d8f2"
+# %% [markdown] lang="en" uid="gaps" pair="50a3d7c6"
 # **Reading.** The seeds stay the same, so what changes when you choose is due to your words.
 #
 # ## 5. What the data never showed
@@ -283,7 +325,7 @@ explore(
 # 知らない単語は簡単に見つかります。もっと気付きにくい欠落があります。単語はすべて知っているのに、*組み合わせ*が一度も現れなかった場合です。学習データからは、4つの組み合わせを意図的に除いてあります。別々にしか見たことのないものを、モデルが組み合わせられるかどうかを調べるためです。どの4つでしょうか。データが教えてくれます。
 #
 # *考え方。* 2つの値が互いに無関係なら、$N$ 枚のうち一方が $n_v$ 枚、もう一方が $n_w$ 枚あるとき、両方を持つものは約 $n_v n_w / N$ 枚です。10枚以上あるはずなのに1枚もなければ、誰かが除いたと考えられます。`missing_pairs(rows, at_least)` を書いてください。`rows` は、属性から値への辞書のリストです。*異なる*2つの属性(辞書の順)の組 `((属性, 値), (属性, 値))` のうち、期待される枚数が
-# `at_least` 以上なのに一度も同時に現れないものを、すべて返します。手計算の例: 4行のうち2行が x = 1、残りの2行が y = 1 なら、両方を持つ行の期待値は $2\cdot 2/4 = 1$ ですが、実際は0行です。したがって、この組は `at_least=1` なら欠けており、2なら欠けているとはいえません。このレッスンで最も難しい課題です(4/5)。ヒントも使ってください。
+# `at_least` 以上なのに一度も同時に現れないものを、すべて返します。手計算の例: 4行のうち2行が x = 1、残りの2行が y = 1なら、両方を持つ行の期待値は $2\cdot 2/4 = 1$ ですが、実際は0行です。したがって、この組は `at_least=1` なら欠けており、2なら欠けているとはいえません。このレッスンで最も難しい課題です(4/5)。ヒントも使ってください。
 
 
 # %% uid="missing-pairs" tags=["exercise"] exercise="missing_pairs"
@@ -359,15 +401,44 @@ else:
     print(t("l00.attack", score=sum(scores) / len(scores), names=len(order.named)))
 image_grid(made, columns=4, title=order.text, scores=scores)
 
-# %% [markdown] lang="en" uid="machine" pair="0537bf0d"
-# **Reading.** A single low picture is chance; a low mean over eight seeds is a finding. Lesson 02 says how many pictures such a sentence needs.
+# %% [markdown] lang="en" uid="which" pair="504a89d2"
+# **Reading.** A single low picture is chance; a low mean over eight seeds is a finding. Lesson 02 says how many pictures such a sentence needs. But a mean says *how much* is wrong and hides *what*. Take it apart: write `misses(named, asked, reads)`, a dictionary from each named attribute to the share of the pictures in which it is wrong; `reads` has one dictionary per picture.
+# By hand: one attribute, wrong in one of four pictures, gives 0.25.
+
+# %% [markdown] lang="ja" uid="which" pair="ee9a54ee"
+# **図の読み方。** 1枚だけ値が低いのは偶然かもしれません。8つのシードの平均が低ければ発見です。このように主張するのに何枚必要かは、レッスン02で学びます。ただし、平均から分かるのは*どれだけ*間違えたかで、*何を*間違えたかは隠れています。そこで内訳を調べます。`misses(named, asked, reads)` を書いてください。指定した属性から、それが間違っている画像の割合への辞書を返します。
+# `reads` は、画像1枚につき辞書1つのリストです。手計算の例: ある属性が4枚中1枚で間違っていれば0.25です。
+
+
+# %% uid="misses" tags=["exercise"] exercise="misses"
+def misses(named, asked, reads):
+    """en: Per named attribute the share of the pictures in which it is not as asked: dictionary of floats.
+    ja: 指定した属性ごとに、注文と違っている画像の割合を、辞書で返します。
+    """
+    # BEGIN SOLUTION
+    return {name: sum(read[name] != asked[name] for read in reads) / len(reads) for name in named}
+    # END SOLUTION
+
+
+# %% uid="misses-check" tags=["check"]
+lab.check("misses")
+misses = lab.use("misses")
+
+# %% uid="misses-use"
+if tier != "gpu":
+    found = misses(order.named, attack, reader.describe(made))
+    for name in sorted(found, key=found.get, reverse=True):
+        print(t("l00.missed", attribute=attribute_name(name, lang), share=found[name]))
+
+# %% [markdown] lang="en" uid="machine" pair="ac6ad8f2"
+# **Reading.** The errors are not spread evenly: some attributes are never wrong, others carry the whole loss. That is the first thing to ask of any score in this course. In lesson 04 an average over nine attributes would hide the main result.
 #
 # ## 7. Is this machine ready?
 #
 # The next cell looks at Python, packages, GPU, fonts and disk; each problem comes with what to do about it. The one after it measures how long a first picture takes from a cold start: a fresh Python process imports everything, loads the model and paints.
 
-# %% [markdown] lang="ja" uid="machine" pair="6b620590"
-# **図の読み方。** 1枚だけ値が低いのは偶然かもしれません。8つのシードの平均が低ければ発見です。このように主張するのに何枚必要かは、レッスン02で学びます。
+# %% [markdown] lang="ja" uid="machine" pair="d3e8cb73"
+# **結果の読み方。** 間違いは均等には起きません。一度も間違えない属性もあれば、減点のすべてを占める属性もあります。この教材でどんな得点を見るときも、まず内訳を尋ねてください。レッスン04では、9属性の平均だけを見ると、主な結果が隠れてしまいます。
 #
 # ## 7. 環境の確認
 #

@@ -85,7 +85,7 @@ strips({t("l01.held"): list(held), t("l01.guess"): list(guess)}, title=sentence)
 # %% uid="add-noise" tags=["exercise"] exercise="add_noise"
 def add_noise(x0, noise, alpha_bar):
     """en: x_t from x0 and noise of the same shape, at a level given by one number.
-    ja: x0 と、同じ形の noise から x_t を作ります。alpha_bar は1つの数です。
+    ja: x0と、同じ形の noise から x_t を作ります。alpha_bar は1つの数です。
     """
     # BEGIN SOLUTION
     return alpha_bar**0.5 * x0 + (1 - alpha_bar) ** 0.5 * noise
@@ -504,29 +504,50 @@ def guided_pictures(scale):
 
 explore(guided_pictures, {"scale": slider(t("l01.guidance_scale"), 1.0, 10.0, 3.0, 0.5)})
 
-# %% [markdown] lang="en" uid="scale-reading" pair="7b9b7cff"
+# %% [markdown] lang="en" uid="scale-reading" pair="f60a1ca6"
 # **What you see.** From 1 to 3 faithfulness rises, from about .94 to .99, and then it is flat; variety falls over the same stretch and hardly any further. **Why.** Once all named attributes are unmistakable, more pushing has nothing left to win. **What would change it.** The captions: where a prompt names little, there is little to win. Move the slider to 10: colours saturate, and outlines become hard. That is the overshoot of the line. The scale 3 of the other lessons is
 # the knee of this curve, not a law. And mark the unit of the bands, *prompts*: lesson 02 explains why not pictures.
 
 # %% [markdown] lang="ja" uid="scale-reading" pair="092112e5"
-# **図から読み取れること。** 忠実度は1から3で約.94から.99に上がり、その後は横ばいです。多様性も同じ範囲で下がり、その先はほとんど変わりません。**理由。** 指定した属性がすべて紛れのないものになれば、それ以上押しても得るものがありません。**何を変えるとどうなるか。** 指定の少ないプロンプトでは、得られるものも少なくなります。スライダーを10まで動かすと、色が飽和し、輪郭が硬くなります。数直線で見た行き過ぎです。ほかのレッスンで使う
+# **図から読み取れること。** 忠実度は1から3で約0.94から0.99に上がり、その後は横ばいです。多様性も同じ範囲で下がり、その先はほとんど変わりません。**理由。** 指定した属性がすべて紛れのないものになれば、それ以上押しても得るものがありません。**何を変えるとどうなるか。** 指定の少ないプロンプトでは、得られるものも少なくなります。スライダーを10まで動かすと、色が飽和し、輪郭が硬くなります。数直線で見た行き過ぎです。ほかのレッスンで使う
 # スケール3は、この曲線の曲がり角であって、法則ではありません。帯の単位が*プロンプト*であることにも注意してください。なぜ画像ではないのかは、レッスン02で説明します。
 
-# %% [markdown] lang="en" uid="attention" pair="75be8984"
+# %% [markdown] lang="en" uid="attention" pair="09b32082"
 # ## 6. Where attention looks
 #
 # The U-Net must know two things that convolutions alone do not tell it: which words belong to which place, and which places belong together. Both are **attention**. Each place asks with a *query* $q$, each source offers a *key* $k$ and a *value* $v$, and the answer is a mean of the values with the weights $\mathrm{softmax}(q\cdot k/\sqrt d)$, $d$ being the length of a key. In **cross-attention** the keys
 # come from the words. In **self-attention** they come from the other places of the same picture; FABRIC (lesson 04) puts the places of *another* picture beside them.
 #
-# `Recorder` below computes what the original layer does and keeps the weights. It is put in, used once, and taken out again. That is how every method of lesson 04 gets into the network, so read it line by line. Before you run it: where will "glasses" look, and where the clothes?
+# Write the weights, `attention_weights(query, key)`: all queries of a picture against all keys, each row a set of shares that add up to 1. By hand: one query 1 and two keys $\ln 3$ and 0 (of length $d = 1$) give 0.75 and 0.25. Common mistakes: no root of $d$, and a softmax over the queries.
 
-# %% [markdown] lang="ja" uid="attention" pair="ad46f1bb"
+# %% [markdown] lang="ja" uid="attention" pair="ebb16500"
 # ## 6. 注意はどこを見ているか
 #
 # U-Netには、畳み込みだけでは分からないことが2つあります。どの単語がどの場所に対応するのか、どの場所とどの場所が関係するのか、です。どちらも**注意**(アテンション)が担います。各場所が*クエリ* $q$ で問い合わせ、情報源は*キー* $k$ と*バリュー* $v$ を示します。答えは、重み $\mathrm{softmax}(q\cdot k/\sqrt d)$ によるバリューの平均です。$d$ はキーの長さです。**交差注意**では、キーは
 # 単語から来ます。**自己注意**では、同じ画像のほかの場所から来ます。FABRIC(レッスン04)は、そこに*別の*画像の場所を並べます。
 #
-# 次の `Recorder` は、元の層と同じ計算をしながら、重みを記録します。差し込んで1回だけ使い、元に戻します。レッスン04の手法はすべてこの方法でネットワークに入るので、1行ずつ読んでください。実行する前に予想しましょう。「glasses」はどこを見るでしょうか。服の色はどうでしょうか。
+# この重みを計算する `attention_weights(query, key)` を書いてください。1枚の画像のすべてのクエリとすべてのキーを組み合わせ、行ごとに合計1の割合を返します。手計算の例: クエリが1、キーが $\ln 3$ と0(長さ $d = 1$)なら、0.75と0.25です。よくある誤りは、$d$ の平方根で割らないことと、クエリの軸でソフトマックスを取ることです。
+
+
+# %% uid="attention-weights" tags=["exercise"] exercise="attention_weights"
+def attention_weights(query, key):
+    """en: softmax(q . k / sqrt(d)) of queries [B, N, d] and keys [B, M, d]: [B, N, M], rows add up to 1.
+    ja: クエリ [B, N, d] とキー [B, M, d] の softmax(q・k / sqrt(d))、[B, N, M] です。行の合計は1です。
+    """
+    # BEGIN SOLUTION
+    return (query @ key.transpose(1, 2) / query.shape[-1] ** 0.5).softmax(dim=-1)
+    # END SOLUTION
+
+
+# %% uid="attention-weights-check" tags=["check"]
+lab.check("attention_weights")
+attention_weights = lab.use("attention_weights")
+
+# %% [markdown] lang="en" uid="recorder" pair="cc049acd"
+# `Recorder` below puts *your* weights into a layer of the U-Net and keeps them. It is put in, used once, and taken out again. That is how every method of lesson 04 gets into the network, so read it line by line. The light says whether the network notices anything. Before you run it: where will "glasses" look, and where the clothes?
+
+# %% [markdown] lang="ja" uid="recorder" pair="9825cd73"
+# 次の `Recorder` は、*自分の書いた*重みをU-Netの層に差し込み、記録します。1回だけ使い、元に戻します。レッスン04の手法はすべてこの方法でネットワークに入るので、1行ずつ読んでください。ネットワークの答えが変わらないことは、判定の表示で確かめます。実行する前に予想しましょう。「glasses」はどこを見るでしょうか。服の色はどうでしょうか。
 
 
 # %% uid="attention-maps"
@@ -544,24 +565,24 @@ class Recorder:
             attn.head_to_batch_dim(project(states))
             for project, states in ((attn.to_q, hidden_states), (attn.to_k, source), (attn.to_v, source))
         )
-        weights = attn.get_attention_scores(query, key, attention_mask)  # [rows * heads, queries, keys]
+        weights = attention_weights(query, key)  # [rows * heads, queries, keys]
         self.maps.append(weights.unflatten(0, (-1, attn.heads)).mean(1).float().cpu())
         return attn.to_out[0](attn.batch_to_head_dim(weights @ value))
 
 
 def attention_maps(kind, x_t, timestep, condition):
-    """en: Mean map of the outermost blocks; kind is "attn1" (self) or "attn2" (cross).
-    ja: いちばん外側のブロックの注意マップを平均します。kind は "attn1"(自己注意)か "attn2"(交差注意)です。
+    """en: Mean map of the outermost blocks and the prediction; kind is "attn1" (self) or "attn2" (cross).
+    ja: いちばん外側のブロックの注意マップの平均と、予測です。kind は "attn1"(自己注意)か "attn2"(交差注意)です。
     """
     recorder, before = Recorder(), pipe.unet.attn_processors
     chosen = {k: recorder if f".{kind}." in k and k.startswith("down_blocks.0") else v for k, v in before.items()}
     pipe.unet.set_attn_processor(chosen)
     try:
         with torch.no_grad():
-            predict_noise(pipe, x_t, timestep, condition)
+            answer = predict_noise(pipe, x_t, timestep, condition)
     finally:
         pipe.unet.set_attn_processor(before)
-    return torch.stack(recorder.maps).mean(0)[0]  # [queries, keys]
+    return torch.stack(recorder.maps).mean(0)[0], answer  # [queries, keys]
 
 
 picture = sample(pipe, [sentence], generators=image_generators(1, lab.seed), **options)
@@ -569,7 +590,10 @@ condition = encode_prompts(pipe, [sentence])
 with torch.no_grad():
     clean = encode_images(pipe, picture.clamp(-1, 1))
 x_t = add_noise(clean, torch.randn(clean.shape, generator=lab.generator(1)).to(clean), float(alphas[300]))
-cross = attention_maps("attn2", x_t, 300, condition)
+cross, recorded = attention_maps("attn2", x_t, 300, condition)
+with torch.no_grad():
+    apart = float((recorded - predict_noise(pipe, x_t, 300, condition)).abs().max())
+lab.verdict(t("l01.same_layer", value=apart), apart < (0.1 if tier == "gpu" else 1e-4))
 side = round(len(cross) ** 0.5)
 tokens = pipe.tokenizer.convert_ids_to_tokens(pipe.tokenizer(sentence)["input_ids"])
 # en: mood, hair, glasses, clothes
@@ -580,7 +604,7 @@ heat = [cross[:, k].reshape(side, side) / cross[:, k].max() for k in places]
 heatmap_overlay([picture[0].clamp(-1, 1)] * 4, heat, captions=words, label=t("l01.attention"), columns=4)
 
 # %% uid="self-attention"
-itself = attention_maps("attn1", x_t, 300, condition)
+itself, _ = attention_maps("attn1", x_t, 300, condition)
 spots = {t("l01.mouth"): (0.62, 0.5), t("l01.corner"): (0.05, 0.05), t("l01.clothes"): (0.95, 0.5)}
 heat = []
 for down, right in spots.values():
@@ -653,6 +677,34 @@ with NFELedger(pipe) as ledger:
 print(t("l01.cost", rows=ledger.nfe, steps=lab.sizes.steps, seconds=ledger.seconds))
 lab.reveal("rows", ledger.nfe / (4 * lab.sizes.steps))
 
+# %% [markdown] lang="en" uid="cost-reading" pair="2d09ba98"
+# **Reading.** Two: one with the prompt, one with the empty prompt. But at scale 1 the empty prompt cancels out of the formula, and one is enough. Write `plan_cost(scales)`, the NFE of one picture whose steps have these guidance scales. By hand: the scales 3 and 1 cost 3.
+
+# %% [markdown] lang="ja" uid="cost-reading" pair="40fe2b37"
+# **結果の読み方。** 2回です。プロンプトありと、空のプロンプトです。ただしスケール1では、空のプロンプトの項が式から消えるので、1回で足ります。各ステップの誘導スケールのリストから、画像1枚のNFEを求める `plan_cost(scales)` を書いてください。手計算の例: スケールが3と1なら、3回です。
+
+
+# %% uid="plan-cost" tags=["exercise"] exercise="plan_cost"
+def plan_cost(scales):
+    """en: U-Net evaluations (NFE) of one picture whose steps have these guidance scales.
+    ja: 各ステップの誘導スケールのリストから、画像1枚のU-Netの計算回数(NFE)を返します。
+    """
+    # BEGIN SOLUTION
+    return sum(1 if scale == 1 else 2 for scale in scales)
+    # END SOLUTION
+
+
+# %% uid="plan-cost-check" tags=["check"]
+lab.check("plan_cost")
+plan_cost = lab.use("plan_cost")
+
+# %% uid="plan-cost-use"
+for scale in (3.0, 1.0):
+    with NFELedger(pipe) as ledger:
+        sample(pipe, prompts[:1], generators=image_generators(1, 0), steps=lab.sizes.quick, guidance_scale=scale)
+    mine = plan_cost([scale] * lab.sizes.quick)
+    lab.verdict(t("l01.same_cost", counted=ledger.nfe, mine=mine), ledger.nfe == mine)
+
 # %% [markdown] lang="en" uid="open" pair="aba20c6e"
 # **Open task (difficulty 4/5).** You may spend 12 NFE on each picture. Make them as faithful as you can. The plan in the cell spends them evenly: 6 steps, guidance 3 at each. But your sampler takes *another scale at every step*, and a step with scale 1 costs one NFE instead of two. When does guidance matter: early, when the layout is decided, or late? Are twelve
 # unguided steps better than six guided ones? Change `steps` and `scale_at`; the cell refuses what is too dear and scores faithfulness on the prompts of section 5. There is no single right answer; a gain of less than the interval is none.
@@ -672,7 +724,7 @@ def scale_at(i):
     return 3.0
 
 
-spent = sum(1 if scale_at(i) == 1 else 2 for i in range(steps))
+spent = plan_cost([scale_at(i) for i in range(steps)])
 if spent > budget:
     print(t("l01.too_dear", spent=spent, budget=budget))
 elif tier == "gpu":

@@ -457,19 +457,72 @@ at = min(32, len(made_f))
 lab.claim("null_is_level", measured=t("l02.m_alarms"), **binomial(alarm_share(other_f, at), lab.sizes.tests))
 lab.claim("null_sees_model", measured=t("l02.m_alarms"), **binomial(alarm_share(made_f, at), lab.sizes.tests))
 
-# %% [markdown] lang="en" uid="null-reading" pair="73b4453a"
+# %% [markdown] lang="en" uid="null-reading" pair="fa7e9964"
 # **What you see.** The set in which a style is missing falls far to the right of its null, although most of its reading is floor: a reading that is "mostly floor" can prove a difference all the same. Renders lie inside of theirs. **The surprise** is PortraitSD, which a single test may find either way: in the recorded study it sounds the alarm in 6 % of the tests at 32 pictures, and renders do so in 5 %. Asked with complete captions, and
 # seen through the eyes of a network that reads attributes, so few of its pictures are not distinguishable from renders. **What that does not say.** That there is no difference. No alarm means "not at this $n$, not in these features"; one alarm at 5 % is what every twentieth pair of equal sets gives; and no alarm says how large a difference is. **What would change it.** More pictures; other features; captions that leave things open, where the model must choose by itself.
-#
-# One more remedy deserves its name: a metric **without bias**. KID ([arXiv 1801.01401](https://arxiv.org/abs/1801.01401)) compares all pairs with a kernel and leaves out each picture's pair with itself, so its mean under equal laws is 0 at any $n$; it may be
-# negative. It has no floor, but it has a spread. The figure asks of three metrics how many standard deviations of *renders against renders* a missing style moves them.
 
-# %% [markdown] lang="ja" uid="null-reading" pair="01c5a6c6"
+# %% [markdown] lang="ja" uid="null-reading" pair="444a0178"
 # **図から読み取れること。** 画風が1つ欠けた集合は、測定値の大半がノイズフロアなのに、帰無分布から右に大きく外れます。ノイズフロアが大半を占めていても、差があることは示せるのです。レンダリング画像どうしの値は、帰無分布の内側にあります。**意外なのは**PortraitSDで、1回の検定ではどちらの結果にもなりえます。記録済みの実験では、32枚での検定の6%で警報が鳴りました。レンダリング画像どうしでは5%です。すべての属性を述べたキャプションで生成し、
 # 属性を読み取るネットワークの目で見る限り、この枚数ではレンダリング画像と区別できません。**この検定で分からないこと。** 警報が出なくても、差がないとはいえません。「この枚数($n$)、この特徴量では見つからない」という意味です。5%の水準なら、等しい集合どうしでも20回に1回は警報が鳴ります。警報から差の大きさは分かりません。**何を変えればよいか。** 枚数を増やす、特徴量を変える、あるいは、属性を省いたキャプションを使ってモデル自身に選ばせます。
+
+# %% [markdown] lang="en" uid="kid" pair="ec212f7a"
+# ### A metric without bias
 #
-# 対策をもう1つ紹介します。**バイアスのない**指標を使うことです。KID([arXiv 1801.01401](https://arxiv.org/abs/1801.01401))は、すべてのペアをカーネルで比べ、自分自身とのペアを除きます。そのため、分布が同じなら $n$ によらず平均が0になり、負になることもあります。
-# ノイズフロアはありませんが、ばらつきはあります。次の図は、画風が1つ欠けたとき、3つの指標がそれぞれ*レンダリング画像どうし*の標準偏差の何倍動くかを示します。
+# The bias of section 2 comes from squares of chance differences. In a sum over *pairs* one can see where it sits: a picture compared with itself always fits perfectly, and the fewer pictures there are, the larger the share of such pairs. KID ([arXiv 1801.01401](https://arxiv.org/abs/1801.01401)) leaves them out. With the kernel $k(x, y) = (x\cdot y/d + 1)^3$, a similarity of two
+# feature rows of length $d$,
+#
+# $$\mathrm{KID} = \frac{1}{n(n-1)}\sum_{i \ne j} k(x_i, x_j) + \frac{1}{m(m-1)}\sum_{i \ne j} k(y_i, y_j) - \frac{2}{nm}\sum_{i, j} k(x_i, y_j).$$
+#
+# In words: how alike are reals among themselves, plus fakes among themselves, minus twice the reals with the fakes. Under equal laws all three means are equal, and the sum is 0 on average at *any* $n$. Write `kid`. By hand: reals 0 and 1, fakes 0 and 1 ($d = 1$) give $1 + 1 - 2\cdot 11/4 = -3.5$. Yes, it may be negative.
+
+# %% [markdown] lang="ja" uid="kid" pair="a07f8a74"
+# ### バイアスのない指標
+#
+# 第2節のバイアスは、偶然の食い違いを2乗することから生じます。*ペア*についての和で考えると、その在りかが分かります。自分自身とのペアは必ず完全に一致し、枚数が少ないほど、そのようなペアの割合が大きくなります。KID([arXiv 1801.01401](https://arxiv.org/abs/1801.01401))は、これを除きます。長さ $d$ の特徴量どうしの類似度を、カーネル
+# $k(x, y) = (x\cdot y/d + 1)^3$ で測ると、
+#
+# $$\mathrm{KID} = \frac{1}{n(n-1)}\sum_{i \ne j} k(x_i, x_j) + \frac{1}{m(m-1)}\sum_{i \ne j} k(y_i, y_j) - \frac{2}{nm}\sum_{i, j} k(x_i, y_j).$$
+#
+# 本物どうしの類似度と生成画像どうしの類似度を足し、本物と生成画像の類似度の2倍を引いたものです。分布が同じなら3つの平均は等しく、$n$ が*いくつでも*、平均して0になります。`kid` を書いてください。手計算の例: 本物が0と1、生成側も0と1($d = 1$)なら、$1 + 1 - 2\cdot 11/4 = -3.5$ です。このように負になることもあります。
+
+
+# %% uid="kid-exercise" tags=["exercise"] exercise="kid"
+def kid(real, fake):
+    """en: Unbiased kernel distance of features [n, d] and [m, d], kernel (x.y / d + 1)^3; a number, may be negative.
+    ja: 特徴量 [n, d] と [m, d] の不偏なカーネル距離です。カーネルは (x・y / d + 1)^3。値は負にもなります。
+    """
+
+    # BEGIN SOLUTION
+    def kernel(a, b):
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    def without_self(x):
+        k = kernel(x, x)
+        return (k.sum() - k.trace()) / (len(x) * (len(x) - 1))
+
+    return without_self(real) + without_self(fake) - 2 * kernel(real, fake).mean()
+    # END SOLUTION
+
+
+# %% uid="kid-exercise-check" tags=["check"]
+lab.check("kid")
+kid = lab.use("kid")
+
+# %% uid="kid-use"
+from labkit.metrics import kernel_distance
+
+mine, theirs = float(kid(real_f.double(), other_f.double())), float(kernel_distance(real=real_f, fake=other_f))
+lab.verdict(t("l02.kid_same", mine=mine, theirs=theirs), abs(mine - theirs) < 1e-3 * abs(theirs) + 1e-3)
+for k, n in enumerate(counts):
+    halves = [draw(pool.double(), 2 * n, 5000 + r).chunk(2) for r in rounds]
+    found = [float(kid(*both)) for both in halves]
+    print(t("l02.kid_floor", n=n, kid=np.mean(found), spread=np.std(found), fd=same_law[:, k].mean()))
+
+# %% [markdown] lang="en" uid="kid-reading" pair="d4c20489"
+# **Reading.** All lines are renders against renders. FD is a floor that shrinks; KID lies about 0 from the start, and what shrinks is its spread. No floor, then, but a spread all the same, and a small set can still see nothing. The figure asks of three metrics how many standard deviations of *renders against renders* a missing style moves them.
+
+# %% [markdown] lang="ja" uid="kid-reading" pair="1ff58d17"
+# **結果の読み方。** どの行もレンダリング画像どうしの値です。FDはノイズフロアそのもので、枚数とともに小さくなります。KIDは最初から0の近くにあり、小さくなるのはばらつきです。つまり、ノイズフロアはなくてもばらつきはあり、枚数が少なければ何も検出できません。次の図は、画風が1つ欠けたとき、3つの指標がそれぞれ*レンダリング画像どうし*の標準偏差の何倍動くかを示します。
 
 # %% uid="few-run"
 
@@ -960,7 +1013,7 @@ lab.check("cluster_interval")
 cluster_interval = lab.use("cluster_interval")
 
 # %% uid="wins-run" tags=["slow"]
-from labkit.metrics import outcomes, sample_size, sign_test
+from labkit.metrics import outcomes, sign_test
 from labkit.studies.l02 import inflation, share_right
 
 contest = sample_specs(lab.sizes.prompts, seed=lab.seed + 2, exclude=HELD_OUT_COMBINATIONS)
@@ -1017,12 +1070,47 @@ else:
 # %% uid="enough-predict" tags=["quiz"]
 lab.predict("sixty")
 
+# %% [markdown] lang="en" uid="needed" pair="d5a52ded"
+# How many would have been enough? Two errors are to be rare. *False alarm:* if the true rate is 0.5, the share of wins of $n$ prompts scatters with $0.5/\sqrt n$ about 0.5, and only one time in twenty may it lie farther off than $1.96$ of these (2.5 % on either side). *Miss:* if the true rate is $p$, it scatters with $\sqrt{p(1-p)}/\sqrt n$ about $p$, and only one time in five may it fall short of the
+# boundary, which is $0.84$ of these below $p$. Both distances must fit between 0.5 and $p$:
+#
+# $$1.96\,\frac{0.5}{\sqrt n} + 0.84\,\frac{\sqrt{p(1-p)}}{\sqrt n} \le |p - 0.5|.$$
+#
+# Solve for the smallest whole $n$ and write `prompts_needed(rate, z_alarm, z_miss)`. By hand: a true rate of 0.6 needs $(0.98 + 0.41)^2/0.1^2$, that is 194 prompts. Common mistakes: leaving out the second term, and forgetting the square.
+
+# %% [markdown] lang="ja" uid="needed" pair="facfff93"
+# 何プロンプトあれば足りたのでしょうか。避けたい誤りは2つあります。*誤検出*: 真の勝率が0.5のとき、$n$ プロンプトでの勝率は0.5のまわりに $0.5/\sqrt n$ の幅でばらつきます。その $1.96$ 倍より離れるのは20回に1回(両側に2.5%ずつ)までとします。*見逃し*: 真の勝率が $p$ のときは、$p$ のまわりに $\sqrt{p(1-p)}/\sqrt n$ の幅でばらつきます。境界に届かないのは5回に1回までとします。
+# そのためには、境界が $p$ からこの幅の $0.84$ 倍だけ下にあればよく、2つの距離が0.5と $p$ の間に収まらなければなりません。
+#
+# $$1.96\,\frac{0.5}{\sqrt n} + 0.84\,\frac{\sqrt{p(1-p)}}{\sqrt n} \le |p - 0.5|.$$
+#
+# これを満たす最小の整数 $n$ を返す `prompts_needed(rate, z_alarm, z_miss)` を書いてください。手計算の例: 真の勝率が0.6なら $(0.98 + 0.41)^2/0.1^2$、つまり194プロンプトです。よくある誤りは、第2項を落とすことと、2乗を忘れることです。
+
+
+# %% uid="needed-exercise" tags=["exercise"] exercise="prompts_needed"
+import math
+
+
+def prompts_needed(rate, z_alarm=1.96, z_miss=0.84):
+    """en: Smallest number (int) of prompts that tells a true win rate from 0.5.
+    ja: 真の勝率 rate を0.5と区別できる、最小のプロンプト数(int)です。
+    """
+    # BEGIN SOLUTION
+    reach = z_alarm * 0.5 + z_miss * (rate * (1 - rate)) ** 0.5
+    return math.ceil((reach / (rate - 0.5)) ** 2)
+    # END SOLUTION
+
+
+# %% uid="needed-exercise-check" tags=["check"]
+lab.check("prompts_needed")
+prompts_needed = lab.use("prompts_needed")
+
 # %% uid="enough-needed"
 lab.reveal("sixty", "yes" if sign_test(60, 40) < 0.05 else "no")
 rates = [0.52, 0.54, 0.56, 0.58, 0.6, 0.65, 0.7, 0.75, 0.8]
 curve_with_interval(
     rates,
-    [sample_size(rate) for rate in rates],
+    [prompts_needed(rate) for rate in rates],
     xlabel=t("l02.true_rate"),
     ylabel=t("l02.prompts_needed"),
     title=t("l02.needed_title"),

@@ -89,7 +89,7 @@ ends(real.pictures, real.density.rho, t("l03.reals_title"))
 #
 # 2つの行を分けたのは何でしょうか。先へ進む前に、予想を1文で書いてみてください。何も知らない人が画像をこのように並べるには、何を数えればよいでしょうか。
 
-# %% [markdown] lang="en" uid="see" pair="64b4f508"
+# %% [markdown] lang="en" uid="see" pair="3b282e4a"
 # ## 2. Density that can be seen
 #
 # **Intuition.** In a crowd your neighbours stand close; at the edge of the square you have to walk to reach ten people. The walk is the measure: short where people are many,
@@ -119,27 +119,27 @@ ends(real.pictures, real.density.rho, t("l03.reals_title"))
 # $\rho = 2$ なら「平均の2倍の密度」です。著者のコードでは $k = 10$ または $20$、$n = 1$ です。ほかの推定法では $k$ 番目の距離だけを使うことが多いのに対し、ここでは $k$ 個の距離を
 # 平均します。
 #
-# これが密度と呼ぶに値するかどうかを見るには、真の密度が分かっている世界が必要です。同じ広さの8つの山が円周上に並び、最初の山には点の 30 % が、最後の山には 2 % があります。
+# これが密度と呼ぶに値するかどうかを見るには、真の密度が分かっている世界が必要です。同じ広さの8つの山が円周上に並び、最初の山には点の30%が、最後の山には2%があります。
 # 計算する前に予想してください。$\rho$ の平均が最も高いのはどこでしょうか。
 
 # %% uid="densest-predict" tags=["quiz"]
 lab.predict("densest")
 
-# %% [markdown] lang="en" uid="write-density" pair="d4d102e6"
+# %% [markdown] lang="en" uid="write-density" pair="a19887b9"
 # **Exercise (difficulty 2, ten minutes).** Write `pseudo_density` with $n = 1$ for all rows of a real set. By hand: eleven points on a line, one apart, $k = 4$. The first one
 # has the distances 1, 2, 3, 4 and so $d_4 = 2.5$; one in the middle has 1, 1, 2, 2 and $d_4 = 1.5$. The end of the line is the rarer place: $\rho$ is $0.666$ there, $1.110$ in
 # the middle. Three mistakes are common: counting a point as its own neighbour, taking the $k$-th distance, and dividing by the sum.
 
 # %% [markdown] lang="ja" uid="write-density" pair="92d60226"
-# **課題(難易度 2、10分)。** 実データのすべての行について、$n = 1$ の `pseudo_density` を書いてください。手計算の例: 間隔1で一直線に並ぶ11個の点と $k = 4$ を考えます。端の点から4個までの
-# 距離は 1、2、3、4 なので $d_4 = 2.5$、中ほどの点では 1、1、2、2 なので $d_4 = 1.5$ です。端の方が珍しい場所で、$\rho$ は端で $0.666$、中ほどで $1.110$ になります。
+# **課題(難易度2、10分)。** 実データのすべての行について、$n = 1$ の `pseudo_density` を書いてください。手計算の例: 間隔1で一直線に並ぶ11個の点と $k = 4$ を考えます。端の点から4個までの
+# 距離は1、2、3、4なので $d_4 = 2.5$、中ほどの点では1、1、2、2なので $d_4 = 1.5$ です。端の方が珍しい場所で、$\rho$ は端で $0.666$、中ほどで $1.110$ になります。
 # よくある間違いは3つです。自分自身を近傍に数えること、$k$ 番目の距離を使うこと、そして和で割ることです。
 
 
 # %% uid="density-exercise" tags=["exercise"] exercise="pseudo_density"
 def pseudo_density(features, k):
     """en: rho [N] of each row of features [N, d] among the other rows; its mean is 1.
-    ja: features [N, d] の各行について、残りの行の中での rho [N] を求めます。rho の平均は 1 です。
+    ja: features [N, d] の各行について、残りの行の中での rho [N] を求めます。rho の平均は1です。
     """
     # BEGIN SOLUTION
     distances = torch.cdist(features, features)  # [N, N]
@@ -165,7 +165,7 @@ x, y = ring_density(points).log(), rho.log()
 slope = float(((x - x.mean()) * y).sum() / (x - x.mean()).square().sum())
 print(t("l03.agreement", rank=rank_correlation(x, y), slope=slope))
 # en: mode 0 has the most points
-# ja: 山 0 の点が最も多い
+# ja: 山0の点が最も多い
 mode = torch.cdist(points, ring_centres()).argmin(dim=1)  # [N]
 by_mode = torch.stack([rho[mode == m].mean() for m in range(8)])
 lab.reveal("densest", "biggest" if by_mode.argmax() == 0 else "other")
@@ -206,7 +206,7 @@ explore(ring_picture, controls | {"point": slider(t("l03.point"), 0, len(points)
 # **結果を変えるもの:** $n$ を動かすと色は変わりますが、単調な変換なので順序は変わりません。$k$ は、選んだ点を囲む円の大きさです。小さな球は標本のたまたまの偏りに左右され、大きな球では
 # 小さな山がならされて見えなくなります。
 
-# %% [markdown] lang="en" uid="accept" pair="6056cf9b"
+# %% [markdown] lang="en" uid="accept" pair="76aa05cf"
 # ## 3. Accept or reject
 #
 # Now the second statement of the article. The generator stays as it is; we only look at what it makes and keep some of it:
@@ -236,7 +236,7 @@ explore(ring_picture, controls | {"point": slider(t("l03.point"), 0, len(points)
 # $\tau$ は*実データ*の $\rho$ の分位点です。$w$ は望みを表します。珍しい画像に対して、典型的な画像を何倍出やすくしたいかという数です。確率は1を超えられないので、優遇する側は
 # 必ず残し、もう一方を減らします。$w \ge 1$ では、$\tau$ より上をすべて残し、残りを確率 $1/w$ で残します。$w < 1$ では、$\tau$ 以下をすべて残し、残りを確率 $w$ で残します。
 #
-# **課題(難易度 2)。** この規則を書いてください。手計算の例: $\tau = 1.2$、$\rho = (0.5, 1.2, 1.3, 2)$ のとき、確率は $w = 4$ なら $(.25, .25, 1, 1)$、$w = 0.25$ なら
+# **課題(難易度2)。** この規則を書いてください。手計算の例: $\tau = 1.2$、$\rho = (0.5, 1.2, 1.3, 2)$ のとき、確率は $w = 4$ なら $(.25, .25, 1, 1)$、$w = 0.25$ なら
 # $(1, 1, .25, .25)$ です。$\tau$ とちょうど等しいものは、下側として扱います。
 
 
@@ -255,7 +255,7 @@ def acceptance(rho, tau, w):
 lab.check("acceptance")
 acceptance = lab.use("acceptance")
 
-# %% [markdown] lang="en" uid="cost" pair="f1140f83"
+# %% [markdown] lang="en" uid="cost" pair="641fecb6"
 # "Comparatively cheap", says the article. What is thrown away was generated all the same, so let us compute the price before paying it. Let a share $\pi$ of the *generated* samples
 # lie above $\tau$. Of a hundred generated ones $100\,\pi$ are above and $100\,(1 - \pi)$ are not; each group shrinks by its probability, and what remains are the accepted ones.
 #
@@ -266,7 +266,7 @@ acceptance = lab.use("acceptance")
 # 記事は「比較的低コスト」と言います。しかし、捨てる画像も生成はしています。払う前に費用を計算しましょう。*生成した*サンプルのうち、割合 $\pi$ が $\tau$ より上にあるとします。100個
 # 生成すると、$100\,\pi$ 個が上側、$100\,(1 - \pi)$ 個が下側です。それぞれが自分の確率の分だけ減り、残ったものが受理されたサンプルです。
 #
-# **課題(難易度 3)。** 受理率、受理したうち $\tau$ より上の割合、受理1個あたりの生成数を返す `forecast` を書いてください。手計算の例: $\pi = 0.2$、$w = 4$ なら、
+# **課題(難易度3)。** 受理率、受理したうち $\tau$ より上の割合、受理1個あたりの生成数を返す `forecast` を書いてください。手計算の例: $\pi = 0.2$、$w = 4$ なら、
 # $0.2 + 0.8/4 = 0.4$、$0.2/0.4 = 0.5$、$1/0.4 = 2.5$ です。
 
 # %% uid="cost-predict" tags=["quiz"]
@@ -409,7 +409,7 @@ claim("extreme_ring", "ring.w33_top", "ring.w1", "distance")
 paid = [results[f"ring.{s}"]["calls"] / results[f"ring.{s}"]["forecast"] for s in l03.RING if s != "w1"]
 lab.claim("cost_forecast", measured=t("l03.cost_ratio"), value=float(np.mean(paid)), seeds=[run_seed])
 
-# %% [markdown] lang="en" uid="ring-reading" pair="8c26b5f7"
+# %% [markdown] lang="en" uid="ring-reading" pair="a9c455b3"
 # **What you see.** Blue: the recorded study, ten runs with their intervals; stars: your run. Go from `w = 1` to `w = 33`, both with the *lowest tenth* as threshold. Precision rises from .88 to
 # .99 and coverage does not fall, because the points below that threshold are mostly the smeared ones. Selection acts as a **filter of artefacts** there. Raise the threshold to the half or to the upper fifth, and
 # the same weight throws away honest small modes: precision has nothing left to win, coverage pays (.82, .76). Shrinking the noise to 0.7 hardly touches the artefacts: they do not lie far out
@@ -422,13 +422,13 @@ lab.claim("cost_forecast", measured=t("l03.cost_ratio"), value=float(np.mean(pai
 # nothing but $\pi$ enters it; a pilot of a few hundred is enough.
 
 # %% [markdown] lang="ja" uid="ring-reading" pair="1bb6be2e"
-# **図の読み方。** 青は記録済みの実験(10回の実行と区間)、星は今回の結果です。どちらも*下位1割*をしきい値とする `w = 1` から `w = 33` へ進んでみましょう。適合率は.88から.99に上がり、被覆率は
+# **図の読み方。** 青は記録済みの実験(10回の実行と区間)、星は今回の結果です。どちらも*下位1割*をしきい値とする `w = 1` から `w = 33` へ進んでみましょう。適合率は0.88から0.99に上がり、被覆率は
 # 下がりません。このしきい値より下にあるのは、ほとんどが山の間に落ちた点だからです。ここでは選別が**アーティファクトのフィルター**として働きます。しきい値を中央値や上位2割まで上げると、同じ重みが、
-# 正しく生成された小さな山まで捨ててしまいます。適合率にはもう伸びしろがなく、被覆率だけが下がります(.82、.76)。ノイズを0.7倍に縮めても、アーティファクトはほとんど減りません。ノイズの空間では、
+# 正しく生成された小さな山まで捨ててしまいます。適合率にはもう伸びしろがなく、被覆率だけが下がります(0.82、0.76)。ノイズを0.7倍に縮めても、アーティファクトはほとんど減りません。ノイズの空間では、
 # 遠くにあるわけではないからです。
 #
-# ここでは、論文の主張を1つ省きました。*弱い*重みがフレシェ距離を下げるというものです。リングでは `w = 2` で.019から.021になり、10回の実行による区間は $\pm .009$ でした。1,000点では判定できません。
-# 1回の実行で判定していた以前の版は誤りでした。.002の差を見分けるには、1,400を超えるシードが要ります。
+# ここでは、論文の主張を1つ省きました。*弱い*重みがフレシェ距離を下げるというものです。リングでは `w = 2` で0.019から0.021になり、10回の実行による区間は $\pm .009$ でした。1,000点では判定できません。
+# 1回の実行で判定していた以前の版は誤りでした。0.002の差を見分けるには、1,400を超えるシードが要ります。
 #
 # **結果を変えるもの:** 誤りの起きる場所です。生成器が大きな山の*内側*で誤るなら、密度では見つけられません。費用の予測が実際と一致するのは、式に入るのが $\pi$ だけだからです。
 # 数百個を試しに生成すれば足ります。
@@ -471,7 +471,7 @@ explore(typical_or_rare, slider_controls)
 # **選んでみましょう。** どの truncation よりも、*両方の*軸で優れた設定を探してください。フレシェ距離(平面の上に表示)が最小になる設定も探してください。次に $w$ を1より小さくして、最初に戻って
 # くるのが珍しい山なのか、山の間の点なのかを見てください。密度が低いものは、珍しい**か**、壊れています。この規則には区別できません。これが第6節で解く謎です。
 
-# %% [markdown] lang="en" uid="measure" pair="05cbc8fc"
+# %% [markdown] lang="en" uid="measure" pair="96c12f94"
 # ## 4. Who measures, and how much it takes
 #
 # Before portraits are selected, the measures have to earn their place. Selection leaves a few *dozen* or hundred pictures, and small samples lie.
@@ -500,14 +500,14 @@ explore(typical_or_rare, slider_controls)
 #
 # 同じ画像が $n$ 枚なら、0でない固有値は1だけで、スコアは1です。互いに直交する $n$ 枚なら、どの固有値も $\lambda = 1/n$ で、スコアは $n$ です。
 #
-# **課題(難易度 3)。** 行の長さが任意の特徴量 $[n, d]$ に対して `vendi` を書いてください。手計算の例: $a \perp b$ のとき、行 $a, a, b, b$ の固有値は
+# **課題(難易度3)。** 行の長さが任意の特徴量 $[n, d]$ に対して `vendi` を書いてください。手計算の例: $a \perp b$ のとき、行 $a, a, b, b$ の固有値は
 # $\lambda = (1/2, 1/2, 0, 0)$ で、スコアは2です。固有値0は何も加えません。丸め誤差でわずかに負になる固有値もあります。
 
 
 # %% uid="vendi-exercise" tags=["exercise"] exercise="vendi"
 def vendi(features):
     """en: Effective number of different rows of features [n, d], a float from 1 to n.
-    ja: features [n, d] の異なる行の実質的な数です。1 から n までの float を返します。
+    ja: features [n, d] の異なる行の実質的な数です。1から n までの float を返します。
     """
     # BEGIN SOLUTION
     unit = features.double() / features.double().norm(dim=1, keepdim=True)
@@ -616,7 +616,7 @@ claim("ideal_distance_up", "ideal.w33", "ideal.w1", "kernel")
 claim("ideal_recall_up", "ideal.w003", "ideal.w1", "recall")
 claim("ideal_vendi_up", "ideal.w003", "ideal.w1", "vendi")
 
-# %% [markdown] lang="en" uid="ideal-reading" pair="0a17dbb2"
+# %% [markdown] lang="en" uid="ideal-reading" pair="a67334d3"
 # **What you see.** Look at the strips first: $w = 33$ keeps one style with common hair, $w = 0.03$ brings glasses, beards, white and red heads, now and then a cartoon, and *both* rows are flawless. In the plane, selection with 33
 # moves up and to the left: over five seeds precision rises from .93 to .97, recall falls from .93 to .82. Among a hundred pictures the effective number of different ones falls from 6.0 to 5.2; the other way round,
 # $w = 0.03$ raises it to 6.3 and lowers precision to .89. (Whether recall rises, too, five seeds cannot tell: it stands near its ceiling already.) The kernel distance to the population grows in **both** directions,
@@ -630,8 +630,8 @@ claim("ideal_vendi_up", "ideal.w003", "ideal.w1", "vendi")
 
 # %% [markdown] lang="ja" uid="ideal-reading" pair="c09e4d76"
 # **図の読み方。** まず画像の列を見てください。$w = 33$ が残すのは、同じ画風でありふれた髪の画像です。$w = 0.03$ では、眼鏡、ひげ、白や赤の髪、ときにはアニメ調の絵が現れます。*どちらの*行にも欠点はありません。
-# 平面では、33 の選別は左上へ動きます。5つのシードの平均で、適合率は.93から.97に上がり、再現率は.93から.82に下がります。100枚のうちの実質的な種類の数は、6.0から5.2に減ります。逆に $w = 0.03$ では
-# 6.3に増え、適合率は.89に下がります(再現率も上がるかどうかは、5つのシードでは決まりません。もともと上限に近いからです)。母集団とのカーネル距離は**どちらの**方向でも増え、0.1から3.6と5.0になります。
+# 平面では、33の選別は左上へ動きます。5つのシードの平均で、適合率は0.93から0.97に上がり、再現率は0.93から0.82に下がります。100枚のうちの実質的な種類の数は、6.0から5.2に減ります。逆に $w = 0.03$ では
+# 6.3に増え、適合率は0.89に下がります(再現率も上がるかどうかは、5つのシードでは決まりません。もともと上限に近いからです)。母集団とのカーネル距離は**どちらの**方向でも増え、0.1から3.6と5.0になります。
 # フレシェ距離は382から498になりますが、そのうち382は床です。
 #
 # **理由:** 誤りがなければ、選別にできるのは取り除くことだけです。完璧な画像でも、600枚の実データの球から外れることがあります。外れるのは変わった画像です。それを捨てれば適合率は上がりますが、良くなった画像は
@@ -666,7 +666,7 @@ above = float((pool.rho > real.density.threshold(0.5)).double().mean())
 print(t("l03.above_median", share=above, calls=forecast(above, 33)[2]))
 selection("model", pool)
 
-# %% [markdown] lang="en" uid="rare-or-broken" pair="2f46aafa"
+# %% [markdown] lang="en" uid="rare-or-broken" pair="d1b6a309"
 # **What you see.** In the first figure the lower row is a mixture: rare heads as in section 1; some that are damaged, with hair that dissolves into the background or smeared glasses; and many in which nothing is wrong
 # by itself, only *foreign*: a moustache under a hairstyle where the reals hardly have one. The printed line counts them: of an ideal generator half of the pictures lie above the reals' median, of this model about
 # a third (.31 over the recorded seeds). In the second figure $w = 33$ returns pictures like the reals, $w = 0.03$ the rest.
@@ -677,10 +677,10 @@ selection("model", pool)
 # %% [markdown] lang="ja" uid="rare-or-broken" pair="d41c9434"
 # **図の読み方。** 最初の図の下の行には、いろいろなものが混じっています。第1節のような珍しい画像。髪が背景に溶け込んだり、眼鏡がにじんだりした、壊れた画像。そして、それ自体は何もおかしくないのに*よそ者*である
 # 画像です。たとえば、実データではほとんど口ひげを伴わない髪型に、口ひげがあります。印字された行はその数を数えています。理想の生成器なら、実データの中央値より上に半分が来ますが、このモデルでは3分の1ほどです
-# (記録したシードの平均は.31)。2つ目の図では、$w = 33$ が実データに似た画像を、$w = 0.03$ が残りを返しています。
+# (記録したシードの平均は0.31)。2つ目の図では、$w = 33$ が実データに似た画像を、$w = 0.03$ が残りを返しています。
 #
-# **理由:** キャプションが指定する属性は一部だけです。残りは、モデルが*自分の*学習データのとおりに描きますが、そこでは何も珍しくありませんでした。評価役が珍しいものを見つける割合は、理想の生成器の画像で 11 %、
-# このモデルの画像で 33 % です。密度が尋ねるのは「近くに実データがあるか」だけなので、珍しい画像にも、壊れた画像にも、よそ者の画像にも、同じ答えが返ります。この実データそのもので学習したモデルなら、
+# **理由:** キャプションが指定する属性は一部だけです。残りは、モデルが*自分の*学習データのとおりに描きますが、そこでは何も珍しくありませんでした。評価役が珍しいものを見つける割合は、理想の生成器の画像で11%、
+# このモデルの画像で33%です。密度が尋ねるのは「近くに実データがあるか」だけなので、珍しい画像にも、壊れた画像にも、よそ者の画像にも、同じ答えが返ります。この実データそのもので学習したモデルなら、
 # 違うでしょうか。それは第9節で試します。
 
 # %% uid="both-plane"
@@ -709,7 +709,7 @@ extra = gain["own_precision"] - gain["precision"]
 why = "" if np.isfinite(extra) else t("l03.too_few")
 lab.claim("own_space", t("l03.own_space"), value=None if why else extra, seeds=[run_seed], reason=why)
 
-# %% [markdown] lang="en" uid="model-reading" pair="90da411f"
+# %% [markdown] lang="en" uid="model-reading" pair="2272c4d4"
 # **What you see.** $w = 33$ does what the paper says to fidelity and diversity: precision from .89 to .97, recall from .92 to .84, Vendi from 6.5 to 5.5, at three generated pictures per kept one. But the distance
 # **falls**, from 7.1 to 2.0, where the ideal generator's rose from 0.1 to 3.6; the claim that an extreme weight raises it is contradicted here, and a mild one lowers it as in the paper. The other end disappoints:
 # $w = 0.03$ *lowers* recall, from .92 to .87, the Vendi score rises by less than the smallest difference that we care about, and the distance doubles.
@@ -723,19 +723,75 @@ lab.claim("own_space", t("l03.own_space"), value=None if why else extra, seeds=[
 # first is larger in the mean (.05), but its interval still touches zero; about sixteen seeds would decide.
 
 # %% [markdown] lang="ja" uid="model-reading" pair="00b2d91d"
-# **図の読み方。** $w = 33$ は、忠実度と多様性については論文のとおりに働きます。適合率は.89から.97に上がり、再現率は.92から.84に、Vendi スコアは6.5から5.5に下がります。費用は採用1枚あたり3枚の生成です。ところが、
+# **図の読み方。** $w = 33$ は、忠実度と多様性については論文のとおりに働きます。適合率は0.89から0.97に上がり、再現率は0.92から0.84に、Vendi スコアは6.5から5.5に下がります。費用は採用1枚あたり3枚の生成です。ところが、
 # 距離は7.1から2.0に**下がります**。理想の生成器では0.1から3.6に増えていました。極端な重みが距離を増やすという主張は、ここでは否定されました。弱い重みは、論文と同じく距離を減らします。反対側は期待外れです。
-# $w = 0.03$ では、再現率がかえって.92から.87に*下がり*、Vendi スコアの上昇は意味のある最小の差に届かず、距離は2倍になります。
+# $w = 0.03$ では、再現率がかえって0.92から0.87に*下がり*、Vendi スコアの上昇は意味のある最小の差に届かず、距離は2倍になります。
 #
-# **理由:** このモデルの誤りが、トレードオフより大きいからです。$w = 33$ が捨てるものの大半は、実データにないものです。珍しいものの割合は 33 % から 9 % に減り、母集団の 11 % に近づきます。つまり、選別が間違った
+# **理由:** このモデルの誤りが、トレードオフより大きいからです。$w = 33$ が捨てるものの大半は、実データにないものです。珍しいものの割合は33%から9%に減り、母集団の11%に近づきます。つまり、選別が間違った
 # 母集団を直し、その分だけ得をしています。$w = 0.03$ が残すものは、ほかの*画像*とも違いますが(Vendi)、*実データ*とも違います(再現率)。誰の役にも立たない多様性です。2つの生成器を平均していたら
-# 「効果なし」に見え、正反対の2つの効果が隠れていたでしょう。誘導スケールとノイズの大きさは、拡散モデルにもともとある調整手段です。ノイズを0.8倍に減らすと、適合率は.92、再現率は.88になります。誘導スケールの1と6では、どちらもあまり変わりません。距離は3つとも
+# 「効果なし」に見え、正反対の2つの効果が隠れていたでしょう。誘導スケールとノイズの大きさは、拡散モデルにもともとある調整手段です。ノイズを0.8倍に減らすと、適合率は0.92、再現率は0.88になります。誘導スケールの1と6では、どちらもあまり変わりません。距離は3つとも
 # 下がらず、7.1に対して8.5から9.5です。どの手段も、実データを知らないからです。
 #
-# **結果を変えるもの:** より良いモデルです。誤りが減るほど、点は理想の生成器の点に近づきます。最後の枠は、適合率の上昇を、選別に使った空間と評価役の空間とで比べたものです。平均では前者が大きい(.05)ものの、区間は
+# **結果を変えるもの:** より良いモデルです。誤りが減るほど、点は理想の生成器の点に近づきます。最後の枠は、適合率の上昇を、選別に使った空間と評価役の空間とで比べたものです。平均では前者が大きい(0.05)ものの、区間は
 # まだ0にかかっています。決着には16ほどのシードが要ります。
 
-# %% [markdown] lang="en" uid="own" pair="23ba7cd0"
+# %% [markdown] lang="en" uid="weights" pair="fbc4ae4e"
+# ### Weights instead of dice
+#
+# The paper calls selection *importance sampling*, and the textbook method of that name throws nothing away: every candidate stays and counts with a weight $a_i$, here your acceptance probability. For an average $m$ of some property $v$ over the wished-for population,
+#
+# $$m = \frac{\sum_i a_i v_i}{\sum_i a_i}, \qquad \mathrm{error}(m) = \frac{\sqrt{\sum_i a_i^2 (v_i - m)^2}}{\sum_i a_i}, \qquad n_{\mathrm{eff}} = \frac{(\sum_i a_i)^2}{\sum_i a_i^2}.$$
+#
+# The first is a mean in which weights take the place of counts. The second is the usual error of a mean: each term $a_i (v_i - m)$ is an independent chance with its own size, their squares add up, and the sum of weights divides. The third asks how many *equal* samples would be worth as much; put $a_i = 1$ into it and $n$ comes out. Only the ratios of the weights matter.
+#
+# **Exercise (difficulty 4).** Write `weighted_mean`, all three numbers. By hand: $v = (1, 0, 1, 0)$ with $a = (1, 1, .25, .25)$ gives $m = 1.25/2.5 = 0.5$, the error $\sqrt{2.125 \cdot 0.25}/2.5 = 0.292$, and $n_{\mathrm{eff}} = 6.25/2.125 = 2.94$. What can dice do that weights cannot?
+
+# %% [markdown] lang="ja" uid="weights" pair="6a522eed"
+# ### さいころの代わりに重みを使う
+#
+# 論文は選別を*重点サンプリング*と呼びますが、教科書でこの名前が付いている方法は何も捨てません。すべての候補を残し、1枚ずつ重み $a_i$ を付けて数えます。ここでの重みは、先ほど書いた受理確率です。望む母集団での、ある性質 $v$ の平均 $m$ は次のようになります。
+#
+# $$m = \frac{\sum_i a_i v_i}{\sum_i a_i}, \qquad \mathrm{error}(m) = \frac{\sqrt{\sum_i a_i^2 (v_i - m)^2}}{\sum_i a_i}, \qquad n_{\mathrm{eff}} = \frac{(\sum_i a_i)^2}{\sum_i a_i^2}.$$
+#
+# 1つ目は、枚数の代わりに重みで数えた平均です。2つ目は平均の誤差です。各項 $a_i (v_i - m)$ はそれぞれの大きさを持つ独立な偶然なので、2乗して足し、重みの和で割ります。3つ目は、重みの*等しい*標本なら何枚分に当たるかを表します。$a_i = 1$ を代入すると $n$ になります。意味を持つのは重みの比だけです。
+#
+# **課題(難易度4)。** 3つの数を返す `weighted_mean` を書いてください。手計算の例: $v = (1, 0, 1, 0)$、$a = (1, 1, .25, .25)$ なら、$m = 1.25/2.5 = 0.5$、誤差は $\sqrt{2.125 \cdot 0.25}/2.5 = 0.292$、$n_{\mathrm{eff}} = 6.25/2.125 = 2.94$ です。さいころにはできて、重みにはできないことは何でしょうか。
+
+
+# %% uid="weights-exercise" tags=["exercise"] exercise="weighted_mean"
+def weighted_mean(values, weights):
+    """en: (mean, its standard error, effective number) of values [n] with weights [n], three floats.
+    ja: 値 values [n] と重み weights [n] から、(平均, その標準誤差, 実質的な標本数) を3つのfloatで返します。
+    """
+    # BEGIN SOLUTION
+    total = weights.sum()
+    mean = (weights * values).sum() / total
+    error = (weights.square() * (values - mean).square()).sum().sqrt() / total
+    return float(mean), float(error), float(total.square() / weights.square().sum())
+    # END SOLUTION
+
+
+# %% uid="weights-exercise-check" tags=["check"]
+lab.check("weighted_mean")
+weighted_mean = lab.use("weighted_mean")
+
+# %% uid="weights-use"
+median = real.density.threshold(0.5)
+for s, w in {"w1": 1.0, "w33": 33.0, "w003": 0.03}.items():
+    chances = acceptance(pool.rho, median, w).double()
+    mean, error, effective = weighted_mean(pool.rare.double(), chances)
+    found = {"mean": mean, "error": error, "effective": effective, "total": len(chances)}
+    print(t("l03.by_weights", w=w, n=sizes.kept, kept=results[f"model.{s}"]["rare"], **found))
+
+# %% [markdown] lang="en" uid="weights-reading" pair="10098e2c"
+# **Reading.** Both ways estimate the same share, and the weights need no dice: four hundred pictures went in, and no chance came on top. What $w = 33$ costs is visible all the same. Of four hundred pictures little more than a hundred count, about as many as the dice would have kept: $n_{\mathrm{eff}}$ is the price of section 3 in another currency. With a mild weight the weights win, for they also use the rejected
+# pictures a little. **What dice can do and weights cannot:** ship. An average can be weighted; a picture is either in the catalogue or not.
+
+# %% [markdown] lang="ja" uid="weights-reading" pair="b3d89826"
+# **結果の読み方。** どちらの方法も同じ割合を推定しています。重みを使えばさいころが要らないので、400枚の候補に、さいころの偶然は加わりません。それでも、$w = 33$ の代償は見えます。400枚のうち数に入るのは100枚余りで、さいころで残る枚数とほぼ同じです。$n_{\mathrm{eff}}$ は、第3節の費用を別の単位で表したものなのです。弱い重みなら、棄却されるはずの画像も少しは使えるので、
+# 重みの方が得です。**さいころにできて、重みにできないこと**は、出荷です。平均なら重みを付けて計算できますが、画像はカタログに載せるか載せないかのどちらかです。
+
+# %% [markdown] lang="en" uid="own" pair="0913cfc1"
 # ## 7. Your experiment: rare, but whole
 #
 # **Open task (difficulty 5).** Choose a hundred pictures of your pool in which rare things are *more frequent* than under $w = 1$, at a precision that is no more than 0.02 lower. One density cannot do it. You may use two: `rho`, with $k = 10$ neighbours, and
@@ -748,7 +804,7 @@ lab.claim("own_space", t("l03.own_space"), value=None if why else extra, seeds=[
 # %% [markdown] lang="ja" uid="own" pair="68923268"
 # ## 7. 自分の実験: 珍しく、しかも壊れていない画像
 #
-# **自由課題(難易度 5)。** 自分の候補から100枚を選び、適合率の低下を0.02以内に抑えながら、珍しいものを $w = 1$ のときより*多く*してください。密度1つではできません。使えるのは2つです。
+# **自由課題(難易度5)。** 自分の候補から100枚を選び、適合率の低下を0.02以内に抑えながら、珍しいものを $w = 1$ のときより*多く*してください。密度1つではできません。使えるのは2つです。
 # 近傍が $k = 10$ 個の `rho` と、$k = 2$ 個の `rho_near` です。アニメ調の絵には、実データの中に仲間が少ししかいませんが、*少しは*います。10個の近傍では種類の違う画像まで
 # 届いてしまいますが、小さな $k$ なら仲間が見つかります。壊れた画像には、どちらの尺度でも仲間がいません。規則は、区間でも、積でも、比でも、確率になるものなら何でもかまいません。正解は1つではなく、
 # 評価役が読み取る適合率と、珍しいものの割合で判定します(評価役を選別に使ってはいけません)。
@@ -756,7 +812,7 @@ lab.claim("own_space", t("l03.own_space"), value=None if why else extra, seeds=[
 # 下の規則は最初の試みです。既定のシードの候補では、珍しいものは増えますが、適合率を失いすぎます。星がどこに来るかを予想してから実行してください。規則を変えて何度でも試せます。1回10秒ほどです。
 
 
-# %% uid="own-rule"
+# %% uid="own-rule" tags=["open"]
 def my_rule(rho, rho_near, quantile):
     """en: Probability [P] of keeping each candidate; quantile(values, q) is the q-quantile of the reals of either density.
     ja: 各候補を残す確率 [P] です。quantile(密度, q) は、その密度の実データでの q 分位点です。
@@ -795,7 +851,7 @@ recorded_plane(both, yours=stars, xlabel=measures["rare"], ylabel=measures["prec
 # すぎないので、顔も見てください。線より良くならなければ、`rho_near` に `rho` とは違う情報があるかどうかを、候補での順位で比べてみましょう。結果を変えるのは、実データを増やすことです。600枚の
 # 実データのうち、アニメ調の絵は20数枚しかありません。もっと珍しいものには、$k = 2$ でも近傍がありません。
 
-# %% [markdown] lang="en" uid="push" pair="25492bc2"
+# %% [markdown] lang="en" uid="push" pair="a4e06a77"
 # ## 8. Pushing one picture
 #
 # Selection waits for good luck. The first method of the paper makes it: keep the picture's initial noise $z$ and change it a little. How little? No coordinate by more than $\epsilon$, a
@@ -819,7 +875,7 @@ recorded_plane(both, yours=stars, xlabel=measures["rare"], ylabel=measures["prec
 # $G$ はサンプラー全体、$F$ は制御用のネットワークです。$\delta$ についての勾配 $g$ は、両方を逆向きに通って届きます。その大きさは、あまり意味のない $\rho$ の値の尺度に左右されるので
 # (第2節)、使うのは符号だけです。どの成分も $\alpha$ だけ動かし、和を箱の中に戻します。
 #
-# **課題(難易度 2)。** この1ステップを書いてください。手計算の例: $\alpha = 0.025$、$\epsilon = 0.1$ のとき、勾配が正で $0.09$ にある成分は、$0.115$ ではなく $0.1$ になります。
+# **課題(難易度2)。** この1ステップを書いてください。手計算の例: $\alpha = 0.025$、$\epsilon = 0.1$ のとき、勾配が正で $0.09$ にある成分は、$0.115$ ではなく $0.1$ になります。
 
 
 # %% uid="push-exercise" tags=["exercise"] exercise="push_step"
@@ -836,7 +892,7 @@ def push_step(delta, gradient, alpha, eps):
 lab.check("push_step")
 push_step = lab.use("push_step")
 
-# %% [markdown] lang="en" uid="best" pair="d340533a"
+# %% [markdown] lang="en" uid="best" pair="24782a6c"
 # A step of fixed length has a flaw: near the top it jumps across, and the last iterate is seldom the best one. The paper's code returns the last. Every iterate has been scored on the way, so keeping
 # the best one costs nothing.
 #
@@ -848,7 +904,7 @@ push_step = lab.use("push_step")
 # 歩幅が一定だと、困ったことが起きます。頂上の近くでは飛び越えてしまい、最後の点が最良とは限りません。論文のコードは最後の点を返します。途中の点はすべて採点済みなので、最良の点を
 # 取っておくのに追加の計算は要りません。
 #
-# **課題(難易度 3)。** `best_iterate` を書いてください。`path` $[S, B, \dots]$ は $B$ 枚の画像の $0, 1, \dots, S - 1$ ステップ後のノイズ、`scores` $[S, B]$ はその得点です。画像ごとに最良の点
+# **課題(難易度3)。** `best_iterate` を書いてください。`path` $[S, B, \dots]$ は $B$ 枚の画像の $0, 1, \dots, S - 1$ ステップ後のノイズ、`scores` $[S, B]$ はその得点です。画像ごとに最良の点
 # $[B, \dots]$ を返します。最良のステップは画像によって異なってかまいません。出発点も候補に含めます。手計算の例: 得点が $(1, 3, 2)$ の画像ではステップ1、$(5, 4, 4)$ の画像ではステップ0を
 # 残します。
 
@@ -877,7 +933,7 @@ lost = int(ring.score(ring_generator(z_ring)).argmin())
 
 def push_on_ring(which, direction, scorer):
     """en: Ten steps of one generated point in a box of 0.3.
-    ja: 生成した1点を、0.3 の箱の中で10ステップ動かします。
+    ja: 生成した1点を、0.3の箱の中で10ステップ動かします。
     """
     score = {"exact": ring.soft_score, "mlp": ring_mlp.soft_score}[scorer]
     z, deltas = z_ring[which : which + 1], [torch.zeros(1, 3, dtype=torch.float64)]
@@ -940,7 +996,7 @@ claim("push_up", "push.up", "push.random", "log_gain")
 claim("push_down", "push.down", "push.random", "log_gain")
 lab.claim("mlp_overrates", measured=t("l03.promise"), reason=t("l03.recorded_only"))
 
-# %% [markdown] lang="en" uid="push-reading" pair="d9b7c83f"
+# %% [markdown] lang="en" uid="push-reading" pair="cb4b635d"
 # **What you see.** Over forty recorded pictures ten gradient steps multiply the density by 1.08 ($e^{.078}$) upwards and by 0.94 downwards. The last iterate would have given 1.05: a third of the gain had been walked past,
 # and the best one was found after seven steps on average. Eleven random tickets give 1.01. In the strip the change is hard to see: a shade, an outline, no other person. Between the two rows of section 1 lies a factor of about 1.5.
 #
@@ -957,10 +1013,10 @@ lab.claim("mlp_overrates", measured=t("l03.promise"), reason=t("l03.recorded_onl
 # **理由:** 箱が小さいからです。ノイズのどの成分も0.1、つまり標準偏差の10分の1までしか動けません。そして決定論的なサンプラーは、近いノイズから近い画像を作ります。このような摂動は磨くだけで、珍しい人を典型的な人に
 # 変えることはありません。
 #
-# **予想が外れたこと:** ネットワークは自分の勾配に沿って騙されやすいので、MLP の約束は厳密な密度より大きいと予想していました。実際には、約束が $.051$、厳密な値が $.058$ でした。差は $-.007$ $[-.018, .005]$ で、効果とみなす 2 % に届きません。
-# この小さな箱の中では、画像が MLP の学習した範囲にとどまるからです。**結果を変えるもの:** $\epsilon$ を大きくするか(0.3 にしたリングでは、MLP が間違える点が見つかりました)、学習に使う実データを減らすことです。
+# **予想が外れたこと:** ネットワークは自分の勾配に沿って騙されやすいので、MLP の約束は厳密な密度より大きいと予想していました。実際には、約束が $.051$、厳密な値が $.058$ でした。差は $-.007$ $[-.018, .005]$ で、効果とみなす2%に届きません。
+# この小さな箱の中では、画像が MLP の学習した範囲にとどまるからです。**結果を変えるもの:** $\epsilon$ を大きくするか(0.3にしたリングでは、MLP が間違える点が見つかりました)、学習に使う実データを減らすことです。
 
-# %% [markdown] lang="en" uid="tune" pair="f246d615"
+# %% [markdown] lang="en" uid="tune" pair="db41ab5a"
 # ## 9. Changing the model
 #
 # The third method trains: pictures above $\tau$ are drawn $w$ times as often. Where does that lead in the end? Think of a GAN on two bins, above and below, with shares $\pi$ and $1 - \pi$ of the reals. Its ideal
@@ -984,7 +1040,7 @@ lab.claim("mlp_overrates", measured=t("l03.promise"), reason=t("l03.recorded_onl
 #
 # 論文では $w_{\text{fake}} = 1/w_{\text{real}}$ とするので、この比は $w^2$ です。重み33は1089倍を意味します。拡散モデルの学習には生成データが現れないので、比は $w$ です。
 #
-# **課題(難易度 3)。** この状態で $\tau$ より上にある割合 `fixed_share` を書いてください。手計算の例: $\pi = 0.5$、$w_{\text{real}} = 4$ なら $0.8$ です。さらに $w_{\text{fake}} = 1/4$ なら、
+# **課題(難易度3)。** この状態で $\tau$ より上にある割合 `fixed_share` を書いてください。手計算の例: $\pi = 0.5$、$w_{\text{real}} = 4$ なら $0.8$ です。さらに $w_{\text{fake}} = 1/4$ なら、
 # $16/17 = 0.941$ です。
 
 
@@ -1029,7 +1085,7 @@ curve_with_interval(
     reference={"$w$": fixed_share(0.5, 4.0), "$w^2$": fixed_share(0.5, 4.0, 0.25)},
 )  # fmt: skip
 
-# %% [markdown] lang="en" uid="tune-portraits" pair="66b9cd23"
+# %% [markdown] lang="en" uid="tune-portraits" pair="58c2a465"
 # **Reading.** Both curves end on the dashed lines that your formula drew: the number called $w$ in the paper is not the ratio that comes out. But look at *when*: nobody who trains for a few hundred steps is near
 # the end, so how long one trains is part of the method.
 #
@@ -1045,7 +1101,7 @@ curve_with_interval(
 # 次は PortraitSD です。論文の比較対象は*事前学習済み*モデルです。ここでは同じステップを**重みなし**でも実行します。それで変わるものは、擬似密度の効果ではありません。どの学習も同じノイズと
 # タイムステップを使い、画像の初期ノイズも共通なので、1枚ごとに比べられます。プロンプトは自由("a portrait of a person")で誘導も使わず、どれだけ典型的な画像にするかをモデルに任せます。
 #
-# **選んでみましょう。** 自分の実行で使う重みを決めてください。33 と 0.03 は論文の値で、記録もあります。それ以外なら新しい実験です。重みなしと違ってくるのは、どの数値でしょうか。
+# **選んでみましょう。** 自分の実行で使う重みを決めてください。33と0.03は論文の値で、記録もあります。それ以外なら新しい実験です。重みなしと違ってくるのは、どの数値でしょうか。
 
 # %% uid="tune-predict" tags=["quiz"]
 lab.predict("tune")
@@ -1105,7 +1161,7 @@ claim("tune_vendi", "tune.w003", "tune.w1", "vendi")
 claim("control_alone", "tune.w1", "tune.pretrained", "kernel")
 lab.reveal("tune", "share" if np.mean(results[f"tune.{own_arm}"]["above"]) > pi else "nothing")
 
-# %% [markdown] lang="en" uid="tune-reading" pair="485d90c1"
+# %% [markdown] lang="en" uid="tune-reading" pair="d2307d8a"
 # **What you see.** Take two comparisons apart. *No weights against pretrained*: the same pictures, drawn evenly, already teach the model whom this population consists of. Over five seeds the share above $\tau$ rises from .17 to .29 and
 # the kernel distance falls from 24 to 16. None of that is due to pseudo density, and a table that compares the weighted run with the pretrained model alone would credit it with all of this. *A weight against no weights*: same noise, same
 # timesteps, same initial noise, only the draws differ. $w = 33$ ends at .35 and $w = 0.03$ at .21, in the directions that the paper promises.
@@ -1117,12 +1173,12 @@ lab.reveal("tune", "share" if np.mean(results[f"tune.{own_arm}"]["above"]) > pi 
 # unlearns half of its population, which is the price of section 5 again, paid once and for good.
 
 # %% [markdown] lang="ja" uid="tune-reading" pair="4505d687"
-# **図の読み方。** 2つの比較を分けて読んでください。*重みなしと事前学習済み*: 同じ画像を均等に引いて学習するだけでも、モデルはこの母集団にどんな人がいるかを学びます。5つのシードの平均で、$\tau$ より上の割合は.17から.29に上がり、
+# **図の読み方。** 2つの比較を分けて読んでください。*重みなしと事前学習済み*: 同じ画像を均等に引いて学習するだけでも、モデルはこの母集団にどんな人がいるかを学びます。5つのシードの平均で、$\tau$ より上の割合は0.17から0.29に上がり、
 # カーネル距離は24から16に下がります。これは擬似密度の効果ではありません。重み付きの結果を事前学習済みモデルとだけ比べた表では、すべて重みの手柄になってしまいます。*重みありと重みなし*: 学習のノイズもタイムステップも、画像の初期ノイズも同じで、
-# 違うのは引き方だけです。$w = 33$ は.35、$w = 0.03$ は.21に達し、向きは論文の約束どおりです。
+# 違うのは引き方だけです。$w = 33$ は0.35、$w = 0.03$ は0.21に達し、向きは論文の約束どおりです。
 #
 # **決まらなかったこと。** 重みなしに対する $w = 33$ の増加 $+.06$ $[-.01, .13]$ は、わずかに0をまたいでいます。5つのシードのうち1つが逆に動いたためで、決着には18のシードが要ります。密度の対数、適合率、再現率、Vendi スコアも
-# 未決です。*後から*気づいたこととして、両端の 33 と 0.03 の間では、割合に確かな差 .15 $[.07, .22]$ があります。次の実験の前に、この比較を主張として宣言する理由にはなりますが、ここでの判定にはなりません。
+# 未決です。*後から*気づいたこととして、両端の33と0.03の間では、割合に確かな差0.15 $[.07, .22]$ があります。次の実験の前に、この比較を主張として宣言する理由にはなりますが、ここでの判定にはなりません。
 #
 # **まだ小さい理由:** 印字された行にある、終わりなく学習した場合の値と比べてください。まだ遠く離れています。120ステップは道のりの始まりにすぎません。**結果を変えるもの:** ステップ数とシードを増やすことです。ただし、$w = 33$ へ進むほど、
 # モデルは母集団の半分を忘れていきます。第5節の代償を、今度は一度で、しかも永久に払うことになります。

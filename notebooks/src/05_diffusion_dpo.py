@@ -133,7 +133,7 @@ after = lab.keep("first", toy_run, "dpo_50").points
 panels = {t("l05.base"): base_points, t("l05.winners"): winners, t("l05.losers"): losers, t("l05.after"): after}
 scatter(panels, t("l05.toy_title"))
 
-# %% [markdown] lang="en" uid="toy-reading" pair="4e7e31cc"
+# %% [markdown] lang="en" uid="toy-reading" pair="08309080"
 # **What you see.** The base draws the whole ring. Winners crowd on the right, losers on the left, and after DPO the samples have moved right. **Why it is
 # remarkable:** nobody told the model what "right" is. There was no reward in the loss, no sampling during training, no reinforcement learning; only points, two
 # by two, and which of them won. **What would change it:** how far the model may go from the base. That is one number, and most of this lesson is about it.
@@ -141,7 +141,7 @@ scatter(panels, t("l05.toy_title"))
 # *Before reading on: what must a loss do with a pair so that this happens? Pull the winner? Push the loser? Both?*
 
 # %% [markdown] lang="ja" uid="toy-reading" pair="13525ef1"
-# **図の見方。** 基準モデルは円周全体を描きます。勝者は右に、敗者は左に集まり、DPO 後のサンプルは右へ移っています。**注目すべき点:** 「右」が何かを、
+# **図の読み方。** 基準モデルは円周全体を描きます。勝者は右に、敗者は左に集まり、DPO 後のサンプルは右へ移っています。**注目すべき点:** 「右」が何かを、
 # 誰もモデルに教えていません。損失に報酬は現れず、学習中の生成も強化学習もありません。使ったのは、2つずつの点と、どちらが勝ったかだけです。**結果を左右するもの:**
 # 基準モデルからどこまで離れてよいかです。それを決めるのは1つの数で、このレッスンの大半はその数をめぐる話です。
 #
@@ -202,7 +202,7 @@ curve_with_interval(
     title=t("l05.density_title"),
 )
 
-# %% [markdown] lang="en" uid="derive" pair="295cefb5"
+# %% [markdown] lang="en" uid="derive" pair="199d8cc4"
 # **What you see.** A short leash ($\beta = 2$) barely tilts the three bumps. A long one ($\beta = 0.1$) keeps only the right bump, and even inside it the mass
 # leans outwards. No mass appears *between* the bumps: where the reference is zero, no reward helps. Remember this; the trained models below do not always obey it.
 #
@@ -225,7 +225,7 @@ curve_with_interval(
 # Write the loss, one number per pair. If policy and reference agree, it must be $\ln 2$. Logits of $-200$ occur: what does the logarithm of a sigmoid do there?
 
 # %% [markdown] lang="ja" uid="derive" pair="8358bfad"
-# **図の見方。** 引き綱が短い($\beta = 2$)と、3つの山はほとんど傾きません。長い($\beta = 0.1$)と右の山だけが残り、その山の中でも外側に寄ります。山と山の*間*に
+# **図の読み方。** 引き綱が短い($\beta = 2$)と、3つの山はほとんど傾きません。長い($\beta = 0.1$)と右の山だけが残り、その山の中でも外側に寄ります。山と山の*間*に
 # 確率は生まれません。参照モデルの密度が0の場所では、どんな報酬も効かないからです。このことを覚えておいてください。後で学習するモデルは、必ずしもこれに従いません。
 #
 # **ステップ2: 逆に読む。** 対数を取ると $r(x) = \beta \log \frac{p^*(x)}{p_\mathrm{ref}(x)} + \beta \log Z$ です。どんなモデルも、それ自体が報酬モデルだと
@@ -242,7 +242,7 @@ curve_with_interval(
 # $$s = -\kappa\,\big[(e_w - e^\mathrm{ref}_w) - (e_l - e^\mathrm{ref}_l)\big], \qquad L = -\log\sigma(s)$$
 #
 # **ステップ5: 同じノイズ。** 勝者と敗者には同じ $t$ と同じ $\epsilon$ を使います。理論が求めるからではなく、分散を減らすためです。誤差は画像よりも $t$ に大きく
-# 左右され、共通の部分は差を取れば打ち消し合うからです。どれだけ減るかは6節で測ります。
+# 左右され、共通の部分は差を取れば打ち消し合うからです。どれだけ減るかは第6節で測ります。
 #
 # ペアごとに1つの数を返す損失を書いてください。学習中のモデルと参照モデルが一致していれば $\ln 2$ になるはずです。ロジットは $-200$ にもなります。
 # そのとき、シグモイドの対数はどうなるでしょうか。
@@ -263,22 +263,43 @@ def dpo_loss(*, winner, loser, ref_winner, ref_loser, kappa):
 lab.check("dpo_loss")
 dpo_loss = lab.use("dpo_loss")
 
-# %% [markdown] lang="en" uid="runs" pair="3150764c"
+# %% [markdown] lang="en" uid="runs" pair="5715258b"
 # ## 3. What happens to the winners?
 #
 # Your loss trains the ring at four strengths $\kappa$; beside it stands the obvious baseline, fine-tuning on the winners alone (SFT), and DPO with SFT as an anchor, a term that holds the winners' error down.
 # Two numbers to watch: $d_w = e_w - e^\mathrm{ref}_w$ and $d_l = e_l - e^\mathrm{ref}_l$, how far the errors of winners and losers have moved. And one number to distrust,
 # the *implicit accuracy* ("accuracy" in tables): the share of pairs with $s > 0$, that is, where the model prefers the winner more than the reference does. It is 0.5 before training and says
-# nothing about pictures. Predict first.
+# nothing about pictures. Write it, from the logits $s$ of the pairs; a tie, $s = 0$, counts a half. By hand: $s = (1, 3, -2, 0)$ gives $(1 + 1 + 0 + 0.5)/4 = 0.625$.
 
-# %% [markdown] lang="ja" uid="runs" pair="fd55d457"
+# %% [markdown] lang="ja" uid="runs" pair="6537caff"
 # ## 3. 勝者に何が起きるか
 #
 # 書いた損失で、$\kappa$ を4通りに変えて学習します。比較対象は、勝者だけで学習するファインチューニング(SFT)と、SFT の項を錨として加えた DPO です。錨とは、
 # 勝者の誤差が増えないように引き留める項のことです。見るべき数は2つ、勝者と敗者の誤差の変化 $d_w = e_w - e^\mathrm{ref}_w$ と $d_l = e_l - e^\mathrm{ref}_l$ です。
 # 疑ってかかるべき数は1つ、*暗黙の正解率*(表では「正解率」)です。これは $s > 0$ となるペア、つまり参照モデルより強く勝者を好んでいるペアの割合です。
-# 学習前は0.5で、画像の良し悪しについては何も語りません。まず予想してください。
+# 学習前は0.5で、画像の良し悪しについては何も語りません。ペアごとのロジット $s$ から、これを計算する関数を書いてください。同点($s = 0$)は0.5として数えます。手計算の例: $s = (1, 3, -2, 0)$ なら
+# $(1 + 1 + 0 + 0.5)/4 = 0.625$ です。
 
+
+# %% uid="implicit-accuracy" tags=["exercise"] exercise="implicit_accuracy"
+def implicit_accuracy(s):
+    """en: Share of the logits s [B] above 0, a tie counting a half: a number from 0 to 1.
+    ja: ロジット s [B] のうち0より大きいものの割合です(同点は0.5)。0から1の数を返します。
+    """
+    # BEGIN SOLUTION
+    return (s > 0).float().mean() + 0.5 * (s == 0).float().mean()
+    # END SOLUTION
+
+
+# %% uid="implicit-accuracy-check" tags=["check"]
+lab.check("implicit_accuracy")
+implicit_accuracy = lab.use("implicit_accuracy")
+
+# %% [markdown] lang="en" uid="runs-first" pair="f3a22182"
+# Before the runs, predict: the loss falls. What happens to the winners?
+
+# %% [markdown] lang="ja" uid="runs-first" pair="3d3ff02e"
+# 実行する前に予想してください。損失が下がるとき、勝者には何が起きるでしょうか。
 
 # %% uid="runs-predict" tags=["quiz"]
 lab.predict("winner_error")
@@ -337,7 +358,7 @@ explore(
     {"setting": choice(t("l05.setting"), list(toy))},
 )
 
-# %% [markdown] lang="en" uid="runs-reading" pair="588fd451"
+# %% [markdown] lang="en" uid="runs-reading" pair="f19b2f4e"
 # **What you see.** At $\kappa = 2$ the winners' error grows, with the loss near 0 and the accuracy near 1: both kinds get worse, the losers faster. The loss sees only the
 # difference. In the picture the points have left the ring: the optimum of section 2 never does that, but the network does, because pushing a loser's noise prediction
 # away pushes everything near it. A larger $\kappa$ stops earlier, since pairs with a large $s$ weigh $\sigma(-s)$, almost nothing. SFT cannot leave the data and cannot use the losers
@@ -350,7 +371,7 @@ explore(
 
 # %% [markdown] lang="ja" uid="runs-reading" pair="77856834"
 # **図と表の読み方。** $\kappa = 2$ では、損失がほぼ0、正解率がほぼ1でも、勝者の誤差は増えています。両方が悪化し、敗者の悪化のほうが速いのです。損失が見ているのは差だけです。
-# 図では点が円周から外れています。2節の最適解なら起きないことですが、ネットワークでは起きます。敗者のノイズ予測を押しのけると、近くにあるものまで一緒に動くためです。
+# 図では点が円周から外れています。第2節の最適解なら起きないことですが、ネットワークでは起きます。敗者のノイズ予測を押しのけると、近くにあるものまで一緒に動くためです。
 # $\kappa$ が大きいと早めに止まります。$s$ の大きいペアの重みは $\sigma(-s)$ で、ほとんど0になるからです。SFT はデータから外れませんが、敗者の情報を使えません。
 # 錨を加えた DPO は両方の長所を取り入れ、$d_w$ が増えるたびに損失が増えるようにします。
 #
@@ -396,7 +417,7 @@ off = {name: run.off_ring for name, run in toy.items()}
 on_record("off_ring", ring_arms, off, t("l05.off"), title=t("l05.off_title"))
 on_record("d_w", ring_arms, {n: r.log[-1]["d_w"] for n, r in toy.items()}, t("l05.d_w_axis"), title=t("l05.d_w_all"))
 
-# %% [markdown] lang="en" uid="losses-reading" pair="ef476354"
+# %% [markdown] lang="en" uid="losses-reading" pair="bcaf4950"
 # **What you see.** Blue with intervals: the record, three bases for each seed; the stars: your one base. Read the two charts together. KTO at this strength never stops asking: its winners' error grows by more than 4, six samples in ten
 # have left the ring, and its mean reward, about 1.2, is the highest of all. On the ring nothing lies further right than 1: **a reward above the best point of the data is the mark of over-optimisation**, and whoever looks at rewards
 # alone would ship it. DPO 2 and DPO 10 follow; losses that stop asking move little (IPO wants a fixed gap, label smoothing charges for certainty). SFT, MaPO, SDPO and the anchor keep the winners' error below the reference's.
@@ -408,7 +429,7 @@ on_record("d_w", ring_arms, {n: r.log[-1]["d_w"] for n, r in toy.items()}, t("l0
 # *A decision:* you must ship one setting to a colleague who will not look at any curve. Which, and what does it cost you in reward?
 
 # %% [markdown] lang="ja" uid="losses-reading" pair="a0ec252d"
-# **図の見方。** 区間つきの青が記録(シードごとに基準モデル3つ)、星が自分の基準モデル1つです。2つの図を合わせて見てください。この強さの KTO は際限なく差を求めます。勝者の誤差は4以上増え、サンプルの6割が円周から外れ、
+# **図の読み方。** 区間つきの青が記録(シードごとに基準モデル3つ)、星が自分の基準モデル1つです。2つの図を合わせて見てください。この強さの KTO は際限なく差を求めます。勝者の誤差は4以上増え、サンプルの6割が円周から外れ、
 # それでいて平均報酬は約1.2で最高です。円周上に1より右の点はありません。**データの最良点を超える報酬は、過剰最適化のしるしです。** 報酬しか見ない人なら、これを採用するでしょう。次に大きく動くのは DPO 2と DPO 10です。差が付いたらそれ以上を
 # 求めない損失(一定の差を目標にする IPO、確信に罰を与えるラベル平滑化)は、あまり動きません。SFT、MaPO、SDPO、錨を加えた DPO では、勝者の誤差が参照モデルより小さく保たれます。
 # **$d_w$ では分からないこと。** DPO 50は $d_w$ がほぼ0なのに、DPO 10と同じ6%のサンプルが円周から外れています。SDPO も $d_w$ は負ですが、1.5%が外れます。誤差は学習ペアの上で測りますが、サンプルはペアのない場所へも行くからです。
@@ -486,7 +507,7 @@ kappa_of = lab.use("kappa_of")
 print(t("l05.kappas", code=kappa_of(5000, False, True, 16384), script=kappa_of(2500, False, False, 16384)))
 print(t("l05.kappa_paper", paper=kappa_of(2000, True, False, 16384), elements=16384))
 
-# %% [markdown] lang="en" uid="convention-reading" pair="b9be42d9"
+# %% [markdown] lang="en" uid="convention-reading" pair="2c717614"
 # **What you see.** Three sources mean $\kappa = 2500$, though they print 5000 and 2500; the paper's equation, taken literally, means something more than ten thousand
 # times stronger. A recipe copied without its convention is off by a factor, not by a nuance. **And a decision for you:** should $\kappa$ grow with the number of elements
 # (keep the strength per element of the sum) or stay (keep it per mean)? Decide before section 7, where you meet a latent 32 times smaller.
@@ -494,7 +515,7 @@ print(t("l05.kappa_paper", paper=kappa_of(2000, True, False, 16384), elements=16
 # %% [markdown] lang="ja" uid="convention-reading" pair="7017118d"
 # **結果の読み方。** 5000や2500と書かれていても、3つの出典は $\kappa = 2500$ を意味しています。論文の式を文字どおりに読むと、その1万倍を超える強さになります。
 # 単位を確かめずに設定を写すと、わずかな違いでは済まず、桁を間違えます。**ここで1つ決めてください。** $\kappa$ は要素数に比例させる(合計に対する強さを保つ)べきでしょうか。
-# それとも変えない(平均に対する強さを保つ)べきでしょうか。7節では、要素数が32分の1の潜在変数を扱います。それまでに決めておきましょう。
+# それとも変えない(平均に対する強さを保つ)べきでしょうか。第7節では、要素数が32分の1の潜在変数を扱います。それまでに決めておきましょう。
 
 
 # %% [markdown] lang="en" uid="break" pair="339d3819"
@@ -528,12 +549,12 @@ bar_with_interval(
     value_format="{:.3f}",
 )
 
-# %% [markdown] lang="en" uid="precision-reading" pair="ba0bdb10"
+# %% [markdown] lang="en" uid="precision-reading" pair="ed3f78c7"
 # **What you see.** Nothing was trained, yet bfloat16 invents logits of the size of a real preference. **Why:** the error is a mean of thousands of squares near .15;
 # bfloat16 has three digits for it, and $\kappa = 2500$ magnifies the last one. **What to do:** compute the networks in half precision if you like, the errors never.
 
 # %% [markdown] lang="ja" uid="precision-reading" pair="a5300eab"
-# **図の見方。** 何も学習していないのに、bfloat16では本物の選好に匹敵するロジットが生まれています。**理由:** 誤差は、0.15前後の二乗を何千個も平均した値です。bfloat16では
+# **図の読み方。** 何も学習していないのに、bfloat16では本物の選好に匹敵するロジットが生まれています。**理由:** 誤差は、0.15前後の二乗を何千個も平均した値です。bfloat16では
 # 3桁ほどしか表せず、最後の桁が $\kappa = 2500$ で拡大されます。**対策:** ネットワークは半精度で計算してもかまいませんが、誤差は必ず float32で計算します。
 
 
@@ -590,7 +611,7 @@ scatter({name: run.points for name, run in museum.items()}, t("l05.museum_clouds
 # 誤差は違います。ロジットを2にするのに、$\kappa = 10$ なら0.2の差で足りますが、$\kappa = 0.02$ では100の差が要ります。そのため、誤差が数百になるまでモデルが動き続けます。**覚えておくこと:** 損失と正解率から分かるのは、学習が*頼んだとおり*に進んでいるかどうかです。
 # その代償は $d_w$ と $d_l$ に表れ、頼んだ内容が正しかったかどうかは、サンプルを見なければ分かりません。
 
-# %% [markdown] lang="en" uid="pairs" pair="691dae0d"
+# %% [markdown] lang="en" uid="pairs" pair="393671cc"
 # ## 6. Pairs by AI feedback
 #
 # Now portraits. The base draws sharp pictures and often the wrong ones, for a reason that real models share: the captions it learnt from were wrong, each attribute with
@@ -603,7 +624,7 @@ scatter({name: run.points for name, run in museum.items()}, t("l05.museum_clouds
 #
 # ここからはポートレートです。基準モデルの画像は鮮明ですが、内容をよく間違えます。原因は実際のモデルと同じで、学習に使ったキャプションが、属性ごとに0.4の確率で誤っていたためです。
 # 学習用の評価役は PortraitCLIP で、プロンプトが指定した属性がどれだけ確からしいかを採点します。プロンプトごとに何枚か生成し、最良と最悪を組にします。AttributeReader は
-# ここでは使わず、8節で正解の評価役(測定するだけで、学習には使わない評価役)を務めます。全画像が同点なら、学べることはありません。**同点は学習に使いません。** 公開されている diffusers のスクリプトは同点を除かず、
+# ここでは使わず、第8節で正解の評価役(測定するだけで、学習には使わない評価役)を務めます。全画像が同点なら、学べることはありません。**同点は学習に使いません。** 公開されている diffusers のスクリプトは同点を除かず、
 # 1枚目の勝ちとして扱います。選び方を書いてください。
 
 
@@ -707,15 +728,15 @@ spread = [float((first - error(pairs.loser, noises[i], times[j])).std()) for i, 
 labels = [t("l05.same_both"), t("l05.same_t"), t("l05.same_none")]
 bar_with_interval(labels, spread, xlabel=t("l05.noise_axis"), title=t("l05.noise_title"), value_format="{:.3f}")
 
-# %% [markdown] lang="en" uid="pairs-reading" pair="316cc913"
+# %% [markdown] lang="en" uid="pairs-reading" pair="4d34e6ea"
 # **What you see.** Under each picture stand the attributes that its prompt names. The widest gaps are no matters of taste: losers wear the wrong thing. The bars are step 5 of the derivation, measured. In our run (seed 0) the difference of two errors spreads by
 # .025 under one noise and one timestep, by .033 under two noises at the same timestep, and by .110 when the timesteps differ too. So most of the gain comes from sharing $t$. The signal is the same in all three; four times the spread takes sixteen times the pairs to see it.
 
 # %% [markdown] lang="ja" uid="pairs-reading" pair="1a867d15"
-# **図の見方。** 画像の下には、プロンプトが指定した属性が並んでいます。評価の差が最も大きいペアで分かれたのは、好みではありません。敗者は指定と違うものを描いています。棒グラフは、導出のステップ5を測ったものです。シード0の実行では、誤差の差のばらつきは、ノイズもタイムステップも共通なら
+# **図の読み方。** 画像の下には、プロンプトが指定した属性が並んでいます。評価の差が最も大きいペアで分かれたのは、好みではありません。敗者は指定と違うものを描いています。棒グラフは、導出のステップ5を測ったものです。シード0の実行では、誤差の差のばらつきは、ノイズもタイムステップも共通なら
 # 0.025、タイムステップだけ共通なら0.033、どちらも別々なら0.110でした。つまり、効いているのは主に $t$ をそろえることです。信号の大きさは3つとも同じなので、ばらつきが4倍になれば、見分けるのに16倍のペアが要ります。
 
-# %% [markdown] lang="en" uid="train" pair="5473c772"
+# %% [markdown] lang="en" uid="train" pair="2bf8d0d7"
 # ## 7. Training, watched live
 #
 # Ten pairs a step train a LoRA adapter (a small addition to the weights) in every layer; the reference is the same U-Net with the adapter off, so one network in memory serves as both. Which $\kappa$?
@@ -726,8 +747,8 @@ bar_with_interval(labels, spread, xlabel=t("l05.noise_axis"), title=t("l05.noise
 # ## 7. 学習を見守る
 #
 # 1ステップに10ペアを使い、すべての層の LoRA アダプタ(重みに足す小さな差分)を学習します。参照モデルはアダプタを切った同じ U-Net なので、メモリに置くネットワークは1つで足ります。$\kappa$ は
-# いくつにすべきでしょうか。Stable Diffusion での $2500$ は、二乗誤差の合計に対する係数に直すと $2500 / 16384 = 0.15$ です。4節で書いた変換関数を使えば、この教材の小さな潜在変数に換算
-# できます。しかし、このモデルで実際に試して見つけた値は、もっと大きいものでした。4節のどちらの規則も、そのままでは通用しません。論文が何通りも試すのは、このためです。$d_w$ と $d_l$ は
+# いくつにすべきでしょうか。Stable Diffusion での $2500$ は、二乗誤差の合計に対する係数に直すと $2500 / 16384 = 0.15$ です。第4節で書いた変換関数を使えば、この教材の小さな潜在変数に換算
+# できます。しかし、このモデルで実際に試して見つけた値は、もっと大きいものでした。第4節のどちらの規則も、そのままでは通用しません。論文が何通りも試すのは、このためです。$d_w$ と $d_l$ は
 # 別々に見てください。
 
 # %% uid="train-run" tags=["slow"]
@@ -764,12 +785,12 @@ run, aligned = lab.keep("aligned", train, [dpo(kappa)])
 log[:] = run.log[:-1]
 live(run.log[-1])
 
-# %% [markdown] lang="en" uid="train-reading" pair="21c1a115"
+# %% [markdown] lang="en" uid="train-reading" pair="6d309275"
 # **What you see.** Both curves rise. $d_l$ rises faster, so the loss is content, and the accuracy on the training pairs is close to 1. The record agrees: $d_w$ ends between $+0.009$ and $+0.015$, $d_l$ between $+0.025$ and $+0.034$. The winners' error *rose* here too. By section 3 that is a warning,
 # yet the next section finds the pictures better. **Why no contradiction:** an error of noise prediction on the base's own pictures measures how well the model remembers them, not how good new ones are. What would worry us is $d_w$ running away; here it stays small beside errors of about a third.
 
 # %% [markdown] lang="ja" uid="train-reading" pair="8d272ed3"
-# **図の見方。** 2本とも上がっています。$d_l$ のほうが速く上がるので損失は下がり、学習ペアでの正解率は1に近づきます。記録でも同じで、最終の $d_w$ は $+0.009$〜$+0.015$、$d_l$ は $+0.025$〜$+0.034$ でした。ここでも勝者の誤差は*増えた*のです。3節によれば危険な兆候ですが、次の節で見るように
+# **図の読み方。** 2本とも上がっています。$d_l$ のほうが速く上がるので損失は下がり、学習ペアでの正解率は1に近づきます。記録でも同じで、最終の $d_w$ は $+0.009$〜$+0.015$、$d_l$ は $+0.025$〜$+0.034$ でした。ここでも勝者の誤差は*増えた*のです。第3節によれば危険な兆候ですが、次の節で見るように
 # 画像は良くなります。**矛盾しない理由:** 基準モデル自身の画像に対するノイズ予測の誤差は、モデルがその画像をどれだけ覚えているかの指標で、新しい画像の良さではありません。心配すべきなのは $d_w$ が際限なく増える場合です。ここでは、0.3ほどの誤差に比べてわずかです。
 
 # %% [markdown] lang="en" uid="prove" pair="a2e4d9c7"
@@ -835,13 +856,13 @@ e = rates[t("l05.gold_judge")]
 measured = t("l05.m_win", judge=t("l05.gold_judge"), prompts=len(test), kappa=kappa)
 lab.claim("dpo_beats_base", measured=measured, value=e.value, interval=(e.low, e.high), seeds=[lab.seed])
 
-# %% [markdown] lang="en" uid="prove-reading" pair="43d71d30"
+# %% [markdown] lang="en" uid="prove-reading" pair="13c73c84"
 # **What you see.** In the record (128 prompts) two prompts in three got better, by either judge: the gold judge's mean rose from about .72 to .82. The judge that never trained agrees with the one that did, so DPO has
 # learnt the prompts and not just a taste. Look at the second strip as well: some prompts got *worse*, and the marks show which attribute was lost. A win rate of two in three is also a loss rate of up to one in three, and the article's "quality improves" is a statement
 # about the mean. **What would change it:** more steps, more pairs, and a base that is wrong for another reason than its captions.
 
 # %% [markdown] lang="ja" uid="prove-reading" pair="c29c47cc"
-# **図の見方。** 記録(128プロンプト)では、どちらの評価役から見ても、3件に2件のプロンプトが良くなりました。正解の評価役による平均は、約0.72から0.82に上がっています。学習に使わなかった評価役が、使った評価役と同じ結論を出したので、DPO は評価役の癖だけでなく、
+# **図の読み方。** 記録(128プロンプト)では、どちらの評価役から見ても、3件に2件のプロンプトが良くなりました。正解の評価役による平均は、約0.72から0.82に上がっています。学習に使わなかった評価役が、使った評価役と同じ結論を出したので、DPO は評価役の癖だけでなく、
 # プロンプトに従うことを学んだといえます。2つ目の図も見てください。*悪くなった*プロンプトもあり、どの属性が失われたかを印が示しています。3件に2件勝つなら、勝てないものも3件に1件あります。記事の「品質が高まる」は、平均についての主張です。
 # **結果を左右するもの:** ステップ数やペアの数、そして、キャプション以外の理由で間違える基準モデルです。
 
@@ -874,20 +895,52 @@ losses = {
 options = {"against": "base", "reference": {t("l05.no_change"): 0.0}, "title": t("l05.gain_title")}
 on_record("gold", losses, {"DPO": dpo_gain.value, "SDPO": own.value}, t("l05.gain_axis"), **options)
 
+# %% [markdown] lang="en" uid="paired" pair="b9370101"
+# **Reading.** Your star has an interval of about $\pm 0.05$ from 48 prompts, so most losses are its neighbours. Does that mean that 48 prompts cannot tell two losses apart? Some prompts are easy and some are hard, for every model. If both are asked the *same* prompts, that part cancels in the difference.
+#
+# Write `paired_gain`: the mean gain, half its 95 % interval prompt by prompt (1.96 standard errors of the differences), and the half width that the same scores would have if the two models had been asked different prompts (then the two variances add up). By hand: (.5, .7, .9) after (.25, .45, .65) is a gain of .25, with a half width of 0 prompt by prompt and of .32 otherwise.
+
+# %% [markdown] lang="ja" uid="paired" pair="8a7a68d5"
+# **図の読み方。** 48プロンプトで測った星の区間はおよそ $\pm 0.05$ なので、ほとんどの損失と重なります。では、48プロンプトでは2つの損失を区別できないのでしょうか。どのモデルにとっても、易しいプロンプトと難しいプロンプトがあります。両方に*同じ*プロンプトを与えれば、その部分は差を取ると打ち消し合います。
+#
+# `paired_gain` を書いてください。平均の伸び、プロンプトごとに比べたときの95%区間の半幅(差の標準誤差の1.96倍)、そして、同じ得点を別々のプロンプトで得たとしたときの半幅(2つの分散が足し合わされます)を返します。手計算の例: (0.25, 0.45, 0.65) が (0.5, 0.7, 0.9) になれば、伸びは0.25、半幅はプロンプトごとに比べると0、そうでなければ0.32です。
+
+
+# %% uid="paired-gain" tags=["exercise"] exercise="paired_gain"
+def paired_gain(after, before):
+    """en: (mean gain, half width prompt by prompt, half width with other prompts) of scores [n], [n]: three floats.
+    ja: 得点 [n]、[n] から (平均の伸び, プロンプトごとに比べた半幅, 別々のプロンプトでの半幅) をfloatで返します。
+    """
+    # BEGIN SOLUTION
+    n, gap = len(after), after - before
+    paired = 1.96 * (gap.var(ddof=1) / n) ** 0.5
+    apart = 1.96 * (after.var(ddof=1) / n + before.var(ddof=1) / n) ** 0.5
+    return float(gap.mean()), float(paired), float(apart)
+    # END SOLUTION
+
+
+# %% uid="paired-gain-check" tags=["check"]
+lab.check("paired_gain")
+paired_gain = lab.use("paired_gain")
+
+# %% uid="paired-use"
+gain, narrow, wide = paired_gain(l05.gold(own_images, test), gold["dpo"])
+print(t("l05.paired", gain=gain, paired=narrow, apart=wide))
+
 # %% uid="loss-claims"
 lab.claim("dpo_beats_sft", reason=t("l05.only_recorded"))
 lab.claim("sdpo_beats_dpo", reason=t("l05.only_recorded"))
 lab.claim("mapo_keeps_up", reason=t("l05.only_recorded"))
 lab.claim("kto_beats_dpo", reason=t("l05.only_recorded"))
 
-# %% [markdown] lang="en" uid="own-reading" pair="84a6c1ee"
-# **How to read your star.** 48 prompts give it an interval of about $\pm 0.05$, so most losses are its neighbours; a difference between two losses is best measured on the *same* prompts, prompt by prompt, where it is far more exact. **What the record decides.** DPO, KTO, the hinge, SDPO and the anchored
+# %% [markdown] lang="en" uid="own-reading" pair="3681790f"
+# **Reading.** The same prompts make the difference of two losses far more exact than either of them: all contrasts of the record are taken prompt by prompt. **What the record decides.** DPO, KTO, the hinge, SDPO and the anchored
 # loss all gain close to .1; KTO is not better than DPO, as its paper finds on another task, but a trifle worse (by .013). IPO at the same number barely moves: its $\tau$ fixes the gap to reach, which is a tiny one at 400. **The surprise is the baseline:** fine-tuning on the winners
 # alone gains as much as DPO, the difference is smaller than .02 either way. **Why:** the winners here are right where the base is often wrong, so copying them already teaches the prompts. The paper saw the same on its weaker model (SD 1.5: SFT wins 55.5 %) and the opposite on its stronger one (SDXL),
 # whose own pictures are better than the winners. What does tell them apart is $d_w$: below zero for SFT and the anchor, above for DPO.
 
-# %% [markdown] lang="ja" uid="own-reading" pair="2bba36db"
-# **自分の星の読み方。** 48プロンプトでは区間がおよそ $\pm 0.05$ あり、ほとんどの損失と重なります。2つの損失の差は、*同じ*プロンプトで1件ずつ比べると、ずっと正確に測れます。**記録から決まること。** DPO、KTO、hinge、SDPO、錨を加えた DPO の伸びは、どれも0.1近くです。KTO は、別の課題で測った論文とは
+# %% [markdown] lang="ja" uid="own-reading" pair="064c8622"
+# **結果の読み方。** 同じプロンプトで比べると、2つの損失の差は、それぞれの値よりずっと正確に測れます。記録済みの比較も、すべてプロンプトごとの差です。**記録から決まること。** DPO、KTO、hinge、SDPO、錨を加えた DPO の伸びは、どれも0.1近くです。KTO は、別の課題で測った論文とは
 # 違って DPO より良くはなく、ごくわずかに(0.013)劣りました。同じ値を入れた IPO はほとんど動きません。IPO の $\tau$ は目標とする差を決める数で、400では目標がごく小さいからです。**意外なのは比較対象の SFT です。** 勝者だけのファインチューニングの伸びは DPO と変わらず、差はどちらの向きにも0.02未満です。**理由:** 基準モデルがよく
 # 間違えるところで勝者は正しいので、まねるだけでもプロンプトに従うことを学べます。論文でも、弱いモデル(SD 1.5)では SFT の勝率が55.5%でした。自分の画像が勝者より良い、強いモデル(SDXL)では逆の結果です。違いが表れるのは $d_w$ で、SFT と錨を加えた DPO では負、DPO では正です。
 
@@ -933,13 +986,13 @@ e = estimate(worded - plain)
 measured = t("l05.m_words", prompts=len(test))
 lab.claim("npo_needs_words", measured=measured, value=e.value, interval=(e.low, e.high), seeds=[lab.seed])
 
-# %% [markdown] lang="en" uid="negative-reading" pair="ed1d5181"
+# %% [markdown] lang="en" uid="negative-reading" pair="507f2977"
 # **What you see: the opposite of the paper.** Guidance away from the bad model loses to plain guidance, a little when it is asked for nothing (it wins 45 % of the prompts), by far when it is asked for the prompt. Two likely reasons. First, our preference is
 # faithfulness: without the prompt nobody knows what would be wrong, so the empty branch has only drifted. The paper's preferences were people's, and an ugly picture is ugly without a prompt. Second, the control:
 # asking the bad model for the prompt removes the difference between *prompt* and *no prompt* from guidance, and that difference was doing most of the work. It shows that much and no more: two things change in it at once. **What would change it:** training the negative model with dropped captions, and mixing it with the base, as the paper does; neither was tried here.
 
 # %% [markdown] lang="ja" uid="negative-reading" pair="11e9f2bd"
-# **図の見方: 論文と反対の結果です。** 悪いモデルから遠ざける誘導は、通常の誘導に負けました。空のプロンプトなら少し(勝率45%)、プロンプトを与えると大きく負けます。理由として2つ考えられます。1つ目に、ここでの選好は忠実度です。プロンプトがなければ何が誤りかが分からないので、空のプロンプトの側はずれただけで終わります。
+# **図の読み方: 論文と反対の結果です。** 悪いモデルから遠ざける誘導は、通常の誘導に負けました。空のプロンプトなら少し(勝率45%)、プロンプトを与えると大きく負けます。理由として2つ考えられます。1つ目に、ここでの選好は忠実度です。プロンプトがなければ何が誤りかが分からないので、空のプロンプトの側はずれただけで終わります。
 # 論文の選好は人によるもので、見た目の悪い画像はプロンプトがなくても悪い画像です。2つ目は対照実験から分かります。悪いモデルにプロンプトを与えると、「プロンプトあり」と「なし」の差が誘導から消えますが、効いていたのは主にその差でした。ただし、この対照では2つのことが同時に変わるので、分かるのはここまでです。
 # **結果を左右するもの:** 論文のように、キャプションを一部落として学習し、基準モデルと混ぜることです。どちらもここでは試していません。
 
@@ -974,22 +1027,60 @@ bar_with_interval(
 # %% uid="realism"
 on_record("distance", {t("l05.base"): "base", **losses}, {}, t("l05.distance_axis"), title=t("l05.distance_title"))
 
-# %% [markdown] lang="en" uid="side-reading" pair="87feb601"
+# %% [markdown] lang="en" uid="side-reading" pair="a5fa5851"
 # **What you see.** Bars whose interval crosses zero are no news. A bar that does not is a habit the model has picked up from the winners, although no prompt asked for it; with six bars shown out of dozens, the
 # largest are the luckiest too. In the second figure look at the small dots, one a seed: DPO is nearer to real pictures than the base in one seed and farther in another, by more than anything that separates the losses. No loss is shown to be more realistic than another here. Faithful and real are two axes, and
 # lesson 06 is about the second.
 
 # %% [markdown] lang="ja" uid="side-reading" pair="40cba823"
-# **図の見方。** 区間が0をまたぐ棒は、変化したとはいえません。またがない棒は、どのプロンプトも求めていないのに、モデルが勝者から身に付けた癖です。ただし、何十もの中から大きい6本を選んで見せているので、偶然大きく出たものも混じります。2つ目の図では、シードごとの小さな点を見てください。DPO は、あるシードでは
+# **図の読み方。** 区間が0をまたぐ棒は、変化したとはいえません。またがない棒は、どのプロンプトも求めていないのに、モデルが勝者から身に付けた癖です。ただし、何十もの中から大きい6本を選んで見せているので、偶然大きく出たものも混じります。2つ目の図では、シードごとの小さな点を見てください。DPO は、あるシードでは
 # 基準モデルより本物に近く、別のシードでは遠く、その揺れは損失どうしの差より大きくなっています。どの損失がより本物らしいかは、ここでは示せません。忠実度と本物らしさは別の軸で、2つ目の軸はレッスン06で扱います。
 
-# %% [markdown] lang="en" uid="map" pair="fcf4c5b3"
-# ## 12. Paper, article, your numbers
+# %% [markdown] lang="en" uid="take-home" pair="d8bdebdd"
+# ## 12. Take it home: your own pairs
+#
+# Everything above also works on pictures that you collected. `labkit dpo PAIRS --out runs/mine` reads a table of winners and losers (or two folders), trains, and writes a report; its page is
+# `docs/own_pairs.en.md`. What it leaves is a LoRA file that needs no labkit. Here is that last step with the adapter that you trained in section 7: saved, then read by plain diffusers.
+
+# %% [markdown] lang="ja" uid="take-home" pair="ad9bde7d"
+# ## 12. 持ち帰って使う: 自分のペア
+#
+# ここまでのことは、自分で集めた画像でもできます。`labkit dpo ペア --out runs/mine` は、勝者と敗者の表(または2つのフォルダ)を読んで学習し、報告を書きます。使い方は `docs/own_pairs.ja.md` にあります。
+# できるのは、labkit がなくても使える LoRA のファイルです。最後の手順だけを、セクション7で学習したアダプタで試します。ファイルに保存し、diffusers の機能だけで読み込みます。
+
+# %% uid="take-home-run"
+from tempfile import TemporaryDirectory
+
+from labkit.diffusion import remove_lora, save_lora
+from labkit.dpo import attach
+from labkit.models import load_pipeline
+from labkit.models.load import quiet
+
+
+def drawn(some_pipe):
+    """en: One picture [1, 3, 64, 64] of the first held-out prompt, by diffusers itself.
+    ja: 最初の未使用のプロンプトの画像 [1, 3, 64, 64] を、diffusers 自身の機能で描きます。
+    """
+    generator = torch.Generator().manual_seed(lab.seed)
+    return some_pipe(test[0], num_inference_steps=lab.sizes.steps, generator=generator, output_type="pt").images
+
+
+with TemporaryDirectory() as folder, quiet():
+    attach(pipe.unet, "dpo", run.state)
+    save_lora(folder, pipe, "dpo")
+    mine = drawn(pipe)
+    remove_lora(pipe.unet, "dpo")
+    plain = load_pipeline("cpu", variant="portrait-sd-base")
+    plain.load_lora_weights(folder)
+print(t("l05.same_pixels", largest=float((drawn(plain) - mine).abs().max())))
+
+# %% [markdown] lang="en" uid="map" pair="1d1692c1"
+# ## 13. Paper, article, your numbers
 #
 # Where to go next: [lesson 06](06_hg_dpo.ipynb) takes the same loss, changes only who wins, and climbs from generated to real pictures.
 
-# %% [markdown] lang="ja" uid="map" pair="7fb8342d"
-# ## 12. 論文、記事、自分の数値
+# %% [markdown] lang="ja" uid="map" pair="9a58e572"
+# ## 13. 論文、記事、自分の数値
 #
 # 次に進むなら、[レッスン06](06_hg_dpo.ipynb)です。同じ損失のまま、何を勝者にするかだけを変えて、生成画像から本物の画像へと登っていきます。
 

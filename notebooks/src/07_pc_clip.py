@@ -10,7 +10,7 @@ from labkit.course import start, t
 
 lab = start("07", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
 
-# %% [markdown] lang="en" uid="article" pair="71e2a70c"
+# %% [markdown] lang="en" uid="article" pair="68914795"
 # ## 1. Two pictures, one difference
 #
 # The article「ペア差分を推論するためのCLIPのファインチューニング」presents *Finetuning CLIP to Reason about Pairwise Differences*
@@ -19,7 +19,7 @@ lab = start("07", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # factory false alarms for fine scratches become fewer. The last one is the article's own: the paper contains no factory.
 #
 # The question behind all of them is what a model has learnt when its score rises. It may have learnt words. It may have learnt where in a sentence
-# they stand. The figure shows which: the same model, the same pairs of portraits, the same facts, said in ten ways. Four of the ten were trained.
+# they stand. The figure shows which: the same model, the same pairs of portraits, the same facts, said in eleven ways. Four of the eleven were trained.
 # What makes the difference between the upper and the lower bars? Keep a guess; section 5 comes back to it.
 #
 # | the article's word | this course | in code |
@@ -29,7 +29,7 @@ lab = start("07", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # | sentences from an LLM | writer: a template, or a language model | `writer` |
 # | standardised photographs | standard set-up, against a careless one | `SHOP` |
 
-# %% [markdown] lang="ja" uid="article" pair="57db4da4"
+# %% [markdown] lang="ja" uid="article" pair="56d0b375"
 # ## 1. 2枚の画像、1つの差分
 #
 # 記事「ペア差分を推論するためのCLIPのファインチューニング」が紹介しているのは、論文 *Finetuning CLIP to Reason about Pairwise Differences*
@@ -38,7 +38,7 @@ lab = start("07", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # 記事が独自に述べているもので、論文に工場の実験はありません。
 #
 # 3つに共通する問いは「得点が上がったとき、モデルは何を学んだのか」です。単語の意味を学んだのかもしれません。文の中の位置を覚えただけかも
-# しれません。次の図を見てください。モデルも、ポートレートのペアも、述べる内容も同じで、言い回しだけを10通りに変えています。このうち学習に使った言い回しは
+# しれません。次の図を見てください。モデルも、ポートレートのペアも、述べる内容も同じで、言い回しだけを11通りに変えています。このうち学習に使った言い回しは
 # 4つです。上の棒と下の棒の差は何によるのでしょうか。予想を立てておいてください。答えは第5節で確かめます。
 #
 # | 記事の言葉 | この教材の言葉 | コード |
@@ -73,6 +73,14 @@ bar_with_interval(
     xlim=(0, 1.12),
     width=8.5,
 )
+
+# %% [markdown] lang="en" uid="first-reading" pair="96230f15"
+# **What you see.** Before training every bar lies at one half: to CLIP a sentence about two pictures says nothing. After training, five of the eleven ways of saying it are read well, one is read the *wrong way round*, and the others are close to chance. **Why?** The facts are the same in every bar, so it cannot be the words for hair, spectacles or clothes. It must be what stands around them. **What would change it?** That is the experiment of section 5,
+# where you choose the sentences yourself. First the tool.
+
+# %% [markdown] lang="ja" uid="first-reading" pair="a1de269b"
+# **図から読み取れること。** 学習前は、どの棒も50%付近です。2枚の画像について述べた文は、CLIP にとって何も意味しません。学習後は、11通りの言い回しのうち5つがよく読め、1つは*逆の意味に*読まれ、残りは偶然に近い値です。**理由。** 述べている内容はどの棒でも同じなので、髪や眼鏡や服を表す単語のせいではありません。違いは、その周りの言葉にあるはずです。**何を変えればよいか。** それを調べるのが第5節の実験で、文を自分で選びます。まず道具を
+# 用意しましょう。
 
 # %% [markdown] lang="en" uid="arrow" pair="800dcfdf"
 # ### The difference as an arrow
@@ -489,16 +497,16 @@ bar_with_interval(
 # 最初と同じ2枚のポートレート、同じ文です。右を向く棒が増え、長くなっています。まだ左を向いている棒は、このペアでは画像側に表れていない属性か、モデルがまだ読めない文です。1組だけの偶然か
 # どうかは、すべてのペアを数えた上の曲線で判断してください。
 
-# %% [markdown] lang="en" uid="hold" pair="22028c0c"
+# %% [markdown] lang="en" uid="hold" pair="c22fee68"
 # ## 5. What was learnt: words, places, or sentences?
 #
-# Your model now answers the ten frames of the first figure. Your numbers are drawn beside the recorded ones: five training runs for each recipe, 160
+# Your model now answers the eleven frames of the first figure. Your numbers are drawn beside the recorded ones: five training runs for each recipe, 160
 # pairs. *New grammar* uses the words "first" and "second" in sentences that training never had; *new markers* calls the pictures left and right, or one and two.
 
-# %% [markdown] lang="ja" uid="hold" pair="77c177c5"
+# %% [markdown] lang="ja" uid="hold" pair="7603f245"
 # ## 5. 学んだのは単語か、位置か、文か
 #
-# 最初の図の10の文型に、自分のモデルで答えさせます。記録済みの実験(学習方法ごとに5回の学習、160ペア)の隣に、自分の数値を描きます。「新しい文法」では、「first」「second」を
+# 最初の図の11の文型に、自分のモデルで答えさせます。記録済みの実験(学習方法ごとに5回の学習、160ペア)の隣に、自分の数値を描きます。「新しい文法」では、「first」「second」を
 # 学習にない形の文で使います。「新しい目印」では、2枚の画像を left と right、one と two と呼びます。
 
 # %% uid="hold-run"
@@ -570,6 +578,123 @@ lab.claim("new_markers", measured="M1", **mean_and_interval(markers))
 # 近道が通用しなくなる場合だけです。**何を変えればよいか。** 値が目印より先に来る文型や、片方の画像だけを述べる文でも学習します。言語モデルが自由に書く文には、このような規則に従わないものも自然に混ざります。しかし、論文の試験の多くの
 # ように1つのテンプレートに当てはめる試験では、モデルがその規則を抜け出せたかどうかは分かりません。
 
+# %% [markdown] lang="en" uid="words" pair="20c265e1"
+# ### Other words
+#
+# So far the frame changed and the words for hair, mood or glasses stayed. Now the other way round: the plain frame, but other words in it. Some comparisons were left out of training altogether; some synonyms stand in CLIP's captions; others it has never seen; and *the first has darker skin than the second* names no value at all, only a direction. Your run is the star.
+
+# %% [markdown] lang="ja" uid="words" pair="bcbbf8c8"
+# ### 別の言葉で言う
+#
+# ここまでは文型だけを変え、髪や表情や眼鏡を表す言葉はそのままでした。今度は逆に、基本の文型のまま言葉を変えます。学習から完全に除いた比較、CLIP のキャプションに出てくる類義語、一度も見たことのない類義語、そして *the first has darker skin than the second* のように、値を言わずに向きだけを述べる文です。星が自分の結果です。
+
+# %% uid="hold-words"
+from labkit.figures import recorded_means
+from labkit.studies import estimate
+
+asked = {
+    t("l07.words_unseen"): "m1.unseen",
+    t("l07.words_captions"): "m1.caption_words",
+    t("l07.words_new"): "m1.new_words",
+    t("l07.words_degrees"): "m1.degrees",
+}
+recorded_means(
+    {name: estimate(lab.recorded.values(metric, "bank")) for name, metric in asked.items()},
+    yours={name: other[metric].mean() for name, metric in asked.items()},
+    xlabel=t("l07.share_right"),
+    reference={t("l07.chance"): 0.5},
+    title=t("l07.words_title"),
+    value_format="{:.0%}",
+)
+
+# %% [markdown] lang="en" uid="words-reading" pair="0366d644"
+# **What you see.** Comparisons that no training sentence made are read as well as the others: 89 %. Synonyms that CLIP knows from captions carry over in part (67 %). Synonyms that it has never seen, and degrees, are read like a coin is tossed. **Why.** The tower put together two things that it had apart, the words of single pictures and the rule about markers; what a word *means* it can only have from its captions. "Darker" stands in no caption: there is nothing to put together. The paper's sentences come
+# from a language model and are full of such comparatives. **What would change it.** Sentences with degrees in training. The frames are yours: try one.
+
+# %% [markdown] lang="ja" uid="words-reading" pair="0f6d9485"
+# **図から読み取れること。** 学習の文に一度も出なかった比較も、ほかと同じくらい読めます(89%)。キャプションで知っている類義語なら、部分的に読めます(67%)。見たことのない類義語と程度の比較は、コイン投げと変わりません。**理由。** テキスト側は、別々に持っていた2つのもの、つまり1枚の画像を表す言葉と、目印の規則を組み合わせました。言葉の*意味*は、キャプションから得たものしかありません。「darker」はどのキャプションにも
+# 出てこないので、組み合わせるものがないのです。論文の文は言語モデルが書いたもので、このような比較級を多く含みます。**何を変えればよいか。** 程度を述べる文でも学習します。文型は自分で選べるので、試してみてください。
+
+# %% [markdown] lang="en" uid="rule" pair="098702c7"
+# ### A hypothesis is code
+#
+# "It has learnt a rule about markers" is easily said. If it is meant, it predicts *every* bar of the figure, also those that nobody looked at when making it up. So write the rule down: read from left to right; a marker ("first", "second") hands its picture to the **next value behind it**, and to no other; a value that no marker stands before belongs to nobody. A value that is handed to the picture which has it scores $+1$, else $-1$.
+#
+# Write `marker_rule(said, a, b)`, the score of a sentence; `a` is the value of the first picture, `b` that of the second, both as they stand in the sentence. By hand: *the first has red hair, the second has black hair* scores 2 with a = "red hair", b = "black hair"; *red hair in the first, black hair in the second* scores $-1$, because "black hair" follows "first". Mind "no glasses", in which "glasses" is hidden.
+# No network is needed: a sentence is answered rightly if it scores more than its mirror.
+
+# %% [markdown] lang="ja" uid="rule" pair="107c20ce"
+# ### 仮説をコードにする
+#
+# 「目印についての規則を学んだ」と言うのは簡単です。本気でそう言うなら、その規則は、思い付いたときに見ていなかった棒も含めて、図の*すべて*の棒を予測できなければなりません。そこで、規則をコードで書きます。文を左から読み、目印(「first」「second」)は**その後にある次の値**1つだけに自分の画像を渡します。前に目印がない値は、どの画像のものにもなりません。値がその値を持つ画像に渡されれば $+1$、そうでなければ $-1$ です。
+#
+# 文の得点を返す `marker_rule(said, a, b)` を書いてください。`a` は1枚目の値、`b` は2枚目の値で、文中の表記のまま渡されます。手計算の例: a = "red hair"、b = "black hair" のとき、*the first has red hair, the second has black hair* は2点です。*red hair in the first, black hair in the second* では「first」の後に「black hair」が来るので $-1$ 点です。「no glasses」の中に「glasses」が隠れていることにも注意してください。
+# ネットワークは使いません。文の得点が鏡像の文の得点より高ければ、その文は正しく読めたとみなします。
+
+
+# %% uid="rule-write" tags=["exercise"] exercise="marker_rule"
+import re
+
+
+def marker_rule(said, a, b):
+    """en: Values that the rule hands to the right picture minus those handed to the wrong one: an int from -2 to 2.
+    ja: 規則が正しい画像に渡した値の数から、誤った画像に渡した値の数を引きます。-2から2の整数です。
+    """
+    # BEGIN SOLUTION
+    score, owner = 0, None
+    for found in re.findall("|".join([re.escape(a), re.escape(b), "first", "second"]), said):
+        if found in ("first", "second"):
+            owner = found
+        elif owner is not None:
+            score += 1 if owner == ("first" if found == a else "second") else -1
+            owner = None
+    return score
+    # END SOLUTION
+
+
+# %% uid="rule-write-check" tags=["check"]
+lab.check("marker_rule")
+marker_rule = lab.use("marker_rule")
+
+# %% uid="rule-run"
+from labkit.pairwise.frames import NEW_GRAMMAR
+
+spoken, looks = (*TRAINED, *NEW_GRAMMAR), ("red hair", "black hair")
+
+
+def by_rule(frame, values):
+    """en: Scores of the true sentence and of its mirror in both clause orders, each [1, 2].
+    ja: 正しい文と鏡像の文の得点です。節の順序ごとに求め、どちらも [1, 2] です。
+    """
+    a, b = values
+    said = [[way.format(a=x, b=y) for way in (frame.first, frame.second)] for x, y in ((a, b), (b, a))]
+    return [torch.tensor([[marker_rule(one, a, b) for one in row]]) for row in said]
+
+
+bar_with_interval(
+    [examples[name] for name in spoken],
+    {
+        t("l07.recorded", recipe=t("l07.recipe_bank")): recorded_levels(
+            "07", [f"m1.{name}" for name in spoken], "bank"
+        ),
+        t("l07.by_rule"): [counterbalanced(*by_rule(FRAMES[name], looks))[0] for name in spoken],
+    },
+    xlabel=t("l07.share_right"),
+    title=t("l07.rule_title"),
+    reference={t("l07.chance"): 0.5},
+    value_format="{:.0%}",
+    xlim=(0, 1.12),
+    width=8.5,
+)
+
+# %% [markdown] lang="en" uid="rule-reading" pair="05f8124a"
+# **What you see.** Wherever both values are said, the rule is on the right side of one half: five times right, and once wrong together with the model, which no theory of "it understands" would have foretold. Where only *one* value is said it fails. It foretells 100 %, 100 % and 0 %, and the model answers all three like a coin. **Why.** A second force is at work there: the lone value pulls towards whoever has it. In one clause order that is right, in the other wrong, and the mean is one
+# half. **What follows.** A story that fits the bars one has looked at is cheap. Put into code it can be wrong, and then it teaches something.
+
+# %% [markdown] lang="ja" uid="rule-reading" pair="7c5267aa"
+# **図から読み取れること。** 2つの値が両方とも述べられている文型では、規則による予測は50%のどちら側かをすべて言い当てています。5つは正しく読め、1つはモデルと同じように逆に読みます。「意味を理解している」という説からは、逆に読むことは予測できません。値が*1つ*しかない文型では、予測は外れます。規則は100%、100%、0%と予測しますが、モデルの答えはどれもコイン投げと同じです。**理由。** そこでは別の力が働いています。
+# 1つしかない値は、それを持つ画像の方向を指すのです。片方の節の順序では正しく、もう片方では誤りになるので、平均は50%です。**ここから言えること。** 見たことのある棒に合う説明なら、誰でも作れます。コードにした説明は外れることがあり、外れたときに新しいことを教えてくれます。
+
 # %% uid="own-sentence" tags=["widget"]
 from pathlib import Path
 
@@ -610,23 +735,39 @@ score = float(np.mean([own[f"m1.{name}"].mean() for name in held_back]))
 recorded = recorded_levels("07", [f"m1.{name}" for name in held_back], "bank")[0].mean()
 print(t("l07.task_score", score=score, recorded=recorded))
 
-# %% [markdown] lang="en" uid="forget" pair="74057720"
+# %% [markdown] lang="en" uid="forget" pair="86b7b5b8"
 # ### What it cost
 #
 # Finetuning can only be called a success if CLIP still knows what it knew. *Retention* is zero-shot accuracy: a portrait gets the value whose prompt is nearest. It can be measured
 # with the prompts that rehearsal used, or with prompts that it never saw, "a photo of red hair". A model that forgets protects what is rehearsed and loses the rest.
 #
 # **WiSE-FT** ([arXiv 2109.01903](https://arxiv.org/abs/2109.01903)) is the cheapest cure: take weights between the two models, $(1-a)\,w_0 + a\,w_1$, with $w_0$ those
-# of CLIP and $w_1$ the finetuned ones. Where along the line do you lose little of one and win much of the other? Move the slider, and choose before you read on.
+# of CLIP and $w_1$ the finetuned ones. Write `mixed_weights` for dictionaries from the name of a weight to its tensor. By hand: (0, 2) and (4, 4) at $a = 0.5$ give (2, 3). Where along the line do you lose little of one and win much of the other? Move the slider, and choose before you read on.
 
-# %% [markdown] lang="ja" uid="forget" pair="0324b981"
+# %% [markdown] lang="ja" uid="forget" pair="5704e7bb"
 # ### 何を失ったか
 #
 # ファインチューニングが成功したと言えるのは、CLIP がもともと知っていたことを保っている場合だけです。保っている度合い(*保持*)は、ゼロショット正解率で測ります。ポートレートに最も近いプロンプトが表す値を、モデルの答えとみなします。復習に使った
 # プロンプトで測ることも、「a photo of red hair」のように一度も使っていないプロンプトで測ることもできます。忘れていくモデルは、復習したものだけを守り、残りを失います。
 #
 # **WiSE-FT**([arXiv 2109.01903](https://arxiv.org/abs/2109.01903))は最も手軽な対策です。CLIP の重み $w_0$ と学習後の重み $w_1$ の間を取り、$(1-a)\,w_0 + a\,w_1$ を使います。
+# 重みの名前からテンソルへの辞書に対して、`mixed_weights` を書いてください。手計算の例: (0, 2) と (4, 4) を $a = 0.5$ で混ぜると (2, 3) です。
 # 一方をほとんど失わずに、もう一方を多く得られるのはどこでしょうか。スライダーを動かし、先を読む前に位置を決めてください。
+
+
+# %% uid="mixed-weights" tags=["exercise"] exercise="mixed_weights"
+def mixed_weights(old, new, a):
+    """en: Weights between two models: dictionaries name -> tensor in, one such dictionary out; a = 0 is the old model.
+    ja: 2つのモデルの間の重みです。名前からテンソルへの辞書を受け取り、同じ形で返します。a = 0なら元のモデルです。
+    """
+    # BEGIN SOLUTION
+    return {name: (1 - a) * old[name] + a * new[name] for name in old}
+    # END SOLUTION
+
+
+# %% uid="mixed-weights-check" tags=["check"]
+lab.check("mixed_weights")
+mixed_weights = lab.use("mixed_weights")
 
 # %% uid="wise-run"
 from labkit.pairwise import interpolate
@@ -642,6 +783,11 @@ def three_gauges(model):
 
 shares = [0.0, 0.25, 0.5, 0.75, 1.0]
 names = [t("l07.m1"), t("l07.rehearsed"), t("l07.new_prompts")]
+theirs = interpolate(clip, tuned, 0.5).state_dict()
+floats = {name: w for name, w in clip.state_dict().items() if w.is_floating_point()}
+own_mix = mixed_weights(floats, {name: tuned.state_dict()[name] for name in floats}, 0.5)
+apart = max(float((own_mix[name] - theirs[name]).abs().max()) for name in floats)
+lab.verdict(t("l07.same_mix", value=apart), apart < 1e-5)
 line = np.array([three_gauges(interpolate(clip, tuned, a)) for a in shares])  # [shares, 3]
 curve_with_interval(
     shares,

@@ -1,5 +1,7 @@
 """Exercises of lesson 00."""
 
+import math
+
 from labkit.course.checks import exercise
 from labkit.portraits import ATTRIBUTES, PortraitSpec, caption
 
@@ -131,3 +133,79 @@ def _(rows, at_least):
     items = list(dict.fromkeys(item for row in rows for item in row.items()))
     pairs = [(a, b) for i, a in enumerate(items) for b in items[i + 1 :]]
     return [(a, b) for a, b in pairs if not any(set((a, b)) <= set(row.items()) for row in rows)]
+
+
+def portraits_left(named, choices):
+    """How many portraits fit a caption that names these attributes: the product over what it leaves open."""
+    return math.prod(len(values) for name, values in choices.items() if name not in named)
+
+
+@exercise("l00.portraits_left", reference=portraits_left)
+def check_portraits_left(c, fn):
+    c.callable(fn)
+    choices = {"x": ["a", "b"], "y": ["a", "b", "c"], "z": ["a", "b", "c", "d", "e", "f", "g"]}
+    got = c.number(c.call(fn, {"z"}, {name: list(values) for name, values in choices.items()}))
+    c.mistake("l00.named_choices", got=got, looks_like=7)
+    c.mistake("l00.added", got=got, looks_like=2 + 3)
+    c.mistake("l00.all_choices", got=got, looks_like=2 * 3 * 7)
+    c.hand(c.call(fn, {"x"}, {"x": [1, 2], "y": [1, 2, 3]}), 3)
+    c.close(got, 6)
+    c.close(c.call(fn, set(), choices), 42)
+    c.close(c.call(fn, set(choices), choices), 1, key="l00.one_left")
+
+
+@check_portraits_left.wrong("l00.named_choices")
+def _(named, choices):
+    return math.prod(len(choices[name]) for name in named)
+
+
+@check_portraits_left.wrong("l00.added")
+def _(named, choices):
+    return sum(len(values) for name, values in choices.items() if name not in named)
+
+
+@check_portraits_left.wrong("l00.all_choices")
+def _(named, choices):
+    return math.prod(len(values) for values in choices.values())
+
+
+@check_portraits_left.wrong("l00.one_left")
+def _(named, choices):
+    count = math.prod(len(values) for name, values in choices.items() if name not in named)
+    return count if len(named) < len(choices) else 0
+
+
+def misses(named, asked, reads):
+    """Per named attribute the share of the pictures in which it is not as asked, as a dictionary."""
+    return {name: sum(read[name] != asked[name] for read in reads) / len(reads) for name in named}
+
+
+@exercise("l00.misses", reference=misses)
+def check_misses(c, fn):
+    c.callable(fn)
+    asked = {"x": 1, "y": 1, "z": 1}
+    reads = [{"x": 1, "y": 2, "z": 2}, {"x": 1, "y": 2, "z": 2}, {"x": 2, "y": 2, "z": 1}, {"x": 1, "y": 1, "z": 2}]
+    got = c.call(fn, {"x", "y"}, dict(asked), [dict(read) for read in reads])
+    c.instance(got, dict)
+    c.mistake("l00.open_too", when="z" in got)
+    c.keys(got, ["x", "y"])
+    shares = [c.number(got[name]) for name in "xy"]
+    c.mistake("l00.hits", got=shares, looks_like=[0.75, 0.25])
+    c.mistake("l00.counts", got=shares, looks_like=[1, 3])
+    c.hand(shares, [0.25, 0.75])
+    c.equal(dict(c.call(fn, {"z"}, {"z": 5}, [{"z": 5}, {"z": 5}])), {"z": 0.0})
+
+
+@check_misses.wrong("l00.open_too")
+def _(named, asked, reads):
+    return {name: sum(read[name] != asked[name] for read in reads) / len(reads) for name in reads[0]}
+
+
+@check_misses.wrong("l00.hits")
+def _(named, asked, reads):
+    return {name: sum(read[name] == asked[name] for read in reads) / len(reads) for name in named}
+
+
+@check_misses.wrong("l00.counts")
+def _(named, asked, reads):
+    return {name: sum(read[name] != asked[name] for read in reads) for name in named}

@@ -172,3 +172,69 @@ def _(x_t, eps, alpha_bar, alpha_bar_next):
 def _(x_t, eps, alpha_bar, alpha_bar_next):
     guess = (x_t - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5
     return alpha_bar**0.5 * guess + (1 - alpha_bar) ** 0.5 * eps
+
+
+def attention_weights(query, key):
+    """softmax(q . k / sqrt(d)) over the keys (Vaswani et al. 2017, eq. 1): [B, N, d], [B, M, d] -> [B, N, M]."""
+    return (query @ key.transpose(1, 2) / query.shape[-1] ** 0.5).softmax(dim=-1)
+
+
+@exercise("l01.attention_weights", reference=attention_weights)
+def check_attention_weights(c, fn):
+    c.callable(fn)
+    query, key = c.randn(2, 3, 4), c.randn(2, 5, 4)
+    got = c.call(fn, query, key)
+    c.tensor(got, shape=(2, 3, 5), dtype=torch.float32)
+    products = torch.einsum("bnd,bmd->bnm", query, key)
+    c.mistake("l01.no_softmax", got=got, looks_like=products / 2)
+    c.mistake("l01.unscaled", got=got, looks_like=products.softmax(-1))
+    c.mistake("l01.over_queries", got=got, looks_like=(products / 2).softmax(1))
+    c.hand(c.call(fn, torch.ones(1, 1, 1), torch.tensor([[[math.log(3.0)], [0.0]]])), torch.tensor([[[0.75, 0.25]]]))
+    c.close(got, (products / 2).exp() / (products / 2).exp().sum(2, keepdim=True))
+
+
+@check_attention_weights.wrong("l01.no_softmax")
+def _(query, key):
+    return query @ key.transpose(1, 2) / query.shape[-1] ** 0.5
+
+
+@check_attention_weights.wrong("l01.unscaled")
+def _(query, key):
+    return (query @ key.transpose(1, 2)).softmax(dim=-1)
+
+
+@check_attention_weights.wrong("l01.over_queries")
+def _(query, key):
+    return (query @ key.transpose(1, 2) / query.shape[-1] ** 0.5).softmax(dim=1)
+
+
+def plan_cost(scales):
+    """U-Net evaluations of one picture: one at scale 1, where the empty prompt cancels, else two per step."""
+    return sum(1 if scale == 1 else 2 for scale in scales)
+
+
+@exercise("l01.plan_cost", reference=plan_cost)
+def check_plan_cost(c, fn):
+    c.callable(fn)
+    got = c.number(c.call(fn, [3.0, 1.0, 1.0, 5.0, 2.0]))
+    c.mistake("l01.always_two", got=got, looks_like=10)
+    c.mistake("l01.always_one", got=got, looks_like=5)
+    c.mistake("l01.paid_by_scale", got=got, looks_like=12)
+    c.hand(c.call(fn, [3.0, 1.0]), 3)
+    c.close(got, 8)
+    c.close(c.call(fn, [1.0] * 7), 7)
+
+
+@check_plan_cost.wrong("l01.always_two")
+def _(scales):
+    return 2 * len(scales)
+
+
+@check_plan_cost.wrong("l01.always_one")
+def _(scales):
+    return len(scales)
+
+
+@check_plan_cost.wrong("l01.paid_by_scale")
+def _(scales):
+    return sum(scales)

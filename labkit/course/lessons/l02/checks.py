@@ -1,5 +1,7 @@
 """Exercises of lesson 02."""
 
+import math
+
 import torch
 
 from labkit.course.checks import exercise
@@ -261,3 +263,100 @@ def _(values, prompts, generator, resamples=2000):
     chosen = torch.randint(len(count), (resamples, len(count)), generator=generator)
     means = torch.bincount(prompts, weights=values)[chosen].sum(dim=1) / count[chosen].sum(dim=1)
     return float(means.quantile(0.025)), float(means.quantile(0.975))
+
+
+def kid(real, fake):
+    """Unbiased squared MMD with the kernel (x.y / d + 1)^3 (Binkowski et al. 2018): no row meets itself."""
+
+    def kernel(a, b):
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    def without_self(x):
+        k = kernel(x, x)
+        return (k.sum() - k.trace()) / (len(x) * (len(x) - 1))
+
+    return without_self(real) + without_self(fake) - 2 * kernel(real, fake).mean()
+
+
+@exercise("l02.kid", reference=kid)
+def check_kid(c, fn):
+    c.callable(fn)
+    x, y = c.randn(5, 4, dtype=torch.float64), c.randn(7, 4, dtype=torch.float64) + 0.5
+    got = c.call(fn, x, y)
+    c.number(got)
+    cross, a, b = ((p @ r.T / 4 + 1) ** 3 for p, r in ((x, y), (x, x), (y, y)))
+    alone = [(k.sum() - k.diag().sum()) / (n * (n - 1)) for k, n in ((a, 5), (b, 7))]
+    c.mistake("l02.kid_self", got=got, looks_like=a.mean() + b.mean() - 2 * cross.mean())
+    c.mistake("l02.kid_once", got=got, looks_like=sum(alone) - cross.mean())
+    long = [(p @ r.T + 1) ** 3 for p, r in ((x, y), (x, x), (y, y))]
+    longer = [(k.sum() - k.diag().sum()) / (n * (n - 1)) for k, n in ((long[1], 5), (long[2], 7))]
+    c.mistake("l02.kid_no_d", got=got, looks_like=sum(longer) - 2 * long[0].mean())
+    two = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    c.hand(c.call(fn, two, two.clone()), -3.5)
+    c.close(got, sum(alone) - 2 * cross.mean())
+
+
+@check_kid.wrong("l02.kid_self")
+def _(real, fake):
+    def kernel(a, b):
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    return kernel(real, real).mean() + kernel(fake, fake).mean() - 2 * kernel(real, fake).mean()
+
+
+@check_kid.wrong("l02.kid_once")
+def _(real, fake):
+    def kernel(a, b):
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    def without_self(x):
+        k = kernel(x, x)
+        return (k.sum() - k.trace()) / (len(x) * (len(x) - 1))
+
+    return without_self(real) + without_self(fake) - kernel(real, fake).mean()
+
+
+@check_kid.wrong("l02.kid_no_d")
+def _(real, fake):
+    def kernel(a, b):
+        return (a @ b.T + 1) ** 3
+
+    def without_self(x):
+        k = kernel(x, x)
+        return (k.sum() - k.trace()) / (len(x) * (len(x) - 1))
+
+    return without_self(real) + without_self(fake) - 2 * kernel(real, fake).mean()
+
+
+def prompts_needed(rate, z_alarm=1.96, z_miss=0.84):
+    """Prompts that tell a true win rate from 0.5: (z_alarm 0.5 + z_miss sqrt(p(1-p)))^2 / (p - 0.5)^2, rounded up."""
+    reach = z_alarm * 0.5 + z_miss * (rate * (1 - rate)) ** 0.5
+    return math.ceil((reach / (rate - 0.5)) ** 2)
+
+
+@exercise("l02.prompts_needed", reference=prompts_needed)
+def check_prompts_needed(c, fn):
+    c.callable(fn)
+    got = c.number(c.call(fn, 0.7, 1.96, 0.84))
+    c.mistake("l02.no_miss", got=got, looks_like=math.ceil((1.96 * 0.5 / 0.2) ** 2))
+    c.mistake("l02.prompts_not_squared", got=got, looks_like=math.ceil((1.96 * 0.5 + 0.84 * 0.21**0.5) / 0.2))
+    c.mistake("l02.rounded", got=got, looks_like=math.floor(((1.96 * 0.5 + 0.84 * 0.21**0.5) / 0.2) ** 2))
+    c.hand(c.call(fn, 0.6, 1.96, 0.84), 194)
+    c.close(got, 47)
+    c.close(c.call(fn, 0.3, 1.96, 0.84), 47)
+    c.close(c.call(fn, 0.8, 2.0, 0.0), 12)
+
+
+@check_prompts_needed.wrong("l02.no_miss")
+def _(rate, z_alarm=1.96, z_miss=0.84):
+    return math.ceil((z_alarm * 0.5 / (rate - 0.5)) ** 2)
+
+
+@check_prompts_needed.wrong("l02.prompts_not_squared")
+def _(rate, z_alarm=1.96, z_miss=0.84):
+    return math.ceil((z_alarm * 0.5 + z_miss * (rate * (1 - rate)) ** 0.5) / abs(rate - 0.5))
+
+
+@check_prompts_needed.wrong("l02.rounded")
+def _(rate, z_alarm=1.96, z_miss=0.84):
+    return int(((z_alarm * 0.5 + z_miss * (rate * (1 - rate)) ** 0.5) / (rate - 0.5)) ** 2)

@@ -323,3 +323,62 @@ def _(pi, w_real, w_fake=1.0):
 @check_fixed_share.wrong("l03.fixed_odds")
 def _(pi, w_real, w_fake=1.0):
     return pi * w_real / w_fake / (1 - pi)
+
+
+def weighted_mean(values, weights):
+    """Self-normalised importance sampling: mean, its standard error, and the effective number of samples."""
+    total = weights.sum()
+    mean = (weights * values).sum() / total
+    error = (weights.square() * (values - mean).square()).sum().sqrt() / total
+    return float(mean), float(error), float(total.square() / weights.square().sum())
+
+
+@exercise("l03.weighted_mean", reference=weighted_mean)
+def check_weighted_mean(c, fn):
+    c.callable(fn)
+    values, weights = c.rand(9, dtype=torch.float64), c.rand(9, dtype=torch.float64) + 0.1
+    got = c.call(fn, values, weights)
+    c.length(got, 3)
+    got = [c.number(one) for one in got]
+    share = weights / weights.sum()
+    mean = float(share @ values)
+    c.mistake("l03.weights_not_normalised", got=got[0], looks_like=float((weights * values).mean()))
+    c.mistake("l03.all_count", got=got[2], looks_like=9.0)
+    spread = float((share @ (values - mean).square()).sqrt())
+    c.mistake("l03.spread_not_error", got=got[1], looks_like=spread)
+    c.mistake("l03.weights_once", got=got[1], looks_like=spread / 3)
+    example = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64), torch.tensor([1.0, 1.0, 0.25, 0.25]).double()
+    c.hand([c.number(one) for one in c.call(fn, *example)], [0.5, 2.125**0.5 / 5, 50 / 17])
+    c.close(got, [mean, float((share.square() @ (values - mean).square()).sqrt()), 1 / float(share.square().sum())])
+    scaled = [c.number(one) for one in c.call(fn, values, 10 * weights)]
+    c.close(scaled, got, key="l03.scale_matters")
+
+
+@check_weighted_mean.wrong("l03.weights_not_normalised")
+def _(values, weights):
+    mean = (weights * values).mean()
+    error = (weights.square() * (values - mean).square()).sum().sqrt() / weights.sum()
+    return float(mean), float(error), float(weights.sum().square() / weights.square().sum())
+
+
+@check_weighted_mean.wrong("l03.all_count")
+def _(values, weights):
+    mean = (weights * values).sum() / weights.sum()
+    error = (weights.square() * (values - mean).square()).sum().sqrt() / weights.sum()
+    return float(mean), float(error), float(len(values))
+
+
+@check_weighted_mean.wrong("l03.spread_not_error")
+def _(values, weights):
+    share = weights / weights.sum()
+    mean = (share * values).sum()
+    spread = (share * (values - mean).square()).sum().sqrt()
+    return float(mean), float(spread), float(1 / share.square().sum())
+
+
+@check_weighted_mean.wrong("l03.weights_once")
+def _(values, weights):
+    share = weights / weights.sum()
+    mean = (share * values).sum()
+    error = (share * (values - mean).square()).sum().sqrt() / len(values) ** 0.5
+    return float(mean), float(error), float(1 / share.square().sum())

@@ -314,3 +314,37 @@ def _(scores):
 @check_best_so_far.wrong("l04.mean_of_round")
 def _(scores):
     return np.maximum.accumulate(np.mean(scores, axis=1))
+
+
+def evaluations(steps, active, references, *, guided=True, cached=False):
+    """U-Net evaluations of one picture: one or two rows a step, and a row per reference in each active step."""
+    own = steps * (2 if guided else 1)
+    return own if cached else own + active * references
+
+
+@exercise("l04.evaluations", reference=evaluations)
+def check_evaluations(c, fn):
+    c.callable(fn)
+    got = c.number(c.call(fn, 10, 6, 3))
+    c.mistake("l04.every_step", got=got, looks_like=10 * 5)
+    c.mistake("l04.references_guided", got=got, looks_like=2 * (10 + 6 * 3))
+    c.hand(c.call(fn, 8, 8, 4), 48)
+    c.close(got, 38)
+    c.close(c.call(fn, 10, 6, 3, guided=False), 28)
+    c.close(c.call(fn, 10, 6, 3, cached=True), 20, key="l04.kept_keys")
+    c.close(c.call(fn, 10, 0, 3), 20)
+
+
+@check_evaluations.wrong("l04.every_step")
+def _(steps, active, references, *, guided=True, cached=False):
+    return steps * (2 if guided else 1) + (0 if cached else steps * references)
+
+
+@check_evaluations.wrong("l04.references_guided")
+def _(steps, active, references, *, guided=True, cached=False):
+    return (2 if guided else 1) * (steps + (0 if cached else active * references))
+
+
+@check_evaluations.wrong("l04.kept_keys")
+def _(steps, active, references, *, guided=True, cached=False):
+    return steps * (2 if guided else 1) + active * references

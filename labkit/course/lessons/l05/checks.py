@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from labkit.course.checks import exercise
-from labkit.dpo.equations import dpo_loss, kappa_of, sdpo_scale
+from labkit.dpo.equations import dpo_loss, implicit_accuracy, kappa_of, sdpo_scale
 from labkit.dpo.preference import aligned_density
 
 
@@ -230,3 +230,76 @@ def _(after, before, margin):
 def _(after, before, margin):
     gap = before - after
     return np.where(np.abs(gap) <= margin, 0.5, (gap > 0).astype(float))
+
+
+@exercise("l05.implicit_accuracy", reference=implicit_accuracy)
+def check_implicit_accuracy(c, fn):
+    c.callable(fn)
+    s = torch.tensor([2.0, -0.5, 0.1, 7.0, -3.0, 0.0, 0.0, -0.2])
+    got = c.call(fn, s)
+    c.number(got, name="result")
+    c.mistake("l05.ties_lost", got=got, looks_like=3 / 8)
+    c.mistake("l05.ties_won", got=got, looks_like=5 / 8)
+    c.mistake("l05.mean_sigmoid", got=got, looks_like=float(torch.sigmoid(s).mean()))
+    c.hand(c.call(fn, torch.tensor([1.0, 3.0, -2.0, 0.0])), 0.625)
+    c.close(got, 0.5)
+    c.close(c.call(fn, torch.zeros(4)), 0.5, key="l05.ties_lost")
+
+
+@check_implicit_accuracy.wrong("l05.ties_lost")
+def _(s):
+    return (s > 0).float().mean()
+
+
+@check_implicit_accuracy.wrong("l05.ties_won")
+def _(s):
+    return (s >= 0).float().mean()
+
+
+@check_implicit_accuracy.wrong("l05.mean_sigmoid")
+def _(s):
+    return torch.sigmoid(s).mean()
+
+
+def paired_gain(after, before):
+    """Mean gain, half its 95 % interval prompt by prompt, and the half width if the two had other prompts."""
+    n, gap = len(after), after - before
+    paired = 1.96 * (gap.var(ddof=1) / n) ** 0.5
+    apart = 1.96 * (after.var(ddof=1) / n + before.var(ddof=1) / n) ** 0.5
+    return float(gap.mean()), float(paired), float(apart)
+
+
+@exercise("l05.paired_gain", reference=paired_gain)
+def check_paired_gain(c, fn):
+    c.callable(fn)
+    before = c.rand(20, dtype=torch.float64).numpy()
+    after = before + 0.1 + 0.2 * c.rand(20, dtype=torch.float64).numpy()
+    got = c.call(fn, after.copy(), before.copy())
+    c.length(got, 3)
+    got = [c.number(one) for one in got]
+    gap = after - before
+    c.mistake("l05.gain_swapped", got=got[0], looks_like=-gap.mean())
+    c.mistake("l05.no_root_n", got=got[1], looks_like=1.96 * np.std(gap, ddof=1))
+    c.mistake("l05.same_widths", when=c.is_close(torch.tensor(got[1]), torch.tensor(got[2])))
+    example = np.array([0.5, 0.7, 0.9]), np.array([0.25, 0.45, 0.65])
+    c.hand([c.number(one) for one in c.call(fn, *example)], [0.25, 0.0, 1.96 * (2 * 0.04 / 3) ** 0.5])
+    want = 1.96 * np.std(gap, ddof=1) / 20**0.5, 1.96 * ((np.var(after, ddof=1) + np.var(before, ddof=1)) / 20) ** 0.5
+    c.close(got, [gap.mean(), *want])
+
+
+@check_paired_gain.wrong("l05.gain_swapped")
+def _(after, before):
+    return paired_gain(before, after)
+
+
+@check_paired_gain.wrong("l05.no_root_n")
+def _(after, before):
+    gap = after - before
+    apart = 1.96 * (after.var(ddof=1) + before.var(ddof=1)) ** 0.5
+    return float(gap.mean()), float(1.96 * gap.std(ddof=1)), float(apart)
+
+
+@check_paired_gain.wrong("l05.same_widths")
+def _(after, before):
+    apart = 1.96 * ((after.var(ddof=1) + before.var(ddof=1)) / len(after)) ** 0.5
+    return float((after - before).mean()), float(apart), float(apart)

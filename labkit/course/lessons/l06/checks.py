@@ -1,49 +1,53 @@
 """Exercises of lesson 06."""
 
+import math
+
 import numpy as np
 import torch
 
 from labkit.course.checks import exercise
 from labkit.dpo.equations import statistics_loss
-from labkit.dpo.pool import best_and_worst
+from labkit.dpo.pool import best_and_worst, expected_range
+from labkit.metrics import holm
 
 
-@exercise("l06.best_and_worst", reference=best_and_worst)
-def check_best_and_worst(c, fn):
+@exercise("l06.expected_range", reference=expected_range)
+def check_expected_range(c, fn):
     c.callable(fn)
-    scores = torch.tensor([[0.1, 0.9, 0.5], [3.0, 1.0, 2.0], [0.2, 0.3, 0.1], [0.0, 5.0, 4.0]])
-    got = c.call(fn, scores)
-    c.instance(got, (tuple, list))
-    c.length(got, 2)
-    c.mistake("l06.swapped", got=got[0], looks_like=scores.argmin(1))
-    c.mistake("l06.wrong_axis", when=hasattr(got[0], "shape") and tuple(got[0].shape) == (3,))
-    c.mistake("l06.values", got=got[0], looks_like=scores.max(1).values)
-    c.equal(got[0], torch.tensor([1, 0, 1, 1]))
-    c.equal(got[1], torch.tensor([0, 1, 2, 0]))
-    tied = c.call(fn, torch.tensor([[1.0, 2.0, 2.0, 1.0]]))
-    c.equal(tied[0], torch.tensor([1]), key="l06.last_of_equals")
-    c.equal(tied[1], torch.tensor([0]), key="l06.last_of_equals")
+    got = c.number(c.call(fn, 8))
+    c.mistake("l06.one_end", when=abs(got - expected_range(8) / 2) < 0.01)
+    c.mistake("l06.no_step", when=got > 20)
+    c.mistake("l06.one_less", when=abs(got - expected_range(7)) < 0.01)
+    c.hand(c.call(fn, 2), 2 / math.pi**0.5, rtol=1e-2)
+    c.close(got, 2.8472, rtol=1e-2)
+    c.close(c.call(fn, 20), 3.7350, rtol=1e-2)
+    c.require(abs(c.number(c.call(fn, 1))) < 1e-2, "l06.alone")
 
 
-@check_best_and_worst.wrong("l06.swapped")
-def _(scores):
-    return scores.argmin(1), scores.argmax(1)
+def _covered(n):
+    x = torch.linspace(-8, 8, 4001, dtype=torch.float64)
+    below = torch.special.ndtr(x)
+    return x, below, 1 - below**n - (1 - below) ** n
 
 
-@check_best_and_worst.wrong("l06.wrong_axis")
-def _(scores):
-    return scores.argmax(0), scores.argmin(0)
+@check_expected_range.wrong("l06.one_end")
+def _(n):
+    return expected_range(n) / 2
 
 
-@check_best_and_worst.wrong("l06.values")
-def _(scores):
-    return scores.max(1).values, scores.min(1).values
+@check_expected_range.wrong("l06.no_step")
+def _(n):
+    return float(_covered(n)[2].sum())
 
 
-@check_best_and_worst.wrong("l06.last_of_equals")
-def _(scores):
-    n = scores.shape[1]
-    return n - 1 - scores.flip(1).argmax(1), n - 1 - scores.flip(1).argmin(1)
+@check_expected_range.wrong("l06.one_less")
+def _(n):
+    return expected_range(n - 1)
+
+
+@check_expected_range.wrong("l06.alone")
+def _(n):
+    return max(expected_range(n), expected_range(2))
 
 
 def cohen_kappa(first, second):
@@ -226,3 +230,83 @@ def _(points):
 def _(points):
     as_good = _better(points)[0].all(-1)
     return as_good.sum(0) == 1
+
+
+@exercise("l06.holm", reference=holm)
+def check_holm(c, fn):
+    c.callable(fn)
+    p = np.array([0.02, 0.3, 0.01, 0.012])
+    got = c.call(fn, p.copy())
+    c.array(got, shape=(4,))
+    c.mistake("l06.bonferroni", got=got, looks_like=np.minimum(4 * p, 1))
+    c.mistake("l06.not_monotone", got=got, looks_like=np.array([0.04, 0.3, 0.04, 0.036]))
+    c.mistake("l06.holm_sorted", got=got, looks_like=np.array([0.04, 0.04, 0.04, 0.3]))
+    c.hand(c.call(fn, np.array([0.01, 0.04, 0.03])), np.array([0.03, 0.06, 0.06]))
+    c.close(got, np.array([0.04, 0.3, 0.04, 0.04]))
+    c.close(c.call(fn, np.array([0.6, 0.9])), np.array([1.0, 1.0]), key="l06.above_one")
+
+
+@check_holm.wrong("l06.bonferroni")
+def _(p_values):
+    return np.minimum(len(p_values) * p_values, 1)
+
+
+@check_holm.wrong("l06.not_monotone")
+def _(p_values):
+    order = np.argsort(p_values)
+    out = np.empty(len(p_values))
+    out[order] = np.minimum(p_values[order] * np.arange(len(p_values), 0, -1), 1)
+    return out
+
+
+@check_holm.wrong("l06.holm_sorted")
+def _(p_values):
+    ordered = np.sort(p_values) * np.arange(len(p_values), 0, -1)
+    return np.minimum(np.maximum.accumulate(ordered), 1)
+
+
+@check_holm.wrong("l06.above_one")
+def _(p_values):
+    order = np.argsort(p_values)
+    out = np.empty(len(p_values))
+    out[order] = np.maximum.accumulate(p_values[order] * np.arange(len(p_values), 0, -1))
+    return out
+
+
+def merged(weight, updates):
+    """W + sum of scale up down: the weight of a layer with LoRA adapters (Hu et al. 2021), each with its strength."""
+    return weight + sum(scale * (up @ down) for up, down, scale in updates)
+
+
+@exercise("l06.merged", reference=merged)
+def check_merged(c, fn):
+    c.callable(fn)
+    weight = c.randn(4, 3)
+    updates = [(c.randn(4, 2), c.randn(2, 3), 0.5), (c.randn(4, 1), c.randn(1, 3), 3.0)]
+    got = c.call(fn, weight.clone(), list(updates))
+    c.tensor(got, shape=(4, 3), dtype=torch.float32)
+    parts = [torch.einsum("or,ri->oi", up, down) for up, down, _ in updates]
+    c.mistake("l06.no_base", got=got, looks_like=0.5 * parts[0] + 3 * parts[1])
+    c.mistake("l06.full_strength", got=got, looks_like=weight + parts[0] + parts[1])
+    c.mistake("l06.base_scaled", got=got, looks_like=0.5 * 3 * weight + 0.5 * parts[0] + 3 * parts[1])
+    one = torch.tensor([[1.0]])
+    c.hand(c.call(fn, torch.tensor([[2.0, 0.0]]), [(one, torch.tensor([[4.0, 6.0]]), 0.5)]), torch.tensor([[4.0, 3.0]]))
+    c.close(got, weight + 0.5 * parts[0] + 3 * parts[1])
+    c.close(c.call(fn, weight.clone(), []), weight)
+
+
+@check_merged.wrong("l06.no_base")
+def _(weight, updates):
+    return sum((scale * (up @ down) for up, down, scale in updates), torch.zeros_like(weight))
+
+
+@check_merged.wrong("l06.full_strength")
+def _(weight, updates):
+    return weight + sum(up @ down for up, down, _ in updates)
+
+
+@check_merged.wrong("l06.base_scaled")
+def _(weight, updates):
+    for _, _, scale in updates:
+        weight = scale * weight
+    return weight + sum(scale * (up @ down) for up, down, scale in updates)

@@ -1,6 +1,7 @@
 """Exercises of lesson 07."""
 
 import math
+import re
 
 import torch
 import torch.nn.functional as F
@@ -196,3 +197,103 @@ def _(good, share):
 @check_threshold.wrong("l07.threshold_extreme")
 def _(good, share):
     return good.max().item()
+
+
+def mixed_weights(old, new, a):
+    """WiSE-FT (Wortsman et al. 2021): (1 - a) old + a new for every weight, by name."""
+    return {name: (1 - a) * old[name] + a * new[name] for name in old}
+
+
+@exercise("l07.mixed_weights", reference=mixed_weights)
+def check_mixed_weights(c, fn):
+    c.callable(fn)
+    old = {"w": c.randn(2, 3), "b": c.randn(3)}
+    new = {"w": c.randn(2, 3), "b": c.randn(3)}
+    got = c.call(fn, dict(old), dict(new), 0.25)
+    c.instance(got, dict)
+    c.keys(got, ["w", "b"])
+    c.tensor(got["w"], shape=(2, 3), dtype=torch.float32)
+    c.mistake("l07.ends_swapped", got=got["w"], looks_like=0.25 * old["w"] + 0.75 * new["w"])
+    c.mistake("l07.only_added", got=got["w"], looks_like=old["w"] + 0.25 * new["w"])
+    two = c.call(fn, {"x": torch.tensor([0.0, 2.0])}, {"x": torch.tensor([4.0, 4.0])}, 0.5)
+    c.hand(two["x"], torch.tensor([2.0, 3.0]))
+    for name in old:
+        c.close(got[name], old[name] + (new[name] - old[name]) / 4)
+
+
+@check_mixed_weights.wrong("l07.ends_swapped")
+def _(old, new, a):
+    return {name: a * old[name] + (1 - a) * new[name] for name in old}
+
+
+@check_mixed_weights.wrong("l07.only_added")
+def _(old, new, a):
+    return {name: old[name] + a * new[name] for name in old}
+
+
+def marker_rule(said, a, b):
+    """Right minus wrong values, if a marker hands its picture to the next value behind it and to no other."""
+    rightly = {a: "first", b: "second"}
+    score, owner = 0, None
+    for found in re.findall("|".join([re.escape(a), re.escape(b), "first", "second"]), said):
+        if found in ("first", "second"):
+            owner = found
+        elif owner is not None:
+            score += 1 if rightly[found] == owner else -1
+            owner = None
+    return score
+
+
+@exercise("l07.marker_rule", reference=marker_rule)
+def check_marker_rule(c, fn):
+    c.callable(fn)
+    red, black = "red hair", "black hair"
+
+    def score(said, a=red, b=black):
+        return c.number(c.call(fn, said, a, b))
+
+    c.hand(score("the first has red hair, the second has black hair"), 2)
+    c.hand(score("the first has black hair, the second has red hair"), -2)
+    c.mistake("l07.value_before", when=score("red hair in the first, black hair in the second") >= 0)
+    c.mistake("l07.marker_kept", when=score("the first has red hair, not black hair") != 1)
+    c.mistake("l07.part_of_word", when=score("first no glasses, second glasses", "no glasses", "glasses") != 2)
+    c.close(score("unlike the second, the first has red hair"), 1)
+    c.close(score("it is not the second that has red hair"), -1)
+    c.close(score("left: red hair; right: black hair"), 0)
+    c.close(score("the second has a beard, the first has no beard", "no beard", "a beard"), 2)
+
+
+@check_marker_rule.wrong("l07.value_before")
+def _(said, a, b):
+    order = re.findall("first|second", said)
+    values = sorted([a, b], key=lambda v: said.find(v))
+    rightly = {a: "first", b: "second"}
+    pairs = [(v, m) for v, m in zip([v for v in values if v in said], order, strict=False)]
+    return sum(1 if rightly[v] == m else -1 for v, m in pairs)
+
+
+@check_marker_rule.wrong("l07.marker_kept")
+def _(said, a, b):
+    rightly = {a: "first", b: "second"}
+    score, owner = 0, None
+    for found in re.findall("|".join([a, b, "first", "second"]), said):
+        if found in ("first", "second"):
+            owner = found
+        elif owner is not None:
+            score += 1 if rightly[found] == owner else -1
+    return score
+
+
+@check_marker_rule.wrong("l07.part_of_word")
+def _(said, a, b):
+    places = [(found.start(), found.group()) for found in re.finditer("first|second", said)]
+    places += [(said.find(value), value) for value in (a, b) if value in said]
+    rightly = {a: "first", b: "second"}
+    score, owner = 0, None
+    for _, found in sorted(places):
+        if found in ("first", "second"):
+            owner = found
+        elif owner is not None:
+            score += 1 if rightly[found] == owner else -1
+            owner = None
+    return score

@@ -4,15 +4,16 @@ import math
 
 from scipy.stats import beta, binom, hypergeom
 
+from labkit import inspection
 from labkit.course.checks import exercise
 
 
 def zero_failure_n(rate, confidence):
     """n = ceil(ln(1 - C) / ln(1 - p)): so many good pictures in a row refute a rate above p."""
-    return math.ceil(math.log(1 - confidence) / math.log(1 - rate))
+    return inspection.zero_failure_n(rate, confidence)
 
 
-@exercise("l09.zero_failure_n", reference=zero_failure_n)
+@exercise("l09.zero_failure_n", reference=zero_failure_n, shows=(inspection.zero_failure_n,))
 def check_zero_failure_n(c, fn):
     c.callable(fn)
     got = c.call(fn, 0.02, 0.95)
@@ -194,3 +195,36 @@ def _(x, p0, bet):
 @check_wealth.wrong("l09.wrong_side")
 def _(x, p0, bet):
     return [math.prod(1 + bet * (p0 - value) for value in x[: t + 1]) for t in range(len(x))]
+
+
+def mean_inspected(lot, bad, n, c):
+    """Pictures looked at per lot if refused lots are sorted: n + (1 - Pa)(N - n) (average total inspection, ATI)."""
+    return n + (1 - lot_acceptance(lot, bad, n, c)) * (lot - n)
+
+
+@exercise("l09.mean_inspected", reference=mean_inspected, shows=(lot_acceptance,))
+def check_mean_inspected(c, fn):
+    c.callable(fn)
+    got = c.number(c.call(fn, 40, 6, 12, 2))
+    passes = float(hypergeom.cdf(2, 40, 6, 12))
+    c.mistake("l09.sorts_accepted", got=got, looks_like=12 + passes * 28)
+    c.mistake("l09.sample_forgotten", got=got, looks_like=(1 - passes) * 28)
+    c.mistake("l09.sample_twice", got=got, looks_like=12 + (1 - passes) * 40)
+    c.hand(c.call(fn, 10, 2, 3, 0), 3 + 64 / 120 * 7)
+    c.close(got, 12 + (1 - passes) * 28)
+    c.close(c.call(fn, 40, 0, 12, 2), 12.0)
+
+
+@check_mean_inspected.wrong("l09.sorts_accepted")
+def _(lot, bad, n, c):
+    return n + lot_acceptance(lot, bad, n, c) * (lot - n)
+
+
+@check_mean_inspected.wrong("l09.sample_forgotten")
+def _(lot, bad, n, c):
+    return (1 - lot_acceptance(lot, bad, n, c)) * (lot - n)
+
+
+@check_mean_inspected.wrong("l09.sample_twice")
+def _(lot, bad, n, c):
+    return n + (1 - lot_acceptance(lot, bad, n, c)) * lot

@@ -1,0 +1,142 @@
+"""Train a LoRA on your own pairs of pictures: who won, against whom, for which prompt.
+
+labkit dpo PAIRS --check                          reads the table and every picture, trains nothing
+labkit dpo PAIRS --out runs/mine --model FOLDER   encodes, trains, saves, draws before and after, counts wins
+
+PAIRS is a table (.csv, .tsv, .jsonl, .json, .parquet), the folder that holds it, or a folder with winner/ and loser/.
+Columns: winner, loser, caption; or Pick-a-Pic's jpg_0, jpg_1, label_0, caption; or HPDv2's image_path,
+human_preference or rank, prompt. Optional: margin, split (train, valid, test). Run it again to go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from labkit.errors import LabkitError
+
+JUDGES = ("portraits", "clip", "pickscore", "hpsv2.1", "imagereward", "aesthetic")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register `labkit dpo`."""
+    parser = subparsers.add_parser(
+        "dpo",
+        help="train a LoRA on your own pairs of pictures",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("pairs", type=Path, help="table or folder of pairs")
+    parser.add_argument("--out", type=Path, default=Path("dpo"), help="folder of the results (default: dpo)")
+    parser.add_argument("--check", action="store_true", help="read the table and every picture, train nothing")
+    parser.add_argument("--tier", choices=("cpu", "gpu"), default="gpu", help="whose pipeline (default: gpu, SD 1.5)")
+    parser.add_argument("--model", type=Path, help="local folder of a Stable Diffusion or SDXL pipeline instead")
+    parser.add_argument("--device", help="default: that of the tier")
+    parser.add_argument(
+        "--size", type=_size, action="append", metavar="WxH", help="repeat for several (default: native)"
+    )
+    parser.add_argument("--held-out", type=float, default=0.1, metavar="SHARE", help="of the prompts (default: 0.1)")
+    parser.add_argument("--kappa", type=float, default=2500.0, help="strength of the reference (default: 2500)")
+    parser.add_argument("--anchor", type=float, default=0.0, metavar="WEIGHT", help="of an SFT term on the winners")
+    parser.add_argument("--start", type=Path, metavar="LORA", help="a LoRA file to go on with")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a field of DPOConfig: lr=1e-5"
+    )
+    parser.add_argument("--prompts", type=Path, help="text file, one prompt a line, for the pictures before and after")
+    parser.add_argument("--pictures", type=int, default=16, metavar="N", help="pictures before and after (default: 16)")
+    parser.add_argument("--judge", choices=JUDGES, help="who compares them (default: nobody; never who made the pairs)")
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """`labkit dpo`: 0 done, 1 `--check` found pictures that cannot be read, 2 something does not fit."""
+    try:
+        return check(args.pairs) if args.check else train(args)
+    except (LabkitError, ValueError, OSError) as error:
+        print(f"labkit dpo: {error}", file=sys.stderr)
+        return 2
+
+
+def check(source: Path) -> int:
+    """Say what a table holds, and name every picture that cannot be read."""
+    from collections import Counter
+
+    from labkit.dpo.folders import find_pairs
+    from labkit.images import ImageError, read_levels
+
+    found = find_pairs(source)
+    print(f"{len(found)} pairs, {len({p.prompt for p in found.pairs})} prompts")
+    for reason, n in found.left_out.items():
+        print(f"{n} {reason}, left out")
+    bad, shapes = 0, Counter()
+    for pair in found.pairs:
+        for picture in (pair.winner, pair.loser):
+            try:
+                height, width = read_levels(picture, what=f"a picture of {pair.where}").shape[:2]
+                shapes[f"{width}x{height}"] += 1
+            except ImageError as error:
+                bad += 1
+                print(f"labkit dpo: {error}", file=sys.stderr)
+    print("sizes: " + ", ".join(f"{shape} ({n})" for shape, n in shapes.most_common(5)))
+    return 1 if bad else 0
+
+
+def train(args: argparse.Namespace) -> int:
+    """Load the pipeline and run `align_own`."""
+    from labkit.dpo.folders import find_pairs
+    from labkit.dpo.own import align_own, default_config
+    from labkit.models import load_pipeline
+
+    found = find_pairs(args.pairs)  # whatever is wrong with the table is said before the weights are read
+    changes = settings(args.set)
+    prompts = args.prompts and [line.strip() for line in args.prompts.read_text("utf-8").splitlines() if line.strip()]
+    pipe = load_pipeline(args.tier, args.device, folder=args.model)
+    report = align_own(
+        pipe, found, args.out, config=replace(default_config(pipe), **changes), kappa=args.kappa, anchor=args.anchor,
+        sizes=args.size, held_out=args.held_out, prompts=prompts, pictures=args.pictures, start=args.start,
+        judge=load_judge(args.judge, args.device), say=lambda line: print(line, flush=True),
+    )  # fmt: skip
+    print("\n".join(report.lines))
+    print(f"pictures: {args.out / 'before_after.png'}")
+    return 0
+
+
+def settings(words: list[str]) -> dict[str, Any]:
+    """NAME=VALUE words as fields of DPOConfig. Raises ValueError for unknown names."""
+    import yaml
+
+    from labkit.dpo.config import DPOConfig
+
+    known, found = {field.name: field for field in fields(DPOConfig)}, {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name not in known or not equals:
+            raise ValueError(f"--set {word}: expected NAME=VALUE with one of {', '.join(known)}")
+        kind = type(known[name].default)
+        found[name] = float(value) if kind is float else yaml.safe_load(value)  # YAML reads 1e-5 as text
+    return found
+
+
+def load_judge(name: str | None, device: str | None) -> Any:
+    """The judge of that name, or None."""
+    if name is None:
+        return None
+    if name in ("portraits", "clip"):
+        from labkit.dpo.scorers import clip_scorer, faithfulness
+        from labkit.models import load_clip
+
+        return faithfulness(*load_clip("cpu")) if name == "portraits" else clip_scorer(*load_clip("gpu", device))
+    from labkit.dpo.gpu_scorers import load_scorer
+
+    return load_scorer(name, device or "cuda")
+
+
+def _size(text: str) -> tuple[int, int]:
+    """WxH in pixels -> (height, width)."""
+    width, _, height = text.lower().partition("x")
+    if not width.isdigit() or not height.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write 512x512")
+    return int(height), int(width)

@@ -1,0 +1,245 @@
+"""Pairs of pictures that somebody else collected: a table, or two folders, -> who won, against whom, for which prompt.
+
+    winner, loser (or chosen/rejected, preferred/dispreferred), caption or prompt    a row is a pair
+    jpg_0, jpg_1, label_0, caption                                                   Pick-a-Pic; 0.5 is a tie
+    image_path [..], human_preference [..] or rank [..], prompt                      HPDv2; best against worst
+    winner/NAME.png, loser/NAME.png, NAME.txt beside the winner                      no table: two folders
+
+Tables are .csv, .tsv, .jsonl, .json (a list) or .parquet, also several shards of one kind; pictures are paths (from the
+table's folder) or the bytes of a file, as Hugging Face's datasets store them. Ties and rows without a label never
+train; they are counted. Optional columns: margin (a score gap > 0), split (train, valid or test).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from labkit.errors import LabkitError
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+WINNERS = ("winner", "chosen", "preferred", "image_w", "win")
+LOSERS = ("loser", "rejected", "dispreferred", "image_l", "lose")
+PROMPTS = ("caption", "prompt", "text")
+LISTS = ("image_path", "file_path", "images")
+HELD_OUT = ("valid", "validation", "val", "test", "held_out")
+
+Picture = Path | bytes
+
+
+class PairsError(LabkitError, ValueError):
+    """A table or folder of pairs that cannot be read; one line that names the file and the row."""
+
+
+@dataclass(frozen=True)
+class FoundPair:
+    """One preference. winner, loser: the path of a picture or the bytes of its file. where: table and row."""
+
+    prompt: str
+    winner: Picture
+    loser: Picture
+    margin: float | None
+    held_out: bool
+    where: str
+
+
+@dataclass(frozen=True)
+class FoundPairs:
+    """What a table or folder holds. left_out: reason -> number of rows that are no pairs (ties, no label)."""
+
+    pairs: tuple[FoundPair, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+
+def find_pairs(source: str | Path) -> FoundPairs:
+    """Read a table of pairs, a folder with one (or shards of one), or a folder with `winner` and `loser`.
+
+    Raises:
+        PairsError: nothing there, several kinds of tables, columns or cells that are missing, pictures that do not
+            exist, no pair that is left.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise PairsError(f"{source} does not exist: give a table of pairs or the folder that holds it")
+    if source.is_file():
+        tables, root = [source], source.parent
+    else:
+        tables, root = _tables(source), source
+    left_out: Counter[str] = Counter()
+    if tables:
+        pairs = [pair for table in tables for pair in _pairs_of(table, root, left_out)]
+    else:
+        pairs = list(_two_folders(root))
+    if not pairs:
+        raise PairsError(f"{source} has no pair that could train ({_counts(left_out) or 'it is empty'})")
+    return FoundPairs(tuple(pairs), dict(left_out))
+
+
+def _counts(left_out: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {reason}" for reason, n in left_out.items())
+
+
+def _tables(folder: Path) -> list[Path]:
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    kinds = sorted({p.suffix.lower() for p in found})
+    if len(kinds) > 1:
+        raise PairsError(f"{folder} holds tables of several kinds ({', '.join(kinds)}): give the one that is meant")
+    if len(found) > 1 and kinds != [".parquet"]:
+        raise PairsError(f"{folder} holds {len(found)} tables ({found[0].name}, ...): give the one that is meant")
+    return found
+
+
+def _rows(table: Path) -> Iterator[tuple[int, dict]]:
+    """(row number from 1, row) of a table."""
+    kind = table.suffix.lower()
+    try:
+        if kind in (".csv", ".tsv"):
+            with table.open(encoding="utf-8-sig", newline="") as file:  # Excel writes a byte order mark
+                yield from enumerate(csv.DictReader(file, delimiter="\t" if kind == ".tsv" else ","), 1)
+        elif kind == ".jsonl":
+            with table.open(encoding="utf-8-sig") as file:
+                for number, line in enumerate(file, 1):
+                    if line.strip():
+                        try:
+                            yield number, json.loads(line)
+                        except ValueError:
+                            raise PairsError(f"{table}, row {number} is no JSON: mend or delete that line") from None
+        elif kind == ".json":
+            content = json.loads(table.read_text("utf-8-sig"))
+            if not isinstance(content, list):
+                raise PairsError(f"{table} holds no list: expected one entry per pair")
+            yield from enumerate(content, 1)
+        elif kind == ".parquet":
+            import pyarrow.parquet as pq
+
+            number = 0
+            with pq.ParquetFile(table) as file:
+                for batch in file.iter_batches(batch_size=64):  # pictures are in it: never all at once
+                    for row in batch.to_pylist():
+                        number += 1
+                        yield number, row
+        else:
+            raise PairsError(f"{table} is no table of pairs: expected {', '.join(SUFFIXES)}")
+    except PairsError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever the parser raises, the file is named
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        raise PairsError(f"{table} cannot be read ({reason}): copy or export it again") from error
+
+
+def _pairs_of(table: Path, root: Path, left_out: Counter[str]) -> Iterator[FoundPair]:
+    for number, row in _rows(table):
+        where = f"{table}, row {number}"
+        if not isinstance(row, dict):
+            raise PairsError(f"{where} is no record: expected columns with names")
+        row = {str(key).strip().lower(): value for key, value in row.items() if key is not None}
+        order = _order(row, where)
+        if isinstance(order, str):
+            left_out[order] += 1
+            continue
+        winner, loser = (_picture(value, root, where) for value in order)
+        prompt = _first(row, PROMPTS)
+        if prompt is None:
+            known = ", ".join(sorted(row))
+            raise PairsError(f'{where} has no caption (columns: {known}): write one, or "" in every row for none')
+        yield FoundPair(str(prompt), winner, loser, _margin(row, where), _held_out(row), where)
+
+
+def _order(row: dict, where: str) -> tuple[object, object] | str:
+    """(winner, loser) of a row, or why it is no pair."""
+    if "jpg_0" in row and "jpg_1" in row:
+        label = _number(row.get("label_0"))
+        if row.get("has_label") in (False, "False", "false") or label is None:
+            return "without a label"
+        if label == 0.5:
+            return "ties"
+        if label not in (0.0, 1.0):
+            raise PairsError(f"{where}: label_0 is {row['label_0']!r}, expected 1 (jpg_0 won), 0 or 0.5")
+        return (row["jpg_0"], row["jpg_1"]) if label == 1.0 else (row["jpg_1"], row["jpg_0"])
+    images = _first(row, LISTS)
+    if isinstance(images, list):
+        high = row.get("human_preference")
+        scores = high if high is not None else [-r for r in row.get("rank") or []]  # rank 1 is the best
+        if len(scores) != len(images) or len(images) < 2:
+            raise PairsError(f"{where}: {len(images)} pictures but {len(scores)} preferences, expected equal numbers")
+        best, worst = max(range(len(scores)), key=scores.__getitem__), min(range(len(scores)), key=scores.__getitem__)
+        return "ties" if scores[best] == scores[worst] else (images[best], images[worst])
+    winner, loser = _first(row, WINNERS), _first(row, LOSERS)
+    if winner is None or loser is None:
+        known = ", ".join(sorted(row))
+        raise PairsError(
+            f"{where} has no winner and loser (columns: {known}): name them winner and loser, or jpg_0, jpg_1, label_0"
+        )
+    return winner, loser
+
+
+def _first(row: Mapping[str, object], names: Sequence[str]) -> object | None:
+    return next((row[name] for name in names if row.get(name) is not None), None)
+
+
+def _number(value: object) -> float | None:
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return None if math.isnan(number) else number
+
+
+def _margin(row: Mapping[str, object], where: str) -> float | None:
+    value = row.get("margin")
+    if value in (None, ""):
+        return None
+    number = _number(value)
+    if number is None or not number > 0:
+        raise PairsError(f"{where}: margin is {value!r}, expected a score gap above 0 (a tie is no pair)")
+    return number
+
+
+def _held_out(row: Mapping[str, object]) -> bool:
+    return str(row.get("split", "")).strip().lower() in HELD_OUT
+
+
+def _picture(value: object, root: Path, where: str) -> Picture:
+    """A cell as the bytes of a file, or as a path that exists."""
+    if isinstance(value, dict):  # Hugging Face's Image feature
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes | bytearray):
+        return bytes(value)
+    if not isinstance(value, str) or not value:
+        raise PairsError(f"{where}: a picture is {type(value).__name__}, expected a path or the bytes of a file")
+    path = Path(value)
+    path = path if path.is_absolute() else root / path
+    if not path.is_file():
+        raise PairsError(f"{where}: no picture {path}: paths start at the folder of the table")
+    return path
+
+
+def _two_folders(root: Path) -> Iterator[FoundPair]:
+    from labkit.images import read_folder
+
+    if not (root / "winner").is_dir() or not (root / "loser").is_dir():
+        raise PairsError(
+            f"{root} has neither a table ({', '.join(SUFFIXES)}) nor folders winner and loser: see labkit dpo --help"
+        )
+    names = {side: read_folder(root / side).names for side in ("winner", "loser")}
+    losers = {str(Path(name).with_suffix("")): name for name in names["loser"]}
+    for name in names["winner"]:
+        stem = str(Path(name).with_suffix(""))
+        where = f"{root / 'winner' / name}"
+        text = (root / "winner" / name).with_suffix(".txt")
+        if stem not in losers:
+            raise PairsError(f"{where} has no loser of the same name in {root / 'loser'}")
+        if not text.is_file():
+            raise PairsError(f"{where} has no caption: write it into {text.name} beside the picture")
+        caption = text.read_text("utf-8-sig").strip()
+        yield FoundPair(caption, root / "winner" / name, root / "loser" / losers.pop(stem), None, False, where)
+    if losers:
+        raise PairsError(f"{root / 'loser' / next(iter(losers.values()))} has no winner of the same name")

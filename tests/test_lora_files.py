@@ -1,0 +1,92 @@
+"""LoRA files and saved pipelines are read by plain diffusers, which draws the same picture, pixel for pixel."""
+
+import pytest
+import torch
+from tiny_models import tiny_pipeline
+
+from labkit.diffusion import AdapterError, adapter_names, add_lora, load_lora, save_lora, save_pipeline
+from labkit.models.sd_layout import build_sdxl
+
+
+def add(model, name="dpo", seed=0, **options):
+    generator = torch.Generator().manual_seed(seed)
+    for p in add_lora(model, name, seed=seed, rank=2, **options):
+        p.data.normal_(std=0.1, generator=generator)
+
+
+def picture(pipe):
+    """By diffusers itself."""
+    options = {"num_inference_steps": 1, "output_type": "pt", "height": 64, "width": 64}
+    return pipe("a portrait", generator=torch.Generator().manual_seed(0), **options).images
+
+
+CASES = {
+    "attention": lambda pipe: add(pipe.unet),
+    "all layers, alpha 3": lambda pipe: add(pipe.unet, suffixes=None, alpha=3.0),
+    "text encoder": lambda pipe: add(pipe.text_encoder),
+    "both, all layers": lambda pipe: (add(pipe.unet, suffixes=None), add(pipe.text_encoder, suffixes=None, seed=1)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_plain_diffusers_draws_the_same_picture_from_the_file(tmp_path, case):
+    tuned, plain, ours = tiny_pipeline(), tiny_pipeline(), tiny_pipeline()
+    CASES[case](tuned)
+    save_lora(tmp_path, tuned, "dpo")
+    expected = picture(tuned)
+    assert float((expected - picture(plain)).abs().max()) > 1e-3
+    plain.load_lora_weights(str(tmp_path))
+    load_lora(ours, tmp_path, "mine")
+    assert torch.equal(picture(plain), expected) and torch.equal(picture(ours), expected)
+    assert not any(p.requires_grad for p in [*ours.unet.parameters(), *ours.text_encoder.parameters()])
+
+
+def test_stages_are_one_file_each_and_add_up_to_the_same_bits(tmp_path):
+    tuned, plain = tiny_pipeline(), tiny_pipeline()
+    for seed, stage in enumerate(("easy", "hard")):
+        add(tuned.unet, stage, seed, suffixes=None)
+        plain.load_lora_weights(str(save_lora(tmp_path / f"{stage}.safetensors", tuned, stage)), adapter_name=stage)
+    plain.set_adapters(["easy", "hard"])
+    assert torch.equal(picture(plain), picture(tuned))
+
+
+def test_sdxl_with_both_text_encoders(tmp_path):
+    tuned = build_sdxl()
+    tuned.set_progress_bar_config(disable=True)
+    expected = {}
+    for seed, name in enumerate(("unet", "text_encoder", "text_encoder_2")):
+        add(getattr(tuned, name), seed=seed)
+    save_lora(tmp_path, tuned, "dpo")
+    plain = build_sdxl()
+    plain.load_lora_weights(str(tmp_path))
+    x, t = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
+    for pipe in (tuned, plain):
+        text, _, pooled, _ = pipe.encode_prompt("a portrait")
+        added = {"text_embeds": pooled, "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]])}
+        expected[pipe] = pooled, pipe.unet(x, t, encoder_hidden_states=text, added_cond_kwargs=added).sample
+    assert all(torch.equal(a, b) for a, b in zip(expected[tuned], expected[plain], strict=True))
+
+
+def test_a_saved_pipeline_holds_the_active_adapters_and_the_one_in_memory_keeps_its_bits(tmp_path):
+    pipe = tiny_pipeline()
+    add(pipe.unet, suffixes=None)
+    add(pipe.text_encoder)
+    before = picture(pipe)
+    save_pipeline(pipe, tmp_path)
+    assert torch.equal(picture(pipe), before) and adapter_names(pipe.unet) == ("dpo",)
+    again = type(pipe).from_pretrained(str(tmp_path), safety_checker=None)
+    again.set_progress_bar_config(disable=True)
+    torch.testing.assert_close(picture(again), before, rtol=0, atol=1e-5)
+
+
+def test_what_does_not_fit_is_said_in_one_line(tmp_path):
+    pipe = tiny_pipeline()
+    with pytest.raises(AdapterError, match="no adapter named 'dpo' to save"):
+        save_lora(tmp_path, pipe, "dpo")
+    with pytest.raises(AdapterError, match="no LoRA file"):
+        load_lora(pipe, tmp_path, "dpo")
+    add(pipe.unet)
+    path = save_lora(tmp_path, pipe, "dpo")
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(AdapterError, match="is damaged.*save it again"):
+        load_lora(tiny_pipeline(), path, "dpo")
