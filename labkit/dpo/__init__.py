@@ -9,6 +9,7 @@ Read `equations` first: one function per equation, the one that the notebooks, t
     config        what a run is                                 side_effects  what nobody asked for
     trainer       the loop; record: its log                     toy           the same terms in two dimensions
     guard         what warns and stops                          preference    a judge learnt from votes
+    flow          the loss of models that predict a velocity
     train         a run from a YAML file                        gpu_scorers   published judges of photographs
     folders       pairs that somebody collected                 own           from such pairs to a LoRA: `labkit dpo`
 

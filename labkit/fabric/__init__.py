@@ -7,6 +7,7 @@ Modules in the order in which they are read:
     references      liked and disliked images: hashed, encoded, and their noise
     session         `with fabric(pipe, liked=..., disliked=...):` around any pipeline
     processor       the hook on one self-attention layer
+    joint           the same for transformers in which image and text attend to each other; `joint_session`: SD3, FLUX
     reference_pass  the U-Net call that fills the hooks; `cache` keeps what it computed, `unet` says what a call is
     attention       eq. 2 in two other forms (mass and table), pooling, AdaIN
     schedule        when feedback acts, and how strongly

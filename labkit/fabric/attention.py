@@ -31,8 +31,22 @@ def attend_merged(
     The references' K and V are used once for all rows (the queries of the batch are laid end to end), never copied.
     cap limits the mass, which softens every query that would look at almost nothing else.
     """
-    rows, heads, tokens, d = q.shape
     own, lse_own = attention_with_lse(q, k, v, scale=scale)
+    return merge_references(own, lse_own, q, k_ref, v_ref, w, scale=scale, cap=cap)
+
+
+def merge_references(
+    own: Tensor,
+    lse_own: Tensor,
+    q: Tensor,
+    k_ref: Tensor,
+    v_ref: Tensor,
+    w: Tensor,
+    scale: float | None = None,
+    cap: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The second half of `attend_merged`, when attention on the own tokens and its log-sum-exp are known."""
+    rows, heads, tokens, d = q.shape
     folded = q.transpose(0, 1).reshape(1, heads, rows * tokens, d)  # all rows share the references
     ref, lse_ref = attention_with_lse(folded, k_ref, v_ref, w.log(), scale=scale)
     ref = ref.reshape(heads, rows, tokens, d).transpose(0, 1)  # [B, heads, N, d]

@@ -19,6 +19,8 @@ from torch import Tensor
 from labkit.diffusion import row_labels
 from labkit.fabric.settings import FabricError
 
+MODELS = ("unet", "transformer")  # what a pipeline may call its model
+
 
 @dataclass(frozen=True)
 class Caller:
@@ -34,7 +36,7 @@ class Caller:
 
 
 def caller_of(unet) -> Caller | None:
-    """The innermost pipeline on the stack that is running this U-Net, None for an own loop."""
+    """The innermost pipeline on the stack that is running this U-Net or transformer, None for an own loop."""
     from diffusers import DiffusionPipeline
 
     frame = sys._getframe(1)
@@ -42,7 +44,7 @@ def caller_of(unet) -> Caller | None:
         if frame.f_code.co_name == "__call__":
             variables = frame.f_locals
             pipe = variables.get("self")
-            if isinstance(pipe, DiffusionPipeline) and getattr(pipe, "unet", None) is unet:
+            if isinstance(pipe, DiffusionPipeline) and any(getattr(pipe, name, None) is unet for name in MODELS):
                 return Caller(pipe, variables)
         frame = frame.f_back
     return None
@@ -66,7 +68,7 @@ def labels_of(call: Mapping[str, Any], caller: Caller | None) -> tuple[str, ...]
         labels = _labels_of_pipeline(call, caller)
     if labels is None or len(labels) != rows:
         got = "no labels" if labels is None else f"{len(labels)} labels"
-        raise FabricError(f"{got} for {rows} rows of the U-Net: wrap the call in labkit.diffusion.labelled_rows([...])")
+        raise FabricError(f"{got} for {rows} rows of the model: wrap the call in labkit.diffusion.labelled_rows([...])")
     return labels
 
 

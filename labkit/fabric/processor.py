@@ -75,6 +75,7 @@ class Context:
     states: Callable[[str, Layer], SignStates | None] | None = None
     record: Callable[[Layer, Tensor, Tensor, Tensor], None] | None = None
     appended: int = 0
+    text_tokens: int = 0  # of this call, for layers that get text and image as one sequence (`labkit.fabric.joint`)
     injected: set[tuple[str, str]] = field(default_factory=set)  # (sign, layer) that have read references
     observer: Observer | None = None
     on_mass: Callable[[Layer, str, Tensor], None] | None = None

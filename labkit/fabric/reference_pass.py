@@ -44,12 +44,12 @@ class ReferencePass:
         self, pipe, settings: Settings, context: Context, cache: ReferenceCache, *, seed: int, chunk: int | None
     ):
         self.pipe, self.settings, self.context, self.cache = pipe, settings, context, cache
-        self.unet, self.alphas_cumprod = pipe.unet, pipe.scheduler.alphas_cumprod
+        self.unet, self.alphas_cumprod = self._model(pipe), None
         self.seed, self.chunk = seed, chunk
         self.running, self.rows, self.unfused = False, 0, 0
         self._jobs: list[Job] = []
         if settings.reference_prompt is not None:
-            check_texts(pipe)
+            self._check_texts()
         self._latents: dict[tuple[str, int, int], tuple[Tensor, str]] = {}
         self._texts: dict[tuple[int, int], tuple] = {}
         context.record = self._record
@@ -68,8 +68,7 @@ class ReferencePass:
         It comes from the cache or from a pass of their own; if the settings say "fused", the jobs that are left are to
         be rows of the generation's call (`appended`), and their states fill up while that runs.
         """
-        sample = call["sample"]
-        size = sample.shape[2:]
+        sample, size = call["sample"], self.size_of(call)
         noise_t = t if self.settings.noise == "step" else None
         base = (self.cache.revision(self.unet), t, noise_t, self.seed, sample.dtype, str(sample.device))
         known: dict[Hashable, LayerStates] = {}  # a reference that is given twice runs once
@@ -85,7 +84,7 @@ class ReferencePass:
                     states = self.cache.get(key)
                     if states is None:
                         noise = reference_noise(reference.key, self.seed, noise_t, latent.shape)
-                        x = noised_reference(latent, noise, t, self.alphas_cumprod)  # [C, h, w]
+                        x = self._noised(latent, noise, t)  # [C, h, w]
                         jobs.append(Job(key, x, latent, *text))
                         states = jobs[-1].states
                     known[key] = states
@@ -99,6 +98,19 @@ class ReferencePass:
             self._run(jobs[start : start + chunk], call)
         return found, []
 
+    def _model(self, pipe):
+        return pipe.unet
+
+    def _check_texts(self) -> None:
+        check_texts(self.pipe)
+
+    def size_of(self, call: dict) -> torch.Size:
+        """Height and width of the latents of a call."""
+        return call["sample"].shape[2:]
+
+    def _noised(self, latent: Tensor, noise: Tensor, t: float) -> Tensor:
+        return noised_reference(latent, noise, t, self.alphas_cumprod)
+
     def _record(self, layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> None:
         """Keep one layer of the jobs that are running: entries of their own, so that dropping one frees its memory."""
         q, k, v = q.detach(), k.detach(), v.detach()  # fused, they may be part of a graph
@@ -109,21 +121,23 @@ class ReferencePass:
     @torch.no_grad()
     def _run(self, jobs: list[Job], call: dict) -> None:
         """One forward of references: no ControlNet residuals, no image prompt of the generation, no inpainting mask."""
-        arguments, n, t = self._rows(jobs, call), len(jobs), call["timestep"]
-        lora = {k: v for k, v in (call.get("cross_attention_kwargs") or {}).items() if k == "scale"}
-        context = self.context
+        arguments, context = self._arguments(jobs, call), self.context
         context.mode, self.running, self._jobs = "record", True, jobs
         try:
-            self.unet(
-                timestep=t.flatten()[0] if isinstance(t, Tensor) else t,
-                cross_attention_kwargs=lora or None,
-                return_dict=False,
-                **arguments,
-            )
+            self.unet(return_dict=False, **arguments)
         finally:
             self.running, context.mode, self._jobs = False, "idle", []
-        self.rows += n
+        self.rows += len(jobs)
         self.keep(jobs)
+
+    def _arguments(self, jobs: list[Job], call: dict) -> dict:
+        """What a call of references alone is given."""
+        t = call["timestep"]
+        lora = {k: v for k, v in (call.get("cross_attention_kwargs") or {}).items() if k == "scale"}
+        return self._rows(jobs, call) | {
+            "timestep": t.flatten()[0] if isinstance(t, Tensor) else t,
+            "cross_attention_kwargs": lora or None,
+        }
 
     def _rows(self, jobs: list[Job], call: dict) -> dict:
         """The arguments of a U-Net call whose rows are references."""

@@ -1,5 +1,7 @@
 """`with fabric(pipe, liked=..., disliked=...):` - feedback for any pipeline that holds a UNet2DConditionModel.
 
+(Joint-attention transformers, SD3 and FLUX: `joint_session`, which replaces what knows of U-Nets here.)
+
 A forward pre-hook on the U-Net notices every call, whoever makes it, and runs the reference pass before it: the
 references, noised to the call's own timestep, as a batch of their own whose output is thrown away (paper, algorithm 1).
 (Or, fused, as more rows of the call itself, which are cut off afterwards.)
@@ -25,7 +27,7 @@ from labkit.fabric.reference_pass import Job, ReferencePass
 from labkit.fabric.references import as_references
 from labkit.fabric.schedule import scheduled_weight, step_position, time_position
 from labkit.fabric.settings import PRESETS, FabricError, FabricWarning, Settings
-from labkit.fabric.unet import call_arguments, one_timestep, self_attentions, unet_of
+from labkit.fabric.unet import call_arguments, is_joint, one_timestep, self_attentions, unet_of
 
 SIGNS = {"liked": "cond", "disliked": "uncond"}  # which rows read which references
 PLAIN_PROCESSORS = ("AttnProcessor", "AttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor")
@@ -58,10 +60,13 @@ def fabric(
     chunk             references per U-Net call; by default as many as the generation itself has rows
     observer          called with an `Observation` in every layer that reads references
 
+    A pipeline of Stable Diffusion 3 or FLUX works as well: references are then noised by flow matching and read by the
+    image tokens of its joint attention (`labkit.fabric.joint`); `adain` and `fused` are refused there.
+
     Raises ImageError for what is no picture and for floats whose range cannot be known, and FabricError for a pipeline
-    without U-Net or with a compiled one, an unknown preset or setting, nested use on the same U-Net, rows of which it
-    is not known whether they are conditional, processors that are replaced meanwhile, and, on leaving, if no U-Net call
-    came by although there were references.
+    without a model that FABRIC knows or with a compiled one, an unknown preset or setting, nested use on the same
+    model, rows of which it is not known whether they are conditional, processors that are replaced meanwhile, and, on
+    leaving, if no call of the model came by although there were references.
     Warns (FabricWarning) if dislikes meet no unconditional rows, if no call was inside the window, if the session was
     never entered, if the weights are likely to burn the images, and if `fused` has no effect because there are more
     references than `chunk`.
@@ -76,21 +81,27 @@ def fabric(
         known = ", ".join(Settings.__dataclass_fields__)
         raise FabricError(f"unknown setting in {sorted(overrides)}: expected some of {known}") from None
     references = as_references(liked=liked, disliked=disliked, value_range=value_range)
-    return Session(pipe, references, settings, seed=seed, steps=steps, cache=cache, chunk=chunk, observer=observer)
+    kind = Session
+    if is_joint(pipe):
+        from labkit.fabric.joint_session import JointSession as kind  # it is a Session, so it imports this module
+    return kind(pipe, references, settings, seed=seed, steps=steps, cache=cache, chunk=chunk, observer=observer)
 
 
 class Session:
     """State of one `fabric` context. Counters: `unet_calls`, `active_calls`, `reference_rows`; see also `mass`."""
 
     _unused = False  # made with references, and not entered yet
+    kind = "U-Net"
+    processors = PLAIN_PROCESSORS  # that a hook may stand in for
+    hook = FabricProcessor
+    reader = ReferencePass
 
     def __init__(self, pipe, references, settings, *, seed, steps, cache, chunk, observer):
         self.pipe, self.references, self.settings = pipe, references, settings
         self.steps = steps
-        self.unet = unet_of(pipe)
+        self.unet = self._model(pipe)
         self.scheduler = pipe.scheduler  # that of the last caller
         self._own_loop = True  # the last caller was no pipeline
-        self.alphas_cumprod = _alphas_cumprod(pipe.scheduler)
         if steps is not None and steps < 1 or chunk is not None and chunk < 1 or seed < 0:
             raise FabricError(f"steps={steps} and chunk={chunk} must be positive, seed={seed} must not be negative")
         self.cache = ReferenceCache() if cache is None else cache
@@ -99,7 +110,8 @@ class Session:
         self._mass: dict[tuple[float, str, str], list[Tensor]] = defaultdict(list)
         self._warned: set[str] = set()
         self._context = Context(backend=settings.backend, cap=settings.mass_cap, observer=observer)
-        self._pass = ReferencePass(pipe, settings, self._context, self.cache, seed=seed, chunk=chunk)
+        self._pass = self.reader(pipe, settings, self._context, self.cache, seed=seed, chunk=chunk)
+        self._read_schedule()
         self._restore: list = []
         self._lent: list = []  # processors that others have put in the place of ours for this call
         self._jobs: list[Job] = []  # references that are rows of the call that is running
@@ -113,27 +125,27 @@ class Session:
         if self._restore:
             raise FabricError("this session is already open: call fabric(...) again for a new one")
         self._unused = False
-        self._attentions = attentions = self_attentions(self.unet)
+        self._attentions = attentions = self._layers()
         for layer, attn in attentions:
             kind = type(attn.processor).__name__
             if isinstance(attn.processor, FabricProcessor):
                 raise FabricError(
-                    "a fabric session is already open on this U-Net: leave it first, or add to its references"
+                    "a fabric session is already open on this model: leave it first, or add to its references"
                 )
-            if kind not in PLAIN_PROCESSORS or attn.fused_projections:
+            if kind not in self.processors or attn.fused_projections:
                 kind += " with fused projections" if attn.fused_projections else ""
                 raise FabricError(
-                    f"{layer.name} has a {kind}: expected {' or '.join(PLAIN_PROCESSORS)}, unfuse or reset it first"
+                    f"{layer.name} has a {kind}: expected {' or '.join(self.processors)}, unfuse or reset it first"
                 )
         low, high = self.settings.depths
         if not any(low <= layer.depth <= high for layer, _ in attentions):
             known = ", ".join(f"{depth:g}" for depth in sorted({layer.depth for layer, _ in attentions}))
-            raise FabricError(f"no self-attention lies at depths {low} to {high}: this U-Net has {known}")
+            raise FabricError(f"no self-attention lies at depths {low} to {high}: this model has {known}")
         self._warn_before_burning()
         self._context.on_mass = self._on_mass
         for layer, attn in attentions:
             self._restore.append((attn, attn.processor))
-            attn.set_processor(FabricProcessor(layer, attn.processor, self._context))
+            attn.set_processor(self.hook(layer, attn.processor, self._context))
         self._hooks = [
             self.unet.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True),
             self.unet.register_forward_hook(self._after, prepend=True, always_call=True),
@@ -171,7 +183,7 @@ class Session:
             return
         if self.unet_calls == 0:
             raise FabricError(
-                "no call of the U-Net came by: generate inside the with block, with this pipeline's own U-Net"
+                f"no call of the {self.kind} came by: generate inside the with block, with this pipeline's own model"
             )
         s = self.settings
         if self.active_calls == 0 and max(s.max_weight, s.min_weight) > 0 and not self._warned:
@@ -202,7 +214,7 @@ class Session:
         """The scheduled weight of a liked reference at timestep t, before depth and count."""
         s = self.settings
         if s.clock == "training":
-            position = time_position(t, len(self.alphas_cumprod), s.start, s.end)
+            position = time_position(t, self._train_steps(), s.start, s.end)
         else:
             timesteps = self._timesteps()
             index = min(range(len(timesteps)), key=lambda i: abs(timesteps[i] - t))
@@ -218,8 +230,8 @@ class Session:
     def _before(self, unet, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         if self._pass.running:  # our own reference pass
             return None
-        call = call_arguments(unet, args, kwargs)
-        sample, t = call["sample"], one_timestep(call["timestep"])
+        call = self._arguments(args, kwargs)
+        t = self._timestep(call)
         self.unet_calls += 1
         context = self._context
         caller = caller_of(unet)
@@ -236,10 +248,10 @@ class Session:
         if not signs:
             self._seen.append(t)
             return None
-        labels = labels_of(call, caller)
+        labels = self._labels(call, caller)
         rows = {s: tuple(i for i, label in enumerate(labels) if label == SIGNS[s]) for s in signs}
         if "disliked" in rows and self.references["disliked"] and not rows["disliked"]:
-            self._warn("dislikes act through the unconditional rows, but guidance is off: they have no effect")
+            self._without_unconditional()
         rows = {s: own for s, own in rows.items() if own}
         if not any(self.references[s] for s in rows):
             self._seen.append(t)
@@ -250,7 +262,7 @@ class Session:
                 f"fused=True had no effect for {n} references, they had a U-Net call of their own: give chunk={n} "
                 "(calls with masks over tokens cannot be fused at all)"
             )
-        size = sample.shape[2:]
+        size = self._pass.size_of(call)
         assembled: dict[tuple[str, str], SignStates | None] = {}
 
         def of(sign: str, layer: Layer) -> SignStates | None:
@@ -260,7 +272,7 @@ class Session:
             return assembled[key]
 
         self.active_calls += 1
-        layers = [layer for layer, _ in self._attentions]
+        layers = self._running(call)
         self._expected = {(s, one.name) for s in rows for one in layers if self._pass.layer_weight(one, signs[s]) > 0}
         context.rows, context.states, context.mode = rows, of, "inject"
         context.injected, context.appended, self._jobs = set(), len(jobs), jobs
@@ -297,11 +309,41 @@ class Session:
 
     # ---- what a call is ----------------------------------------------------------------------------------------------
 
+    def _model(self, pipe):
+        return unet_of(pipe)
+
+    def _layers(self):
+        return self_attentions(self.unet)
+
+    def _arguments(self, args: tuple, kwargs: dict) -> dict:
+        """The call's arguments by name; "sample" [B, ...] and "encoder_hidden_states" whatever the model calls them."""
+        return call_arguments(self.unet, args, kwargs)
+
+    def _timestep(self, call: dict) -> float:
+        """As the scheduler counts it."""
+        return one_timestep(call["timestep"])
+
+    def _labels(self, call: dict, caller: Caller | None) -> tuple[str, ...]:
+        return labels_of(call, caller)
+
+    def _running(self, call: dict) -> list[Layer]:
+        """The layers that run in this call."""
+        return [layer for layer, _ in self._attentions]
+
+    def _without_unconditional(self) -> None:
+        self._warn("dislikes act through the unconditional rows, but guidance is off: they have no effect")
+
+    def _read_schedule(self) -> None:
+        self.alphas_cumprod = self._pass.alphas_cumprod = _alphas_cumprod(self.scheduler)
+
+    def _train_steps(self) -> int:
+        return len(self.alphas_cumprod)
+
     def _listen(self, caller: Caller | None) -> None:
         """The noise schedule and the timesteps are those of the pipeline that is running."""
         self.scheduler = (self.pipe if caller is None else caller.pipe).scheduler
         self._own_loop = caller is None
-        self.alphas_cumprod = self._pass.alphas_cumprod = _alphas_cumprod(self.scheduler)
+        self._read_schedule()
 
     def _take_over(self) -> None:
         """Stand in for PAG's processors during this call; refuse any other that has come in the place of ours."""

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from labkit.fabric.processor import Layer
 from labkit.fabric.settings import FabricError
 
+JOINT = ("SD3Transformer2DModel", "FluxTransformer2DModel")  # one attention over image and text: see `joint`
+
 
 def self_attentions(unet) -> list[tuple[Layer, nn.Module]]:
     """Every `attn1` of a U-Net with its depth, in the order down, middle, up.
@@ -33,6 +35,12 @@ def self_attentions(unet) -> list[tuple[Layer, nn.Module]]:
     return found
 
 
+def is_joint(pipe) -> bool:
+    """Whether the pipeline's model is one of the `JOINT` ones, compiled or not."""
+    model = getattr(pipe, "transformer", None)
+    return type(getattr(model, "_orig_mod", model)).__name__ in JOINT
+
+
 def unet_of(pipe):
     from diffusers import UNet2DConditionModel
 
@@ -43,9 +51,11 @@ def unet_of(pipe):
             "plain U-Net (pipe.unet = pipe.unet._orig_mod after torch.compile, else load it again)"
         )
     if not isinstance(unet, UNet2DConditionModel):
-        held = "a transformer" if hasattr(pipe, "transformer") else "no UNet2DConditionModel"
+        other = getattr(pipe, "transformer", None)
+        held = "no UNet2DConditionModel" if other is None else f"a transformer of another kind ({type(other).__name__})"
         raise FabricError(
-            f"{type(pipe).__name__} holds {held}: FABRIC reads the self-attention of a UNet2DConditionModel"
+            f"{type(pipe).__name__} holds {held}: FABRIC reads the attention of UNet2DConditionModel, "
+            f"{' and '.join(JOINT)}"
         )
     if not self_attentions(unet):
         raise FabricError("the U-Net has no self-attention: FABRIC has nowhere to show references")
