@@ -799,8 +799,8 @@ claim("pairs_beat_fine_tuning", "hg", "real_sft")
 # %% [markdown] lang="en" uid="own-reading" pair="04c1a168"
 # **Reading.** Compare the leap with the curriculum first, by the intervals and not by the dots. Does it fall below the curriculum, or even below the base, as in
 # the paper (FID from 37 to 113)? On record it does not fall below the base: it gains $.067$ $[.028, .107]$, **contradicted**, and whether it ends below the curriculum is
-open ($-.011$ $[-.126, .104]$). What the record does decide are the stages: without easy the curriculum loses $.100$ $[.077, .122]$, without normal
-$.031$ $[.011, .052]$; training on all pairs at once costs at most a little ($.006$ $[-.008, .020]$, open). Why does the leap hold its ground? The likely reason is the size of the gap:
+# open ($-.011$ $[-.126, .104]$). What the record does decide are the stages: without easy the curriculum loses $.100$ $[.077, .122]$, without normal
+# $.031$ $[.011, .052]$; training on all pairs at once costs at most a little ($.006$ $[-.008, .020]$, open). Why does the leap hold its ground? The likely reason is the size of the gap:
 # our real pictures differ from generated ones by a film of noise, photographs in everything at once, and the paper trained for hundreds of thousands of steps.
 # A pair that cannot be told apart so easily goes on teaching attributes.
 #
@@ -1147,14 +1147,14 @@ claim("transfer_helps", "personal_hg", "personal")
 # **Reading.** Half strength is a dial between the base and the trained model, so some faithfulness must go; the question is whether what remains still beats
 # the base clearly. The text encoder of the first steps adds $.013$ $[.002, .023]$ on record: **reproduced**, if by less than the two points that would be worth its
 # training. The personal rows answer other prompts than the rows above them and can only be compared with each other. The person stays: the change of the person's own
-# attributes is $.004$ $[-.049, .057]$, so less than $.05$ is lost (**reproduced**). Whether the prompts are kept better is open ($.010$ $[-.010, .030]$).
+# attributes is $.004$ $[-.049, .057]$, so less than 0.05 is lost (**reproduced**). Whether the prompts are kept better is open ($.010$ $[-.010, .030]$).
 #
 # ## 10. The manager's questions
 #
 # The article asks what it costs and who is still needed. Count U-Net evaluations (NFE: one picture, once through the U-Net; in training a picture costs three,
 # because the way back costs twice the way forth). Labels: the judge scored every candidate; a person who compares pairs would give one vote per pair.
 
-# %% [markdown] lang="ja" uid="cost" pair="1ca08ef7"
+# %% [markdown] lang="ja" uid="cost" pair="dff4b457"
 # **図の読み方。** 半分の強さは、基準モデルと学習後のモデルの間のダイヤルです。忠実度がいくらか失われるのは当然で、問題は、残った分が基準モデルをはっきり上回るかどうかです。最初のステップだけに使うテキストエンコーダは、記録では
 # $.013$ $[.002, .023]$ の上昇をもたらしました。主張は**再現できました**が、学習の手間に見合う0.02には届きません。人物の2行は上の行とは別のプロンプトで測ったものなので、この2行どうしでだけ比べてください。人物は保たれます。本人の属性の変化は
 # $.004$ $[-.049, .057]$ で、失われるのは0.05未満です(**再現できました**)。プロンプトへの忠実度が上がるかどうかは、まだ決まっていません($.010$ $[-.010, .030]$)。
