@@ -10,7 +10,7 @@ from labkit.course import start, t
 
 lab = start("08", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
 
-# %% [markdown] lang="en" uid="article" pair="119fdb7a"
+# %% [markdown] lang="en" uid="article" pair="a10d56d1"
 # The article of this lesson, "拡散モデルのアラインメント", tells of a survey: *Alignment of Diffusion Models: Fundamentals, Challenges, and Future* ([arXiv 2409.07253](https://arxiv.org/abs/2409.07253)). Three of its sentences are put to
 # the test: that alignment is done by rules, refined instructions and learnt preferences; that looking good is not enough; and that the verification decides whether it pays.
 # A survey compares families on paper. Here they race: one base, one budget, one imperfect reward, and a judge that none of them can bribe.
@@ -22,10 +22,10 @@ lab = start("08", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # | methods | contenders, behind one call | `enter` |
 # | cost | NFE: forward passes of the U-Net, decoding included | `nfe` |
 #
-# **State of the evidence.** The study of this lesson (`labkit study run 08`) is recorded for one contender of every family, each at 1,600 NFE, 2 to 3 seeds so far; GRPO, RWR, AlignProp, KTO, guidance, FK steering and FABRIC appear in the charts once their arms are recorded. Charts show the record in blue with its 95 % intervals, and your own run as a star on top of it. A claim's verdict comes from the record; your run says
+# **State of the evidence.** The study of this lesson (`labkit study run 08`) is recorded for one contender of every family, each at 1,600 NFE, with three seeds so far; GRPO, RWR, AlignProp, KTO, guidance, FK steering and FABRIC have one seed each: read their dots as anecdotes. Charts show the record in blue with its 95 % intervals, and your own run as a star on top of it. A claim's verdict comes from the record; your run says
 # whether it fits. The budget is small on purpose: a race that a laptop can repeat is a race of the first dozen updates. What happens after thousands is the papers' subject; where that may decide a verdict, the reading says so.
 
-# %% [markdown] lang="ja" uid="article" pair="457b1c74"
+# %% [markdown] lang="ja" uid="article" pair="0682d157"
 # このレッスンで読む記事は「拡散モデルのアラインメント」で、サーベイ論文 *Alignment of Diffusion Models: Fundamentals, Challenges, and Future*([arXiv 2409.07253](https://arxiv.org/abs/2409.07253))を紹介しています。ここでは3つの主張を
 # 確かめます。アラインメントはルール、指示の洗練、好みの学習によって行うこと、見た目が良いだけでは足りないこと、そして割に合うかどうかは検証で決まることです。
 # サーベイは手法を紙の上で比べます。ここでは実際に競わせます。基準モデルも予算も不完全な報酬もすべて同じで、どの手法にも買収できない評価役が判定します。
@@ -37,7 +37,7 @@ lab = start("08", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # | 手法 | 競技者。1つの関数で呼び出す | `enter` |
 # | コスト | NFE: デコードも含めた U-Net の順伝播の回数 | `nfe` |
 #
-# **裏付けの状況。** このレッスンの実験(`labkit study run 08`)では、系統ごとに1つの手法を1600 NFE ずつ、これまでに2〜3個のシードで記録しました。GRPO、RWR、AlignProp、KTO、誘導、FK ステアリング、FABRIC は、記録が済みしだいグラフに現れます。グラフでは、記録を95%区間つきの青で、自分の実行結果を星で示します。主張の判定は記録に基づきます。自分の実行結果については、記録と矛盾しないかどうかが表示されます。
+# **裏付けの状況。** このレッスンの実験(`labkit study run 08`)では、系統ごとに1つの手法を1600 NFE ずつ、これまでに3個のシードで記録しました。GRPO、RWR、AlignProp、KTO、誘導、FK ステアリング、FABRIC は1シードだけなので、その点は参考程度に見てください。グラフでは、記録を95%区間つきの青で、自分の実行結果を星で示します。主張の判定は記録に基づきます。自分の実行結果については、記録と矛盾しないかどうかが表示されます。
 # 予算はわざと小さくしました。ノートパソコンで繰り返せる競技は、最初の十数回の更新までの競技です。数千回の更新の先に起きることは論文の領分です。その違いが判定を左右しうる箇所では、「図の見方」でそう述べます。
 
 # %% [markdown] lang="en" uid="first" pair="f088a0be"
@@ -104,13 +104,13 @@ for key, name in names.items():
 moved = (after["gold"] - before["gold"]) / float(l08.judged(base_images, test, "bias", lab.seed, sizes)["gold"].std())
 lab.reveal("first_gold", "falls" if moved < -0.2 else "rises" if moved > 0.2 else "stays")
 
-# %% [markdown] lang="en" uid="first-reading" pair="45ce4974"
-# **What you see.** The reward has risen, by a lot on its own scale: its unit is one standard deviation of the base's pictures. Now look at the faces, and at the gold score, which knows exactly what was wanted. In the recorded runs of this very race the proxy goes from .02 to 1.70, gold from .55 to .64, saturation from .27 to .40, and the diversity of the pictures from 4.7 to 2.0. Something has been optimised. Was it what the team wanted? Two suspects: the reward (what do its votes know?) and the optimiser (how far does it go?). Both get a section, and section 9 comes back to these faces.
+# %% [markdown] lang="en" uid="first-reading" pair="6c721ec4"
+# **What you see.** The reward has risen, by a lot on its own scale: its unit is one standard deviation of the base's pictures. Now look at the faces, and at the gold score, which knows exactly what was wanted. In the recorded runs of this very race the proxy goes from .02 to 1.81, gold from .55 to .66, saturation from .27 to .42, and the diversity of the pictures from 4.7 to 1.8. Something has been optimised. Was it what the team wanted? Two suspects: the reward (what do its votes know?) and the optimiser (how far does it go?). Both get a section, and section 9 comes back to these faces.
 #
 # *Before reading on: if the reward were perfect, what would still be lost?*
 
-# %% [markdown] lang="ja" uid="first-reading" pair="ca7d63be"
-# **図の見方。** 報酬は上がりました。単位は基準モデルの画像での標準偏差なので、大きな伸びです。次に顔を見てください。そして、何が求められていたかを正確に知っている正解スコアを見てください。これと同じ競技の記録では、代理スコアは0.02から1.70へ、正解スコアは0.55から0.64へ、彩度は0.27から0.40へ、画像の多様性は4.7から2.0へ変わりました。何かが最適化されたのは確かですが、それはチームの望んだものだったのでしょうか。疑わしいのは2つ、報酬(投票は何を知っているのか)と最適化(どこまで進むのか)です。どちらも節を設けて調べ、9節でもう一度この顔に戻ります。
+# %% [markdown] lang="ja" uid="first-reading" pair="1f2068a7"
+# **図の見方。** 報酬は上がりました。単位は基準モデルの画像での標準偏差なので、大きな伸びです。次に顔を見てください。そして、何が求められていたかを正確に知っている正解スコアを見てください。これと同じ競技の記録では、代理スコアは0.02から1.81へ、正解スコアは0.55から0.66へ、彩度は0.27から0.42へ、画像の多様性は4.7から1.8へ変わりました。何かが最適化されたのは確かですが、それはチームの望んだものだったのでしょうか。疑わしいのは2つ、報酬(投票は何を知っているのか)と最適化(どこまで進むのか)です。どちらも節を設けて調べ、9節でもう一度この顔に戻ります。
 #
 # *先を読む前に考えてください。報酬が完璧だったとしても、何が失われるでしょうか。*
 
@@ -571,11 +571,11 @@ recorded_plane(
     both, yours=own, xlabel=t("l08.diversity_axis"), ylabel=t("l08.gold_axis"), title=t("l08.race_plane")
 )  # fmt: skip
 
-# %% [markdown] lang="en" uid="race-reading" pair="aaf73dc9"
-# **What you see.** Blue: the recorded race, every contender with the same 1,600 NFE and the same prompts, other votes and other noise for each seed; stars: your runs. *Is the order that of the proxy?* No. DRaFT's proxy is 1.52, best-of-7's 1.26, yet gold is .75 for DRaFT and .83 for best-of-7, which leads in every seed. Look into the axes: DRaFT paints the liked background behind everybody (preference .99) and forgets the prompt, task falls from .52 to .27. DPO does the same more gently (gold .78, task .37). Best-of-7 raises task as well, to .65. *What did it cost in diversity?* 4.7 for the base, 4.4 for best-of-7, 4.4 for NFT, 2.5 for DPO, 1.6 for DRaFT, where hardly more than one face is left. *How sure is that?* RAFT's gold is .47, .76, seed by seed: the run that turned all backgrounds to the wrong colour did so in a handful of updates, with a learning rate that was the better of two in a trial over half the budget. A table with one seed would have praised or buried it. And a fair table says *who saw what*: DRaFT and guidance see a gradient, DPO pairs, the others a number.
+# %% [markdown] lang="en" uid="race-reading" pair="cc5da61a"
+# **What you see.** Blue: the recorded race, every contender with the same 1,600 NFE and the same prompts, other votes and other noise for each seed; stars: your runs. *Is the order that of the proxy?* No. DRaFT's proxy is 1.52, best-of-7's 1.26, yet gold is .75 for DRaFT and .83 for best-of-7, which leads in every seed. Look into the axes: DRaFT paints the liked background behind everybody (preference .99) and forgets the prompt, task falls from .52 to .27. DPO does the same more gently (gold .79, task .38). Best-of-7 raises task as well, to .65. *What did it cost in diversity?* 4.7 for the base, 4.4 for best-of-7, 4.3 for NFT, 2.6 for DPO, 1.6 for DRaFT, where hardly more than one face is left. *How sure is that?* RAFT's gold is .47, .76, .79, seed by seed: the run that turned all backgrounds to the wrong colour did so in a handful of updates, with a learning rate that was the better of two in a trial over half the budget. A table with one seed would have praised or buried it. And a fair table says *who saw what*: DRaFT and guidance see a gradient, DPO pairs, the others a number.
 
-# %% [markdown] lang="ja" uid="race-reading" pair="dc7db615"
-# **図の見方。** 青は記録済みの競技です。どの手法も1600 NFE、プロンプトも共通で、票とノイズはシードごとに別です。星はあなたの実行です。*順序は代理スコアと同じか。* 違います。代理スコアは DRaFT が1.52、best-of-7 が1.26ですが、正解スコアは DRaFT が0.75、best-of-7 が0.83で、どのシードでも best-of-7 が上です。軸ごとに見ましょう。DRaFT は誰の背景も好まれる色に塗り(選好0.99)、プロンプトを忘れて、タスクの軸が0.52から0.27に下がりました。DPO も、程度は軽いものの同じです(正解スコア0.78、タスク0.37)。best-of-7 ではタスクも0.65に上がります。*多様性をどれだけ失ったか。* 基準モデルの4.7に対し、best-of-7 は4.4、NFT は4.4、DPO は2.5、DRaFT は1.6で、ほぼ1つの顔しか残っていません。*どこまで確かか。* RAFT の正解スコアは、シード順に0.47、0.76です。背景をすべて好まれない色にしてしまった実行では、数回の更新でそうなりました。学習率は、半分の予算で試した2つのうち良いほうです。1シードだけの表なら、褒めすぎるか、切り捨てるかのどちらかになったでしょう。公平な表には、*誰が何を見たか*も書きます。DRaFT と誘導は勾配を、DPO はペアを、ほかは数値を見ています。
+# %% [markdown] lang="ja" uid="race-reading" pair="8b0711a5"
+# **図の見方。** 青は記録済みの競技です。どの手法も1600 NFE、プロンプトも共通で、票とノイズはシードごとに別です。星はあなたの実行です。*順序は代理スコアと同じか。* 違います。代理スコアは DRaFT が1.52、best-of-7 が1.26ですが、正解スコアは DRaFT が0.75、best-of-7 が0.83で、どのシードでも best-of-7 が上です。軸ごとに見ましょう。DRaFT は誰の背景も好まれる色に塗り(選好0.99)、プロンプトを忘れて、タスクの軸が0.52から0.27に下がりました。DPO も、程度は軽いものの同じです(正解スコア0.79、タスク0.38)。best-of-7 ではタスクも0.65に上がります。*多様性をどれだけ失ったか。* 基準モデルの4.7に対し、best-of-7 は4.4、NFT は4.3、DPO は2.6、DRaFT は1.6で、ほぼ1つの顔しか残っていません。*どこまで確かか。* RAFT の正解スコアは、シード順に0.47、0.76、0.79です。背景をすべて好まれない色にしてしまった実行では、数回の更新でそうなりました。学習率は、半分の予算で試した2つのうち良いほうです。1シードだけの表なら、褒めすぎるか、切り捨てるかのどちらかになったでしょう。公平な表には、*誰が何を見たか*も書きます。DRaFT と誘導は勾配を、DPO はペアを、ほかは数値を見ています。
 
 # %% uid="paths-cost"
 online = ["raft", "rwr", "ddpo", "grpo", "nft", "draft", "alignprop"]
@@ -603,11 +603,11 @@ for cost, axis in price_axis.items():
     lines = {arm: (spent(cost, arm), stages("gold", arm)) for arm in ran}
     display(recorded_paths(lines, xlabel=axis, ylabel=score["gold"], title=t("l08.paths_cost")))
 
-# %% [markdown] lang="en" uid="paths-cost-reading" pair="30ad2c7b"
-# **What you see.** The same gold against two prices. On the first chart everyone pays alike, so what counts is the slope. NFT goes from .60 at half of the budget to .68 at its end, DDPO from .60 to .67: five and six updates are too few to tell the two apart, and the claim below says by how much. DiffusionNFT's paper compares them over hundreds. On the second chart the price is what the reward was asked. DRaFT asks once for each of its pictures, and a gradient carries more than a number does; DPO (not drawn: it stops asking before it starts training) asked 72 times, DDPO 96. If a question to your reward is a matrix product, read the first chart; if it is a minute of a person's time, the second, and then mind that a person has no gradient.
+# %% [markdown] lang="en" uid="paths-cost-reading" pair="9e3ed329"
+# **What you see.** The same gold against two prices. On the first chart everyone pays alike, so what counts is the slope. NFT goes from .62 at half of the budget to .70 at its end, DDPO from .58 to .62: five and six updates are too few to tell the two apart, and the claim below says by how much. DiffusionNFT's paper compares them over hundreds. On the second chart the price is what the reward was asked. DRaFT asks once for each of its pictures, and a gradient carries more than a number does; DPO (not drawn: it stops asking before it starts training) asked 72 times, DDPO 96. If a question to your reward is a matrix product, read the first chart; if it is a minute of a person's time, the second, and then mind that a person has no gradient.
 
-# %% [markdown] lang="ja" uid="paths-cost-reading" pair="059bab66"
-# **図の見方。** 同じ正解スコアを、2種類の値段に対して描きました。1つ目のグラフでは全員が同じだけ払うので、見るべきは傾きです。NFT は予算の半分で0.60、終了時に0.68、DDPO は0.60から0.67です。5回や6回の更新では両者を区別しにくく、どこまで言えるかは下の主張で判定します。DiffusionNFT の論文が比べているのは、数百回の更新です。2つ目のグラフの値段は、報酬に何枚尋ねたかです。DRaFT が尋ねるのは自分の画像1枚につき1回で、勾配は数値1つより多くを伝えます。DPO は学習を始める前に尋ね終わるので描いていませんが、問い合わせは72回でした(DDPO は96回)。報酬への問い合わせが行列の積で済むなら1つ目を、人の1分がかかるなら2つ目を見てください。ただし、人には勾配がありません。
+# %% [markdown] lang="ja" uid="paths-cost-reading" pair="9d940ea1"
+# **図の見方。** 同じ正解スコアを、2種類の値段に対して描きました。1つ目のグラフでは全員が同じだけ払うので、見るべきは傾きです。NFT は予算の半分で0.62、終了時に0.70、DDPO は0.58から0.62です。5回や6回の更新では両者を区別しにくく、どこまで言えるかは下の主張で判定します。DiffusionNFT の論文が比べているのは、数百回の更新です。2つ目のグラフの値段は、報酬に何枚尋ねたかです。DRaFT が尋ねるのは自分の画像1枚につき1回で、勾配は数値1つより多くを伝えます。DPO は学習を始める前に尋ね終わるので描いていませんが、問い合わせは72回でした(DDPO は96回)。報酬への問い合わせが行列の積で済むなら1つ目を、人の1分がかかるなら2つ目を見てください。ただし、人には勾配がありません。
 
 # %% uid="paths-kl"
 trained = [arm for arm in (*online, "dpo", "kto", "draft_few", "draft_bias") if record.seeds(arm)]
@@ -618,12 +618,11 @@ for metric, axis in score.items():
     lines |= {arm: (record.values("kl", arm).mean() ** 0.5, record.values(metric, arm).mean()) for arm in trained}
     display(recorded_paths(lines, xlabel=t("l08.path_kl"), ylabel=axis, log_x=True, title=t("l08.paths_kl")))
 
-# %% [markdown] lang="en" uid="paths-kl-reading" pair="2737f665"
-# **What you see.** Distance from the base, on a logarithmic axis, against gold and against the proxy. Best-of-N is the ruler: nothing is closer to the base for its proxy gain. NFT's paths are 169 nats away on average, DPO's 5,419, DRaFT's 62,358. Path KL is an upper bound of the picture's, so do not read it against the ruler to the digit; read the factor of 400 between NFT and DRaFT, at the same gold. Compare the two charts at DRaFT with a tenth of the votes: its own proxy is as high as anything in the race. Its gold between half and end goes from .82 to .76, from .52 to .80, from .75 to .78 (seed by seed). So the turn that Gao and others draw as one smooth curve appears in single runs and depends on which votes were cast; at this size of study the claim below cannot call it more than that.
+# %% [markdown] lang="en" uid="paths-kl-reading" pair="e31d931e"
+# **What you see.** Distance from the base, on a logarithmic axis, against gold and against the proxy. Best-of-N is the ruler: nothing is closer to the base for its proxy gain. NFT's paths are 141 nats away on average, DPO's 8,010, DRaFT's 62,358. Path KL is an upper bound of the picture's, so do not read it against the ruler to the digit; read the factor of 400 between NFT and DRaFT, at the same gold. Compare the two charts at DRaFT with a tenth of the votes: its own proxy is as high as anything in the race. Its gold between half and end goes from .82 to .76, from .52 to .80, from .75 to .78 (seed by seed). So the turn that Gao and others draw as one smooth curve appears in single runs and depends on which votes were cast; at this size of study the claim below cannot call it more than that.
 
-# %% [markdown] lang="ja" uid="paths-kl-reading" pair="94b6c8ba"
-# **図の見方。** 基準モデルからの距離(対数目盛)に対する、正解スコアと代理スコアです。best-of-N が物差しになります。同じだけ代理スコアを上げて、これより基準モデルの近くにとどまる手法はありません。軌跡の KL は、平均で NFT が169ナット、DPO が5,419ナット、DRaFT が62,358ナットです。軌跡の KL は画像の KL の上限なので、物差しの目盛と細かく比べてはいけません。見るべきは、同じ正解スコアでの NFT と DRaFT の比、約400倍です。10分の1の投票による DRaFT を2つのグラフで比べてください。自分の代理のスコアは、競技の中で最も高い部類です。予算の半分から終了時までに、正解スコアはシード順に0.82から0.76、0.52から0.80、0.75から0.78と動きました。Gao らが1本のなめらかな曲線に描いた下降は、個々の実行には現れますが、どの票が投じられたかによって変わります。この規模の実験では、下の主張もそれ以上は判定できません。
-
+# %% [markdown] lang="ja" uid="paths-kl-reading" pair="b78daa2d"
+# **図の見方。** 基準モデルからの距離(対数目盛)に対する、正解スコアと代理スコアです。best-of-N が物差しになります。同じだけ代理スコアを上げて、これより基準モデルの近くにとどまる手法はありません。軌跡の KL は、平均で NFT が141ナット、DPO が8,010ナット、DRaFT が62,358ナットです。軌跡の KL は画像の KL の上限なので、物差しの目盛と細かく比べてはいけません。見るべきは、同じ正解スコアでの NFT と DRaFT の比、約400倍です。10分の1の投票による DRaFT を2つのグラフで比べてください。自分の代理のスコアは、競技の中で最も高い部類です。予算の半分から終了時までに、正解スコアはシード順に0.82から0.76、0.52から0.80、0.75から0.78と動きました。Gao らが1本のなめらかな曲線に描いた下降は、個々の実行には現れますが、どの票が投じられたかによって変わります。この規模の実験では、下の主張もそれ以上は判定できません。
 
 # %% uid="dashboards"
 def panel(key, arms):
@@ -645,11 +644,11 @@ errors = {
 }
 display(recorded_paths(errors, ylabel=t("l08.error_axis"), title=t("l08.dpo_panel"), **options))
 
-# %% [markdown] lang="en" uid="dashboards-reading" pair="890859fd"
-# **What you see.** Two instruments that people watch while training. Upper: PPO's clip. The first of the two trained steps of an update has ratios of exactly 1, so nothing of it is clipped; the second is trained with weights that have moved already. A share of .5 therefore says that the whole second step was thrown away: that happens in the first updates here, so the learning rate is at its limit. Lower: DPO's two errors. The losers' error rises to .79, the winners' to .38: both get worse, the losers faster, which is all that the loss asks for (lesson 05). Gold still rose, but the model is forgetting how to draw the pictures it was told to prefer, and its diversity says so.
+# %% [markdown] lang="en" uid="dashboards-reading" pair="05d66ea7"
+# **What you see.** Two instruments that people watch while training. Upper: PPO's clip. The first of the two trained steps of an update has ratios of exactly 1, so nothing of it is clipped; the second is trained with weights that have moved already. A share of .5 therefore says that the whole second step was thrown away: that happens in the first updates here, so the learning rate is at its limit. Lower: DPO's two errors. The losers' error rises to .76, the winners' to .42: both get worse, the losers faster, which is all that the loss asks for (lesson 05). Gold still rose, but the model is forgetting how to draw the pictures it was told to prefer, and its diversity says so.
 
-# %% [markdown] lang="ja" uid="dashboards-reading" pair="972cc2ef"
-# **図の見方。** 学習中に見守る計器を2つ挙げます。上は PPO のクリップです。1回の更新で学習する2つのステップのうち、1つ目の比はちょうど1なので、何もクリップされません。2つ目は、すでに動いた重みで学習します。割合が0.5なら、2つ目のステップが丸ごと捨てられています。ここでは最初の数回の更新でそうなっていて、学習率が上限にあることが分かります。下は DPO の2つの誤差です。敗者の誤差は0.79、勝者の誤差は0.38まで増えました。両方が悪化し、敗者のほうが速く悪化しています。損失が求めるのはそれだけです(レッスン05)。正解スコアは上がったものの、好むように教えた画像の描き方をモデルは忘れつつあり、多様性の低下にそれが表れています。
+# %% [markdown] lang="ja" uid="dashboards-reading" pair="0e473f5c"
+# **図の見方。** 学習中に見守る計器を2つ挙げます。上は PPO のクリップです。1回の更新で学習する2つのステップのうち、1つ目の比はちょうど1なので、何もクリップされません。2つ目は、すでに動いた重みで学習します。割合が0.5なら、2つ目のステップが丸ごと捨てられています。ここでは最初の数回の更新でそうなっていて、学習率が上限にあることが分かります。下は DPO の2つの誤差です。敗者の誤差は0.76、勝者の誤差は0.42まで増えました。両方が悪化し、敗者のほうが速く悪化しています。損失が求めるのはそれだけです(レッスン05)。正解スコアは上がったものの、好むように教えた画像の描き方をモデルは忘れつつあり、多様性の低下にそれが表れています。
 
 # %% uid="race-claims"
 gain = {name: {k: value[k] - verdicts["base"][k] for k in value} for name, value in verdicts.items()}
@@ -736,11 +735,11 @@ figure
 value = judged(hacked)["saturation"] - judged(mine["draft"])["saturation"]
 lab.claim("bug_is_found", measured=t("l08.m_bug"), value=value, seeds=[lab.seed])
 
-# %% [markdown] lang="en" uid="bug-reading" pair="cc8ee049"
-# **What you see.** The same pool, the same prompts: the tainted judge picks the more saturated picture. Training can go further, because it can *make* what selection only finds. Who does? DRaFT ends at a saturation of .40 under the taint and .20 without it (the base has .27), and its gold is .64 against .75. NFT (.28 and .29) and RAFT (.27 and .28) do not move that way: in a handful of updates from a few pictures, scores alone carry too little to find a direction that the gradient points at from the first step. That is no merit of theirs. In the table, read along the rows: a gain that only its own column confirms is a hack; a gain that a reward with other votes, and gold, confirm as well is an improvement. **What to do without gold:** a second proxy from other votes, pictures at fixed seeds, and a list of things that should *not* move (here saturation) watched from the first update on.
+# %% [markdown] lang="en" uid="bug-reading" pair="9ad2548e"
+# **What you see.** The same pool, the same prompts: the tainted judge picks the more saturated picture. Training can go further, because it can *make* what selection only finds. Who does? DRaFT ends at a saturation of .42 under the taint and .20 without it (the base has .27), and its gold is .66 against .75. NFT (.28 and .29) and RAFT (.27 and .27) do not move that way: in a handful of updates from a few pictures, scores alone carry too little to find a direction that the gradient points at from the first step. That is no merit of theirs. In the table, read along the rows: a gain that only its own column confirms is a hack; a gain that a reward with other votes, and gold, confirm as well is an improvement. **What to do without gold:** a second proxy from other votes, pictures at fixed seeds, and a list of things that should *not* move (here saturation) watched from the first update on.
 
-# %% [markdown] lang="ja" uid="bug-reading" pair="e8e9b23f"
-# **図の見方。** プールもプロンプトも同じなのに、癖のある評価役は彩度の高い画像を選びます。選ぶだけなら見つけるにとどまりますが、学習はそういう画像を*作る*ことができます。実際に作ったのはどの手法でしょうか。DRaFT の彩度は、癖のある代理では0.40、癖のない代理では0.20でした(基準モデルは0.27)。正解スコアは0.64と0.75です。NFT(0.28と0.29)と RAFT(0.27と0.28)は、その方向に動いていません。少数の画像による数回の更新では、勾配なら最初のステップから指し示す方向を、スコアだけで見つけるのは難しいからです。手法の手柄ではありません。表は行に沿って読んでください。自分の列でしか確かめられない伸びは、報酬の穴を突いた結果です。別の投票による報酬や正解スコアでも確かめられる伸びは、改善です。**正解スコアがないときは:** 別の投票で作った2つ目の代理、固定シードの画像、そして*動いてはならない*もの(ここでは彩度)の一覧を用意し、最初の更新から見守ります。
+# %% [markdown] lang="ja" uid="bug-reading" pair="ac0df0ac"
+# **図の見方。** プールもプロンプトも同じなのに、癖のある評価役は彩度の高い画像を選びます。選ぶだけなら見つけるにとどまりますが、学習はそういう画像を*作る*ことができます。実際に作ったのはどの手法でしょうか。DRaFT の彩度は、癖のある代理では0.42、癖のない代理では0.20でした(基準モデルは0.27)。正解スコアは0.66と0.75です。NFT(0.28と0.29)と RAFT(0.27と0.27)は、その方向に動いていません。少数の画像による数回の更新では、勾配なら最初のステップから指し示す方向を、スコアだけで見つけるのは難しいからです。手法の手柄ではありません。表は行に沿って読んでください。自分の列でしか確かめられない伸びは、報酬の穴を突いた結果です。別の投票による報酬や正解スコアでも確かめられる伸びは、改善です。**正解スコアがないときは:** 別の投票で作った2つ目の代理、固定シードの画像、そして*動いてはならない*もの(ここでは彩度)の一覧を用意し、最初の更新から見守ります。
 
 # %% [markdown] lang="en" uid="even" pair="8eb1e4b0"
 # ## 10. Train or search?
