@@ -25,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "stamp": ("labkit.authoring.commands:add_stamp_parser", "write the repository's address into the notebooks"),
     "dpo": ("labkit.dpo.command:add_parser", "train a LoRA on your own pairs of pictures"),
     "inspect": ("labkit.inspection.command:add_parser", "inspect a folder of pictures: plan, draw, sign, verify"),
+    "measure": ("labkit.measuring.command:add_parser", "measure your own pictures: two folders, one report"),
+    "pcclip": ("labkit.pairwise.command:add_parser", "teach a CLIP differences of your own pictures; set an alarm"),
     "progress": ("labkit.course.progress:add_parser", "show which exercises are solved"),
     "site": ("labkit.authoring.site:add_parser", "build the web pages from executed lessons"),
     "study": ("labkit.authoring.study:add_parser", "record the studies behind the claims, check them"),

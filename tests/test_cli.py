@@ -107,6 +107,8 @@ ASKED = {
         ["run", "none", "--plan", "bad=0.02", "--maker", "é", "--checker", "日", "--no-browser"],
         ["certify", "none", "verdicts.jsonl", "--scores", "é.jsonl", "--alpha", "0.02"],
     ],
+    "measure": [["lot", "é"], ["é.npz", "lot", "--fid"]],
+    "pcclip": [["probe", "é"], ["train", "lot", "--table", "é.csv", "--out", "work"], ["alarm", "é"]],
     "progress": [[*ROOM, "--lang", "ja"], [*ROOM, "--lang", "en"], [*ROOM, "--lang", "ja", "--json"]],
     "site": [[*ROOM, "--run", "none", "--output", "site"]],
     "study": [
@@ -122,6 +124,7 @@ ASKED = {
 
 STEPS = {
     "inspect": ["plan", "run", "draw", "sign", "verify", "certify"],
+    "pcclip": ["probe", "train", "alarm"],
     "study": ["run", "status", "verify", "merge", "check"],
 }
 

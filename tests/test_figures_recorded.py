@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from labkit.figures import recorded_means
+from labkit.figures import recorded_means, recorded_paths
 from labkit.studies import estimate
 
 ROWS = {
@@ -30,3 +30,14 @@ def test_every_row_shows_mean_interval_and_seeds_and_the_learners_star():
 def test_a_number_without_a_row_is_refused(rows, yours):
     with pytest.raises(ValueError, match="without a row: (none|base)"):
         recorded_means(rows, xlabel="gain", yours=yours)
+
+
+def test_a_path_ends_in_its_number_and_in_the_description():
+    figure = recorded_paths({"draft": ([1, 2, 4], [0.1, 0.4, 0.3]), "search": (3, 0.2)}, xlabel="NFE", ylabel="gold")
+    ends = {text.get_text(): text.xy for text in figure.axes[0].texts}
+    assert ends == {"1": (4.0, 0.3), "2": (3.0, 0.2)}
+    assert "draft (4, 0.3)" in figure.alt and "search (3, 0.2)" in figure.alt
+    with pytest.raises(ValueError, match="draft: x and y"):
+        recorded_paths({"draft": ([1, 2], [0.1])}, xlabel="NFE", ylabel="gold")
+    with pytest.raises(ValueError, match="nothing to draw"):
+        recorded_paths({}, xlabel="NFE", ylabel="gold")

@@ -2,6 +2,7 @@
 
 import sys
 import types
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -232,6 +233,15 @@ def test_clip_extractor_and_texts_give_unit_embeddings_like_transformers(clip):
         clip_text_embeddings([], clip=clip)
 
 
+def test_an_extractor_goes_back_to_eval_after_somebody_trained():
+    network = tiny_network()
+    extractor = Extractor("tiny", network, SMALL)
+    want = extractor(pictures(6))
+    network.train()
+    assert torch.equal(extractor(pictures(6)), want) and torch.equal(extractor(pictures(6)), want)
+    assert extractor.fitting("crop").pipeline.fit == "crop"
+
+
 # ---- the FID network ----------------------------------------------------------------------------------------------
 
 
@@ -278,6 +288,13 @@ def test_inception_extractor_from_a_local_file(tmp_path, inception):
     logits = inception_extractor(path, layer="logits", pipeline="legacy-299")(pictures(1, 32, 32))
     torch.testing.assert_close(logits, features @ inception["fc.weight"].T, rtol=1e-4, atol=1e-4)
     assert extractor.fingerprint.weights == weights_sha256(load_fid_inception(path))
+    torch.save(inception, tmp_path / "pt_inception.pth")  # as pytorch-fid distributes them
+    theirs = inception_extractor(tmp_path / "pt_inception.pth", pipeline="legacy-299", layer="pool1")
+    assert theirs.fingerprint.weights == extractor.fingerprint.weights
+    assert theirs(pictures(1, 32, 32)).shape == (1, 64)
+    x = torch.zeros(1, 3, 80, 80)
+    widths = {layer: theirs.module.features(x, layer=layer).shape[1] for layer in ("pool2", "preaux", "logits")}
+    assert widths == {"pool2": 192, "preaux": 768, "logits": 1008}
 
 
 def test_inception_weights_from_torch_fidelity_when_it_is_installed(monkeypatch, inception):
@@ -290,7 +307,7 @@ def test_inception_weights_from_torch_fidelity_when_it_is_installed(monkeypatch,
     extractor = inception_extractor()
     assert torch.equal(extractor.module.fc.weight, inception["fc.weight"])
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
-    with pytest.raises(ModuleNotFoundError, match="saved as safetensors"):
+    with pytest.raises(ModuleNotFoundError, match=".pth or safetensors"):
         inception_extractor()
 
 
@@ -298,8 +315,15 @@ def test_foreign_weights_are_refused(tmp_path, inception):
     with pytest.raises(FileNotFoundError, match="no FID Inception weights at"):
         inception_extractor(tmp_path / "none.safetensors")
     (tmp_path / "fid.pth").write_bytes(b"x")
-    with pytest.raises(ValueError, match="never opened"):
+    with pytest.raises(ValueError, match="fid.pth is not readable as weights"):
         inception_extractor(tmp_path / "fid.pth")
+    torch.save({"fc.bias": Fraction(1, 2)}, tmp_path / "code.pth")  # a pickle that would run somebody's code
+    with pytest.raises(ValueError, match="code.pth is not readable as weights") as error:
+        inception_extractor(tmp_path / "code.pth")
+    assert "\n" not in str(error.value)
+    (tmp_path / "fid.pt").write_bytes(b"x")
+    with pytest.raises(ValueError, match="scripts are never run"):
+        inception_extractor(tmp_path / "fid.pt")
     (tmp_path / "fid.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(ValueError, match="not readable"):
         inception_extractor(tmp_path / "fid.safetensors")
@@ -307,6 +331,6 @@ def test_foreign_weights_are_refused(tmp_path, inception):
         from_state_dict({k: v for k, v in inception.items() if k != "fc.bias"}, "file")
     with pytest.raises(ValueError, match=r"fc.bias is \(1000,\)"):
         from_state_dict(inception | {"fc.bias": torch.zeros(1000)}, "file")
-    for options in ({"layer": "pool2"}, {"pipeline": "portrait-64"}):
+    for options in ({"layer": "pool9"}, {"pipeline": "portrait-64"}):
         with pytest.raises(ValueError, match="unknown"):
             inception_extractor("x", **options)

@@ -4,13 +4,16 @@ import json
 import os
 import time
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from labkit.diffusion import image_generators, sample
+from labkit.errors import LabkitWarning
 from labkit.models import LabkitError, ModelLoadError, checksums, data_dir, load, load_clip, load_pipeline, load_reader
 from labkit.models.checksums import read_checksums, sha256, verify, write_checksums
-from labkit.models.local_folder import OPENAI_MEAN, OPENAI_STD
+from labkit.models.local_folder import OPENAI_MEAN, OPENAI_STD, pixel_statistics
 from labkit.models.paths import local_model, models_dir
 from labkit.models.sd_layout import clip_tokenizer
 from tests.tiny_models import seeded, tiny_pipeline
@@ -246,6 +249,50 @@ def test_openai_clip_inputs_are_resized_and_normalised_and_stay_differentiable(d
     (data / "portrait-clip" / "preprocessor_config.json").write_text("{}")
     with pytest.raises(ModelLoadError, match="preprocessor_config.json is damaged"):
         load_clip("gpu", device="cpu", folder=data / "portrait-clip")
+
+
+def test_folders_of_transformers_5_keep_their_statistics_elsewhere(data):
+    folder = data / "portrait-clip"
+    statistics = {"image_processor": {"image_mean": OPENAI_MEAN, "image_std": OPENAI_STD}, "processor_class": "CLIP"}
+    (folder / "processor_config.json").write_text(json.dumps(statistics))
+    assert load_clip("gpu", device="cpu", folder=folder)[1].mean == pytest.approx(OPENAI_MEAN)
+    (folder / "processor_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["image_size"] = 224
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.warns(LabkitWarning, match="no processor_config.json"):
+        assert pixel_statistics(folder)["mean"] == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer"),
+        (lambda f: (f / "config.json").write_text('{"model_type": "siglip"}'), "holds a 'siglip' model"),
+        (lambda f: (f / "config.json").write_text("{"), "config.json is damaged"),
+        (lambda f: (f / "config.json").rename(f / "open_clip_config.json"), "open_clip checkpoint"),
+    ],
+)
+def test_folders_that_are_no_clip_of_transformers_are_refused_in_one_line(data, change, match):
+    change(data / "portrait-clip")
+    with pytest.raises(ModelLoadError, match=match) as error:
+        load_clip("gpu", device="cpu", folder=data / "portrait-clip")
+    one_line(error)
+
+
+def test_pictures_are_cropped_as_clips_processor_does(data):
+    from transformers import CLIPImageProcessorPil
+
+    _, inputs = load_clip("cpu")
+    levels = np.random.default_rng(0).integers(0, 256, (90, 150, 3), dtype=np.uint8)
+    square = {"height": 64, "width": 64}
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": 64}, crop_size=square, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    theirs = torch.as_tensor(np.asarray(processor(Image.fromarray(levels))["pixel_values"])).float()
+    torch.testing.assert_close(inputs.pixels(inputs.pictures([levels])), theirs, atol=1e-6, rtol=0)
+    squashed = inputs.pictures([levels], fit="squash")
+    assert float((squashed - theirs).abs().mean()) > 0.05  # what it was before
 
 
 def test_missing_clip_and_reader_are_errors_of_one_line(data):

@@ -272,7 +272,7 @@ def test_a_contradiction_is_a_hallucination(endpoint):
     assert written.report.hallucination_rate == pytest.approx(1 / len(PAIRS))
 
 
-@pytest.mark.parametrize(("reply", "reason"), [(garbage, "not the JSON"), (cut_off, "not the JSON")])
+@pytest.mark.parametrize(("reply", "reason"), [(garbage, "not the JSON"), (cut_off, "no answer")])
 def test_garbage_and_answers_cut_at_the_limit_are_rejected_without_asking_again(endpoint, reply, reason):
     endpoint.script = [reply, honest]
     written = writer(endpoint)(PAIRS, VALUES)
@@ -300,6 +300,78 @@ def test_an_endpoint_that_stays_broken_is_named_in_one_line(endpoint, reply, rea
     assert "\n" not in str(caught.value)
     assert "0 answers are cached" in str(caught.value)
     assert len(endpoint.requests) == 2
+
+
+# ---- servers as they are --------------------------------------------------------------------------------------------
+
+
+def message(**fields) -> bytes:
+    return json.dumps({"choices": [{"message": {"role": "assistant"} | fields, "finish_reason": "stop"}]}).encode()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"content": None, "reasoning": "hm"}, {"content": None}, {"content": "", "reasoning_content": "hm"},
+     {"reasoning": "hm"}, {"content": " "}, {"content": "<think>the first has"}],
+)  # fmt: skip
+def test_a_model_that_only_thinks_gives_one_rejected_answer_and_the_run_goes_on(endpoint, fields):
+    endpoint.script = [lambda handler, request: send(handler, 200, message(**fields)), honest]
+    written = writer(endpoint)(PAIRS, VALUES)
+    assert written.report.accepted == len(PAIRS) - 1 and len(endpoint.requests) == len(PAIRS)
+    assert set(written.report.rejected) <= {"no answer", "not the JSON asked for"}
+
+
+def test_thoughts_before_the_answer_and_content_in_parts_are_read(endpoint):
+    said = json.dumps({"sentence": "the first has red hair, the second has black hair"})
+    for answer in (f"<think>maybe {{'sentence': 1}}</think>\n{said}", f"I think so.</think>{said}", f"{{}} so {said}"):
+        assert judge(answer, PAIR, FIRST, SECOND, WORDING)[0] == "the first has red hair, the second has black hair"
+    parts = [{"type": "text", "text": said}]
+    assert HttpWriter._content(message(content=parts)) == said
+
+
+def test_a_server_that_refuses_json_object_or_the_system_role_is_asked_in_its_own_way(endpoint):
+    def plain(handler, request):
+        if "response_format" in request:
+            text = "'response_format.type' must be 'json_schema' or 'text'"  # LM Studio
+            return send(handler, 400, json.dumps({"error": text}).encode())
+        if request["messages"][0]["role"] == "system":
+            return send(handler, 500, b'{"error": {"message": "System role not supported"}}')  # templates of Gemma
+        assert "Answer with one JSON object" in request["messages"][0]["content"]
+        return send(handler, 200, completion('{"sentence": "no"}'))
+
+    endpoint.script = [plain]
+    written = writer(endpoint, retries=0)(PAIRS[:3], VALUES)
+    assert written.report.rejected == {"too short": 3}  # answered
+    assert len(endpoint.requests) == 2 + 3  # learnt once
+
+
+def test_one_question_that_always_fails_does_not_stop_the_run_and_a_dead_server_does(endpoint):
+    first = question(describe(VALUES[PAIRS[0].first]), describe(VALUES[PAIRS[0].second]))
+
+    def crash(handler, request):
+        if request["messages"] == first:
+            return send(handler, 500, b'{"error": "CUDA error: device-side assert"}')
+        return honest(handler, request)
+
+    endpoint.script = [crash]
+    one = writer(endpoint, retries=1)
+    written = one(PAIRS, VALUES)
+    assert written.report.rejected == {"no answer": 1} and len(one.cache) == len(PAIRS) - 1
+    endpoint.script = [honest]
+    assert one(PAIRS, VALUES).report.accepted == len(PAIRS)  # it is asked again, not remembered as failed
+    endpoint.script = [lambda handler, request: send(handler, 500, b'{"error": "CUDA error: out of memory"}')]
+    with pytest.raises(EndpointError, match="HTTP 500: CUDA error: out of memory.*0 answers are cached"):
+        writer(endpoint, retries=0, seed=3)(PAIRS, VALUES)
+
+
+def test_the_time_limit_holds_for_all_questions_together(endpoint):
+    def slow(handler, request):
+        time.sleep(0.06)
+        honest(handler, request)
+
+    endpoint.script = [slow]
+    with pytest.raises(EndpointError, match=r"time limit of 0.1 s is over; \d answers are cached"):
+        writer(endpoint, time_limit=0.1)(PAIRS, VALUES)
 
 
 def test_a_refused_request_is_not_repeated(endpoint):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor
 
 from labkit.density.equations import FLOOR, mean_distance, pseudo_density, quantile_threshold
+from labkit.errors import LabkitWarning
 from labkit.files import write_atomically
 from labkit.metrics import Fingerprint, nearest_neighbours
-from labkit.metrics.checks import as_features, check_k, same_width, whole_number
+from labkit.metrics.checks import as_features, check_k, exact_copies, same_width, whole_number
 
 FORMAT = "labkit-pseudo-density-1"
 
@@ -55,6 +57,13 @@ class PseudoDensity:
         """
         real = as_features("real", real)
         check_k(self.k, len(real), "real")
+        if copies := exact_copies(real):
+            warnings.warn(
+                f"{copies} of the {len(real)} reals are exact copies of others: their densities are too high and the "
+                "thresholds with them, leave the copies out",
+                LabkitWarning,
+                stacklevel=2,
+            )
         self._set(real, mean_distance(real, self.k).to(real.device), fingerprint)
         return self
 

@@ -8,7 +8,7 @@ Images may be PIL images, uint8 arrays [H, W, 3] or float tensors [3, H, W] in [
 |----------|------------------------------------------------------------------------------------------------|
 | grids    | images in rows: `image_grid`, `strips`, `before_after`, `heatmap_overlay`; layout places them  |
 | charts   | numbers: `curve_with_interval`, `bar_with_interval`, `label_points`                            |
-| recorded | the learner's own numbers on top of the recorded study: `recorded_means`, `recorded_plane`     |
+| recorded | a recorded study, your numbers on top: `recorded_means`, `recorded_plane`, `recorded_paths`    |
 | clouds   | points in the plane: `density_map`, `kept_points`, `path_in_box`                               |
 | tornado  | `tornado_chart`: which assumption decides                                                      |
 | widgets  | `explore(function, controls)`: a picture, and controls below it; controls are plain data       |
@@ -27,7 +27,7 @@ from labkit.figures.base import CourseFigure, figure_style, new_figure
 from labkit.figures.charts import bar_with_interval, curve_with_interval, label_points
 from labkit.figures.clouds import density_map, kept_points, path_in_box
 from labkit.figures.grids import before_after, heatmap_overlay, image_grid, strips
-from labkit.figures.recorded import recorded_means, recorded_plane
+from labkit.figures.recorded import recorded_means, recorded_paths, recorded_plane
 from labkit.figures.tornado import tornado_chart
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "bar_with_interval",
     "recorded_means",
     "recorded_plane",
+    "recorded_paths",
     "density_map",
     "kept_points",
     "path_in_box",

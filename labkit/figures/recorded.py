@@ -1,4 +1,4 @@
-"""The learner's own numbers on top of the recorded study: a forest plot, and two measures against each other."""
+"""The recorded study with the learner's own numbers on top: a forest plot, two measures against each other, paths."""
 
 from __future__ import annotations
 
@@ -137,6 +137,53 @@ def recorded_plane(
     points += [f"{label}, {t('fig.your_run', lang=lang)} ({x:.3g}, {y:.3g})" for label, (x, y) in yours.items()]
     heading = f"{title}: " if title else ""
     figure.alt = alt or t("fig.alt.bar", lang=lang, title=heading, xlabel=f"{xlabel}, {ylabel}", bars="; ".join(points))
+    return figure
+
+
+def recorded_paths(
+    paths: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str | None = None,
+    log_x: bool = False,
+    size: tuple[float, float] = (8.2, 4.2),
+    alt: str | None = None,
+    lang: str | None = None,
+) -> CourseFigure:
+    """One line per label through the stages of a run, numbered at its end, and a key beside the chart.
+
+    Args:
+        paths: label -> (x, y), as many numbers each, stage after stage; a single stage is a point.
+        log_x: logarithmic x axis; numbers must then be positive.
+
+    Raises:
+        ValueError: nothing to draw, or x and y of different length.
+    """
+    drawn = {label: (np.atleast_1d(x).astype(float), np.atleast_1d(y).astype(float)) for label, (x, y) in paths.items()}
+    if not drawn:
+        raise ValueError("nothing to draw: expected at least one path")
+    if uneven := [label for label, (x, y) in drawn.items() if len(x) != len(y) or not len(x)]:
+        raise ValueError(f"{uneven[0]}: x and y must have as many numbers, at least one")
+    with figure_style():
+        figure = new_figure(*size, layout="constrained")
+        axes, rows = figure.add_subplot(), []
+        for number, (label, (x, y)) in enumerate(drawn.items(), 1):
+            colour = PALETTE[(number - 1) % len(PALETTE)]
+            axes.plot(x, y, "-o", color=colour, markersize=3.5, linewidth=1.4)
+            rows += axes.plot(x[-1:], y[-1:], "o", color=colour, markersize=13, label=f"{number}  {label}")
+            place = {"ha": "center", "va": "center_baseline", "fontsize": 8.5, "weight": "bold", "zorder": 5}
+            axes.annotate(str(number), (x[-1], y[-1]), color="white", **place)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        if log_x:
+            axes.set_xscale("log")
+        axes.margins(0.08)
+        if title:
+            axes.set_title("\n".join(wrap_text(title, size[0] - 0.4, 12, max_lines=2)), pad=10)
+        figure.legend(handles=rows, loc="outside right center", fontsize=8.5, markerscale=0.6, handletextpad=0.3)
+    ends = "; ".join(f"{label} ({x[-1]:.3g}, {y[-1]:.3g})" for label, (x, y) in drawn.items())
+    heading = f"{title}: " if title else ""
+    figure.alt = alt or t("fig.alt.bar", lang=lang, title=heading, xlabel=f"{xlabel}, {ylabel}", bars=ends)
     return figure
 
 

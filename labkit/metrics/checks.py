@@ -85,6 +85,16 @@ def plain_list(values: object) -> list:
     return [value.item() if isinstance(value, Tensor | np.generic) else value for value in values]
 
 
+def exact_copies(features: Tensor) -> int:
+    """How many rows of [N, d] equal an earlier row in every bit: N minus the number of different rows."""
+    bits = features.contiguous().view(torch.uint8).reshape(len(features), -1)
+    pad = -bits.shape[1] % 8
+    words = torch.nn.functional.pad(bits, (0, pad)).contiguous().view(torch.int64)  # [N, w]
+    odd = torch.randint(2**62, (2, words.shape[1]), generator=torch.Generator().manual_seed(0)).to(words.device) | 1
+    hashes = torch.stack([(words * weight).sum(dim=1) for weight in odd], dim=1)  # 128 bits of each row
+    return len(features) - len(torch.unique(hashes, dim=0))
+
+
 def check_k(k: object, n: int, name: str, *, queries: bool = False) -> int:
     """k as an int, the number of neighbours among the n samples of `name`.
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from labkit.images import common_range
 from labkit.metrics.gaussian import Fingerprint, GaussianStats
-from labkit.metrics.images import PIPELINES, ImagePipeline, batches
+from labkit.metrics.images import PIPELINES, ImagePipeline, batches, range_of
 
 
 class Extractor:
@@ -50,6 +50,12 @@ class Extractor:
         if self.module is not None:
             self.module.to(device=self.device, dtype=dtype).eval()
 
+    def fitting(self, fit: str) -> Extractor:
+        """The same network behind another way to make pictures square: "squash", "crop" or "clip"."""
+        pipeline = replace(self.pipeline, fit=fit)
+        options = {"device": self.device, "batch_size": self.batch_size, "dtype": self.dtype}
+        return Extractor(self.name, self.network, pipeline, module=self.module, **options)
+
     @cached_property
     def fingerprint(self) -> Fingerprint:
         """Name, sha256 of the weights (computed once) and image pipeline."""
@@ -70,7 +76,7 @@ class Extractor:
         if self.module is not None and self.module.training:
             self.module.eval()  # somebody has called .train() since
         if value_range is None:
-            value_range = common_range([images] if isinstance(images, Tensor) else images)
+            value_range = range_of(images)
         parts = []
         for batch in batches(images, self.batch_size):
             pixels = self.pipeline(batch, value_range=value_range).to(device=self.device, dtype=self.dtype)
@@ -163,9 +169,11 @@ def inception_extractor(
     """The FID Inception network.
 
     Args:
-        weights: a .safetensors file with the state dict of pytorch-fid's or torch-fidelity's network. None takes the
-            weights from an installed torch-fidelity (extra `gpu`), which downloads them on first use.
-        layer: "pool3" (2048 features: FID, KID) or "logits" (1008, without bias: Inception Score).
+        weights: a .safetensors or .pth file (of which tensors alone are read) with the state dict of pytorch-fid's or
+            torch-fidelity's network. None takes the weights from an installed torch-fidelity (extra `gpu`), which
+            downloads them on first use.
+        layer: "pool3" (2048 features: FID, KID), "logits" (1008, without bias: Inception Score), or a lower layer as
+            in pytorch-fid: "pool1" (64), "pool2" (192), "preaux" (768). Their values are not FID.
         pipeline: "clean-299" (antialiased, as clean-fid), "legacy-299" (TF1 bilinear, as published FIDs and
             torch-fidelity) or "pytorch-fid-299". Values of different pipelines are not comparable.
 
@@ -173,15 +181,15 @@ def inception_extractor(
         FileNotFoundError, ValueError: missing or foreign weights.
         ModuleNotFoundError: neither weights nor torch-fidelity.
     """
-    from labkit.metrics.inception_net import load_fid_inception
+    from labkit.metrics.inception_net import LAYERS, load_fid_inception
 
-    if layer not in ("pool3", "logits"):
-        raise ValueError(f'unknown layer {layer!r}: use "pool3" or "logits"')
+    if layer not in LAYERS:
+        raise ValueError(f"unknown layer {layer!r}: use one of {', '.join(LAYERS)}")
     names = [name for name in PIPELINES if name.endswith("-299")]
     if pipeline not in names:
         raise ValueError(f"unknown pipeline {pipeline!r}: use one of {', '.join(names)}")
     network = _inception_from_torch_fidelity() if weights is None else load_fid_inception(weights)
-    function = network if layer == "pool3" else network.logits
+    function = network if layer == "pool3" else partial(network.features, layer=layer)
     return Extractor(
         f"inception-2015-12-05/{layer}", function, PIPELINES[pipeline], module=network, device=device, dtype=dtype
     )

@@ -72,7 +72,7 @@ def fid_infinity(
     values = []
     for size in sizes:
         subset = torch.randperm(n, generator=generator)[:size].to(fake.device)
-        values.append(frechet_distance(real=real, fake=fake[subset], ddof=ddof).value)
+        values.append(frechet_distance(real=real, fake=fake[subset], ddof=ddof, floor=False).value)
     n_real = real.n if isinstance(real, GaussianStats) else len(real)
     warnings = ()
     if n_real is not None and n_real <= n:
@@ -108,11 +108,11 @@ def frechet_null(
         values [rounds] under the null, and the p-value (1 + #{null >= observed}) / (1 + rounds).
     """
     real, fake, rounds = as_features("real", real), as_features("fake", fake), whole_number("rounds", rounds)
-    observed = frechet_distance(real=real, fake=fake, ddof=ddof).value
+    observed = frechet_distance(real=real, fake=fake, ddof=ddof, floor=False).value
     pool = torch.cat([real, fake.to(real)])
     values = torch.empty(rounds, dtype=torch.float64)
     for i in range(rounds):
         order = torch.randperm(len(pool), generator=generator).to(pool.device)
         halves = pool[order[: len(real)]], pool[order[len(real) :]]
-        values[i] = frechet_distance(real=halves[0], fake=halves[1], ddof=ddof).value
+        values[i] = frechet_distance(real=halves[0], fake=halves[1], ddof=ddof, floor=False).value
     return values, float(1 + (values >= observed).sum()) / (1 + rounds)

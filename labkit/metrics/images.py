@@ -166,6 +166,12 @@ def _tf1(x: Tensor, size: int, *, dim: int) -> Tensor:
     return first + (x.index_select(dim, stop) - first) * weight
 
 
+def range_of(images: object) -> tuple[float, float] | None:
+    """The one range that all float pictures of a call can have (None without floats), see `labkit.images`."""
+    whole = isinstance(images, Image.Image | Tensor | np.ndarray)
+    return common_range([images] if whole else images)
+
+
 def _is_one(images: object) -> bool:
     return isinstance(images, Image.Image) or (isinstance(images, np.ndarray | Tensor) and images.ndim == 3)
 

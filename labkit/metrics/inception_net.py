@@ -51,6 +51,9 @@ _MIXED = [
 ]
 
 
+LAYERS = ("pool3", "logits", "preaux", "pool2", "pool1")
+
+
 class _Conv(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int], stride: int = 1, padding=0) -> None:
         super().__init__()
@@ -111,35 +114,56 @@ class FidInception(nn.Module):
         self.fc = nn.Linear(2048, 1008)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.features(x)
+
+    def features(self, x: Tensor, *, layer: str = "pool3") -> Tensor:
+        """Features of a layer, averaged over its places: pool1 [N, 64], pool2 [N, 192], preaux [N, 768], pool3
+        [N, 2048]; "logits" [N, 1008] are class scores without the bias, as Inception Scores are computed."""
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))  # [N, 64, 147, 147]
         x = F.max_pool2d(x, 3, stride=2)
+        if layer == "pool1":
+            return x.mean(dim=(2, 3))  # [N, 64]
         x = F.max_pool2d(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)), 3, stride=2)  # [N, 192, 35, 35]
+        if layer == "pool2":
+            return x.mean(dim=(2, 3))  # [N, 192]
         for name, *_ in _MIXED:
             x = getattr(self, name)(x)
-        return x.mean(dim=(2, 3))  # [N, 2048]
+            if layer == "preaux" and name == "Mixed_6e":
+                return x.mean(dim=(2, 3))  # [N, 768]
+        x = x.mean(dim=(2, 3))  # [N, 2048]
+        return x @ self.fc.weight.T if layer == "logits" else x
 
     def logits(self, x: Tensor) -> Tensor:
-        """Class scores [N, 1008] without the bias, as Inception Scores are computed."""
-        return self(x) @ self.fc.weight.T
+        """Class scores [N, 1008] without the bias."""
+        return self.features(x, layer="logits")
 
 
 def load_fid_inception(weights: str | Path) -> FidInception:
-    """FidInception with the weights of a local .safetensors file, frozen, in eval mode.
+    """FidInception with the weights of a local file, frozen, in eval mode.
+
+    Args:
+        weights: .safetensors, or the .pth of pytorch-fid, of which tensors alone are read (weights_only).
 
     Raises:
-        FileNotFoundError: no such file. ValueError: not safetensors, or other parameters than this network's.
+        FileNotFoundError: no such file. ValueError: another kind of file, or other parameters than this network's.
     """
     path = Path(weights)
     if not path.is_file():
         raise FileNotFoundError(f"no FID Inception weights at {path}: {WANTED}")
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{path.name} is not a .safetensors file (pickled weights are never opened): {WANTED}")
+    if path.suffix not in (".safetensors", ".pth"):
+        raise ValueError(f"{path.name} is neither .safetensors nor .pth (scripts are never run): {WANTED}")
     from safetensors.torch import load_file
 
     try:
-        state = load_file(path)
+        if path.suffix == ".pth":
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            state = load_file(path)
     except Exception as error:
-        raise ValueError(f"{path.name} is not readable as safetensors ({error}): copy it again") from error
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"{path.name} is not readable as weights ({reason}): copy it again") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path.name} holds something else than a table of tensors: {WANTED}")
     return from_state_dict(state, path.name)
 
 
@@ -163,6 +187,6 @@ def from_state_dict(state: dict[str, Tensor], source: str) -> FidInception:
 
 
 WANTED = (
-    "expected the state dict of pytorch-fid's or torch-fidelity's inception-2015-12-05 network saved as safetensors; "
+    "expected the state dict of pytorch-fid's or torch-fidelity's inception-2015-12-05 network as .pth or safetensors; "
     "inception_extractor() without weights takes it from an installed torch-fidelity"
 )

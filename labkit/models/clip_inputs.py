@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from labkit.images import ImageError, fit_levels, read_levels, read_tensor
 
 
 class ClipInputs:
@@ -36,6 +38,28 @@ class ClipInputs:
                     f"shorten {text[:60]!r} or pass truncate=True"
                 )
         return {name: torch.tensor(batch[name], device=device) for name in ("input_ids", "attention_mask")}
+
+    def pictures(
+        self, images: Iterable[object], *, fit: str = "clip", value_range: tuple[float, float] | None = None
+    ) -> Tensor:
+        """Pictures of any kind and size (files, PIL, arrays, tensors, see `labkit.images`) as the model's processor
+        crops them: float32 [N, 3, image_size, image_size] in [-1, 1], for `pixels` and `cache_embeddings`.
+
+        Args:
+            fit: "clip" (shorter side to image_size, then a crop at the centre), "crop" or "squash". Squashed
+                photographs are other pictures to the model.
+            value_range: of float pictures.
+
+        Raises:
+            ImageError: a picture that cannot be read, by name; or no pictures.
+        """
+        rows = []
+        for i, image in enumerate(images):
+            levels = read_levels(image, value_range=value_range, what=f"image {i}")
+            rows.append(read_tensor(fit_levels(levels, self.image_size, fit)))
+        if not rows:
+            raise ImageError("there are no pictures: pass at least one")
+        return torch.stack(rows)
 
     def pixels(self, images: Tensor) -> Tensor:
         """Image tensor [N, 3, H, W] in [-1, 1] -> pixel_values [N, 3, image_size, image_size]."""

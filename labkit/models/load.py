@@ -17,7 +17,7 @@ import torch
 
 from labkit.errors import ModelLoadError
 from labkit.models.checksums import verify
-from labkit.models.local_folder import check_layout, file_variant, need, need_weights, pixel_statistics
+from labkit.models.local_folder import check_clip, check_layout, file_variant, need, pixel_statistics
 from labkit.models.paths import data_dir, local_model
 
 if TYPE_CHECKING:
@@ -104,8 +104,7 @@ def load_clip(
         from labkit.models.clip_inputs import ClipInputs
 
         if isinstance(source, Path):
-            need(source / "config.json", source)
-            need_weights(source, source)
+            check_clip(source)
         model = _load(
             lambda: CLIPModel.from_pretrained(str(source), use_safetensors=True, dtype=torch.float32, **_local(source)),
             source,

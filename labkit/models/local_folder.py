@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import torch
 
-from labkit.errors import ModelLoadError
+from labkit.errors import LabkitWarning, ModelLoadError
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+PORTRAIT_SIZE = 64  # PortraitCLIP and what is trained from it take [-1, 1] and have no processor file
 
 
 def check_layout(folder: Path) -> str:
@@ -61,11 +63,56 @@ def pixel_statistics(source: Path | str) -> dict[str, tuple[float, ...]]:
     """Mean and std by which a CLIP wants pixels of [0, 1] scaled: the folder's own, 0.5 if it has none; OpenAI's."""
     if not isinstance(source, Path):
         return {"mean": OPENAI_MEAN, "std": OPENAI_STD}
-    path = source / "preprocessor_config.json"
-    if not path.is_file():
-        return {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    for name in ("processor_config.json", "preprocessor_config.json"):  # transformers 5 writes the first, 4 the second
+        path = source / name
+        if not path.is_file():
+            continue
+        try:
+            config = json.loads(path.read_text("utf-8"))
+            config = config.get("image_processor", config)
+            return {"mean": tuple(config["image_mean"]), "std": tuple(config["image_std"])}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ModelLoadError(f"{path} is damaged: copy the model again") from None
+    if (source / "config.json").is_file() and _image_size(source) > PORTRAIT_SIZE:
+        warnings.warn(
+            f"{source} has no processor_config.json, so its pixels are scaled with mean and std 0.5: "
+            "copy the file of the original model into the folder",
+            LabkitWarning,
+            stacklevel=3,
+        )
+    return {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+
+
+def _image_size(source: Path) -> int:
     try:
-        config = json.loads(path.read_text("utf-8"))
-        return {"mean": tuple(config["image_mean"]), "std": tuple(config["image_std"])}
-    except (ValueError, KeyError, TypeError):
-        raise ModelLoadError(f"{path} is damaged: copy the model again") from None
+        return int(json.loads((source / "config.json").read_text("utf-8"))["vision_config"].get("image_size", 224))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return 0
+
+
+def check_clip(source: Path) -> None:
+    """Check that a local folder holds a CLIP of transformers with its tokenizer, before anything is loaded.
+
+    Raises:
+        ModelLoadError: an open_clip checkpoint, another kind of model (SigLIP, ...), or missing files.
+    """
+    if (source / "open_clip_config.json").is_file() and not (source / "config.json").is_file():
+        raise ModelLoadError(
+            f"{source} holds an open_clip checkpoint: convert it to transformers' CLIPModel "
+            "(convert_clip_original_pytorch_to_hf) and give that folder"
+        )
+    need(source / "config.json", source)
+    try:
+        kind = json.loads((source / "config.json").read_text("utf-8")).get("model_type")
+    except (ValueError, AttributeError):
+        raise ModelLoadError(f"{source / 'config.json'} is damaged: copy the model again") from None
+    if kind != "clip":
+        raise ModelLoadError(f"{source} holds a {kind!r} model, expected 'clip': SigLIP and others are not supported")
+    need_weights(source, source)
+    if not (source / "tokenizer.json").is_file():
+        for name in ("vocab.json", "merges.txt"):
+            if not (source / name).is_file():
+                raise ModelLoadError(
+                    f"{source} has no tokenizer (tokenizer.json, or vocab.json and merges.txt): "
+                    "save it there with tokenizer.save_pretrained"
+                )

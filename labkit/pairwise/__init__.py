@@ -12,6 +12,7 @@ Modules in the order in which they are read:
     evaluate     M1 mirrored choice, M2 retrieval, M3 ranking, retention, the paper's own test
     prompting    comparative prompting over all classes of a problem
     inspection   alarms for an inspection desk (the plates are `labkit.worlds.products`)
+    own          your own pictures: reader, probe of the frozen tower, pairs from captions; `command`: labkit pcclip
 
 The names below are those that lessons use, in the order of use; everything else is imported from its module.
 """

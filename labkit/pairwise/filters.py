@@ -17,6 +17,9 @@ MIN_LENGTH, MAX_LENGTH = 20, 240
 _JUNK = re.compile(r"https?:|www\.|[<>{}*#`|\\]|\bcaption|\bas an ai\b|\bnote\b:?|\bQ:|\bA:|\n", re.I)
 
 
+_THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)|\A.*?</think(?:ing)?>", re.S | re.I)
+
+
 def form_problem(text: str) -> str | None:
     """Why a sentence is junk whatever it says, or None: "empty", "non-ASCII", "too short", "too long", "boilerplate",
     "repetition", "one-sided"."""
@@ -51,16 +54,25 @@ def content_problem(text: str, pair_first: dict, pair_second: dict, wording: Wor
     return "same value" if first == second else None
 
 
+def wordless_problem(text: str) -> str | None:
+    """Why a sentence about two captioned images says no difference: "same value" (both clauses are alike), or None."""
+    clauses = re.split(r"\b(?:the )?(?:first|second)\b", text.lower())[1:]
+    said = {" ".join(re.findall(r"\w+", clause)) for clause in clauses}
+    return "same value" if len(said - {""}) < 2 else None
+
+
 def parse_answer(answer: str) -> str | None:
-    """The sentence of an answer: the "sentence" of a JSON object (in a code fence or not); None if there is none."""
-    match = re.search(r"\{.*\}", answer, re.S)
-    if not match:
-        return None
-    try:
-        sentence = json.loads(match[0]).get("sentence")
-    except (json.JSONDecodeError, AttributeError):
-        return None
-    return " ".join(sentence.split()) if isinstance(sentence, str) else None
+    """The sentence of an answer: the "sentence" of the last JSON object that has one (in a code fence or not, after
+    <think>...</think> or not); None if there is none."""
+    answer = _THOUGHT.sub("", answer)
+    for match in reversed(list(re.finditer(r"\{[^{}]*\}", answer))):
+        try:
+            sentence = json.loads(match[0]).get("sentence")
+        except (json.JSONDecodeError, AttributeError):
+            continue
+        if isinstance(sentence, str):
+            return " ".join(sentence.split())
+    return None
 
 
 def judge(
@@ -78,6 +90,9 @@ def judge(
     text = parse_answer(answer)
     if text is None:
         return "not the JSON asked for"
+    if not pair.statement.attributes:  # from captions alone: nothing is known that could be held against it
+        problem = form_problem(text) or wordless_problem(text) or token_problem(text)
+        return problem or (text, pair.statement)
     problem = form_problem(text) or content_problem(text, first, second, wording) or token_problem(text)
     if problem:
         return problem

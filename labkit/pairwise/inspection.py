@@ -6,12 +6,15 @@ other photographs is then counted. Accuracy alone would hide both errors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from labkit.metrics import wilson_interval
 from labkit.pairwise.equations import unit
 
 
@@ -50,6 +53,75 @@ def alarm_threshold(good: Tensor, false_alarms: float) -> float:
             f"{len(good)} good parts cannot show a rate of {false_alarms}: use at least {round(1 / false_alarms)}"
         )
     return float(torch.quantile(good.double(), 1 - false_alarms))
+
+
+@dataclass(frozen=True)
+class AlarmReport:
+    """What an alarm does on photographs that did not set its threshold.
+
+    Attributes:
+        threshold: score above which it sounds. false_alarms, missed: shares with 95% intervals (low, high); None where
+            there was nothing to count. set_on, good, bad: numbers of photographs.
+        needed: good photographs that it takes to promise the rate: with so many and the largest score as threshold,
+            the true rate is at most `rate` with 95% confidence.
+        enough: set_on >= needed.
+    """
+
+    threshold: float
+    rate: float
+    false_alarms: tuple[float, float, float] | None
+    missed: tuple[float, float, float] | None
+    set_on: int
+    good: int
+    bad: int
+    needed: int
+
+    @property
+    def enough(self) -> bool:
+        return self.set_on >= self.needed
+
+
+def good_photos_needed(rate: float, confidence: float = 0.95) -> int:
+    """The smallest n with (1 - rate)^n <= 1 - confidence: 2% takes 149, 1% takes 299, 5% takes 59 (Wilks 1941).
+
+    Raises:
+        ValueError: a rate or a confidence outside (0, 1).
+    """
+    if not 0 < rate < 1 or not 0 < confidence < 1:
+        raise ValueError(f"rate {rate} and confidence {confidence}: expected numbers between 0 and 1")
+    return math.ceil(math.log(1 - confidence) / math.log(1 - rate))
+
+
+def alarm_report(*, calibration: Tensor, good: Tensor, bad: Tensor, rate: float) -> AlarmReport:
+    """Set a threshold on one set of good photographs and count on others.
+
+    Args:
+        calibration: scores [C] of good photographs that set the threshold: the largest where there are too few for a
+            quantile. good [G], bad [B]: scores of other photographs; either may be empty.
+        rate: share of good ones that may raise an alarm.
+
+    Raises:
+        ValueError: no calibration scores, or a rate outside (0, 1).
+    """
+    needed = good_photos_needed(rate)
+    if not len(calibration):
+        raise ValueError("there are no good photographs to set the threshold on: pass some")
+    few = len(calibration) * rate < 1
+    threshold = float(calibration.max()) if few else alarm_threshold(calibration, rate)
+
+    def share(alarms: int, n: int) -> tuple[float, float, float] | None:
+        return (alarms / n, *wilson_interval(alarms, n)) if n else None
+
+    return AlarmReport(
+        threshold=threshold,
+        rate=rate,
+        false_alarms=share(int((good > threshold).sum()), len(good)),
+        missed=share(int((bad <= threshold).sum()), len(bad)),
+        set_on=len(calibration),
+        good=len(good),
+        bad=len(bad),
+        needed=needed,
+    )
 
 
 def alarm_rates(scores: Tensor, defective: Sequence[bool], threshold: float) -> dict[str, float]:

@@ -130,7 +130,8 @@ def counterfactual_pairs(
 def matching(values: Tensor, named: Tensor) -> Tensor:
     """bool [N, M]: row i of codes `values` [N, A] has every value that row j of `named` [M, A] names (-1: not named).
 
-    With the attributes of both images side by side, this says which sentence is true of which pair.
+    With the attributes of both images side by side, this says which sentence is true of which pair. A row that names
+    nothing is true of everything ("a portrait").
     """
     return ((values[:, None] == named[None]) | (named[None] < 0)).all(-1)
 
@@ -147,7 +148,8 @@ class Codes:
         return torch.tensor(rows, dtype=torch.int64).reshape(len(values), len(self.numbers))
 
     def truth(self, first: Sequence[Values], second: Sequence[Values], said: Sequence[Statement]) -> Tensor:
-        """bool [N, M]: statement j is true of pair i (all attributes of pair i's images are given)."""
+        """bool [N, M]: statement j is true of pair i (all attributes of pair i's images are given). A statement without
+        attributes, from captions alone, is not known to be true of any."""
         whole = torch.cat([self.of(first), self.of(second)], 1)  # [N, 2A]
         named = torch.cat([self.of([s.first for s in said]), self.of([s.second for s in said])], 1)  # [M, 2A]
-        return matching(whole, named)
+        return matching(whole, named) & (named >= 0).any(-1)

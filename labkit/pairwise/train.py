@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPModel
 
+from labkit.errors import LabkitError
 from labkit.models.clip_inputs import ClipInputs
 from labkit.optim import update
 from labkit.pairwise.config import PairwiseConfig
@@ -31,6 +32,11 @@ from labkit.pairwise.pairs import Codes, Values, matching
 from labkit.pairwise.records import DifferenceRecord
 from labkit.pairwise.towers import TextTower
 from labkit.pairwise.wording import Wording
+
+
+class PairwiseError(LabkitError, ValueError):
+    """A run that cannot go on, or pictures and sentences that cannot be trained on."""
+
 
 WATCHED = 64  # sentences whose mirrors the run card watches
 
@@ -81,7 +87,7 @@ def train_pairwise(
     *,
     wording: Wording,
     generator: torch.Generator,
-    captions: Sequence[tuple[str, Mapping[str, str]]] | None = None,
+    captions: Sequence[tuple[str, Mapping[str, str] | None]] | None = None,
     monitor: Callable[[int, CLIPModel], Mapping[str, float]] | None = None,
     every: int = 0,
     on_step: Callable[[int], None] | None = None,
@@ -92,7 +98,8 @@ def train_pairwise(
         images: cached unit embeddings [N, d] of the frozen image tower (see `cache_embeddings`).
         values: the attributes of the N images (for exact targets).
         records: sentences about pairs of these images, from any writer.
-        captions: for rehearsal, one (caption, the values that it names) per image.
+        captions: for rehearsal, one (caption, the values that it names) per image. {}: it names nothing and is true of
+            every image ("a portrait"); None: nobody knows what it names, so it is true of its own image alone.
         generator: draws the batches and every choice; the same generator state gives the same run.
         monitor: called as monitor(step, model) every `every` steps and at the end; its numbers go into the history.
         on_step: called after every step (progress bars).
@@ -104,9 +111,14 @@ def train_pairwise(
         raise ValueError("there are no records: write some sentences first")
     if config.rehearsal and (captions is None or len(captions) != len(images)):
         raise ValueError(f"rehearsal needs one caption for each of the {len(images)} images: pass captions=")
-    foreign = {a for _, named in captions or () for a in named} - set(wording)
+    foreign = {a for _, named in captions or () for a in named or ()} - set(wording)
     if config.rehearsal and foreign:
         raise ValueError(f"captions name {', '.join(sorted(foreign))}, which the wording does not know: widen wording")
+    if config.rehearsal and sum(named == {} for _, named in captions) > len(captions) / 2:
+        raise ValueError(
+            "most captions name nothing ({}), so each would count as true of every image: pass None where the "
+            "attributes are not known"
+        )
     pairs = torch.tensor([(r.first, r.second) for r in records])  # [R, 2]
     usable = (difference(images[pairs[:, 0]], images[pairs[:, 1]]) != 0).any(-1).nonzero().squeeze(-1)  # row numbers
     if len(usable) == 0:
@@ -116,6 +128,9 @@ def train_pairwise(
     parameters = trainable_parameters(model)
     before = [p.detach().clone() for p in parameters]
     tower = TextTower(model, inputs)
+    tower.tokens([text for r in records for text in (*r.sentences, *r.mirrored)])  # over-long ones are found now
+    if config.rehearsal:
+        tower.tokens([text for text, _ in captions])
     optimizer = torch.optim.Adam(parameters, lr=config.lr)
     codes, scale = Codes(wording), model.logit_scale.detach().exp()
     per_pass = max(1, math.ceil(len(usable) / config.batch))
@@ -138,6 +153,7 @@ def train_pairwise(
             loss = loss + config.rehearsal * _caption_loss(
                 tower, images, values, captions, config, codes, scale, generator
             )
+        _check_finite(loss, step, model)
         loss.backward()
         update(optimizer, lr=config.lr * config.decay ** (step // per_pass))
         clock += time.perf_counter() - start
@@ -147,6 +163,8 @@ def train_pairwise(
         if on_step:
             on_step(step + 1)
     model.requires_grad_(False)
+    if not all(bool(torch.isfinite(p).all()) for p in parameters):
+        raise PairwiseError(f"weights are not finite after step {config.steps}: lower lr, or train in float32")
     moved = sum((p.detach() - b).square().sum() for p, b in zip(parameters, before, strict=True))
     card.drift = float((moved / sum(b.square().sum() for b in before).clamp(min=1e-12)).sqrt())
     card.mirror_cosine = opposed, mirror_cosine(tower, *mirrors)
@@ -174,7 +192,7 @@ def _difference_loss(tower, images, values, batch, config, codes, generator) -> 
     if config.true_targets:
         said = [r.statement.mirrored() if turned else r.statement for r, turned in sides]
         truth = codes.truth([values[i] for i in first], [values[j] for j in second], said).T  # [sentences, pairs]
-        positives = (truth | torch.eye(len(sides), dtype=torch.bool)).to(text.device)
+        positives = (truth | _own(texts, torch.tensor([not s.attributes for s in said]))).to(text.device)
     floor = duplicate_floor(positives) if positives is not None else 0.0
     return contrastive_loss(text, difference(images[first], images[second]), config.tau, positives), floor
 
@@ -182,7 +200,25 @@ def _difference_loss(tower, images, values, batch, config, codes, generator) -> 
 def _caption_loss(tower, images, values, captions, config, codes, scale, generator) -> Tensor:
     """CLIP's own loss on a batch of images and captions, each caption counted as true wherever it is."""
     index = torch.randint(len(images), (config.rehearsed or config.batch,), generator=generator).tolist()
-    texts = tower([captions[i][0] for i in index])  # [B, d]
-    truth = matching(codes.of([values[i] for i in index]), codes.of([captions[i][1] for i in index])).T
-    truth = truth | torch.eye(len(index), dtype=torch.bool)
+    chosen = [captions[i] for i in index]
+    texts = tower([text for text, _ in chosen])  # [B, d]
+    unknown = torch.tensor([named is None for _, named in chosen])
+    truth = matching(codes.of([values[i] for i in index]), codes.of([named or {} for _, named in chosen])).T
+    truth = (truth & ~unknown[:, None]) | _own([text for text, _ in chosen], unknown)
     return two_sided_cross_entropy(scale * texts @ images[index].T, truth.to(texts.device))
+
+
+def _own(texts: Sequence[str], unknown: Tensor) -> Tensor:
+    """bool [B, B]: what is true without knowing attributes: the diagonal, and equal texts among the unknown ones."""
+    number = {text: k for k, text in enumerate(dict.fromkeys(texts))}
+    codes = torch.tensor([number[text] for text in texts])
+    same = (codes[:, None] == codes[None]) & unknown[:, None] & unknown[None]
+    return torch.eye(len(texts), dtype=torch.bool) | same
+
+
+def _check_finite(loss: Tensor, step: int, model: CLIPModel) -> None:
+    """Raise PairwiseError at the first loss that is no number."""
+    if not bool(torch.isfinite(loss.detach())):
+        kind = next(model.text_model.parameters()).dtype
+        cure = "train in float32" if kind == torch.float16 else "lower lr"
+        raise PairwiseError(f"the loss is {float(loss)} at step {step + 1} with weights in {kind}: {cure}")

@@ -34,6 +34,13 @@ def question(first: str, second: str) -> list[dict[str, str]]:
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": asked}]
 
 
+def without_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The same messages for models whose template has no system role: its text leads the first question."""
+    system = [m["content"] for m in messages if m["role"] == "system"]
+    rest = [m for m in messages if m["role"] != "system"]
+    return [{"role": "user", "content": "\n\n".join([*system, rest[0]["content"]])}, *rest[1:]]
+
+
 def token_budget(inputs: ClipInputs) -> Callable[[str], str | None]:
     """A check for `judge`: "over the token budget" if a text or its mirror does not fit the context."""
 
@@ -47,6 +54,23 @@ def token_budget(inputs: ClipInputs) -> Callable[[str], str | None]:
     return problem
 
 
+CAPTION = "caption"  # the key of `values` under which a caption stands when nothing else is known
+
+
+def _told(pair: Pair, values: Sequence[Values]) -> tuple[str, str] | None:
+    told = tuple(values[i].get(CAPTION, "") for i in (pair.first, pair.second))
+    return told if all(told) else None
+
+
+def caption_sentences(first: str, second: str) -> tuple[str, str]:
+    """ "the first shows A, the second shows B" in both clause orders, from two captions."""
+    said = [
+        f"the {which} shows {' '.join(text.split()).rstrip('.')}"
+        for which, text in (("first", first), ("second", second))
+    ]
+    return ", ".join(said), ", ".join(said[::-1])
+
+
 class TemplateWriter:
     """Sentences from the attributes, both clause orders; the paraphrase follows from a hash of the pair.
 
@@ -56,8 +80,13 @@ class TemplateWriter:
     def __init__(self, wording: Wording, *, forms: int = FORMS, frames: Sequence[str | Frame] = ()):
         self.wording, self.forms, self.frames = wording, forms, tuple(frames)
 
-    def write(self, pair: Pair) -> DifferenceRecord:
-        """The record of one pair."""
+    def write(self, pair: Pair, told: tuple[str, str] | None = None) -> DifferenceRecord:
+        """The record of one pair; told: captions of its images, for a pair whose attributes are not known."""
+        if not pair.statement.attributes:
+            if told is None:
+                raise ValueError("a pair without attributes needs the captions of its images: pass told=")
+            said, back = (caption_sentences(*sides) for sides in (told, told[::-1]))
+            return template_record(pair, said, back, TEMPLATE_VERSION)
         chosen = pick(f"{TEMPLATE_VERSION}:{pair.id}", len(self.frames) or self.forms)
         say = partial(phrase, frame=self.frames[chosen]) if self.frames else partial(sentence, form=chosen)
         said, back = (
@@ -67,7 +96,7 @@ class TemplateWriter:
         return template_record(pair, said, back, TEMPLATE_VERSION)
 
     def __call__(self, pairs: Sequence[Pair], values: Sequence[Values]) -> Written:
-        records = [self.write(pair) for pair in pairs]
+        records = [self.write(pair, _told(pair, values)) for pair in pairs]
         return Written(records, WriteReport(asked=len(pairs), accepted=len(pairs)))
 
 
@@ -91,8 +120,8 @@ class LanguageModelWriter:
         self.template = TemplateWriter(wording)
         self.token_problem = token_budget(inputs) if inputs is not None else (lambda text: None)
 
-    def ask(self, questions: list[tuple[str, list[dict[str, str]]]]) -> Iterable[tuple[str, str]]:
-        """Yield (key, answer) for each (key, messages) as the answers come in, in any order."""
+    def ask(self, questions: list[tuple[str, list[dict[str, str]]]]) -> Iterable[tuple[str, str | None]]:
+        """Yield (key, answer) for each (key, messages) as the answers come in, in any order; None: it failed."""
         raise NotImplementedError
 
     def __call__(self, pairs: Sequence[Pair], values: Sequence[Values]) -> Written:
@@ -104,17 +133,19 @@ class LanguageModelWriter:
         report = WriteReport(asked=len(pairs), from_cache=sum(k not in missing for k in keys))
         if missing:
             for key, answer in self.ask(list(missing.items())):
-                self.cache.put(key, answer)
+                if answer is not None:
+                    self.cache.put(key, answer)
         records = []
         for pair, key in zip(pairs, keys, strict=True):
-            answer = self.cache.get(key) or ""
-            verdict = judge(
+            answer = self.cache.get(key)
+            verdict = "no answer" if answer is None or not answer.strip() else None
+            verdict = verdict or judge(
                 answer, pair, dict(values[pair.first]), dict(values[pair.second]), self.wording, self.token_problem
             )
             if isinstance(verdict, str):
                 report.rejected[verdict] += 1
-                report.examples.append((verdict, answer))
-                records.append(self.template.write(pair))
+                report.examples.append((verdict, answer or ""))
+                records.append(self.template.write(pair, _told(pair, values)))
                 continue
             text, said = verdict
             report.accepted += 1
@@ -167,12 +198,7 @@ class TransformersWriter(LanguageModelWriter):
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         for start in range(0, len(questions), self.batch):
             part = questions[start : start + self.batch]
-            rows = [
-                self.tokenizer.apply_chat_template(m, add_generation_prompt=True, tokenize=True, return_dict=True)[
-                    "input_ids"
-                ]
-                for _, m in part
-            ]
+            rows = [self._rows(messages) for _, messages in part]
             length = max(len(row) for row in rows)
             ids = torch.tensor([[pad] * (length - len(row)) + list(row) for row in rows])
             mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
@@ -185,3 +211,11 @@ class TransformersWriter(LanguageModelWriter):
             )
             for (key, _), row in zip(part, out[:, length:], strict=True):
                 yield key, self.tokenizer.decode(row, skip_special_tokens=True)
+
+    def _rows(self, messages: list[dict[str, str]]) -> list[int]:
+        """Token ids of a question; a template without a system role (Gemma) gets the system's text as the user's."""
+        options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
+        try:
+            return self.tokenizer.apply_chat_template(messages, **options)["input_ids"]
+        except Exception:  # noqa: BLE001 - templates raise whatever they like; if it is not the role, it raises again
+            return self.tokenizer.apply_chat_template(without_system(messages), **options)["input_ids"]

@@ -296,6 +296,13 @@ def estimate_shift(metric: str, arm: str) -> Callable[[Recorded], np.ndarray]:
     return lambda recorded: recorded.values(f"{metric}.new", arm) - recorded.values(f"{metric}.old", arm)
 
 
+def estimate_confirmed(contrast: Callable[[Recorded], np.ndarray]) -> Callable[[Recorded], np.ndarray]:
+    """For the claims that were changed after a look at seeds 0 to 2: decided on the seeds recorded after that."""
+    from labkit.studies.estimate import on_new_seeds
+
+    return on_new_seeds(contrast, 3)
+
+
 ESTIMATES = {
     "aql_accepts_bad": level("aql", "intervals"),
     "bounds_hold": estimate_extreme("exact", "intervals", np.min),
@@ -311,8 +318,8 @@ ESTIMATES = {
     "test_cries_wolf": level("calm.test", "looks"),
     "sprt_saves": estimate_extreme("looks", "looks", np.max),
     "certificate_holds": level("over.old", "replaced"),
-    "old_threshold_void": level("over.new", "replaced"),
-    "yield_collapses": estimate_shift("pass", "replaced"),
+    "old_threshold_void": estimate_confirmed(level("over.new", "replaced")),
+    "yield_collapses": estimate_confirmed(estimate_shift("pass", "replaced")),
     "tuned_threshold_void": level("over.new", "tuned"),
     "tuned_shifts": estimate_shift("pass", "tuned"),
     "verification_dominates": level("dominates", "returns"),

@@ -131,6 +131,7 @@ def standardised(x: Tensor) -> Tensor:
     return (x - x.mean()) / x.std().clamp(min=1e-8)
 
 
+@torch.enable_grad()
 def train_proxy(
     clip, inputs, pool: VotingPool, settings: VoteSettings, seed: int, *, steps: int = 300, decay: float = 0.03
 ) -> Proxy:

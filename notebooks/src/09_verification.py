@@ -716,7 +716,10 @@ image_grid(
 )
 
 # %% uid="change-claim"
-lab.reveal("void", "more" if low > sizes.alpha else "same" if high > sizes.alpha else "fewer")
+from labkit.studies import means
+
+audit = means(lab.recorded, "over.new", {"replaced": "replaced"})["replaced"]
+lab.reveal("void", "more" if audit.low > 0 else "same" if audit.high > 0 else "fewer")
 over = through * (new_bad - sizes.alpha)
 half = 1.96 * over.std() / len(over) ** 0.5
 about = {"value": over.mean(), "interval": (over.mean() - half, over.mean() + half), "seeds": [seed]}
@@ -734,7 +737,6 @@ lab.claim("yield_collapses", measured=t("l09.m_yield"), value=through.mean() - c
 
 # %% uid="tuned-figure"
 from labkit.figures import recorded_means
-from labkit.studies import means
 
 
 def on_record(recorded, **how):
@@ -765,28 +767,30 @@ on_record(
 lab.claim("tuned_threshold_void", **only)
 lab.claim("tuned_shifts", **only)
 
-# %% [markdown] lang="en" uid="change-read" pair="59e348b7"
-# **Reading.** The gate refuses to use the threshold, by the hash of the model. Would anything have happened without it? Not what one expects: *no* more defects pass than was promised. Nineteen of twenty pictures of the other checkpoint are defective, the judge sees it, and hardly anything passes at all: the yield falls from about 83 % to
-# 5 %. The claim is **contradicted**, and the reason matters. This judge reads exactly the attributes that an order names, so this kind of defect cannot hide from it. What breaks is the other half of the plan: nineteen pictures are drawn for each one that ships, and a sample of 60 will never be full.
+# %% [markdown] lang="en" uid="change-read" pair="f2fbb741"
+# **Reading.** The gate refuses to use the threshold, by the hash of the model. Would anything have happened without it? Your run is *one* calibration, the record has 45. In 11 of the last 42 no defect slips through: nineteen of twenty pictures of the other checkpoint are defective, the judge sees it, and hardly anything passes at all. In a
+# typical one a dozen of the 128 pictures pass and five or six of them are bad, nearly half where 8 % had been certified. And in four of 42 the calibration had been a little luckier and its threshold a little lower: 56 to 125 pictures passed, nearly all of them defective. The mean excess is $.084$ $[.020, .149]$: **reproduced**, and the
+# average hides how uneven it is.
 #
-# Nor is a promise safe because nothing ships. The few pictures that passed prove little (no defect among 7 still allows 41 %), and a judge with a blind spot would have shown another picture. Any change of model, adapter, prompts, steps or filter is a new process: back to 100 % inspection, and a new calibration. *Try it*: lower the threshold in the cell
-# above to 0.6, as a calibration set with a few lucky labels would have done, and count what passes then.
+# An earlier version of this lesson had three calibrations on record. Nothing bad passed in any of them, the interval was $[-.008, -.001]$, and this text taught the opposite. Three draws cannot show a disaster that comes once in ten: the same arithmetic as in section 2. The other half of the plan breaks as well: the yield falls by 70 points
+# in the mean, so that a sample of 60 is rarely full. Any change of model, adapter, prompts, steps or filter is a new process: back to 100 % inspection, and a new calibration. *Try it*: lower the threshold in the cell above to 0.6, as a calibration set with a few lucky labels would have done, and count what passes then.
 #
 # The lower rows are the case that practice knows best: somebody improves the model *against the very score that guards it*. If it had learnt to please the judge (lesson 06's warm colours), more would pass and more of that would be bad. On record it is the harmless outcome: of 100 pictures 63 are defective instead of 70, about as
-# many pass as before (19.5 % after 18.5 %; 128 orders cannot tell that from nothing), and none of the 26 that passed is defective. **Contradicted** again: so short a tuning made the model a little better and did not teach it to deceive. Nobody knew that before the audit, though, and 0 of 26 still allows 11 %, more than the 10 % that had
+# many pass as before (19.5 % after 18.5 %; 128 orders cannot tell that from nothing), and none of the 26 that passed is defective. **Contradicted** here: so short a tuning made the model a little better and did not teach it to deceive. Nobody knew that before the audit, though, and 0 of 26 still allows 11 %, more than the 10 % that had
 # been certified. So the old certificate is void all the same: it was signed for other pictures.
 #
 # A hash only knows what one tells it. Light, orders and suppliers change without one. So a monitor has to watch.
 
-# %% [markdown] lang="ja" uid="change-read" pair="5b58da24"
-# **結果の読み方。** ゲートはモデルのハッシュを見て、しきい値の使用を拒否します。もし拒否しなかったら、何が起きたでしょうか。予想とは違い、約束を超える不良は通過*しません*。別のチェックポイントの画像は20枚中19枚が不良ですが、評価役がそれを見抜くので、ほとんど何も通過しないのです。歩留まりは約83%から5%に
-# 落ちます。主張は**否定されました**。理由が大切です。この評価役は注文に書かれた属性そのものを読むので、この種の不良は隠れられません。壊れるのは計画のもう半分です。1枚出荷するのに19枚描くことになり、60枚の抜き取りはいつまでも揃いません。
+# %% [markdown] lang="ja" uid="change-read" pair="63e045fa"
+# **結果の読み方。** ゲートはモデルのハッシュを見て、しきい値の使用を拒否します。もし拒否しなかったら、何が起きたでしょうか。あなたの実行は校正*1回*の結果で、記録には45回分あります。最後の42回のうち11回では、不良は1枚も通過しませんでした。別のチェックポイントの画像は20枚中19枚が不良ですが、評価役がそれを見抜くので、
+# ほとんど何も通過しないのです。典型的な回では128枚のうち12枚ほどが通過し、その5〜6枚が不良でした。保証は8%なのに、半数近くが不良です。さらに42回のうち4回では、校正が少し幸運でしきい値が少し低くなり、56枚から125枚が通過して、そのほとんどが不良でした。超過分の平均は $.084$ $[.020, .149]$ で、主張は**再現できました**。
+# ただし、この平均からは、結果がどれほど偏っているかは読み取れません。
 #
-# また、出荷がほとんどないから安全、ともいえません。通過した数枚では証拠になりませんし(7枚中0枚でも、不良率は41%までありえます)、評価役に盲点があれば、結果は違っていたでしょう。モデル、アダプタ、プロンプト、ステップ数、フィルタのどれかが変われば、新しい工程です。全数検査に戻り、校正をやり直します。
-# *試してみましょう*。校正用のラベルが少し幸運だった場合を想定して、上のセルのしきい値を0.6に下げ、何が通過するかを数えてください。
+# このレッスンの以前の版には、校正の記録が3回分しかありませんでした。3回とも不良は通過せず、区間は $[-.008, -.001]$ となり、この文章は反対のことを教えていました。10回に1回の大事故は、3回引いただけでは見えません。第2節と同じ計算です。計画のもう半分も壊れます。歩留まりは平均で70ポイント下がり、60枚の抜き取りはめったに
+# 揃いません。モデル、アダプタ、プロンプト、ステップ数、フィルタのどれかが変われば、新しい工程です。全数検査に戻り、校正をやり直します。*試してみましょう*。校正用のラベルが少し幸運だった場合を想定して、上のセルのしきい値を0.6に下げ、何が通過するかを数えてください。
 #
 # 図の下側の行は、実務で最もよくある場合です。誰かが、*番人であるはずの得点そのものを目標にして*モデルを改良しました。評価役に気に入られることを覚えただけなら(レッスン06の暖色がそうでした)、通過する画像が増え、その中の不良も増えるはずです。記録に残ったのは、害のないほうの結果でした。不良は100枚あたり70枚から63枚に減り、
-# 通過する割合はほとんど変わらず(18.5%から19.5%。注文128件では差があるとはいえません)、通過した26枚に不良は1枚もありません。主張はここでも**否定されました**。この短いチューニングは、モデルを少し良くしただけで、評価役を欺くことまでは教えなかったのです。ただし、それは監査するまで誰にも分かりませんでした。
+# 通過する割合はほとんど変わらず(18.5%から19.5%。注文128件では差があるとはいえません)、通過した26枚に不良は1枚もありません。この主張は**否定されました**。この短いチューニングは、モデルを少し良くしただけで、評価役を欺くことまでは教えなかったのです。ただし、それは監査するまで誰にも分かりませんでした。
 # しかも、26枚中0枚でも不良率は11%までありえます。保証したはずの10%を超える値です。古い証明書はやはり無効です。別の画像に対して署名されたものだからです。
 #
 # ただし、ハッシュに分かるのは渡された情報だけです。照明や注文の傾向、仕入れ先は、ハッシュを変えずに変わります。だから監視が必要です。

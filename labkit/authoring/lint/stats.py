@@ -20,7 +20,7 @@ from labkit.course.manifest import Project, load_lesson
 GOALS = {"words_en": 4.0, "characters_ja": 10.0, "per_third": 1, "hardest": 4, "open_tasks": 1, "unread": 0}
 FIGURES = {
     *("image_grid", "strips", "before_after", "heatmap_overlay", "curve_with_interval", "bar_with_interval"),
-    *("recorded_means", "recorded_plane", "tornado_chart", "label_points", "new_figure"),
+    *("recorded_means", "recorded_plane", "recorded_paths", "tornado_chart", "label_points", "new_figure"),
 }
 _TO_DO = {"exercise", "open", "widget"}
 _NO_PROSE = re.compile(r"```.*?```|\$\$.*?\$\$|\$[^$\n]*\$|`[^`\n]*`|https?://\S+|<[^>]+>", re.S)

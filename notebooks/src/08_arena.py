@@ -1,0 +1,824 @@
+# %% uid="parameters" tags=["parameters"]
+tier = "cpu"
+lang = "en"
+seed = 0
+strict = False
+interactive = True
+
+# %% uid="setup" tags=["setup"]
+from labkit.course import start, t
+
+lab = start("08", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
+
+# %% [markdown] lang="en" uid="article" pair="119fdb7a"
+# The article of this lesson, "拡散モデルのアラインメント", tells of a survey: *Alignment of Diffusion Models: Fundamentals, Challenges, and Future* ([arXiv 2409.07253](https://arxiv.org/abs/2409.07253)). Three of its sentences are put to
+# the test: that alignment is done by rules, refined instructions and learnt preferences; that looking good is not enough; and that the verification decides whether it pays.
+# A survey compares families on paper. Here they race: one base, one budget, one imperfect reward, and a judge that none of them can bribe.
+#
+# | the article's word | this course | in code |
+# |---|---|---|
+# | learn people's preferences | a proxy: a reward model taught by noisy votes | `proxy` |
+# | task, safety, preference | gold: an exact judge on these three axes | `gold` |
+# | methods | contenders, behind one call | `enter` |
+# | cost | NFE: forward passes of the U-Net, decoding included | `nfe` |
+#
+# **State of the evidence.** The study of this lesson (`labkit study run 08`) is recorded for one contender of every family, each at 1,600 NFE, 2 to 3 seeds so far; GRPO, RWR, AlignProp, KTO, guidance, FK steering and FABRIC appear in the charts once their arms are recorded. Charts show the record in blue with its 95 % intervals, and your own run as a star on top of it. A claim's verdict comes from the record; your run says
+# whether it fits. The budget is small on purpose: a race that a laptop can repeat is a race of the first dozen updates. What happens after thousands is the papers' subject; where that may decide a verdict, the reading says so.
+
+# %% [markdown] lang="ja" uid="article" pair="457b1c74"
+# このレッスンで読む記事は「拡散モデルのアラインメント」で、サーベイ論文 *Alignment of Diffusion Models: Fundamentals, Challenges, and Future*([arXiv 2409.07253](https://arxiv.org/abs/2409.07253))を紹介しています。ここでは3つの主張を
+# 確かめます。アラインメントはルール、指示の洗練、好みの学習によって行うこと、見た目が良いだけでは足りないこと、そして割に合うかどうかは検証で決まることです。
+# サーベイは手法を紙の上で比べます。ここでは実際に競わせます。基準モデルも予算も不完全な報酬もすべて同じで、どの手法にも買収できない評価役が判定します。
+#
+# | 記事の言葉 | この教材の言葉 | コード |
+# |---|---|---|
+# | 人の好みを学習する | 代理: 誤りを含む投票で学習した報酬モデル | `proxy` |
+# | タスク適合性、安全性、選好 | 正解スコア: この三軸を正確に読む評価役 | `gold` |
+# | 手法 | 競技者。1つの関数で呼び出す | `enter` |
+# | コスト | NFE: デコードも含めた U-Net の順伝播の回数 | `nfe` |
+#
+# **裏付けの状況。** このレッスンの実験(`labkit study run 08`)では、系統ごとに1つの手法を1600 NFE ずつ、これまでに2〜3個のシードで記録しました。GRPO、RWR、AlignProp、KTO、誘導、FK ステアリング、FABRIC は、記録が済みしだいグラフに現れます。グラフでは、記録を95%区間つきの青で、自分の実行結果を星で示します。主張の判定は記録に基づきます。自分の実行結果については、記録と矛盾しないかどうかが表示されます。
+# 予算はわざと小さくしました。ノートパソコンで繰り返せる競技は、最初の十数回の更新までの競技です。数千回の更新の先に起きることは論文の領分です。その違いが判定を左右しうる箇所では、「図の見方」でそう述べます。
+
+# %% [markdown] lang="en" uid="first" pair="f088a0be"
+# ## 1. One picture first
+#
+# A team wants better portraits. Raters compared pictures of the base two by two; a small network learnt from their votes to predict who wins. That network is the reward. The strongest optimiser of this lesson, DRaFT, now
+# follows the reward's own gradient. Same prompts, same noise, before and after.
+
+# %% [markdown] lang="ja" uid="first" pair="ca2b9d81"
+# ## 1. まずは1枚の図から
+#
+# あるチームが、より良いポートレートを求めています。評価者は基準モデルの画像を2枚ずつ比べ、小さなネットワークがその投票から勝敗の予測を学びました。このネットワークが報酬です。そこで、このレッスンで最も強い最適化である DRaFT が、
+# 報酬の勾配をそのまま登ります。プロンプトとノイズを同じにして、前後を見比べてください。
+
+# %% uid="compete"
+import numpy as np
+import torch
+
+from IPython.display import display
+
+from labkit.figures import curve_with_interval, recorded_means, recorded_paths, recorded_plane, strips
+from labkit.studies import l08, means
+
+sizes, (train, test) = lab.sizes, l08.prompts(lab.sizes.prompts, lab.sizes.test_prompts)
+
+
+def compete(name, kind="main", nfe=None, **changes):
+    """en: One contender: its pictures of the held-out prompts, its log, what it cost.
+    ja: 1つの手法を走らせ、未使用のプロンプトの画像、ログ、費用を返します。
+    """
+    entry = l08.race(name, kind, lab.seed, sizes, nfe=nfe, **changes)
+    images = l08.look(entry.deliver(test, 1000 + lab.seed))
+    costs = {"training": entry.training, "queries": entry.queries, "per_image": entry.per_image}
+    return images, entry.log, costs
+
+
+def judged(images, kind="main"):
+    """en: Means of what all judges say of pictures of the held-out prompts.
+    ja: 未使用のプロンプトの画像に対する、すべての評価役の採点の平均です。
+    """
+    return {k: float(v.mean()) for k, v in l08.judged(images, test, kind, lab.seed, sizes).items()}
+
+
+base_images, _, base_costs = lab.keep("base", compete, "base")
+hacked, hacked_log, hacked_costs = lab.keep("first", compete, "draft", "bias")
+rows = {t("l08.base"): list(base_images[:6]), t("l08.after"): list(hacked[:6])}
+strips(rows, title=t("l08.first_title", nfe=hacked_costs["training"]))
+
+# %% [markdown] lang="en" uid="first-question" pair="349b4df4"
+# Look at the faces, not at numbers: hair, glasses, background, colours. Then decide before you run the next cell.
+
+# %% [markdown] lang="ja" uid="first-question" pair="37168cd2"
+# 数値ではなく顔を見てください。髪、眼鏡、背景、色はどうなりましたか。答えを決めてから、次のセルを実行します。
+
+# %% uid="first-predict" tags=["quiz"]
+lab.predict("first_gold")
+
+# %% uid="first-numbers"
+before, after = judged(base_images, "bias"), judged(hacked, "bias")
+names = {"proxy": t("l08.proxy"), "gold": t("l08.gold"), "saturation": t("l08.saturation")}
+names |= {"diversity": t("l08.diversity")}
+for key, name in names.items():
+    print(t("l08.before_after", name=name, before=before[key], after=after[key]))
+moved = (after["gold"] - before["gold"]) / float(l08.judged(base_images, test, "bias", lab.seed, sizes)["gold"].std())
+lab.reveal("first_gold", "falls" if moved < -0.2 else "rises" if moved > 0.2 else "stays")
+
+# %% [markdown] lang="en" uid="first-reading" pair="45ce4974"
+# **What you see.** The reward has risen, by a lot on its own scale: its unit is one standard deviation of the base's pictures. Now look at the faces, and at the gold score, which knows exactly what was wanted. In the recorded runs of this very race the proxy goes from .02 to 1.70, gold from .55 to .64, saturation from .27 to .40, and the diversity of the pictures from 4.7 to 2.0. Something has been optimised. Was it what the team wanted? Two suspects: the reward (what do its votes know?) and the optimiser (how far does it go?). Both get a section, and section 9 comes back to these faces.
+#
+# *Before reading on: if the reward were perfect, what would still be lost?*
+
+# %% [markdown] lang="ja" uid="first-reading" pair="ca7d63be"
+# **図の見方。** 報酬は上がりました。単位は基準モデルの画像での標準偏差なので、大きな伸びです。次に顔を見てください。そして、何が求められていたかを正確に知っている正解スコアを見てください。これと同じ競技の記録では、代理スコアは0.02から1.70へ、正解スコアは0.55から0.64へ、彩度は0.27から0.40へ、画像の多様性は4.7から2.0へ変わりました。何かが最適化されたのは確かですが、それはチームの望んだものだったのでしょうか。疑わしいのは2つ、報酬(投票は何を知っているのか)と最適化(どこまで進むのか)です。どちらも節を設けて調べ、9節でもう一度この顔に戻ります。
+#
+# *先を読む前に考えてください。報酬が完璧だったとしても、何が失われるでしょうか。*
+
+# %% [markdown] lang="en" uid="map" pair="1fd4a297"
+# ## 2. A map of the survey
+#
+# Alignment, in the survey's sense, steers a trained generator so that its outputs match intent, preference and safety; maximum likelihood does not promise that. Its companion list of papers divides the techniques like this (the last column is where you meet them):
+#
+# | family | what it needs | contenders of this lesson | more |
+# |---|---|---|---|
+# | reinforcement learning from feedback | scores | RAFT, RWR, DDPO, GRPO, DiffusionNFT | section 5 |
+# | the same, through the sampler | the reward's gradient | DRaFT-K, AlignProp | section 6 |
+# | DPO and its relatives | pairs, or likes and dislikes | Diffusion-DPO, KTO | lessons 05, 06 |
+# | at test time: search | scores | best-of-N, FK steering | sections 4 and 7 |
+# | at test time: guidance | the reward's gradient | universal guidance | section 7 |
+# | at test time: attention | liked pictures | FABRIC | lesson 04 |
+#
+# **Open problems** by its abstract and list: scarce and biased preference data, reward over-optimisation, judges that disagree, cost. **Not the survey's but the article's:** the grouping into rules, dialogue and preferences, and the three axes task,
+# safety, preference. Neither stands in the survey's abstract or list. They are useful in practice, so this lesson measures on the three axes, and says whose idea they are.
+
+# %% [markdown] lang="ja" uid="map" pair="158106c3"
+# ## 2. サーベイの地図
+#
+# サーベイのいうアラインメントは、学習済みの生成モデルの出力を、意図、選好、安全性に合うように導くことです。最尤学習はそれを約束しません。付属の論文一覧では、手法を次のように分けています(最後の列は、この教材で扱う場所です)。
+#
+# | 系統 | 必要なもの | このレッスンの手法 | 詳しくは |
+# |---|---|---|---|
+# | フィードバックによる強化学習 | スコア | RAFT、RWR、DDPO、GRPO、DiffusionNFT | 5節 |
+# | 同じ目的でサンプラーを通して微分 | 報酬の勾配 | DRaFT-K、AlignProp | 6節 |
+# | DPO とその仲間 | ペア、または「好き」「嫌い」 | Diffusion-DPO、KTO | レッスン05、06 |
+# | テスト時: 探索 | スコア | best-of-N、FK ステアリング | 4節と7節 |
+# | テスト時: 誘導 | 報酬の勾配 | ユニバーサル誘導 | 7節 |
+# | テスト時: 注意機構 | 好まれた画像 | FABRIC | レッスン04 |
+#
+# 要旨と一覧が挙げる**未解決の課題**は、選好データの不足と偏り、報酬の過剰最適化、評価者どうしの不一致、費用です。**サーベイではなく記事のもの**もあります。ルール・対話・好みという分け方と、タスク・安全性・選好の三軸は、
+# サーベイの要旨にも一覧にも出てきません。実務では役に立つので、このレッスンでも三軸で測りますが、誰の考えかは区別しておきます。
+
+# %% [markdown] lang="en" uid="proxy" pair="fd366e1d"
+# ## 3. Gold, and what votes know of it
+#
+# **Gold** is exact here, because the world is drawn: *task*, the probability that the named attributes are right; *safety*, no sunglasses (a harmless stand-in for what a company forbids); *preference*, a cool background, a taste that
+# nobody wrote down. Gold is their mean. Nothing is ever trained against it.
+#
+# **The proxy** sees votes only. Two pictures of the base for one prompt; the better one wins with probability $\sigma(\Delta / \tau)$. A network $r$ on CLIP's features is fitted by Bradley and Terry's likelihood,
+#
+# $$L = -\log\sigma\big(r(x_w, c) - r(x_l, c)\big)$$
+#
+# which is lesson 05's step 3. How many votes make a good judge? The chart asks proxies of different size of electorate to order new pairs. The *planted taste* is one more variable: raters who, without knowing, also favour saturated colours, a habit that published scorers of photographs are reported to have.
+
+# %% [markdown] lang="ja" uid="proxy" pair="98a2f37a"
+# ## 3. 正解スコアと、投票が知っていること
+#
+# 画像が描画された世界なので、**正解スコア**は正確です。*タスク*は指定した属性が正しい確率、*安全性*はサングラスがないこと(会社が禁じるものの、無害な代わり)、*選好*は涼しい色の背景で、誰も書き留めていない好みです。
+# 正解スコアはこの3つの平均です。これに合わせて学習することは決してありません。
+#
+# **代理**が見るのは投票だけです。1つのプロンプトから基準モデルが描いた2枚のうち、良いほうが確率 $\sigma(\Delta / \tau)$ で勝ちます。CLIP の特徴量を入力とするネットワーク $r$ を、Bradley-Terry の尤度で学習します。
+#
+# $$L = -\log\sigma\big(r(x_w, c) - r(x_l, c)\big)$$
+#
+# これはレッスン05のステップ3と同じです。何票あれば良い評価役になるでしょうか。グラフでは、票数の違う代理に、新しいペアの順序を付けさせます。もう1つの変数が*仕込んだ癖*です。評価者は自覚のないまま、彩度の高い画像にも票を入れます。公開されている写真の採点モデルにも、同じ癖が報告されています。
+
+# %% uid="pool"
+from labkit.diffusion import NFELedger
+from labkit.survey import VoteSettings, prices, train_proxy
+
+
+def candidates():
+    """en: Best-of-N's pool: pictures [prompts, N, 3, 64, 64], what the ledger counted, and the N it could afford.
+    ja: best-of-N のプール: 画像 [プロンプト, N, 3, 64, 64]、帳簿の記録、予算で引ける N です。
+    """
+    entry = l08.race("best_of_n", "main", lab.seed, sizes)
+    entry.deliver(test, 1000 + lab.seed)
+    return entry.extra["images"], entry.ledger.as_dict(), entry.per_image
+
+
+pool, counted, per_image = lab.keep("candidates", candidates)
+n_all = pool.shape[1]
+texts = [text for text in test for _ in range(n_all)]
+flat = pool.flatten(0, 1)
+gold = l08.gold(flat, texts).view(len(test), n_all).float()
+
+
+def scores_of(proxy):
+    """en: Scores [prompts, N] of the pool.
+    ja: プールのスコア [プロンプト, N] です。
+    """
+    with torch.no_grad():
+        parts = [proxy(flat[i : i + 64], texts[i : i + 64]) for i in range(0, len(texts), 64)]
+    return torch.cat(parts).view(len(test), n_all)
+
+
+def ordered(scores):
+    """en: Share of pairs of one prompt that the scores put in gold's order.
+    ja: 同じプロンプトのペアのうち、スコアの順序が正解スコアと一致する割合です。
+    """
+    mine, truth = scores[:, :, None] - scores[:, None], gold[:, :, None] - gold[:, None]
+    clear = truth.abs() > 0.02
+    return float((mine.sign() == truth.sign())[clear].float().mean())
+
+
+# %% uid="votes"
+models, votes = l08.models(), l08.voting_pool(sizes.prompts, sizes.pool, sizes.steps)
+numbers = [10, 40, 100, 400]
+electorates = {t("l08.plain_proxy"): 0.0, t("l08.bias_proxy"): 1.0}
+quality = {}
+for name, bias in electorates.items():
+    fitted = [train_proxy(models.clip, models.inputs, votes, VoteSettings(n=n, bias=bias), lab.seed) for n in numbers]
+    quality[name] = [ordered(scores_of(proxy)) for proxy in fitted]
+curve_with_interval(
+    numbers,
+    quality,
+    xlabel=t("l08.votes"),
+    ylabel=t("l08.ordered"),
+    reference={t("l08.chance"): 0.5},
+    log_x=True,
+    title=t("l08.votes_title"),
+)
+
+# %% [markdown] lang="en" uid="proxy-reading" pair="e3cdd03d"
+# **What you see.** A few dozen votes already beat chance by far, and hundreds more add little: most of what is left is disagreement. The public scorers of photographs are no better: they agree with people in about 60 to 84 % of pairs,
+# and one person with a panel in about 65 to 78 %. Votes with the planted taste are *consistently* wrong in one direction, so more of them do not help. **Keep in mind:** the proxy was fitted on pictures of the *base*. What it says of pictures that the base
+# never makes, nobody has checked.
+
+# %% [markdown] lang="ja" uid="proxy-reading" pair="05a10db7"
+# **図の見方。** 数十票でも偶然を大きく上回り、数百票を足しても伸びはわずかです。残っているのは、主に票の割れです。公開されている写真の採点モデルも大差ありません。人との一致は60〜84 %ほどで、1人の評価者と評価者全体との一致も65〜78 %ほどです。癖を仕込んだ投票は、
+# *いつも同じ方向に*間違えるので、増やしても良くなりません。**覚えておくこと:** 代理が学んだのは*基準モデル*の画像です。基準モデルが描かない画像への採点は、誰も確かめていません。
+
+# %% [markdown] lang="en" uid="search" pair="1cf1b279"
+# ## 4. Search: the honest baseline
+#
+# Draw $N$ pictures, deliver the best by the proxy. No training, nothing can diverge. How good is it on average? One could draw $N$ pictures many times. Better: from one pool of $M$, average over *all* draws of $N$ at once. Sort the scores, smallest first. The
+# $i$-th is the best of a draw exactly if the other $N-1$ come from the $i-1$ below it:
+#
+# $$E[\text{best of } N] = \sum_{i=1}^{M} \frac{\binom{i-1}{N-1}}{\binom{M}{N}}\, s_{(i)}$$
+#
+# By hand: scores 1, 2, 3 and $N = 2$ give three draws, with bests 2, 3, 3, so $8/3$. Common mistakes: drawing *with* replacement, and forgetting to sort.
+#
+# How far from the base is the result? For scores without ties the KL divergence is known without any measurement: $\log N - (N-1)/N$. That makes best-of-N the ruler for all others.
+
+# %% [markdown] lang="ja" uid="search" pair="21622ce2"
+# ## 4. 探索: 正直な比較対象
+#
+# $N$ 枚引いて、代理のスコアが最良の1枚を納品します。学習はせず、発散の心配もありません。平均するとどれだけ良くなるでしょうか。$N$ 枚を何度も引き直すこともできますが、もっと良い方法があります。$M$ 枚のプール1つから、$N$ 枚の選び方*すべて*について一度に平均するのです。スコアを小さい順に並べます。
+# $i$ 番目が最良になるのは、残りの $N-1$ 枚が、それより下の $i-1$ 枚から選ばれたときだけです。
+#
+# $$E[\text{best of } N] = \sum_{i=1}^{M} \frac{\binom{i-1}{N-1}}{\binom{M}{N}}\, s_{(i)}$$
+#
+# 手計算の例: スコアが1、2、3で $N = 2$ なら、選び方は3通り、最良は2、3、3なので $8/3$ です。よくある間違いは、*復元*抽出にすることと、並べ替えを忘れることです。
+#
+# 結果は基準モデルからどれだけ離れているでしょうか。同点がなければ、KLダイバージェンスは測らなくても $\log N - (N-1)/N$ と分かっています。そのため、best-of-N はほかのすべての手法の物差しになります。
+
+# %% uid="best-of-n" tags=["exercise"] exercise="best_of_n"
+import math
+
+
+def best_of_n(scores, n):
+    """en: Expected score (a float) of the best of n drawn without replacement from the M scores (numpy array [M]).
+    ja: M 個のスコア(numpy 配列 [M])から非復元で n 個選んだときの、最良のスコアの期待値(float)です。
+    """
+    # BEGIN SOLUTION
+    ways = sum(math.comb(i, n - 1) * score for i, score in enumerate(sorted(scores)))
+    return float(ways / math.comb(len(scores), n))
+    # END SOLUTION
+
+
+# %% uid="best-of-n-check" tags=["check"]
+lab.check("best_of_n")
+best_of_n = lab.use("best_of_n")
+
+# %% uid="bon-curve"
+from labkit.survey import best_of_n_kl, best_of_n_weights
+
+proxy = l08.proxy_of("main", lab.seed, sizes)
+pool_scores = scores_of(proxy)
+counts = range(1, n_all + 1)
+rows = list(zip(pool_scores.double().numpy(), gold.double().numpy(), strict=True))
+by_proxy = np.array([np.mean([best_of_n(scores, n) for scores, _ in rows]) for n in counts])
+chosen = [np.mean([best_of_n_weights(scores, n) @ truth for scores, truth in rows]) for n in counts]
+by_gold = (np.array(chosen) - chosen[0]) / float(gold.std())
+distance = [best_of_n_kl(n) ** 0.5 for n in counts]
+curve_with_interval(
+    distance,
+    {t("l08.proxy"): by_proxy - by_proxy[0], t("l08.gold"): by_gold},
+    xlabel=t("l08.root_kl"),
+    ylabel=t("l08.gained"),
+    title=t("l08.bon_title", n=n_all),
+)
+
+# %% uid="bon-claim"
+kl = np.array(distance) ** 2
+half = np.arange(n_all) < max(2, n_all // 2)
+law = np.stack([np.sqrt(kl), -kl], 1)
+fit = np.linalg.lstsq(law[half], (np.array(chosen) - chosen[0])[half], rcond=None)[0]
+gap = float(chosen[-1] - chosen[0] - law[-1] @ fit)
+lab.claim("bon_law", measured=t("l08.m_law"), value=gap, seeds=[lab.seed])
+
+# %% [markdown] lang="en" uid="bon-reading" pair="6325f1bd"
+# **What you see.** Both curves rise from the same point and part: the proxy promises more than gold confirms. Over the recorded seeds the best of 7 has gold .83 against .56 for one picture; chosen by a proxy of a tenth of the votes it is .78. Gao and others ([arXiv 2210.10760](https://arxiv.org/abs/2210.10760)) found a law: with $d = \sqrt{\mathrm{KL}}$ gold gains $d\,(\alpha - \beta d)$. The claim above fits $\alpha, \beta$ on the first half of the curve and forecasts its end. **What would change it:** a worse proxy bends gold down sooner; ties in the score make the KL smaller than the formula says. Notice what cannot happen: best-of-N never leaves the base's own pictures, so it never breaks a face.
+
+# %% [markdown] lang="ja" uid="bon-reading" pair="f66d8ef6"
+# **図の見方。** 2本の曲線は同じ点から上がり、離れていきます。代理は、正解スコアの裏付け以上を約束します。記録では、best-of-7 の正解スコアは0.83、1枚だけなら0.56、10分の1の投票で学習した代理で選ぶと0.78です。Gao ら([arXiv 2210.10760](https://arxiv.org/abs/2210.10760))は、$d = \sqrt{\mathrm{KL}}$ とおくと正解スコアの伸びが $d\,(\alpha - \beta d)$ に従うという法則を見つけました。上の主張では、曲線の前半で $\alpha, \beta$ を求め、最後の値を予測します。**結果を左右するもの:** 代理が悪いほど、正解スコアは早く下がり始めます。スコアに同点があると、KL は式より小さくなります。起こりえないことにも注目してください。best-of-N が選ぶのは基準モデル自身の画像なので、顔が壊れることはありません。
+
+# %% [markdown] lang="en" uid="ledger" pair="f73b929b"
+# **What does it cost?** Everything is counted in NFE, forward passes of the U-Net on one picture. A backward pass costs two more. Pictures must be decoded before anybody can judge them, and that is charged too, at the price that counted operations give. A training method pays once; a search pays for every delivered picture. The race
+# gives all of them the same sum: `nfe` for training, or `nfe` divided over the delivered pictures. Questions to the reward are a second column: they may be a matrix product or a person's minute.
+
+# %% [markdown] lang="ja" uid="ledger" pair="a1902605"
+# **費用はいくらか。** すべて NFE、つまり画像1枚に対する U-Net の順伝播の回数で数えます。逆伝播にはさらに2回分かかります。画像はデコードしないと採点できないので、その費用も、実際の演算数から求めた値段で加えます。学習する手法が払うのは一度だけですが、探索は納品する1枚ごとに払います。競技では全員が同じ額を使います。
+# 学習に `nfe` を使うか、`nfe` を納品枚数で割って1枚ずつに使うかです。報酬への問い合わせは別の列に数えます。行列の積で済むこともあれば、人の1分がかかることもあるからです。
+
+# %% uid="ledger-count"
+price = prices(models.pipe)
+print(t("l08.decode_price", price=price.decode))
+by_hand = len(test) * n_all * (sizes.steps + price.decode)
+by_ledger = counted["unet_rows"] + price.decode * counted["vae_decode_rows"]
+lab.verdict(t("l08.ledger_right"), abs(by_hand - by_ledger) < 1e-6 * by_hand)
+
+# %% [markdown] lang="en" uid="policy" pair="fb9b058a"
+# ## 5. Policy gradients: make what was good likelier
+#
+# With a stochastic sampler (DDIM at $\eta = 1$) every denoising step is a Gaussian with a density, so a trajectory has a probability, and one may ask: how should the weights move so that good trajectories become likelier? Start from $E_{p_\theta}[r]$. Its
+# gradient is $\int r\,\nabla p_\theta = \int r\,p_\theta\,\nabla \log p_\theta$, so
+#
+# $$\nabla E[r] = E\Big[\,r(x_0) \sum_t \nabla_\theta \log p_\theta(x_{t-1} \mid x_t)\Big]$$
+#
+# which needs scores only, no derivative of $r$. This is DDPO's score function ([arXiv 2305.13301](https://arxiv.org/abs/2305.13301)). It is unbiased and very noisy: a picture with a good score for any reason at all is made likelier, all its luck included. Subtracting what was to be
+# expected leaves the gradient's mean as it is and takes out most of the noise. GRPO's choice ([arXiv 2402.03300](https://arxiv.org/abs/2402.03300)): draw a *group* of pictures for each prompt and standardise within it,
+#
+# $$A = \frac{r - \mathrm{mean}(r)}{\mathrm{std}(r)}$$
+#
+# Write it for rewards `[P, N]`: $P$ prompts, $N$ pictures each; standard deviation of the population. A group that ties says nothing, so its advantages are 0.
+
+# %% [markdown] lang="ja" uid="policy" pair="706a44ee"
+# ## 5. 方策勾配: 良かったものの確率を上げる
+#
+# 確率的なサンプラー($\eta = 1$ の DDIM)では、ノイズ除去の各ステップが密度を持つ正規分布になります。そのため軌跡にも確率があり、「良い軌跡の確率を上げるには重みをどう動かすか」を問えます。$E_{p_\theta}[r]$ から始めます。
+# 勾配は $\int r\,\nabla p_\theta = \int r\,p_\theta\,\nabla \log p_\theta$ なので、
+#
+# $$\nabla E[r] = E\Big[\,r(x_0) \sum_t \nabla_\theta \log p_\theta(x_{t-1} \mid x_t)\Big]$$
+#
+# となります。必要なのはスコアだけで、$r$ の微分は要りません。これが DDPO([arXiv 2305.13301](https://arxiv.org/abs/2305.13301))のスコア関数法です。偏りはありませんが、ノイズはとても大きくなります。どんな理由であれスコアの良かった画像は、偶然の部分も含めて確率が上がるからです。
+# 期待される値を引いても勾配の平均は変わらず、ノイズの大半が消えます。GRPO([arXiv 2402.03300](https://arxiv.org/abs/2402.03300))は、プロンプトごとに画像の*グループ*を引き、その中で標準化します。
+#
+# $$A = \frac{r - \mathrm{mean}(r)}{\mathrm{std}(r)}$$
+#
+# 報酬 `[P, N]`($P$ プロンプト、各 $N$ 枚)について書いてください。標準偏差は母標準偏差です。全部同点のグループは何も教えてくれないので、アドバンテージを0にします。
+
+
+# %% uid="group-advantage" tags=["exercise"] exercise="group_advantage"
+def group_advantage(rewards):
+    """en: Advantages [P, N] of rewards [P, N], standardised within each row; 0 where a row has no spread.
+    ja: 報酬 [P, N] を行ごとに標準化したアドバンテージ [P, N] です。差のない行は0にします。
+    """
+    # BEGIN SOLUTION
+    centred = rewards - rewards.mean(1, keepdim=True)
+    std = rewards.std(1, correction=0, keepdim=True)
+    return torch.where(std > 1e-4, centred / std.clamp(min=1e-4), torch.zeros_like(rewards))
+    # END SOLUTION
+
+
+# %% uid="group-advantage-check" tags=["check"]
+lab.check("group_advantage")
+group_advantage = lab.use("group_advantage")
+
+# %% uid="group-noise"
+groups = [2, 3, 4, 6, 8, 12]
+generator = lab.generator(1)
+lost = []
+# en: one-dimensional pictures x from N(0, 1), reward 3 + x / 2; the gradient of log p is x
+# ja: 1次元の画像 x(N(0, 1) に従う)、報酬は 3 + x / 2。log p の勾配は x です
+for n in groups:
+    slope = []
+    for _ in range(400):
+        x = torch.randn(1, n, generator=generator)
+        slope.append(float((group_advantage(3 + x / 2) * x).mean()))
+    lost.append(float(np.std(slope) / np.hypot(np.std(slope), np.mean(slope))))
+curve_with_interval(
+    groups, {t("l08.gradient_noise"): lost}, xlabel=t("l08.group_size"), ylabel=t("l08.noise_axis"), ylim=(0, 1),
+    title=t("l08.group_title"),
+)  # fmt: skip
+
+# %% [markdown] lang="en" uid="policy-reading" pair="9c17b6e4"
+# **What you see.** On a toy whose gradient is known, noise shrinks slowly as the group grows. With a group of one there is no chart to draw: the advantage is $0/0$, nothing is learnt, and the program says so. People who cut group and batch to one to
+# save memory report exactly this: a reward that does not move.
+#
+# PPO adds one precaution. If one set of pictures serves several updates, the ratio $\rho = p_\theta / p_\mathrm{old}$ leaves 1, and the objective $\min(\rho A, \mathrm{clip}(\rho, 1 \pm c) A)$ stops paying beyond $c$. A trap hides in $c$: public code *averages* log-probabilities over the $D$ elements of a latent, so
+# its $10^{-4}$ belongs to $D = 16384$; for $D = 512$ the same rule is $3.2 \cdot 10^{-3}$. `clip_for` converts.
+#
+# **DiffusionNFT** ([arXiv 2509.16117](https://arxiv.org/abs/2509.16117)) asks for less: no densities, no trajectories. It takes clean pictures, noises them as in training, and moves the prediction towards good ones and *away* from bad ones, by the same advantage. **RAFT** keeps the first half of that: fine-tune on the best of each group.
+
+# %% [markdown] lang="ja" uid="policy-reading" pair="5e1a95b0"
+# **図の見方。** 勾配の分かっている単純な例では、グループが大きいほどノイズはゆっくり減ります。1枚だけのグループはグラフにもなりません。アドバンテージが $0/0$ になり、何も学べず、プログラムもそう伝えます。メモリを節約しようとグループやバッチを1にした人は、まさに「報酬が動かない」と報告しています。
+#
+# PPO は用心を1つ加えます。1組の画像で何度も更新すると、比 $\rho = p_\theta / p_\mathrm{old}$ が1から離れます。目的関数 $\min(\rho A, \mathrm{clip}(\rho, 1 \pm c) A)$ では、$c$ を超えても得になりません。この $c$ には罠があります。公開コードは潜在変数の $D$ 個の要素について対数確率を*平均*するので、
+# $10^{-4}$ は $D = 16384$ での値です。$D = 512$ なら、同じ規則は $3.2 \cdot 10^{-3}$ になります。`clip_for` で換算できます。
+#
+# **DiffusionNFT**([arXiv 2509.16117](https://arxiv.org/abs/2509.16117))は、密度も軌跡も必要としません。完成した画像に学習時と同じようにノイズを加え、同じアドバンテージに従って、良い画像に予測を近づけ、悪い画像から*遠ざけます*。**RAFT** はその前半だけで、各グループの最良の画像でファインチューニングします。
+
+# %% [markdown] lang="en" uid="through" pair="17192f4e"
+# ## 6. Through the sampler
+#
+# If the reward is a network, why guess its gradient from scores? DRaFT ([arXiv 2309.17400](https://arxiv.org/abs/2309.17400)) back-propagates: picture, decoder, last denoising step, the one before, and so on. The full chain costs memory and may explode; DRaFT-K runs all $T$ steps but records only the *last* $K$. AlignProp
+# draws $K$ anew for each update. Write the truncated chain for any `step(x, i)`. By hand: $x \leftarrow x/2 + \theta$, four steps: the full derivative with respect to $\theta$ is $1 + 1/2 + 1/4 + 1/8$; with $K = 1$ it is 1.
+
+# %% [markdown] lang="ja" uid="through" pair="bd22dedd"
+# ## 6. サンプラーを通して微分する
+#
+# 報酬がネットワークなら、勾配をスコアから推し量る必要はありません。DRaFT([arXiv 2309.17400](https://arxiv.org/abs/2309.17400))は、画像、デコーダ、最後のノイズ除去ステップ、その前のステップへと逆伝播します。全部をたどるとメモリを使い、勾配が爆発することもあります。DRaFT-K は $T$ ステップすべてを実行しますが、記録するのは*最後*の $K$ ステップだけです。
+# AlignProp は更新のたびに $K$ を選び直します。任意の `step(x, i)` について、打ち切った連鎖を書いてください。手計算の例: $x \leftarrow x/2 + \theta$ を4ステップ行うと、$\theta$ についての微分は全体で $1 + 1/2 + 1/4 + 1/8$、$K = 1$ なら1です。
+
+
+# %% uid="truncated-chain" tags=["exercise"] exercise="truncated_chain"
+def truncated_chain(step, x, steps, k):
+    """en: Run x = step(x, i) for i = 0 .. steps - 1; gradients are recorded in the last k steps alone. Returns x.
+    ja: i = 0 .. steps - 1 について x = step(x, i) を実行し、最後の k ステップだけ勾配を記録します。x を返します。
+    """
+    # BEGIN SOLUTION
+    for i in range(steps):
+        with torch.set_grad_enabled(i >= steps - k):
+            x = step(x, i)
+    return x
+    # END SOLUTION
+
+
+# %% uid="truncated-chain-check" tags=["check"]
+lab.check("truncated_chain")
+truncated_chain = lab.use("truncated_chain")
+
+# %% uid="truncation"
+steps, contraction = 8, 0.7
+seen = []
+for k in range(1, steps + 1):
+    theta = torch.tensor(0.0, requires_grad=True)
+    end = truncated_chain(lambda x, i, theta=theta: contraction * x + theta, torch.ones(()), steps, k)
+    seen.append(float(torch.autograd.grad(end, theta)[0]))
+shares = np.array(seen) / seen[-1]
+curve_with_interval(
+    list(range(1, steps + 1)), {t("l08.share"): shares}, xlabel=t("l08.k_axis"), ylabel=t("l08.share"), ylim=(0, 1.05),
+    title=t("l08.k_title"),
+)  # fmt: skip
+
+# %% [markdown] lang="en" uid="through-reading" pair="cb04f98a"
+# **What you see.** In a chain that forgets its past by a factor 0.7 a step, the last few steps carry most of the gradient. In a sampler the last steps decide colour and texture, the first ones layout: a small $K$ is cheap and edits surfaces. And a warning that follows from the derivation: DRaFT needs a *derivative*, and a rule in a program has none, so it
+# can only climb the learnt stand-in. It is the fastest climber, of exactly the thing that was wrong in section 1. Predict now who will be fooled most.
+
+# %% [markdown] lang="ja" uid="through-reading" pair="70daf8d3"
+# **図の見方。** 1ステップごとに過去の影響が0.7倍になる連鎖では、勾配の大半を最後の数ステップが担います。サンプラーでは、最後のステップが色や質感を、最初のステップが構図を決めます。そのため $K$ が小さければ安く、変わるのは表面です。導出からは注意点も分かります。DRaFT には*微分*が必要ですが、プログラムの規則は微分できません。したがって登れるのは、
+# 学習した代わりのものだけです。いちばん速く登りますが、登る相手は1節で問題になったあの報酬です。最も騙されるのはどの手法か、ここで予想してください。
+
+# %% uid="hack-predict" tags=["quiz"]
+lab.predict("first_to_hack")
+
+# %% [markdown] lang="en" uid="particles" pair="2456a234"
+# ## 7. Steering while sampling
+#
+# Best-of-N looks only at the end. FK steering ([arXiv 2501.06848](https://arxiv.org/abs/2501.06848)) looks on the way: $k$ particles per prompt, and at some steps the clean picture that each one predicts is scored. Who has *risen* most since the last look is copied, who has fallen dies:
+#
+# $$w_i \propto \exp\big(\lambda\,(r_i^\mathrm{now} - r_i^\mathrm{before})\big)$$
+#
+# Why the difference and not the level? The factors of all looks are multiplied. Differences telescope to $e^{\lambda r(x_0)}$, the tilted density of lesson 05; levels would count early luck again and again. Write the weights, normalised over the particles. By hand: rises 0, 1, 2 at $\lambda = \ln 2$ give $(1, 2, 4)/7$.
+
+# %% [markdown] lang="ja" uid="particles" pair="e47335fe"
+# ## 7. 生成しながら舵を取る
+#
+# best-of-N は最後の画像しか見ません。FK ステアリング([arXiv 2501.06848](https://arxiv.org/abs/2501.06848))は途中も見ます。プロンプトごとに $k$ 個の粒子を用意し、いくつかのステップで、各粒子が予測する完成画像を採点します。前に見たときから最も*伸びた*粒子は複製され、落ちた粒子は消えます。
+#
+# $$w_i \propto \exp\big(\lambda\,(r_i^\mathrm{now} - r_i^\mathrm{before})\big)$$
+#
+# スコアそのものではなく差を使うのはなぜでしょうか。毎回の因子は掛け合わされます。差なら途中が打ち消し合い、レッスン05の傾けた密度 $e^{\lambda r(x_0)}$ になります。スコアそのものでは、初期の幸運を何度も数えてしまいます。粒子について正規化した重みを書いてください。手計算の例: 伸びが0、1、2で $\lambda = \ln 2$ なら $(1, 2, 4)/7$ です。
+
+
+# %% uid="fk-weights" tags=["exercise"] exercise="fk_weights"
+def fk_weights(now, before, strength):
+    """en: Weights [P, k] of k particles per prompt from their rewards now and before [P, k]; rows sum to 1.
+    ja: 今と前の報酬 [P, k] から、プロンプトごとの k 個の粒子の重み [P, k] を求めます。各行の合計は1です。
+    """
+    # BEGIN SOLUTION
+    return torch.softmax(strength * (now - before), 1)
+    # END SOLUTION
+
+
+# %% uid="fk-weights-check" tags=["check"]
+lab.check("fk_weights")
+fk_weights = lab.use("fk_weights")
+
+# %% uid="particles-left"
+from labkit.survey import effective_size
+
+climbs = pool_scores - pool_scores.roll(1, 1)
+strengths = [0.0, 0.5, 1.0, 2.0, 4.0, 8.0]
+alive = [float(effective_size(fk_weights(pool_scores, pool_scores - climbs, s)).mean()) for s in strengths]
+curve_with_interval(
+    strengths, {t("l08.alive"): alive}, xlabel=t("l08.strength_axis"), ylabel=t("l08.alive_axis", n=n_all),
+    title=t("l08.alive_title"),
+)  # fmt: skip
+
+# %% [markdown] lang="en" uid="particles-reading" pair="79f34f70"
+# **What you see.** $1 / \sum w_i^2$ counts how many particles still matter. At strength 0 all do; at 8 one has taken everything, and the search has lost its alternatives long before the picture is finished. Code therefore resamples only when fewer than half are left. *Decide:* which strength would you race with, and would you look early, when predictions are
+# blurred, or late, when little can be changed?
+#
+# The other way to steer is **guidance**: add the reward's gradient to every step. Stronger, dearer (a backward pass through U-Net and decoder in every step), and able to leave the data.
+
+# %% [markdown] lang="ja" uid="particles-reading" pair="64414916"
+# **図の見方。** $1 / \sum w_i^2$ は、意味のある粒子がいくつ残っているかを表します。強さ0ではすべてが残り、8では1つが独占します。画像の完成よりずっと前に、探索の選択肢がなくなってしまうのです。そのため実装では、半分を下回ったときだけ引き直します。*ここで決めてください。* どの強さで競技に臨みますか。予測がぼやけている早い段階で見ますか、それとも
+# ほとんど変えられない遅い段階で見ますか。
+#
+# 舵を取るもう1つの方法が**誘導**です。各ステップに報酬の勾配を加えます。強力ですが、毎ステップ U-Net とデコーダを逆伝播するので高くつき、データから外れることもあります。
+
+# %% [markdown] lang="en" uid="race" pair="aa9ef6a4"
+# ## 8. The race
+#
+# Three contenders run live, each within a minute on a laptop, over the recorded race. The default three stand for the three ways to use a reward: copy your best (RAFT), climb the gradient (DRaFT), select (best-of-N, from the pool above). Add any of `labkit.survey.CONTENDERS` to `live`; the prediction comes first.
+
+# %% [markdown] lang="ja" uid="race" pair="02f7ab50"
+# ## 8. 競技
+#
+# 3つの手法を、ノートパソコンでも1つ1分以内で実行し、記録済みの競技に重ねます。既定の3つは、報酬の使い方の3通りを代表しています。自分の最良をまねる(RAFT)、勾配を登る(DRaFT)、選ぶ(best-of-N。上のプールを使います)。`labkit.survey.CONTENDERS` の名前を `live` に足してもかまいません。実行の前に予想してください。
+
+# %% uid="race-run" tags=["slow"]
+live = ["raft", "draft"]
+mine, logs, costs = {}, {}, {}
+for name in lab.progress_bar(live, t("l08.contender"), len(live)):
+    mine[name], logs[name], costs[name] = lab.keep("race", compete, name)
+best = pool_scores.argmax(1)
+mine["best_of_n"] = pool[torch.arange(len(test)), best]
+verdicts = {name: judged(images) for name, images in {"base": base_images, **mine}.items()}
+logged = {name: [record for record in log if "gold" in record] for name, log in logs.items()}
+lines = {name: tuple([record[key] for record in log] for key in ("nfe", "proxy")) for name, log in logged.items()}
+recorded_paths(lines, xlabel=t("l08.nfe"), ylabel=t("l08.proxy_axis"), title=t("l08.live_title"), size=(7.0, 3.4))
+
+# %% uid="race-strips"
+rows = {t("l08.base"): base_images, **mine}
+strips({name: list(images[:6]) for name, images in rows.items()}, title=t("l08.strips_title"))
+
+# %% [markdown] lang="en" uid="live-reading" pair="ecfbc404"
+# **What you see.** The chart has the proxy of each contender's own training pictures. This is all that a team without a gold judge ever sees, and it is noisy: a dozen pictures an update. The strips have the same prompts and the same noise in every column. Do not look for the most beautiful row. Look for what *all* pictures of a row have in common and the base's have not: a colour, a haircut, an age. That is what the optimiser has learnt about your reward. Whoever learns from one reward leaves such a signature; whoever selects leaves a weaker one.
+#
+# *Note down, before the next cell, which row gold will put first.*
+
+# %% [markdown] lang="ja" uid="live-reading" pair="7f9546e6"
+# **図の見方。** グラフは、各手法が学習中に描いた画像の代理スコアです。正解の評価役を持たないチームに見えるのはこれだけで、しかも1回の更新に使う画像は十数枚なので、大きくぶれます。画像は、どの列も同じプロンプト、同じノイズから描いています。いちばん美しい行を探すのではなく、ある行の*すべて*の画像に共通していて、基準モデルにはないものを探してください。色、髪型、年齢などです。それが、報酬について最適化が学んだことです。1つの報酬で学習した手法には必ずこうした痕跡が残り、選ぶだけの手法では薄くなります。
+#
+# *次のセルを実行する前に、正解スコアがどの行を1位にするか、書き留めてください。*
+
+# %% uid="race-gold"
+record = lab.recorded
+arms = ["base", "raft", "rwr", "ddpo", "grpo", "nft", "draft", "alignprop", "dpo", "kto"]
+arms += ["best_of_n", "fk", "guidance", "fabric"]
+found = means(record, "gold", {arm: arm for arm in arms})
+own = {name: value["gold"] for name, value in verdicts.items() if name in found}
+recorded_means(found, yours=own, xlabel=t("l08.gold_axis"), value_format="{:.3f}", title=t("l08.race_gold"))
+
+# %% uid="race-plane"
+varied = means(record, "diversity", {arm: arm for arm in arms})
+both = {arm: (varied[arm], found[arm]) for arm in found if arm in varied}
+own = {name: (value["diversity"], value["gold"]) for name, value in verdicts.items()}
+recorded_plane(
+    both, yours=own, xlabel=t("l08.diversity_axis"), ylabel=t("l08.gold_axis"), title=t("l08.race_plane")
+)  # fmt: skip
+
+# %% [markdown] lang="en" uid="race-reading" pair="aaf73dc9"
+# **What you see.** Blue: the recorded race, every contender with the same 1,600 NFE and the same prompts, other votes and other noise for each seed; stars: your runs. *Is the order that of the proxy?* No. DRaFT's proxy is 1.52, best-of-7's 1.26, yet gold is .75 for DRaFT and .83 for best-of-7, which leads in every seed. Look into the axes: DRaFT paints the liked background behind everybody (preference .99) and forgets the prompt, task falls from .52 to .27. DPO does the same more gently (gold .78, task .37). Best-of-7 raises task as well, to .65. *What did it cost in diversity?* 4.7 for the base, 4.4 for best-of-7, 4.4 for NFT, 2.5 for DPO, 1.6 for DRaFT, where hardly more than one face is left. *How sure is that?* RAFT's gold is .47, .76, seed by seed: the run that turned all backgrounds to the wrong colour did so in a handful of updates, with a learning rate that was the better of two in a trial over half the budget. A table with one seed would have praised or buried it. And a fair table says *who saw what*: DRaFT and guidance see a gradient, DPO pairs, the others a number.
+
+# %% [markdown] lang="ja" uid="race-reading" pair="dc7db615"
+# **図の見方。** 青は記録済みの競技です。どの手法も1600 NFE、プロンプトも共通で、票とノイズはシードごとに別です。星はあなたの実行です。*順序は代理スコアと同じか。* 違います。代理スコアは DRaFT が1.52、best-of-7 が1.26ですが、正解スコアは DRaFT が0.75、best-of-7 が0.83で、どのシードでも best-of-7 が上です。軸ごとに見ましょう。DRaFT は誰の背景も好まれる色に塗り(選好0.99)、プロンプトを忘れて、タスクの軸が0.52から0.27に下がりました。DPO も、程度は軽いものの同じです(正解スコア0.78、タスク0.37)。best-of-7 ではタスクも0.65に上がります。*多様性をどれだけ失ったか。* 基準モデルの4.7に対し、best-of-7 は4.4、NFT は4.4、DPO は2.5、DRaFT は1.6で、ほぼ1つの顔しか残っていません。*どこまで確かか。* RAFT の正解スコアは、シード順に0.47、0.76です。背景をすべて好まれない色にしてしまった実行では、数回の更新でそうなりました。学習率は、半分の予算で試した2つのうち良いほうです。1シードだけの表なら、褒めすぎるか、切り捨てるかのどちらかになったでしょう。公平な表には、*誰が何を見たか*も書きます。DRaFT と誘導は勾配を、DPO はペアを、ほかは数値を見ています。
+
+# %% uid="paths-cost"
+online = ["raft", "rwr", "ddpo", "grpo", "nft", "draft", "alignprop"]
+
+
+def stages(metric, arm):
+    """en: Means of a recorded contender at the start (the base), after half of its updates, at the end.
+    ja: 記録済みの手法の平均。開始時(基準モデル)、更新の半分、終了時の順です。
+    """
+    levels = [record.values(metric, "base"), record.values(f"{metric}.half", arm), record.values(metric, arm)]
+    return np.array([level.mean() for level in levels])
+
+
+def spent(metric, arm):
+    """en: NFE or reward queries of the stages.
+    ja: 各段階までの NFE または報酬への問い合わせの数です。
+    """
+    return record.values(metric, arm).mean() * np.array([0, 0.5, 1])
+
+
+ran = [arm for arm in online if record.seeds(arm)]
+score = {"gold": t("l08.gold_axis"), "proxy": t("l08.proxy_axis")}
+price_axis = {"nfe": t("l08.nfe"), "queries": t("l08.queries_axis")}
+for cost, axis in price_axis.items():
+    lines = {arm: (spent(cost, arm), stages("gold", arm)) for arm in ran}
+    display(recorded_paths(lines, xlabel=axis, ylabel=score["gold"], title=t("l08.paths_cost")))
+
+# %% [markdown] lang="en" uid="paths-cost-reading" pair="30ad2c7b"
+# **What you see.** The same gold against two prices. On the first chart everyone pays alike, so what counts is the slope. NFT goes from .60 at half of the budget to .68 at its end, DDPO from .60 to .67: five and six updates are too few to tell the two apart, and the claim below says by how much. DiffusionNFT's paper compares them over hundreds. On the second chart the price is what the reward was asked. DRaFT asks once for each of its pictures, and a gradient carries more than a number does; DPO (not drawn: it stops asking before it starts training) asked 72 times, DDPO 96. If a question to your reward is a matrix product, read the first chart; if it is a minute of a person's time, the second, and then mind that a person has no gradient.
+
+# %% [markdown] lang="ja" uid="paths-cost-reading" pair="059bab66"
+# **図の見方。** 同じ正解スコアを、2種類の値段に対して描きました。1つ目のグラフでは全員が同じだけ払うので、見るべきは傾きです。NFT は予算の半分で0.60、終了時に0.68、DDPO は0.60から0.67です。5回や6回の更新では両者を区別しにくく、どこまで言えるかは下の主張で判定します。DiffusionNFT の論文が比べているのは、数百回の更新です。2つ目のグラフの値段は、報酬に何枚尋ねたかです。DRaFT が尋ねるのは自分の画像1枚につき1回で、勾配は数値1つより多くを伝えます。DPO は学習を始める前に尋ね終わるので描いていませんが、問い合わせは72回でした(DDPO は96回)。報酬への問い合わせが行列の積で済むなら1つ目を、人の1分がかかるなら2つ目を見てください。ただし、人には勾配がありません。
+
+# %% uid="paths-kl"
+trained = [arm for arm in (*online, "dpo", "kto", "draft_few", "draft_bias") if record.seeds(arm)]
+law = [best_of_n_kl(n) ** 0.5 for n in range(2, record.values("bon.gold.main", "best_of_n").shape[1] + 1)]
+for metric, axis in score.items():
+    curve = record.values(f"bon.{metric}.main", "best_of_n").mean(0)
+    lines = {t("l08.search_path"): (law, curve[1:])}
+    lines |= {arm: (record.values("kl", arm).mean() ** 0.5, record.values(metric, arm).mean()) for arm in trained}
+    display(recorded_paths(lines, xlabel=t("l08.path_kl"), ylabel=axis, log_x=True, title=t("l08.paths_kl")))
+
+# %% [markdown] lang="en" uid="paths-kl-reading" pair="2737f665"
+# **What you see.** Distance from the base, on a logarithmic axis, against gold and against the proxy. Best-of-N is the ruler: nothing is closer to the base for its proxy gain. NFT's paths are 169 nats away on average, DPO's 5,419, DRaFT's 62,358. Path KL is an upper bound of the picture's, so do not read it against the ruler to the digit; read the factor of 400 between NFT and DRaFT, at the same gold. Compare the two charts at DRaFT with a tenth of the votes: its own proxy is as high as anything in the race. Its gold between half and end goes from .82 to .76, from .52 to .80, from .75 to .78 (seed by seed). So the turn that Gao and others draw as one smooth curve appears in single runs and depends on which votes were cast; at this size of study the claim below cannot call it more than that.
+
+# %% [markdown] lang="ja" uid="paths-kl-reading" pair="94b6c8ba"
+# **図の見方。** 基準モデルからの距離(対数目盛)に対する、正解スコアと代理スコアです。best-of-N が物差しになります。同じだけ代理スコアを上げて、これより基準モデルの近くにとどまる手法はありません。軌跡の KL は、平均で NFT が169ナット、DPO が5,419ナット、DRaFT が62,358ナットです。軌跡の KL は画像の KL の上限なので、物差しの目盛と細かく比べてはいけません。見るべきは、同じ正解スコアでの NFT と DRaFT の比、約400倍です。10分の1の投票による DRaFT を2つのグラフで比べてください。自分の代理のスコアは、競技の中で最も高い部類です。予算の半分から終了時までに、正解スコアはシード順に0.82から0.76、0.52から0.80、0.75から0.78と動きました。Gao らが1本のなめらかな曲線に描いた下降は、個々の実行には現れますが、どの票が投じられたかによって変わります。この規模の実験では、下の主張もそれ以上は判定できません。
+
+
+# %% uid="dashboards"
+def panel(key, arms):
+    """en: A number of the recorded logs against the NFE spent, mean over seeds: arm -> (x, y).
+    ja: 記録されたログの数値を NFE に対して並べます(シードの平均)。条件名 -> (x, y) です。
+    """
+    there = [arm for arm in arms if record.seeds(arm)]
+    return {arm: (record.values("panel.nfe", arm).mean(0), record.values(f"panel.{key}", arm).mean(0)) for arm in there}
+
+
+options = {"xlabel": t("l08.nfe"), "size": (7.0, 2.8)}
+display(
+    recorded_paths(panel("clipped", ["ddpo", "grpo"]), ylabel=t("l08.clipped"), title=t("l08.ppo_panel"), **options)
+)
+errors = {
+    t("l08.error_of", arm=arm, who=t(f"l08.{who}")): line
+    for who, key in (("winner", "d_w"), ("loser", "d_l"))
+    for arm, line in panel(key, ["dpo", "kto"]).items()
+}
+display(recorded_paths(errors, ylabel=t("l08.error_axis"), title=t("l08.dpo_panel"), **options))
+
+# %% [markdown] lang="en" uid="dashboards-reading" pair="890859fd"
+# **What you see.** Two instruments that people watch while training. Upper: PPO's clip. The first of the two trained steps of an update has ratios of exactly 1, so nothing of it is clipped; the second is trained with weights that have moved already. A share of .5 therefore says that the whole second step was thrown away: that happens in the first updates here, so the learning rate is at its limit. Lower: DPO's two errors. The losers' error rises to .79, the winners' to .38: both get worse, the losers faster, which is all that the loss asks for (lesson 05). Gold still rose, but the model is forgetting how to draw the pictures it was told to prefer, and its diversity says so.
+
+# %% [markdown] lang="ja" uid="dashboards-reading" pair="972cc2ef"
+# **図の見方。** 学習中に見守る計器を2つ挙げます。上は PPO のクリップです。1回の更新で学習する2つのステップのうち、1つ目の比はちょうど1なので、何もクリップされません。2つ目は、すでに動いた重みで学習します。割合が0.5なら、2つ目のステップが丸ごと捨てられています。ここでは最初の数回の更新でそうなっていて、学習率が上限にあることが分かります。下は DPO の2つの誤差です。敗者の誤差は0.79、勝者の誤差は0.38まで増えました。両方が悪化し、敗者のほうが速く悪化しています。損失が求めるのはそれだけです(レッスン05)。正解スコアは上がったものの、好むように教えた画像の描き方をモデルは忘れつつあり、多様性の低下にそれが表れています。
+
+# %% uid="race-claims"
+gain = {name: {k: value[k] - verdicts["base"][k] for k in value} for name, value in verdicts.items()}
+spread_gold, spread_proxy = float(gold.std()), float(pool_scores.std())
+unconfirmed = {n: g["proxy"] / spread_proxy - g["gold"] / spread_gold for n, g in gain.items()}
+lab.claim("draft_first", reason=t("l08.only_recorded"))
+value = unconfirmed["draft"] - unconfirmed["raft"]
+what = t("l08.m_gain", what=t("l08.unconfirmed"), prompts=len(test))
+lab.claim("draft_hacks", measured=what, value=value, seeds=[lab.seed])
+least = max(gain[name]["diversity"] for name in live)
+what = t("l08.m_gain", what=t("l08.diversity"), prompts=len(test))
+lab.claim("diversity_falls", measured=what, value=least, seeds=[lab.seed])
+value = gain["draft"]["gold"] - gain["best_of_n"]["gold"]
+what = t("l08.m_gain", what=t("l08.gold"), prompts=len(test))
+lab.claim("search_is_hard_to_beat", measured=what, value=value, seeds=[lab.seed])
+hacker = max(("draft", "raft", "best_of_n"), key=unconfirmed.get)
+lab.reveal("first_to_hack", "search" if hacker == "best_of_n" else hacker)
+
+# %% uid="recorded-claims"
+lab.claim("gold_turns", reason=t("l08.only_recorded"))
+lab.claim("turn_moves", reason=t("l08.only_recorded"))
+lab.claim("dpo_asks_less", reason=t("l08.only_recorded"))
+lab.claim("dpo_beats_base", reason=t("l08.only_recorded"))
+lab.claim("nft_is_cheaper", reason=t("l08.only_recorded"))
+
+# %% [markdown] lang="en" uid="bug" pair="c2576cec"
+# ## 9. A planted bug: who finds it?
+#
+# Back to section 1. Its votes came from raters with a taste for saturated colours. Nobody told the optimisers. Two pieces of evidence: the pool you already have, chosen by the honest and by the tainted proxy; and the cross-reward table of the record, whose rows say what was trained on and whose columns say who judges. Your own DRaFT under both proxies is compared below it.
+
+# %% [markdown] lang="ja" uid="bug" pair="7fe34b86"
+# ## 9. 仕込んだ欠陥: 見つけるのは誰か
+#
+# 1節に戻ります。あの投票には、彩度の高い色を好む評価者の癖が混ざっていました。最適化の側には誰も教えていません。証拠を2つ挙げます。1つは、手元のプールから、癖のない代理と癖のある代理が選んだ画像です。もう1つは、記録から作った報酬の相互評価の表で、行は学習に使った手法と代理、列は採点する評価役です。その下では、両方の代理で学習したあなた自身の DRaFT を比べます。
+
+# %% uid="bug-search"
+from labkit.survey import saturation_of
+
+colours = saturation_of(flat).view(len(test), n_all).double()
+by_bias = scores_of(l08.proxy_of("bias", lab.seed, sizes))
+curves = {}
+for name, scores in {t("l08.plain_proxy"): pool_scores, t("l08.bias_proxy"): by_bias}.items():
+    pairs = list(zip(scores, colours, strict=True))
+    curves[name] = [float(np.mean([best_of_n_weights(s, n) @ c.numpy() for s, c in pairs])) for n in counts]
+curve_with_interval(
+    list(counts), curves, xlabel=t("l08.n_axis"), ylabel=t("l08.bug_axis"), title=t("l08.bug_title")
+)  # fmt: skip
+
+# %% uid="cross"
+from labkit.figures import figure_style, new_figure
+
+runs = [
+    arm for arm in ("draft", "draft_few", "draft_bias", "raft", "raft_bias", "nft", "nft_bias") if record.seeds(arm)
+]
+columns = {"proxy.main": t("l08.plain_proxy"), "proxy.few": t("l08.few_proxy"), "proxy.bias": t("l08.bias_proxy")}
+columns |= {"gold": t("l08.gold"), "task": t("l08.task"), "safety": t("l08.safety")}
+columns |= {"preference": t("l08.preference"), "saturation": t("l08.saturation")}
+
+
+def moved_by(arm, metric):
+    """en: Gain of a recorded arm over the base in standard deviations of the base's pictures.
+    ja: 基準モデルに対する記録済みの条件の伸び。単位は基準モデルの画像での標準偏差です。
+    """
+    now, before = record.pair(metric, arm, "base")
+    return (now - before).mean() / before.std()
+
+
+table = np.array([[moved_by(arm, metric) for metric in columns] for arm in runs])
+with figure_style():
+    figure = new_figure(8.2, 3.6, layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(table, cmap="RdBu", vmin=-2, vmax=2, aspect="auto")
+    axes.set_xticks(range(len(columns)), list(columns.values()), fontsize=8, rotation=20, ha="right")
+    axes.set_yticks(range(len(runs)), list(runs), fontsize=8)
+    axes.grid(False)
+    for i, j in np.ndindex(table.shape):
+        ink = "white" if abs(table[i, j]) > 1.3 else "black"
+        axes.annotate(f"{table[i, j]:+.1f}", (j, i), ha="center", va="center", color=ink)
+    axes.set_title(t("l08.cross_title"))
+figure.alt = t("l08.cross_title")
+figure
+
+# %% uid="bug-claim"
+value = judged(hacked)["saturation"] - judged(mine["draft"])["saturation"]
+lab.claim("bug_is_found", measured=t("l08.m_bug"), value=value, seeds=[lab.seed])
+
+# %% [markdown] lang="en" uid="bug-reading" pair="cc8ee049"
+# **What you see.** The same pool, the same prompts: the tainted judge picks the more saturated picture. Training can go further, because it can *make* what selection only finds. Who does? DRaFT ends at a saturation of .40 under the taint and .20 without it (the base has .27), and its gold is .64 against .75. NFT (.28 and .29) and RAFT (.27 and .28) do not move that way: in a handful of updates from a few pictures, scores alone carry too little to find a direction that the gradient points at from the first step. That is no merit of theirs. In the table, read along the rows: a gain that only its own column confirms is a hack; a gain that a reward with other votes, and gold, confirm as well is an improvement. **What to do without gold:** a second proxy from other votes, pictures at fixed seeds, and a list of things that should *not* move (here saturation) watched from the first update on.
+
+# %% [markdown] lang="ja" uid="bug-reading" pair="e8e9b23f"
+# **図の見方。** プールもプロンプトも同じなのに、癖のある評価役は彩度の高い画像を選びます。選ぶだけなら見つけるにとどまりますが、学習はそういう画像を*作る*ことができます。実際に作ったのはどの手法でしょうか。DRaFT の彩度は、癖のある代理では0.40、癖のない代理では0.20でした(基準モデルは0.27)。正解スコアは0.64と0.75です。NFT(0.28と0.29)と RAFT(0.27と0.28)は、その方向に動いていません。少数の画像による数回の更新では、勾配なら最初のステップから指し示す方向を、スコアだけで見つけるのは難しいからです。手法の手柄ではありません。表は行に沿って読んでください。自分の列でしか確かめられない伸びは、報酬の穴を突いた結果です。別の投票による報酬や正解スコアでも確かめられる伸びは、改善です。**正解スコアがないときは:** 別の投票で作った2つ目の代理、固定シードの画像、そして*動いてはならない*もの(ここでは彩度)の一覧を用意し、最初の更新から見守ります。
+
+# %% [markdown] lang="en" uid="even" pair="8eb1e4b0"
+# ## 10. Train or search?
+#
+# Suppose a trained model and best-of-$N$ were equally good. Training costs $C$ once and then $T$ a picture; the search costs $N$ times as much for every picture. Training has paid when $C + T M < N T M$, so from $M^* = C / ((N-1) T)$ pictures on (decoding included in $T$). The code takes for $N$ the smallest number whose recorded gold reaches DRaFT's (the whole pool
+# if none does), and for $C$ what your own run has cost.
+
+# %% [markdown] lang="ja" uid="even" pair="391cb262"
+# ## 10. 学習か、探索か
+#
+# 学習したモデルと best-of-$N$ の質が同じだとしましょう。学習は最初に $C$、その後は1枚につき $T$ かかります。探索は1枚ごとに $N$ 倍かかります。学習が割に合うのは $C + T M < N T M$ のとき、つまり $M^* = C / ((N-1) T)$ 枚からです(デコードの費用は $T$ に含めます)。コードでは、記録された正解スコアが DRaFT に届く最小の $N$(届かなければプール全体)を使い、
+# $C$ にはあなた自身の実行にかかった費用を使います。
+
+# %% uid="even-run"
+from labkit.survey import break_even
+
+level, curve = record.values("gold", "draft").mean(), record.values("bon.gold.main", "best_of_n").mean(0)
+reached = np.flatnonzero(curve >= level)
+n_search = max(2, int(reached[0]) + 1 if len(reached) else len(curve))
+plain = sizes.steps + price.decode
+images_needed = break_even(costs["draft"]["training"], plain, n_search * plain)
+ordered_images = np.linspace(0, 2.5 * images_needed, 30)
+lines = {
+    t("l08.train_line"): costs["draft"]["training"] + plain * ordered_images,
+    t("l08.search_line", n=n_search): n_search * plain * ordered_images,
+}
+curve_with_interval(
+    ordered_images, lines, xlabel=t("l08.even_axis"), ylabel=t("l08.even_y"),
+    title=t("l08.even_title", images=images_needed),
+)  # fmt: skip
+
+# %% [markdown] lang="en" uid="even-reading" pair="f6c26248"
+# **What you see.** The lines cross where the saved searches have repaid the training. In the record the best of 4 already has DRaFT's gold, so training repays itself only over a few dozen pictures or more, and with one face instead of many. A catalogue of thousands: train, but stop earlier than DRaFT did here, or take NFT. A campaign of thirty: search. And a term that the chart leaves out decides more often than either: a trained model is a *new process*, whose quality must be verified anew (lesson 09), while best-of-N delivers pictures of the model that was already accepted.
+
+# %% [markdown] lang="ja" uid="even-reading" pair="9ac0d512"
+# **図の見方。** 2本の線は、節約した探索の費用が学習の費用に追い付くところで交わります。記録では、best-of-4 ですでに DRaFT の正解スコアに届きます。学習が割に合うのは数十枚を超えてからで、しかも多様な顔の代わりに、ほぼ1つの顔になります。数千枚のカタログなら学習ですが、ここでの DRaFT より早く止めるか、NFT を使います。30枚のキャンペーンなら探索です。そして、グラフにない項目のほうが決め手になることも多くあります。学習したモデルは*新しい工程*なので、品質を検証し直さなければなりません(レッスン09)。best-of-N が納品するのは、すでに承認されたモデルの画像です。
+
+# %% [markdown] lang="en" uid="own" pair="39c2b671"
+# ## 11. Your own entry
+#
+# Beat the recorded race within the same budget. Any contender, any of `ArenaSettings`: fewer updates of more pictures, a smaller learning rate with an earlier stop, $K$, $\lambda$, `kl` for the policy gradients. **Predict** gold before each run. Gold decides, on held-out prompts; every try goes into a leaderboard in a file of your own, beside your progress, so that tomorrow's try meets today's.
+# A fair warning: looking at gold after each of twenty tries and keeping the best is an optimiser as well, and gold is its proxy.
+
+# %% [markdown] lang="ja" uid="own" pair="d0214773"
+# ## 11. 自分のエントリー
+#
+# 同じ予算で、記録済みの競技を上回ってください。どの手法でも、`ArenaSettings` のどの項目でもかまいません。更新回数を減らして枚数を増やす、学習率を下げて早めに止める、$K$、$\lambda$、方策勾配の `kl` などです。実行のたびに正解スコアを**予想**してください。判定は未使用のプロンプトでの正解スコアです。どの試行も、進捗と同じ場所にあるあなた自身のファイルの順位表に残るので、
+# 明日の試行は今日の試行と競えます。1つ忠告があります。20回試すたびに正解スコアを見て最良を残すのも一種の最適化で、そのとき正解スコアは代理になります。
+
+# %% uid="own-run" tags=["open", "slow"]
+from labkit.survey.leaderboard import enter_score
+
+my_name, my_settings = "nft", {"lr": 2e-3, "draws": 1}
+own_images, own_log, own_costs = lab.keep("own", compete, my_name, **my_settings)
+own_gold = judged(own_images)["gold"]
+total = own_costs["training"] + len(test) * own_costs["per_image"]
+allowed = sizes.nfe + len(test) * plain
+lab.verdict(t("l08.within", budget=allowed, spent=total), total <= allowed * 1.001)
+board = enter_score(lab.progress.path.with_name("arena.jsonl"), my_name, own_gold, nfe=total, **my_settings)
+for rank, row in enumerate(board[:5], 1):
+    print(t("l08.board", rank=rank, name=row["name"], gold=row["gold"], nfe=row["nfe"]))
+top = max(found, key=lambda arm: found[arm].value)
+print(t("l08.recorded_best", name=top, gold=found[top].value))
+
+# %% [markdown] lang="en" uid="close" pair="6a11d5d6"
+# ## 12. Paper, article, your numbers
+#
+# Where to go next: [lesson 09](09_verification.ipynb) takes the question that the race leaves open. Whichever contender won, its pictures must be accepted by somebody who answers for them.
+
+# %% [markdown] lang="ja" uid="close" pair="9b588a48"
+# ## 12. 論文、記事、測定値
+#
+# 次に進むなら、[レッスン09](09_verification.ipynb)です。競技が答えを出さなかった問いを引き受けます。どの手法が勝っても、その画像を引き受ける責任者が必要です。
+
+# %% uid="article-map"
+lab.article_map()
+
+# %% uid="quiz" tags=["quiz"]
+lab.quiz("which_judge")
+lab.quiz("needs_gradient")
+lab.quiz("when_to_train")

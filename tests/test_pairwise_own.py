@@ -1,0 +1,175 @@
+"""PC-CLIP on own pictures: tables, the probe of the frozen tower, captions alone, alarms, the command."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_models import seeded
+
+from labkit.cli import main
+from labkit.models.clip_inputs import ClipInputs
+from labkit.models.sd_layout import clip_tokenizer
+from labkit.pairwise import TemplateWriter, TextTower, cache_embeddings, preset, train_pairwise
+from labkit.pairwise.filters import judge
+from labkit.pairwise.inspection import alarm_report, good_photos_needed
+from labkit.pairwise.own import caption_pairs, caption_visibility, read_pictures, visibility
+from labkit.pairwise.pairs import Codes
+from labkit.pairwise.train import PairwiseError
+
+COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (30, 160, 30)}
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def tiny_clip():
+    from transformers import CLIPConfig, CLIPModel
+
+    width = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
+    ids = {"vocab_size": 514, "bos_token_id": 512, "eos_token_id": 513, "pad_token_id": 513}
+    vision = width | {"image_size": 32, "patch_size": 16}
+    config = CLIPConfig(
+        text_config=width | ids | {"max_position_embeddings": 96}, vision_config=vision, projection_dim=24
+    )
+    clip = seeded(lambda: CLIPModel(config), 0).eval()
+    return clip, ClipInputs(clip_tokenizer(514, 96), clip.config, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """45 coloured pictures that are not square, a table with what is visible and what is not, and a CLIP on disk."""
+    root = tmp_path_factory.mktemp("own")
+    rng = np.random.default_rng(0)
+    lines = ["\ufefffile_name,caption,colour,maker"]
+    for i in range(45):
+        colour = list(COLOURS)[i % 3]
+        levels = np.clip(np.array(COLOURS[colour]) + rng.normal(0, 12, (40, 60, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(levels).save(root / f"{i:02d}.png")
+        lines.append(f"{i:02d}.png,a {colour} plate number {i},{colour},{'ab'[int(rng.integers(2))]}")
+    (root / "metadata.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    clip, inputs = tiny_clip()
+    clip.save_pretrained(root / "clip")
+    inputs.tokenizer.save_pretrained(root / "clip")
+    return root
+
+
+@pytest.fixture(scope="module")
+def seen(own):
+    clip, inputs = tiny_clip()
+    pictures = read_pictures(own)
+    return clip, inputs, pictures, cache_embeddings(clip, inputs, inputs.pictures(pictures.folder))
+
+
+def test_a_table_gives_captions_and_attributes_in_the_order_of_the_names(own, tmp_path):
+    pictures = read_pictures(own)
+    assert len(pictures) == 45 and pictures.values[4] | {"maker": ""} == {
+        "caption": "a blue plate number 4", "colour": "blue", "maker": "",
+    }  # fmt: skip
+    assert pictures.wording["colour"]["red"] == "red colour" and set(pictures.wording) == {"colour", "maker"}
+    assert pictures.captions[0] == ("a red plate number 0", None)
+    rows = [{"image": "02.png", "text": "two"}, {"image": "01.png", "text": "one"}]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    some = read_pictures(own, tmp_path / "t.jsonl")
+    assert some.folder.names == ("01.png", "02.png") and some.captions == [("one", None), ("two", None)]
+
+
+@pytest.mark.parametrize(
+    ("table", "match"),
+    [("file_name,a\nnone.png,1\n", "'none.png', which is no picture"), ("name,a\n01.png,1\n", "row 1 names no file"),
+     ("file,a\n01.png,1\n01.png,2\n", "row 2 names '01.png' again"), ("file,a\n", "no rows")],
+)  # fmt: skip
+def test_a_table_that_does_not_fit_is_named_with_its_row(own, tmp_path, table, match):
+    (tmp_path / "t.csv").write_text(table)
+    with pytest.raises(PairwiseError, match=match):
+        read_pictures(own, tmp_path / "t.csv")
+
+
+def test_the_probe_tells_what_the_tower_sees_from_what_it_does_not(seen):
+    _, _, pictures, images = seen
+    found = visibility(images, pictures.values, ["colour", "maker", "nothing"])
+    assert [found[a].verdict for a in ("colour", "maker", "nothing")] == ["seen", "not seen", "too few"]
+    assert found["colour"].accuracy > 0.9 and found["colour"].chance == pytest.approx(1 / 3)
+    turned = [row | {"colour": pictures.values[-1 - i]["maker"]} for i, row in enumerate(pictures.values)]
+    assert visibility(images, turned, ["colour"])["colour"].verdict == "not seen"
+    assert caption_visibility(images, images) == (1.0, 0.1)
+
+
+def test_captions_alone_train_and_each_is_true_of_its_own_picture(seen):
+    clip, inputs, pictures, images = seen
+    values = [{"caption": row["caption"]} for row in pictures.values]
+    pairs = caption_pairs(values, 30, generator())
+    assert all(values[p.first] != values[p.second] and not p.statement.attributes for p in pairs)
+    records = TemplateWriter({})(pairs, values).records
+    first, second = (values[i]["caption"] for i in (pairs[0].first, pairs[0].second))
+    assert records[0].sentences[0] == f"the first shows {first}, the second shows {second}"
+    assert records[0].mirrored[1] == f"the second shows {first}, the first shows {second}"
+    statements = [p.statement for p in pairs[:3]]
+    assert not Codes({}).truth(values[:4], values[4:8], statements).any()
+    config = preset("robust", steps=8, batch=8, lr=1e-3)
+    options = {"wording": {}, "generator": generator()}
+    _, card = train_pairwise(clip, inputs, images, values, records, config, captions=pictures.captions, **options)
+    assert card.drift > 0 and max(card.floor) < 0.7  # what is drawn twice; ln 8 = 2.08 if all were true of all
+    with pytest.raises(ValueError, match="most captions name nothing"):
+        nothing = [(text, {}) for text, _ in pictures.captions]
+        train_pairwise(clip, inputs, images, values, records, config, captions=nothing, **options)
+    with pytest.raises(PairwiseError, match="1 different captions"):
+        caption_pairs([{"caption": "a"}] * 3, 2, generator())
+
+
+def test_answers_about_captions_are_judged_by_their_form(seen):
+    pair = caption_pairs([{"caption": "a"}, {"caption": "b"}], 1, generator())[0]
+
+    def verdict(text):
+        return judge(json.dumps({"sentence": text}), pair, {}, {}, {})
+
+    good = "the first shows a red plate, the second shows a blue plate"
+    assert verdict(good) == (good, pair.statement)
+    assert verdict("the first shows a red plate, the second shows a red plate") == "same value"
+    assert verdict("both pictures show a plate of some colour") == "one-sided"
+
+
+def test_a_loss_that_is_no_number_and_a_sentence_that_is_too_long_stop_the_run(seen):
+    clip, inputs, pictures, images = seen
+    values = [{"caption": row["caption"]} for row in pictures.values]
+    records = TemplateWriter({})(caption_pairs(values, 12, generator()), values).records
+    config = preset("robust", steps=3, batch=4, rehearsal=0.0, lr=1e30)
+    with pytest.raises(PairwiseError, match="is (nan|inf) at step|not finite") as error:
+        train_pairwise(clip, inputs, images, values, records, config, wording={}, generator=generator())
+    assert "lower lr" in str(error.value) and "\n" not in str(error.value)
+    long = [values[0] | {"caption": "a plate " * 60}, *values[1:]]
+    records = TemplateWriter({})(caption_pairs(long, 200, generator()), long).records
+    with pytest.raises(ValueError, match="the context holds 96"):  # one step would hardly have drawn it
+        config = preset("robust", steps=1, batch=2, rehearsal=0.0)
+        train_pairwise(clip, inputs, images, long, records, config, wording={}, generator=generator())
+    assert isinstance(TextTower(clip, inputs), TextTower)
+
+
+def test_the_number_of_good_photographs_is_that_of_wilks():
+    assert [good_photos_needed(rate) for rate in (0.05, 0.02, 0.01)] == [59, 149, 299]
+    calibration = torch.arange(100.0)
+    report = alarm_report(calibration=calibration, good=torch.tensor([1.0, 98.5]), bad=torch.tensor([200.0]), rate=0.05)
+    assert report.threshold == pytest.approx(94.05) and report.false_alarms[0] == 0.5 and report.missed[0] == 0.0
+    assert report.enough and 0 < report.false_alarms[1] < 0.5 < report.false_alarms[2]
+    few = alarm_report(calibration=calibration[:20], good=calibration[:0], bad=calibration[:0], rate=0.02)
+    assert (few.threshold, few.enough, few.needed, few.false_alarms) == (19.0, False, 149, None)
+    for rate in (0, 1, 2):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            good_photos_needed(rate)
+
+
+def test_the_command_probes_trains_saves_and_sets_an_alarm(own, tmp_path, capsys):
+    clip = ["--clip", str(own / "clip")]
+    assert main(["pcclip", "probe", str(own), *clip]) == 0
+    assert "colour               seen" in capsys.readouterr().out
+    out = tmp_path / "tuned"
+    more = ["--out", str(out), "--steps", "4", "--pairs", "40"]
+    assert main(["pcclip", "train", str(own), *clip, *more]) == 0
+    assert "40 of 40 sentences accepted" in capsys.readouterr().out
+    assert json.loads((out / "run.json").read_text())["records"] == 40
+    assert main(["pcclip", "probe", str(own), "--clip", str(out)]) == 0  # what was saved can be used
+    assert main(["pcclip", "alarm", str(own), "--bad", str(own), *clip]) == 1
+    assert "149 good photographs" in capsys.readouterr().out
+    assert main(["pcclip", "probe", str(tmp_path / "nowhere"), *clip]) == 2
