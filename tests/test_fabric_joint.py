@@ -17,8 +17,9 @@ from tiny_models import TEXT_WIDTH, seeded, tiny_text_encoder, tiny_vae
 
 from labkit.diffusion import labelled_rows
 from labkit.fabric import FabricError, FabricWarning, ReferenceCache, fabric, reference_noise
+from labkit.fabric.caller import Caller
 from labkit.fabric.joint import attend_joint, flow_reference, joint_attentions
-from labkit.fabric.joint_session import pack
+from labkit.fabric.joint_session import joint_labels, pack
 from labkit.fabric.references import Reference, encode_reference
 from labkit.models.sd_layout import clip_tokenizer
 
@@ -220,7 +221,10 @@ def test_rows_read_the_references_of_their_sign_only(kind):
     x = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(4))
     before = direct(kind, x)
     mixed = direct(kind, x, labels=("uncond", "cond"), liked=[LIKED], disliked=[DISLIKED], negative_scale=1.0)
-    liked = direct(kind, x, liked=[LIKED])
+    seen = []
+    liked = direct(kind, x, liked=[LIKED], observer=seen.append)
+    assert [one.layer for one in seen] == [layer for layer, _ in joint_attentions(model(kind))]
+    assert {(one.q.shape[2], one.k.shape[2], one.reference.k.shape[2]) for one in seen} == {(4, 4, 4)}  # of the image
     disliked = direct(kind, x, labels=("uncond",) * 2, disliked=[DISLIKED], negative_scale=1.0)
     close(mixed[1], liked[1])
     close(mixed[0], disliked[0])
@@ -273,6 +277,20 @@ def test_flux_calls_are_told_apart_by_their_text_even_where_the_texts_are_equal(
     with_feedback(pipe, "flux", call=same, observer=seen.append, **signs)
     layers = len(joint_attentions(pipe.transformer))
     assert [one.sign for one in seen] == ["liked"] * layers + ["disliked"] * layers
+
+
+def test_flux_rows_are_labelled_by_values_where_a_copy_of_the_text_is_given_and_refused_in_doubt():
+    positive, negative = (texts("flux")[name] for name in ("prompt_embeds", "negative_prompt_embeds"))
+
+    def labels(text, prompt=positive, guided=True):
+        own = {"do_true_cfg": guided, "prompt_embeds": prompt, "negative_prompt_embeds": negative}
+        return joint_labels({"sample": text, "encoder_hidden_states": text}, Caller(None, own))
+
+    assert labels(positive.clone()) == ("cond", "cond") and labels(negative.clone()) == ("uncond", "uncond")
+    assert labels(negative, guided=False) == ("cond", "cond")
+    for text, prompt in ((negative.clone(), negative.clone()), (positive + 1, positive)):
+        with pytest.raises(FabricError, match="cannot be told whether"):
+            labels(text, prompt)
 
 
 def test_skip_layer_guidance_reads_likes_in_the_layers_that_run():
