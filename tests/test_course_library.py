@@ -59,7 +59,7 @@ ROOMS = {
     "inspection": ("command",),
     "metrics": ("bradley_terry", "fid_infinity", "inception_net", "torchmetrics_wrappers"),
     "models": ("sd_layout",),
-    "pairwise": (),
+    "pairwise": ("command",),
     "portraits": (),
     "studies": ("l06", "l07"),  # what a study says to itself
 }

@@ -116,7 +116,7 @@ def train_pairwise(
         raise ValueError(f"captions name {', '.join(sorted(foreign))}, which the wording does not know: widen wording")
     if config.rehearsal and sum(named == {} for _, named in captions) > len(captions) / 2:
         raise ValueError(
-            "most captions name nothing ({}), so each would count as true of every image: pass None where the "
+            "most captions name nothing, so each would count as true of every image: pass None where the "
             "attributes are not known"
         )
     pairs = torch.tensor([(r.first, r.second) for r in records])  # [R, 2]
