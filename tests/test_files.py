@@ -59,7 +59,12 @@ def test_every_error_class_of_labkit_has_one_base():
     for module in pkgutil.walk_packages(labkit.__path__, "labkit."):
         if module.name.endswith("__main__") or module.name == "labkit.authoring.colab":
             continue
-        for value in vars(importlib.import_module(module.name)).values():
+        try:
+            names = vars(importlib.import_module(module.name))
+        except ModuleNotFoundError as error:
+            assert error.name == "sphinx", "only the site's modules may need an extra"
+            continue
+        for value in names.values():
             if isinstance(value, type) and issubclass(value, Exception) and value.__module__.startswith("labkit."):
                 if not issubclass(value, Warning):
                     found.append(value)

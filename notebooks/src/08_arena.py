@@ -618,11 +618,11 @@ for metric, axis in score.items():
     lines |= {arm: (record.values("kl", arm).mean() ** 0.5, record.values(metric, arm).mean()) for arm in trained}
     display(recorded_paths(lines, xlabel=t("l08.path_kl"), ylabel=axis, log_x=True, title=t("l08.paths_kl")))
 
-# %% [markdown] lang="en" uid="paths-kl-reading" pair="e31d931e"
-# **What you see.** Distance from the base, on a logarithmic axis, against gold and against the proxy. Best-of-N is the ruler: nothing is closer to the base for its proxy gain. NFT's paths are 141 nats away on average, DPO's 8,010, DRaFT's 62,358. Path KL is an upper bound of the picture's, so do not read it against the ruler to the digit; read the factor of 400 between NFT and DRaFT, at the same gold. Compare the two charts at DRaFT with a tenth of the votes: its own proxy is as high as anything in the race. Its gold between half and end goes from .82 to .76, from .52 to .80, from .75 to .78 (seed by seed). So the turn that Gao and others draw as one smooth curve appears in single runs and depends on which votes were cast; at this size of study the claim below cannot call it more than that.
+# %% [markdown] lang="en" uid="paths-kl-reading" pair="4fbcb49f"
+# **What you see.** Distance from the base, on a logarithmic axis, against gold and against the proxy. Best-of-N is the ruler: nothing is closer to the base for its proxy gain. NFT's paths are 141 nats away on average, DPO's 8,010, DRaFT's 62,358. Path KL is an upper bound of the picture's, so do not read it against the ruler to the digit; read the factor of 400 between NFT and DRaFT, at nearly the same gold. Compare the two charts at DRaFT with a tenth of the votes: its own proxy is as high as anything in the race. Its gold between half and end goes from .82 to .76, from .52 to .80, from .75 to .78 (seed by seed). So the turn that Gao and others draw as one smooth curve appears in single runs and depends on which votes were cast; at this size of study the claim below cannot call it more than that.
 
-# %% [markdown] lang="ja" uid="paths-kl-reading" pair="b78daa2d"
-# **図の見方。** 基準モデルからの距離(対数目盛)に対する、正解スコアと代理スコアです。best-of-N が物差しになります。同じだけ代理スコアを上げて、これより基準モデルの近くにとどまる手法はありません。軌跡の KL は、平均で NFT が141ナット、DPO が8,010ナット、DRaFT が62,358ナットです。軌跡の KL は画像の KL の上限なので、物差しの目盛と細かく比べてはいけません。見るべきは、同じ正解スコアでの NFT と DRaFT の比、約400倍です。10分の1の投票による DRaFT を2つのグラフで比べてください。自分の代理のスコアは、競技の中で最も高い部類です。予算の半分から終了時までに、正解スコアはシード順に0.82から0.76、0.52から0.80、0.75から0.78と動きました。Gao らが1本のなめらかな曲線に描いた下降は、個々の実行には現れますが、どの票が投じられたかによって変わります。この規模の実験では、下の主張もそれ以上は判定できません。
+# %% [markdown] lang="ja" uid="paths-kl-reading" pair="977494a2"
+# **図の見方。** 基準モデルからの距離(対数目盛)に対する、正解スコアと代理スコアです。best-of-N が物差しになります。同じだけ代理スコアを上げて、これより基準モデルの近くにとどまる手法はありません。軌跡の KL は、平均で NFT が141ナット、DPO が8,010ナット、DRaFT が62,358ナットです。軌跡の KL は画像の KL の上限なので、物差しの目盛と細かく比べてはいけません。見るべきは、ほぼ同じ正解スコアでの NFT と DRaFT の比、約400倍です。10分の1の投票による DRaFT を2つのグラフで比べてください。自分の代理のスコアは、競技の中で最も高い部類です。予算の半分から終了時までに、正解スコアはシード順に0.82から0.76、0.52から0.80、0.75から0.78と動きました。Gao らが1本のなめらかな曲線に描いた下降は、個々の実行には現れますが、どの票が投じられたかによって変わります。この規模の実験では、下の主張もそれ以上は判定できません。
 
 
 # %% uid="dashboards"
@@ -638,9 +638,10 @@ options = {"xlabel": t("l08.nfe"), "size": (7.0, 2.8)}
 display(
     recorded_paths(panel("clipped", ["ddpo", "grpo"]), ylabel=t("l08.clipped"), title=t("l08.ppo_panel"), **options)
 )
+roles = {t("l08.winner"): "d_w", t("l08.loser"): "d_l"}
 errors = {
-    t("l08.error_of", arm=arm, who=t(f"l08.{who}")): line
-    for who, key in (("winner", "d_w"), ("loser", "d_l"))
+    t("l08.error_of", arm=arm, who=who): line
+    for who, key in roles.items()
     for arm, line in panel(key, ["dpo", "kto"]).items()
 }
 display(recorded_paths(errors, ylabel=t("l08.error_axis"), title=t("l08.dpo_panel"), **options))
