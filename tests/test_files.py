@@ -62,7 +62,8 @@ def test_every_error_class_of_labkit_has_one_base():
         try:
             names = vars(importlib.import_module(module.name))
         except ModuleNotFoundError as error:
-            assert error.name == "sphinx", "only the site's modules may need an extra"
+            if error.name != "sphinx":  # only the site's modules may need an extra
+                raise
             continue
         for value in names.values():
             if isinstance(value, type) and issubclass(value, Exception) and value.__module__.startswith("labkit."):
