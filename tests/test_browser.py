@@ -271,13 +271,14 @@ CELLS = f"""() => {{ {FIND} return cells.map(cell => ({{
     id: cell.model.sharedModel.id, type: cell.model.type, tags: cell.model.getMetadata("tags") ?? [],
     exercise: cell.model.getMetadata("labkit")?.exercise }})) }}"""
 WRITE = f"([at, text]) => {{ {FIND} cells[at].model.sharedModel.setSource(text) }}"
-RUN = f"""async at => {{ {FIND}
+# The window holds what is awaited: a promise that nothing else refers to may be collected before it is settled.
+RUN = f"""at => window.awaited = (async () => {{ {FIND}
     const notebook = window.jupyterapp.shell.currentWidget.content;
     notebook.deselectAll(); notebook.activeCellIndex = at;
     await window.jupyterapp.commands.execute("notebook:run-cell");
-    return cells[at].outputArea?.node.innerText ?? ""; }}"""
+    return cells[at].outputArea?.node.innerText ?? ""; }})()"""
 IN_FRONT = "path => window.jupyterapp.shell.currentWidget?.context?.path === path"
-SAVE = "async () => { await window.jupyterapp.commands.execute('docmanager:save') }"
+SAVE = "() => window.awaited = (async () => { await window.jupyterapp.commands.execute('docmanager:save') })()"
 
 
 def evening_lesson(lang):
