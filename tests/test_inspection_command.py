@@ -258,6 +258,29 @@ def test_small_lots_have_plans_that_do_not_ask_for_more_than_there_is(inspect, l
     assert code == 0 and out.startswith(expected), out + err
 
 
+def test_a_plan_says_what_it_lets_through_in_pictures_of_this_lot(inspect):
+    out = inspect("plan", "--lot", 60, "--plan", "bad=0.02")[1]  # n = 47: one bad picture hides among the other 13
+    assert "ten: 1 of 60 pictures defective (1.7%)" in out and "    1 defective (1.7%): accepted  21.7%" in out
+    assert "    3 defective (5.0%): accepted   0.8%" in out and out.count("accepted") == 3
+    assert "ten: 0 of 60" in inspect("plan", "--lot", 60, "--plan", "all")[1]
+    assert "ten: 4.8% of defectives" in inspect("plan", "--plan", "47/0")[1]  # 1 - 0.1 ** (1 / 47), lots without end
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--lot", 60, "--plan", "bad=2"), "bad = 2: a rate is a share between 0 and 1, 2 % is 0.02"),
+        (("--good", 1, "--bad", 0.1), "good = 1: a rate"),
+        (("--lot", 60, "--plan", "100/1"), "n = 100 must be from 1 to 60"),
+        (("--lot", 0, "--plan", "bad=0.02"), "--lot 0: a lot has at least one picture"),
+        (("--lot", -5, "--plan", "all"), "--lot -5: a lot"),
+    ],
+)
+def test_plans_that_cannot_be_are_refused_before_anything_is_printed(inspect, words, reason):
+    code, out, err = inspect("plan", *words)
+    assert (code, out) == (2, "") and reason in err, err
+
+
 def test_contradictory_and_missing_plans_are_refused(inspect, folder):
     for words in (("--plan", "80/2", "--bad", 0.02), ()):
         code, _, err = inspect("plan", *words)

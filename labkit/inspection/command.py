@@ -24,7 +24,7 @@ from labkit.errors import LabkitError
 from labkit.files import write_atomically
 from labkit.inspection.calibration import certify_lot, read_certificate, write_certificate
 from labkit.inspection.digest import digest_process
-from labkit.inspection.equations import acceptance, upper_bound
+from labkit.inspection.equations import acceptance, lot_upper_bound, upper_bound
 from labkit.inspection.gate import Screening
 from labkit.inspection.job import Job, draw, open_job, read_job, write_job
 from labkit.inspection.judge import StoredJudge
@@ -134,12 +134,23 @@ def _people_options(parser: argparse.ArgumentParser) -> None:
 
 def run_plan(args: argparse.Namespace) -> int:
     """`labkit inspect plan`."""
+    if args.lot is not None and args.lot < 1:
+        raise InspectionError(f"--lot {args.lot}: a lot has at least one picture")
     plan = choose_plan(args, args.lot)
+    rates = (0.0025, 0.005, 0.01, 0.02, 0.05, 0.1)
+    if args.lot is None:
+        worst = f"{upper_bound(plan.c, plan.n, confidence=0.9):.1%} of defectives"
+        lots = {rate: f"{rate:6.2%} defective" for rate in rates}
+    else:  # whole pictures: a lot of 60 has 1 or 2 bad ones, not 2 %
+        bad = lot_upper_bound(plan.c, plan.n, lot=args.lot, confidence=0.9)
+        worst = f"{bad} of {args.lot} pictures defective ({bad / args.lot:.1%})"
+        counts = sorted({max(1, round(rate * args.lot)) for rate in rates})
+        lots = {count / args.lot: f"{count:5} defective ({count / args.lot:.1%})" for count in counts}
+    passes = {name: acceptance(rate, n=plan.n, c=plan.c, lot=args.lot) for rate, name in lots.items()}
     print(f"n = {plan.n}, c = {plan.c}   {plan.source}")
-    worst = upper_bound(plan.c, plan.n, confidence=0.9)
-    print(f"a lot with {worst:.1%} of defectives still passes one time in ten")
-    for rate in (0.0025, 0.005, 0.01, 0.02, 0.05, 0.1):
-        print(f"  {rate:6.2%} defective: accepted {acceptance(rate, n=plan.n, c=plan.c, lot=args.lot):6.1%}")
+    print(f"the worst lot that still passes more than one time in ten: {worst}")
+    for name, share in passes.items():
+        print(f"  {name}: accepted {share:6.1%}")
     return 0
 
 
@@ -151,7 +162,8 @@ def run_draw(args: argparse.Namespace) -> int:
     job, sample = draw(job, screening, choose_plan(args, len(screening.passed)), args.seed)
     write_job(args.out, job)
     page = write_page(args.out / "inspect.html", lot, sample, DEFECTS, lang=args.lang)
-    print(f"n = {job.plan.n}, c = {job.plan.c}, seed {job.seed}\nopen {page}")
+    print(f"n = {job.plan.n}, c = {job.plan.c}, seed {job.seed}\nopen {page}, and save the verdicts")
+    print(f"then: labkit inspect sign {args.folder} VERDICTS.jsonl --maker NAME --checker NAME --out {args.out}")
     return 0
 
 

@@ -76,6 +76,10 @@ def _plan_of(wanted: argparse.Namespace, lot: int | None) -> Plan:
         if lot is None:
             raise InspectionError("the AQL table needs the lot's size: add --lot")
         return Plan(1, 0, source=TOO_SMALL) if lot < 2 else aql_plan(lot, wanted.aql, severity=wanted.severity)
+    for name in ("good", "bad"):
+        rate = getattr(wanted, name)
+        if rate is not None and not 0 < rate < 1:
+            raise InspectionError(f"{name} = {rate:g}: a rate is a share between 0 and 1, 2 % is 0.02")
     if wanted.good is None:
         if lot is not None and not 0 < wanted.bad * lot < lot - 1:  # no lot of this size shows more than the rate
             return Plan(lot, 0, source=TOO_SMALL)

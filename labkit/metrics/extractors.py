@@ -169,9 +169,8 @@ def inception_extractor(
     """The FID Inception network.
 
     Args:
-        weights: a .safetensors or .pth file (of which tensors alone are read) with the state dict of pytorch-fid's or
-            torch-fidelity's network. None takes the weights from an installed torch-fidelity (extra `gpu`), which
-            downloads them on first use.
+        weights: a .safetensors file with the state dict of pytorch-fid's or torch-fidelity's network. None takes the
+            weights from an installed torch-fidelity (extra `gpu`), which downloads them on first use.
         layer: "pool3" (2048 features: FID, KID), "logits" (1008, without bias: Inception Score), or a lower layer as
             in pytorch-fid: "pool1" (64), "pool2" (192), "preaux" (768). Their values are not FID.
         pipeline: "clean-299" (antialiased, as clean-fid), "legacy-299" (TF1 bilinear, as published FIDs and

@@ -142,7 +142,8 @@ def load_fid_inception(weights: str | Path) -> FidInception:
     """FidInception with the weights of a local file, frozen, in eval mode.
 
     Args:
-        weights: .safetensors, or the .pth of pytorch-fid, of which tensors alone are read (weights_only).
+        weights: .safetensors. The .pth of pytorch-fid is a pickle, which labkit never opens: the error says how to
+            convert it once.
 
     Raises:
         FileNotFoundError: no such file. ValueError: another kind of file, or other parameters than this network's.
@@ -150,20 +151,14 @@ def load_fid_inception(weights: str | Path) -> FidInception:
     path = Path(weights)
     if not path.is_file():
         raise FileNotFoundError(f"no FID Inception weights at {path}: {WANTED}")
-    if path.suffix not in (".safetensors", ".pth"):
-        raise ValueError(f"{path.name} is neither .safetensors nor .pth (scripts are never run): {WANTED}")
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path.name} is not a .safetensors file (pickled weights are never opened): {CONVERT}")
     from safetensors.torch import load_file
 
     try:
-        if path.suffix == ".pth":
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            state = load_file(path)
+        state = load_file(path)
     except Exception as error:
-        reason = " ".join(str(error).split())[:120]
-        raise ValueError(f"{path.name} is not readable as weights ({reason}): copy it again") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path.name} holds something else than a table of tensors: {WANTED}")
+        raise ValueError(f"{path.name} is not readable as safetensors ({error}): copy it again") from error
     return from_state_dict(state, path.name)
 
 
@@ -187,6 +182,7 @@ def from_state_dict(state: dict[str, Tensor], source: str) -> FidInception:
 
 
 WANTED = (
-    "expected the state dict of pytorch-fid's or torch-fidelity's inception-2015-12-05 network as .pth or safetensors; "
+    "expected the state dict of pytorch-fid's or torch-fidelity's inception-2015-12-05 network saved as safetensors; "
     "inception_extractor() without weights takes it from an installed torch-fidelity"
 )
+CONVERT = "convert it once to .safetensors, as docs/measure.md shows"

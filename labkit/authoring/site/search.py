@@ -9,7 +9,12 @@ from __future__ import annotations
 
 import re
 
-from sphinx.search import SearchLanguage
+try:
+    from sphinx.search import SearchLanguage
+except (
+    ModuleNotFoundError
+):  # without the extra `site` no pages are built; how Japanese is cut can be asked all the same
+    SearchLanguage = object
 
 _WIDE = "々〆〇぀-ヿ㐀-鿿豈-﫿ｦ-ﾟ"
 _RUN = re.compile(rf"(?P<wide>[{_WIDE}]+)|(?P<word>[^\W{_WIDE}]+)")
