@@ -18,11 +18,10 @@ from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from labkit.errors import LabkitError
-from labkit.files import write_atomically
+from labkit.files import write_atomically, write_tensors
 
 CHECKSUM = "sha256"  # of all tensors, in the metadata of every checkpoint
 
@@ -80,7 +79,7 @@ def save_checkpoint(path: Path, groups: Mapping[str, Mapping[str, Tensor]], **st
     metadata = {key: json.dumps(value, sort_keys=True) for key, value in state.items()}
     metadata[CHECKSUM] = digest(tensors)
     try:
-        write_atomically(path, lambda p: save_file(tensors, str(p), metadata=metadata))
+        write_tensors(path, tensors, metadata)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} not written ({error}): free some space; the previous one is intact") from error
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 
@@ -35,6 +36,34 @@ def write_atomically(path: Path | str, content: bytes | str | Callable[[Path], o
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def write_tensors(path: Path | str, tensors: Mapping, metadata: Mapping[str, str]) -> Path:
+    """One safetensors file, written atomically; the same tensors and metadata give the same bytes.
+
+    safetensors keeps its metadata in a hash table and writes them in another order each time; here they are sorted.
+
+    Args:
+        tensors: name -> contiguous tensor on the CPU.
+        metadata: name -> text.
+
+    Raises:
+        OSError, safetensors.SafetensorError: the disk does not take it; the old file is intact.
+    """
+    from safetensors.torch import save_file
+
+    def write(part: Path) -> None:
+        save_file(dict(tensors), str(part), metadata=dict(metadata))
+        with part.open("r+b") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+            header = {"__metadata__": dict(sorted(header.pop("__metadata__", {}).items())), **header}
+            content = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(size)
+            if len(content) == size:  # else JSON escapes otherwise than here: valid as it is, in another order
+                file.seek(8)
+                file.write(content)
+
+    return write_atomically(path, write)
 
 
 def can_print(text: str) -> bool:

@@ -441,7 +441,7 @@ def test_a_full_disk_is_named_and_the_old_checkpoint_stays(tmp_path, monkeypatch
             Path(path).write_bytes(b"half")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        monkeypatch.setattr("labkit.checkpoint.save_file", full)
+        monkeypatch.setattr("safetensors.torch.save_file", full)
         with pytest.raises(CheckpointError, match="No space left.*intact"):
             trainer.run()
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before

@@ -3,9 +3,11 @@
 import os
 
 import pytest
+import torch
+from safetensors import safe_open
 
 from labkit import errors
-from labkit.files import write_atomically
+from labkit.files import write_atomically, write_tensors
 
 
 @pytest.mark.parametrize("content", [b"\x00\xff", "é\r\n", lambda path: path.write_bytes(b"by a function")])
@@ -66,3 +68,16 @@ def test_every_error_class_of_labkit_has_one_base():
     found = [cls for cls in set(found) if cls.__name__ not in ("InstallError", "Stop")]
     assert len(found) > 12
     assert [cls for cls in found if not issubclass(cls, errors.LabkitError)] == []
+
+
+def test_the_same_tensors_and_metadata_give_the_same_bytes(tmp_path):
+    """safetensors alone orders its metadata anew in every file."""
+    tensors = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor([7], dtype=torch.int64)}
+    metadata = {f"key {i}": f'{{"é": "\\"{i}\\"\\n"}}' for i in range(12)}
+    for order in (list(metadata), list(metadata)[::-1]):
+        write_tensors(tmp_path / f"{order[0]}.safetensors", tensors, {key: metadata[key] for key in order})
+    first, second = sorted(tmp_path.iterdir())
+    assert first.read_bytes() == second.read_bytes()
+    with safe_open(str(first), "pt") as file:
+        assert file.metadata() == metadata
+        assert {name: file.get_tensor(name).tolist() for name in file.keys()} == {"b": [[0, 1, 2], [3, 4, 5]], "a": [7]}

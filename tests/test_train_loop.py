@@ -197,7 +197,7 @@ def test_a_failing_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         Path(filename).write_bytes(before[: len(before) // 2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("labkit.checkpoint.save_file", full_disk)
+    monkeypatch.setattr("safetensors.torch.save_file", full_disk)
     model = fresh()
     with pytest.raises(CheckpointError, match="No space.*intact"):
         loop.save_checkpoint(path, model, {}, loop.Optimizer(model, LoopConfig(steps=1, lr=0.1)), 99)

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from labkit.diffusion.adapters import (
@@ -31,7 +30,7 @@ from labkit.diffusion.adapters import (
     names_on,
 )
 from labkit.diffusion.lora_adapters import add_lora, remove_lora
-from labkit.files import write_atomically
+from labkit.files import write_tensors
 
 FILE = "pytorch_lora_weights.safetensors"  # what `load_lora_weights` looks for in a folder
 METADATA = "lora_adapter_metadata"  # where diffusers keeps ranks and alphas
@@ -68,7 +67,7 @@ def save_lora(path: str | Path, pipe, name: str) -> Path:
         known = {prefix: list(adapter_names(model)) for prefix, model in adapted_models(pipe).items()}
         raise AdapterError(f"no adapter named {name!r} to save: the pipeline has {known}")
     metadata = {"format": "pt", METADATA: json.dumps(settings, sort_keys=True)}
-    return write_atomically(path, lambda p: save_file(tensors, str(p), metadata=metadata))
+    return write_tensors(path, tensors, metadata)
 
 
 def peft_state(model: nn.Module, name: str) -> tuple[dict[str, Tensor], dict[str, object]]:
