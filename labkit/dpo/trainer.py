@@ -410,11 +410,26 @@ class DPOTrainer:
         config = self.config
         if config.trainable == "lora":
             where = {"suffixes": None} if config.targets == "all" else {}
-            for number, model in enumerate(self.models.values()):
-                add_lora(model, config.adapter, seed=config.seed + number, rank=config.rank, **where)
+            for number, (name, model) in enumerate(self.models.items()):
+                add_lora(
+                    model, config.adapter, seed=config.seed + number, rank=config.rank, where=self._used(name), **where
+                )
             return adapter_parameters(self.model, config.adapter)
-        self.model.requires_grad_(True)
-        return dict(self.model.named_parameters())
+        found = {}
+        for name, model in self.models.items():
+            used = self._used(name)
+            for path, parameter in model.named_parameters():
+                parameter.requires_grad_(used(path))
+                if used(path):
+                    found[path if len(self.models) == 1 else f"{name}.{path}"] = parameter
+        return found
+
+    def _used(self, name: str) -> Callable[[str], bool]:
+        """Which layers of a model reach the pictures: SDXL reads its first text encoder one layer before the end."""
+        if name != "text_encoder" or getattr(self.pipe, "text_encoder_2", None) is None:
+            return lambda path: True
+        last = f"layers.{getattr(self.pipe, name).config.num_hidden_layers - 1}."
+        return lambda path: last not in path and "final_layer_norm" not in path
 
     @contextmanager
     def _reference_on(self) -> Iterator[None]:
