@@ -26,7 +26,7 @@ from labkit.studies import (
 )
 from labkit.studies import store as store_module
 from labkit.studies.estimate import Estimate, on_new_seeds
-from labkit.studies.recorder import run, verify
+from labkit.studies.recorder import adopt, run, verify
 from labkit.studies.store import compare, merge, recording, status, write_record
 
 
@@ -125,6 +125,41 @@ def test_units_of_other_conditions_are_refused_until_dropped(tmp_path, monkeypat
         run(STUDY, folder=tmp_path, **quiet)
     assert run(STUDY, folder=tmp_path, anew=True, **quiet) == 0
     assert {fact["digest"] for fact in read_record("99", tmp_path).facts.values()}
+
+
+def test_rewritten_code_that_computes_the_same_is_adopted_with_a_trace(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    run(STUDY, folder=tmp_path, **quiet)
+    before = read_record("99", tmp_path)
+    assert adopt(STUDY, folder=tmp_path, rng=rng, **quiet) == {}
+    assert read_record("99", tmp_path).adopted == []  # nothing had changed
+    old = STUDY.code()
+    monkeypatch.setattr(Study, "code", lambda self: "0" * 16)
+    with pytest.raises(StudyError, match="study adopt 99"):
+        run(STUDY, folder=tmp_path, **quiet)
+    asked = []
+    counting = dataclasses.replace(STUDY, unit=lambda *unit_of: (asked.append(unit_of[:2]), unit(*unit_of))[1])
+    assert adopt(counting, folder=tmp_path, rng=rng, **quiet) == {}
+    record = read_record("99", tmp_path)
+    assert sorted(arm for arm, _ in asked) == ["base", "better", "same"]
+    assert record.conditions["code"] == "0" * 16 and record.facts == before.facts
+    assert [(fact["from"], fact["computed again"]) for fact in record.adopted] == [(old, [list(key) for key in asked])]
+    assert run(STUDY, folder=tmp_path, **quiet) == 0
+    assert len(read_record("99", tmp_path).adopted) == 1
+
+
+def test_one_arm_that_differs_and_nothing_is_adopted(tmp_path, monkeypatch):
+    run(STUDY, folder=tmp_path, **quiet)
+    content = (tmp_path / "l99.json").read_bytes()
+    monkeypatch.setattr(Study, "code", lambda self: "0" * 16)
+    shifted = dataclasses.replace(
+        STUDY, unit=lambda arm, seed, sizes: {k: v + 0.2 * (arm == "same") for k, v in unit(arm, seed, sizes).items()}
+    )
+    found = adopt(shifted, folder=tmp_path, rng=np.random.default_rng(0), **quiet)
+    assert [arm for arm, _ in found] == ["same"] and "means differ by 0.2" in found.popitem()[1][0]
+    assert (tmp_path / "l99.json").read_bytes() == content
+    with pytest.raises(StudyError, match="other code and sizes"):
+        adopt(dataclasses.replace(STUDY, sizes={"prompts": 17}), folder=tmp_path, rng=np.random.default_rng(0))
 
 
 def test_other_weights_are_other_conditions(tmp_path, monkeypatch):
