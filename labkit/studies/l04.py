@@ -124,7 +124,7 @@ def draw(
     pipe = models().pipe
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FabricWarning)  # heavy weights are part of the study
-        with fabric(pipe, cache=cache, **shown, **settings):
+        with fabric(pipe, cache=cache, value_range=(-1, 1), **shown, **settings):
             images = sample(pipe, PROMPT, generators=generators, steps=sizes.steps, guidance_scale=sizes.guidance)
     return images.cpu().clamp(-1, 1)
 
