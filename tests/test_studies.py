@@ -437,11 +437,31 @@ def test_undecided_claims_of_a_lesson_name_the_seeds_that_they_need():
     from labkit.course.evidence import evidence, undecided
 
     for lesson in ("06", "07"):
-        lines = undecided(lesson)
+        within, beyond = undecided(lesson)
         known = {name: evidence(claim) for name, claim in declared(lesson).items()}
         open_ones = [name for name, one in known.items() if one is not None and one.verdict == "undecided"]
-        assert [line.split()[0] for line in lines] == [name.split(".", 1)[1] for name in open_ones]
-        assert all(line.endswith("seeds)") for line in lines)
+        assert sorted(line.split()[0] for line in within + beyond) == sorted(n.split(".", 1)[1] for n in open_ones)
+        assert all("seeds, " in line and line.endswith("CPU hours)") for line in within)
+        assert all(line.endswith(("CPU hours)", "(more prompts)")) for line in beyond)
+
+
+def test_what_a_verdict_takes_is_the_missing_seeds_of_the_arms_that_it_compares(monkeypatch):
+    """Two arms of 600 and 1,200 CPU seconds a seed; four seeds there, about 18 needed: 14 times half an hour."""
+    from labkit.course import evidence as module
+    from labkit.course.claim_file import declared
+
+    claim = next(one for one in declared("06").values() if not one.too_far and one.region.lo == 0)
+    numbers = {("a", s): {"x": np.float32([v])} for s, v in enumerate((0.3, -0.2, 0.25, 0.1))}
+    numbers |= {("b", s): {"x": np.float32([0.0])} for s in range(4)} | {("c", 0): {"x": np.float32([0.0])}}
+    seconds = {"a": 600, "b": 1200, "c": 9000}
+    record = store_module.Record("06", {}, {key: {"cpu_seconds": seconds[key[0]]} for key in numbers}, numbers)
+    study = dataclasses.replace(load_study("06"), estimates={claim.id.split(".", 1)[1]: gain("x", "a", "b")})
+    monkeypatch.setattr(module, "_record", lambda lesson: record)
+    monkeypatch.setattr("labkit.studies.load_study", lambda lesson: study)
+    known = module.evidence(claim)
+    assert known.verdict == "undecided" and known.cpu_hours == pytest.approx((4 * 1800 + 9000) / 3600)
+    assert known.hours_needed == pytest.approx((known.seeds_needed - 4) * 1800 / 3600)
+    assert known.beyond_budget == (known.cpu_hours + known.hours_needed > module.BUDGET)
 
 
 def test_a_claim_changed_after_a_look_at_the_record_says_so():

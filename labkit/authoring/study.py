@@ -98,8 +98,10 @@ def _status(args: argparse.Namespace) -> int:
         notes = [f"changed: {', '.join(found['changed'])}"] * bool(found["changed"])
         notes += [f"damaged: {found['damaged']}"] * bool(found["damaged"])
         print(line + (f"  ({'; '.join(notes)})" if notes else ""))
-        if args.folder is None and (left := undecided(study.lesson)):
-            print(f"    undecided within {found['cpu_hours']:.2f} of {BUDGET:g} CPU hours: {', '.join(left)}")
+        if args.folder is None:
+            within, beyond = undecided(study.lesson)
+            print(f"    to be decided within {BUDGET:g} CPU hours: {', '.join(within)}\n" * bool(within), end="")
+            print(f"    undecided, for a verdict takes more: {', '.join(beyond)}\n" * bool(beyond), end="")
         worst = max(worst, int(found["stale"] or found["missing"] > 0))
     return worst
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -86,6 +86,14 @@ class Record:
     def seconds(self) -> float:
         """CPU seconds of all units."""
         return sum(fact["cpu_seconds"] for fact in self.facts.values())
+
+    def seconds_per_seed(self, arms: Iterable[str]) -> float:
+        """CPU seconds of one seed of these arms, as the recorded units took on average."""
+        total = 0.0
+        for arm in arms:
+            times = [fact["cpu_seconds"] for (name, _), fact in self.facts.items() if name == arm]
+            total += sum(times) / max(1, len(times))
+        return total
 
 
 def read_record(lesson: str, folder: Path | None = None) -> Record:
