@@ -1,7 +1,7 @@
 """The one image reader of labkit: whatever holds a picture -> levels uint8 [H, W, 3], or a float tensor in [-1, 1].
 
-Everybody who takes pictures (metrics, FABRIC, PC-CLIP, DPO pairs, inspection, figures) reads them here, so that a
-picture is the same picture everywhere. Files are shown as a viewer shows them: turned as the camera says (EXIF),
+Everybody who takes other people's pictures (metrics, FABRIC, PC-CLIP, DPO pairs, inspection) reads them here, so that a
+picture is the same picture everywhere. Files are read as a viewer shows them: turned as the camera says (EXIF),
 transparency on white, palettes and CMYK converted, 16 bits cut to 8.
 
 A float says nothing about its range. It is converted when the caller declares it, or when the values leave one reading:
@@ -379,13 +379,13 @@ def _checked_range(array: np.ndarray, value_range: Range | None, what: str) -> R
     smallest, largest = float(array.min()), float(array.max())
     if value_range is not None:
         return check_declared(smallest, largest, value_range, what)
-    if 0 <= smallest and largest <= 1 and _are_levels(array):
+    if -0.25 <= smallest and largest <= 1 and _are_levels(array):
         return -1.0, 1.0
     return value_range_of(smallest, largest, what)
 
 
 def _are_levels(array: np.ndarray) -> bool:
-    """Whether values in [0, 1] are 8-bit levels k of [-1, 1], k / 127.5 - 1: odd multiples of 1/255.
+    """Whether values up to 1 are 8-bit levels k of [-1, 1], k / 127.5 - 1: odd multiples of 1/255.
 
     Levels of [0, 1] are all multiples; that ten different ones are odd by chance has the probability 1/1024.
     """
