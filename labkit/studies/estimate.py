@@ -229,8 +229,8 @@ def decide(found: Estimate, *, low: float, high: float, smallest: float) -> Deci
 
 
 def _seeds_for(found: Estimate, half: float, *, confidence: float = 0.95, most: int = 100_000) -> int | None:
-    """The fewest seeds whose t interval reaches no further than `half`, the prompts staying as they are. Few seeds pay
-    twice, by the root of n and by the quantile (4.3 at three, 2.0 at fifty)."""
+    """The fewest seeds (from 32 on up to a sixteenth more) whose t interval reaches no further than `half`, the prompts
+    staying as they are. Few seeds pay twice, by the root of n and by the quantile (4.3 at three, 2.0 at fifty)."""
     fixed = found.prompt_error**2
     per_seed = (found.standard_error**2 - fixed) * found.seeds
     n = 2
