@@ -21,6 +21,7 @@ from labkit.camp.roster import RosterError, read_roster
 from labkit.errors import LabkitError
 
 GROUP = "labkit-camp"  # of every account that this command has made
+NUMBERS = range(20_000, 60_000)  # of these accounts
 
 
 class CampError(LabkitError):
@@ -40,10 +41,12 @@ class Limits:
 def make_accounts(folder: Path, names: Sequence[str]) -> list[str]:
     """Make the accounts that are missing, with a home that only its owner can read; the names that are new.
 
-    The accounts have no password: nobody logs in to the machine with them. Homes that are there stay as they are.
+    The accounts have no password: nobody logs in to the machine with them. A home that is there keeps what it holds,
+    and its account gets the number that it belongs to (a container that was made anew knows no accounts). New numbers
+    are above those of all homes, so that nobody inherits the files of somebody who has left.
 
     Raises:
-        CampError: a name belongs to somebody else on this machine, or an account cannot be made.
+        CampError: a name or a number belongs to somebody else on this machine, or an account cannot be made.
     """
     import grp
     import pwd
@@ -52,16 +55,18 @@ def make_accounts(folder: Path, names: Sequence[str]) -> list[str]:
         grp.getgrnam(GROUP)
     except KeyError:
         _call("groupadd", "--system", GROUP)
+    homes = {name: folder / "homes" / name for name in names}
     new = []
-    for name in names:
-        home = folder / "homes" / name
+    for name in sorted(names, key=lambda one: not homes[one].is_dir()):  # homes that are there come first
+        home = homes[name]
         try:
             known = pwd.getpwnam(name)
         except KeyError:
             known = None
         if known is None:
+            uid = home.stat().st_uid if home.is_dir() and home.stat().st_uid else free_number(folder / "homes")
             options = ["--no-create-home", "--home-dir", str(home), "--shell", "/bin/bash", "--groups", GROUP]
-            _call("useradd", "--user-group", *options, name)
+            _call("useradd", "--uid", str(uid), "--user-group", *options, name)
             new.append(name)
         elif name not in grp.getgrnam(GROUP).gr_mem:
             raise CampError(f"{name} is an account of this machine already: choose another name for the roster")
@@ -69,6 +74,18 @@ def make_accounts(folder: Path, names: Sequence[str]) -> list[str]:
             raise CampError(f"the home of {name} is {known.pw_dir}, not {home}: serve that folder, or userdel {name}")
         make_home(home, *pwd.getpwnam(name)[2:4])
     return new
+
+
+def free_number(homes: Path) -> int:
+    """A number for a new account: above those of the accounts of rooms and of the owners of all homes."""
+    import pwd
+
+    taken = [entry.pw_uid for entry in pwd.getpwall() if entry.pw_uid in NUMBERS]
+    taken += [path.stat().st_uid for path in homes.iterdir() if path.stat().st_uid in NUMBERS] if homes.is_dir() else []
+    number = max([NUMBERS.start - 1, *taken]) + 1
+    if number not in NUMBERS:
+        raise CampError(f"no account number is left between {NUMBERS.start} and {NUMBERS.stop - 1}")
+    return number
 
 
 def make_home(home: Path, uid: int, gid: int) -> None:
