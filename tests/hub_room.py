@@ -139,12 +139,20 @@ class Learner:
             answer = self.session.get(f"{self.server}/lab", timeout=120)
             if answer.ok and answer.url.startswith(f"{self.server}/lab"):
                 return time.monotonic() - begun
+            if "/hub/spawn-pending/" not in answer.url:  # it had not been asked yet, or was stopping
+                self.session.get(f"{self.address}/hub/spawn/{self.name}", timeout=120)
             time.sleep(0.3)
         raise RuntimeError(f"no server for {self.name} after {seconds:.0f} s: {answer.status_code} {answer.url}")
 
     def stop(self) -> None:
-        """Stop the server."""
-        self.api("DELETE", f"{self.address}/hub/api/users/{self.name}/server")
+        """Stop the server and wait until it has ended."""
+        self.api("DELETE", f"{self.address}/hub/api/users/{self.name}/server").raise_for_status()
+        for _ in range(240):
+            known = self.api("GET", f"{self.address}/hub/api/users/{self.name}").json()
+            if not known.get("server") and not known.get("pending"):
+                return
+            time.sleep(0.5)
+        raise RuntimeError(f"the server of {self.name} does not end")
 
     def api(self, method: str, address: str, **kwargs: Any) -> requests.Response:
         """A call with the cookies of this browser and the token that the page would send."""

@@ -402,3 +402,134 @@ def test_a_full_disk_does_not_keep_a_learner_from_their_work(tmp_path, monkeypat
     folder, env = desk.prepare(tmp_path, "en", {})
     assert folder.is_dir() and env["OMP_NUM_THREADS"] == "1"
     assert "No space left" in capsys.readouterr().err
+
+
+# ---- accounts of the hub ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Accounts and groups of a machine that is not this one: dictionaries that useradd and groupadd write to."""
+    grp, pwd = pytest.importorskip("grp"), pytest.importorskip("pwd")
+    from labkit.camp import serve
+
+    accounts = {"root": (0, "/root"), "www": (33, "/var/www"), "old": (20_004, "/srv/camp/homes/old")}
+    groups: dict[str, list[str]] = {}
+
+    def entry(name):
+        uid, home = accounts[name]
+        return pwd.struct_passwd((name, "x", uid, uid, "", home, "/bin/sh"))
+
+    def group(name):
+        return grp.struct_group((name, "x", 999, groups[name]))
+
+    def call(*words):
+        if words[0] == "groupadd":
+            groups[words[-1]] = []
+        else:
+            options = dict(zip(words[1::1], words[2::1], strict=False))
+            accounts[words[-1]] = (int(options["--uid"]), options["--home-dir"])
+            groups[options["--groups"]].append(words[-1])
+
+    owned: dict[str, tuple[int, int]] = {}
+    monkeypatch.setattr(pwd, "getpwnam", entry)
+    monkeypatch.setattr(pwd, "getpwall", lambda: [entry(name) for name in accounts])
+    monkeypatch.setattr(grp, "getgrnam", group)
+    monkeypatch.setattr(serve, "_call", call)
+    monkeypatch.setattr(os, "chown", lambda path, uid, gid: owned.__setitem__(Path(path).name, (uid, gid)))
+    return accounts, owned
+
+
+@posix
+def test_accounts_get_numbers_and_closed_homes_of_their_own(machine, tmp_path):
+    from labkit.camp.serve import make_accounts, make_folders
+
+    accounts, owned = machine
+    make_folders(tmp_path / "camp")
+    assert make_accounts(tmp_path / "camp", ["aya", "ben"]) == ["aya", "ben"]
+    assert [accounts[name][0] for name in ("aya", "ben")] == [20_005, 20_006]  # never the number of `old`
+    assert owned == {"aya": (20_005, 20_005), "ben": (20_006, 20_006)}
+    for name in ("aya", "ben"):
+        assert stat.S_IMODE((tmp_path / "camp/homes" / name).stat().st_mode) == 0o700
+    modes = {name: stat.S_IMODE((tmp_path / "camp" / name).stat().st_mode) for name in ("homes", "board", "hub")}
+    assert modes == {"homes": 0o711, "board": 0o1733, "hub": 0o700}
+    (tmp_path / "camp/homes/aya/mine").write_text("x")
+    assert make_accounts(tmp_path / "camp", ["aya", "ben"]) == []
+    assert (tmp_path / "camp/homes/aya/mine").read_text() == "x"
+
+
+@posix
+def test_a_new_container_gives_each_home_its_number_back_and_nobody_inherits(machine, tmp_path, monkeypatch):
+    """Homes on a volume, accounts gone: whoever joins now must not get the number of somebody's files."""
+    from labkit.camp.serve import make_accounts, make_folders
+
+    accounts, _ = machine
+    make_folders(tmp_path / "camp")
+    numbers = {"ben": 20_010, "left": 20_030}
+    for name in numbers:
+        (tmp_path / "camp/homes" / name).mkdir()
+    stat_of = Path.stat
+
+    def owned(path, **options):
+        found = stat_of(path, **options)
+        uid = numbers.get(path.name)
+        return found if uid is None else os.stat_result((*found[:4], uid, *found[5:]))
+
+    monkeypatch.setattr(Path, "stat", owned)
+    make_accounts(tmp_path / "camp", ["aya", "ben"])
+    assert accounts["ben"][0] == 20_010
+    assert accounts["aya"][0] == 20_031
+
+
+@posix
+def test_a_name_that_belongs_to_somebody_else_is_refused(machine, tmp_path):
+    from labkit.camp.serve import CampError, make_accounts, make_folders
+
+    accounts, _ = machine
+    make_folders(tmp_path / "camp")
+    with pytest.raises(CampError, match="www is an account of this machine"):
+        make_accounts(tmp_path / "camp", ["www"])
+    assert accounts["www"] == (33, "/var/www") and not (tmp_path / "camp/homes/www").exists()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "camp/homes/aya").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CampError, match="is a link"):
+        make_accounts(tmp_path / "camp", ["aya"])
+
+
+def test_the_hub_is_told_of_every_limit_and_of_https(tmp_path):
+    from labkit.camp.serve import Limits, hub_command
+
+    how = {"address": "0.0.0.0", "port": 8000, "lang": "ja", "proxy": "/bin/chp"}
+    command = hub_command(tmp_path, limits=Limits(1.5, 2, 3, 99), **how)
+    given = dict(word.removeprefix("--").split("=", 1) for word in command[3:])
+    assert given["Spawner.mem_limit"] == "1536M"
+    assert [given[f"CampSpawner.{name}"] for name in ("cores", "threads", "processes", "lang")] == [
+        "2",
+        "3",
+        "99",
+        "ja",
+    ]
+    assert given["JupyterHub.bind_url"] == "http://0.0.0.0:8000" and "JupyterHub.ssl_cert" not in given
+    command = hub_command(tmp_path, limits=Limits(), certificate=tmp_path / "c.pem", key=tmp_path / "k.pem", **how)
+    given = dict(word.removeprefix("--").split("=", 1) for word in command[3:])
+    assert given["JupyterHub.bind_url"].startswith("https://") and given["JupyterHub.ssl_key"].endswith("k.pem")
+
+
+def test_serving_says_what_this_machine_lacks(tmp_path, monkeypatch, capsys):
+    from labkit.camp import serve
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert camp("serve", tmp_path / "none") == 2
+    assert "JupyterHub is missing" in capsys.readouterr().err
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr(serve.shutil, "which", lambda name: None)
+    assert camp("serve", tmp_path / "none") == 2 and "npm install" in capsys.readouterr().err
+    monkeypatch.setattr(serve.shutil, "which", lambda name: "/bin/chp")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000, raising=False)
+    assert camp("serve", tmp_path / "none") == 2 and "as root" in capsys.readouterr().err
+    monkeypatch.setattr(os, "geteuid", lambda: 0, raising=False)
+    assert camp("serve", tmp_path / "none") == 2 and "labkit camp learners" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert camp("serve", tmp_path / "none") == 2 and "needs Linux" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()

@@ -7,7 +7,7 @@ labkit camp learners CAMP names.txt                   names of your own, one a l
 labkit camp serve CAMP --lang ja                      JupyterHub on this machine, each learner under an own account
 labkit camp board CAMP/board --html board.html        what learners chose to share
 
-docs/guide.en.md (講師用ガイドは docs/guide.ja.md) has the timetable, docs/camp.en.md the hub and Kubernetes.
+docs/guide.en.md and docs/guide.ja.md have the timetables, docs/camp.en.md and docs/camp.ja.md the hub and Kubernetes.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from typing import Any
 
 from jupyterhub.auth import Authenticator
 from jupyterhub.spawner import LocalProcessSpawner
-from traitlets import Float, Integer, Unicode
+from traitlets import Float, Integer, Unicode, default
 
 from labkit.camp.desk import THREADS
 from labkit.camp.roster import matches, read_roster
@@ -30,8 +30,14 @@ class RosterAuthenticator(Authenticator):
     """Logs in who stands on the roster, with their passphrase. The file is read each time: changes count at once."""
 
     roster = Unicode(help="Path of roster.json").tag(config=True)
-    allow_all = True  # authenticate() knows only those on the roster
-    refresh_age = 60
+
+    @default("allow_all")
+    def _everybody_on_the_roster(self) -> bool:
+        return True
+
+    @default("auth_refresh_age")
+    def _look_again_after(self) -> int:
+        return 60  # seconds
 
     async def authenticate(self, handler: Any, data: dict[str, str]) -> dict[str, Any] | None:
         """{"name", "admin"} of the person, or None: wrong name or passphrase."""

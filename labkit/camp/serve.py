@@ -149,6 +149,7 @@ def hub_command(
         "Spawner.mem_limit": f"{int(limits.memory * 1024)}M",
         "Spawner.poll_interval": 5,
         "Spawner.start_timeout": 180,
+        "CampSpawner.interrupt_timeout": 2,  # it asks a terminal whether it shall stop; SIGTERM does not
         "Spawner.http_timeout": 120,
         "CampSpawner.cores": limits.cores,
         "CampSpawner.threads": limits.threads,
