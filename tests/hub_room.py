@@ -85,7 +85,8 @@ def room(python: str, names: list[str], *options: str) -> Iterator[Room]:
         hub = subprocess.Popen(serve, env=environment, stdout=out, stderr=out, start_new_session=True)
     try:
         address = f"http://127.0.0.1:{port}"
-        for _ in range(240):
+        ends = time.monotonic() + 300
+        while time.monotonic() < ends:
             try:
                 if requests.get(f"{address}/hub/health", timeout=2).ok:
                     break
