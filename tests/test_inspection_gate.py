@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from labkit.inspection import (
     DEFECTS,
@@ -215,9 +215,42 @@ def test_provenance_is_bound_to_the_pixels(tmp_path):
     assert read_provenance(path)["prompt"] == "later" and provenance_problems(path) == []
 
 
-def test_provenance_shows_retouched_pixels_edited_fields_and_stripped_chunks(tmp_path):
-    from PIL import PngImagePlugin
+def test_provenance_changes_no_other_byte_of_a_file(tmp_path):
+    path = tmp_path / "a.png"
+    deep = np.array([[0, 40_000, 65_535], [300, 7, 500]], dtype=np.uint16)
+    exif, profile = Image.Exif(), b"a colour profile"
+    exif[0x0112] = 6
+    note = PngImagePlugin.PngInfo()
+    note.add_text("parameters", "a cat, steps 20")
+    Image.fromarray(deep).save(path, exif=exif, icc_profile=profile, dpi=(300, 300), pnginfo=note)
+    before = path.read_bytes()
+    write_provenance(path, {"seed": 1})
+    write_provenance(path, {"seed": 2})  # over the first
+    with Image.open(path) as picture:
+        assert (np.asarray(picture) == deep).all() and picture.getexif()[0x0112] == 6
+        assert picture.info["icc_profile"] == profile and round(picture.info["dpi"][0]) == 300
+        assert picture.text["parameters"] == "a cat, steps 20"
+    after = path.read_bytes()
+    start = after.index(b"iTXt") - 4
+    size = int.from_bytes(after[start : start + 4], "big") + 12
+    assert after[:start] + after[start + size :] == before and after.count(b"labkit.provenance") == 1
+    assert read_provenance(path)["seed"] == 2 and provenance_problems(path) == []
+    deep[1, 1] = 8  # less than one level of 255
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("labkit.provenance", json.dumps(read_provenance(path)))
+    Image.fromarray(deep).save(tmp_path / "b.png", pnginfo=text)
+    assert provenance_problems(tmp_path / "b.png") == ["the pixels were changed after sealing"]
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "c.png", save_all=True, append_images=frames[1:])
+    with pytest.raises(ValueError, match="c.png has 2 frames"):
+        write_provenance(tmp_path / "c.png", {})
+    (tmp_path / "d.png").write_bytes(before[:-30])
+    with pytest.raises((OSError, SyntaxError)):
+        write_provenance(tmp_path / "d.png", {})
+    assert (tmp_path / "d.png").read_bytes() == before[:-30]
 
+
+def test_provenance_shows_retouched_pixels_edited_fields_and_stripped_chunks(tmp_path):
     path = save(tmp_path / "a.png", 3)
     claim = write_provenance(path, {"prompt": "a cat"})
     picture = Image.open(path)
