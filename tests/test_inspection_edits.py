@@ -123,7 +123,7 @@ def test_a_key_that_stands_twice_is_named_and_the_other_records_are_still_checke
         (lambda c: c["filters"].update(rules=[]), "filters.sha256"),
         (lambda c: c["inspection"].update(agreement=1.0), "inspection"),
         (lambda c: c["estimate"].update(high=0.02), "estimate"),
-        (lambda c: c.update(stage={"process": "another"}), "stage.process"),
+        (lambda c: c.update(stage={"process": "another", "stage": "normal"}), "stage.process"),
         (lambda c: c["decision"].update(accepted=1), "decision.accepted"),
     ],
 )

@@ -479,7 +479,7 @@ def record(folder):
         checker="Sato",
         signed=SIGNED,
         parts={"model": "ab" * 32},
-        rollout=calibrate(Rollout("p"), "p"),
+        rollout=Rollout("p", "tightened", calibrated=True),
         previous="cd" * 32,
     )
 
@@ -490,7 +490,7 @@ def test_a_record_holds_the_evidence_and_verifies(record, folder, tmp_path):
     assert content["lot"]["pictures"] == 31 and list(content["lot"]["unreadable"]) == ["broken.png"]
     assert content["estimate"]["rate"] == 0.1 and content["estimate"]["upper_bound"] == pytest.approx(0.394, abs=5e-4)
     assert content["estimate"]["bad_pictures_at_most"] < 0.394 * 30
-    assert content["stage"]["stage"] == "all" and content["signed"] == "2026-11-28T18:30:00+00:00"
+    assert content["stage"]["stage"] == "tightened" and content["signed"] == "2026-11-28T18:30:00+00:00"
     assert set(content["software"]) >= {"labkit", "python", "scipy"}
     path = write_sign_off(tmp_path / "record.json", record)
     assert record_problems(read_sign_off(path), seal=record["seal"]) == []
@@ -547,6 +547,7 @@ def test_a_record_sealed_anew_is_caught_by_the_seal_kept_elsewhere_and_by_what_m
         ("sample.seed", 8, "sample.names does not follow from sample.seed"),
         ("decision.accepted", False, "decision.accepted does not follow from plan and inspection"),
         ("maker", "ＳＡＴＯ ", "maker and checker are one person"),
+        ("stage.stage", "all", "plan.n does not follow from stage.stage"),
         ("inspection.major", 0, "inspection does not follow from verdicts"),
         ("estimate.upper_bound", 0.02, "estimate does not follow from verdicts"),
     ):
@@ -566,6 +567,9 @@ def test_a_record_sealed_anew_is_caught_by_the_seal_kept_elsewhere_and_by_what_m
         ({"maker": "  "}, "must be named"),
         ({"seed": 9}, "which was not drawn"),
         ({"rollout": Rollout("q")}, "belongs to another process"),
+        ({"rollout": Rollout("p", "stopped")}, "has stopped"),
+        ({"rollout": calibrate(Rollout("p"), "p")}, "every picture is inspected, the plan says 10 of 30"),
+        ({"rollout": Rollout("p")}, "at the stage 'shadow' every picture"),
         ({"signed": datetime(2026, 1, 1)}, "no time zone"),
     ],
 )
@@ -583,7 +587,7 @@ def test_the_page_of_a_record_is_complete_and_warns_of_a_broken_one(record, lang
     for part in ("田中", "Sato", record["seal"], "n = 10, c = 1", "ab" * 32, "broken.png"):
         assert part in html
     assert texts(lang)["accepted"] in html and texts(lang)["broken"] not in html
-    assert texts(lang)["stage_all"] in html
+    assert texts(lang)["stage_tightened"] in html
     broken = record_html(edit(record, "maker", "<b>&"), lang)
     assert texts(lang)["broken"] in broken and texts(lang)["problem_changed"].format(name="maker") in broken
     assert "<b>&<" not in broken and "&lt;b&gt;&amp;" in broken

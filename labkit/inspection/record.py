@@ -25,7 +25,7 @@ from labkit.inspection.digest import digest
 from labkit.inspection.equations import clopper_pearson, lot_upper_bound, upper_bound
 from labkit.inspection.gate import Gate, Screening, broken_limits
 from labkit.inspection.lot import InspectionError, draw_sample, read_lot
-from labkit.inspection.rollout import Rollout, to_dict
+from labkit.inspection.rollout import EVERY_PICTURE, STOPPED, Rollout, to_dict
 from labkit.inspection.sealed import certificate_problems, same
 from labkit.inspection.texts import texts
 from labkit.inspection.verdicts import POLICIES, Defect, Tally, Verdict, band_decisions, same_person, tally
@@ -72,6 +72,8 @@ def sign_off(
         raise ValueError(f"signed = {signed} has no time zone: use datetime.now().astimezone()")
     if rollout is not None and rollout.process != gate.process:
         raise InspectionError("the rollout belongs to another process: see meet_process")
+    if rollout is not None:
+        check_stage(rollout, gate.plan.n, len(screening.passed))
     sample = gate.sample(screening, seed)
     decision = gate.decide(screening, sample, verdicts)
     hashes = {item.name: item.sha256 for item in screening.lot.items}
@@ -125,6 +127,20 @@ def check_people(maker: str, checker: str) -> None:
         raise InspectionError("maker and checker must be named: a record without persons is nobody's decision")
     if same_person(maker) == same_person(checker):
         raise InspectionError(f"maker {maker!r} and checker {checker!r} are one person: someone else must sign")
+
+
+def check_stage(rollout: Rollout, n: int, passed: int) -> None:
+    """The sample is one that the stage allows.
+
+    Raises:
+        InspectionError: inspection has stopped, or a sample where every picture must be looked at.
+    """
+    if rollout.stage == STOPPED:
+        raise InspectionError("inspection has stopped: correct the process first")
+    if rollout.stage in EVERY_PICTURE and n < passed:
+        raise InspectionError(
+            f"at the stage {rollout.stage!r} every picture is inspected, the plan says {n} of {passed}: see stage_plan"
+        )
 
 
 def estimate(counts: Tally, lot: int) -> dict[str, float]:
@@ -255,6 +271,8 @@ def _of_the_filters(content: Mapping[str, Any], defects: Sequence[Defect]) -> di
     }
     if content["stage"] is not None:
         follows["stage.process", "process.sha256"] = content["stage"]["process"], content["process"]["sha256"]
+        least = len(passed) if content["stage"]["stage"] in (*EVERY_PICTURE, STOPPED) else 1
+        follows["plan.n", "stage.stage"] = content["plan"]["n"] >= least, True
     if screened["band"]:
         band = [Verdict(**told) for told in screened["band"]]
         ways = [band_decisions(list(people), band, defects=defects, policy=policy) for policy in POLICIES]
