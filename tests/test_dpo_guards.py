@@ -121,6 +121,13 @@ def test_a_folder_belongs_to_one_process_at_a_time(tmp_path):
         assert checkpoint._held
 
 
+def test_a_lock_file_that_always_goes_away_is_an_error_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.path.samestat", lambda a, b: False)  # its owner has removed it each time
+    with pytest.raises(CheckpointError, match="again and again"):
+        lock(tmp_path)
+    assert not checkpoint._held
+
+
 # ---- input ---------------------------------------------------------------------------------------------------------
 
 
@@ -228,6 +235,12 @@ def test_a_lora_goes_on_from_its_file(tmp_path):
             step = trainer.pair_step([(0, 0), (3, 1)])
             assert torch.equal(step.winner_pred.detach(), expected)
             assert torch.equal(step.winner_error, step.ref_winner_error) == starts_at_ln_2
+    for p in add_lora(pipe.text_encoder, "dpo", seed=0, rank=QUICK.rank):
+        p.data.fill_(0.1)
+    add_lora(pipe.unet, "dpo", seed=0, rank=QUICK.rank)
+    with pytest.raises(AdapterError, match="is for text_encoder too, which this run would leave out"):
+        both = save_lora(tmp_path / "both.safetensors", pipe, "dpo")
+        DPOTrainer(tiny_pipeline(), make_pairs(), QUICK, [dpo(2500.0)], start=both)
     with pytest.raises(ValueError, match="rank and targets|lora"):
         DPOTrainer(tiny_pipeline(), make_pairs(), replace(QUICK, trainable="full", reference="copy"), [dpo(2500.0)],
                    start=path)  # fmt: skip
@@ -242,6 +255,12 @@ def test_the_loss_scale_halves_on_overflow_and_leaves_no_gradient():
     scale.good = LossScale.GROWTH - 1
     weight.grad = torch.ones(2)
     assert scale.unscale([weight]) and scale.scale == 2.0**16
+    halved = 0
+    with pytest.raises(DivergenceError, match='use precision="bf16"'):  # else every step would be left out in silence
+        while halved < 99:
+            weight.grad = torch.tensor([1.0, math.nan])
+            halved += not scale.unscale([weight])
+    assert (scale.scale, halved) == (1.0, 16)
 
 
 def test_half_precision_trains_with_a_scaled_loss(monkeypatch):
@@ -319,7 +338,7 @@ def test_both_text_encoders_of_sdxl_train_in_one_run_and_start_again_from_their_
     assert {"text_encoder", "text_encoder_2"} == {n for n, m in adapted_models(plain).items() if adapter_names(m)}
     with DPOTrainer(pipe, pairs, config, [dpo(2500.0)], start=path) as t:
         assert torch.equal(t.pair_step([(0, 0)]).winner_pred, last.winner_pred)
-    with pytest.raises(AdapterError, match="also holds text_encoder_2, which this run would lose"):
+    with pytest.raises(AdapterError, match="is for text_encoder_2 too, which this run would leave out"):
         DPOTrainer(pipe, pairs, replace(config, model="text_encoder"), [dpo(2500.0)], start=path)
     with pytest.raises(ValueError, match="which this pipeline does not have"):
         run(replace(QUICK, model="text_encoders"))

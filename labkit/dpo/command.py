@@ -19,6 +19,7 @@ from typing import Any
 from labkit.errors import LabkitError
 
 JUDGES = ("portraits", "clip", "pickscore", "hpsv2.1", "imagereward", "aesthetic")
+EXAMPLES = {"micro_batch": 2, "t_window": "[0, 1000]"}  # of the fields of DPOConfig whose default says too little
 
 
 def add_parser(subparsers: Any) -> None:
@@ -122,13 +123,9 @@ def train(args: argparse.Namespace) -> int:
     changes = settings(args.set)
     if args.start is not None:
         changes = of_start(args.start) | changes
-    if args.pictures < 0:
-        raise ValueError(f"--pictures {args.pictures}: expected 0 (none) or more")
     prompts = None
     if args.prompts is not None:
         prompts = [line.strip() for line in args.prompts.read_text("utf-8-sig").splitlines() if line.strip()]
-        if not prompts:
-            raise ValueError(f"{args.prompts} has no prompts: expected one a line")
     pipe = load_pipeline(args.tier, args.device, folder=args.model)
     config = replace(default_config(pipe), **changes)
     report = align_own(
@@ -137,8 +134,7 @@ def train(args: argparse.Namespace) -> int:
         judge=load_judge(args.judge, args.device), say=lambda line: print(line, flush=True),
     )  # fmt: skip
     print("\n".join(report.lines))
-    if args.pictures:
-        print(f"pictures: {args.out / 'before_after.png'}")
+    print(f"pictures: {args.out / 'before_after.png'}")
     return 0
 
 
@@ -174,15 +170,14 @@ def settings(words: list[str]) -> dict[str, Any]:
         name, equals, value = word.partition("=")
         if name not in known or not equals:
             raise ValueError(f"--set {word}: expected NAME=VALUE with one of {', '.join(known)}")
-        kind = type(known[name].default)
+        default = known[name].default
         try:
-            read = float(value) if kind is float else yaml.safe_load(value)  # YAML reads 1e-5 as text
+            read = float(value) if isinstance(default, float) else yaml.safe_load(value)  # YAML reads 1e-5 as text
         except (ValueError, yaml.YAMLError):
             read = None
-        wanted = (int, type(None)) if kind is type(None) else (list,) if kind is tuple else (kind,)
-        if not isinstance(read, wanted) or (isinstance(read, bool) and kind is not bool):
-            default = known[name].default
-            raise ValueError(f"--set {word}: {name} is a {kind.__name__} such as {default!r}, got {value!r}")
+        kinds = {"micro_batch": int, "t_window": list}.get(name, type(default))
+        if type(read) is not kinds:
+            raise ValueError(f"--set {word}: expected a value such as {name}={EXAMPLES.get(name, default)}")
         found[name] = read
     return found
 

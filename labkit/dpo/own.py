@@ -117,7 +117,7 @@ def align_own(
         sizes: (height, width) in pixels; each pair is cropped to the one whose shape is nearest. Default: the native
             square of the pipeline.
         held_out: share of the prompts that is kept back, if no row names a split. All pairs of a prompt stay together.
-        prompts: for the pictures before and after; by default held-out prompts. pictures: how many at most, 0: none.
+        prompts: for the pictures before and after; by default held-out prompts. pictures: how many at most.
         judge: (images [B, 3, H, W] in [-1, 1], prompts) -> scores, for the win rate; it must not have made the pairs.
         start: a LoRA file to go on with (see `DPOTrainer`).
         say: called with one line of progress at a time.
@@ -126,10 +126,9 @@ def align_own(
         PairsError, ImageError: a row or a picture that cannot be used, by name. ValueError: settings that do not fit.
         CheckpointError: the folder holds another run.
     """
-    if pictures < 0:
-        raise ValueError(f"pictures is {pictures}, expected 0 (none) or more")
-    if prompts is not None and not prompts:
-        raise ValueError("prompts is empty: give at least one, or leave it out")
+    if pictures < 1 or (prompts is not None and not prompts):
+        given = "" if prompts is None else f" for {len(prompts)} prompts"
+        raise ValueError(f"{pictures} pictures{given}: expected at least one picture and prompt")
     found = source if isinstance(source, FoundPairs) else find_pairs(source)
     out = Path(out)
     train, held, left_out = _split(found, held_out)
@@ -163,9 +162,8 @@ def align_own(
     for name, images in (("before", before), ("after", after)):
         for i, picture in enumerate(to_pil(images)):
             write_atomically(out / name / f"{i:03d}.png", lambda p, picture=picture: picture.save(p, format="PNG"))
-    if asked:
-        sheet = before_after(before, after)
-        write_atomically(out / "before_after.png", lambda p: sheet.save(p, format="PNG"))
+    sheet = before_after(before, after)
+    write_atomically(out / "before_after.png", lambda p: sheet.save(p, format="PNG"))
     won = None
     if judge is not None and len(asked) > 1:
         scores = [torch.as_tensor(judge(images, asked)).float().cpu().numpy() for images in (after, before)]
@@ -191,10 +189,10 @@ def align_own(
 def default_config(pipe) -> DPOConfig:
     """1,000 steps of 4 pairs, rank 8 in attention, half precision where the device has one."""
     device = pipe.unet.device
-    capable = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
+    before_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
     return DPOConfig(
         steps=1000, batch_size=4, lr=5e-5, warmup=50, schedule="cosine", log_every=10,
-        precision="fp16" if capable else "auto", evaluate_every=100, patience=3, save_every=50, prompt_dropout=0.1,
+        precision="fp16" if before_bf16 else "auto", evaluate_every=100, patience=3, save_every=50, prompt_dropout=0.1,
     )  # fmt: skip
 
 
@@ -346,8 +344,6 @@ def _accuracy(trainer: DPOTrainer, held_sets: Sequence[PreferencePairs]) -> floa
 
 def _draw(pipe, prompts: Sequence[str], steps: int, guidance_scale: float) -> Tensor:
     """One picture per prompt, picture i always from seed i: [n, 3, H, W]."""
-    if not prompts:
-        return torch.empty(0, 3, 1, 1)
     generators = image_generators(len(prompts), 0)
     return sample(
         pipe, list(prompts), generators=generators, steps=steps, guidance_scale=guidance_scale, batch_size=4

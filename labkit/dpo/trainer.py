@@ -380,7 +380,8 @@ class DPOTrainer:
         others = sorted(set(found) - set(self.models))
         if others:
             raise AdapterError(
-                f"{path} also holds {', '.join(others)}, which this run would lose: it trains {self.config.model} alone"
+                f"{path} is for {' and '.join(others)} too, which this run would leave out: give a file for "
+                f"{self.config.model} alone"
             )
         for name, model in self.models.items():
             tensors = found.get(name, {})

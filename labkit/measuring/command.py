@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabkitError
-from labkit.files import write_atomically
+from labkit.files import can_print, locale_language, write_atomically
 from labkit.images import ImageError
 
 PAUSE = 10.0  # seconds between lines of progress
@@ -59,7 +59,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--skip", action="store_true", help="leave unreadable files out and name them")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
-    parser.add_argument("--lang", choices=("ja", "en"), default="en", help="language of the report (default: en)")
+    parser.add_argument("--lang", choices=("ja", "en"), help="default: ja if the locale is Japanese, else en")
     parser.set_defaults(func=run_measure)
 
 
@@ -68,7 +68,7 @@ def run_measure(args: argparse.Namespace) -> int:
     from labkit.measuring.measure import DEFAULT, measure
     from labkit.measuring.report import measurement_html, measurement_lines, texts
 
-    told = time.monotonic()
+    lang, told = args.lang or locale_language(), time.monotonic()
 
     def say(key: str, numbers: dict) -> None:
         """A line of progress on stderr, for what takes long."""
@@ -76,7 +76,7 @@ def run_measure(args: argparse.Namespace) -> int:
         now = time.monotonic()
         if key != "read" or now - told >= PAUSE:
             told = now
-            print(texts(args.lang)[f"say_{key}"].format(**numbers), file=sys.stderr, flush=True)
+            print(texts(lang if can_print("あ") else "en")[f"say_{key}"].format(**numbers), file=sys.stderr, flush=True)
 
     try:
         for option, path in (("--html", args.html), ("--json", args.json)):
@@ -105,12 +105,12 @@ def run_measure(args: argparse.Namespace) -> int:
     except (LabkitError, ValueError, OSError, ModuleNotFoundError) as error:
         print(f"labkit measure: {error}", file=sys.stderr)
         return 2
-    print("\n".join(measurement_lines(result, args.lang)))
+    print("\n".join(measurement_lines(result, lang if can_print("あ") else "en")))
     for side in result.sides:
         for name, why in side.unreadable.items():
             print(f"       {name}: {why}")
     if args.html is not None:
-        measurement_html(result, args.html, lang=args.lang)
+        measurement_html(result, args.html, lang=lang)
         print(f"wrote {args.html}")
     if args.json is not None:
         print(f"wrote {write_atomically(args.json, result.as_json())}")
