@@ -1115,7 +1115,7 @@ with TemporaryDirectory() as folder:
     seen = visibility(cache_embeddings(clip, inputs, inputs.pictures(own.folder)), own.values, list(own.wording))
 bar_with_interval(
     [t("l07.own_row", name=name, chance=probe.chance) for name, probe in seen.items()],
-    {t("l07.own_probe"): [(probe.accuracy, probe.low, probe.high) for probe in seen.values()]},
+    {t("l07.own_probe"): tuple([getattr(p, name) for p in seen.values()] for name in ("accuracy", "low", "high"))},
     xlabel=t("l07.share_right"),
     title=t("l07.own_title", n=len(own)),
     value_format="{:.0%}",
