@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 512  # rows and columns of a block: it stays in the cache while its elements are worked on
-CHUNK = 4096  # rows that are converted to float64 at a time
+CHUNK = 256  # rows that are converted to float64 at a time
 LARGEST = 1e11  # of gamma a.b + coef: its third power is far inside float32
 
 
@@ -182,12 +182,15 @@ class CubicKernel:
         same = y is None
         y, t = (x, s) if y is None or t is None else (y, t)
         s, t = (3 * s).float(), (3 * t).float()
+        space = torch.empty(2, BLOCK * BLOCK, dtype=torch.float32, device=x.device)  # used again by every block
         for i in range(0, len(x), BLOCK):
             for j in range(i if same else 0, len(y), BLOCK):
-                u = x[i : i + BLOCK] @ y[j : j + BLOCK].T
+                rows, columns = x[i : i + BLOCK], y[j : j + BLOCK]
+                u, block = (part[: len(rows) * len(columns)].view(len(rows), len(columns)) for part in space)
+                torch.mm(rows, columns.T, out=u)
                 if same and i == j:
                     u.fill_diagonal_(0)
-                block = s[i : i + BLOCK, None] + t[j : j + BLOCK]
+                torch.add(s[i : i + BLOCK, None], t[j : j + BLOCK], out=block)
                 yield i, j, block.add_(u).mul_(u).mul_(u)
 
 

@@ -93,10 +93,12 @@ class DistanceBlocks:
     def __iter__(self) -> Iterator[Block]:
         """The blocks, one after the other in the same memory: whoever keeps one copies it."""
         space = torch.empty(self.side**2, dtype=self.dtype, device=self.device)
-        for left in _cuts(len(self.a), self.panel):
+        lefts = _cuts(len(self.a), self.panel)
+        step = self.side if len(lefts) == 1 and not self.self_mode else self.panel  # used once: as small as a block
+        for left in lefts:
             x = self._centred(self.a, slice(*left))  # [p, d]
             norm_x = _squares(x)
-            for right in _cuts(len(self.b), self.panel):
+            for right in _cuts(len(self.b), step):
                 if self.self_mode and right[0] < left[0]:
                     continue
                 same = self.self_mode and right == left
