@@ -124,9 +124,10 @@ def align_own(
         PairsError, ImageError: a row or a picture that cannot be used, by name. ValueError: settings that do not fit.
         CheckpointError: the folder holds another run.
     """
-    if pictures < 1 or (prompts is not None and not prompts):
-        given = "" if prompts is None else f" for {len(prompts)} prompts"
-        raise ValueError(f"{pictures} pictures{given}: expected at least one picture and prompt")
+    if pictures < 1:
+        raise ValueError(f"pictures is {pictures}, expected at least 1: they show what the training did")
+    if prompts is not None and not prompts:
+        raise ValueError("there are no prompts to draw: write at least one, or leave them out for held-out ones")
     found = source if isinstance(source, FoundPairs) else find_pairs(source)
     out = Path(out)
     train, held, left_out = _split(found, held_out)
