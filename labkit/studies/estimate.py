@@ -21,6 +21,7 @@ class Recorded:
 
     def __init__(self, record: Record) -> None:
         self._values, self.lesson = record.values, record.lesson
+        self.asked: set[str] = set()  # arms whose numbers were asked for: what one more seed of an estimate takes
 
     def since(self, first: int) -> Recorded:
         """The same record without the seeds below `first`."""
@@ -30,6 +31,7 @@ class Recorded:
 
     def seeds(self, *arms: str) -> list[int]:
         """Seeds that all these arms have, in order."""
+        self.asked.update(arms)
         found = [{seed for arm, seed in self._values if arm == wanted} for wanted in arms]
         return sorted(set.intersection(*found)) if found else []
 
@@ -43,6 +45,7 @@ class Recorded:
         seeds = self.seeds(arm) if seeds is None else seeds
         if not seeds:
             raise NotRecorded(f"study {self.lesson} has no recorded units of arm {arm!r}: record them")
+        self.asked.add(arm)
         rows = [self._values[arm, seed].get(metric) for seed in seeds]
         if any(row is None for row in rows):
             known = ", ".join(sorted(self._values[arm, seeds[0]]))
