@@ -38,7 +38,7 @@ def image_grid(
 
     Args:
         images: N images (PIL, uint8 [H, W, 3], float [3, H, W] in [-1, 1]) or a batch tensor [N, 3, H, W].
-        captions: N texts; wrapped to the image's width, three lines at most.
+        captions: N texts; wrapped to the image's width, eight lines at most.
         scores: N numbers (NaN: none for this image), written as `score_format` with `score_label` in front.
         columns: images per row; by default whatever fills a notebook's width well.
         row_labels, column_labels: texts at the left of the rows and over the columns.

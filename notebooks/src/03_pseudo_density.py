@@ -409,7 +409,7 @@ claim("extreme_ring", "ring.w33_top", "ring.w1", "distance")
 paid = [results[f"ring.{s}"]["calls"] / results[f"ring.{s}"]["forecast"] for s in l03.RING if s != "w1"]
 lab.claim("cost_forecast", measured=t("l03.cost_ratio"), value=float(np.mean(paid)), seeds=[run_seed])
 
-# %% [markdown] lang="en" uid="ring-reading" pair="a9c455b3"
+# %% [markdown] lang="en" uid="ring-reading" pair="a964e39e"
 # **What you see.** Blue: the recorded study, ten runs with their intervals; stars: your run. Go from `w = 1` to `w = 33`, both with the *lowest tenth* as threshold. Precision rises from .88 to
 # .99 and coverage does not fall, because the points below that threshold are mostly the smeared ones. Selection acts as a **filter of artefacts** there. Raise the threshold to the half or to the upper fifth, and
 # the same weight throws away honest small modes: precision has nothing left to win, coverage pays (.82, .76). Shrinking the noise to 0.7 hardly touches the artefacts: they do not lie far out
@@ -423,7 +423,7 @@ lab.claim("cost_forecast", measured=t("l03.cost_ratio"), value=float(np.mean(pai
 
 # %% [markdown] lang="ja" uid="ring-reading" pair="1bb6be2e"
 # **図の読み方。** 青は記録済みの実験(10回の実行と区間)、星は今回の結果です。どちらも*下位1割*をしきい値とする `w = 1` から `w = 33` へ進んでみましょう。適合率は0.88から0.99に上がり、被覆率は
-# 下がりません。このしきい値より下にあるのは、ほとんどが山の間に落ちた点だからです。ここでは選別が**アーティファクトのフィルター**として働きます。しきい値を中央値や上位2割まで上げると、同じ重みが、
+# 下がりません。このしきい値より下にあるのは、ほとんどが山の間に落ちた点だからです。ここでは選別が**アーティファクトのフィルタ**として働きます。しきい値を中央値や上位2割まで上げると、同じ重みが、
 # 正しく生成された小さな山まで捨ててしまいます。適合率にはもう伸びしろがなく、被覆率だけが下がります(0.82、0.76)。ノイズを0.7倍に縮めても、アーティファクトはほとんど減りません。ノイズの空間では、
 # 遠くにあるわけではないからです。
 #

@@ -972,7 +972,7 @@ image_grid(
     score_label="CLIP", columns=5, title=t("l04.neighbours_title"),
 )  # fmt: skip
 
-# %% [markdown] lang="en" uid="rounds" pair="e628e6c6"
+# %% [markdown] lang="en" uid="rounds" pair="e72d4d97"
 # **Reading.** Same formula, same pictures, eight different results: a sentence such as "FABRIC did this" needs the setting behind it. Look for the cells that hardly differ from "no feedback" (a
 # narrow window, a low weight) and for those that have become the portrait.
 #
@@ -992,7 +992,7 @@ image_grid(
 #
 # ## 7. ラウンドか、作り直しか
 #
-# 次は記事の3つ目の主張です。自動判定役が、ある人物を思い浮かべて遊びます。4枚のうち最も近い画像を「好き」、最も遠い画像を「嫌い」とし(論文と同じく CLIP で測ります)、新たに4枚を生成します。これを
+# 次は記事の3つ目の主張です。自動プレイヤーが、ある人物を思い浮かべて遊びます。4枚のうち最も近い画像を「好き」、最も遠い画像を「嫌い」とし(論文と同じく CLIP で測ります)、新たに4枚を生成します。これを
 # 4ラウンド続けます。論文の曲線は上がっていきますが、16枚作って最良のものを残せば、誰の曲線でも上がります。数を増やせば、最大値は大きくなるからです。そこで**作り直し**を対照にします。同じノイズから
 # 4枚ずつ4ラウンド生成し、フィードバックは与えません。これを上回った分だけが、FABRIC のおかげです。
 #
@@ -1162,7 +1162,7 @@ claim("chosen_is_nearer", t("l04.chosen_difference"), fed[f"chosen.{last}"] - al
 claim("dropout_varies", t("l04.dropout_difference"))
 claim("dropout_costs", t("l04.dropout_difference"))
 
-# %% [markdown] lang="en" uid="game" pair="d895a6b4"
+# %% [markdown] lang="en" uid="game" pair="ee271591"
 # **Reading.** The judge confirms the rise of the *round*: its mean is better than without feedback, so CLIP did not only flatter itself. It does not confirm a better *final picture*: what CLIP picks from sixteen is about as
 # much like the person with feedback as without. And the price is in the other chart: a last round with feedback has about two thirds of the diversity of a restart. Dividing the weight by the number of likes gives some of
 # it back; it costs the mean of a round a little and the best picture nothing, so it is the better default where likes pile up.
@@ -1191,8 +1191,8 @@ claim("dropout_costs", t("l04.dropout_difference"))
 #
 # ## 8. 今度はあなたの番です
 #
-# 左端が目標の人物です。「好き」「嫌い」を選んで、次のラウンドへ進んでください。画像の下の数値は目標との類似度です。自動判定役と同じ情報ですが、あなたにはもっと多くのものが見えています。
-# 自動判定役は、毎回「好き」1枚と「嫌い」1枚しか選べません。あなたは、背景の色だけを理由に「好き」を付けても、「嫌い」を1枚も付けなくても構いません。到達目標は、第7節の作り直し(16枚)の
+# 左端が目標の人物です。「好き」「嫌い」を選んで、次のラウンドへ進んでください。画像の下の数値は目標との類似度です。自動プレイヤーと同じ情報ですが、あなたにはもっと多くのものが見えています。
+# 自動プレイヤーは、毎回「好き」1枚と「嫌い」1枚しか選べません。あなたは、背景の色だけを理由に「好き」を付けても、「嫌い」を1枚も付けなくても構いません。到達目標は、第7節の作り直し(16枚)の
 # 最高点です。あなたも同じ16枚、4ラウンドまでです。評価を付けなければ、次のラウンドは作り直しそのものになります。
 #
 # **始める前に決めてください。** 第5節の測定によれば、目標の属性のうち「好き」で近づけるのはどれで、運に任せるしかないのはどれでしょうか。運が必要な属性を先に狙い、色は後から寄せますか。それとも逆にしますか。
@@ -1204,7 +1204,7 @@ from labkit.figures.game import FeedbackGame
 goal = float(results["restarts"][f"so_far.{last}"][0])
 print(t("l04.game_goal", goal=goal, pictures=sizes.rounds * sizes.images))
 mine = l04.loop(0, run_seed, sizes)
-FeedbackGame(mine, near, goal=goal, target=portrait)
+FeedbackGame(mine, near, goal=goal, rounds=sizes.rounds, target=portrait)
 
 # %% [markdown] lang="en" uid="race" pair="c1d4dbf6"
 # **Reading your game.** Write down the round in which the goal fell, and what your last four pictures have in common with your likes. If you won by colours alone, the judge of section 7 would

@@ -10,7 +10,7 @@ from labkit.course import start, t
 
 lab = start("06", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
 
-# %% [markdown] lang="en" uid="story" pair="080107f9"
+# %% [markdown] lang="en" uid="story" pair="63dd81f4"
 # ## 1. The article, and what it leaves out
 #
 # This lesson belongs to the AIBR dialogue "人の画像生成を高める直接選好最適化とAIフィードバック" on HG-DPO ([arXiv 2405.20216](https://arxiv.org/abs/2405.20216)).
@@ -39,7 +39,7 @@ lab = start("06", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # 次の3つの主張を確かめます。
 #
 # 1. 良い写真と悪い写真の対を見せれば、モデルは何が良いかを学ぶ。
-# 2. AI がフィルター兼教師役になれば、人手の評価は要らず、コストが下がる。
+# 2. AI がフィルタ兼教師役になれば、人手の評価は要らず、コストが下がる。
 # 3. 画質だけでなく、「人らしさ」まで良くなる。
 #
 # 記事が紹介しているのは論文の第1版です。AI がペアを作り、DPO で学習し、損失に手を加えて色のずれを抑えます。第2版で加わったのが、このレッスンの主題です。
@@ -57,6 +57,8 @@ lab = start("06", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # %% uid="models"
 import numpy as np
 import torch
+
+from IPython.display import display
 
 from labkit.diffusion import decode_latents, image_generators, sample
 from labkit.dpo import Term, best_and_worst, build_pool, dpo, sft, step_coefficient
@@ -79,6 +81,33 @@ def as_pictures(latents):
         return decode_latents(pipe, latents).clamp(-1, 1)
 
 
+# %% uid="marks" tags=["hide-input"]
+from labkit.portraits import ATTRIBUTES, attribute_name, value_name
+from labkit.portraits.parse import parse_caption
+
+
+def marks(pictures, texts):
+    """en: Per picture the named attributes with what the gold judge says: ○ right, × wrong.
+    ja: 画像ごとに、指定された属性と正解の評価役の判定(○ 正しい、× 誤り)を並べます。
+    """
+    pictures = torch.stack(list(pictures))
+    read = {a: p.argmax(1).tolist() for a, p in reader.probabilities(pictures).items()}
+    asked = [parse_caption(text).items() for text in texts]
+    return [
+        " ".join(f"{value_name(a, v, lab.lang)}{'○' if ATTRIBUTES[a][read[a][i]] == v else '×'}" for a, v in named)
+        for i, named in enumerate(asked)
+    ]
+
+
+def marked(rows, texts, bare=None, **options):
+    """en: Rows of pictures, one column per prompt, with a mark per named attribute; the prompts in full below.
+    ja: 列ごとに同じプロンプトの画像を並べ、指定された属性に印を付けます。その下に、プロンプトの全文を表示します。
+    """
+    captions = {name: marks(pictures, texts) for name, pictures in rows.items()}
+    display(strips((bare or {}) | rows, captions=captions, **options))
+    print("\n".join(f"{k + 1}. {text}" for k, text in enumerate(texts)))
+
+
 # %% uid="first-picture"
 shown = {name: as_pictures(latents)[: len(held_out)] for name, latents in world.shown.items()}
 right = {name: l06.gold(images, held_out[: len(images)]) for name, images in shown.items()}
@@ -89,17 +118,17 @@ order = np.argsort(change)
 columns = [int(i) for i in [*order[::-1][:4], *order[:2]]][: len(change)]
 names = {"base": t("l06.base"), "easy": t("l06.easy"), "hg": t("l06.hg")}
 print(t("l06.better_worse", better=int((change > 0.05).sum()), worse=int((change < -0.05).sum()), total=len(change)))
-strips(
-    {t("l06.real"): as_pictures(world.real[: len(columns)])}
-    | {names[key]: [shown[key][i] for i in columns] for key in names},
-    captions={names["hg"]: [held_out[i] for i in columns]},
+marked(
+    {names[key]: [shown[key][i] for i in columns] for key in names},
+    [held_out[i] for i in columns],
+    bare={t("l06.real"): as_pictures(world.real[: len(columns)])},
     scores={names[key]: [right[key][i] for i in columns] for key in names},
     title=t("l06.first_title"),
 )
 
-# %% [markdown] lang="en" uid="first-reading" pair="39494a82"
+# %% [markdown] lang="en" uid="first-reading" pair="ad2f6131"
 # **What you see.** Below the strip of real portraits (of other people) three models draw the same held-out prompts from the same noise. The number is the
-# gold judge's mean probability of what the prompt names. The base draws sharp pictures and reads its prompts badly: it was trained on captions in which each
+# gold judge's mean probability of what the prompt names, the marks say what the picture shows: ○ as asked, × not. The base draws sharp pictures and reads its prompts badly: it was trained on captions in which each
 # attribute was wrong two times in five, as captions from the web are. The columns are the four where the number rose most and the two where it fell most;
 # the line above counts all of them, so look at the losers as well.
 #
@@ -112,9 +141,9 @@ strips(
 # Written down before any run: both measures, prompts that no training saw, and the smallest effect that matters for each claim (`claims.yaml`).
 # Which row made the difference in which measure? Keep your guess for section 7.
 
-# %% [markdown] lang="ja" uid="first-reading" pair="6d018793"
+# %% [markdown] lang="ja" uid="first-reading" pair="86f7412b"
 # **図の読み方。** 一番上は本物のポートレート(別の人物)です。その下の3行では、3つのモデルが同じ未使用のプロンプトを同じノイズから描いています。数字は、プロンプトが指定した
-# 属性に正解の評価役が与えた確率の平均です。基準モデルは鮮明な絵を描きますが、プロンプトをうまく読めません。Web のキャプションのように、各属性が5回に2回は間違った
+# 属性に正解の評価役が与えた確率の平均で、その下の印は属性ごとの判定です(○は指定どおり、×は誤り)。基準モデルは鮮明な絵を描きますが、プロンプトをうまく読めません。Web のキャプションのように、各属性が5回に2回は間違った
 # キャプションで学習したからです。列は、数字が最も上がった4つと、最も下がった2つです。図の上の行には全体の数が出ているので、悪くなったものも確認してください。
 #
 # 次に、一番上の行と*質感*を比べてください。この教材の本物の画像には、写真のような細かい粒状感があります。基準モデルは粒状感を見たことがなく、どのプロンプトもそれを指定しません。
@@ -685,21 +714,21 @@ claim("curriculum_beats_base", "hg", "base")
 claim("curriculum_is_nearer", "hg", "base", "distance")
 claim("curriculum_nearer_than_easy", "hg", "easy", "distance")
 
-# %% [markdown] lang="en" uid="curriculum-reading" pair="e26f4be7"
+# %% [markdown] lang="en" uid="curriculum-reading" pair="d227213a"
 # **Reading.** To the right is more faithful, *down* is nearer to real pictures. By the paper's story the easy stage goes right and not down, for its winners have no
 # grain; the later stages go down and a little to the left, for no judge reads the prompt in the hard stage. In the paper the reward does fall slightly from easy to
 # hard, while FID and image quality improve.
 #
-# Now hold your star against the record. Faithfulness is the steady axis. Before you believe any order on the other one, look at the vertical bars: training moves the
-# distance by whole units from seed to seed, in either direction, so one run, yours or a table of one seed, could tell any story. A likely reason: a hundred
+# Now hold your star against the record. Faithfulness is the steady axis. Before you believe any order on the other one, look at the vertical bars: over the first four recorded
+# seeds the curriculum moved the distance by anything from -1 to +5, so one run, yours or a table of one seed, could tell any story. A likely reason: a hundred
 # steps shift *all* pictures of a model together, by a cast of colour or tone, and the kernel distance counts a common shift in full. The boxes say what the
 # recorded seeds decide. What would change it: more seeds; the loss of section 4 in the easy stage, where the paper has it; half strength (section 9).
 
-# %% [markdown] lang="ja" uid="curriculum-reading" pair="9e18688e"
+# %% [markdown] lang="ja" uid="curriculum-reading" pair="271ada7a"
 # **図の読み方。** 右ほど忠実で、*下*ほど本物に近いことを表します。論文の筋書きでは、easy 段階は右へ動きますが、勝者に粒状感がないので下へは動きません。後の2段階は下へ、そして少し左へ
 # 動きます。hard 段階ではどの評価役もプロンプトを読まないからです。実際に論文では、easy から hard へ進むと報酬がわずかに下がり、FID と画質は良くなります。
 #
-# 自分の星を記録と比べてください。安定しているのは忠実度の軸です。もう一方の軸で順位を信じる前に、縦の棒を見てください。距離は、学習のシードが変わるだけで上下どちらにも1以上動きます。
+# 自分の星を記録と比べてください。安定しているのは忠実度の軸です。もう一方の軸で順位を信じる前に、縦の棒を見てください。カリキュラムによる距離の変化は、記録した最初の4つのシードだけでも −1 から +5 まで分かれました。
 # 1回の実行だけなら、自分の結果でも1シードの表でも、どんな筋書きにも見えてしまいます。考えられる理由は、100ステップの学習が*すべて*の画像を色かぶりや明るさの点で一緒にずらし、カーネル距離がその共通の
 # ずれをそのまま数えることです。記録したシードで何が決まったかは、判定の枠に出ています。結果を変えそうなのは、シードを増やすこと、論文と同じく easy 段階に第4節の損失を入れること、
 # アダプタを半分の強さにすること(第9節)です。
@@ -777,17 +806,18 @@ order = np.argsort(moved)
 columns = [int(i) for i in dict.fromkeys([*order[::-1][:3], *order[:3]])]
 print(t("l06.better_worse", better=int((moved > 0.05).sum()), worse=int((moved < -0.05).sum()), total=len(moved)))
 rows = list(dict.fromkeys(["base", "hg", arm]))
-strips(
+marked(
     {names[key]: [images[key][i] for i in columns] for key in rows},
-    captions={names[rows[-1]]: [held_out[i] for i in columns]},
+    [held_out[i] for i in columns],
     scores={names[key]: [results[key]["gold"][i] for i in columns] for key in rows},
     title=t("l06.same_seeds"),
 )
 
 # %% uid="own-claims"
-if "leap" in results:
-    lab.reveal("leap", "below" if results["leap"]["gold"].mean() < results["base"]["gold"].mean() else
-               "between" if results["leap"]["gold"].mean() < results["hg"]["gold"].mean() else "above")  # fmt: skip
+# en: by the recorded seeds, as for the order of the stages: one run of a leap can end on either side
+# ja: 段階の順序と同じく、記録したシードで判定します。1回の飛躍は、どちら側にも転びえます
+leap = means(lab.recorded, "gold", {"leap": "leap"}, against="base").get("leap")
+lab.reveal("leap", "alike" if leap is None else "above" if leap.low > 0 else "below" if leap.high < 0 else "alike")
 claim("leap_collapses", "leap", "hg")
 claim("leap_below_base", "leap", "base")
 claim("easy_matters", "hg", "no_easy")
@@ -796,28 +826,29 @@ claim("order_matters", "hg", "at_once")
 claim("sft_erases", "sft", "easy")
 claim("pairs_beat_fine_tuning", "hg", "real_sft")
 
-# %% [markdown] lang="en" uid="own-reading" pair="04c1a168"
+# %% [markdown] lang="en" uid="own-reading" pair="68dd2e67"
 # **Reading.** Compare the leap with the curriculum first, by the intervals and not by the dots. Does it fall below the curriculum, or even below the base, as in
-# the paper (FID from 37 to 113)? On record it does not fall below the base: it gains $.067$ $[.028, .107]$, **contradicted**, and whether it ends below the curriculum is
-# open ($-.011$ $[-.126, .104]$). What the record does decide are the stages: without easy the curriculum loses $.100$ $[.077, .122]$, without normal
+# the paper (FID from 37 to 113)? On record it does not fall below the base: it gains $.088$ $[.024, .153]$, **contradicted**, and whether it ends below the curriculum is
+# open ($.002$ $[-.072, .075]$). What the record does decide are the stages: without easy the curriculum loses $.100$ $[.077, .122]$, without normal
 # $.031$ $[.011, .052]$; training on all pairs at once costs at most a little ($.006$ $[-.008, .020]$, open). Why does the leap hold its ground? The likely reason is the size of the gap:
 # our real pictures differ from generated ones by a film of noise, photographs in everything at once, and the paper trained for hundreds of thousands of steps.
 # A pair that cannot be told apart so easily goes on teaching attributes.
 #
-# Now the uncomfortable dot: **plain fine-tuning on the real pictures**. If it lies to the right of the curriculum *and* below it, then no pairs and no judge
-# were needed *here*. Why? This base was spoilt in one particular way, by wrong captions, and 96 real pictures with *right* captions are the direct antidote; they carry
+# Now the uncomfortable dot: **plain fine-tuning on the real pictures**. It lies to the right of the curriculum (.85 against .81) *and* below it (a distance of 5 against 13). The
+# first difference is open ($.040$ $[-.005, .086]$), the second goes the same way in every seed: *here*, no pairs and no judge would have been needed. Why? This base was spoilt in one particular way, by wrong captions, and 96 real pictures with *right* captions are the direct antidote; they carry
 # the grain as well. In the paper fine-tuning on the hard winners, after any stage, ends at the same modest place: its base had already been fine-tuned on 300,000
 # photographs, so there was nothing left for that antidote to cure. The lesson for your own project is a question about your base: is it wrong because of its data
 # (then mend the data), or is it right on average and you want its better half (then preferences)? A table without this control cannot tell.
 
-# %% [markdown] lang="ja" uid="own-reading" pair="6d6b1977"
+# %% [markdown] lang="ja" uid="own-reading" pair="88c79960"
 # **図の読み方。** まず、飛躍とカリキュラムを、点ではなく区間で比べてください。飛躍はカリキュラムを下回るでしょうか。論文のように、基準モデルより悪くなる
-# (FID が37から113)でしょうか。記録では、飛躍は基準モデルを下回らず、$.067$ $[.028, .107]$ 上回ります。この主張は**否定されました**。カリキュラムより低くなるかどうかは、まだ決まっていません($-.011$ $[-.126, .104]$)。
+# (FID が37から113)でしょうか。記録では、飛躍は基準モデルを下回らず、$.088$ $[.024, .153]$ 上回ります。この主張は**否定されました**。カリキュラムより低くなるかどうかは、まだ決まっていません($.002$ $[-.072, .075]$)。
 # 記録が決めたのは段階の価値です。easy を省くとカリキュラムは $.100$ $[.077, .122]$、normal を省くと $.031$ $[.011, .052]$ を失います。すべてのペアを一括で学習しても、失うのは多くてもわずかです($.006$ $[-.008, .020]$、未決)。
 # 飛躍が持ちこたえる理由として考えられるのは、差の大きさです。この教材の本物と生成画像の違いは薄いノイズだけですが、写真はあらゆる点で同時に異なり、論文では学習も数十万ステップ続きます。簡単に見分けられないペアは、
 # 属性を教え続けます。
 #
-# 次は、都合の悪い点、**本物の画像による通常のファインチューニング**です。これがカリキュラムより右*かつ*下にあるなら、*ここでは*ペアも評価役も要らなかったことになります。なぜでしょうか。
+# 次は、都合の悪い点、**本物の画像による通常のファインチューニング**です。カリキュラムより右(0.85対0.81)で、*しかも*下(距離が5対13)にあります。忠実度の差はまだ決まっていません($.040$ $[-.005, .086]$)が、
+# 距離の差はどのシードでも同じ向きです。つまり、*ここでは*ペアも評価役も要らなかったことになります。なぜでしょうか。
 # この基準モデルは、誤ったキャプションという特定の原因で歪んでいます。*正しい*キャプションの付いた本物96枚は、その直接の薬になり、粒状感も一緒に教えます。論文では、hard の勝者でファインチューニング
 # すると、どの段階の後でも同じ程度の結果に落ち着きます。基準モデルがすでに30万枚の写真でファインチューニング済みで、この薬で治すものが残っていなかったからです。自分のプロジェクトに
 # 引きつければ、問うべきは基準モデルの状態です。データのせいで間違っているのか(それならデータを直す)、平均的には正しく、その良いほうだけが欲しいのか(それなら選好で学習する)。この対照実験がない表からは、
@@ -1002,7 +1033,6 @@ print(t("l06.survive", arms=len(tried), judges=3, all=len(raw), raw=int((np.arra
 
 # %% uid="side-run"
 from labkit.dpo import side_effects
-from labkit.portraits import attribute_name, value_name
 
 generator = np.random.default_rng(lab.seed)
 report = side_effects(reader, before=images["base"], after=images["hg"], prompts=held_out, generator=generator)
@@ -1100,7 +1130,7 @@ def finished(scale, decoder_only):
     with l06.adapters(hg):
         with use_adapters(pipe.unet, dict.fromkeys(hg, scale), where={"hard": up_blocks} if decoder_only else None):
             made = sample(pipe, some, generators=image_generators(len(some), 1000 + run_seed), steps=sizes.steps)
-    return image_grid(made, captions=some, scores=l06.gold(made, some), columns=6)
+    return image_grid(made, captions=marks(made, some), scores=l06.gold(made, some), columns=6)
 
 
 explore(
