@@ -728,15 +728,15 @@ lab.claim("precision_sees_junk", measured=t("l02.m_junk"), **two_rounds("precisi
 difference = float(fall["no_mode"][1] - fall["no_mode"][2])
 lab.claim("coverage_beats_recall", measured=t("l02.m_falls"), **two_rounds("recall5", difference))
 
-# %% [markdown] lang="en" uid="modes-reading" pair="dd1ab16e"
+# %% [markdown] lang="en" uid="modes-reading" pair="7f9244e4"
 # **What you see.** Without the mode recall falls and precision does not, and coverage falls further than recall. So far the textbook. Then the two surprises: half of the fakes are four-eyed ghosts, and precision hardly notices; *all* fakes are noise, and precision at $k = 5$ is nearly perfect. **Why.** The balls
 # live in the space of a network. A network that has never seen a ghost puts it where it has a place for everything that is between two portraits: between them. There the balls overlap. Precision answers "is it near a real picture *in this space*?", not "is it a good picture?". But is that a law
-# of networks, or of these 256 pictures? An earlier edition of this lesson printed the law. It had measured at one number of pictures.
+# of networks, or of these 256 pictures? Whoever measures at one number of pictures will print the law.
 
-# %% [markdown] lang="ja" uid="modes-reading" pair="17a2a0d4"
+# %% [markdown] lang="ja" uid="modes-reading" pair="8a13cd59"
 # **図から読み取れること。** モードが欠けると再現率が下がり、適合率は下がりません。被覆率は再現率よりさらに大きく下がります。ここまでは教科書どおりです。意外なことが2つあります。半分が目の4つある幽霊になっても、適合率はほとんど変わりません。*すべて*がノイズでも、$k = 5$ の適合率は
 # ほぼ満点です。**理由。** 球はネットワークの特徴空間に描かれています。幽霊を見たことのないネットワークは、2枚のポートレートの中間のものを、そのまま2枚の間に置きます。そこでは球が重なり合っています。適合率が答えるのは「*この空間で*本物に近いか」であり、「良い画像か」ではありません。
-# では、これはネットワークの性質でしょうか。それとも、この256枚の性質でしょうか。このレッスンの以前の版は、前者を法則として書いていました。1通りの枚数でしか測っていなかったのです。
+# では、これはネットワークの性質でしょうか。それとも、この256枚の性質でしょうか。1通りの枚数でしか測らなければ、前者を法則として書いてしまうでしょう。
 
 # %% [markdown] lang="en" uid="curves" pair="4d061931"
 # ### N-curves and k-curves

@@ -733,7 +733,7 @@ claim("curriculum_nearer_than_easy", "hg", "easy", "distance")
 # ずれをそのまま数えることです。記録したシードで何が決まったかは、判定の枠に出ています。結果を変えそうなのは、シードを増やすこと、論文と同じく easy 段階に第4節の損失を入れること、
 # アダプタを半分の強さにすること(第9節)です。
 
-# %% [markdown] lang="en" uid="own" pair="885b5111"
+# %% [markdown] lang="en" uid="own" pair="d2b9390e"
 # ## 7. An experiment of your own
 #
 # The stages are recipes now, and you have a budget of 100 steps. Choose a plan, predict where its star will land, run it. Some that the paper or a sceptic
@@ -746,10 +746,12 @@ claim("curriculum_nearer_than_easy", "hg", "easy", "distance")
 #   hard winners, which gained little.)
 # * `[("warm", 60)]` and `[("cured", 60)]`: the tainted judge of section 4, without and with *your* loss.
 #
+# Three things are yours to decide: which pairs, when to stop, and the length of the leash, `own_kappa` (400 in section 6; by lesson 05, less moves the model further).
+#
 # **Open task.** Find a plan of at most 100 steps that no recorded arm beats on both axes at once. There is no single answer; the next section's function
 # judges it. Difficulty 5 of 5 if you may not use `real`.
 
-# %% [markdown] lang="ja" uid="own" pair="49579f8a"
+# %% [markdown] lang="ja" uid="own" pair="4601ff49"
 # ## 7. 自分の実験
 #
 # ここまでの各段階を、組み合わせ自由なレシピとして使います。予算は100ステップです。計画を選び、星がどこに来るかを予想してから実行してください。論文の著者や、疑い深い人が試しそうな例を挙げます。
@@ -761,6 +763,8 @@ claim("curriculum_nearer_than_easy", "hg", "easy", "distance")
 #   ファインチューニングした条件で、ほとんど伸びていません)。
 # * `[("warm", 60)]` と `[("cured", 60)]`: 第4節の偏った評価役です。それぞれ、*自分の*損失なしと、ありです。
 #
+# 決められることは3つあります。どのペアを使うか、何ステップで止めるか、そして引き綱の強さ `own_kappa` です(第6節の既定は400。レッスン05のとおり、小さいほど大きく動きます)。
+#
 # **自由課題。** 合計100ステップ以内で、記録済みのどの条件にも「両方の軸で同時に」負けない計画を見つけてください。正解は1つではなく、この後に書く関数で判定します。
 # `real` を使わないなら、難易度は5段階の5です。
 
@@ -768,15 +772,16 @@ claim("curriculum_nearer_than_easy", "hg", "easy", "distance")
 lab.predict("leap")
 
 # %% uid="own-run" tags=["open", "slow"]
-own_plan = [("leap", 100)]
+own_plan, own_kappa = [("leap", 100)], sizes.kappa
 
+own_term = [dpo(own_kappa)]
 warm_pairs = l06_world.best_vs_worst(world.pool, "warm").training()
-recipes = {name: (getattr(pairs, name).training(), term) for name in ("easy", "normal", "hard", "leap")}
+recipes = {name: (getattr(pairs, name).training(), own_term) for name in ("easy", "normal", "hard", "leap")}
 recipes |= {
-    "together": (l06_world.together(pairs.easy, pairs.normal, pairs.hard), term),
-    "real": (pairs.leap.training(), [sft(sizes.kappa / 2)]),
-    "warm": (warm_pairs, term),
-    "cured": (warm_pairs, [*term, your_term]),
+    "together": (l06_world.together(pairs.easy, pairs.normal, pairs.hard), own_term),
+    "real": (pairs.leap.training(), [sft(own_kappa / 2)]),
+    "warm": (warm_pairs, own_term),
+    "cured": (warm_pairs, [*own_term, your_term]),
 }
 scale = sizes.train_steps / 100
 stages = [(f"{name}{k}", *recipes[name], max(1, round(steps * scale))) for k, (name, steps) in enumerate(own_plan)]
@@ -792,7 +797,7 @@ known = {
     (("warm", 60),): "warm_all",
     (("cured", 60),): "warm_cured",
 }
-arm = known.get(tuple(own_plan), "own")
+arm = known.get(tuple(own_plan), "own") if own_kappa == sizes.kappa else "own"
 names["own"] = t("l06.own")
 images[arm] = lab.keep("own pictures", draw, own_states)
 results[arm] = world.measures(images[arm], held_out)
