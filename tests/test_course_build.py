@@ -175,7 +175,7 @@ def test_header_and_footer_state_the_facts_in_their_language(project):
     assert "\n\n日本語: `ja/00_hello.ipynb`\n" in en["header"]
     assert "\n\nEnglish: `en/00_hello.ipynb`\n" in ja["header"]
     assert "**Last checked:** 2026-11-22 (Python 3.11, torch 2.13.0)" in en["header"]
-    assert "**Exercises:** 2, about 15 minutes" in en["header"] and "**課題:** 2 問(目安 15 分)" in ja["header"]
+    assert "**Exercises:** 2, about 15 minutes" in en["header"] and "**課題:** 2問(目安15分)" in ja["header"]
     assert "colab" not in en["header"].lower()
     assert "[01 · Once more](01_again.ipynb)" in en["footer"] and "[01 · もう一度](01_again.ipynb)" in ja["footer"]
     again = cells_of(project, "en", "student", "01_again")

@@ -266,7 +266,7 @@ def test_everything_is_drawn_once_in_a_kernel(tmp_path):
     for cell in (2, 3):
         assert view in data[cell][0] and "<details>" in html_texts[cell]
     assert view in data[1][1] and "lab.hint()" in data[1][1]["text/plain"] and "lab.hint" not in html_texts[1]
-    assert "3 件を" in html_texts[4]
+    assert "3件を" in html_texts[4]
     assert "参照実装" in html_texts[6] and "先に進むために教材が用意した" in html_texts[7]
     assert "合格" in html_texts[8] and html_texts[8].count("<pre") == 2
     assert "return alpha_bar**0.5 * x0 + noise * (1 - alpha_bar) ** 0.5" in html_texts[8]

@@ -246,8 +246,10 @@ def _describe_strips(lists: Mapping[str, list], seeds: Any, scores: Any, lang: s
         mean = t("fig.alt.mean", lang=lang, value=float(np.mean(values))) if values is not None else ""
         parts.append(f"{label} ({mean})" if mean else label)
     columns = len(next(iter(lists.values())))
-    names = ", ".join(map(str, seeds)) if seeds is not None else "-"
-    return t("fig.alt.strips", lang=lang, rows="; ".join(parts), n=columns, seeds=names)
+    words = {"lang": lang, "rows": "; ".join(parts), "n": columns}
+    if seeds is None:
+        return t("fig.alt.rows", **words)
+    return t("fig.alt.strips", seeds=", ".join(map(str, seeds)), **words)
 
 
 def _describe_peaks(
