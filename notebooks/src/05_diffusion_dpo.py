@@ -684,7 +684,7 @@ def marks(images, texts):
     for i, text in enumerate(texts):
         named = parse_caption(text).items()
         right = [(value_name(a, v, lab.lang), ATTRIBUTES[a][read[a][i]] == v) for a, v in named]
-        lines.append(" ".join(f"{name}{'○' if ok else '×'}" for name, ok in right))
+        lines.append("\n".join(f"{'○' if ok else '×'} {name}" for name, ok in right))
     return lines
 
 

@@ -94,7 +94,7 @@ def marks(pictures, texts):
     read = {a: p.argmax(1).tolist() for a, p in reader.probabilities(pictures).items()}
     asked = [parse_caption(text).items() for text in texts]
     return [
-        " ".join(f"{value_name(a, v, lab.lang)}{'○' if ATTRIBUTES[a][read[a][i]] == v else '×'}" for a, v in named)
+        "\n".join(f"{'○' if ATTRIBUTES[a][read[a][i]] == v else '×'} {value_name(a, v, lab.lang)}" for a, v in named)
         for i, named in enumerate(asked)
     ]
 
@@ -126,14 +126,14 @@ marked(
     title=t("l06.first_title"),
 )
 
-# %% [markdown] lang="en" uid="first-reading" pair="ad2f6131"
+# %% [markdown] lang="en" uid="first-reading" pair="8233034d"
 # **What you see.** Below the strip of real portraits (of other people) three models draw the same held-out prompts from the same noise. The number is the
 # gold judge's mean probability of what the prompt names, the marks say what the picture shows: ○ as asked, × not. The base draws sharp pictures and reads its prompts badly: it was trained on captions in which each
 # attribute was wrong two times in five, as captions from the web are. The columns are the four where the number rose most and the two where it fell most;
 # the line above counts all of them, so look at the losers as well.
 #
-# Now compare the *texture* with the top row. Real pictures have a fine grain here, as photographs do. The base has never seen grain, and no prompt names it.
-# So there are two things to learn, and they need two measures:
+# Now compare the *texture* with the top row. Before the VAE took them in, the real portraits got a fine grain, as photographs have it. Little of it comes out of the VAE: on a screen you see a mottled background
+# at most, and section 5 measures the rest. The base has never seen grain, and no prompt names it. So there are two things to learn, and they need two measures:
 #
 # * **faithfulness**: is what the prompt names in the picture? Gold judge, higher is better.
 # * **realism**: do the pictures lie where real ones lie? Kernel distance to real portraits in the gold judge's features, smaller is nearer.
@@ -141,13 +141,13 @@ marked(
 # Written down before any run: both measures, prompts that no training saw, and the smallest effect that matters for each claim (`claims.yaml`).
 # Which row made the difference in which measure? Keep your guess for section 7.
 
-# %% [markdown] lang="ja" uid="first-reading" pair="86f7412b"
+# %% [markdown] lang="ja" uid="first-reading" pair="9acdc077"
 # **図の読み方。** 一番上は本物のポートレート(別の人物)です。その下の3行では、3つのモデルが同じ未使用のプロンプトを同じノイズから描いています。数字は、プロンプトが指定した
 # 属性に正解の評価役が与えた確率の平均で、その下の印は属性ごとの判定です(○は指定どおり、×は誤り)。基準モデルは鮮明な絵を描きますが、プロンプトをうまく読めません。Web のキャプションのように、各属性が5回に2回は間違った
 # キャプションで学習したからです。列は、数字が最も上がった4つと、最も下がった2つです。図の上の行には全体の数が出ているので、悪くなったものも確認してください。
 #
-# 次に、一番上の行と*質感*を比べてください。この教材の本物の画像には、写真のような細かい粒状感があります。基準モデルは粒状感を見たことがなく、どのプロンプトもそれを指定しません。
-# つまり学ぶべきことは2つあり、尺度も2つ必要です。
+# 次に、一番上の行と*質感*を比べてください。本物のポートレートには、VAE に通す前に、写真のような細かい粒(粒状感)を加えてあります。VAE を通ると粒はほとんど残らず、画面では背景の色むらが分かる程度です。
+# 残りは第5節で測ります。基準モデルは粒状感を見たことがなく、どのプロンプトもそれを指定しません。つまり学ぶべきことは2つあり、尺度も2つ必要です。
 #
 # * **忠実度**: プロンプトが指定したものが描かれているか。正解の評価役で測り、高いほど良い。
 # * **本物らしさ**: 本物と同じ場所に分布しているか。正解の評価役の特徴量で測った、本物とのカーネル距離。小さいほど近い。
@@ -502,24 +502,65 @@ claim("colour_grows", "warm_all", "warm_two", "warmth")
 claim("statistics_cure", "warm_all", "warm_cured", "warmth")
 claim("cure_is_free", "warm_cured", "warm_all", "judge")
 
-# %% [markdown] lang="en" uid="colour-reading" pair="8d32c756"
+# %% [markdown] lang="en" uid="colour-reading" pair="42353e12"
 # **Reading.** The dots are seeds, the bar a 95 % interval over seeds and prompts; zero is the base. Compare the first two rows: the same judge, the same
-# steps, only more to choose from; where their intervals overlap, two candidates carry the taste already. The third row shows what the loss takes back. The term can only act on a *mean* over pixels, so a taste for warm
+# steps, only more to choose from. In the mean eight candidates carry more of the taste (.155) than two (.101), and the loss of the third row takes the difference back (.098). But three seeds leave both differences open, as the boxes say. The term can only act on a *mean* over pixels, so a taste for warm
 # backgrounds beside cool faces would pass it untouched; and a prompt that asks for a red dress pays a little, because its mean has to move. The last
 # claim says whether that price can be seen.
 
-# %% [markdown] lang="ja" uid="colour-reading" pair="c97ad251"
-# **図の読み方。** 点はシードごとの平均、横棒はシードとプロンプトにわたる95%区間で、0が基準モデルです。まず上の2行を比べてください。評価役もステップ数も同じで、違うのは候補の数だけです。区間が重なっていれば、候補が2枚でも好みは十分に伝わったことになります。
-# 3行目は、この損失がどれだけ元に戻すかを示します。罰則が効くのは画素の*平均*だけです。背景は暖色、顔は寒色という好みなら、この損失では防げません。また「赤い服」を求めるプロンプトでは
+# %% [markdown] lang="ja" uid="colour-reading" pair="33e24429"
+# **図の読み方。** 点はシードごとの平均、横棒はシードとプロンプトにわたる95%区間で、0が基準モデルです。まず上の2行を比べてください。評価役もステップ数も同じで、違うのは候補の数だけです。平均では、候補8枚(0.155)のほうが2枚(0.101)より好みを強く伝え、3行目の損失はその差を元に戻します(0.098)。
+# ただし3つのシードでは、判定の枠にあるとおり、どちらの差もまだ決まっていません。罰則が効くのは画素の*平均*だけです。背景は暖色、顔は寒色という好みなら、この損失では防げません。また「赤い服」を求めるプロンプトでは
 # 平均が動くのが正しいので、少し不利になります。その不利が目に見えるほどかどうかが、最後の主張です。
 
-# %% [markdown] lang="en" uid="leap" pair="f1a914f0"
+# %% [markdown] lang="en" uid="leap" pair="70eda5a0"
 # ## 5. The leap, and what lies between
 #
 # The winners of the pool are the model's own pictures: they have no grain, so no number of them can teach it. Why not let the real picture win and a generated one
-# lose, in one stage, the **leap**? A pair then differs in two things at once, in the named attributes and in the grain. Grain alone tells the two apart, on every
-# pair, without reading the prompt, and it is the stronger cue. Once the logit of a pair is large, its weight $\sigma(-s)$ falls towards zero
-# (lesson 05), and the pair has stopped teaching before faithfulness had its turn.
+# lose, in one stage, the **leap**? A pair then differs in two things at once, in the named attributes and in the texture. Texture alone can tell winners from losers
+# without reading the prompt. Where that cue is strong, the logit of a pair is soon large, its weight $\sigma(-s)$ falls towards zero
+# (lesson 05), and the pair has stopped teaching before faithfulness had its turn. Between photographs and generated pictures it may well be strong. How strong is it here?
+# The next cell sees nothing of a latent but its channel means, its spread and the steps between neighbours, and guesses the winner of pairs that it has not been fitted to.
+
+# %% [markdown] lang="ja" uid="leap" pair="f0d65980"
+# ## 5. 飛躍と、その間にあるもの
+#
+# プールの勝者はモデル自身の絵なので、粒状感がありません。何枚集めても、粒状感は教えられません。では、本物の画像を勝者、生成画像を敗者として、1段階で学習する**飛躍**ではいけないのでしょうか。
+# この場合、ペアは指定した属性と質感という2つの点で同時に異なります。質感だけでも、プロンプトを読まずに勝者を見分ける手がかりになります。手がかりが強いと、ペアのロジットはすぐに大きくなり、その重み $\sigma(-s)$ は0に
+# 近づきます(レッスン05)。忠実度を学ぶ番が来る前に、そのペアから学べることはなくなってしまいます。写真と生成画像なら、手がかりはおそらく強いでしょう。ここではどうでしょうか。
+# 次のセルは、潜在変数のチャネルごとの平均、ばらつき、隣どうしの差だけを見て、規則を求めるのに使っていないペアの勝者を当てます。
+
+# %% uid="shortcut" tags=["hide-input"]
+pairs = world.pairs()
+
+
+def texture(x):
+    """en: What no prompt names: means, deviations and steps between neighbours per channel of latents [n, C, h, w].
+    ja: どのプロンプトも指定しないもの。潜在変数 [n, C, h, w] のチャネルごとの平均、標準偏差、隣どうしの差です。
+    """
+    edges = [(x[..., 1:] - x[..., :-1]).abs().mean((2, 3)), (x[..., 1:, :] - x[..., :-1, :]).abs().mean((2, 3))]
+    return torch.cat([x.mean((2, 3)), x.std((2, 3)), *edges], 1).double()
+
+
+def told_apart(stage, ridge=10.0, folds=8):
+    """en: Share of pairs whose winner a linear rule finds by texture alone, each pair judged by a rule fitted to others.
+    ja: 質感だけを見る線形の規則が勝者を当てたペアの割合です。どのペアも、ほかのペアで求めた規則で判定します。
+    """
+    gap = texture(stage.winner) - texture(stage.loser)
+    gap, right = gap / gap.std(0), 0
+    for k in range(folds):
+        held = torch.arange(len(gap)) % folds == k
+        known = gap[~held]
+        rule = torch.linalg.solve(known.T @ known + ridge * torch.eye(gap.shape[1]).double(), known.sum(0))
+        right += int((gap[held] @ rule > 0).sum())
+    return right / len(gap)
+
+
+print(t("l06.shortcut", leap=told_apart(pairs.leap.training()), easy=told_apart(pairs.easy.training())))
+
+# %% [markdown] lang="en" uid="recon-idea" pair="efcf0a0d"
+# **Reading.** Chance is one half, and 96 pairs tell it from a share within ten points. The leap's winners are found in two cases out of three, those of the easy stage in three out of five: the shortcut is there, but in our world, where the VAE has
+# swallowed most of the grain, it is a weak one. Remember that when you see what the leap does in section 7.
 #
 # **SDRecon** makes winners in between: noise the *real* picture up to timestep $t$ and let the base denoise it from there.
 #
@@ -528,12 +569,9 @@ claim("cure_is_free", "warm_cured", "warm_all", "judge")
 #   t = 100: almost the real picture                      t = 700: pose and colours real, texture the model's
 # ```
 
-# %% [markdown] lang="ja" uid="leap" pair="78418fb1"
-# ## 5. 飛躍と、その間にあるもの
-#
-# プールの勝者はモデル自身の絵なので、粒状感がありません。何枚集めても、粒状感は教えられません。では、本物の画像を勝者、生成画像を敗者として、1段階で学習する**飛躍**ではいけないのでしょうか。
-# この場合、ペアは指定した属性と粒状感という2つの点で同時に異なります。粒状感だけを見れば、プロンプトを読まなくても、どのペアでも勝者を見分けられます。しかも、属性より強い手がかりです。
-# ペアのロジットが大きくなると、その重み $\sigma(-s)$ は0に近づきます(レッスン05)。忠実度を学ぶ番が来る前に、そのペアから学べることはなくなってしまいます。
+# %% [markdown] lang="ja" uid="recon-idea" pair="26a361c3"
+# **結果の読み方。** 偶然なら半分で、96組での誤差は ±10ポイントほどです。飛躍の勝者は3組に2組ほど、easy 段階の勝者は5組に3組ほど当たります。近道はあるものの、VAE が粒の大半を消してしまうこの教材の世界では、弱い近道です。第7節で飛躍の結果を見るときに、
+# 思い出してください。
 #
 # **SDRecon** は、その間に位置する勝者を作ります。*本物*の画像にタイムステップ $t$ までノイズを加え、そこから基準モデルでノイズ除去します。
 #
@@ -606,7 +644,6 @@ lab.check("normal_winners")
 normal_winners = lab.use("normal_winners")
 
 # %% uid="normal-use"
-pairs = world.pairs()
 middle = [level for level in world.recons if level != 100]
 recon_scores, easy_scores = torch.stack([world.recon_scores[m] for m in middle], 1), scores.max(1).values
 level, kept = normal_winners(recon_scores, easy_scores)
@@ -831,12 +868,12 @@ claim("order_matters", "hg", "at_once")
 claim("sft_erases", "sft", "easy")
 claim("pairs_beat_fine_tuning", "hg", "real_sft")
 
-# %% [markdown] lang="en" uid="own-reading" pair="68dd2e67"
+# %% [markdown] lang="en" uid="own-reading" pair="0569d3d8"
 # **Reading.** Compare the leap with the curriculum first, by the intervals and not by the dots. Does it fall below the curriculum, or even below the base, as in
 # the paper (FID from 37 to 113)? On record it does not fall below the base: it gains $.088$ $[.024, .153]$, **contradicted**, and whether it ends below the curriculum is
 # open ($.002$ $[-.072, .075]$). What the record does decide are the stages: without easy the curriculum loses $.100$ $[.077, .122]$, without normal
-# $.031$ $[.011, .052]$; training on all pairs at once costs at most a little ($.006$ $[-.008, .020]$, open). Why does the leap hold its ground? The likely reason is the size of the gap:
-# our real pictures differ from generated ones by a film of noise, photographs in everything at once, and the paper trained for hundreds of thousands of steps.
+# $.031$ $[.011, .052]$; training on all pairs at once costs at most a little ($.006$ $[-.008, .020]$, open). Why does the leap hold its ground? The likely reason is the weak shortcut of section 5:
+# our real pictures differ from generated ones by a film of noise that the VAE all but swallows, photographs in everything at once, and the paper trained for hundreds of thousands of steps.
 # A pair that cannot be told apart so easily goes on teaching attributes.
 #
 # Now the uncomfortable dot: **plain fine-tuning on the real pictures**. It lies to the right of the curriculum (.85 against .81) *and* below it (a distance of 5 against 13). The
@@ -845,11 +882,11 @@ claim("pairs_beat_fine_tuning", "hg", "real_sft")
 # photographs, so there was nothing left for that antidote to cure. The lesson for your own project is a question about your base: is it wrong because of its data
 # (then mend the data), or is it right on average and you want its better half (then preferences)? A table without this control cannot tell.
 
-# %% [markdown] lang="ja" uid="own-reading" pair="88c79960"
+# %% [markdown] lang="ja" uid="own-reading" pair="bdeeca3b"
 # **図の読み方。** まず、飛躍とカリキュラムを、点ではなく区間で比べてください。飛躍はカリキュラムを下回るでしょうか。論文のように、基準モデルより悪くなる
 # (FID が37から113)でしょうか。記録では、飛躍は基準モデルを下回らず、$.088$ $[.024, .153]$ 上回ります。この主張は**否定されました**。カリキュラムより低くなるかどうかは、まだ決まっていません($.002$ $[-.072, .075]$)。
 # 記録が決めたのは段階の価値です。easy を省くとカリキュラムは $.100$ $[.077, .122]$、normal を省くと $.031$ $[.011, .052]$ を失います。すべてのペアを一括で学習しても、失うのは多くてもわずかです($.006$ $[-.008, .020]$、未決)。
-# 飛躍が持ちこたえる理由として考えられるのは、差の大きさです。この教材の本物と生成画像の違いは薄いノイズだけですが、写真はあらゆる点で同時に異なり、論文では学習も数十万ステップ続きます。簡単に見分けられないペアは、
+# 飛躍が持ちこたえる理由として考えられるのは、第5節で測った近道の弱さです。この教材の本物と生成画像の違いは、VAE でほとんど消えてしまう薄い粒だけですが、写真はあらゆる点で同時に異なり、論文では学習も数十万ステップ続きます。簡単に見分けられないペアは、
 # 属性を教え続けます。
 #
 # 次は、都合の悪い点、**本物の画像による通常のファインチューニング**です。カリキュラムより右(0.85対0.81)で、*しかも*下(距離が5対13)にあります。忠実度の差はまだ決まっていません($.040$ $[-.005, .086]$)が、
@@ -899,16 +936,16 @@ for (name, (faithful, far)), free in zip(points.items(), pareto_front(np.array(l
     numbers = {"name": name, "gold": faithful, "distance": far}
     print(t("l06.front", **numbers) if free else t("l06.dominated", **numbers))
 
-# %% [markdown] lang="en" uid="proof" pair="48547434"
+# %% [markdown] lang="en" uid="proof" pair="120d4c88"
 # ## 8. Prove it
 #
-# A judge that made the pairs cannot prove anything. Read its score beside a judge that it never met, and beside sharpness, which is easily pleased: grain is
-# sharp. Below, for every arm of this run, the share of held-out prompts on which it beats the base from the same noise (ties count half).
+# A judge that made the pairs cannot prove anything. Read its score beside a judge that it never met, and beside sharpness, which any fine
+# change raises, right or wrong. Below, for every arm of this run, the share of held-out prompts on which it beats the base from the same noise (ties count half).
 
-# %% [markdown] lang="ja" uid="proof" pair="3b186aeb"
+# %% [markdown] lang="ja" uid="proof" pair="01318e4b"
 # ## 8. 証明する
 #
-# ペアを作った評価役の採点は、何の証拠にもなりません。学習に使っていない評価役の得点と並べて読む必要があります。鮮鋭度も並べますが、粒状感があるだけで値が上がるので、簡単に高得点が出ます。
+# ペアを作った評価役の採点は、何の証拠にもなりません。学習に使っていない評価役の得点と並べて読む必要があります。鮮鋭度も並べますが、正しくても誤りでも、細かい変化が増えれば上がる値です。
 # 今回実行した条件ごとに、同じノイズから描いた基準モデルの画像に勝ったプロンプトの割合を示します(引き分けは半分として数えます)。
 
 # %% uid="proof-run"
