@@ -148,9 +148,9 @@ def hub_command(
         "Spawner.cmd": f"['{sys.executable}', '-m', 'labkit.camp.desk']",
         "Spawner.mem_limit": f"{int(limits.memory * 1024)}M",
         "Spawner.poll_interval": 5,
-        "Spawner.start_timeout": 180,
+        "Spawner.start_timeout": 300,
         "CampSpawner.interrupt_timeout": 2,  # it asks a terminal whether it shall stop; SIGTERM does not
-        "Spawner.http_timeout": 120,
+        "Spawner.http_timeout": 300,
         "CampSpawner.cores": limits.cores,
         "CampSpawner.threads": limits.threads,
         "CampSpawner.processes": limits.processes,
