@@ -59,6 +59,8 @@ def make_accounts(folder: Path, names: Sequence[str]) -> list[str]:
     new = []
     for name in sorted(names, key=lambda one: not homes[one].is_dir()):  # homes that are there come first
         home = homes[name]
+        if home.is_symlink():
+            raise CampError(f"{home} is a link: homes are folders of their own")
         try:
             known = pwd.getpwnam(name)
         except KeyError:
@@ -91,8 +93,6 @@ def free_number(homes: Path) -> int:
 def make_home(home: Path, uid: int, gid: int) -> None:
     """A folder that belongs to the account and that only its owner can read; one that is there keeps what it holds."""
     home.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-    if home.is_symlink():
-        raise CampError(f"{home} is a link: homes are folders of their own")
     home.mkdir(mode=0o700, exist_ok=True)
     os.chown(home, uid, gid)
     home.chmod(0o700)
