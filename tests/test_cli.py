@@ -110,6 +110,13 @@ ASKED = {
     "measure": [["lot", "é"], ["é.npz", "lot", "--fid"]],
     "pcclip": [["probe", "é"], ["train", "lot", "--table", "é.csv", "--out", "work"], ["alarm", "é"]],
     "progress": [[*ROOM, "--lang", "ja"], [*ROOM, "--lang", "en"], [*ROOM, "--lang", "ja", "--json"]],
+    "camp": [
+        ["bundle", "--platform", "é"],
+        ["learners", "camp", "é"],
+        ["serve", "none"],
+        ["board", "none"],
+        ["board", "lot", *ROOM, "--lang", "ja"],
+    ],
     "site": [[*ROOM, "--run", "none", "--output", "site"]],
     "study": [
         ["--folder", "studies", "run", "05", "--hours", "0"],
@@ -123,6 +130,7 @@ ASKED = {
 
 
 STEPS = {
+    "camp": ["bundle", "learners", "serve", "board"],
     "inspect": ["plan", "run", "draw", "sign", "verify", "certify"],
     "pcclip": ["probe", "train", "alarm"],
     "study": ["run", "status", "verify", "merge", "check"],
