@@ -566,9 +566,9 @@ def test_tables_of_prompts_are_read_and_their_faults_named(tmp_path):
     path.write_text('{"file_name": "a/b.png", "caption": "x"}\n\n{"file_name": "c.png", "prompt": "y", "text": "z"}\n')
     assert read_prompts(path) == {"a/b.png": "x", "c.png": "y"}
     for text, message in (
-        ('{"file_name": "a.png"}', "row 1: expected file_name and prompt or caption or text"),
+        ('{"file_name": "a.png"}', r"row 1: expected file_name and prompt \(or caption\)"),
         ("3", "row 1: expected file_name"),
-        ('{"file_name": "a", "prompt": "x"}\n{"file_name": "a", "prompt": "y"}', "row 2: 'a' stands there twice"),
+        ('{"file_name": "a", "prompt": "x"}\n{"file_name": "a", "prompt": "y"}', "row 2: 'a' has a row already"),
         ("{", "is no table of prompts"),
     ):
         path.write_text(text)
