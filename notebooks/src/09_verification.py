@@ -664,7 +664,7 @@ found = record_problems(forged, seal=record["seal"], lang=lang)
 show(*table([t("l09.forgery")], [[line] for line in found]))
 lab.verdict(t("l09.tamper"), any("inspection.major" in line for line in found) and not record_problems(record))
 
-# %% [markdown] lang="en" uid="sign-read" pair="0b1eb4d8"
+# %% [markdown] lang="en" uid="sign-read" pair="a058f14e"
 # **Reading.** The edited field is named, and because the counts follow from the verdicts, the contradiction is named as well. A hash is no signature: who knows the program could seal
 # anew. That is why the seal is kept in a second place, an e-mail to the customer for example. The page `record.html` beside the lot is your certificate of work.
 #
@@ -673,7 +673,7 @@ lab.verdict(t("l09.tamper"), any("inspection.major" in line for line in found) a
 # The same tool works on any folder, all in one step: `labkit inspect FOLDER --plan bad=0.02 --maker A --checker B` draws the sample, opens the inspection page, waits for the verdicts and writes the record. If it is interrupted, the same command goes on with the same sample: nobody may draw until the sample looks good. `--defects` takes your own list, `--prompts` your orders. What if two inspectors disagree? The record lists the pictures and Krippendorff's alpha; a third person looks at those alone, and
 # `--policy majority` decides. If one person looks twice, `--repeats last` counts the second look and reports how often it agreed with the first: who contradicts oneself cannot be reconciled with others.
 
-# %% [markdown] lang="ja" uid="sign-read" pair="5bf23c13"
+# %% [markdown] lang="ja" uid="sign-read" pair="f50baee4"
 # **結果の読み方。** 書き換えた項目の名前が示され、件数は判定から計算できるので、その矛盾も指摘されます。ただしハッシュは署名ではありません。プログラムを知っている人なら、封印をやり直せます。
 # だからこそ封印の値を、顧客へのメールなど別の場所にも残します。ロットの隣にある `record.html` が、あなたの作業証明書です。
 #
