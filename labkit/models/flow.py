@@ -22,6 +22,8 @@ class PortraitFlowPipeline(StableDiffusion3Pipeline):
     runs a saved folder too, if it is given these embeddings in place of a prompt.
     """
 
+    needed_encoders = ("text_encoder",)  # what `encode_prompt` calls
+
     def encode_prompt(
         self,
         prompt: str | Sequence[str] | None = None,
