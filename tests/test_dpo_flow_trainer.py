@@ -7,6 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from processes import meet, run_apart
+from safetensors.torch import load_file, save_file
+from test_dpo_train import write
 from tiny_models import tiny_pipeline, tiny_sd3_pipeline
 
 from labkit.checkpoint import CheckpointError
@@ -23,6 +26,7 @@ from labkit.diffusion.adapters import adapter_parameters
 from labkit.dpo import DPOConfig, DPOTrainer, PreferencePairs, dpo, fingerprints, mapo, sft, statistics
 from labkit.dpo.flow import WEIGHTINGS, flow_dpo_loss
 from labkit.dpo.noise import draw_pairs, rows_of_step
+from labkit.dpo.train import main
 
 QUICK = DPOConfig(steps=4, batch_size=3, lr=1e-2, warmup=0, rank=2, log_every=1)
 
@@ -209,6 +213,23 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
         run(saving, folder=tmp_path / "cut", pipe=tiny_sd3_pipeline(shift=1.0))
 
 
+def train_with_the_others(rank, folder):
+    meet(rank, folder)
+    _, state = run(replace(QUICK, batch_size=2, lr=1e-3))
+    if rank == 0:
+        save_file(state, folder / "out.safetensors")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
+    assert run_apart(train_with_the_others, (0, tmp_path), (1, tmp_path)) == [0, 0]
+    _, expected = run(replace(QUICK, batch_size=4, lr=1e-3))
+    found = load_file(tmp_path / "out.safetensors")
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=2e-5)
+
+
 def test_micro_batches_checkpointing_and_other_terms_work_as_on_a_u_net():
     with DPOTrainer(tiny_sd3_pipeline(), make_pairs(), QUICK, [dpo(200.0), sft(3.0)]) as whole:
         whole.optimizer.step = lambda: None
@@ -308,3 +329,18 @@ def test_the_logit_normal_density_draws_the_middle_more_often():
     assert [low, middle, high] == pytest.approx([quarter, 500, 1000 - quarter], abs=15)
     flat = draw_pairs([(i, 0) for i in range(4000)], (1, 1, 1), seed=0, t_window=(100, 900)).t
     assert float(flat.double().std()) == pytest.approx(800 / 12**0.5, rel=0.05) and t.double().std() < 175
+
+
+def test_a_configuration_file_trains_an_sd3_folder_and_plain_diffusers_reads_the_result(tmp_path):
+    tiny_sd3_pipeline().save_pretrained(tmp_path / "model")
+    config = {"steps": 2, "batch_size": 2, "rank": 2, "log_every": 1, "density": "logit_normal", "lr": 0.02}
+    assert main([str(write(tmp_path, config=config))]) == 0
+    assert {"adapter.safetensors", "log.jsonl", "grid-000002.png"} <= {p.name for p in (tmp_path / "out").iterdir()}
+    plain = tiny_sd3_pipeline()
+    plain.load_lora_weights(str(tmp_path / "out" / "adapter.safetensors"), adapter_name="dpo")
+    named = dict(plain.transformer.named_parameters())
+    tensors = load_file(tmp_path / "out" / "adapter.safetensors")
+    assert tensors and all(
+        torch.equal(named[key.removeprefix("transformer.").replace(".weight", ".dpo.weight")], value)
+        for key, value in tensors.items()
+    )

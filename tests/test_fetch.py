@@ -331,6 +331,7 @@ def test_the_command_fetches_says_what_it_would_take_and_fails_in_one_line(hub, 
     assert cli.main(["fetch", "--folder", str(tmp_path), "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "team/model: about 3.0 GB, to" in out and "GB are free there" in out and not list(tmp_path.iterdir())
+    assert "64 images of 20 steps:" in out and "at a time, about" in out
     hub.refused["team/model"] = 403
     assert cli.main(["fetch", "--folder", str(tmp_path), "--hub", hub.address]) == 0
     out = capsys.readouterr().out

@@ -54,6 +54,7 @@ def main(args: argparse.Namespace) -> int:
                             repository=model.sources[0].repository))  # fmt: skip
                 free = shutil.disk_usage(next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists()))
                 print(t("fetch.total", gigabytes=sum(model.size for model in models) / 1e9, free=free.free / 1e9))
+                print(forecast())
                 return 0
             fetch(models, folder, hub=args.hub, report=said)
             if os.environ.get("LABKIT_MODELS") is None:
@@ -62,6 +63,23 @@ def main(args: argparse.Namespace) -> int:
             print(f"labkit fetch: {error}", file=sys.stderr)
             return 1
     return 0
+
+
+def forecast() -> str:
+    """What the GPU of this machine, or a T4 where there is none, can take on at once, and for how long."""
+    from labkit.models.sizing import FLOOR, TooSmall, gpu_name, sizes_for
+
+    lines = [t("fetch.forecast", gpu=gpu_name() or FLOOR)]
+    try:
+        drawn = sizes_for("sample", rows=64, steps=20)
+        trained = sizes_for("train", rows=16, steps=200)
+    except TooSmall as error:
+        return f"{lines[0]} {error}"
+    lines.append(t("fetch.sample", images=64, steps=20, batch=drawn.batch_size, gigabytes=drawn.gigabytes,
+                   minutes=drawn.minutes))  # fmt: skip
+    lines.append(t("fetch.train", pairs=16, steps=200, batch=trained.batch_size, gigabytes=trained.gigabytes,
+                   minutes=trained.minutes))  # fmt: skip
+    return "\n".join(lines)
 
 
 def said(what: str, numbers: dict) -> None:

@@ -2,10 +2,9 @@
 
 What a step costs is counted, not guessed: the full-width layout of `sd_layout` runs on PyTorch's meta device, where
 tensors have sizes and no content, and every allocation and every multiplication is added up (`count`). `COSTS` holds
-the result; `python -m labkit.models.sizing` counts again. On top come what no count sees, as constants below with
-their reasons: the CUDA context, the allocator's waste, and the share of a GPU's peak that such networks reach. Minutes
-are therefore a forecast to within a factor of two or so, gigabytes to within a few tenths; neither was measured on a
-GPU by the authors of this file.
+the result; `python -m labkit.models.sizing` counts again. What no count sees is assumed, in the constants below: the
+CUDA context, the allocator's waste, and the share of a GPU's peak that such networks reach. So gigabytes and minutes
+are a forecast; they were not compared with a GPU yet.
 """
 
 from __future__ import annotations
@@ -125,9 +124,14 @@ def free_memory() -> float:
     return torch.cuda.mem_get_info()[0] / 1e9 if torch.cuda.is_available() else FLOOR_GB
 
 
+def gpu_name() -> str | None:
+    """The name of the GPU that torch finds, None without one."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
 def peak_of_gpu() -> float:
     """Peak of the GPU in half precision, TFLOP/s, by its name; that of a T4 if it is not known."""
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else FLOOR
+    name = gpu_name() or FLOOR
     known = [peak for kind, peak in PEAKS.items() if kind in name.replace("-", " ").split()]
     return max(known, default=PEAKS[FLOOR])
 
