@@ -107,7 +107,8 @@ def align_own(
     """Train a LoRA on pairs that somebody collected, and say what it did.
 
     Args:
-        pipe: a Stable Diffusion, SDXL or Stable Diffusion 3 pipeline (`labkit.models.load_pipeline`). The adapter is taken off again.
+        pipe: a Stable Diffusion, SDXL or Stable Diffusion 3 pipeline (`labkit.models.load_pipeline`). The adapter is
+            taken off again.
         source: a table or folder (`labkit.dpo.folders`), or what `find_pairs` found.
         out: the folder of the results. Call again with the same arguments to go on.
         config: of the training; by default 1,000 steps of 4 pairs that stop when the held-out pairs get worse. Looks at
