@@ -60,7 +60,7 @@ def test_the_sampler_draws_what_the_pipeline_draws(pipe, guidance):
         negative_prompts=["a tree", "blue"],
     )  # fmt: skip
     torch.testing.assert_close(ours.latents, theirs, rtol=0, atol=1e-5)
-    assert [t for t, _ in ours.timesteps] == [1000, 857, 600]  # sigma 1, 0.857, 0.6: a shift of 3
+    assert [t for t, _ in ours.timesteps] == [1000, 751, 8]  # from 1 to 0.003 in even steps, bent by a shift of 3
     assert (theirs - start).abs().max() > 0.1 and ours.log_probs is None
 
 
@@ -80,8 +80,9 @@ def test_a_partial_start_lies_on_the_straight_path(pipe):
         pipe, ["a"], generators=image_generators(1, 0), steps=4, start=clean, strength=0.5, keep_trajectory=True
     )
     noise = torch.randn(4, 8, 8, generator=image_generators(1, 0)[0])
-    sigma = 3 * 0.5 / 2  # half way in time, bent by the shift
-    assert [t for t, _ in result.timesteps][0] == 750
+    third = 1 - 2 / 3 * (1 - 3 * 0.001 / 1.002)  # of four even steps down to the smallest sigma
+    sigma = 3 * third / (1 + 2 * third)  # bent by the shift
+    assert [t for t, _ in result.timesteps] == [int(1000 * sigma), 8]
     torch.testing.assert_close(result.trajectory[0, 0], (1 - sigma) * clean[0] + sigma * noise, rtol=0, atol=1e-3)
     same = sample_latents(pipe, ["a"], generators=image_generators(1, 0), steps=4, start=clean, strength=0.0)
     assert torch.equal(same.latents, clean)
@@ -152,4 +153,4 @@ def test_a_feedback_loop_needs_no_call_on_sd3_and_says_so_in_one_line_on_flux(pi
     again.generate()
     assert (second - again.generate()).abs().max() > 2 / 127.5  # the same noise without feedback
     with pytest.raises(ValueError, match=r"FluxPipeline calls FluxTransformer2DModel.*FeedbackLoop\(..., call=\{\}\)"):
-        FeedbackLoop(flux_pipeline(), "a house", **options).generate()
+        FeedbackLoop(flux_pipeline(), "a house", reference_prompt=None, **options).generate()

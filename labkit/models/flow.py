@@ -18,8 +18,8 @@ class PortraitFlowPipeline(StableDiffusion3Pipeline):
     """`StableDiffusion3Pipeline` with an `encode_prompt` for one CLIP text encoder; all else is diffusers' own.
 
     The transformer is given the encoder's last states [B, 32, 128], as the U-Net of PortraitSD is, and the state at the
-    end of the text [B, 128] as pooled text. The second CLIP and T5 are None. Plain `StableDiffusion3Pipeline` loads and
-    runs a saved folder too, if it is given these embeddings in place of a prompt.
+    end of the text [B, 128] as pooled text. The second CLIP and T5 are None. Plain `StableDiffusion3Pipeline` loads a
+    saved folder too (`text_encoder_2=None` and so on) and runs it, given these embeddings in place of a prompt.
     """
 
     needed_encoders = ("text_encoder",)  # what `encode_prompt` calls

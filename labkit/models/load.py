@@ -17,7 +17,7 @@ import torch
 
 from labkit.errors import ModelLoadError
 from labkit.models.checksums import verify
-from labkit.models.local_folder import check_clip, check_layout, file_variant, need, pixel_statistics
+from labkit.models.local_folder import absent_parts, check_clip, check_layout, file_variant, need, pixel_statistics
 from labkit.models.paths import data_dir, local_model
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def load_pipeline(
             if name == "StableDiffusionXLPipeline":
                 pipeline_class, options = StableDiffusionXLPipeline, {}
             elif name == "StableDiffusion3Pipeline":
-                pipeline_class, options = StableDiffusion3Pipeline, {}
+                pipeline_class, options = StableDiffusion3Pipeline, dict.fromkeys(absent_parts(source))
             elif name != "StableDiffusionPipeline":
                 raise ModelLoadError(
                     f"{source} holds a {name}: expected StableDiffusionPipeline, StableDiffusionXLPipeline or "

@@ -34,6 +34,12 @@ def check_layout(folder: Path) -> str:
     return name
 
 
+def absent_parts(folder: Path) -> list[str]:
+    """Components that a pipeline folder was saved without (T5, which takes most of Stable Diffusion 3's memory)."""
+    index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    return [name for name, entry in index.items() if isinstance(entry, list) and entry[0] is None]
+
+
 def need(path: Path, folder: Path) -> None:
     """Raise ModelLoadError unless the file `path` of a model folder is there."""
     if not path.is_file():
