@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "measure": ("labkit.measuring.command:add_parser", "measure your own pictures: two folders, one report"),
     "pcclip": ("labkit.pairwise.command:add_parser", "teach a CLIP differences of your own pictures; set an alarm"),
     "progress": ("labkit.course.progress:add_parser", "show which exercises are solved"),
+    "camp": ("labkit.camp.command:add_parser", "teach a room: bundle without network, hub, board"),
     "site": ("labkit.authoring.site:add_parser", "build the web pages from executed lessons"),
     "study": ("labkit.authoring.study:add_parser", "record the studies behind the claims, check them"),
     "claims": ("labkit.course.ledger:add_parser", "show which claims of the papers were reproduced"),

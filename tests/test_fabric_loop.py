@@ -1,5 +1,6 @@
 """Rounds of feedback: a state machine whose history can be undone, stored and resumed."""
 
+import dataclasses
 import json
 
 import pytest
@@ -45,6 +46,16 @@ def test_a_round_is_the_sampling_with_feedback_that_one_would_write_by_hand(pipe
     assert torch.equal(one.generate(), from_uint8(to_uint8(expected)))
 
 
+def test_a_picture_without_dark_places_is_a_reference_like_any_other(pipe, monkeypatch):
+    """Its values lie in [0, 1], but it is a picture in [-1, 1] all the same: nothing is guessed, nothing refused."""
+    bright = torch.full((3, 3, 64, 64), 0.5)
+    monkeypatch.setattr(FeedbackLoop, "_images", lambda self, prompts, generators: bright)
+    one = loop(pipe)
+    made = one.generate()
+    references = one.feedback(liked=[0], disliked=[2])
+    assert torch.equal(references.liked[0].image, made[0]) and torch.equal(references.disliked[0].image, made[2])
+
+
 def test_feedback_appends_and_undo_takes_back_one_step(pipe):
     one = loop(pipe)
     first = one.generate()
@@ -65,6 +76,17 @@ def test_feedback_appends_and_undo_takes_back_one_step(pipe):
     assert (one.rounds, len(one.references)) == ((), 0)
     with pytest.raises(FabricError, match="nothing to undo"):
         one.undo()
+
+
+def test_a_picture_without_any_dark_pixel_can_be_liked(pipe):
+    """Its values in [-1, 1] could be of [0, 1], but their 8-bit levels tell."""
+    from labkit.diffusion import from_uint8
+
+    one = loop(pipe)
+    one.generate()
+    levels = torch.randint(100, 256, (3, 64, 64, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    one.rounds = (dataclasses.replace(one.rounds[0], images=from_uint8(levels)),)
+    assert torch.equal(one.feedback(liked=[1]).liked[0].image, from_uint8(levels)[1])
 
 
 def test_what_the_caller_passed_is_never_changed(pipe):

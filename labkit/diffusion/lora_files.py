@@ -134,14 +134,21 @@ def load_lora(pipe, path: str | Path, name: str) -> None:
 
     Raises:
         AdapterError: see `read_lora`; layers that the pipeline does not have, shapes that differ, a name that is taken.
+            No model has the adapter then.
     """
     models, alphas = read_lora(path)
-    present = adapted_models(pipe)
-    for prefix, tensors in models.items():
-        if prefix not in present:
-            raise AdapterError(f"{path} is for {prefix}, which the pipeline does not have: another base model?")
-        own = {k.removeprefix(f"{prefix}."): a for k, a in alphas.items() if k.startswith(f"{prefix}.")}
-        add_state(present[prefix], name, tensors, own)
+    present, done = adapted_models(pipe), []
+    try:
+        for prefix, tensors in models.items():
+            if prefix not in present:
+                raise AdapterError(f"{path} is for {prefix}, which the pipeline does not have: another base model?")
+            own = {k.removeprefix(f"{prefix}."): a for k, a in alphas.items() if k.startswith(f"{prefix}.")}
+            add_state(present[prefix], name, tensors, own)
+            done.append(present[prefix])
+    except BaseException:
+        for model in done:
+            remove_lora(model, name)
+        raise
 
 
 def add_state(model: nn.Module, name: str, tensors: Mapping[str, Tensor], alphas: Mapping[str, float]) -> None:

@@ -126,6 +126,9 @@ def align_own(
         PairsError, ImageError: a row or a picture that cannot be used, by name. ValueError: settings that do not fit.
         CheckpointError: the folder holds another run.
     """
+    if pictures < 1 or (prompts is not None and not prompts):
+        given = "" if prompts is None else f" for {len(prompts)} prompts"
+        raise ValueError(f"{pictures} pictures{given}: expected at least one picture and prompt")
     found = source if isinstance(source, FoundPairs) else find_pairs(source)
     out = Path(out)
     train, held, left_out = _split(found, held_out)
@@ -186,10 +189,10 @@ def align_own(
 def default_config(pipe) -> DPOConfig:
     """1,000 steps of 4 pairs, rank 8 in attention, half precision where the device has one."""
     device = denoiser_of(pipe).device
-    capable = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
+    before_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
     return DPOConfig(
         steps=1000, batch_size=4, lr=5e-5, warmup=50, schedule="cosine", log_every=10,
-        precision="fp16" if capable else "auto", evaluate_every=100, patience=3, save_every=50, prompt_dropout=0.1,
+        precision="fp16" if before_bf16 else "auto", evaluate_every=100, patience=3, save_every=50, prompt_dropout=0.1,
     )  # fmt: skip
 
 

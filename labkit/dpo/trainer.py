@@ -384,6 +384,11 @@ class DPOTrainer:
     def _go_on_with(self, path: str | Path) -> None:
         """Copy a LoRA file into the fresh adapter."""
         models, alphas = read_lora(path)
+        if more := sorted(set(models) - {self.config.model}):
+            raise AdapterError(
+                f"{path} is for {' and '.join(more)} too, which this run would leave out: give a file for "
+                f"{self.config.model} alone"
+            )
         tensors = models.get(self.config.model, {})
         named = {key.replace(f".{self.config.adapter}.weight", ".weight"): p for key, p in self.parameters.items()}
         odd = sorted(set(named) ^ set(tensors)) or [k for k, p in named.items() if p.shape != tensors[k].shape]

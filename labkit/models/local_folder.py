@@ -77,6 +77,8 @@ def pixel_statistics(source: Path | str) -> dict[str, tuple[float, ...]]:
         try:
             config = json.loads(path.read_text("utf-8"))
             config = config.get("image_processor", config)
+            if name == "processor_config.json" and "image_mean" not in config:
+                continue  # transformers 4 wrote other things into it
             return {"mean": tuple(config["image_mean"]), "std": tuple(config["image_std"])}
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ModelLoadError(f"{path} is damaged: copy the model again") from None
