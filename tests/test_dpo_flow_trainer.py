@@ -23,7 +23,7 @@ from labkit.diffusion import (
     save_lora,
 )
 from labkit.diffusion.adapters import adapter_parameters
-from labkit.dpo import DPOConfig, DPOTrainer, PreferencePairs, dpo, fingerprints, mapo, sft, statistics
+from labkit.dpo import DPOConfig, DPOTrainer, PreferencePairs, dpo, fingerprints, mapo, run_stages, sft, statistics
 from labkit.dpo.flow import WEIGHTINGS, flow_dpo_loss
 from labkit.dpo.noise import draw_pairs, rows_of_step
 from labkit.dpo.train import main
@@ -309,6 +309,8 @@ def test_what_a_flow_model_does_not_have_is_refused_in_one_line():
     wide = replace(pairs, winner=pairs.winner.repeat(1, 2, 1, 1), loser=pairs.loser.repeat(1, 2, 1, 1))
     refused("8 latent channels, the model takes 4", pairs=wide)
     assert adapter_names(pipe.transformer) == ()
+    with pytest.raises(ValueError, match="the stages of HG-DPO are for a U-Net"):
+        run_stages(pipe, [])
 
 
 def test_pairs_of_another_shift_or_text_encoder_are_refused():

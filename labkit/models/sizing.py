@@ -47,8 +47,15 @@ class Cost:
     row_once_tflop: float = 0.0  # decoding, once per image
 
 
-# (model, work) -> cost, in half precision, 512 x 512 pixels (SDXL: 1024 x 1024); decoding one image at a time
-COSTS: dict[tuple[str, str], Cost] = {}
+# (model, work) -> cost, in half precision, 512 x 512 pixels (SDXL: 1024 x 1024); decoding one image at a time. "train
+# again" recomputes activations in backward.
+COSTS: dict[tuple[str, str], Cost] = {
+    ("sd15", "sample"): Cost(fixed_gb=2.4, row_gb=0.137, row_tflop=1.607, row_once_tflop=2.515),
+    ("sd15", "train"): Cost(fixed_gb=2.7, row_gb=2.131, row_tflop=5.173),
+    ("sd15", "train again"): Cost(fixed_gb=2.64, row_gb=1.462, row_tflop=6.352),
+    ("sdxl", "sample"): Cost(fixed_gb=10.0, row_gb=0.331, row_tflop=13.522, row_once_tflop=10.47),
+    ("sdxl", "train"): Cost(fixed_gb=11.8, row_gb=15.682, row_tflop=42.6),
+}
 
 
 @dataclass(frozen=True)
