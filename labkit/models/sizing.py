@@ -55,6 +55,7 @@ COSTS: dict[tuple[str, str], Cost] = {
     ("sd15", "train again"): Cost(fixed_gb=2.64, row_gb=1.462, row_tflop=6.352),
     ("sdxl", "sample"): Cost(fixed_gb=10.0, row_gb=0.331, row_tflop=13.522, row_once_tflop=10.47),
     ("sdxl", "train"): Cost(fixed_gb=11.8, row_gb=15.682, row_tflop=42.6),
+    ("sdxl", "train again"): Cost(fixed_gb=12.1, row_gb=9.746, row_tflop=52.854),
 }
 
 
