@@ -649,7 +649,7 @@ def test_clock_text(seconds, text):
 
 def test_clock_text_in_japanese():
     with language("ja"):
-        assert (clock_text(0.4), clock_text(65)) == ("0.4 秒", "1:05")
+        assert (clock_text(0.4), clock_text(65)) == ("0.4秒", "1:05")
 
 
 def test_notebook_display_is_updated_in_place(monkeypatch):
