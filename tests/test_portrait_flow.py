@@ -54,6 +54,9 @@ def test_it_is_small_and_its_parts_are_those_of_portrait_sd(folder, pipe):
     assert not any(p.requires_grad for p in pipe.transformer.parameters())
     with pytest.raises(ModelLoadError, match="is incomplete"):
         load_flow(folder=folder.parent)
+    if not SHIPPED.is_dir():
+        with pytest.raises(ModelLoadError, match=r"is not shipped: train it .*folder="):
+            load_pipeline("cpu", variant="portrait-flow")
 
 
 def test_texts_are_what_the_u_net_is_given_cut_to_the_longest_caption(pipe):
