@@ -337,7 +337,7 @@ image_grid(
 # **図の読み方。** 自作のループは、ライブラリと同じ画像を描きます。2ステップでは暗い輪郭だけですが、4ステップでポートレートになり、それ以上増やしても細部が変わるだけです。このキャプションはすべての属性を指定しているので、決めることがほとんど残っていません。1ステップの誤差は、曲がった道をまっすぐ進むことから生じるので、歩幅を縮めれば小さくなります。数百枚の画像が必要なレッスンで、50ではなく8〜12ステップを
 # 使うのはこのためです。
 
-# %% [markdown] lang="en" uid="guidance" pair="381d4b51"
+# %% [markdown] lang="en" uid="guidance" pair="af8055cd"
 # ## 5. Guidance: what it does to a distribution
 #
 # *Intuition.* Ask the network twice: once with the prompt, once with the empty prompt. The difference of the two answers is what the words have changed. **Classifier-free guidance** ([arXiv 2207.12598](https://arxiv.org/abs/2207.12598)), the CFG of many articles, walks further in that direction than the network itself proposes:
@@ -346,10 +346,10 @@ image_grid(
 #
 # The **guidance scale** $w$ is 0 for no prompt, 1 for the honest model of the prompt, and usually 3 to 8.
 #
-# *Why that sharpens.* A noise guess is, up to a factor, the slope of a log density: $\epsilon_\theta(x_t, c) \approx -\sqrt{1-\bar\alpha_t}\,\nabla \log p(x_t\mid c)$. By Bayes, $\log p(x\mid c) - \log p(x) = \log p(c\mid x)$ up to a constant. So the guided step climbs $\log p(x) + w\,\log p(c\mid x)$: the data, times a classifier raised to the power $w$. Where the classifier is nearly sure, not much happens; where a
+# *Why that sharpens.* A noise guess is, up to a factor, the slope of a log density: $\epsilon_\theta(x_t, c) \approx -\sqrt{1-\bar\alpha_t}\,\nabla \log p(x_t\mid c)$. By Bayes, $\log p(x\mid c) - \log p(x) = \log p(c\mid x)$ up to a constant. So the guided step climbs $\log p(x) + w\,\log p(c\mid x)$. Read $p(c\mid x)$ as a classifier, which tells the prompt from the picture: it is the data, times this classifier raised to the power $w$. Where the classifier is nearly sure, not much happens; where a
 # picture could be mistaken for something else, it is pushed away. Write `guided`. By hand: 1 without, 3 with the prompt, $w = 2$ give 5. Then predict what happens on the line, if "the prompt" means the kind at $+1$.
 
-# %% [markdown] lang="ja" uid="guidance" pair="847fe2c8"
+# %% [markdown] lang="ja" uid="guidance" pair="5d716ad8"
 # ## 5. 誘導は分布をどう変えるのか
 #
 # *直感。* ネットワークに2回尋ねます。1回はプロンプトあり、もう1回は空のプロンプトです。2つの答えの差が、言葉による変化です。**分類器なし誘導**([arXiv 2207.12598](https://arxiv.org/abs/2207.12598)、多くの記事でCFGと呼ばれるもの)は、その方向へ、ネットワーク自身の答えよりもさらに先まで進みます。
@@ -358,7 +358,7 @@ image_grid(
 #
 # **誘導スケール** $w$ は、0ならプロンプトなし、1ならプロンプトに対するモデル本来の答えで、普段は3〜8を使います。
 #
-# *なぜ分布が鋭くなるのか。* ノイズの推定は、定数倍を除けば対数密度の傾きです: $\epsilon_\theta(x_t, c) \approx -\sqrt{1-\bar\alpha_t}\,\nabla \log p(x_t\mid c)$。ベイズの定理から、定数を除いて $\log p(x\mid c) - \log p(x) = \log p(c\mid x)$ です。したがって、誘導つきのステップは $\log p(x) + w\,\log p(c\mid x)$ を登ります。データの分布に、分類器の $w$ 乗を掛けたものです。分類器がほぼ確信している場所では
+# *なぜ分布が鋭くなるのか。* ノイズの推定は、定数倍を除けば対数密度の傾きです: $\epsilon_\theta(x_t, c) \approx -\sqrt{1-\bar\alpha_t}\,\nabla \log p(x_t\mid c)$。ベイズの定理から、定数を除いて $\log p(x\mid c) - \log p(x) = \log p(c\mid x)$ です。したがって、誘導つきのステップは $\log p(x) + w\,\log p(c\mid x)$ を登ります。$p(c\mid x)$ は、画像からプロンプトを当てる分類器とみなせます。つまり、データの分布に、この分類器の $w$ 乗を掛けたものです。分類器がほぼ確信している場所では
 # 何も起きず、ほかのものと取り違えそうな場所では、そこから押し出されます。`guided` を書いてください。手計算の例: プロンプトなしで1、ありで3、$w = 2$ なら5です。書けたら、数直線で「プロンプト」が $+1$ の種類を指すとき何が起きるかを予想してください。
 
 

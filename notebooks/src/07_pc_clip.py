@@ -607,12 +607,12 @@ recorded_means(
     value_format="{:.0%}",
 )
 
-# %% [markdown] lang="en" uid="words-reading" pair="0366d644"
-# **What you see.** Comparisons that no training sentence made are read as well as the others: 89 %. Synonyms that CLIP knows from captions carry over in part (67 %). Synonyms that it has never seen, and degrees, are read like a coin is tossed. **Why.** The tower put together two things that it had apart, the words of single pictures and the rule about markers; what a word *means* it can only have from its captions. "Darker" stands in no caption: there is nothing to put together. The paper's sentences come
+# %% [markdown] lang="en" uid="words-reading" pair="0343bffc"
+# **What you see.** Comparisons that no training sentence made are read as well as the others: 89 %. Synonyms that CLIP knows from captions carry over in part (68 %). Synonyms that it has never seen, and degrees, are read like a coin is tossed. **Why.** The tower put together two things that it had apart, the words of single pictures and the rule about markers; what a word *means* it can only have from its captions. "Darker" stands in no caption: there is nothing to put together. The paper's sentences come
 # from a language model and are full of such comparatives. **What would change it.** Sentences with degrees in training. The frames are yours: try one.
 
-# %% [markdown] lang="ja" uid="words-reading" pair="0f6d9485"
-# **図から読み取れること。** 学習の文に一度も出なかった比較も、ほかと同じくらい読めます(89%)。キャプションで知っている類義語なら、部分的に読めます(67%)。見たことのない類義語と程度の比較は、コイン投げと変わりません。**理由。** テキスト側は、別々に持っていた2つのもの、つまり1枚の画像を表す言葉と、目印の規則を組み合わせました。言葉の*意味*は、キャプションから得たものしかありません。「darker」はどのキャプションにも
+# %% [markdown] lang="ja" uid="words-reading" pair="684ccc29"
+# **図から読み取れること。** 学習の文に一度も出なかった比較も、ほかと同じくらい読めます(89%)。キャプションで知っている類義語なら、部分的に読めます(68%)。見たことのない類義語と程度の比較は、コイン投げと変わりません。**理由。** テキスト側は、別々に持っていた2つのもの、つまり1枚の画像を表す言葉と、目印の規則を組み合わせました。言葉の*意味*は、キャプションから得たものしかありません。「darker」はどのキャプションにも
 # 出てこないので、組み合わせるものがないのです。論文の文は言語モデルが書いたもので、このような比較級を多く含みます。**何を変えればよいか。** 程度を述べる文でも学習します。文型は自分で選べるので、試してみてください。
 
 # %% [markdown] lang="en" uid="rule" pair="098702c7"
