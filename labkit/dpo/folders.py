@@ -239,10 +239,11 @@ def _pair_of(row: object, root: Path, where: str) -> FoundPair | str:
         return order
     winner, loser = (_picture(value, root, where) for value in order)
     prompt = _first(row, PROMPTS)
-    if not isinstance(prompt, str):
+    if prompt is None or prompt != prompt:  # NaN is an empty cell
         known = ", ".join(sorted(row))
-        what = "no caption" if prompt is None or prompt != prompt else f"a caption that is no text ({prompt!r:.40})"
-        raise PairsError(f'{where} has {what} (columns: {known}): write one, or "" in every row for none')
+        raise PairsError(f'{where} has no caption (columns: {known}): write one, or "" in every row for none')
+    if not isinstance(prompt, str):
+        raise PairsError(f"{where} has a caption that is no text but {type(prompt).__name__}: write it as text")
     return FoundPair(prompt, winner, loser, _margin(row, where), _held_out(row, where), where)
 
 

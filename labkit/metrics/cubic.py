@@ -20,6 +20,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from labkit.metrics.products import rows_by_rows
+
 BLOCK = 512  # rows and columns of a block: it stays in the cache while its elements are worked on
 CHUNK = 256  # rows that are converted to float64 at a time
 LARGEST = 1e11  # of gamma a.b + coef: its third power is far inside float32
@@ -187,7 +189,7 @@ class CubicKernel:
             for j in range(i if same else 0, len(y), BLOCK):
                 rows, columns = x[i : i + BLOCK], y[j : j + BLOCK]
                 u, block = (part[: len(rows) * len(columns)].view(len(rows), len(columns)) for part in space)
-                torch.mm(rows, columns.T, out=u)
+                rows_by_rows(rows, columns, u)
                 if same and i == j:
                     u.fill_diagonal_(0)
                 torch.add(s[i : i + BLOCK, None], t[j : j + BLOCK], out=block)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from labkit.metrics.checks import as_features, check_k, same_width, work_device
+from labkit.metrics.products import rows_by_rows
 
 BLOCK_BYTES = 128 * 2**20
 TILE = 1024  # longest side of a block: 4 MB of distances stay in the cache while they are worked on
@@ -148,7 +149,7 @@ class DistanceBlocks:
         if out is None or out.numel() < shape[0] * shape[1]:
             out = torch.empty(shape, dtype=x.dtype, device=x.device)
         out = out.flatten()[: shape[0] * shape[1]].view(shape)
-        return torch.add(shrink * norm_x[:, None], shrink * norm_y, out=out).addmm_(x, y.T, alpha=-2)
+        return rows_by_rows(x, y, out).mul_(-2).add_(shrink * norm_x[:, None]).add_(shrink * norm_y)
 
     def _centred(self, x: Tensor, rows: slice | Tensor) -> Tensor:
         centred = x[rows].to(self.work) - self.shift
