@@ -502,15 +502,15 @@ claim("colour_grows", "warm_all", "warm_two", "warmth")
 claim("statistics_cure", "warm_all", "warm_cured", "warmth")
 claim("cure_is_free", "warm_cured", "warm_all", "judge")
 
-# %% [markdown] lang="en" uid="colour-reading" pair="42353e12"
+# %% [markdown] lang="en" uid="colour-reading" pair="83eba617"
 # **Reading.** The dots are seeds, the bar a 95 % interval over seeds and prompts; zero is the base. Compare the first two rows: the same judge, the same
-# steps, only more to choose from. In the mean eight candidates carry more of the taste (.155) than two (.101), and the loss of the third row takes the difference back (.098). But three seeds leave both differences open, as the boxes say. The term can only act on a *mean* over pixels, so a taste for warm
+# steps, only more to choose from. Eight candidates carry more of the taste (.147) than two (.078), and the loss of the third row takes most of the difference back (.097): **reproduced**, both. It cost no faithfulness; the cured rows are, if anything, more faithful ($.031$ $[-.001, .063]$ by the training judge); likely because what a pair no longer spends on warmth it can spend on the prompt. The term can only act on a *mean* over pixels, so a taste for warm
 # backgrounds beside cool faces would pass it untouched; and a prompt that asks for a red dress pays a little, because its mean has to move. The last
 # claim says whether that price can be seen.
 
-# %% [markdown] lang="ja" uid="colour-reading" pair="33e24429"
-# **図の読み方。** 点はシードごとの平均、横棒はシードとプロンプトにわたる95%区間で、0が基準モデルです。まず上の2行を比べてください。評価役もステップ数も同じで、違うのは候補の数だけです。平均では、候補8枚(0.155)のほうが2枚(0.101)より好みを強く伝え、3行目の損失はその差を元に戻します(0.098)。
-# ただし3つのシードでは、判定の枠にあるとおり、どちらの差もまだ決まっていません。罰則が効くのは画素の*平均*だけです。背景は暖色、顔は寒色という好みなら、この損失では防げません。また「赤い服」を求めるプロンプトでは
+# %% [markdown] lang="ja" uid="colour-reading" pair="8ef864f1"
+# **図の読み方。** 点はシードごとの平均、横棒はシードとプロンプトにわたる95%区間で、0が基準モデルです。まず上の2行を比べてください。評価役もステップ数も同じで、違うのは候補の数だけです。候補8枚(0.147)のほうが2枚(0.078)より好みを強く伝え、3行目の損失はその差の大半を取り戻します(0.097)。
+# どちらも**再現できました**。忠実度は犠牲になっていません。学習用の評価役で見ると、むしろ高いほどです($.031$ $[-.001, .063]$)。暖色に使われていた分を、ペアがプロンプトの学習に回せるからでしょう。罰則が効くのは画素の*平均*だけです。背景は暖色、顔は寒色という好みなら、この損失では防げません。また「赤い服」を求めるプロンプトでは
 # 平均が動くのが正しいので、少し不利になります。その不利が目に見えるほどかどうかが、最後の主張です。
 
 # %% [markdown] lang="en" uid="leap" pair="70eda5a0"
@@ -751,23 +751,23 @@ claim("curriculum_beats_base", "hg", "base")
 claim("curriculum_is_nearer", "hg", "base", "distance")
 claim("curriculum_nearer_than_easy", "hg", "easy", "distance")
 
-# %% [markdown] lang="en" uid="curriculum-reading" pair="68866924"
+# %% [markdown] lang="en" uid="curriculum-reading" pair="d5e67f45"
 # **Reading.** To the right is more faithful, *down* is nearer to real pictures. By the paper's story the easy stage goes right and not down, for its winners have no
 # grain; the later stages go down and a little to the left, for no judge reads the prompt in the hard stage. In the paper the reward does fall slightly from easy to
 # hard, while FID and image quality improve.
 #
-# Now hold your star against the record. Faithfulness is the steady axis. Before you believe any order on the other one, look at the vertical bars: over the first four recorded
-# seeds the curriculum moved the distance by anything from -1 to +5, so one run, yours or a table of one seed, could tell any story. A likely reason: a hundred
+# Now hold your star against the record. Faithfulness is the steady axis. Before you believe any order on the other one, look at the vertical bars: over the five recorded
+# seeds the curriculum moved the distance by anything from -2 to +5, so one run, yours or a table of one seed, could tell any story. A likely reason: a hundred
 # steps shift *all* pictures of a model together, by a cast of colour or tone, and the kernel distance counts a common shift in full. The boxes say what the
-# recorded seeds decide. What would change it: more seeds; the loss of section 4 in the easy stage, where the paper has it; half strength (section 9).
+# recorded seeds decide. Whether it comes nearer at all would take about 145 seeds, more than the study's budget. What would change it: the loss of section 4 in the easy stage, where the paper has it; half strength (section 9).
 
-# %% [markdown] lang="ja" uid="curriculum-reading" pair="271ada7a"
+# %% [markdown] lang="ja" uid="curriculum-reading" pair="cee6d1c9"
 # **図の読み方。** 右ほど忠実で、*下*ほど本物に近いことを表します。論文の筋書きでは、easy 段階は右へ動きますが、勝者に粒状感がないので下へは動きません。後の2段階は下へ、そして少し左へ
 # 動きます。hard 段階ではどの評価役もプロンプトを読まないからです。実際に論文では、easy から hard へ進むと報酬がわずかに下がり、FID と画質は良くなります。
 #
-# 自分の星を記録と比べてください。安定しているのは忠実度の軸です。もう一方の軸で順位を信じる前に、縦の棒を見てください。カリキュラムによる距離の変化は、記録した最初の4つのシードだけでも、−1から+5まで分かれました。
+# 自分の星を記録と比べてください。安定しているのは忠実度の軸です。もう一方の軸で順位を信じる前に、縦の棒を見てください。カリキュラムによる距離の変化は、記録した5つのシードで、−2から+5まで分かれました。
 # 1回の実行だけなら、自分の結果でも1シードの表でも、どんな筋書きにも見えてしまいます。考えられる理由は、100ステップの学習が*すべて*の画像を色かぶりや明るさの点で一緒にずらし、カーネル距離がその共通の
-# ずれをそのまま数えることです。記録したシードで何が決まったかは、判定の枠に出ています。結果を変えそうなのは、シードを増やすこと、論文と同じく easy 段階に第4節の損失を入れること、
+# ずれをそのまま数えることです。記録したシードで何が決まったかは、判定の枠に出ています。本物に近づくかどうかを決めるには、およそ145のシードが必要で、実験の予算を超えます。結果を変えそうなのは、論文と同じく easy 段階に第4節の損失を入れること、
 # アダプタを半分の強さにすること(第9節)です。
 
 # %% [markdown] lang="en" uid="own" pair="d2b9390e"
@@ -868,28 +868,28 @@ claim("order_matters", "hg", "at_once")
 claim("sft_erases", "sft", "easy")
 claim("pairs_beat_fine_tuning", "hg", "real_sft")
 
-# %% [markdown] lang="en" uid="own-reading" pair="0569d3d8"
+# %% [markdown] lang="en" uid="own-reading" pair="43a3a65d"
 # **Reading.** Compare the leap with the curriculum first, by the intervals and not by the dots. Does it fall below the curriculum, or even below the base, as in
-# the paper (FID from 37 to 113)? On record it does not fall below the base: it gains $.088$ $[.024, .153]$, **contradicted**, and whether it ends below the curriculum is
-# open ($.002$ $[-.072, .075]$). What the record does decide are the stages: without easy the curriculum loses $.100$ $[.077, .122]$, without normal
-# $.031$ $[.011, .052]$; training on all pairs at once costs at most a little ($.006$ $[-.008, .020]$, open). Why does the leap hold its ground? The likely reason is the weak shortcut of section 5:
+# the paper (FID from 37 to 113)? On record it does not fall below the base: it gains $.090$ $[.045, .136]$, **contradicted**, and whether it ends below the curriculum is
+# open ($-.003$ $[-.055, .049]$). What the record does decide are the stages: without easy the curriculum loses $.113$ $[.089, .137]$, without normal
+# $.030$ $[.018, .042]$; training on all pairs at once costs at most a little ($.012$ $[-.008, .033]$, open). Fine-tuning on the hard winners after easy does not undo what easy gained: it adds $.015$ $[.001, .028]$ (**contradicted**). Why does the leap hold its ground? The likely reason is the weak shortcut of section 5:
 # our real pictures differ from generated ones by a film of noise that the VAE all but swallows, photographs in everything at once, and the paper trained for hundreds of thousands of steps.
 # A pair that cannot be told apart so easily goes on teaching attributes.
 #
-# Now the uncomfortable dot: **plain fine-tuning on the real pictures**. It lies to the right of the curriculum (.85 against .81) *and* below it (a distance of 5 against 13). The
-# first difference is open ($.040$ $[-.005, .086]$), the second goes the same way in every seed: *here*, no pairs and no judge would have been needed. Why? This base was spoilt in one particular way, by wrong captions, and 96 real pictures with *right* captions are the direct antidote; they carry
+# Now the uncomfortable dot: **plain fine-tuning on the real pictures**. It lies to the right of the curriculum (.85 against .82) *and* below it (a distance of 6 against 12). The
+# first difference is open ($.033$ $[-.005, .071]$), the second goes the same way in every seed: *here*, no pairs and no judge would have been needed. Why? This base was spoilt in one particular way, by wrong captions, and 96 real pictures with *right* captions are the direct antidote; they carry
 # the grain as well. In the paper fine-tuning on the hard winners, after any stage, ends at the same modest place: its base had already been fine-tuned on 300,000
 # photographs, so there was nothing left for that antidote to cure. The lesson for your own project is a question about your base: is it wrong because of its data
 # (then mend the data), or is it right on average and you want its better half (then preferences)? A table without this control cannot tell.
 
-# %% [markdown] lang="ja" uid="own-reading" pair="bdeeca3b"
+# %% [markdown] lang="ja" uid="own-reading" pair="34be4766"
 # **図の読み方。** まず、飛躍とカリキュラムを、点ではなく区間で比べてください。飛躍はカリキュラムを下回るでしょうか。論文のように、基準モデルより悪くなる
-# (FID が37から113)でしょうか。記録では、飛躍は基準モデルを下回らず、$.088$ $[.024, .153]$ 上回ります。この主張は**否定されました**。カリキュラムより低くなるかどうかは、まだ決まっていません($.002$ $[-.072, .075]$)。
-# 記録が決めたのは段階の価値です。easy を省くとカリキュラムは $.100$ $[.077, .122]$、normal を省くと $.031$ $[.011, .052]$ を失います。すべてのペアを一括で学習しても、失うのは多くてもわずかです($.006$ $[-.008, .020]$、未決)。
+# (FID が37から113)でしょうか。記録では、飛躍は基準モデルを下回らず、$.090$ $[.045, .136]$ 上回ります。この主張は**否定されました**。カリキュラムより低くなるかどうかは、まだ決まっていません($-.003$ $[-.055, .049]$)。
+# 記録が決めたのは段階の価値です。easy を省くとカリキュラムは $.113$ $[.089, .137]$、normal を省くと $.030$ $[.018, .042]$ を失います。すべてのペアを一括で学習しても、失うのは多くてもわずかです($.012$ $[-.008, .033]$、未決)。easy の後に hard の勝者でファインチューニングしても、easy で得たものは消えず、$.015$ $[.001, .028]$ 増えました(**否定されました**)。
 # 飛躍が持ちこたえる理由として考えられるのは、第5節で測った近道の弱さです。この教材の本物と生成画像の違いは、VAE でほとんど消えてしまう薄い粒だけですが、写真はあらゆる点で同時に異なり、論文では学習も数十万ステップ続きます。簡単に見分けられないペアは、
 # 属性を教え続けます。
 #
-# 次は、都合の悪い点、**本物の画像による通常のファインチューニング**です。カリキュラムより右(0.85対0.81)で、*しかも*下(距離が5対13)にあります。忠実度の差はまだ決まっていません($.040$ $[-.005, .086]$)が、
+# 次は、都合の悪い点、**本物の画像による通常のファインチューニング**です。カリキュラムより右(0.85対0.82)で、*しかも*下(距離が6対12)にあります。忠実度の差はまだ決まっていません($.033$ $[-.005, .071]$)が、
 # 距離の差はどのシードでも同じ向きです。つまり、*ここでは*ペアも評価役も要らなかったことになります。なぜでしょうか。
 # この基準モデルは、誤ったキャプションという特定の原因で歪んでいます。*正しい*キャプションの付いた本物96枚は、その直接の薬になり、粒状感も一緒に教えます。論文では、hard の勝者でファインチューニング
 # すると、どの段階の後でも同じ程度の結果に落ち着きます。基準モデルがすでに30万枚の写真でファインチューニング済みで、この薬で治すものが残っていなかったからです。自分のプロジェクトに
@@ -1215,21 +1215,21 @@ claim("words_help", "hg_words", "hg")
 claim("identity_stays", "personal_hg", "personal", "same_person")
 claim("transfer_helps", "personal_hg", "personal")
 
-# %% [markdown] lang="en" uid="cost" pair="cc06b160"
+# %% [markdown] lang="en" uid="cost" pair="7a3eaddd"
 # **Reading.** Half strength is a dial between the base and the trained model, so some faithfulness must go; the question is whether what remains still beats
-# the base clearly. The text encoder of the first steps adds $.013$ $[.002, .023]$ on record: **reproduced**, if by less than the two points that would be worth its
+# the base clearly. The text encoder of the first steps adds $.014$ $[.004, .024]$ on record: **reproduced**, if by less than the two points that would be worth its
 # training. The personal rows answer other prompts than the rows above them and can only be compared with each other. The person stays: the change of the person's own
-# attributes is $.004$ $[-.049, .057]$, so less than 0.05 is lost (**reproduced**). Whether the prompts are kept better is open ($.010$ $[-.010, .030]$).
+# attributes is $.025$ $[-.020, .070]$, so less than 0.05 is lost (**reproduced**). Whether the prompts are kept better is open ($.010$ $[-.001, .021]$).
 #
 # ## 10. The manager's questions
 #
 # The article asks what it costs and who is still needed. Count U-Net evaluations (NFE: one picture, once through the U-Net; in training a picture costs three,
 # because the way back costs twice the way forth). Labels: the judge scored every candidate; a person who compares pairs would give one vote per pair.
 
-# %% [markdown] lang="ja" uid="cost" pair="dff4b457"
+# %% [markdown] lang="ja" uid="cost" pair="7c612951"
 # **図の読み方。** 半分の強さは、基準モデルと学習後のモデルの間のダイヤルです。忠実度がいくらか失われるのは当然で、問題は、残った分が基準モデルをはっきり上回るかどうかです。最初のステップだけに使うテキストエンコーダは、記録では
-# $.013$ $[.002, .023]$ の上昇をもたらしました。主張は**再現できました**が、学習の手間に見合う0.02には届きません。人物の2行は上の行とは別のプロンプトで測ったものなので、この2行どうしでだけ比べてください。人物は保たれます。本人の属性の変化は
-# $.004$ $[-.049, .057]$ で、失われるのは0.05未満です(**再現できました**)。プロンプトへの忠実度が上がるかどうかは、まだ決まっていません($.010$ $[-.010, .030]$)。
+# $.014$ $[.004, .024]$ の上昇をもたらしました。主張は**再現できました**が、学習の手間に見合う0.02には届きません。人物の2行は上の行とは別のプロンプトで測ったものなので、この2行どうしでだけ比べてください。人物は保たれます。本人の属性の変化は
+# $.025$ $[-.020, .070]$ で、失われるのは0.05未満です(**再現できました**)。プロンプトへの忠実度が上がるかどうかは、まだ決まっていません($.010$ $[-.001, .021]$)。
 #
 # ## 10. 経営者の質問
 #
