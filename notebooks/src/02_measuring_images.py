@@ -1145,7 +1145,7 @@ curve_with_interval(
 # - プロンプトへの忠実さと、丸写しの検査。集合の指標ではどちらも測れない。
 # - 勝率なら、プロンプト数、引き分けの数、プロンプト単位の信頼区間、実行前に決めた指標。
 
-# %% [markdown] lang="en" uid="own" pair="a2dcb1fa"
+# %% [markdown] lang="en" uid="own" pair="fcc078ca"
 # ### Your own two folders
 #
 # All of this list but the last line is one call, `measure`, or one command: `labkit measure REAL FAKE --html report.html`. The cell writes two small folders of renders, the second one a little darker, and measures them. Before you run it: at 48 pictures,
@@ -1156,7 +1156,7 @@ curve_with_interval(
 # ### 自分の2つのフォルダ
 #
 # 最後の行を除くこの一覧のすべてを、関数 `measure` が1回の呼び出しで計算します。コマンドなら `labkit measure REAL FAKE --html report.html` です。次のセルは、レンダリング画像の小さなフォルダを2つ書き出して測ります。2つ目は少し暗くしてあります。実行する前に予想してください。
-# 48枚で、レポートのどの行なら差が見え、どの行では見えないでしょうか。結果を見たら、`own_real` と `own_fake` に手元の2つのフォルダのパスを入れて、もう一度実行してください。ポートレート以外の画像に、ポートレート用の読み取り器は向きません。
+# 48枚で、レポートのどの行なら差が見え、どの行では見えないでしょうか。結果を見たら、`own_real` と `own_fake` に手元の2つのフォルダのパスを入れて、もう一度実行してください。ポートレート以外の画像に、ポートレート用の読み取りモデルは向きません。
 # `docs/measure.ja.md` のとおり、`extractor="clip"` か `"inception"` に手元の重みを渡してください。
 
 # %% uid="own-measure"
