@@ -330,7 +330,7 @@ for name, run in toy.items():
 table(heads, rows, t("l05.toy_table", steps=lab.sizes.toy_steps))
 
 # %% uid="toy-curves"
-shown = {"2": "dpo_2", "10": "dpo", "10 + SFT": "anchor"}
+shown = {r"$\kappa$ = 2": "dpo_2", r"$\kappa$ = 10": "dpo", r"$\kappa$ = 10 + SFT": "anchor"}
 series = {}
 for label, arm in shown.items():
     line = np.array([r["d_w"] for name, run in toy.items() if arms[name][0] == arm for r in run.log])
