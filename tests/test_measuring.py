@@ -191,6 +191,22 @@ def test_the_command_measures_two_folders_and_names_the_broken_file(folders, tmp
     assert main(["measure", str(folders / "real"), str(folders / "nowhere")]) == 2
 
 
+def test_the_locale_chooses_the_language_of_the_report_and_lang_overrules_it(tmp_path, monkeypatch, capsys):
+    from labkit import cli
+
+    for name in ("real", "fake"):
+        (tmp_path / name).mkdir()
+        for i in range(8):
+            pixels = np.random.default_rng(i + len(name)).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    words = ["measure", str(tmp_path / "real"), str(tmp_path / "fake"), "--kid", "--html", str(tmp_path / "r.html")]
+    for locale, more, lang in (("ja_JP.UTF-8", [], "ja"), ("C", [], "en"), ("C", ["--lang", "ja"], "ja")):
+        monkeypatch.setenv("LC_ALL", locale)
+        assert cli.main([*words, *more]) == 0
+        assert f'lang="{lang}"' in (tmp_path / "r.html").read_text(encoding="utf-8")
+    capsys.readouterr()
+
+
 def test_the_command_says_before_the_work_what_it_could_not_do_after_it(folders, tmp_path, capsys, monkeypatch):
     late = lambda **_: pytest.fail("it worked first")  # noqa: E731
     monkeypatch.setattr(sys.modules["labkit.measuring.measure"], "measure", late)

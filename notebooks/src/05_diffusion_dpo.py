@@ -591,7 +591,7 @@ for name in lab.progress_bar(exhibits, t("l05.museum_runs"), len(exhibits)):
     museum[name] = train_toy(base, *exhibits[name], seed=lab.seed, steps=lab.sizes.toy_steps, lr=lab.sizes.toy_lr)
 columns = ("loss", "accuracy", "d_w", "d_l")
 heads = [t("l05.loss"), t("l05.accuracy"), "$d_w$", "$d_l$"]
-rows = [[name, *(f"{run.log[-1][c]:.3f}" for c in columns)] for name, run in museum.items()]
+rows = [[name, *(f"{run.log[-1][c]:z.3f}" for c in columns)] for name, run in museum.items()]
 table(heads, rows, t("l05.museum_title"))
 
 # %% uid="museum-quiz" tags=["quiz"]
