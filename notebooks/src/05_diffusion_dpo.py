@@ -330,7 +330,7 @@ for name, run in toy.items():
 table(heads, rows, t("l05.toy_table", steps=lab.sizes.toy_steps))
 
 # %% uid="toy-curves"
-shown = {"2": "dpo_2", "10": "dpo", "10 + SFT": "anchor"}
+shown = {r"$\kappa$ = 2": "dpo_2", r"$\kappa$ = 10": "dpo", r"$\kappa$ = 10 + SFT": "anchor"}
 series = {}
 for label, arm in shown.items():
     line = np.array([r["d_w"] for name, run in toy.items() if arms[name][0] == arm for r in run.log])
@@ -591,7 +591,7 @@ for name in lab.progress_bar(exhibits, t("l05.museum_runs"), len(exhibits)):
     museum[name] = train_toy(base, *exhibits[name], seed=lab.seed, steps=lab.sizes.toy_steps, lr=lab.sizes.toy_lr)
 columns = ("loss", "accuracy", "d_w", "d_l")
 heads = [t("l05.loss"), t("l05.accuracy"), "$d_w$", "$d_l$"]
-rows = [[name, *(f"{run.log[-1][c]:.3f}" for c in columns)] for name, run in museum.items()]
+rows = [[name, *(f"{run.log[-1][c]:z.3f}" for c in columns)] for name, run in museum.items()]
 table(heads, rows, t("l05.museum_title"))
 
 # %% uid="museum-quiz" tags=["quiz"]
