@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "lab": ("labkit.course.workspace:add_lab_parser", "open your own copies of the lessons in JupyterLab"),
     "update": ("labkit.course.workspace:add_update_parser", "bring new and changed lessons into your copies"),
     "env": ("labkit.envcheck:add_parser", "check this machine: Python, packages, GPU, fonts, disk"),
+    "fetch": ("labkit.course.fetching:add_parser", "download the models of the gpu tier"),
     "run": ("labkit.authoring.run:add_parser", "execute lessons and judge them"),
     "build": ("labkit.authoring.commands:add_build_parser", "make the notebooks from notebooks/src"),
     "lint": ("labkit.authoring.lint:add_parser", "check sources, catalogues and generated notebooks"),

@@ -8,8 +8,7 @@ A float says nothing about its range. It is converted when the caller declares i
 
     below -0.25, within [-2, 2]           [-1, 1]: diffusion models, whose decoders overshoot
     above 2, within about [0, 255]        [0, 255]: levels
-    within [0, 1]                         refused: [0, 1] or the brighter half of [-1, 1]? But for the 8-bit levels of
-                                          [-1, 1], which are the odd multiples of 1/255 alone
+    within [0, 1]                         refused: [0, 1] or the brighter half of [-1, 1]?
     NaN, or anything else                 refused: normalised with a mean and std, latents, ...
 """
 
@@ -377,21 +376,9 @@ def _integer_levels(values: np.ndarray, value_range: Range, what: str) -> np.nda
 def _checked_range(array: np.ndarray, value_range: Range | None, what: str) -> Range:
     """The declared range if the values lie in or near it, else the only one they can have."""
     smallest, largest = float(array.min()), float(array.max())
-    if value_range is not None:
-        return check_declared(smallest, largest, value_range, what)
-    if -0.25 <= smallest and largest <= 1 and _are_levels(array):
-        return -1.0, 1.0
-    return value_range_of(smallest, largest, what)
-
-
-def _are_levels(array: np.ndarray) -> bool:
-    """Whether values up to 1 are 8-bit levels k of [-1, 1], k / 127.5 - 1: odd multiples of 1/255.
-
-    Levels of [0, 1] are all multiples; that ten different ones are odd by chance has the probability 1/1024.
-    """
-    multiples = np.unique(array.astype(np.float64)) * 255
-    whole = np.rint(multiples)
-    return len(np.unique(whole)) >= 10 and bool((np.abs(multiples - whole) < 1e-3).all() and (whole % 2 == 1).all())
+    if value_range is None:
+        return value_range_of(smallest, largest, what)
+    return check_declared(smallest, largest, value_range, what)
 
 
 def check_declared(smallest: float, largest: float, value_range: Range, what: str = "image") -> Range:

@@ -100,6 +100,9 @@ def room(python: str, names: list[str], *options: str) -> Iterator[Room]:
         if hub.poll() is not None:
             raise RuntimeError(f"the hub has ended:\n{log.read_text()[-3000:]}")
         yield Room(address, camp, dict(line.split(",") for line in lines), log)
+    except RuntimeError:
+        print(log.read_text(errors="replace")[-4000:], file=sys.stderr)
+        raise
     finally:
         if hub.poll() is None:
             os.killpg(hub.pid, signal.SIGTERM)
@@ -132,7 +135,7 @@ class Learner:
         done = self.session.post(f"{self.address}/hub/login?next=%2Fhub%2Fhome", data=given, timeout=60)
         return done.ok and "/hub/home" in done.url
 
-    def open(self, seconds: float = 300) -> float:
+    def open(self, seconds: float = 900) -> float:
         """Start the server and wait until JupyterLab answers; seconds that took."""
         begun = time.monotonic()
         self.session.get(f"{self.address}/hub/spawn/{self.name}", timeout=120)

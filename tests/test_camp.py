@@ -494,6 +494,7 @@ def test_a_name_that_belongs_to_somebody_else_is_refused(machine, tmp_path):
     (tmp_path / "camp/homes/aya").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(CampError, match="is a link"):
         make_accounts(tmp_path / "camp", ["aya"])
+    assert "aya" not in accounts
 
 
 def test_the_hub_is_told_of_every_limit_and_of_https(tmp_path):

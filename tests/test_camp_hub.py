@@ -30,7 +30,10 @@ def learners(hub):
     aya, ben = (hub.learner(name) for name in hub.passphrases)
     for one in (aya, ben):
         assert one.log_in()
-        one.open()
+        try:
+            one.open()
+        except RuntimeError as error:
+            pytest.fail(f"{error}\n{hub.log.read_text(errors='replace')[-4000:]}")
     return aya, ben
 
 

@@ -93,6 +93,11 @@ ASKED = {
     "lab": [[*ROOM, "--folder", "work", "--lang", "ja"], [*ROOM, "--folder", "work", "--lang", "en"]],
     "update": [[*ROOM, "--folder", "new", "--lang", "ja"], [*ROOM, "--folder", "new", "--lang", "en"]],
     "env": [["--quick", "--lang", "ja"], ["--quick", "--lang", "en"]],
+    "fetch": [
+        ["--tier", "cpu", "--lang", "ja"],
+        ["--folder", "models", "--dry-run", "--lang", "ja"],
+        ["--folder", "models", "--model", "é"],
+    ],
     "run": [[*ROOM, "--lang", "ja", "--output", "run"], ["--tier", "smoke", "--output", "run", "99"]],
     "build": [[*ROOM, "--check"]],
     "lint": [[*ROOM], ["--list"]],

@@ -58,7 +58,7 @@ ROOMS = {
     "figures": (),
     "inspection": ("command",),
     "metrics": ("bradley_terry", "fid_infinity", "inception_net", "torchmetrics_wrappers"),
-    "models": ("sd_layout",),
+    "models": ("fetch", "sd_layout"),
     "pairwise": ("command",),
     "portraits": (),
     "studies": ("l06", "l07"),  # what a study says to itself

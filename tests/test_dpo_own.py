@@ -212,9 +212,12 @@ def test_the_command_checks_trains_and_says_what_is_wrong_in_one_line(own, tmp_p
 def test_what_the_command_is_given_is_read_before_anything_is_trained(own, tmp_path, capsys):
     (tmp_path / "none.txt").write_text("\n \n")
     command = ["dpo", str(own / "pairs.jsonl"), "--tier", "cpu", "--model", str(own / "model")]
-    for words in (["--pictures", "0"], ["--prompts", str(tmp_path / "none.txt")]):
+    for words, said in (
+        (["--pictures", "0"], "pictures is 0, expected at least 1"),
+        (["--prompts", str(tmp_path / "none.txt")], "no prompts to draw: write at least one"),
+    ):
         assert main([*command, "--out", str(tmp_path / "out"), *words]) == 2
-        assert "expected at least one picture and prompt" in capsys.readouterr().err
+        assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

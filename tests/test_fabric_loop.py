@@ -1,6 +1,5 @@
 """Rounds of feedback: a state machine whose history can be undone, stored and resumed."""
 
-import dataclasses
 import json
 
 import pytest
@@ -76,17 +75,6 @@ def test_feedback_appends_and_undo_takes_back_one_step(pipe):
     assert (one.rounds, len(one.references)) == ((), 0)
     with pytest.raises(FabricError, match="nothing to undo"):
         one.undo()
-
-
-def test_a_picture_without_any_dark_pixel_can_be_liked(pipe):
-    """Its values in [-1, 1] could be of [0, 1], but their 8-bit levels tell."""
-    from labkit.diffusion import from_uint8
-
-    one = loop(pipe)
-    one.generate()
-    levels = torch.randint(100, 256, (3, 64, 64, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    one.rounds = (dataclasses.replace(one.rounds[0], images=from_uint8(levels)),)
-    assert torch.equal(one.feedback(liked=[1]).liked[0].image, from_uint8(levels)[1])
 
 
 def test_what_the_caller_passed_is_never_changed(pipe):

@@ -90,16 +90,6 @@ def test_a_range_of_floats_is_not_that_of_the_integers_beside_them(tmp_path, of_
         read_levels(deep, value_range=(0, 255))
 
 
-def test_bright_floats_on_the_levels_of_minus_one_to_one_have_one_reading():
-    """Level k of [-1, 1] is (2 k - 255) / 255: an odd multiple of 1/255. In [0, 1] every multiple is a level."""
-    bright = np.arange(128, 128 + 120, dtype=np.uint8).reshape(8, 5, 3)
-    for levels in (bright, bright - 30):  # without and with values a little below 0, where [0, 1] may overshoot
-        assert np.array_equal(read_levels(levels.astype(np.float32) / 127.5 - 1), levels)
-    for other in (bright / 255, (bright / 127.5 - 1) * 0.999, (bright % 9 + 130) / 127.5 - 1):  # the last: nine levels
-        with pytest.raises(ImageError, match="declare value_range"):
-            read_levels(other)
-
-
 def test_one_bright_picture_has_the_range_of_its_set():
     dark, bright = torch.linspace(-1, 1, 48).view(3, 4, 4), torch.full((3, 4, 4), 0.5)
     assert common_range([bright, dark]) == (-1.0, 1.0) and common_range([Image.new("RGB", (2, 2))]) is None

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -565,9 +566,9 @@ def test_tables_of_prompts_are_read_and_their_faults_named(tmp_path):
     path.write_text('{"file_name": "a/b.png", "caption": "x"}\n\n{"file_name": "c.png", "prompt": "y", "text": "z"}\n')
     assert read_prompts(path) == {"a/b.png": "x", "c.png": "y"}
     for text, message in (
-        ('{"file_name": "a.png"}', "row 1: expected file_name and prompt or caption or text"),
+        ('{"file_name": "a.png"}', r"row 1: expected file_name and prompt \(or caption\)"),
         ("3", "row 1: expected file_name"),
-        ('{"file_name": "a", "prompt": "x"}\n{"file_name": "a", "prompt": "y"}', "row 2: 'a' stands there twice"),
+        ('{"file_name": "a", "prompt": "x"}\n{"file_name": "a", "prompt": "y"}', "row 2: 'a' has a row already"),
         ("{", "is no table of prompts"),
     ):
         path.write_text(text)
@@ -654,3 +655,56 @@ def test_every_problem_is_said_in_japanese(signed):
     for name in FIELDS:
         lacking = seal_record({key: value for key, value in record["content"].items() if key != name})
         assert all(JAPANESE.search(line) for line in record_problems(lacking, lang="ja"))
+
+
+# ---- the guide ------------------------------------------------------------------------------------------------------
+
+
+def guide(lang):
+    path = Path(__file__).parent.parent / "docs" / ("inspect.md" if lang == "en" else "inspect.ja.md")
+    text = path.read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    return text, code
+
+
+def test_the_guide_says_the_same_in_both_languages_and_names_options_that_exist(capsys):
+    from labkit import cli
+
+    english, japanese = (guide(lang)[0] for lang in ("en", "ja"))
+    assert set(re.findall(r"--[a-z]+", english)) == set(re.findall(r"--[a-z]+", japanese))
+    options = set()
+    for step in ("plan", "run", "draw", "sign", "verify", "certify"):
+        with pytest.raises(SystemExit):
+            cli.main(["inspect", step, "--help"])
+        options |= set(re.findall(r"--[a-z]+", capsys.readouterr().out))
+    assert set(re.findall(r"--[a-z]+", english)) <= options
+
+
+@pytest.mark.parametrize("lang", ["en", "ja"])
+def test_the_way_from_scores_to_a_record_is_as_the_guide_says(inspect, tmp_path, lang):
+    for i in range(240):  # smooth pictures are good, noisy ones are not
+        noise = np.random.default_rng(i).integers(0, 40 if i % 4 else 200, (4, 4, 3))
+        (tmp_path / "CALIBRATION").mkdir(exist_ok=True), (tmp_path / "PICTURES").mkdir(exist_ok=True)
+        name = f"{'CALIBRATION' if i < 200 else 'PICTURES'}/{i:03d}.png"
+        Image.fromarray((255 - noise).astype(np.uint8)).save(tmp_path / name)
+    exec(guide(lang)[1].replace("float(abs", "-float(abs"), {})  # here the smooth ones are good
+    (tmp_path / "MODEL").write_bytes(b"weights")
+    assert inspect("draw", "CALIBRATION", "--plan", "all", "--out", "calibration")[0] == 0
+    told = [Verdict(f"{i:03d}.png", "Ito", "" if i % 4 else "shape") for i in range(200)]
+    write_verdicts(tmp_path / "verdicts-Ito.jsonl", told, draw=read_job("calibration").name)
+    words = ("certify", "CALIBRATION", "verdicts-*.jsonl", "--scores", "scores.jsonl", "--alpha", 0.02)
+    with pytest.raises(SystemExit):  # a certificate without a model would hold for every model
+        inspect(*words)
+    code, out, err = inspect(*words[:-1], 0.01, "--model", "MODEL")
+    assert code == 2 and "299 must pass: start looser or label more" in err
+    code, out, err = inspect(*words, "--model", "MODEL")  # 150 good ones, 149 are needed
+    assert code == 0 and "at most 2.0% defective, 95% confidence\n75.0% of the calibration pictures pass" in out, err
+    filtered = ("--certificate", "certificate.json", "--scores", "scores.jsonl", "--model", "MODEL")
+    code, out, err = inspect("draw", "PICTURES", "--plan", "bad=0.02", *filtered)
+    assert code == 0 and re.search(r" 1\d refused by the score", out), out + err
+    (tmp_path / "MODEL").write_bytes(b"weightS")
+    code, _, err = inspect("draw", "PICTURES", "--plan", "bad=0.02", *filtered, "--out", "o")
+    assert code == 2 and "calibrate again" in err
+    (tmp_path / "MODEL").write_bytes(b"weights")
+    code, _, err = inspect("draw", "CALIBRATION", "--plan", "bad=0.02", *filtered, "--out", "o")
+    assert code == 2 and "pictures of the lot were used for calibration" in err

@@ -103,6 +103,9 @@ def test_a_lesson_that_was_not_executed_or_failed_is_named_with_the_command(lane
     (lane / f"{lesson.stem}.json").write_text(json.dumps({"outcome": {"status": "failed"}}))
     with pytest.raises(SiteError, match="did not pass"):
         executed(lesson, lane)
+    (lane / f"{lesson.stem}.json").unlink()  # killed before it was judged
+    with pytest.raises(SiteError, match="did not pass or end"):
+        executed(lesson, lane)
     (lane / f"{lesson.stem}.ipynb").unlink()
     with pytest.raises(SiteError, match=f"labkit run {lesson.number} --tier smoke --lang en"):
         executed(lesson, lane)

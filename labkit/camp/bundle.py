@@ -33,6 +33,7 @@ from labkit.files import write_atomically
 
 KIT = Path(__file__).with_name("kit")
 SUMS = "SHA256SUMS"
+MACOS = "14.0"  # the oldest that torch has wheels for
 EDITABLE = "editables~=0.5"  # hatchling asks for it when `pip install -e` builds, not before
 Run = Callable[[Sequence[str]], str]
 
@@ -55,7 +56,7 @@ PLATFORMS = {
         (*(f"manylinux_2_{minor}_x86_64" for minor in range(28, 4, -1)), "manylinux2014_x86_64", "linux_x86_64"),
     ),
     "windows-amd64": Platform("x86_64-pc-windows-msvc", ("win_amd64",)),
-    "macos-arm64": Platform("aarch64-apple-darwin", ("macosx_14_0_arm64",)),
+    "macos-arm64": Platform("aarch64-apple-darwin", (f"macosx_{MACOS.replace('.', '_')}_arm64",)),
 }
 
 
@@ -226,7 +227,11 @@ def uv() -> list[str]:
 
 
 def _run(command: Sequence[str]) -> str:
-    done = subprocess.run(list(command), capture_output=True, text=True)
+    environment = {
+        **os.environ,
+        "MACOSX_DEPLOYMENT_TARGET": MACOS,
+    }  # else uv resolves for macOS 13, and torch has no wheels
+    done = subprocess.run(list(command), capture_output=True, text=True, env=environment)
     if done.returncode:
         said = "\n".join((done.stderr or done.stdout).strip().splitlines()[-8:])
         raise BundleError(f"{' '.join(command[:6])} ... failed:\n{said}")

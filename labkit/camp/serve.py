@@ -59,6 +59,8 @@ def make_accounts(folder: Path, names: Sequence[str]) -> list[str]:
     new = []
     for name in sorted(names, key=lambda one: not homes[one].is_dir()):  # homes that are there come first
         home = homes[name]
+        if home.is_symlink():
+            raise CampError(f"{home} is a link: homes are folders of their own")
         try:
             known = pwd.getpwnam(name)
         except KeyError:
@@ -91,8 +93,6 @@ def free_number(homes: Path) -> int:
 def make_home(home: Path, uid: int, gid: int) -> None:
     """A folder that belongs to the account and that only its owner can read; one that is there keeps what it holds."""
     home.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-    if home.is_symlink():
-        raise CampError(f"{home} is a link: homes are folders of their own")
     home.mkdir(mode=0o700, exist_ok=True)
     os.chown(home, uid, gid)
     home.chmod(0o700)
@@ -148,9 +148,9 @@ def hub_command(
         "Spawner.cmd": f"['{sys.executable}', '-m', 'labkit.camp.desk']",
         "Spawner.mem_limit": f"{int(limits.memory * 1024)}M",
         "Spawner.poll_interval": 5,
-        "Spawner.start_timeout": 180,
+        "Spawner.start_timeout": 300,
         "CampSpawner.interrupt_timeout": 2,  # it asks a terminal whether it shall stop; SIGTERM does not
-        "Spawner.http_timeout": 120,
+        "Spawner.http_timeout": 300,
         "CampSpawner.cores": limits.cores,
         "CampSpawner.threads": limits.threads,
         "CampSpawner.processes": limits.processes,

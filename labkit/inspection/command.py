@@ -246,8 +246,9 @@ def _sign(args: argparse.Namespace, job: Job, lot: Lot, verdicts: Sequence[Any])
         pages = {"lang": args.lang, "barred": [args.maker], "draw": job.name}
         page = write_page(args.out / "disputed.html", lot, disputed, make_defects(job.defects), **pages)
         alpha = "" if seen["agreement"] is None else f" (Krippendorff's alpha {seen['agreement']:.2f})"
-        print(f"the inspectors disagree on {len(disputed)} pictures{alpha}; a third person can look at {page},")
-        print("and then all files of verdicts are signed together with --policy majority")
+        print(f"the inspectors disagree on {len(disputed)} pictures{alpha}; a third person can look at {page}")
+        if args.policy != "majority":
+            print("and then all files of verdicts are signed together with --policy majority")
     accepted, reasons = (record["content"]["decision"][key] for key in ("accepted", "reasons"))
     print(f"{'accepted' if accepted else 'refused: ' + '; '.join(reasons)}\nseal {record['seal']}")
     return 0 if accepted else 1

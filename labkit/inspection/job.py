@@ -211,8 +211,8 @@ def read_job(folder: Path | str) -> Job:
     """
     path = Path(folder) / JOB
     if not path.is_file():
-        raise InspectionError(f"{path} is no job, there is none: run labkit inspect draw first")
-    told = read_sealed(path, "job", CURE)
+        raise InspectionError(f"there is no {path}: run labkit inspect draw first")
+    told = read_sealed(path, CURE)
     try:
         told["plan"] = Plan(**told["plan"])
         if told["certificate"] is not None:
@@ -220,5 +220,5 @@ def read_job(folder: Path | str) -> Job:
         job = Job(**told)
         make_rules(job.rules), make_defects(job.defects)
     except (ValueError, KeyError, TypeError) as error:
-        raise InspectionError(f"{path} is no job ({error}): {CURE}") from None
+        raise InspectionError(f"{path} is no job ({error}): draw into another --out") from None
     return job

@@ -35,8 +35,8 @@ def read_prompts(path: Path | str) -> dict[str, str]:
         name = row.get("file_name") if isinstance(row, dict) else None
         column = next((column for column in COLUMNS if isinstance(row, dict) and row.get(column)), None)
         if not isinstance(name, str) or column is None:
-            raise InspectionError(f"{path.name}, row {number}: expected file_name and {' or '.join(COLUMNS)}")
+            raise InspectionError(f"{path.name}, row {number}: expected file_name and prompt (or caption)")
         if name in found:
-            raise InspectionError(f"{path.name}, row {number}: {name!r} stands there twice")
+            raise InspectionError(f"{path.name}, row {number}: {name!r} has a row already")
         found[name] = str(row[column])
     return found

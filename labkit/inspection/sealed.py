@@ -27,11 +27,11 @@ def write_sealed(path: Path | str, values: Mapping[str, Any]) -> Path:
     return write_atomically(path, json.dumps({**told, "seal": digest(told)}, ensure_ascii=False, indent=2) + "\n")
 
 
-def read_sealed(path: Path | str, what: str, cure: str) -> dict[str, Any]:
+def read_sealed(path: Path | str, cure: str) -> dict[str, Any]:
     """The values that `write_sealed` wrote, without the seal.
 
     Args:
-        what: names the file in errors, "a certificate". cure: what to do about it.
+        cure: what an error says is to be done.
 
     Raises:
         InspectionError: no such file, no JSON object, no seal, or one that does not fit.
@@ -39,12 +39,10 @@ def read_sealed(path: Path | str, what: str, cure: str) -> dict[str, Any]:
     try:
         told = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InspectionError(f"{path} is no {what} ({error}): {cure}") from None
-    if not isinstance(told, dict):
-        raise InspectionError(f"{path} is no {what}: expected a JSON object")
-    seal = told.pop("seal", None)
+        raise InspectionError(f"{path} was not sealed by labkit ({error}): {cure}") from None
+    seal = told.pop("seal", None) if isinstance(told, dict) else None
     if seal is None:
-        raise InspectionError(f"{path} is no {what} (it has no seal): {cure}")
+        raise InspectionError(f"{path} was not sealed by labkit (it has no seal): {cure}")
     try:
         fits = seal == digest(told)
     except ValueError:  # NaN
@@ -66,11 +64,13 @@ def open_certificate(path: Path | str) -> Certificate:
         InspectionError: none, an edited one, or one whose threshold does not follow from its tests.
     """
     cure = "certify again with labkit inspect certify"
-    certificate = certificate_of(read_sealed(path, "certificate", cure))
-    if problems := certificate_problems(asdict(certificate)):
+    certificate = certificate_of(read_sealed(path, cure))
+    problems = certificate_problems(asdict(certificate))
+    if not problems and certificate.calibration:
+        share = _last(certificate) / len(certificate.calibration)
+        problems = [] if same(certificate.passes, share) else ["passes"]
+    if problems:
         raise InspectionError(f"{path}: {problems[0]} does not follow from the tests: {cure}")
-    if certificate.calibration and not same(certificate.passes, _last(certificate) / len(certificate.calibration)):
-        raise InspectionError(f"{path}: passes does not follow from the tests: {cure}")
     return certificate
 
 

@@ -88,10 +88,8 @@ def read_defects(path: Path | str) -> tuple[Defect, ...]:
     try:
         entries = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
         return make_defects(entries)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise InspectionError(f"{path} is no list of defects: {str(error).splitlines()[0]}") from None
-    except InspectionError as error:
-        raise InspectionError(f"{path}: {error}") from None
 
 
 @dataclass(frozen=True)

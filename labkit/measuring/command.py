@@ -50,7 +50,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--fit", choices=("squash", "crop", "clip"), help="how pictures become square")
     parser.add_argument("--value-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of files with floats")
     parser.add_argument("--k", type=int, default=5, help="neighbours of precision and recall (default: 5)")
-    parser.add_argument("--rounds", type=int, default=39, help="permutations of the test of FID (default: 39)")
+    parser.add_argument("--rounds", type=int, default=39, help="permutations of the test of FID (default: 39; from 19)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--skip", action="store_true", help="leave unreadable files out and name them")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page")

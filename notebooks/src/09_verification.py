@@ -664,16 +664,20 @@ found = record_problems(forged, seal=record["seal"], lang=lang)
 show(*table([t("l09.forgery")], [[line] for line in found]))
 lab.verdict(t("l09.tamper"), any("inspection.major" in line for line in found) and not record_problems(record))
 
-# %% [markdown] lang="en" uid="sign-read" pair="0b1eb4d8"
+# %% [markdown] lang="en" uid="sign-read" pair="a058f14e"
 # **Reading.** The edited field is named, and because the counts follow from the verdicts, the contradiction is named as well. A hash is no signature: who knows the program could seal
 # anew. That is why the seal is kept in a second place, an e-mail to the customer for example. The page `record.html` beside the lot is your certificate of work.
+#
+# Look at the bound as well. Two defects among 60 keep to this plan, so the lot is accepted; the bound printed with it is 10 %, and the customer asked for 2 %. *Accepted* says that a plan was kept, not that a promise is shown. For a lot of 128 pictures 2 % takes 81 looks without one defect: a sample of 60 cannot show it, however good it is. So the customer is told the bound, or the sample grows.
 #
 # The same tool works on any folder, all in one step: `labkit inspect FOLDER --plan bad=0.02 --maker A --checker B` draws the sample, opens the inspection page, waits for the verdicts and writes the record. If it is interrupted, the same command goes on with the same sample: nobody may draw until the sample looks good. `--defects` takes your own list, `--prompts` your orders. What if two inspectors disagree? The record lists the pictures and Krippendorff's alpha; a third person looks at those alone, and
 # `--policy majority` decides. If one person looks twice, `--repeats last` counts the second look and reports how often it agreed with the first: who contradicts oneself cannot be reconciled with others.
 
-# %% [markdown] lang="ja" uid="sign-read" pair="5bf23c13"
+# %% [markdown] lang="ja" uid="sign-read" pair="f50baee4"
 # **結果の読み方。** 書き換えた項目の名前が示され、件数は判定から計算できるので、その矛盾も指摘されます。ただしハッシュは署名ではありません。プログラムを知っている人なら、封印をやり直せます。
 # だからこそ封印の値を、顧客へのメールなど別の場所にも残します。ロットの隣にある `record.html` が、あなたの作業証明書です。
+#
+# 上限にも注目してください。60枚中の不良が2枚なら計画を満たすので、ロットは合格です。しかし、一緒に表示された上限は10%で、顧客の条件は2%です。*合格*とは計画を満たしたという意味であり、約束を示せたという意味ではありません。128枚のロットで2%以下を示すには、81枚を見て不良が1枚もないことが必要です。60枚の抜き取りでは、結果がどれほど良くても示せません。顧客に上限を伝えるか、抜き取りを増やすかのどちらかです。
 #
 # 同じ道具は、どのフォルダーにも一度の操作で使えます。`labkit inspect FOLDER --plan bad=0.02 --maker A --checker B` は、抜き取りをし、検査ページを開き、判定を待って、記録を書きます。中断しても、同じコマンドで同じ抜き取りの続きから再開します。都合のよい抜き取りが出るまで引き直すことはできません。`--defects` で自社の不良の一覧を、`--prompts` で注文を渡せます。2人の検査員の判定が割れたときは、その画像とクリッペンドルフのα(一致度)が記録に載ります。その画像だけを3人目が見て、
 # `--policy majority` で決めます。同じ人が2回見た場合は、`--repeats last` で2回目を採用し、1回目との一致率を報告します。自分自身と食い違う検査員は、他の人とも一致しません。

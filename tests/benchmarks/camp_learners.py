@@ -60,7 +60,9 @@ def attend(room, name: str, tier: str) -> Seen:
                 first = time.monotonic() - begun
         lesson = time.monotonic() - begun
     learner.stop()
-    return Seen(name, login, server, first, lesson, len(cells), failed)
+    seen = Seen(name, login, server, first, lesson, len(cells), failed)
+    print(seen, file=sys.stderr, flush=True)
+    return seen
 
 
 def watch(names: list[str], peaks: dict[str, float], stop: threading.Event) -> None:

@@ -55,9 +55,9 @@ def executed(lesson: Lesson, lane: Path) -> Path:
         tier, _, lang = lane.name.split("-")
         command = f"labkit run {lesson.number} --tier {tier} --lang {lang}"
         raise SiteError(f"lesson {lesson.number} has not been executed: {path} is missing; run {command}")
-    status = path.with_suffix(".json")
-    if status.is_file() and json.loads(status.read_text("utf-8"))["outcome"]["status"] != "passed":
-        raise SiteError(f"the run of lesson {lesson.number} in {lane} did not pass; see report.html beside it")
+    status = path.with_suffix(".json")  # written last: a run that was killed leaves the notebook alone
+    if not status.is_file() or json.loads(status.read_text("utf-8"))["outcome"]["status"] != "passed":
+        raise SiteError(f"the run of lesson {lesson.number} in {lane} did not pass or end; see report.html above it")
     return path
 
 
