@@ -31,7 +31,7 @@ TEXTS = HERE / "texts.yaml"
 GLOSSARY = HERE.parent / "glossary.yaml"
 ROOMS = (
     *("diffusion", "models", "portraits", "metrics", "worlds", "dpo", "fabric", "density", "pairwise", "survey"),
-    *("inspection", "studies", "figures", "course", "training", "authoring"),
+    *("inspection", "measuring", "studies", "figures", "course", "camp", "training", "authoring"),
 )
 TEACHING = ("guide", "camp")  # docs/NAME.LANG.md
 _LINK = re.compile(r"\[([^\]]*)\]\((?!https?://|#)([^)\s]+)\)")
