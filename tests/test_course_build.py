@@ -345,7 +345,7 @@ def test_reading_and_writing_a_source_gives_it_back(path):
 
 
 _LINES = st.text(st.sampled_from("ab $\\_#%{}[]()`\"'=:。ノ-"), max_size=24).map(str.strip)
-_LINES = _LINES.filter(lambda line: not line.startswith("%%"))  # such a line begins a cell
+_LINES = _LINES.filter(lambda line: not line.startswith(("%%", "```")))  # they begin a cell, or open a code block
 _TEXTS = st.lists(_LINES, min_size=1, max_size=4).map("\n".join).filter(str.strip)
 
 
@@ -369,6 +369,12 @@ def test_any_prose_survives_the_round_trip(blocks):
     assert write_source(source) == text
     again = reconcile(source, [f"text-{index}" for index in range(len(blocks))])
     assert stale_pairs(parse_source(again, Path("07_any.py"))) == {}
+
+
+def test_a_code_fence_left_open_is_named():
+    cells = [f'# %% [markdown] lang="{lang}" uid="text"\n# ```\n' for lang in ("en", "ja")]
+    problems = parse_source("\n".join([*cells, '# %% uid="code"\nx = 1\n']), Path("07_any.py")).problems
+    assert [problem.cure.startswith("close a code fence (```)") for problem in problems] == [True]
 
 
 def test_lines_of_cells_are_those_of_the_file(project):

@@ -202,7 +202,11 @@ def parse_source(text: str, path: Path, name: str | None = None) -> Source:
     notebook = jupytext.reads(text, fmt=_FORMAT)
     if len(notebook.cells) != len(starts):
         message = f"{len(starts)} cell headers but {len(notebook.cells)} cells"
-        bad(starts[0] + 1, message, "a line inside a text or string starts with # %%; reword that line")
+        bad(
+            starts[0] + 1,
+            message,
+            "close a code fence (```) that was left open, or reword a line inside a text or string that starts with # %%",
+        )
         return Source(Path(path), text, number[1] if number else "", (), tuple(problems))
     cells = []
     for start, raw in zip(starts, notebook.cells, strict=True):
