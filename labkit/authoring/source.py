@@ -205,7 +205,7 @@ def parse_source(text: str, path: Path, name: str | None = None) -> Source:
         bad(
             starts[0] + 1,
             message,
-            "close a code fence (```) that was left open, or reword a line inside a text or string that starts with # %%",
+            "close a code fence (```) that was left open, or reword a line of a text or string that starts with # %%",
         )
         return Source(Path(path), text, number[1] if number else "", (), tuple(problems))
     cells = []
