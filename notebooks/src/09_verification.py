@@ -272,7 +272,7 @@ desk = lab.progress.path.parent / "inspection-09"
 
 def write_lot(name, images, maker):
     """en: Write pictures 000.png, 001.png, ... with their provenance; the folder.
-    ja: 画像を000.png、001.png、... として来歴とともに書き出し、フォルダーを返します。
+    ja: 画像を000.png、001.png、... として来歴とともに書き出し、フォルダを返します。
     """
     folder = desk / name
     shutil.rmtree(folder, ignore_errors=True)
@@ -679,7 +679,7 @@ lab.verdict(t("l09.tamper"), any("inspection.major" in line for line in found) a
 #
 # 上限にも注目してください。60枚中の不良が2枚なら計画を満たすので、ロットは合格です。しかし、一緒に表示された上限は10%で、顧客の条件は2%です。*合格*とは計画を満たしたという意味であり、約束を示せたという意味ではありません。128枚のロットで2%以下を示すには、81枚を見て不良が1枚もないことが必要です。60枚の抜き取りでは、結果がどれほど良くても示せません。顧客に上限を伝えるか、抜き取りを増やすかのどちらかです。
 #
-# 同じ道具は、どのフォルダーにも一度の操作で使えます。`labkit inspect FOLDER --plan bad=0.02 --maker A --checker B` は、抜き取りをし、検査ページを開き、判定を待って、記録を書きます。中断しても、同じコマンドで同じ抜き取りの続きから再開します。都合のよい抜き取りが出るまで引き直すことはできません。`--defects` で自社の不良の一覧を、`--prompts` で注文を渡せます。2人の検査員の判定が割れたときは、その画像とクリッペンドルフのα(一致度)が記録に載ります。その画像だけを3人目が見て、
+# 同じ道具は、どのフォルダにも一度の操作で使えます。`labkit inspect FOLDER --plan bad=0.02 --maker A --checker B` は、抜き取りをし、検査ページを開き、判定を待って、記録を書きます。中断しても、同じコマンドで同じ抜き取りの続きから再開します。都合のよい抜き取りが出るまで引き直すことはできません。`--defects` で自社の不良の一覧を、`--prompts` で注文を渡せます。2人の検査員の判定が割れたときは、その画像とクリッペンドルフのα(一致度)が記録に載ります。その画像だけを3人目が見て、
 # `--policy majority` で決めます。同じ人が2回見た場合は、`--repeats last` で2回目を採用し、1回目との一致率を報告します。自分自身と食い違う検査員は、他の人とも一致しません。
 
 # %% [markdown] lang="en" uid="change" pair="d9c204ba"
@@ -775,12 +775,12 @@ on_record(
 lab.claim("tuned_threshold_void", **only)
 lab.claim("tuned_shifts", **only)
 
-# %% [markdown] lang="en" uid="change-read" pair="f2fbb741"
+# %% [markdown] lang="en" uid="change-read" pair="08d3ef3f"
 # **Reading.** The gate refuses to use the threshold, by the hash of the model. Would anything have happened without it? Your run is *one* calibration, the record has 45. In 11 of the last 42 no defect slips through: nineteen of twenty pictures of the other checkpoint are defective, the judge sees it, and hardly anything passes at all. In a
 # typical one a dozen of the 128 pictures pass and five or six of them are bad, nearly half where 8 % had been certified. And in four of 42 the calibration had been a little luckier and its threshold a little lower: 56 to 125 pictures passed, nearly all of them defective. The mean excess is $.084$ $[.020, .149]$: **reproduced**, and the
 # average hides how uneven it is.
 #
-# An earlier version of this lesson had three calibrations on record. Nothing bad passed in any of them, the interval was $[-.008, -.001]$, and this text taught the opposite. Three draws cannot show a disaster that comes once in ten: the same arithmetic as in section 2. The other half of the plan breaks as well: the yield falls by 70 points
+# The first three calibrations on record, taken alone, say the opposite: nothing bad passed in any of them, with an interval of $[-.008, -.001]$. Three draws cannot show a disaster that comes once in ten: the same arithmetic as in section 2. The other half of the plan breaks as well: the yield falls by 70 points
 # in the mean, so that a sample of 60 is rarely full. Any change of model, adapter, prompts, steps or filter is a new process: back to 100 % inspection, and a new calibration. *Try it*: lower the threshold in the cell above to 0.6, as a calibration set with a few lucky labels would have done, and count what passes then.
 #
 # The lower rows are the case that practice knows best: somebody improves the model *against the very score that guards it*. If it had learnt to please the judge (lesson 06's warm colours), more would pass and more of that would be bad. On record it is the harmless outcome: of 100 pictures 63 are defective instead of 70, about as
@@ -789,12 +789,12 @@ lab.claim("tuned_shifts", **only)
 #
 # A hash only knows what one tells it. Light, orders and suppliers change without one. So a monitor has to watch.
 
-# %% [markdown] lang="ja" uid="change-read" pair="63e045fa"
+# %% [markdown] lang="ja" uid="change-read" pair="29aaba9b"
 # **結果の読み方。** ゲートはモデルのハッシュを見て、しきい値の使用を拒否します。もし拒否しなかったら、何が起きたでしょうか。あなたの実行は校正*1回*の結果で、記録には45回分あります。最後の42回のうち11回では、不良は1枚も通過しませんでした。別のチェックポイントの画像は20枚中19枚が不良ですが、評価役がそれを見抜くので、
 # ほとんど何も通過しないのです。典型的な回では128枚のうち12枚ほどが通過し、その5〜6枚が不良でした。保証は8%なのに、半数近くが不良です。さらに42回のうち4回では、校正が少し幸運でしきい値が少し低くなり、56枚から125枚が通過して、そのほとんどが不良でした。超過分の平均は $.084$ $[.020, .149]$ で、主張は**再現できました**。
 # ただし、この平均からは、結果がどれほど偏っているかは読み取れません。
 #
-# このレッスンの以前の版には、校正の記録が3回分しかありませんでした。3回とも不良は通過せず、区間は $[-.008, -.001]$ となり、この文章は反対のことを教えていました。10回に1回の大事故は、3回引いただけでは見えません。第2節と同じ計算です。計画のもう半分も壊れます。歩留まりは平均で70ポイント下がり、60枚の抜き取りはめったに
+# 記録の最初の3回だけを見ると、反対の結論になります。3回とも不良は通過せず、区間は $[-.008, -.001]$ でした。10回に1回の大事故は、3回引いただけでは見えません。第2節と同じ計算です。計画のもう半分も壊れます。歩留まりは平均で70ポイント下がり、60枚の抜き取りはめったに
 # 揃いません。モデル、アダプタ、プロンプト、ステップ数、フィルタのどれかが変われば、新しい工程です。全数検査に戻り、校正をやり直します。*試してみましょう*。校正用のラベルが少し幸運だった場合を想定して、上のセルのしきい値を0.6に下げ、何が通過するかを数えてください。
 #
 # 図の下側の行は、実務で最もよくある場合です。誰かが、*番人であるはずの得点そのものを目標にして*モデルを改良しました。評価役に気に入られることを覚えただけなら(レッスン06の暖色がそうでした)、通過する画像が増え、その中の不良も増えるはずです。記録に残ったのは、害のないほうの結果でした。不良は100枚あたり70枚から63枚に減り、
@@ -1093,7 +1093,7 @@ curve_with_interval(
 #
 # 「手元には100件しかなく、社外に出すこともできません。」記事の答えは、転移学習と丁寧な評価設計があれば少ないデータでも機能し、データは社内に置いたままにできる、というものです。どちらも数値で確かめられます。
 #
-# 学習するのはモデル本体ではなく*アダプタ*です。アテンションの重みの横に置く低ランクの行列(LoRA、レッスン05)で、ランク16なら重みの1割ほどです。与えるのは*ペア*です。1件の注文につき2枚の画像から、評価役が良い方を選びます。人なら数秒で済む作業です。記録済みの実験では、50組、100組、200組で同じ96ステップだけ学習し、
+# 学習するのはモデル本体ではなく*アダプタ*です。注意の重みの横に置く低ランクの行列(LoRA、レッスン05)で、ランク16なら重みの1割ほどです。与えるのは*ペア*です。1件の注文につき2枚の画像から、評価役が良い方を選びます。人なら数秒で済む作業です。記録済みの実験では、50組、100組、200組で同じ96ステップだけ学習し、
 # ペアを選んでいない別の評価役が、どのペアにも含まれない128件の注文で測りました。50組から何が得られるでしょうか。
 
 # %% uid="fifty-predict" tags=["quiz"]
@@ -1134,16 +1134,16 @@ lab.claim("fifty_pairs_help", **only)
 lab.claim("two_hundred_pairs_help", **only)
 lab.claim("more_pairs_help", **only)
 
-# %% [markdown] lang="en" uid="small-read" pair="9685fb50"
+# %% [markdown] lang="en" uid="small-read" pair="d0d468eb"
 # **Reading.** Fifty pairs are enough to begin with: over seven seeds the independent judge gives $.063$ $[.034, .092]$ more, a third of an attribute in a prompt that names five. Two hundred give $.047$ $[.037, .056]$. More pairs did not add anything that shows; what they bring is *steadiness*: from seed to seed the gain of fifty wanders
-# between $.02$ and $.11$, that of two hundred between $.035$ and $.061$. In 96 steps of ten pairs an adapter sees 960, so fifty come round nineteen times and two hundred five times: with few pairs the draw decides what is learnt. An earlier version of this study had 24 steps and 48 orders and decided nothing at all. What the figure cannot
+# between $.02$ and $.11$, that of two hundred between $.035$ and $.061$. In 96 steps of ten pairs an adapter sees 960, so fifty come round nineteen times and two hundred five times: with few pairs the draw decides what is learnt. What the figure cannot
 # say is whether your customers agree with the judge. For that, keep twenty of your own pairs aside and count (lesson 05).
 #
 # On the premises: the run above trained with every connection refused, and nobody asked for one. Weights, pairs and judge were files on this machine. The adapter's hash makes another process of the same base, so the record of section 5 does not cover its pictures: small data makes training cheap, not inspection.
 
-# %% [markdown] lang="ja" uid="small-read" pair="d5c7c765"
+# %% [markdown] lang="ja" uid="small-read" pair="32c419d0"
 # **結果の読み方。** 始めるには50組で足ります。7つのシードを平均すると、独立した評価役の得点は $.063$ $[.034, .092]$ 上がりました。属性を5つ指定するプロンプトで、属性3分の1個分です。200組では $.047$ $[.037, .056]$ でした。ペアを増やしても、上積みは確認できません。増えるのは*安定性*です。シードによる上昇幅の違いは、50組では
-# $.02$ から $.11$、200組では $.035$ から $.061$ でした。10組ずつ96ステップの学習で、アダプタが見るのは延べ960組です。50組なら19回ずつ、200組なら5回ずつになります。組が少ないと、何を学ぶかがペアの引き次第で決まるのです。この実験の以前の版は24ステップ、注文48件で、何も判断できませんでした。この図から分からないのは、
+# $.02$ から $.11$、200組では $.035$ から $.061$ でした。10組ずつ96ステップの学習で、アダプタが見るのは延べ960組です。50組なら19回ずつ、200組なら5回ずつになります。組が少ないと、何を学ぶかがペアの引き次第で決まるのです。この図から分からないのは、
 # 顧客が評価役と同じ意見かどうかです。それを知るには、自社のペアを20組ほど学習に使わずに取っておき、正解率を数えます(レッスン05)。
 #
 # 社内だけで動くことも確かめました。上の学習は、すべての接続を拒否した状態で行い、接続の要求は1回もありませんでした。重みもペアも評価役も、このマシンの中のファイルです。アダプタのハッシュによって、同じ基準モデルでも別の工程になるため、第5節の記録はこのアダプタの画像を保証しません。少ないデータで安くなるのは学習であり、検査ではないのです。
@@ -1195,7 +1195,7 @@ print(t("l09.best_plan", roi=max(allowed)[0], ahead=max(allowed)[0] - my_roi))
 # %% [markdown] lang="ja" uid="project" pair="57c395c8"
 # ## 11. 修了プロジェクト
 #
-# 自分の画像を100枚以上集めたフォルダー(生成画像でも写真でもかまいません)を用意し、`labkit inspect` で出荷してください。提出物は、記録、そのページ、そして顧客に宛てた半ページの説明の3点です。講師は下の採点表を使い、1行1分、合計5分で採点します。次のセルは、印刷用のページも書き出します。
+# 自分の画像を100枚以上集めたフォルダ(生成画像でも写真でもかまいません)を用意し、`labkit inspect` で出荷してください。提出物は、記録、そのページ、そして顧客に宛てた半ページの説明の3点です。講師は下の採点表を使い、1行1分、合計5分で採点します。次のセルは、印刷用のページも書き出します。
 # 正解の計画は1つではありません。大切なのは、どの数値にも理由があり、どの約束にも期限があることです。
 
 # %% uid="rubric"
