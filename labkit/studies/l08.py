@@ -7,6 +7,7 @@ trained on, by the AttributeReader on three axes (`labkit.survey.world`), with t
     base, best_of_n, raft, rwr, ddpo, grpo, draft, alignprop, dpo, kto, guidance, fk, nft, fabric
     *_few       the same against a proxy of a tenth of the votes
     *_bias      the same against the proxy with the planted bug: raters who also like saturated colours
+    *_long      the same race at LONG times the budget; trained contenders are looked at after each of STAGES of it
 
 `python -m labkit.studies.l08` repeats the tuning: two trials for every family that has a knob.
 """
@@ -18,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,7 +30,7 @@ from labkit.diffusion import decode_latents, image_generators, sample_latents
 from labkit.files import write_atomically
 from labkit.metrics import vendi_score
 from labkit.models import load_clip, load_pipeline, load_reader
-from labkit.studies.estimate import Recorded, gain
+from labkit.studies.estimate import Recorded, gain, on_new_seeds
 from labkit.studies.store import folder_of_studies
 from labkit.studies.study import Study
 from labkit.survey import (
@@ -50,6 +52,9 @@ from labkit.survey.policy import precision
 from labkit.survey.world import proxy_features
 
 PROXIES = {"main": {}, "few": {"share": 0.1}, "bias": {"bias": 1.0}}
+LONG = 3
+STAGES = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)  # of a long race's budget
+STAGED = ("gold", "proxy", "task", "preference", "diversity", "saturation", "kl", "nfe", "queries")  # "gold.s1" ...
 KNOBS = {  # one knob and two trials for every family, on seed 100, by the proxy's score on training prompts
     **{name: ("lr", (1e-3, 4e-3)) for name in ("draft", "ddpo", "raft", "nft", "dpo")},
     "guidance": ("scale", (5.0, 20.0)),
@@ -127,13 +132,14 @@ def settings_of(name: str, sizes: SimpleNamespace, **changes) -> ArenaSettings:
 
 def race(
     name: str, kind: str, seed: int, sizes: SimpleNamespace, *, nfe: float | None = None,
-    callback: Callable | None = None, **changes,
+    callback: Callable | None = None, folder: str | Path | None = None, **changes,
 ) -> Entry:  # fmt: skip
-    """One contender against one proxy; the lesson calls this for its live runs."""
+    """One contender against one proxy; the lesson calls this for its live runs. folder: for checkpoints to resume."""
     train, _ = prompts(sizes.prompts, sizes.test_prompts)
     return enter(
         name, models().pipe, train, proxy_of(kind, seed, sizes), nfe=sizes.nfe if nfe is None else nfe, seed=seed,
         delivered=sizes.test_prompts, settings=settings_of(name, sizes, **changes), gold=gold, callback=callback,
+        folder=folder,
     )  # fmt: skip
 
 
@@ -150,7 +156,11 @@ def judged(images: Tensor, texts: Sequence[str], kind: str, seed: int, sizes: Si
 
 def unit(arm: str, seed: int, sizes: SimpleNamespace) -> dict[str, np.ndarray]:
     """One arm: its held-out pictures judged, its costs, its curves."""
-    name, _, kind = arm.rpartition("_") if arm.rpartition("_")[2] in PROXIES else (arm, "", "main")
+    if arm.endswith("_long"):
+        arm, sizes = arm.removesuffix("_long"), SimpleNamespace(**{**vars(sizes), "nfe": LONG * sizes.nfe})
+        if arm != "best_of_n":
+            return staged(*kind_of(arm), seed, sizes)
+    name, kind = kind_of(arm)
     _, test = prompts(sizes.prompts, sizes.test_prompts)
     halves: list[dict[str, np.ndarray]] = []
     entry = race(name, kind, seed, sizes)
@@ -173,6 +183,29 @@ def unit(arm: str, seed: int, sizes: SimpleNamespace) -> dict[str, np.ndarray]:
     if name == "best_of_n":
         found |= curves(entry, test, seed, sizes)
     return found
+
+
+def kind_of(arm: str) -> tuple[str, str]:
+    """Contender and kind of proxy of an arm."""
+    name, _, kind = arm.rpartition("_")
+    return (name, kind) if kind in PROXIES else (arm, "main")
+
+
+def staged(name: str, kind: str, seed: int, sizes: SimpleNamespace) -> dict[str, np.ndarray]:
+    """One run of a trained contender that stops for a look after each of STAGES: what `judged` and the ledger say of
+    its end, and "<metric>.s<number of the stage>" for the metrics of STAGED."""
+    _, test = prompts(sizes.prompts, sizes.test_prompts)
+    found: dict[str, np.ndarray] = {}
+    with TemporaryDirectory() as folder:
+        for number, part in enumerate(STAGES, 1):
+            entry = race(name, kind, seed, sizes, nfe=part * sizes.nfe, folder=folder)
+            latents, kl = path_divergence(
+                models().pipe, entry.state, test, seed=1000 + seed, settings=settings_of(name, sizes)
+            )
+            seen = judged(look(latents), test, kind, seed, sizes) | {"kl": kl.numpy()}
+            seen |= {"nfe": np.array([entry.training]), "queries": np.array([entry.queries])}
+            found |= {f"{metric}.s{number}": seen[metric] for metric in STAGED}
+    return found | seen | traced(entry)
 
 
 PANELS = ("ratio", "clipped", "accuracy", "d_w", "d_l")  # of the log, where a contender has them
@@ -240,8 +273,9 @@ BIASED = ("raft", "draft", "nft")
 
 
 def estimate_bon_law(recorded: Recorded) -> np.ndarray:
-    """Gold of the best of all N minus what d (alpha - beta d), fitted on n up to N / 2, foretells: [seeds, 1]."""
-    table = recorded.values("bon.gold.main", "best_of_n")  # [seeds, N]
+    """Gold of the best of all N of the long race minus what d (alpha - beta d), fitted on n up to N / 2, foretells:
+    [seeds, 1]. The unbiased curve of one pool gives every n; d is the closed form's."""
+    table = recorded.values("bon.gold.main", "best_of_n_long")  # [seeds, N]
     n = np.arange(1, table.shape[1] + 1)
     kl = np.log(n) - (n - 1) / n
     d = np.sqrt(kl)
@@ -286,22 +320,47 @@ def estimate_least_lost(recorded: Recorded) -> np.ndarray:
     return lost[max(lost, key=lambda m: lost[m].mean())]
 
 
-def estimate_turn(arm: str, against: str = "") -> Callable[[Recorded], np.ndarray]:
-    """Gold at the end minus gold at half of the budget; minus the same of another arm: [seeds, prompts]."""
+def estimate_stages(recorded: Recorded, metric: str, arm: str, seeds: list[int] | None = None) -> np.ndarray:
+    """A metric of a long race after each of STAGES: [stages, seeds, prompts]."""
+    return np.stack([recorded.values(f"{metric}.s{i}", arm, seeds=seeds) for i in range(1, len(STAGES) + 1)])
 
-    def turn(recorded: Recorded, name: str) -> np.ndarray:
-        return recorded.values("gold", name) - recorded.values("gold.half", name)
+
+def estimate_drop(gold: np.ndarray) -> np.ndarray:
+    """Gold at the end minus gold at the best stage, [seeds, prompts], of gold [stages, seeds, prompts].
+
+    The best stage of a run is chosen on every other prompt and read on the others: a maximum chosen and read on the
+    same prompts would look higher than it is. Without a turn the mean is 0 or, by chance choices, above.
+    """
+    drop = np.empty(gold.shape[1:])
+    for half in (0, 1):
+        best = gold[:, :, 1 - half :: 2].mean(2).argmax(0)  # [seeds], on the other prompts
+        drop[:, half::2] = (gold[-1] - gold[best, np.arange(len(best))])[:, half::2]
+    return drop
+
+
+def estimate_turn(arm: str, against: str = "") -> Callable[[Recorded], np.ndarray]:
+    """How far gold of a long race has fallen from its best stage; minus the same of another arm: [seeds, prompts]."""
 
     def contrast(recorded: Recorded) -> np.ndarray:
-        return turn(recorded, arm) - turn(recorded, against) if against else turn(recorded, arm)
+        seeds = recorded.seeds(arm, against) if against else recorded.seeds(arm)
+        drop = estimate_drop(estimate_stages(recorded, "gold", arm, seeds))
+        return drop - estimate_drop(estimate_stages(recorded, "gold", against, seeds)) if against else drop
 
     return contrast
 
 
 def estimate_nft(recorded: Recorded) -> np.ndarray:
-    """Gold of NFT at half of the budget minus gold of DDPO at all of it: [seeds, prompts]."""
-    seeds = recorded.seeds("nft", "ddpo")
-    return recorded.values("gold.half", "nft", seeds=seeds) - recorded.values("gold", "ddpo", seeds=seeds)
+    """Gold of NFT minus gold of DDPO at the same NFE, mean over the stages of the long race: [seeds, prompts]."""
+    seeds = recorded.seeds("nft_long", "ddpo_long")
+    first, second = (estimate_stages(recorded, "gold", arm, seeds) for arm in ("nft_long", "ddpo_long"))
+    return (first - second).mean(0)
+
+
+def estimate_search_bug(recorded: Recorded) -> np.ndarray:
+    """Saturation of the best of all N of the long race, chosen by the proxy with the planted taste minus by the honest
+    one: [seeds, 1]."""
+    tainted, honest = (recorded.values(f"bon.saturation.{kind}", "best_of_n_long") for kind in ("bias", "main"))
+    return (tainted - honest)[:, -1:]
 
 
 def estimate_saturated(recorded: Recorded) -> np.ndarray:
@@ -321,21 +380,33 @@ ESTIMATES = {
     "draft_first": estimate_draft_first,
     "draft_hacks": estimate_hacked("draft", "raft"),
     "diversity_falls": estimate_least_lost,
-    "gold_turns": estimate_turn("draft_few"),
-    "turn_moves": estimate_turn("draft_few", "draft"),
+    "gold_turns": estimate_turn("draft_few_long"),
+    "turn_moves": estimate_turn("draft_few_long", "draft_long"),
     "dpo_asks_less": estimate_queries,
     "dpo_beats_base": gain("gold", "dpo", "base"),
     "nft_is_cheaper": estimate_nft,
     "bug_is_found": estimate_saturated,
+    "search_finds_bug": estimate_search_bug,
+    "gradient_finds_bug": on_new_seeds(gain("saturation", "draft_bias", "draft"), 3),  # seeds 0 to 2 were looked at
     "search_is_hard_to_beat": gain("gold", "draft", "best_of_n"),
+    "budget_helps": gain("gold", "draft_long", "best_of_n_long"),
 }
 
 STUDY = Study(
     lesson="08",
     unit=unit,
-    arms=(*HEADS, "grpo", "rwr", "alignprop", "kto", "guidance", "fk", "fabric"),
+    arms=(
+        *HEADS, "grpo", "rwr", "alignprop", "kto", "guidance", "fk", "fabric",
+        "best_of_n_long", "draft_few_long", "draft_long", "nft_long", "ddpo_long",
+    ),
     seeds=(),
-    more={arm: (0, 1, 2) for arm in HEADS} | {arm: (2,) for arm in (*RELATIVES, "guidance", "fk", "fabric")},
+    more={
+        **{arm: (0, 1, 2, 3, 4) for arm in HEADS},
+        **{arm: (0, 1, 2, 3, 4, 5) for arm in ("draft", "draft_bias")},  # gradient_finds_bug: three new seeds
+        **{arm: tuple(range(8)) for arm in ("raft", "raft_bias", "nft", "nft_bias")},  # bug_is_found, by its spread
+        **{arm: (0, 1, 2) for arm in (*RELATIVES, "guidance", "fk", "fabric")},
+        **{f"{arm}_long": (0, 1, 2, 3, 4, 5) for arm in ("best_of_n", "draft_few", "draft", "nft", "ddpo")},
+    },
     sizes={"prompts": 64, "pool": 4, "votes": 400, "test_prompts": 24, "steps": 8, "batch": 4, "nfe": 1600},
     estimates=ESTIMATES,
     weights=("portrait-sd-base", "portrait-clip", "attribute-reader"),
