@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from labkit.studies import l08, load_study
-from labkit.studies.l08 import ESTIMATES, STAGED, STAGES, TRAINED, estimate_bon_law, estimate_drop, kind_of, prompts
+from labkit.studies.l08 import ESTIMATES, TRAINED, estimate_bon_law, estimate_drop, prompts
+from labkit.studies.l08_long import LONG, STAGED, STAGES, kind_of
 from labkit.studies.store import folder_of_studies
 from labkit.survey import CONTENDERS
 
@@ -50,14 +51,14 @@ def test_a_long_race_is_one_run_that_stops_for_looks():
     """Its end is that of a run of the whole budget in one go, and its first stage that of a run of that much."""
     study = load_study("08")
     long = study.run("draft_few_long", 3, **TINY)
-    longer = study.run("draft_few", 3, **{**TINY, "nfe": l08.LONG * TINY["nfe"]})
+    longer = study.run("draft_few", 3, **{**TINY, "nfe": LONG * TINY["nfe"]})
     for metric in ("gold", "proxy", "kl", "curve.gold", "curve.nfe"):
         assert np.array_equal(long[metric], longer[metric]), metric
     last = len(STAGES)
     assert np.array_equal(long[f"gold.s{last}"], long["gold"]) and not np.array_equal(long["gold.s1"], long["gold"])
     spent = [float(long[f"nfe.s{i}"][0]) for i in range(1, last + 1)]
     assert spent == sorted(spent) and all(
-        nfe <= part * l08.LONG * TINY["nfe"] for nfe, part in zip(spent, STAGES, strict=True)
+        nfe <= part * LONG * TINY["nfe"] for nfe, part in zip(spent, STAGES, strict=True)
     )
     assert {f"{metric}.s{i}" for metric in STAGED for i in range(1, last + 1)} <= set(long)
 
@@ -70,7 +71,7 @@ def test_a_longer_search_looks_at_three_times_as_many_pictures():
 
 
 def test_names_of_arms_say_contender_and_proxy():
-    assert kind_of("best_of_n") == ("best_of_n", "main") and kind_of("draft_few") == ("draft", "few")
+    assert kind_of("best_of_n") == ("best_of_n", "main") and kind_of("draft_few_long") == ("draft", "few")
     assert kind_of("raft_bias") == ("raft", "bias") and kind_of("base") == ("base", "main")
 
 

@@ -7,7 +7,7 @@ trained on, by the AttributeReader on three axes (`labkit.survey.world`), with t
     base, best_of_n, raft, rwr, ddpo, grpo, draft, alignprop, dpo, kto, guidance, fk, nft, fabric
     *_few       the same against a proxy of a tenth of the votes
     *_bias      the same against the proxy with the planted bug: raters who also like saturated colours
-    *_long      the same race at LONG times the budget; trained contenders are looked at after each of STAGES of it
+    *_long      a race of three times the budget, with looks on the way (`labkit.studies.l08_long`)
 
 `python -m labkit.studies.l08` repeats the tuning: two trials for every family that has a knob.
 """
@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import numpy as np
@@ -30,7 +29,7 @@ from labkit.diffusion import decode_latents, image_generators, sample_latents
 from labkit.files import write_atomically
 from labkit.metrics import vendi_score
 from labkit.models import load_clip, load_pipeline, load_reader
-from labkit.studies.estimate import Recorded, gain, on_new_seeds
+from labkit.studies.estimate import Recorded, gain
 from labkit.studies.store import folder_of_studies
 from labkit.studies.study import Study
 from labkit.survey import (
@@ -52,9 +51,6 @@ from labkit.survey.policy import precision
 from labkit.survey.world import proxy_features
 
 PROXIES = {"main": {}, "few": {"share": 0.1}, "bias": {"bias": 1.0}}
-LONG = 3
-STAGES = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)  # of a long race's budget
-STAGED = ("gold", "proxy", "task", "preference", "diversity", "saturation", "kl", "nfe", "queries")  # "gold.s1" ...
 KNOBS = {  # one knob and two trials for every family, on seed 100, by the proxy's score on training prompts
     **{name: ("lr", (1e-3, 4e-3)) for name in ("draft", "ddpo", "raft", "nft", "dpo")},
     "guidance": ("scale", (5.0, 20.0)),
@@ -132,14 +128,13 @@ def settings_of(name: str, sizes: SimpleNamespace, **changes) -> ArenaSettings:
 
 def race(
     name: str, kind: str, seed: int, sizes: SimpleNamespace, *, nfe: float | None = None,
-    callback: Callable | None = None, folder: str | Path | None = None, **changes,
+    callback: Callable | None = None, **changes,
 ) -> Entry:  # fmt: skip
-    """One contender against one proxy; the lesson calls this for its live runs. folder: for checkpoints to resume."""
+    """One contender against one proxy; the lesson calls this for its live runs."""
     train, _ = prompts(sizes.prompts, sizes.test_prompts)
     return enter(
         name, models().pipe, train, proxy_of(kind, seed, sizes), nfe=sizes.nfe if nfe is None else nfe, seed=seed,
         delivered=sizes.test_prompts, settings=settings_of(name, sizes, **changes), gold=gold, callback=callback,
-        folder=folder,
     )  # fmt: skip
 
 
@@ -156,11 +151,7 @@ def judged(images: Tensor, texts: Sequence[str], kind: str, seed: int, sizes: Si
 
 def unit(arm: str, seed: int, sizes: SimpleNamespace) -> dict[str, np.ndarray]:
     """One arm: its held-out pictures judged, its costs, its curves."""
-    if arm.endswith("_long"):
-        arm, sizes = arm.removesuffix("_long"), SimpleNamespace(**{**vars(sizes), "nfe": LONG * sizes.nfe})
-        if arm != "best_of_n":
-            return staged(*kind_of(arm), seed, sizes)
-    name, kind = kind_of(arm)
+    name, _, kind = arm.rpartition("_") if arm.rpartition("_")[2] in PROXIES else (arm, "", "main")
     _, test = prompts(sizes.prompts, sizes.test_prompts)
     halves: list[dict[str, np.ndarray]] = []
     entry = race(name, kind, seed, sizes)
@@ -183,29 +174,6 @@ def unit(arm: str, seed: int, sizes: SimpleNamespace) -> dict[str, np.ndarray]:
     if name == "best_of_n":
         found |= curves(entry, test, seed, sizes)
     return found
-
-
-def kind_of(arm: str) -> tuple[str, str]:
-    """Contender and kind of proxy of an arm."""
-    name, _, kind = arm.rpartition("_")
-    return (name, kind) if kind in PROXIES else (arm, "main")
-
-
-def staged(name: str, kind: str, seed: int, sizes: SimpleNamespace) -> dict[str, np.ndarray]:
-    """One run of a trained contender that stops for a look after each of STAGES: what `judged` and the ledger say of
-    its end, and "<metric>.s<number of the stage>" for the metrics of STAGED."""
-    _, test = prompts(sizes.prompts, sizes.test_prompts)
-    found: dict[str, np.ndarray] = {}
-    with TemporaryDirectory() as folder:
-        for number, part in enumerate(STAGES, 1):
-            entry = race(name, kind, seed, sizes, nfe=part * sizes.nfe, folder=folder)
-            latents, kl = path_divergence(
-                models().pipe, entry.state, test, seed=1000 + seed, settings=settings_of(name, sizes)
-            )
-            seen = judged(look(latents), test, kind, seed, sizes) | {"kl": kl.numpy()}
-            seen |= {"nfe": np.array([entry.training]), "queries": np.array([entry.queries])}
-            found |= {f"{metric}.s{number}": seen[metric] for metric in STAGED}
-    return found | seen | traced(entry)
 
 
 PANELS = ("ratio", "clipped", "accuracy", "d_w", "d_l")  # of the log, where a contender has them
@@ -321,7 +289,9 @@ def estimate_least_lost(recorded: Recorded) -> np.ndarray:
 
 
 def estimate_stages(recorded: Recorded, metric: str, arm: str, seeds: list[int] | None = None) -> np.ndarray:
-    """A metric of a long race after each of STAGES: [stages, seeds, prompts]."""
+    """A metric of a long race after each of its STAGES: [stages, seeds, prompts]."""
+    from labkit.studies.l08_long import STAGES
+
     return np.stack([recorded.values(f"{metric}.s{i}", arm, seeds=seeds) for i in range(1, len(STAGES) + 1)])
 
 
@@ -369,6 +339,13 @@ def estimate_saturated(recorded: Recorded) -> np.ndarray:
     return found[min(found, key=lambda m: found[m].mean())]
 
 
+def estimate_gradient_bug(recorded: Recorded) -> np.ndarray:
+    """Saturation of DRaFT under the planted bug minus without it, on seeds nobody had looked at: [seeds, prompts]."""
+    from labkit.studies.estimate import on_new_seeds
+
+    return on_new_seeds(gain("saturation", "draft_bias", "draft"), 3)(recorded)
+
+
 def estimate_queries(recorded: Recorded) -> np.ndarray:
     """Reward queries of DPO as a share of DDPO's: [seeds, 1]."""
     first, second = recorded.pair("queries", "dpo", "ddpo")
@@ -387,7 +364,7 @@ ESTIMATES = {
     "nft_is_cheaper": estimate_nft,
     "bug_is_found": estimate_saturated,
     "search_finds_bug": estimate_search_bug,
-    "gradient_finds_bug": on_new_seeds(gain("saturation", "draft_bias", "draft"), 3),  # seeds 0 to 2 were looked at
+    "gradient_finds_bug": estimate_gradient_bug,
     "search_is_hard_to_beat": gain("gold", "draft", "best_of_n"),
     "budget_helps": gain("gold", "draft_long", "best_of_n_long"),
 }
@@ -407,6 +384,7 @@ STUDY = Study(
         **{arm: (0, 1, 2) for arm in (*RELATIVES, "guidance", "fk", "fabric")},
         **{f"{arm}_long": (0, 1, 2, 3, 4, 5) for arm in ("best_of_n", "draft_few", "draft", "nft", "ddpo")},
     },
+    later={f"{arm}_long": "labkit.studies.l08_long" for arm in ("best_of_n", "draft_few", "draft", "nft", "ddpo")},
     sizes={"prompts": 64, "pool": 4, "votes": 400, "test_prompts": 24, "steps": 8, "batch": 4, "nfe": 1600},
     estimates=ESTIMATES,
     weights=("portrait-sd-base", "portrait-clip", "attribute-reader"),
