@@ -21,6 +21,11 @@ class Look:
     marker: str = "o"
     line: Any = "-"
 
+    @property
+    def size(self) -> int:
+        """Of a marker with a number inside: triangles need more room."""
+        return 17 if self.marker in "^v" else 13
+
 
 def family_looks(families: Sequence[Sequence[str]]) -> dict[str, Look]:
     """Label -> look: a colour for every family of labels, a marker and a line style for every member.
@@ -159,7 +164,7 @@ def recorded_plane(
             look = look_of[label]
             spread = {"xerr": [[x.value - x.low], [x.high - x.value]], "yerr": [[y.value - y.low], [y.high - y.value]]}
             axes.errorbar([x.value], [y.value], **spread, fmt="none", color=look.colour, elinewidth=1, alpha=0.6)
-            named = {"label": f"{number}  {label}", "linestyle": "none", "markersize": 13}
+            named = {"label": f"{number}  {label}", "linestyle": "none", "markersize": look.size}
             rows += axes.plot([x.value], [y.value], marker=look.marker, color=look.colour, **named)
             place = {"ha": "center", "va": "center_baseline", "fontsize": 8.5, "weight": "bold", "zorder": 5}
             axes.annotate(str(number), (x.value, y.value), color="white", **place)
@@ -182,7 +187,8 @@ def recorded_plane(
     points = [f"{label} ({x:.3g}, {y:.3g})" for label, (x, y) in means.items()]
     points += [f"{label}, {t('fig.your_run', lang=lang)} ({x:.3g}, {y:.3g})" for label, (x, y) in yours.items()]
     heading = f"{title}: " if title else ""
-    figure.alt = alt or t("fig.alt.bar", lang=lang, title=heading, xlabel=f"{xlabel}, {ylabel}", bars="; ".join(points))
+    axes_named = {"xlabel": xlabel, "ylabel": ylabel, "lang": lang}
+    figure.alt = alt or t("fig.alt.plane", title=heading, points="; ".join(points), **axes_named)
     return figure
 
 
@@ -220,7 +226,7 @@ def recorded_paths(
             look = look_of[label]
             line = {"color": look.colour, "marker": look.marker, "linestyle": look.line}
             axes.plot(x, y, **line, markersize=3.5, linewidth=1.4)
-            axes.plot(x[-1:], y[-1:], **line, markersize=13)
+            axes.plot(x[-1:], y[-1:], **line, markersize=look.size)
             rows += axes.plot([], [], **line, markersize=13, linewidth=1.4, label=f"{number}  {label}")
             place = {"ha": "center", "va": "center_baseline", "fontsize": 8.5, "weight": "bold", "zorder": 5}
             axes.annotate(str(number), (x[-1], y[-1]), color="white", **place)
@@ -233,7 +239,7 @@ def recorded_paths(
         figure.legend(handles=rows, loc="outside right center", fontsize=8.5, markerscale=0.6, handlelength=2.8)
     ends = "; ".join(f"{label} ({x[-1]:.3g}, {y[-1]:.3g})" for label, (x, y) in drawn.items())
     heading = f"{title}: " if title else ""
-    figure.alt = alt or t("fig.alt.bar", lang=lang, title=heading, xlabel=f"{xlabel}, {ylabel}", bars=ends)
+    figure.alt = alt or t("fig.alt.plane", lang=lang, title=heading, xlabel=xlabel, ylabel=ylabel, points=ends)
     return figure
 
 

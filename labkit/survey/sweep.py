@@ -27,7 +27,7 @@ from labkit.dpo.scorers import Scorer
 from labkit.errors import LabkitError
 from labkit.files import write_atomically
 from labkit.optim import rank, world_size
-from labkit.survey.arena import CONTENDERS, Entry, enter
+from labkit.survey.arena import CONTENDERS, METHODS, Entry, enter
 from labkit.survey.policy import ArenaSettings, precision, rewarded
 
 PHOTOGRAPHS = ArenaSettings(steps=20, guidance_scale=5.0, lr=3e-4, rank=8, prompts=4, group=8, kappa=2500.0)
@@ -111,11 +111,13 @@ def sweep(
     The base runs for every seed: gains are those over it, with the same noise.
 
     Raises:
-        SweepError: an unknown contender, or a folder with entries of another race.
+        SweepError: an unknown contender, one that processes cannot train together, entries of another race.
         BudgetError: the budget does not pay for one update of a contender.
     """
     if unknown := sorted(set(names) - set(CONTENDERS)):
         raise SweepError(f"no contender {unknown[0]!r}: expected some of {', '.join(CONTENDERS)}")
+    if race.together and (alone := sorted(set(names) - set(METHODS) - {"base"})):
+        raise SweepError(f"{alone[0]} is not trained by processes together: expected some of {', '.join(METHODS)}")
     wanted = [(name, seed) for seed in seeds for name in dict.fromkeys(("base", *names))]
     identity = json.loads(json.dumps(race.identity()))
     known = read_entries(out)
