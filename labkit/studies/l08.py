@@ -383,7 +383,7 @@ STUDY = Study(
         **{arm: tuple(range(8)) for arm in ("raft", "raft_bias", "nft", "nft_bias")},  # bug_is_found, by its spread
         **{arm: (0, 1, 2) for arm in (*RELATIVES, "guidance", "fk", "fabric")},
         **{f"{arm}_long": (0, 1, 2, 3, 4, 5) for arm in ("draft_few", "draft", "nft", "ddpo")},
-        "best_of_n_long": tuple(range(8)),  # bon_law missed by a hair with five
+        "best_of_n_long": tuple(range(12)),  # bon_law, by the spread of six
     },
     later={f"{arm}_long": "labkit.studies.l08_long" for arm in ("best_of_n", "draft_few", "draft", "nft", "ddpo")},
     sizes={"prompts": 64, "pool": 4, "votes": 400, "test_prompts": 24, "steps": 8, "batch": 4, "nfe": 1600},
