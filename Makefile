@@ -5,7 +5,8 @@
 #   PYTHON           the interpreter that makes .venv (3.11, 3.12 or 3.13)
 #   LABKIT_PIP_ARGS  more arguments for pip, for instance
 #                      LABKIT_PIP_ARGS="--extra-index-url <address of PyTorch's CPU wheels>" make course
-#                      LABKIT_PIP_ARGS="--no-index --find-links wheels/" make course          (a camp without network)
+#                      LABKIT_PIP_ARGS="--no-index --find-links ../wheels" make course        (without network: in
+#                    course/ of an archive of `make bundle`, whose wheels/ holds the build backend too)
 #                    Without any: on Linux, pip's index lists first a torch build with CUDA, of several GB. A machine
 #                    without an NVIDIA driver gets the CPU build, which uv finds by itself; where pip's sources have been
 #                    configured (pip config list), they are taken as they are.
@@ -14,11 +15,12 @@
 #   JOBS             lessons that run side by side
 #   PYTEST_ARGS      more arguments for pytest
 #   MUTMUT_ARGS      more arguments for mutmut run, for instance "labkit.dpo.equations*"
+#   BUNDLE_ARGS      arguments for labkit camp bundle, for instance --platform all --python 3.12
 #   LAB_ARGS         arguments for labkit lab and JupyterLab, for instance --lang ja --no-browser --port=8890
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help mutants studies course gpu smoke site test check lab update bench train install clean
+.PHONY: help mutants studies course gpu smoke site bundle test check lab update bench train install clean
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
@@ -27,6 +29,7 @@ JOBS ?=
 PYTEST_ARGS ?=
 MUTMUT_ARGS ?=
 LAB_ARGS ?=
+BUNDLE_ARGS ?=
 SITE_TIER ?= cpu
 
 VENV := .venv
@@ -39,6 +42,7 @@ EXTRAS_test := course,dev
 EXTRAS_bench := course,dev,bench
 EXTRAS_gpu := course,gpu
 EXTRAS_site := course,site
+EXTRAS_camp := course,camp
 
 help: ## list the targets / ターゲットの一覧
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -55,6 +59,9 @@ gpu: $(VENV)/.installed-gpu ## run all lessons on the GPU tier / 全レッスン
 site: $(VENV)/.installed-site ## execute all lessons in both languages, web pages in build/site / Webページを作成
 	$(OFFLINE) $(LABKIT) run --tier $(SITE_TIER) --lang both --jobs $(or $(JOBS),1)
 	$(OFFLINE) $(LABKIT) site --tier $(SITE_TIER)
+
+bundle: $(VENV)/.installed-camp ## an archive that installs without network, in build/camp / オフライン用アーカイブを作成
+	$(LABKIT) camp bundle $(BUNDLE_ARGS)
 
 smoke: $(VENV)/.installed-test ## run all lessons at their smallest, solved and unsolved / 最小構成で全レッスンを実行(解答版・学生版)
 	@$(HAS_LESSONS); $(OFFLINE) $(LABKIT) run --tier smoke --lang en --jobs $(or $(JOBS),2)

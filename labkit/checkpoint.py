@@ -187,6 +187,8 @@ def lock(folder: str | Path) -> None:
         if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
             break
         file.close()  # its last owner removed the file between our opening and claiming it
+    else:
+        raise CheckpointError(f"{folder}: another run begins there and ends at once, again and again: choose another")
     file.truncate(0)
     file.write(str(os.getpid()).encode())
     file.flush()

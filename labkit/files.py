@@ -1,8 +1,10 @@
-"""Writing files so that whatever stops the process leaves the old file whole, and what a terminal can write."""
+"""Writing files so that whatever stops the process leaves the old file whole; what a terminal can write, and in which
+language this machine speaks."""
 
 from __future__ import annotations
 
 import json
+import locale
 import os
 import secrets
 import sys
@@ -73,3 +75,10 @@ def can_print(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def locale_language(environment: Mapping[str, str] = os.environ) -> str:
+    """ "ja" where the locale is Japanese, else "en"; the order is that of gettext: LC_ALL, LC_MESSAGES, LANG. The
+    language of a command whose --lang was not given."""
+    named = next((environment[name] for name in ("LC_ALL", "LC_MESSAGES", "LANG") if environment.get(name)), None)
+    return "ja" if (named or locale.getlocale()[0] or "").lower().startswith("ja") else "en"

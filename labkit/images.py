@@ -1,7 +1,7 @@
 """The one image reader of labkit: whatever holds a picture -> levels uint8 [H, W, 3], or a float tensor in [-1, 1].
 
-Everybody who takes pictures (metrics, FABRIC, PC-CLIP, DPO pairs, inspection, figures) reads them here, so that a
-picture is the same picture everywhere. Files are shown as a viewer shows them: turned as the camera says (EXIF),
+Everybody who takes other people's pictures (metrics, FABRIC, PC-CLIP, DPO pairs, inspection) reads them here, so that a
+picture is the same picture everywhere. Files are read as a viewer shows them: turned as the camera says (EXIF),
 transparency on white, palettes and CMYK converted, 16 bits cut to 8.
 
 A float says nothing about its range. It is converted when the caller declares it, or when the values leave one reading:
@@ -30,6 +30,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", 
 NO_DECODER = frozenset({".heic", ".heif", ".psd", ".raw", ".dng", ".svg"})  # pictures, but not for Pillow
 MAX_PIXELS = 80_000_000  # 240 MB once decoded
 FITS = ("squash", "crop", "clip")
+INTEGER_RANGES = ((0, 255), (0, 65535))
 
 Range = tuple[float, float]
 
@@ -53,8 +54,9 @@ def read_levels(image: object, *, value_range: Range | None = None, what: str = 
         image: a path; bytes of a file; a PIL picture of any mode; an array or tensor [H, W], [H, W, C] or [C, H, W]
             with C = 1, 3 or 4 (the fourth is alpha, laid on white). uint8, uint16 (of 65535), bool, other integers
             (0..255) or floats. Where both layouts fit, tensors are [C, H, W] and arrays [H, W, C].
-        value_range: (low, high) of the floats: (0, 1), (-1, 1) or (0, 255); for integers (0, 255) or (0, 65535).
-            None: only what has one reading is converted. Floats are rounded to the nearest level.
+        value_range: (low, high) of the floats: (0, 1), (-1, 1) or (0, 255); for integers (0, 255) or (0, 65535), any
+            other is not meant for them. None: only what has one reading is converted. Floats are rounded to the
+            nearest level.
         what: how an error names the picture; files are named by their path.
 
     Raises:
@@ -70,7 +72,7 @@ def read_levels(image: object, *, value_range: Range | None = None, what: str = 
 
 
 def read_tensor(image: object, *, value_range: Range | None = None, what: str = "image"):
-    """One picture as a float32 tensor [3, H, W] in [-1, 1] on the CPU (on its own device if it is a tensor).
+    """One picture as a float32 tensor [3, H, W] in [-1, 1] on the CPU (a float tensor stays on its device).
 
     As `read_levels`, but RGB and grey floats keep their digits: they are only moved to [-1, 1] (and clamped there), not
     rounded.
@@ -304,6 +306,7 @@ def _sixteen_bits(picture: Image.Image, value_range: Range | None, what: str, fr
     """Modes I;16 (always of 65535) and I (32 bits: of 65535 from a PNG or with such values, else to be declared)."""
     values = np.asarray(picture).astype(np.int64)[..., None]  # [H, W, 1]
     largest = int(values.max(initial=0))
+    value_range = _of_integers(value_range)
     if value_range is None:
         if picture.mode == "I" and not from_png and 0 < largest <= 255:
             raise ImageError(
@@ -346,12 +349,17 @@ def _levels_of(array: np.ndarray, value_range: Range | None, what: str) -> np.nd
         return array.astype(np.uint8) * 255
     if array.dtype.kind in "iu":
         default = (0, 65535) if array.dtype == np.uint16 else (0, 255)
-        return _integer_levels(array.astype(np.int64), value_range or default, what)
+        return _integer_levels(array.astype(np.int64), _of_integers(value_range) or default, what)
     if array.dtype.kind != "f":
         raise ImageError(f"{what} has the type {array.dtype}: expected uint8, uint16 or floats")
     low, high = _checked_range(array, value_range, what)
     levels = (array - np.float32(low)) * np.float32(255 / (high - low))
     return np.rint(levels.clip(0, 255)).astype(np.uint8)
+
+
+def _of_integers(value_range: Range | None) -> Range | None:
+    """The declared range if integers can have it; None for that of the floats beside them."""
+    return value_range if value_range is not None and tuple(value_range) in INTEGER_RANGES else None
 
 
 def _integer_levels(values: np.ndarray, value_range: Range, what: str) -> np.ndarray:

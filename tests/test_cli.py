@@ -93,6 +93,11 @@ ASKED = {
     "lab": [[*ROOM, "--folder", "work", "--lang", "ja"], [*ROOM, "--folder", "work", "--lang", "en"]],
     "update": [[*ROOM, "--folder", "new", "--lang", "ja"], [*ROOM, "--folder", "new", "--lang", "en"]],
     "env": [["--quick", "--lang", "ja"], ["--quick", "--lang", "en"]],
+    "fetch": [
+        ["--tier", "cpu", "--lang", "ja"],
+        ["--folder", "models", "--dry-run", "--lang", "ja"],
+        ["--folder", "models", "--model", "é"],
+    ],
     "run": [[*ROOM, "--lang", "ja", "--output", "run"], ["--tier", "smoke", "--output", "run", "99"]],
     "build": [[*ROOM, "--check"]],
     "lint": [[*ROOM], ["--list"]],
@@ -111,6 +116,13 @@ ASKED = {
     "measure": [["lot", "é"], ["é.npz", "lot", "--fid"]],
     "pcclip": [["probe", "é"], ["train", "lot", "--table", "é.csv", "--out", "work"], ["alarm", "é"]],
     "progress": [[*ROOM, "--lang", "ja"], [*ROOM, "--lang", "en"], [*ROOM, "--lang", "ja", "--json"]],
+    "camp": [
+        ["bundle", "--platform", "é"],
+        ["learners", "camp", "é"],
+        ["serve", "none"],
+        ["board", "none"],
+        ["board", "lot", *ROOM, "--lang", "ja"],
+    ],
     "site": [[*ROOM, "--run", "none", "--output", "site"]],
     "study": [
         ["--folder", "studies", "run", "05", "--hours", "0"],
@@ -124,6 +136,7 @@ ASKED = {
 
 
 STEPS = {
+    "camp": ["bundle", "learners", "serve", "board"],
     "inspect": ["plan", "run", "draw", "sign", "verify", "certify"],
     "pcclip": ["probe", "train", "alarm"],
     "study": ["run", "status", "verify", "merge", "check"],

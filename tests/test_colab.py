@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -97,6 +98,57 @@ def test_the_environment_check_asks_on_colab_for_what_the_install_cell_installs(
     assert found.status == envcheck.OK, found
     monkeypatch.setattr(envcheck, "on_colab", lambda: False)
     assert "latex2mathml" in {one.name for one in envcheck._packages("cpu")}  # Colab has none, and needs none
+
+
+@pytest.mark.parametrize("lang", ["en", "ja"])
+@pytest.mark.parametrize("ticked", [True, False])
+def test_what_is_kept_on_drive_is_found_again_by_the_next_session(lang, ticked, tmp_path, monkeypatch, capsys):
+    """The install cell, with the box ticked or not, in two runtimes that share nothing but the Drive."""
+    from types import ModuleType
+
+    from labkit.authoring.install import install_cell
+    from labkit.authoring.stamp import Stamp
+    from labkit.course.i18n import Catalogue, common_messages
+    from labkit.course.keep import Store
+    from labkit.course.progress import Progress
+
+    cell = install_cell(ROOT / "pyproject.toml", Stamp(""), lang, Catalogue(common_messages()))
+    assert "keep_on_drive = False  # @param" in cell
+    part = cell.split('if "google.colab" in sys.modules and repo.count')[0]
+    part = part.replace("/content/drive", (tmp_path / "drive").as_posix())
+    part = part.replace("keep_on_drive = False", f"keep_on_drive = {ticked}")
+    google, colab_, drive = ModuleType("google"), ModuleType("google.colab"), ModuleType("google.colab.drive")
+    mounted = []
+    drive.mount = lambda folder: (mounted.append(folder), Path(folder, "MyDrive").mkdir(parents=True, exist_ok=True))
+    google.colab, colab_.drive = colab_, drive
+    for name, module in (("google", google), ("google.colab", colab_), ("google.colab.drive", drive)):
+        monkeypatch.setitem(sys.modules, name, module)
+    for session in ("first", "second"):
+        monkeypatch.setenv("LABKIT_HOME", str(tmp_path / session))  # the disk of this runtime
+        monkeypatch.setenv("LABKIT_RESULTS", str(tmp_path / session / "results"))
+        exec(compile(part, "install cell", "exec"), {})
+        progress = Progress()
+        store = Store(progress.path.parent, "05", "cpu", sizes={}, seed=0)
+        path = store.path("scores", len, ([1, 2],), {})
+        if session == "first":
+            progress.record_check("05", "l05.dpo_loss", "passed")
+            store.write(path, {"score": 0.5}, 3.0)
+    assert bool(progress.entry("05", "exercises", "l05.dpo_loss")) is ticked
+    kept = store.read(path, "cpu")
+    assert (kept is not None and kept.value == {"score": 0.5}) is ticked
+    assert mounted == [(tmp_path / "drive").as_posix()] * 2 * ticked
+    results = Path(os.environ["LABKIT_RESULTS"])
+    assert results.is_relative_to(tmp_path / "drive") is ticked
+
+    def refused(folder):
+        raise ValueError("mount failed")
+
+    drive.mount = refused
+    monkeypatch.setenv("LABKIT_HOME", str(tmp_path / "third"))
+    capsys.readouterr()
+    exec(compile(part, "install cell", "exec"), {})
+    assert Progress().path == tmp_path / "third" / "progress.json"
+    assert ("mount failed" in capsys.readouterr().out) is ticked
 
 
 ASK_FOR_EVERY_INTEGRATION = """

@@ -171,11 +171,11 @@ def test_header_and_footer_state_the_facts_in_their_language(project):
     en, ja = (cells_of(project, lang, "student") for lang in ("en", "ja"))
     assert en["header"].startswith("# 00 · Hello noise\n") and ja["header"].startswith("# 00 · はじめてのノイズ\n")
     assert "| Running time | 6 s | 1.5 min | not measured |" in en["header"]
-    assert "| 実行時間 | 6 秒 | 1.5 分 | 未計測 |" in ja["header"]
+    assert "| 実行時間 | 6秒 | 1.5分 | 未計測 |" in ja["header"]
     assert "\n\n日本語: `ja/00_hello.ipynb`\n" in en["header"]
     assert "\n\nEnglish: `en/00_hello.ipynb`\n" in ja["header"]
     assert "**Last checked:** 2026-11-22 (Python 3.11, torch 2.13.0)" in en["header"]
-    assert "**Exercises:** 2, about 15 minutes" in en["header"] and "**課題:** 2 問(目安 15 分)" in ja["header"]
+    assert "**Exercises:** 2, about 15 minutes" in en["header"] and "**課題:** 2問(目安15分)" in ja["header"]
     assert "colab" not in en["header"].lower()
     assert "[01 · Once more](01_again.ipynb)" in en["footer"] and "[01 · もう一度](01_again.ipynb)" in ja["footer"]
     again = cells_of(project, "en", "student", "01_again")
@@ -187,7 +187,7 @@ def test_exercises_carry_difficulty_importance_and_minutes(project):
     build.build(project)
     en, ja = (cells_of(project, lang, "student")["noise"].split("\n")[0] for lang in ("en", "ja"))
     assert en == "# Exercise add_noise · difficulty ●●○○○ · importance ●●●●● · about 10 min"
-    assert ja == "# 課題 add_noise · 難易度 ●●○○○ · 重要度 ●●●●● · 目安 10 分"
+    assert ja == "# 課題 add_noise · 難易度 ●●○○○ · 重要度 ●●●●● · 目安10分"
 
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")

@@ -522,8 +522,9 @@ def test_start_refuses_unknown_values_by_name(arguments, message, tmp_path):
     assert issubclass(ManifestError, ValueError)
 
 
-def test_sizes_follow_the_tier_and_name_themselves(lab, tmp_path):
+def test_sizes_follow_the_tier_and_name_themselves(lab, tmp_path, monkeypatch):
     assert (lab.sizes.images, lab.sizes.rate, lab.sizes.scorer) == (4, 0.5, "reader")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert start("90", tier="gpu", project=FIXTURE, home=tmp_path).sizes.images == 256
     with pytest.raises(AttributeError, match="no size 'image'; lesson.yaml gives: images, rate, scorer"):
         _ = lab.sizes.image
@@ -542,12 +543,14 @@ def test_generators_repeat_and_seeds_do_not_overlap(tmp_path):
         lab.generator(10_000)
 
 
-def test_small_tiers_stay_on_the_cpu_and_gpu_says_when_there_is_none(lab, tmp_path, capsys, monkeypatch):
+def test_small_tiers_stay_on_the_cpu_and_gpu_stops_at_once_where_there_is_none(lab, tmp_path, monkeypatch):
     assert lab.device == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert start("90", tier="gpu", project=FIXTURE, home=tmp_path).device.type == "cpu"
-    assert "no GPU was found" in capsys.readouterr().out
+    with pytest.raises(CourseError, match='tier gpu needs a GPU, and none was found: set tier = "cpu"') as error:
+        start("90", tier="gpu", project=FIXTURE, home=tmp_path)
+    assert "\n" not in str(error.value)
+    assert session._current is not None and session._current.tier != "gpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert start("90", tier="gpu", project=FIXTURE, home=tmp_path).device.type == "cuda"
 
@@ -646,7 +649,7 @@ def test_clock_text(seconds, text):
 
 def test_clock_text_in_japanese():
     with language("ja"):
-        assert (clock_text(0.4), clock_text(65)) == ("0.4 秒", "1:05")
+        assert (clock_text(0.4), clock_text(65)) == ("0.4秒", "1:05")
 
 
 def test_notebook_display_is_updated_in_place(monkeypatch):

@@ -193,10 +193,10 @@ def test_lesson_without_claims_declares_none(copied):
 def test_regions_are_named_in_both_languages():
     with language("ja"):
         assert [claim.region.text() for claim in CLAIMS.values()] == [
-            "0 より大きい",
-            "0.5 より小さい",
-            "0.9 以上 1.1 以下",
-            "0.2 以上 0.6 以下",
+            "0より大きい",
+            "0.5より小さい",
+            "0.9以上1.1以下",
+            "0.2以上0.6以下",
         ]
     assert CLAIMS["l90.better"].region.text() == "above 0"
 
@@ -298,7 +298,7 @@ def test_lesson_records_shows_and_saves_a_claim(tmp_path, capsys):
         "better", measured={"en": "win rate", "ja": "勝率"}, value=0.7, interval=(0.6, 0.8), seeds=range(3)
     )
     out = capsys.readouterr().out
-    assert "再現できた" in out and "勝率 = 0.7、区間 [0.6, 0.8](シード数 3、tier cpu)" in out and "表 1" in out
+    assert "再現できた" in out and "勝率 = 0.7、区間 [0.6, 0.8](シード数3、tier cpu)" in out and "表 1" in out
     (saved,) = load_records(tmp_path)
     assert saved == shown and saved.seeds == [0, 1, 2] and saved.at.endswith("+00:00")
     lab.claim("worse", value=0.4, interval=(0.3, 0.9))

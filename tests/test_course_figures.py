@@ -104,7 +104,7 @@ class TestGrid:
 
     def test_captions_and_scores_are_drawn_and_described_in_both_languages(self):
         bare = image_grid([flat("#808080")] * 2)
-        for lang, words in (("en", "grid of 2 images"), ("ja", "画像 2 枚")):
+        for lang, words in (("en", "grid of 2 images"), ("ja", "画像2枚")):
             full = image_grid([flat("#808080")] * 2, ["a", "笑顔"], [0.25, 1], score_label="r", lang=lang)
             assert full.get_size_inches()[1] > bare.get_size_inches()[1] + 0.2
             assert words in full.alt and "1: a (r 0.25)" in full.alt and "2: 笑顔 (r 1.00)" in full.alt
@@ -136,7 +136,7 @@ class TestStrips:
         height = {color: np.nonzero(np.abs(pixels - rgb(color)).max(axis=-1) < 6)[0].mean() for color in COLORS[:2]}
         assert height[COLORS[0]] < height[COLORS[1]]
         shown = [text.get_text() for text in figure.texts]
-        assert {"シード 7", "シード 11", "学習前", "学習後"} <= set(shown)
+        assert {"シード7", "シード11", "学習前", "学習後"} <= set(shown)
         assert "7, 11" in figure.alt
 
     def test_rows_without_scores_stay_bare_beside_rows_with(self):

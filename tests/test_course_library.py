@@ -12,7 +12,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 import labkit
 from labkit.course import lab as session
-from labkit.course.i18n import load_messages, set_language, use_lesson
+from labkit.course.i18n import MESSAGES, load_messages, set_language, use_lesson
 from labkit.course.library import FIELD, SENTENCES, pattern, translated
 from labkit.errors import LabkitWarning
 
@@ -58,7 +58,7 @@ ROOMS = {
     "figures": (),
     "inspection": ("command",),
     "metrics": ("bradley_terry", "fid_infinity", "inception_net", "torchmetrics_wrappers"),
-    "models": ("sd_layout",),
+    "models": ("fetch", "sd_layout"),
     "pairwise": ("command",),
     "portraits": (),
     "studies": ("l06", "l07"),  # what a study says to itself
@@ -84,7 +84,7 @@ def test_no_lesson_imports_a_module_whose_errors_are_in_english_only():
 
 def test_a_translated_message_says_the_same_numbers_and_the_longest_sentence_wins():
     message = "max_weight is -0.5, expected a finite number of at least 0 (0 is off)"
-    assert translated(message, "ja") == "max_weight が -0.5 です。0 以上の有限の数を指定してください(0 は無効)"
+    assert translated(message, "ja") == "max_weight が -0.5 です。0以上の有限の数を指定してください(0は無効)"
     assert translated(message, "en") == message
     burnt = "87% of the attention went to references, images tend to burn: lower weights"
     assert translated(burnt, "ja").startswith("注意の 87% が参照画像に向かいました")
@@ -100,8 +100,28 @@ def test_a_cure_inside_a_message_is_translated_too():
     text = translated(str(error.value), "ja")
     assert (
         text.endswith("枚が通る必要があります。もっと緩いしきい値から始めるか、ラベルを増やしてください")
-        and "5 枚中 0 枚" in text
+        and "5枚中0枚" in text
     )
+
+
+def test_figures_stand_without_spaces_before_japanese_words_and_counters():
+    """「1つ」「{n}枚」「95%」: the house rule of the lessons, held in the sentences that all of them share."""
+    word, counter = "[ぁ-んァ-ヶー一-龠々]", "(?:枚|個|件|組|本|回|行目|冊|秒|分|つ|項目|要素|ステップ|画素|以上|以下)"
+    kinds = (
+        rf"(?<![A-Za-z_0-9.\-])\d[\d,.]* {word}",
+        rf"{word} \d",
+        rf"\}} {counter}",
+        rf"{word} \{{\w+\}}{counter}",
+        r"[\d}] %",
+    )
+    spaced = re.compile("|".join(kinds))
+    assert all(
+        spaced.search(text) for text in ("画像が 1 枚", "{n} 枚", "画像が {n}枚", "95 % 区間", "{p} %", "0 以上")
+    )
+    assert not any(spaced.search(text) for text in ("画像が1枚", "{n}枚", "95%区間", "UTF-8 で", "{path} がありません"))
+    for path in (SENTENCES, *sorted(MESSAGES.glob("*.yaml"))):
+        found = [key for key, entry in load_messages(path).items() if spaced.search(entry["ja"])]
+        assert not found, f"{path.name}: {found}"
 
 
 # ---- in cells of a notebook ------------------------------------------------------------------------------------------
@@ -137,7 +157,7 @@ def shell(tmp_path):
 WRONG = "from labkit.fabric import Settings\n\nSettings(max_weight=-1.0)"
 WORDS = {
     "en": ["max_weight is -1.0, expected a finite number of at least 0 (0 is off)", "line 3 of your cell: Settings("],
-    "ja": ["max_weight が -1.0 です。0 以上の有限の数を指定してください(0 は無効)", "セルの 3 行目: Settings("],
+    "ja": ["max_weight が -1.0 です。0以上の有限の数を指定してください(0は無効)", "セルの3行目: Settings("],
 }
 
 

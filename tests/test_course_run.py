@@ -684,6 +684,16 @@ class TestCommand:
         assert main(["run", "--root", str(course)]) == 2
         assert "cannot be written (Read-only file system)" in capsys.readouterr().err
 
+    def test_tier_gpu_without_a_gpu_stops_at_once_in_one_line(self, course, monkeypatch, capsys):
+        from labkit.cli import main
+
+        monkeypatch.setattr(run, "build_rows", lambda *_: pytest.fail("notebooks were built"))
+        monkeypatch.setattr(run, "has_gpu", lambda: False)
+        assert main(["run", "--tier", "gpu", "--root", str(course)]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("labkit run: tier gpu needs a GPU, and none was found") and said.count("\n") == 1
+        assert not (course / "build").exists()
+
     @pytest.mark.parametrize(
         ("arguments", "says"),
         [

@@ -15,7 +15,7 @@ from tiny_models import tiny_pipeline
 
 from labkit import checkpoint
 from labkit.checkpoint import CheckpointError, lock, locked, read_checkpoint, save_checkpoint, trim_log
-from labkit.diffusion import add_lora, save_lora
+from labkit.diffusion import AdapterError, add_lora, save_lora
 from labkit.dpo import DPOTrainer, PreferencePairs, dpo
 from labkit.dpo.guard import DivergenceError, LossScale, check_spread
 from labkit.errors import LabkitWarning
@@ -116,6 +116,13 @@ def test_a_folder_belongs_to_one_process_at_a_time(tmp_path):
     assert run_apart(lock_or_three, (tmp_path,)) == [0]  # and its death gave the folder free
     with locked(tmp_path):
         assert checkpoint._held
+
+
+def test_a_lock_file_that_always_goes_away_is_an_error_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.path.samestat", lambda a, b: False)  # its owner has removed it each time
+    with pytest.raises(CheckpointError, match="again and again"):
+        lock(tmp_path)
+    assert not checkpoint._held
 
 
 # ---- input ---------------------------------------------------------------------------------------------------------
@@ -225,6 +232,12 @@ def test_a_lora_goes_on_from_its_file(tmp_path):
             step = trainer.pair_step([(0, 0), (3, 1)])
             assert torch.equal(step.winner_pred.detach(), expected)
             assert torch.equal(step.winner_error, step.ref_winner_error) == starts_at_ln_2
+    for p in add_lora(pipe.text_encoder, "dpo", seed=0, rank=QUICK.rank):
+        p.data.fill_(0.1)
+    add_lora(pipe.unet, "dpo", seed=0, rank=QUICK.rank)
+    with pytest.raises(AdapterError, match="is for text_encoder too, which this run would leave out"):
+        both = save_lora(tmp_path / "both.safetensors", pipe, "dpo")
+        DPOTrainer(tiny_pipeline(), make_pairs(), QUICK, [dpo(2500.0)], start=both)
     with pytest.raises(ValueError, match="rank and targets|lora"):
         DPOTrainer(tiny_pipeline(), make_pairs(), replace(QUICK, trainable="full", reference="copy"), [dpo(2500.0)],
                    start=path)  # fmt: skip
@@ -239,6 +252,12 @@ def test_the_loss_scale_halves_on_overflow_and_leaves_no_gradient():
     scale.good = LossScale.GROWTH - 1
     weight.grad = torch.ones(2)
     assert scale.unscale([weight]) and scale.scale == 2.0**16
+    halved = 0
+    with pytest.raises(DivergenceError, match='use precision="bf16"'):  # else every step would be left out in silence
+        while halved < 99:
+            weight.grad = torch.tensor([1.0, math.nan])
+            halved += not scale.unscale([weight])
+    assert (scale.scale, halved) == (1.0, 16)
 
 
 def test_half_precision_trains_with_a_scaled_loss(monkeypatch):

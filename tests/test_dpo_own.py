@@ -15,6 +15,7 @@ from tiny_models import tiny_pipeline
 
 from labkit.cli import main
 from labkit.dpo import DPOConfig
+from labkit.dpo.command import settings
 from labkit.dpo.folders import PairsError, find_pairs
 from labkit.dpo.own import align_own, encode_found, nearest, size_condition
 
@@ -89,6 +90,10 @@ def test_two_folders_with_captions_beside_the_winners(tmp_path):
         find_pairs(tmp_path)
     (tmp_path / "winner" / "cat.txt").write_text("a cat\n")
     assert names(find_pairs(tmp_path)) == [("a cat", "cat.bmp", "cat.png")]
+    picture(1).save(tmp_path / "loser" / "cat.jpg")
+    with pytest.raises(PairsError, match="has cat.jpg and cat.png: one picture per name"):
+        find_pairs(tmp_path)
+    (tmp_path / "loser" / "cat.jpg").unlink()
     picture(2).save(tmp_path / "loser" / "dog.png")
     with pytest.raises(PairsError, match="dog.png has no winner"):
         find_pairs(tmp_path)
@@ -202,3 +207,31 @@ def test_the_command_checks_trains_and_says_what_is_wrong_in_one_line(own, tmp_p
     assert main(["dpo", str(tmp_path / "none.csv")]) == 2
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 2 and all(line.startswith("labkit dpo: ") for line in errors)
+
+
+def test_what_the_command_is_given_is_read_before_anything_is_trained(own, tmp_path, capsys):
+    (tmp_path / "none.txt").write_text("\n \n")
+    command = ["dpo", str(own / "pairs.jsonl"), "--tier", "cpu", "--model", str(own / "model")]
+    for words, said in (
+        (["--pictures", "0"], "pictures is 0, expected at least 1"),
+        (["--prompts", str(tmp_path / "none.txt")], "no prompts to draw: write at least one"),
+    ):
+        assert main([*command, "--out", str(tmp_path / "out"), *words]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "example"),
+    [("steps=many", "steps=200"), ("steps=2.5", "steps=200"), ("t_window=5", r"t_window=\[0, 1000\]"),
+     ("checkpointing=maybe", "checkpointing=False"), ("lr=quick", "lr=0.0001"), ("precision=16", "precision=fp32"),
+     ("micro_batch=all", "micro_batch=2"), ("schedule=[", "schedule=constant")],
+)  # fmt: skip
+def test_a_setting_of_another_kind_is_answered_with_an_example(word, example):
+    with pytest.raises(ValueError, match=f"--set .*: expected a value such as {example}"):
+        settings([word])
+    right = ["steps=2", "lr=1e-5", "t_window=[0, 500]", "checkpointing=true", "micro_batch=1", "clip=1"]
+    config = DPOConfig(**settings(right))
+    assert (config.steps, config.lr, config.t_window, config.checkpointing, config.micro_batch, config.clip) == (
+        2, 1e-5, (0, 500), True, 1, 1.0,
+    )  # fmt: skip

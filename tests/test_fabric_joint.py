@@ -16,7 +16,7 @@ from diffusers import (
 from tiny_models import TEXT_WIDTH, seeded, tiny_text_encoder, tiny_vae
 
 from labkit.diffusion import labelled_rows
-from labkit.fabric import FabricError, FabricWarning, ReferenceCache, fabric, reference_noise
+from labkit.fabric import FabricError, FabricWarning, FeedbackLoop, ReferenceCache, fabric, reference_noise
 from labkit.fabric.caller import Caller
 from labkit.fabric.joint import attend_joint, flow_reference, joint_attentions
 from labkit.fabric.joint_session import joint_labels, pack
@@ -367,6 +367,9 @@ def test_what_is_not_supported_is_refused_in_one_line(kind):
     first.processor = usual
     own.transformer.transformer_blocks[0].compile(backend="eager")
     refused("the transformer is compiled", own)
+    with pytest.raises(FabricError, match="has no U-Net.*call={}") as error:
+        FeedbackLoop(pipe, "a red house")
+    assert "\n" not in str(error.value)
     with fabric(pipe, reference_prompt=None):
         refused("already open on this model")
     with pytest.raises(FabricError, match="no labels for 2 rows"):

@@ -45,6 +45,16 @@ def test_a_round_is_the_sampling_with_feedback_that_one_would_write_by_hand(pipe
     assert torch.equal(one.generate(), from_uint8(to_uint8(expected)))
 
 
+def test_a_picture_without_dark_places_is_a_reference_like_any_other(pipe, monkeypatch):
+    """Its values lie in [0, 1], but it is a picture in [-1, 1] all the same: nothing is guessed, nothing refused."""
+    bright = torch.full((3, 3, 64, 64), 0.5)
+    monkeypatch.setattr(FeedbackLoop, "_images", lambda self, prompts, generators: bright)
+    one = loop(pipe)
+    made = one.generate()
+    references = one.feedback(liked=[0], disliked=[2])
+    assert torch.equal(references.liked[0].image, made[0]) and torch.equal(references.disliked[0].image, made[2])
+
+
 def test_feedback_appends_and_undo_takes_back_one_step(pipe):
     one = loop(pipe)
     first = one.generate()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import (
     ControlNetModel,
+    LCMScheduler,
     StableDiffusionControlNetPAGPipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
@@ -20,13 +21,22 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPAGPipeline,
     StableDiffusionXLPipeline,
+    UNet2DConditionModel,
 )
 from diffusers.models.attention_processor import AttnProcessor2_0
 from PIL import Image
 from tiny_models import seeded, tiny_pipeline, tiny_sdxl_pipeline
 
-from labkit.diffusion import encode_images, execution_device, image_generators, labelled_rows, sample
-from labkit.fabric import PRESETS, FabricError, FabricWarning, FeedbackLoop, fabric, self_attentions
+from labkit.diffusion import add_lora, encode_images, execution_device, image_generators, labelled_rows, sample
+from labkit.fabric import (
+    PRESETS,
+    FabricError,
+    FabricWarning,
+    FeedbackLoop,
+    ReferenceCache,
+    fabric,
+    self_attentions,
+)
 from labkit.fabric.equations import alpha_bar_at
 from labkit.fabric.references import Reference, as_references
 from labkit.images import ImageError
@@ -308,6 +318,36 @@ def test_what_a_pipeline_remembers_of_its_last_call_labels_no_rows():
     assert pipe.do_classifier_free_guidance
     with pytest.raises(FabricError, match="no labels for 2 rows"), fabric(pipe, liked=[LIKED]):
         pipe.unet(torch.zeros(2, 4, 8, 8), 500, encoder_hidden_states=torch.zeros(2, 16, 32))
+
+
+def lora_scale():
+    """It is set inside the U-Net's own call: before, and for the references' own call, the adapters look as ever."""
+    pipe = made("sd")
+    for p in add_lora(pipe.unet, "style", seed=0, rank=2):
+        p.data.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+    return pipe, [{"cross_attention_kwargs": {"scale": scale}} for scale in (1.0, 0.1)]
+
+
+def told_guidance():
+    """A distilled model is told the guidance in an argument of its own."""
+    config = {name: one for name, one in parts("sd")["unet"].config.items() if not name.startswith("_")}
+    unet = seeded(lambda: UNet2DConditionModel(**config | {"time_cond_proj_dim": 8}), 3)
+    scheduler = LCMScheduler.from_config(parts("sd")["scheduler"].config)
+    return made("sd", own=(), unet=unet, scheduler=scheduler), [{"g": 2.0}, {"g": 9.0}]
+
+
+@pytest.mark.parametrize("case", [lora_scale, told_guidance], ids=lambda one: one.__name__)
+def test_a_kept_cache_is_asked_for_all_that_a_call_says(case):
+    pipe, (first, other) = case()
+
+    def generated(cache, options):
+        return with_feedback(pipe, "sd", "active", feedback={"disliked": None, "cache": cache}, **options)
+
+    kept = ReferenceCache()
+    generated(kept, first)
+    assert generated(kept, first)[1].reference_rows == 0
+    result, session = generated(kept, other)
+    assert session.reference_rows == 1 and torch.equal(result, generated(ReferenceCache(), other)[0])
 
 
 # ---- nothing happens without a word ---------------------------------------------------------------------------------

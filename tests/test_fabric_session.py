@@ -656,6 +656,14 @@ def test_different_timesteps_in_one_call_are_refused(pipe):
         call(pipe, x, torch.tensor([1, 2]), text, labels)
 
 
+def test_an_error_that_was_caught_inside_the_block_is_the_only_one(pipe):
+    x, t, text, _ = one_call(pipe)
+    with fabric(pipe, liked=pictures(1)) as session:
+        with pytest.raises(FabricError, match="no labels for 2 rows"):
+            pipe.unet(x, t, encoder_hidden_states=text)
+    assert (session.unet_calls, session.active_calls) == (1, 0)
+
+
 def test_a_warning_comes_before_images_burn(pipe):
     with pytest.warns(FabricWarning, match="burn"), fabric(pipe, liked=pictures(8), max_weight=0.8):
         generate(pipe, steps=1)

@@ -68,6 +68,23 @@ def test_the_round_that_won_is_named_whatever_is_played_afterwards():
     assert not one.won
 
 
+def test_a_budget_of_rounds_is_counted_down_and_what_comes_after_it_is_no_win_in_time():
+    one = game(rounds=2)  # the goal is reached in round 3
+    assert "Round 1 of 2" in one.status
+    one.next_round()
+    assert "Round 2 of 2" in one.status
+    one.next_round()
+    assert "only in round 3" in one.status
+    assert "budget of 2" in one.status
+    never = game(rounds=1, goal=9)
+    never.next_round()
+    assert "Round 2, beyond the budget of 1" in never.status
+    in_time = game(rounds=3)
+    in_time.next_round()
+    in_time.next_round()
+    assert "Found in round 3, 9 pictures" in in_time.status
+
+
 def test_the_target_stands_beside_the_round_and_votes_are_frames(monkeypatch):
     seen = {}
     monkeypatch.setattr("labkit.figures.game.image_grid", lambda *a, **k: seen.update(images=a[0], scores=a[2], **k))

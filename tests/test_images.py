@@ -78,6 +78,18 @@ def test_a_declared_range_is_held_against_the_values():
     assert (read_levels(torch.full((3, 2, 5), 0.5), value_range=(0, 1)) == 128).all()
 
 
+@pytest.mark.parametrize("of_the_floats", [(-1, 1), (0, 1)])
+def test_a_range_of_floats_is_not_that_of_the_integers_beside_them(tmp_path, of_the_floats):
+    deep = GREY.astype(np.uint16) * 257
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    for same in (tmp_path / "deep.png", deep, GREY.astype(np.int64)):
+        assert np.array_equal(read_levels(same, value_range=of_the_floats)[..., 0], GREY)
+    dark = np.full((2, 3), 200, np.uint16)  # of 65535, not of 255
+    assert (read_levels(dark, value_range=of_the_floats) == 1).all()
+    with pytest.raises(ImageError, match="expected 0 to 255"):
+        read_levels(deep, value_range=(0, 255))
+
+
 def test_one_bright_picture_has_the_range_of_its_set():
     dark, bright = torch.linspace(-1, 1, 48).view(3, 4, 4), torch.full((3, 4, 4), 0.5)
     assert common_range([bright, dark]) == (-1.0, 1.0) and common_range([Image.new("RGB", (2, 2))]) is None

@@ -37,6 +37,7 @@ from labkit.inspection.job import KeptScores
 from labkit.inspection.planning import parse_plan
 from labkit.inspection.record import read_sign_off, seal_record
 from labkit.inspection.rules import apply_rules
+from labkit.inspection.sealed import open_certificate
 from labkit.inspection.serve import Sitting
 from labkit.inspection.threshold import PreferenceFilter
 from labkit.inspection.verdicts import DEFECTS, band_decisions, parse_verdicts, write_verdicts
@@ -200,25 +201,40 @@ def test_the_command_certifies_filters_asks_people_about_the_band_and_signs(insp
         *("certify", "cal", "cal.jsonl", "--scores", "s.jsonl", "--alpha", 0.05, "--model", "model.bin")
     )
     assert code == 0 and "at most 5.0% defective" in out, err
-    tau = read_certificate("certificate.json").threshold
+    tau = open_certificate("certificate.json").threshold
     common = (folder, "--plan", "5/0", "--certificate", "certificate.json", "--scores", "s.jsonl", "--abstain", 9)
-    code, _, err = inspect("draw", *common)  # without --model it is another process
+    (tmp_path / "tuned.bin").write_bytes(b"weightS")
+    code, _, err = inspect("draw", *common, "--model", "tuned.bin")
     assert code == 2 and "calibrate again" in err
+    code, _, err = inspect("draw", *common)
+    assert code == 2 and "say with --model what made these pictures" in err
     code, out, _ = inspect("draw", *common, "--model", "model.bin", "--lang", "en")
     assert code == 1 and "pictures lie in the band" in out and not (tmp_path / "inspection" / "job.json").exists()
     band = [item.name for item in lot.items if tau - 9 <= item.open().mean() < tau]
     assert len(band) == 2 and (tmp_path / "inspection" / "band.html").exists()
-    write_verdicts(tmp_path / "band.jsonl", [Verdict(band[0], "Ito"), Verdict(band[1], "Ito", "shape")])
+    write_verdicts(tmp_path / "band.jsonl", [Verdict(band[0], "Kato"), Verdict(band[1], "Kato", "shape")])
     code, out, _ = inspect("draw", *common, "--model", "model.bin", "--band", "band.jsonl", "--seed", 1)
     assert code == 0 and "     1 passed by people" in out
     passed = [item.name for item in lot.items if item.open().mean() >= tau] + [band[0]]
     sample = draw_sample(passed, 5, 1)
     write_verdicts(tmp_path / "v.jsonl", [Verdict(name, "Ito") for name in sample])
+    code, _, err = inspect("sign", folder, "v.jsonl", "--maker", "kato", "--checker", "Sato")
+    assert code == 2 and "made the pictures and inspected them" in err  # who decided on the band has inspected
     code, _, err = inspect("sign", folder, "v.jsonl", "--maker", "Abe", "--checker", "Sato")
     assert code == 0, err
     (path,) = (tmp_path / "inspection").glob("record-*.json")
     record = read_sign_off(path)
     screening = record["content"]["screening"]
+    assert [told["inspector"] for told in screening["band"]] == ["Kato", "Kato"]
+    for change, told in (
+        (lambda c: c["screening"]["band"][0].update(defect="shape"), "screening.left_to_people does not follow"),
+        (lambda c: c["screening"]["left_to_people"][band[1]].update(passes=True), "screening.left_to_people does not"),
+        (lambda c: c["filters"]["threshold"].update(threshold=9.0), "filters.threshold does not follow"),
+        (lambda c: c["screening"]["band"][0].update(inspector="ABE"), "the maker is one of the inspectors"),
+    ):
+        content = json.loads(json.dumps(record["content"]))
+        change(content)
+        assert any(line.startswith(told) for line in record_problems(seal_record(content))), told
     assert screening["left_to_people"][band[1]] == {"score": pytest.approx(lot[band[1]].open().mean()), "passes": False}
     assert set(screening["refused"]) == {item.name for item in lot.items if item.open().mean() < tau - 9}
     assert record["content"]["filters"]["threshold"]["abstain"] == 9 and record_problems(record) == []
@@ -409,7 +425,8 @@ def test_every_single_field_of_a_record_that_is_edited_by_hand_is_named(inspect,
         before = inner[where[-1]]
         inner[where[-1]] = "edited" if before != "edited" else "other"
         problems = record_problems(record)
-        assert f"{'.'.join(where)} was changed" in problems, where
+        name = ".".join(json.dumps(key) if "." in key else key for key in where)  # "p00.png" is one key
+        assert f"{name} was changed" in problems, where
         assert all(JAPANESE.search(problem) for problem in record_problems(record, lang="ja")), where
 
 

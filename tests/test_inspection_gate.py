@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from labkit.inspection import (
     DEFECTS,
@@ -215,9 +215,42 @@ def test_provenance_is_bound_to_the_pixels(tmp_path):
     assert read_provenance(path)["prompt"] == "later" and provenance_problems(path) == []
 
 
-def test_provenance_shows_retouched_pixels_edited_fields_and_stripped_chunks(tmp_path):
-    from PIL import PngImagePlugin
+def test_provenance_changes_no_other_byte_of_a_file(tmp_path):
+    path = tmp_path / "a.png"
+    deep = np.array([[0, 40_000, 65_535], [300, 7, 500]], dtype=np.uint16)
+    exif, profile = Image.Exif(), b"a colour profile"
+    exif[0x0112] = 6
+    note = PngImagePlugin.PngInfo()
+    note.add_text("parameters", "a cat, steps 20")
+    Image.fromarray(deep).save(path, exif=exif, icc_profile=profile, dpi=(300, 300), pnginfo=note)
+    before = path.read_bytes()
+    write_provenance(path, {"seed": 1})
+    write_provenance(path, {"seed": 2})  # over the first
+    with Image.open(path) as picture:
+        assert (np.asarray(picture) == deep).all() and picture.getexif()[0x0112] == 6
+        assert picture.info["icc_profile"] == profile and round(picture.info["dpi"][0]) == 300
+        assert picture.text["parameters"] == "a cat, steps 20"
+    after = path.read_bytes()
+    start = after.index(b"iTXt") - 4
+    size = int.from_bytes(after[start : start + 4], "big") + 12
+    assert after[:start] + after[start + size :] == before and after.count(b"labkit.provenance") == 1
+    assert read_provenance(path)["seed"] == 2 and provenance_problems(path) == []
+    deep[1, 1] = 8  # less than one level of 255
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("labkit.provenance", json.dumps(read_provenance(path)))
+    Image.fromarray(deep).save(tmp_path / "b.png", pnginfo=text)
+    assert provenance_problems(tmp_path / "b.png") == ["the pixels were changed after sealing"]
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "c.png", save_all=True, append_images=frames[1:])
+    with pytest.raises(ValueError, match="c.png has 2 frames"):
+        write_provenance(tmp_path / "c.png", {})
+    (tmp_path / "d.png").write_bytes(before[:-30])
+    with pytest.raises((OSError, SyntaxError)):
+        write_provenance(tmp_path / "d.png", {})
+    assert (tmp_path / "d.png").read_bytes() == before[:-30]
 
+
+def test_provenance_shows_retouched_pixels_edited_fields_and_stripped_chunks(tmp_path):
     path = save(tmp_path / "a.png", 3)
     claim = write_provenance(path, {"prompt": "a cat"})
     picture = Image.open(path)
@@ -446,7 +479,7 @@ def record(folder):
         checker="Sato",
         signed=SIGNED,
         parts={"model": "ab" * 32},
-        rollout=calibrate(Rollout("p"), "p"),
+        rollout=Rollout("p", "tightened", calibrated=True),
         previous="cd" * 32,
     )
 
@@ -457,7 +490,7 @@ def test_a_record_holds_the_evidence_and_verifies(record, folder, tmp_path):
     assert content["lot"]["pictures"] == 31 and list(content["lot"]["unreadable"]) == ["broken.png"]
     assert content["estimate"]["rate"] == 0.1 and content["estimate"]["upper_bound"] == pytest.approx(0.394, abs=5e-4)
     assert content["estimate"]["bad_pictures_at_most"] < 0.394 * 30
-    assert content["stage"]["stage"] == "all" and content["signed"] == "2026-11-28T18:30:00+00:00"
+    assert content["stage"]["stage"] == "tightened" and content["signed"] == "2026-11-28T18:30:00+00:00"
     assert set(content["software"]) >= {"labkit", "python", "scipy"}
     path = write_sign_off(tmp_path / "record.json", record)
     assert record_problems(read_sign_off(path), seal=record["seal"]) == []
@@ -514,6 +547,7 @@ def test_a_record_sealed_anew_is_caught_by_the_seal_kept_elsewhere_and_by_what_m
         ("sample.seed", 8, "sample.names does not follow from sample.seed"),
         ("decision.accepted", False, "decision.accepted does not follow from plan and inspection"),
         ("maker", "ＳＡＴＯ ", "maker and checker are one person"),
+        ("stage.stage", "all", "plan.n does not follow from stage.stage"),
         ("inspection.major", 0, "inspection does not follow from verdicts"),
         ("estimate.upper_bound", 0.02, "estimate does not follow from verdicts"),
     ):
@@ -533,6 +567,9 @@ def test_a_record_sealed_anew_is_caught_by_the_seal_kept_elsewhere_and_by_what_m
         ({"maker": "  "}, "must be named"),
         ({"seed": 9}, "which was not drawn"),
         ({"rollout": Rollout("q")}, "belongs to another process"),
+        ({"rollout": Rollout("p", "stopped")}, "has stopped"),
+        ({"rollout": calibrate(Rollout("p"), "p")}, "every picture is inspected, the plan says 10 of 30"),
+        ({"rollout": Rollout("p")}, "at the stage 'shadow' every picture"),
         ({"signed": datetime(2026, 1, 1)}, "no time zone"),
     ],
 )
@@ -550,7 +587,7 @@ def test_the_page_of_a_record_is_complete_and_warns_of_a_broken_one(record, lang
     for part in ("田中", "Sato", record["seal"], "n = 10, c = 1", "ab" * 32, "broken.png"):
         assert part in html
     assert texts(lang)["accepted"] in html and texts(lang)["broken"] not in html
-    assert texts(lang)["stage_all"] in html
+    assert texts(lang)["stage_tightened"] in html
     broken = record_html(edit(record, "maker", "<b>&"), lang)
     assert texts(lang)["broken"] in broken and texts(lang)["problem_changed"].format(name="maker") in broken
     assert "<b>&<" not in broken and "&lt;b&gt;&amp;" in broken

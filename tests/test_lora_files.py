@@ -90,3 +90,17 @@ def test_what_does_not_fit_is_said_in_one_line(tmp_path):
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(AdapterError, match="is damaged.*save it again"):
         load_lora(tiny_pipeline(), path, "dpo")
+
+
+def test_a_file_that_fits_some_models_only_leaves_none_with_an_adapter(tmp_path):
+    tuned = tiny_pipeline()
+    add(tuned.unet)
+    add(tuned.text_encoder)
+    path = save_lora(tmp_path, tuned, "dpo")
+    for name in ("unet", "text_encoder"):
+        taken = tiny_pipeline()
+        add(getattr(taken, name))
+        with pytest.raises(AdapterError, match="is taken"):
+            load_lora(taken, path, "dpo")
+        found = {one: adapter_names(getattr(taken, one)) for one in ("unet", "text_encoder")}
+        assert found == {"unet": (), "text_encoder": ()} | {name: ("dpo",)}

@@ -17,6 +17,7 @@ from labkit.measuring.report import measurement_lines, texts
 from labkit.metrics import GaussianStats, ImagePipeline, frechet_distance
 from labkit.metrics.checks import exact_copies
 from labkit.metrics.extractors import Extractor
+from labkit.models import load_clip
 
 
 def features(n: int, shift: float = 0.0, seed: int = 0) -> torch.Tensor:
@@ -135,6 +136,7 @@ def test_statistics_of_other_programs_are_read(tmp_path, folders):
     ("arguments", "match"),
     [
         ({"metrics": ("fid", "is")}, "unknown metric 'is'"),
+        ({"rounds": 18}, "18 permutations can never give p <= 0.05"),
         ({"fake": features(20)[:, :3]}, "features"),
         ({"fake": pictures(9, 1)[:, :, 0]}, "expected pictures"),
         ({"fake": 3}, "no set of pictures"),
@@ -146,6 +148,18 @@ def test_what_cannot_be_measured_is_one_line(arguments, match):
     with pytest.raises(ValueError, match=match) as error:
         measure(**{"real": features(20), "fake": features(20, seed=1)} | arguments)
     assert "\n" not in str(error.value)
+
+
+def test_whoever_measures_with_the_clip_of_the_course_is_told_so(folders):
+    sides = {"real": folders / "real", "fake": folders / "fake"}
+
+    def told(**options):
+        return ("portrait clip", {}) in measure(**sides, **options).warnings
+
+    assert told(metrics=("kid",), extractor="clip") and told(metrics=("cmmd",), extractor=EYE)
+    assert not told(metrics=("kid",), extractor=EYE)
+    own = load_clip("cpu")  # somebody's: it was given
+    assert not told(metrics=("kid", "cmmd"), extractor="clip", clip=own)
 
 
 # ---- command and report ---------------------------------------------------------------------------------------------
@@ -172,7 +186,7 @@ def test_the_command_measures_two_folders_and_names_the_broken_file(folders, tmp
 
 def test_every_text_of_the_report_exists_in_both_languages():
     assert set(texts("ja")) == set(texts("en"))
-    result = measure(real=features(8), fake=features(7, seed=1), metrics=("fid", "kid", "density", "vendi"), rounds=3)
+    result = measure(real=features(8), fake=features(7, seed=1), metrics=("fid", "kid", "density", "vendi"), rounds=19)
     for lang in ("ja", "en"):
         page = measurement_html(result, lang=lang)
         assert "{" not in page.split("</style>")[1]

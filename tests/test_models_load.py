@@ -256,6 +256,10 @@ def test_folders_of_transformers_5_keep_their_statistics_elsewhere(data):
     statistics = {"image_processor": {"image_mean": OPENAI_MEAN, "image_std": OPENAI_STD}, "processor_class": "CLIP"}
     (folder / "processor_config.json").write_text(json.dumps(statistics))
     assert load_clip("gpu", device="cpu", folder=folder)[1].mean == pytest.approx(OPENAI_MEAN)
+    (folder / "processor_config.json").write_text('{"processor_class": "CLIPProcessor"}')  # of transformers 4
+    (folder / "preprocessor_config.json").write_text('{"image_mean": [0.4, 0.4, 0.4], "image_std": [0.2, 0.2, 0.2]}')
+    assert pixel_statistics(folder) == {"mean": (0.4,) * 3, "std": (0.2,) * 3}
+    (folder / "preprocessor_config.json").unlink()
     (folder / "processor_config.json").unlink()
     config = json.loads((folder / "config.json").read_text())
     config["vision_config"]["image_size"] = 224

@@ -345,6 +345,20 @@ def test_a_server_that_refuses_json_object_or_the_system_role_is_asked_in_its_ow
     assert len(endpoint.requests) == 2 + 3  # learnt once
 
 
+def test_questions_asked_at_the_same_time_all_learn_what_the_server_refuses(endpoint):
+    together = threading.Barrier(4, timeout=5)
+
+    def plain(handler, request):
+        if "response_format" not in request:
+            return honest(handler, request)
+        together.wait()  # all four are refused before the first is answered
+        send(handler, 400, b'{"error": "response_format must be text"}')
+
+    endpoint.script = [plain]
+    written = writer(endpoint, concurrency=4, retries=0)(PAIRS, VALUES)
+    assert written.report.accepted == len(PAIRS)
+
+
 def test_one_question_that_always_fails_does_not_stop_the_run_and_a_dead_server_does(endpoint):
     first = question(describe(VALUES[PAIRS[0].first]), describe(VALUES[PAIRS[0].second]))
 

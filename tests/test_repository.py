@@ -87,7 +87,7 @@ def pins(path: Path) -> dict[str, str]:
 
 def test_constraints_lie_in_the_declared_ranges():
     pinned = pins(ROOT / "constraints.txt")
-    for name, requirement in requirements("course", "bench", "site", "dev").items():
+    for name, requirement in requirements("course", "bench", "site", "camp", "dev").items():
         assert name in pinned, f"constraints.txt has no pin for {name}"
         assert requirement.specifier.contains(pinned[name]), f"{name}=={pinned[name]} is not {requirement}"
 
@@ -200,7 +200,7 @@ def test_every_package_that_labkit_imports_is_declared():
 
 def test_what_a_lesson_imports_is_a_dependency_so_that_colabs_install_cell_installs_it():
     """The extra `course` (JupyterLab, papermill, latex2mathml) is not installed on Colab: no lesson may need it."""
-    tools = {"authoring", "training", "cli"}  # an author's command line
+    tools = {"authoring", "camp", "training", "cli"}  # an author's command line
     # imported where they are asked for, and named when they are missing
     optional = {"torch-fidelity", "torchmetrics", "bitsandbytes"}
     files = [path for path in python_files("labkit") if room_of(path) not in tools] + python_files("notebooks/src")
@@ -273,8 +273,9 @@ LAYERS = {
     # checks hold answers against the papers' functions
     "course.lessons": {*SHARED, *PAPERS, "survey", "inspection", "course", "figures", "studies"},
     "authoring": {*GROUND, "course", "studies"},
+    "camp": {*GROUND, "course"},  # a room of learners: bundle, hub, board
     "envcheck": {*GROUND, "course", "diffusion", "figures", "models"},  # tries out what lessons do
-    "cli": {*GROUND, "course", "authoring", "envcheck", "inspection", "measuring", "pairwise"},
+    "cli": {*GROUND, "course", "authoring", "camp", "envcheck", "inspection", "measuring", "pairwise"},
 }
 # Modules that a room may import although the room around them is closed to it, and why.
 DOORS = {

@@ -10,7 +10,7 @@ import pytest
 
 from labkit.authoring.site.lessons import WIDGET_VIEW, lesson_page
 from labkit.authoring.site.links import broken_links
-from labkit.authoring.site.pages import SiteError, executed, front_page, texts, write_sources
+from labkit.authoring.site.pages import SiteError, executed, front_page, teaching_page, texts, write_sources
 from labkit.authoring.stamp import Stamp
 from labkit.course.i18n import LANGUAGES
 from labkit.course.manifest import Project, all_lessons
@@ -103,6 +103,9 @@ def test_a_lesson_that_was_not_executed_or_failed_is_named_with_the_command(lane
     (lane / f"{lesson.stem}.json").write_text(json.dumps({"outcome": {"status": "failed"}}))
     with pytest.raises(SiteError, match="did not pass"):
         executed(lesson, lane)
+    (lane / f"{lesson.stem}.json").unlink()  # killed before it was judged
+    with pytest.raises(SiteError, match="did not pass or end"):
+        executed(lesson, lane)
     (lane / f"{lesson.stem}.ipynb").unlink()
     with pytest.raises(SiteError, match=f"labkit run {lesson.number} --tier smoke --lang en"):
         executed(lesson, lane)
@@ -117,6 +120,36 @@ def test_the_sources_hold_each_lesson_and_what_it_claims(lane, tmp_path):
         assert (tmp_path / f"src/lessons/{lesson.stem}.ipynb").is_file()
     assert "claim.not_run" not in claims and "<td" in claims
     assert len(list((tmp_path / "src/_static/figures").iterdir())) == 1
+
+
+def test_pages_for_teachers_lead_inside_the_site_or_to_github(lane, tmp_path):
+    text = (
+        "# Guide\n\n[日本語](guide.ja.md)\n\n[日本語](camp.ja.md) · [hub](camp.en.md#on-one-machine) [here](#x) "
+        "[web](https://example.org) [image](camp/Dockerfile)\n"
+    )
+    page = teaching_page(text, "en", ["guide", "camp"], Stamp(""))
+    assert page == "# Guide\n\n\n\n[hub](camp.md#on-one-machine) [here](#x) [web](https://example.org) image\n"
+    page = teaching_page(text, "en", ["guide", "camp"], Stamp("o/n"))
+    assert "[image](https://github.com/o/n/blob/main/docs/camp/Dockerfile)" in page
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_the_guides_of_both_languages_have_the_same_sections_and_the_lessons_minutes(lang):
+    docs = Path(__file__).resolve().parents[1] / "docs"
+    for name in ("guide", "camp"):
+        counts = {
+            one: [
+                len(re.findall(p, (docs / f"{name}.{one}.md").read_text("utf-8"), re.M))
+                for p in ("^## ", "^### ", r"^\| ", "^```")
+            ]
+            for one in LANGUAGES
+        }
+        assert counts["en"] == counts["ja"] and counts["en"][0] > 3
+    guide = (docs / f"guide.{lang}.md").read_text("utf-8")
+    for lesson in all_lessons(Project()):
+        exercises = sum(one.minutes for one in lesson.exercises)
+        assert f"| {lesson.number} | {exercises:g} | {lesson.minutes['cpu']:g} |" in guide
+        assert f"**{lesson.number} " in guide
 
 
 # ---- links -----------------------------------------------------------------------------------------------------------

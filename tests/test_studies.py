@@ -26,7 +26,7 @@ from labkit.studies import (
 )
 from labkit.studies import store as store_module
 from labkit.studies.estimate import Estimate, on_new_seeds
-from labkit.studies.recorder import run, verify
+from labkit.studies.recorder import adopt, run, verify
 from labkit.studies.store import compare, merge, recording, status, write_record
 
 
@@ -125,6 +125,41 @@ def test_units_of_other_conditions_are_refused_until_dropped(tmp_path, monkeypat
         run(STUDY, folder=tmp_path, **quiet)
     assert run(STUDY, folder=tmp_path, anew=True, **quiet) == 0
     assert {fact["digest"] for fact in read_record("99", tmp_path).facts.values()}
+
+
+def test_rewritten_code_that_computes_the_same_is_adopted_with_a_trace(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    run(STUDY, folder=tmp_path, **quiet)
+    before = read_record("99", tmp_path)
+    assert adopt(STUDY, folder=tmp_path, rng=rng, **quiet) == {}
+    assert read_record("99", tmp_path).adopted == []  # nothing had changed
+    old = STUDY.code()
+    monkeypatch.setattr(Study, "code", lambda self: "0" * 16)
+    with pytest.raises(StudyError, match="study adopt 99"):
+        run(STUDY, folder=tmp_path, **quiet)
+    asked = []
+    counting = dataclasses.replace(STUDY, unit=lambda *unit_of: (asked.append(unit_of[:2]), unit(*unit_of))[1])
+    assert adopt(counting, folder=tmp_path, rng=rng, **quiet) == {}
+    record = read_record("99", tmp_path)
+    assert sorted(arm for arm, _ in asked) == ["base", "better", "same"]
+    assert record.conditions["code"] == "0" * 16 and record.facts == before.facts
+    assert [(fact["from"], fact["computed again"]) for fact in record.adopted] == [(old, [list(key) for key in asked])]
+    assert run(STUDY, folder=tmp_path, **quiet) == 0
+    assert len(read_record("99", tmp_path).adopted) == 1
+
+
+def test_one_arm_that_differs_and_nothing_is_adopted(tmp_path, monkeypatch):
+    run(STUDY, folder=tmp_path, **quiet)
+    content = (tmp_path / "l99.json").read_bytes()
+    monkeypatch.setattr(Study, "code", lambda self: "0" * 16)
+    shifted = dataclasses.replace(
+        STUDY, unit=lambda arm, seed, sizes: {k: v + 0.2 * (arm == "same") for k, v in unit(arm, seed, sizes).items()}
+    )
+    found = adopt(shifted, folder=tmp_path, rng=np.random.default_rng(0), **quiet)
+    assert [arm for arm, _ in found] == ["same"] and "means differ by 0.2" in found.popitem()[1][0]
+    assert (tmp_path / "l99.json").read_bytes() == content
+    with pytest.raises(StudyError, match="other code and sizes"):
+        adopt(dataclasses.replace(STUDY, sizes={"prompts": 17}), folder=tmp_path, rng=np.random.default_rng(0))
 
 
 def test_other_weights_are_other_conditions(tmp_path, monkeypatch):
@@ -402,11 +437,31 @@ def test_undecided_claims_of_a_lesson_name_the_seeds_that_they_need():
     from labkit.course.evidence import evidence, undecided
 
     for lesson in ("06", "07"):
-        lines = undecided(lesson)
+        within, beyond = undecided(lesson)
         known = {name: evidence(claim) for name, claim in declared(lesson).items()}
         open_ones = [name for name, one in known.items() if one is not None and one.verdict == "undecided"]
-        assert [line.split()[0] for line in lines] == [name.split(".", 1)[1] for name in open_ones]
-        assert all(line.endswith("seeds)") for line in lines)
+        assert sorted(line.split()[0] for line in within + beyond) == sorted(n.split(".", 1)[1] for n in open_ones)
+        assert all("seeds, " in line and line.endswith("CPU hours)") for line in within)
+        assert all(line.endswith(("CPU hours)", "(more prompts)")) for line in beyond)
+
+
+def test_what_a_verdict_takes_is_the_missing_seeds_of_the_arms_that_it_compares(monkeypatch):
+    """Two arms of 600 and 1,200 CPU seconds a seed; four seeds there, about 18 needed: 14 times half an hour."""
+    from labkit.course import evidence as module
+    from labkit.course.claim_file import declared
+
+    claim = next(one for one in declared("06").values() if not one.too_far and one.region.lo == 0)
+    numbers = {("a", s): {"x": np.float32([v])} for s, v in enumerate((0.3, -0.2, 0.25, 0.1))}
+    numbers |= {("b", s): {"x": np.float32([0.0])} for s in range(4)} | {("c", 0): {"x": np.float32([0.0])}}
+    seconds = {"a": 600, "b": 1200, "c": 9000}
+    record = store_module.Record("06", {}, {key: {"cpu_seconds": seconds[key[0]]} for key in numbers}, numbers)
+    study = dataclasses.replace(load_study("06"), estimates={claim.id.split(".", 1)[1]: gain("x", "a", "b")})
+    monkeypatch.setattr(module, "_record", lambda lesson: record)
+    monkeypatch.setattr("labkit.studies.load_study", lambda lesson: study)
+    known = module.evidence(claim)
+    assert known.verdict == "undecided" and known.cpu_hours == pytest.approx((4 * 1800 + 9000) / 3600)
+    assert known.hours_needed == pytest.approx((known.seeds_needed - 4) * 1800 / 3600)
+    assert known.beyond_budget == (known.cpu_hours + known.hours_needed > module.BUDGET)
 
 
 def test_a_claim_changed_after_a_look_at_the_record_says_so():

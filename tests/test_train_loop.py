@@ -42,6 +42,20 @@ def saved_step(path: Path) -> int:
     return load_checkpoint(path, model, {}, Optimizer(model, LoopConfig(steps=1, lr=0.1)))[0]
 
 
+def test_a_run_whose_rate_falls_towards_its_end_does_not_go_on_to_another_end(tmp_path):
+    model = fresh()
+
+    def trained(steps, decay, folder):
+        config = LoopConfig(steps=steps, lr=0.1, warmup=0, decay=decay)
+        run("test", model, lambda step, generator: (model(torch.ones(1, 4)).square().sum(), {}), config, folder)
+
+    for steps in (3, 5):
+        trained(steps, 0.0, tmp_path / "constant")
+    trained(3, 0.5, tmp_path / "falling")
+    with pytest.raises(CheckpointError, match="differs in steps: choose a new folder"):
+        trained(5, 0.5, tmp_path / "falling")
+
+
 def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     whole = train(fresh(), tmp_path / "whole", keep=(5,))
     with pytest.raises(KeyboardInterrupt):

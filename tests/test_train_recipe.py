@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from labkit.models import load_clip, load_pipeline, load_reader
+from labkit.models import load_clip, load_flow, load_pipeline, load_reader
 from labkit.models.checksums import verify
 from labkit.portraits import load_dataset, sample_specs
 from labkit.training import evaluate, parts
@@ -25,6 +25,9 @@ SIZES = {
     "BASE_STEPS": 1,
     "BASE_SIZE": 12,
     "BASE_BATCH": 4,
+    "FLOW_STEPS": 2,
+    "FLOW_BATCH": 4,
+    "FLOW_SIZE": 16,
     "PARALLEL": {},
 }
 
@@ -51,12 +54,17 @@ def test_make_train_goes_from_nothing_to_model_cards(tmp_path, monkeypatch):
     record = json.loads((out / "training.json").read_text("utf-8"))
     assert {part: entry["steps"] for part, entry in record.items()} == {
         "vae": 2, "decoder": 1, "clip": 2, "clip-images": 1, "clip-both": 1, "reader": 2, "unet": 3,
-        "base": 1,
+        "base": 1, "flow": 2,
     }  # fmt: skip
-    for model in ("portrait-sd", "portrait-sd-base", "portrait-clip", "attribute-reader"):
+    models = ("portrait-sd", "portrait-sd-base", "portrait-clip", "attribute-reader", "portrait-flow")
+    for model in models:
         card = (out / model / "README.md").read_text("utf-8")
         assert "sha256" in card and "loss-" in card
-    assert all(verify(model) for model in ("portrait-sd", "portrait-sd-base", "portrait-clip", "attribute-reader"))
+    assert all(verify(model) for model in models)
+    flow = load_flow()
+    assert bool(flow.transformer.proj_out.weight.any()) and set(results) == {"parts", *models} - {
+        "portrait-clip", "attribute-reader"
+    }  # fmt: skip
 
     # a run that is restored from shipped weights exports what it was restored from
     again = tmp_path / "again"
@@ -65,3 +73,5 @@ def test_make_train_goes_from_nothing_to_model_cards(tmp_path, monkeypatch):
     restored = load_pipeline("cpu", variant="portrait-sd-base")
     assert all(torch.equal(a, b) for a, b in zip(base.unet.parameters(), restored.unet.parameters(), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(final.vae.parameters(), restored.vae.parameters(), strict=True))
+    again = load_flow().transformer
+    assert all(torch.equal(a, b) for a, b in zip(flow.transformer.parameters(), again.parameters(), strict=True))

@@ -1,7 +1,8 @@
 """The install cell of every notebook, computed from pyproject.toml and the stamp.
 
 On Colab the cell clones the stamped repository and lets `labkit/authoring/colab.py` install from it what the runtime
-lacks, without touching Colab's torch, numpy or Jupyter stack. Anywhere else it installs nothing. Where the
+lacks, without touching Colab's torch, numpy or Jupyter stack. Anywhere else it installs nothing. A learner who ticks
+`keep_on_drive` finds progress and kept results again in the next session, since they lie on their Drive. Where the
 course is missing and the cell cannot install it, it stops the notebook with one line that says what to do.
 """
 
@@ -55,6 +56,9 @@ def install_cell(pyproject: Path, stamp: Stamp, lang: str, catalogue: Catalogue)
             no_repo=_literal(text("no_repo")),
             no_labkit=_literal(text("no_labkit")),
             failed=_literal(text("failed")),
+            drive_comment=text("drive_comment"),
+            on_drive=_literal(text("on_drive")),
+            no_drive=_literal(text("no_drive")),
         )
         .rstrip()
     )

@@ -32,6 +32,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     verify.add_argument("--cheap", action="store_true", help="a unit of the study's cheap arm")
     verify.add_argument("--draw", type=int, default=None, help="seed of the draw (default: another one every time)")
 
+    adopt = actions.add_parser(
+        "adopt", help="keep the units under rewritten code, if one of every arm comes out the same"
+    )
+    adopt.add_argument("numbers", nargs="+", metavar="NN")
+    adopt.add_argument("--draw", type=int, default=None, help="seed of the draw (default: another one every time)")
+
     merge = actions.add_parser("merge", help="add the units that another machine recorded")
     merge.add_argument("number", metavar="NN")
     merge.add_argument("other", type=Path, help="the other machine's folder of studies")
@@ -44,7 +50,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run_study(args: argparse.Namespace) -> int:
     """0 done, 1 something is missing, stale or different, 2 a request or a file that does not fit."""
     try:
-        return {"run": _run, "status": _status, "verify": _verify, "merge": _merge, "check": _check}[args.action](args)
+        return ACTIONS[args.action](args)
     except LabkitError as error:
         print(f"labkit study: {error}", file=sys.stderr)
         return 2
@@ -92,8 +98,10 @@ def _status(args: argparse.Namespace) -> int:
         notes = [f"changed: {', '.join(found['changed'])}"] * bool(found["changed"])
         notes += [f"damaged: {found['damaged']}"] * bool(found["damaged"])
         print(line + (f"  ({'; '.join(notes)})" if notes else ""))
-        if args.folder is None and (left := undecided(study.lesson)):
-            print(f"    undecided within {found['cpu_hours']:.2f} of {BUDGET:g} CPU hours: {', '.join(left)}")
+        if args.folder is None:
+            within, beyond = undecided(study.lesson)
+            print(f"    to be decided within {BUDGET:g} CPU hours: {', '.join(within)}\n" * bool(within), end="")
+            print(f"    undecided, for a verdict takes more: {', '.join(beyond)}\n" * bool(beyond), end="")
         worst = max(worst, int(found["stale"] or found["missing"] > 0))
     return worst
 
@@ -110,6 +118,21 @@ def _verify(args: argparse.Namespace) -> int:
         (arm, seed), lines = verify(study, folder=args.folder, arm=arm, rng=np.random.default_rng(args.draw))
         print(f"{study.lesson}  {arm}/{seed}: {'agrees' if not lines else '; '.join(lines)}")
         wrong += bool(lines)
+    return 1 if wrong else 0
+
+
+def _adopt(args: argparse.Namespace) -> int:
+    import torch
+
+    from labkit.studies.recorder import adopt
+
+    torch.set_num_threads(1)
+    wrong = 0
+    for study in _studies(args):
+        differ = adopt(study, folder=args.folder, rng=np.random.default_rng(args.draw))
+        for (arm, seed), lines in differ.items():
+            print(f"{study.lesson}  {arm}/{seed}: {'; '.join(lines)}: not adopted, record anew")
+        wrong += bool(differ)
     return 1 if wrong else 0
 
 
@@ -136,3 +159,6 @@ def _check(args: argparse.Namespace) -> int:
             problems += changed_verdicts(study.lesson)
     print("\n".join(problems) or "recorded studies are up to date and say what the claims declare")
     return 1 if problems else 0
+
+
+ACTIONS = {"run": _run, "status": _status, "verify": _verify, "adopt": _adopt, "merge": _merge, "check": _check}

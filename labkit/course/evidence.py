@@ -18,16 +18,29 @@ if TYPE_CHECKING:
     from labkit.studies.store import Record
 
 TOO_FAR = "too_far"
+BUDGET = 4.0  # CPU hours of one study; only where a verdict would take more may a claim stay undecided
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """The recorded study on one claim: the estimate, the verdict, and where it is undecided, what it would take."""
+    """The recorded study on one claim: the estimate, the verdict, and where it is undecided, what it would take.
+
+    Attributes:
+        seeds_needed: about how many in all; None where more prompts are needed instead, and for decided claims.
+        hours_needed: about how many CPU hours the seeds still missing take.
+        cpu_hours: what the whole study has taken.
+    """
 
     estimate: Estimate
     verdict: str
     seeds_needed: int | None
-    cpu_hours: float  # of the whole study
+    cpu_hours: float
+    hours_needed: float = 0.0
+
+    @property
+    def beyond_budget(self) -> bool:
+        """Whether a verdict takes more than is left of the study's budget (or more prompts: another study)."""
+        return self.seeds_needed is None or self.cpu_hours + self.hours_needed > BUDGET
 
     def text(self) -> str:
         """'0.114 [0.081, 0.147]'."""
@@ -51,12 +64,15 @@ def evidence(claim: Claim) -> Evidence | None:
     if contrast is None or not record.facts:
         return None
     try:
-        found = estimate(contrast(Recorded(record)))
+        recorded = Recorded(record)
+        found = estimate(contrast(recorded))
     except NotRecorded:  # its arms are not recorded yet
         return None
     decision = decide(found, low=claim.region.lo, high=claim.region.hi, smallest=claim.smallest)
     verdict = TOO_FAR if claim.too_far else decision.verdict
-    return Evidence(found, verdict, decision.seeds_needed, record.seconds() / 3600)
+    missing = max(0, (decision.seeds_needed or 0) - found.seeds)
+    hours = missing * record.seconds_per_seed(recorded.asked) / 3600
+    return Evidence(found, verdict, decision.seeds_needed, record.seconds() / 3600, hours)
 
 
 def _record(lesson: str) -> Record:
@@ -86,8 +102,11 @@ def evidence_lines(claim: Claim, known: Evidence) -> list[str]:
     if claim.too_far:
         lines.append(t("claim.reason", reason=pick(claim.too_far)))
     elif known.verdict == "undecided":
-        needed = known.seeds_needed
-        lines.append(t("claim.needed", seeds=needed) if needed else t("claim.needed_prompts"))
+        needed = {"seeds": known.seeds_needed, "hours": f"{known.hours_needed:.1f}", "budget": f"{BUDGET:g}"}
+        if known.seeds_needed is None:
+            lines.append(t("claim.needed_prompts"))
+        else:
+            lines.append(t("claim.needed_beyond" if known.beyond_budget else "claim.needed", **needed))
     if claim.explored:
         lines.append(t("claim.explored"))
     return lines
@@ -122,15 +141,15 @@ def changed_verdicts(lesson: str) -> list[str]:
     return lines
 
 
-BUDGET = 4.0  # CPU hours of one study; only where they are spent may a claim stay undecided
-
-
-def undecided(lesson: str) -> list[str]:
-    """Claims that the recorded study leaves open, with what a verdict would take: "order_matters (about 13 seeds)",
-    "tuned_shifts (more prompts)". Claims whose arms are not recorded yet are left out."""
+def undecided(lesson: str) -> tuple[list[str], list[str]]:
+    """Claims that the recorded study leaves open, with what a verdict would take: those that the rest of its budget can
+    decide, "order_matters (about 13 seeds, 1.2 CPU hours)", and those that it cannot, "tuned_shifts (more prompts)".
+    Claims whose arms are not recorded yet are left out."""
     found = {claim.id: evidence(claim) for claim in declared(lesson).values()}
-    return [
-        f"{name.split('.', 1)[1]} ({f'about {n} seeds' if (n := known.seeds_needed) else 'more prompts'})"
-        for name, known in found.items()
-        if known is not None and known.verdict == "undecided"
-    ]
+    within, beyond = [], []
+    for name, known in found.items():
+        if known is not None and known.verdict == "undecided":
+            hours = f"about {known.seeds_needed} seeds, {known.hours_needed:.1f} CPU hours"
+            line = f"{name.split('.', 1)[1]} ({hours if known.seeds_needed else 'more prompts'})"
+            (beyond if known.beyond_budget else within).append(line)
+    return within, beyond

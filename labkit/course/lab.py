@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 WORTH_KEEPING = 1.0  # seconds
 SEED_STRIDE = 10_000  # offsets below this never give two seeds the same generator
+NO_GPU = 'tier gpu needs a GPU, and none was found: set tier = "cpu", or check torch and the driver with labkit env'
 
 _current: Lab | None = None
 
@@ -94,13 +95,15 @@ class Lab:
 
     @cached_property
     def device(self) -> torch.device:
-        """CPU on the tiers smoke and cpu; on tier gpu the GPU (CUDA or Apple), or the CPU where there is none."""
+        """CPU on the tiers smoke and cpu; on tier gpu the GPU (CUDA or Apple). CourseError where there is none."""
         import torch
 
         if self.tier == "gpu" and torch.cuda.is_available():
             return torch.device("cuda")
         if self.tier == "gpu" and torch.backends.mps.is_available():
             return torch.device("mps")
+        if self.tier == "gpu":
+            raise CourseError(NO_GPU)
         return torch.device("cpu")
 
     def generator(self, offset: int = 0) -> torch.Generator:
@@ -388,6 +391,7 @@ def start(
         home=home,
         results=results,
     )
+    device = session.device  # tier gpu stops here where there is none
     _current = session
     set_interactive(session.interactive)
     if session.lang == "ja":
@@ -396,9 +400,8 @@ def start(
         add_japanese_font()
     planned = session.files.lesson.minutes.get(tier)
     minutes = t("session.minutes", minutes=f"{planned:g}") if planned else ""
-    line = t("session.line", tier=tier, device=str(session.device), seed=seed, minutes=minutes)
-    no_gpu = t("session.no_gpu") if tier == "gpu" and session.device.type == "cpu" else ""
-    show_box("info", t("session.title", number=session.number, title=pick(session.files.lesson.title)), line, no_gpu)
+    line = t("session.line", tier=tier, device=str(device), seed=seed, minutes=minutes)
+    show_box("info", t("session.title", number=session.number, title=pick(session.files.lesson.title)), line)
     return session
 
 

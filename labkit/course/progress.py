@@ -8,8 +8,10 @@ damaged, and replaced by memory, with one note, where nothing can be written.
 from __future__ import annotations
 
 import argparse
+import getpass
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -24,6 +26,7 @@ from labkit.course.render import language, show_box, table, terminal_language
 from labkit.files import write_atomically
 
 VERSION = 1
+SUMMARY_VERSION = 1
 PARTS = ("exercises", "quizzes", "predictions")
 
 
@@ -215,6 +218,26 @@ def report(rows: list[dict[str, Any]], path: Path) -> tuple[str, str]:
     return html_text + "".join(f"<p>{line}</p>" for line in ends), "\n".join([t("progress.title"), "", text, "", *ends])
 
 
+def summary(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    """What `labkit progress --share` writes: ids by state, and the name; no answers, no predictions, no times."""
+
+    def ids(kind: str, state: str) -> list[str]:
+        return [row["id"] for row in rows if row["kind"] == kind and row["state"] == state]
+
+    parts = {"passed": ("exercise", "passed"), "tried": ("exercise", "tried"), "right": ("quiz", "right")}
+    return {"version": SUMMARY_VERSION, "name": name, **{part: ids(*which) for part, which in parts.items()}}
+
+
+def share(rows: list[dict[str, Any]], folder: Path, name: str) -> Path:
+    """Write the summary as NAME.json into `folder`, with characters that no file name takes left out.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    stem = re.sub(r"[^\w-]+", "_", name).strip("_") or "learner"
+    return write_atomically(folder / f"{stem}.json", json.dumps(summary(rows, name), ensure_ascii=False, indent=1))
+
+
 def add_parser(subparsers: Any) -> None:
     """Register `labkit progress`."""
     parser = subparsers.add_parser("progress", help="show which exercises and questions you have solved")
@@ -222,6 +245,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--lesson", metavar="NN", help="only this lesson")
     parser.add_argument("--home", type=Path, help="folder of progress.json (default: LABKIT_HOME or ~/.labkit)")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    parser.add_argument(
+        "--share", nargs="?", type=Path, const=Path(""), metavar="FOLDER",
+        help="write a summary for the teacher's board into FOLDER (default: LABKIT_BOARD)",
+    )  # fmt: skip
+    parser.add_argument("--name", help="your name on the board (default: that of your account)")
     parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
     parser.set_defaults(func=run)
 
@@ -246,5 +274,21 @@ def _run(args: argparse.Namespace) -> int:
         if args.lesson is not None:
             number = lesson_files(args.lesson, project).number
             rows = [row for row in rows if row["lesson"] == number]
+        if args.share is not None:
+            return _share(args, rows)
         print(json.dumps(rows, indent=1) if args.json else report(rows, progress.path)[1])
+    return 0
+
+
+def _share(args: argparse.Namespace, rows: list[dict[str, Any]]) -> int:
+    given = str(args.share) if str(args.share) != "." else os.environ.get("LABKIT_BOARD", "")
+    if not given:
+        print(f"labkit progress: {t('progress.no_board')}", file=sys.stderr)
+        return 2
+    try:
+        path = share(rows, Path(given), args.name or getpass.getuser())
+    except OSError as error:
+        print(f"labkit progress: {given}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    print(t("progress.shared", path=path))
     return 0

@@ -24,7 +24,6 @@ import argparse
 import hashlib
 import importlib.util
 import json
-import locale
 import os
 import subprocess
 import sys
@@ -37,7 +36,7 @@ from labkit.course.i18n import LANGUAGES, t
 from labkit.course.manifest import Project
 from labkit.course.render import language, terminal_language
 from labkit.errors import LabkitError
-from labkit.files import can_print, write_atomically
+from labkit.files import can_print, locale_language, write_atomically
 
 RECORD = ".labkit.json"
 VERSION = 1
@@ -164,12 +163,6 @@ def cells_digest(content: bytes) -> str:
 
 
 # ---- JupyterLab ----------------------------------------------------------------------------------------------------
-
-
-def locale_language(environment: Mapping[str, str] = os.environ) -> str:
-    """ "ja" where the locale is Japanese, else "en"; the order is that of gettext: LC_ALL, LC_MESSAGES, LANG."""
-    named = next((environment[name] for name in ("LC_ALL", "LC_MESSAGES", "LANG") if environment.get(name)), None)
-    return "ja" if (named or locale.getlocale()[0] or "").lower().startswith("ja") else "en"
 
 
 def lab_command(folder: Path, lang: str, more: Sequence[str] = ()) -> list[str]:

@@ -13,6 +13,7 @@ from labkit.diffusion.devices import execution_device
 from labkit.diffusion.guards import base_fingerprint, base_parameters, base_sums, check_gradients
 from labkit.diffusion.guidance import (
     PromptConditions,
+    denoiser_of,
     encode_prompts,
     has_text_encoder,
     labelled_rows,
@@ -80,6 +81,7 @@ __all__ = [
     "ddim_step",
     "ddim_timesteps",
     "decode_latents",
+    "denoiser_of",
     "density_sigma",
     "disabled_adapters",
     "draw_noise",

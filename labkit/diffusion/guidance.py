@@ -1,4 +1,5 @@
-"""What the U-Net is asked: text conditions, classifier-free guidance, one prediction.
+"""What the U-Net is asked: text conditions, classifier-free guidance, one prediction. The same for a transformer in
+Stable Diffusion 3's layout, which stands in the U-Net's place and predicts a velocity.
 
 Classifier-free guidance (arXiv 2207.12598, in SD's convention): eps = eps_uncond + g (eps_cond - eps_uncond), so
 g = 1 is the conditional prediction, g = 0 the unconditional one. Rows of a guided batch are [uncond, cond], as in
@@ -45,7 +46,8 @@ def row_labels() -> tuple[str, ...] | None:
 
 @dataclass(frozen=True)
 class PromptConditions:
-    """Text conditions of B images. The last three fields are SDXL's and None for Stable Diffusion.
+    """Text conditions of B images. SDXL has all fields, Stable Diffusion 3 all but time_ids, Stable Diffusion the first
+    two; the others are None.
 
     cond, uncond: [B, tokens, d]; pooled, pooled_uncond: [B, p]; time_ids: [B, 6].
     """
@@ -64,6 +66,23 @@ class PromptConditions:
         index = index if isinstance(index, slice) else list(index)
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return PromptConditions(**{name: None if v is None else v[index] for name, v in values.items()})
+
+
+def denoiser_of(pipe) -> nn.Module:
+    """The network that a pipeline calls in every step: its U-Net, or the transformer that stands in its place.
+
+    Raises ValueError for pipelines that have neither, and for transformers in another layout than Stable Diffusion 3's
+    (FLUX packs its latents and has no rows for the negative prompt).
+    """
+    if getattr(pipe, "unet", None) is not None:
+        return pipe.unet
+    model = getattr(pipe, "transformer", None)
+    if model is None or "joint_attention_dim" not in model.config or "pos_embed_max_size" not in model.config:
+        raise ValueError(
+            f"{type(pipe).__name__} calls {type(model).__name__}, expected a U-Net or an SD3Transformer2DModel: sample "
+            "with its own call (for rounds of feedback, FeedbackLoop(..., call={}))"
+        )
+    return model
 
 
 def has_text_encoder(pipe) -> bool:
@@ -101,22 +120,27 @@ def encode_prompts(
         raise ValueError(f"{type(pipe).__name__} has no text encoder: load one, or give embedded texts (`conditions`)")
     pairs = [(str(p), None if negative_prompts is None else str(negative_prompts[i])) for i, p in enumerate(prompts)]
     unique = list(dict.fromkeys(pairs))
+    denoiser = denoiser_of(pipe)
+    further = {} if hasattr(pipe, "unet") else {"prompt_2": None, "prompt_3": None}  # SD3 asks for them by name
     encoded = pipe.encode_prompt(
         prompt=[p for p, _ in unique],
-        device=execution_device(pipe.unet),
+        **further,
+        device=execution_device(denoiser),
         num_images_per_prompt=1,
         do_classifier_free_guidance=True,
         negative_prompt=None if negative_prompts is None else [n for _, n in unique],
     )
-    cond, uncond, *pooled = encoded  # SDXL returns two pooled embeddings as well
+    cond, uncond, *pooled = encoded  # SDXL and SD3 return two pooled embeddings as well
     extra = {}
     if pooled:
-        check_size_condition(pipe.unet, pooled[0].shape[-1])
-        native = pipe.unet.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+        extra = {"pooled": pooled[0], "pooled_uncond": pooled[1]}
+    if pooled and not further:
+        check_size_condition(denoiser, pooled[0].shape[-1])
+        native = denoiser.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
         height, width = height or native, width or native
         # original size, crop corner, target size
         time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=cond.dtype, device=cond.device)
-        extra = {"pooled": pooled[0], "pooled_uncond": pooled[1], "time_ids": time_ids.expand(len(unique), -1)}
+        extra["time_ids"] = time_ids.expand(len(unique), -1)
     conditions = PromptConditions(cond=cond, uncond=uncond, **extra)
     return conditions.select([unique.index(pair) for pair in pairs])
 
@@ -133,9 +157,11 @@ def unet_output(
     """Classifier-free guidance (arXiv 2207.12598): eps_uncond + g (eps_cond - eps_uncond), the U-Net's guided output
     [B, C, h, w] in float32, in whatever the network predicts (epsilon, v, ...).
 
-    x_t: [B, C, h, w] (scaled by the scheduler where it wants that); t: int or LongTensor [B]. One call of 2B rows, or
-    of B rows when guidance_scale is 1 (conditional only). negative_model: the unconditional half is a call of its own,
-    of another U-Net or of this one with exactly these adapters (name -> scale; {} is the bare base model).
+    x_t: [B, C, h, w] (scaled by the scheduler where it wants that); t: int or LongTensor [B], for a transformer of flow
+    matching 1000 sigma, a float Tensor [B] or []. One call of 2B rows, or of B rows when guidance_scale is 1
+    (conditional only). Conditions with pooled text and no size condition say that `unet` is such a transformer.
+    negative_model: the unconditional half is a call of its own, of another U-Net or of this one with exactly these
+    adapters (name -> scale; {} is the bare base model).
     """
     if len(conditions) != len(x_t):
         raise ValueError(f"got conditions for {len(conditions)} images but {len(x_t)} latents: expected equal numbers")
@@ -147,6 +173,15 @@ def unet_output(
             return torch.cat(parts).to(device, unet.dtype)  # [B, ...] or [2B, ...]
 
         times = torch.cat([t] * len(text)).to(device) if isinstance(t, Tensor) and t.ndim == 1 else t
+        if conditions.pooled is not None and conditions.time_ids is None:
+            with labelled_rows([label for label in labels for _ in range(len(x_t))]):
+                return unet(
+                    hidden_states=rows([x_t] * len(text)),
+                    timestep=torch.as_tensor(times, device=device).expand(len(text) * len(x_t)),
+                    encoder_hidden_states=rows(text),
+                    pooled_projections=rows(pooled),
+                    return_dict=False,
+                )[0].float()
         added = None
         if conditions.pooled is not None:
             added = {"text_embeds": rows(pooled), "time_ids": rows([conditions.time_ids] * len(text))}

@@ -25,7 +25,10 @@ from labkit.diffusion.adapters import (
 )
 from labkit.diffusion.guards import base_parameters
 
-ATTENTION_LINEARS = ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj")
+ATTENTION_LINEARS = (
+    "to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj",
+    "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",  # the text's side of joint attention
+)  # fmt: skip
 
 
 def lora_targets(

@@ -4,9 +4,10 @@
     load_lora(pipe, folder, "dpo")        the same file back into a pipeline of labkit, frozen and active
     save_pipeline(pipe, folder)           then, anywhere:   StableDiffusionPipeline.from_pretrained(folder)
 
-The file is PEFT's layout with the pipeline's names in front ("unet.", "text_encoder.", "text_encoder_2."), and carries
-ranks and alphas in its metadata, as diffusers' own `save_lora_weights` writes it. It holds one adapter: stages are one
-file each, loaded under one name each and switched on together in the same order with `pipe.set_adapters([...])`.
+The file is PEFT's layout with the pipeline's names in front ("unet.", "transformer.", "text_encoder.",
+"text_encoder_2."), and carries ranks and alphas in its metadata, as diffusers' own `save_lora_weights` writes it. It
+holds one adapter: stages are one file each, loaded under one name each and switched on together in the same order with
+`pipe.set_adapters([...])`.
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ from labkit.files import write_tensors
 
 FILE = "pytorch_lora_weights.safetensors"  # what `load_lora_weights` looks for in a folder
 METADATA = "lora_adapter_metadata"  # where diffusers keeps ranks and alphas
-MODELS = ("unet", "text_encoder", "text_encoder_2")
+MODELS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 
 
 def adapted_models(pipe) -> dict[str, nn.Module]:
-    """Name in the pipeline -> model, for those models that can carry LoRA: the U-Net and the text encoders."""
+    """Name in the pipeline -> model, for those that can carry LoRA: the U-Net or transformer, the text encoders."""
     return {name: model for name in MODELS if (model := getattr(pipe, name, None)) is not None}
 
 
 def save_lora(path: str | Path, pipe, name: str) -> Path:
-    """Write the adapter `name` of a pipeline's U-Net and text encoders for `pipe.load_lora_weights`.
+    """Write the adapter `name` of a pipeline's U-Net (or transformer) and text encoders for `pipe.load_lora_weights`.
 
     Args:
         path: a file ending in .safetensors, or a folder, in which it is called `pytorch_lora_weights.safetensors`.
@@ -133,14 +134,21 @@ def load_lora(pipe, path: str | Path, name: str) -> None:
 
     Raises:
         AdapterError: see `read_lora`; layers that the pipeline does not have, shapes that differ, a name that is taken.
+            No model has the adapter then.
     """
     models, alphas = read_lora(path)
-    present = adapted_models(pipe)
-    for prefix, tensors in models.items():
-        if prefix not in present:
-            raise AdapterError(f"{path} is for {prefix}, which the pipeline does not have: another base model?")
-        own = {k.removeprefix(f"{prefix}."): a for k, a in alphas.items() if k.startswith(f"{prefix}.")}
-        add_state(present[prefix], name, tensors, own)
+    present, done = adapted_models(pipe), []
+    try:
+        for prefix, tensors in models.items():
+            if prefix not in present:
+                raise AdapterError(f"{path} is for {prefix}, which the pipeline does not have: another base model?")
+            own = {k.removeprefix(f"{prefix}."): a for k, a in alphas.items() if k.startswith(f"{prefix}.")}
+            add_state(present[prefix], name, tensors, own)
+            done.append(present[prefix])
+    except BaseException:
+        for model in done:
+            remove_lora(model, name)
+        raise
 
 
 def add_state(model: nn.Module, name: str, tensors: Mapping[str, Tensor], alphas: Mapping[str, float]) -> None:

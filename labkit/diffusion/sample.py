@@ -5,6 +5,8 @@ noise is the same bit for bit. The network's kernels may round differently for a
 final latents, measured on a CPU in float32), so compare with a small tolerance, or pass batch_size=1: its bits do not
 depend on what else is sampled.
 
+A transformer in Stable Diffusion 3's layout is sampled like a U-Net, with its scheduler of flow matching.
+
 With a plain DDIM scheduler steps are `ddim_step`s and have log-probabilities if eta > 0; any other diffusers scheduler
 is stepped by its own code. Latents stay in float32 between steps even if the U-Net runs in half precision.
 """
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as checkpointed
 
 from labkit.diffusion.devices import execution_device
-from labkit.diffusion.guidance import PromptConditions, encode_prompts, unet_output
+from labkit.diffusion.guidance import PromptConditions, denoiser_of, encode_prompts, unet_output
 from labkit.diffusion.images import check_size, decode_latents, spans, vae_scale_factor
 from labkit.diffusion.noise import check_generators, draw_noise
 from labkit.diffusion.steps import make_plan
@@ -55,9 +57,13 @@ Conditions = PromptConditions | Callable[[int], PromptConditions]
 
 def image_size(pipe, height: int | None = None, width: int | None = None) -> tuple[int, int]:
     """Height and width in pixels, by default the pipeline's native size; ValueError if the VAE cannot take them."""
-    native = pipe.unet.config.sample_size * vae_scale_factor(pipe)
+    config = denoiser_of(pipe).config
+    native = config.sample_size * vae_scale_factor(pipe)
     height, width = height or native, width or native
     check_size(height, width, pipe)
+    patch = vae_scale_factor(pipe) * (config.get("patch_size", None) or 1)  # pixels of one token of a transformer
+    if height % patch or width % patch:
+        raise ValueError(f"image size {height}x{width} does not fit the transformer: expected multiples of {patch}")
     return height, width
 
 
@@ -67,8 +73,9 @@ def initial_latents(
     """Standard normal latents [B, C, h, w], float32, on the U-Net's device; row i from generators[i]."""
     height, width = image_size(pipe, height, width)
     f = vae_scale_factor(pipe)
-    shape = (len(generators), pipe.unet.config.in_channels, height // f, width // f)
-    return draw_noise(shape, generators, execution_device(pipe.unet))
+    denoiser = denoiser_of(pipe)
+    shape = (len(generators), denoiser.config.in_channels, height // f, width // f)
+    return draw_noise(shape, generators, execution_device(denoiser))
 
 
 def sample_latents(
@@ -95,7 +102,8 @@ def sample_latents(
     checkpoint: bool = False,
     keep_trajectory: bool = False,
 ) -> SampledLatents:
-    """Sample B = len(generators) latents with the pipeline's U-Net and scheduler; the pipeline is not changed.
+    """Sample B = len(generators) latents with the pipeline's U-Net (or SD3 transformer) and scheduler; the pipeline is
+    not changed.
 
     prompts           one per image, or one string for all; None if `conditions` are given.
     generators        one torch.Generator per image: the initial noise first, then each step's noise if eta > 0.
@@ -130,7 +138,7 @@ def sample_latents(
     if given is not None and len(given) != n:
         raise ValueError(f"got {len(given)} starting latents for {n} generators: expected one per image")
 
-    unet, results = pipe.unet, []
+    unet, results = denoiser_of(pipe), []
     device = execution_device(unet)
     for lo, hi in spans(n, batch_size):
         rows = slice(lo, hi)

@@ -96,6 +96,11 @@ class SchedulerPlan:
         if eta > 0 or timesteps is not None:
             what = "eta > 0" if eta > 0 else "own timesteps"
             raise ValueError(f"{what} needs a DDIMScheduler with clip_sample=False and no thresholding, this is {name}")
+        if scheduler.config.get("use_dynamic_shifting", False):
+            raise ValueError(
+                f"the timesteps of this {name} depend on the size of the picture: set use_dynamic_shifting=False and "
+                "a shift in its config, or sample with the pipeline's own call"
+            )
         self.scheduler = copy.deepcopy(scheduler)
         self.scheduler.set_timesteps(steps, device=device)
         begin = skipped(steps, strength) * getattr(self.scheduler, "order", 1)
@@ -106,12 +111,19 @@ class SchedulerPlan:
         self.takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
 
     def noised(self, start: Tensor, noise: Tensor) -> Tensor:
-        return self.scheduler.add_noise(start, noise, torch.stack(self.timesteps[:1])) if self.pairs else start
+        if not self.pairs:
+            return start
+        t = torch.stack(self.timesteps[:1])
+        if hasattr(self.scheduler, "scale_noise"):  # flow matching
+            return self.scheduler.scale_noise(start, t, noise)
+        return self.scheduler.add_noise(start, noise, t)
 
     def initial(self, noise: Tensor) -> Tensor:
-        return noise * self.scheduler.init_noise_sigma
+        return noise * getattr(self.scheduler, "init_noise_sigma", 1.0)  # flow matching starts from noise as it is
 
     def scaled(self, i: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        if not hasattr(self.scheduler, "scale_model_input"):
+            return x, self.timesteps[i]
         return self.scheduler.scale_model_input(x, self.timesteps[i]), self.timesteps[i]
 
     def step(

@@ -5,6 +5,7 @@ Read `equations` first: one function per equation, the one that the notebooks, t
     equations     the papers as functions                       scorers       judges: (images, prompts) -> scores
     terms         an equation with its numbers filled in        pool          N candidates per prompt, scored
     noise         which t and noise a pair gets                 pairs         the record of a preference
+    process       diffusion, or rectified flow
     data          pairs in memory, fingerprints of models       recon, hg     HG-DPO: reconstructions, stages
     config        what a run is                                 side_effects  what nobody asked for
     trainer       the loop; record: its log                     toy           the same terms in two dimensions

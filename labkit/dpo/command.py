@@ -19,6 +19,7 @@ from typing import Any
 from labkit.errors import LabkitError
 
 JUDGES = ("portraits", "clip", "pickscore", "hpsv2.1", "imagereward", "aesthetic")
+EXAMPLES = {"micro_batch": 2, "t_window": "[0, 1000]"}  # of the fields of DPOConfig whose default says too little
 
 
 def add_parser(subparsers: Any) -> None:
@@ -115,8 +116,15 @@ def settings(words: list[str]) -> dict[str, Any]:
         name, equals, value = word.partition("=")
         if name not in known or not equals:
             raise ValueError(f"--set {word}: expected NAME=VALUE with one of {', '.join(known)}")
-        kind = type(known[name].default)
-        found[name] = float(value) if kind is float else yaml.safe_load(value)  # YAML reads 1e-5 as text
+        default = known[name].default
+        try:
+            read = float(value) if isinstance(default, float) else yaml.safe_load(value)  # YAML reads 1e-5 as text
+        except (ValueError, yaml.YAMLError):
+            read = None
+        kinds = {"micro_batch": int, "t_window": list}.get(name, type(default))
+        if type(read) is not kinds:
+            raise ValueError(f"--set {word}: expected a value such as {name}={EXAMPLES.get(name, default)}")
+        found[name] = read
     return found
 
 

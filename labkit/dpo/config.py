@@ -7,12 +7,14 @@ from dataclasses import dataclass
 CHOICES = {
     "trainable": ("lora", "full"),
     "targets": ("attention", "all"),
-    "model": ("unet", "text_encoder", "text_encoder_2"),
+    "model": ("unet", "transformer", "text_encoder", "text_encoder_2"),
     "reference": ("adapter", "copy"),
     "precision": ("fp32", "bf16", "fp16", "auto"),
     "schedule": ("constant", "cosine"),
     "optimizer": ("adamw", "adamw8bit"),
     "diverged": ("warn", "stop"),
+    "weighting": ("constant", "noise"),
+    "density": ("uniform", "logit_normal"),
 }
 
 
@@ -28,9 +30,14 @@ class DPOConfig:
     targets     where LoRA sits: "attention", every attention projection; "all", every linear layer and convolution but
                 the first and the last (a small U-Net has little to say in its attention alone).
     model       "unet", or "text_encoder", for SDXL also "text_encoder_2" (the U-Net stays, prompts are encoded in every
-                step).
+                step). For Stable Diffusion 3 "transformer", which "unet" then means as well.
     reference   "adapter": the same model without the new adapter; "copy": a frozen copy made at the start. Same bits.
-    t_window    train on timesteps first .. last + 1 only.
+    t_window    train on timesteps first .. last + 1 only; for a flow model level i of T is sigma = (i + 1) / T, before
+                the scheduler's shift.
+    density     how often a timestep of the window is drawn: "uniform", or "logit_normal", the middle more often (Stable
+                Diffusion 3, arXiv 2403.03206).
+    weighting   of a flow model's errors: "constant", the error of the velocity, or "noise", that of the noise, which
+                fades out towards pure noise (`labkit.dpo.flow`). Without effect on a U-Net.
     prompt_dropout   share of pairs trained with the empty prompt, for classifier-free guidance.
     cached_draws     K > 0: every pair has K fixed (t, noise) draws whose reference errors are computed once.
     foreign_pairs    allow pairs whose images another U-Net made (stages of a curriculum, bought data).
@@ -72,6 +79,8 @@ class DPOConfig:
     evaluate_every: int = 0
     patience: int = 0
     diverged: str = "warn"
+    weighting: str = "constant"
+    density: str = "uniform"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "t_window", tuple(int(t) for t in self.t_window))

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from labkit.checkpoint import digest
-from labkit.diffusion import PromptConditions, active_adapters, base_fingerprint, encode_prompts
+from labkit.diffusion import PromptConditions, active_adapters, base_fingerprint, denoiser_of, encode_prompts
 from labkit.diffusion.adapters import adapter_layers, adapter_parameters, names_on
+from labkit.dpo.process import process_of
 
 
 @dataclass(frozen=True)
@@ -101,20 +102,20 @@ class PreferencePairs:
 
 
 def fingerprints(pipe) -> dict[str, str]:
-    """SHA-256 of what decides whether latents and cached errors still hold: U-Net base, VAE, text encoder, scheduler.
+    """SHA-256 of what decides whether latents and cached errors still hold: base of the U-Net (or of the transformer in
+    its place), VAE, text encoders, scheduler.
 
     The scheduler enters with its noise levels and prediction type; adapters do not enter.
     """
-    scheduler = hashlib.sha256(pipe.scheduler.alphas_cumprod.double().numpy().tobytes())
-    scheduler.update(json.dumps(pipe.scheduler.config.prediction_type).encode())
     found = {
-        "base": base_fingerprint(pipe.unet),
+        "base": base_fingerprint(denoiser_of(pipe)),
         "vae": base_fingerprint(pipe.vae),
         "text": base_fingerprint(pipe.text_encoder),
-        "scheduler": scheduler.hexdigest(),
+        "scheduler": process_of(pipe).fingerprint(),
     }
-    if getattr(pipe, "text_encoder_2", None) is not None:
-        found["text_2"] = base_fingerprint(pipe.text_encoder_2)
+    for name in ("2", "3"):
+        if getattr(pipe, f"text_encoder_{name}", None) is not None:
+            found[f"text_{name}"] = base_fingerprint(getattr(pipe, f"text_encoder_{name}"))
     return found
 
 

@@ -19,6 +19,10 @@ depends on time. With D^v = (e^v_w - e^v_ref,w) - (e^v_l - e^v_ref,l), of errors
 The derived weight fades out towards pure noise. The authors report reward hacking with it and train with a constant
 beta, which they compare with DDPM's dropping the weights of its bound; so "constant" is the default here.
 
+The trainer reaches both with the terms that U-Nets have, by the noise that it reads from a velocity (`process`): with
+x_t + (1 - t) v of (*) errors are those of the noise, with v + x_0, whose distance to eps is that of v to its target,
+they are velocity errors.
+
 As everywhere in this package errors are means over elements and kappa is the strength per unit of mean error: of a
 printed beta it is `kappa_of(beta, summed=True, half=True, elements=C * h * w)`.
 """
@@ -28,34 +32,12 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import logsigmoid
 
+from labkit.diffusion.flow import flow_latents, noise_of_velocity, velocity_target
 from labkit.dpo.equations import dpo_logit
 
+__all__ = ["WEIGHTINGS", "flow_dpo_loss", "flow_latents", "noise_of_velocity", "velocity_error", "velocity_target"]
+
 WEIGHTINGS = ("constant", "noise")
-
-
-def flow_latents(latents: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """x_t = (1 - t) x_0 + t eps, the straight path of rectified flow.
-
-    Args:
-        latents: x_0, [B, ...].
-        noise: eps, standard normal, of the same shape.
-        t: time, [B], 0 (clean) .. 1 (noise): the sigma of diffusers' flow-matching schedulers, timestep / 1000.
-
-    Returns:
-        x_t, [B, ...].
-    """
-    t = _like(t, latents)
-    return (1 - t) * latents + t * noise
-
-
-def velocity_target(latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """v = eps - x_0, what a flow model has to predict, whatever t. Shapes as in `flow_latents`."""
-    return noise - latents
-
-
-def noise_of_velocity(velocity: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """The prediction of the noise that a prediction of the velocity is: eps = x_t + (1 - t) v, (*). [B, ...]."""
-    return x_t + (1 - _like(t, x_t)) * velocity
 
 
 def velocity_error(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -104,8 +86,3 @@ def flow_dpo_loss(
     strength = kappa * (1 - t.float()) ** 2 if weighting == "noise" else kappa
     s = dpo_logit(winner=winner, loser=loser, ref_winner=ref_winner, ref_loser=ref_loser, kappa=1.0)
     return -logsigmoid(strength * s)
-
-
-def _like(t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """t [B] as [B, 1, ...], to be multiplied with x [B, ...]."""
-    return t.to(x.device, x.dtype).view(-1, *[1] * (x.ndim - 1))

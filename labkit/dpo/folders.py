@@ -230,7 +230,12 @@ def _two_folders(root: Path) -> Iterator[FoundPair]:
             f"{root} has neither a table ({', '.join(SUFFIXES)}) nor folders winner and loser: see labkit dpo --help"
         )
     names = {side: read_folder(root / side).names for side in ("winner", "loser")}
-    losers = {str(Path(name).with_suffix("")): name for name in names["loser"]}
+    losers: dict[str, str] = {}
+    for name in names["loser"]:
+        stem = str(Path(name).with_suffix(""))
+        if stem in losers:
+            raise PairsError(f"{root / 'loser'} has {losers[stem]} and {name}: one picture per name")
+        losers[stem] = name
     for name in names["winner"]:
         stem = str(Path(name).with_suffix(""))
         where = f"{root / 'winner' / name}"

@@ -49,8 +49,8 @@ def check_spread(pairs: PreferencePairs) -> None:
 
 
 class LossScale:
-    """Dynamic loss scaling for float16 (arXiv 1710.03740): the scale halves when a gradient overflows, and doubles
-    after 2000 steps without."""
+    """Dynamic loss scaling for float16 (arXiv 1710.03740): the scale halves when a gradient overflows, down to 1, and
+    doubles after 2000 steps without."""
 
     START, GROWTH = 2.0**16, 2000
 
@@ -58,7 +58,11 @@ class LossScale:
         self.scale, self.good = self.START, 0
 
     def unscale(self, parameters: Sequence[nn.Parameter]) -> bool:
-        """Divide the gradients by the scale; False, and no gradients, if one of them is not finite."""
+        """Divide the gradients by the scale; False, and no gradients, if one of them is not finite.
+
+        Raises:
+            DivergenceError: not finite although nothing is scaled any more: no step would ever be made.
+        """
         gradients = [p.grad for p in parameters if p.grad is not None]
         for gradient in gradients:
             gradient /= self.scale
@@ -67,6 +71,8 @@ class LossScale:
             if self.good == self.GROWTH:
                 self.scale, self.good = self.scale * 2, 0
             return True
+        if self.scale <= 1.0:
+            raise DivergenceError('gradients overflow in float16 even without a scale: use precision="bf16" or "fp32"')
         self.scale, self.good = max(1.0, self.scale / 2), 0
         for parameter in parameters:
             parameter.grad = None

@@ -148,6 +148,8 @@ def run_stages(
     """
     if reference not in ("stage", "base"):
         raise ValueError(f"reference is {reference!r}, expected 'stage' (each stage's start) or 'base'")
+    if getattr(pipe, "unet", None) is None:
+        raise ValueError("the stages of HG-DPO are for a U-Net: train a flow model with one DPOTrainer")
     names = [stage.name for stage in stages]
     taken = sorted(set(names) & set(adapter_names(pipe.unet)))
     if not names or len(set(names)) != len(names) or taken:

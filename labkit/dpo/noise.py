@@ -6,8 +6,10 @@ images of a pair get the same timestep and the same noise: most of what their er
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -39,9 +41,17 @@ def rows_of_step(step: int, size: int, n: int, seed: int) -> list[tuple[int, int
 
 
 def draw_pairs(
-    rows: Sequence[tuple[int, int]], shape: Sequence[int], *, seed: int, t_window: tuple[int, int] = (0, 1000)
+    rows: Sequence[tuple[int, int]],
+    shape: Sequence[int],
+    *,
+    seed: int,
+    t_window: tuple[int, int] = (0, 1000),
+    density: str = "uniform",
 ) -> Draws:
-    """Timesteps and noise for (pair, draw) rows; shape = (C, h, w), t uniform in t_window (first, last + 1).
+    """Timesteps and noise for (pair, draw) rows; shape = (C, h, w), t in t_window (first, last + 1).
+
+    density: "uniform", or "logit_normal": the place in the window has a standard normal logit (the timesteps of Stable
+    Diffusion 3, arXiv 2403.03206, section 3.1).
 
     The timesteps of one pair over successive draws advance by the golden ratio of the window: any few of them are
     spread evenly, which lowers the variance of the gradient at no cost.
@@ -50,7 +60,10 @@ def draw_pairs(
     timesteps, noise, uniform = [], [], []
     for pair, draw in rows:
         first = np.random.default_rng(np.random.SeedSequence([seed, 2, pair])).random()
-        timesteps.append(low + int((high - low) * ((first + draw * GOLDEN) % 1.0)))
+        place = (first + draw * GOLDEN) % 1.0
+        if density == "logit_normal":
+            place = 1 / (1 + math.exp(-NormalDist().inv_cdf(min(max(place, 1e-9), 1 - 1e-9))))
+        timesteps.append(low + int((high - low) * place))
         states = np.random.SeedSequence([seed, 3, pair, draw]).generate_state(2, np.uint64)
         noise.append(torch.randn(tuple(shape), generator=torch.Generator().manual_seed(int(states[0]))))
         uniform.append(float(states[1] >> np.uint64(11)) / 2**53)

@@ -29,6 +29,7 @@ from torch import Tensor
 from labkit.checkpoint import digest, locked
 from labkit.diffusion import (
     base_fingerprint,
+    denoiser_of,
     encode_images,
     from_uint8,
     image_generators,
@@ -106,7 +107,8 @@ def align_own(
     """Train a LoRA on pairs that somebody collected, and say what it did.
 
     Args:
-        pipe: a Stable Diffusion or SDXL pipeline (`labkit.models.load_pipeline`). The adapter is taken off again.
+        pipe: a Stable Diffusion, SDXL or Stable Diffusion 3 pipeline (`labkit.models.load_pipeline`). The adapter is
+            taken off again.
         source: a table or folder (`labkit.dpo.folders`), or what `find_pairs` found.
         out: the folder of the results. Call again with the same arguments to go on.
         config: of the training; by default 1,000 steps of 4 pairs that stop when the held-out pairs get worse. Looks at
@@ -124,6 +126,10 @@ def align_own(
         PairsError, ImageError: a row or a picture that cannot be used, by name. ValueError: settings that do not fit.
         CheckpointError: the folder holds another run.
     """
+    if pictures < 1:
+        raise ValueError(f"pictures is {pictures}, expected at least 1: they show what the training did")
+    if prompts is not None and not prompts:
+        raise ValueError("there are no prompts to draw: write at least one, or leave them out for held-out ones")
     found = source if isinstance(source, FoundPairs) else find_pairs(source)
     out = Path(out)
     train, held, left_out = _split(found, held_out)
@@ -183,11 +189,11 @@ def align_own(
 
 def default_config(pipe) -> DPOConfig:
     """1,000 steps of 4 pairs, rank 8 in attention, half precision where the device has one."""
-    device = pipe.unet.device
-    capable = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
+    device = denoiser_of(pipe).device
+    before_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
     return DPOConfig(
         steps=1000, batch_size=4, lr=5e-5, warmup=50, schedule="cosine", log_every=10,
-        precision="fp16" if capable else "auto", evaluate_every=100, patience=3, save_every=50, prompt_dropout=0.1,
+        precision="fp16" if before_bf16 else "auto", evaluate_every=100, patience=3, save_every=50, prompt_dropout=0.1,
     )  # fmt: skip
 
 
@@ -205,7 +211,7 @@ def encode_found(
     Winner and loser are cropped at the centre to the same size and encoded by the mode of the VAE's posterior. Pairs
     whose two pictures are equal are left out and counted in `left_out`.
     """
-    step = vae_scale_factor(pipe)
+    step = vae_scale_factor(pipe) * (denoiser_of(pipe).config.get("patch_size", None) or 1)
     for height, width in sizes:
         if height < step or width < step or height % step or width % step:
             raise ValueError(f"size {height}x{width} does not fit the VAE: expected multiples of {step}")
@@ -325,7 +331,7 @@ def _completed(config: DPOConfig, held_out: bool) -> DPOConfig:
 
 
 def _native(pipe) -> Size:
-    side = pipe.unet.config.sample_size
+    side = denoiser_of(pipe).config.sample_size
     height, width = (side, side) if isinstance(side, int) else side
     return height * vae_scale_factor(pipe), width * vae_scale_factor(pipe)
 

@@ -40,14 +40,13 @@ from labkit.diffusion import (
     active_adapters,
     adapter_names,
     add_lora,
-    add_noise,
     base_fingerprint,
     base_sums,
     check_gradients,
+    denoiser_of,
     encode_prompts,
     native_bfloat16,
     remove_lora,
-    to_epsilon,
     unet_output,
     use_adapters,
     vae_scale_factor,
@@ -59,6 +58,7 @@ from labkit.dpo.data import PreferencePairs, active_content, check_hashes, encod
 from labkit.dpo.equations import dpo_logit, epsilon_error, implicit_accuracy
 from labkit.dpo.guard import LossScale, check_spread, report_runaway, runaway
 from labkit.dpo.noise import draw_pairs, rows_of_step
+from labkit.dpo.process import process_of
 from labkit.dpo.record import FrozenFlags, Window, observed, update_norm
 from labkit.dpo.terms import PairStep, Term, check_terms
 from labkit.optim import average_gradients, gathered, rank, update, world_size
@@ -69,7 +69,8 @@ HELD_OUT_DRAWS = 4  # (t, noise) draws of each held-out pair, the same in every 
 
 
 class DPOTrainer:
-    """Trains `pipe.unet` (or its text encoder) on preference pairs; `run()` returns the log.
+    """Trains `pipe.unet` (or its text encoder, or the transformer of Stable Diffusion 3) on preference pairs; `run()`
+    returns the log.
 
     terms: what is minimised, for example [dpo(2500.0), sft(1000.0)]. folder: where checkpoints and the log go; a run
     resumes from a checkpoint found there. reference: a U-Net to compare with instead of the start of this run. pairs: a
@@ -95,8 +96,12 @@ class DPOTrainer:
         held_out: PreferencePairs | Sequence[PreferencePairs] | None = None,
         start: str | Path | None = None,
     ):
+        self.denoiser = denoiser_of(pipe)
+        self.process = process_of(pipe, config.weighting)
+        if config.model == "unet" and self.process.flow:
+            config = replace(config, model="transformer")
         if config.precision == "auto":
-            config = replace(config, precision="bf16" if native_bfloat16(pipe.unet.device) else "fp32")
+            config = replace(config, precision="bf16" if native_bfloat16(self.denoiser.device) else "fp32")
         self.sets = (pairs,) if isinstance(pairs, PreferencePairs) else tuple(pairs)
         self.held_sets = (held_out,) if isinstance(held_out, PreferencePairs) else tuple(held_out or ())
         self.start = start
@@ -113,16 +118,20 @@ class DPOTrainer:
         everything = (*self.sets, *self.held_sets)
         for some in everything:
             channels = some.winner.shape[1]
-            if channels != pipe.unet.config.in_channels:
+            if channels != self.denoiser.config.in_channels:
                 raise ValueError(
-                    f"pairs have {channels} latent channels, the U-Net takes {pipe.unet.config.in_channels}"
+                    f"pairs have {channels} latent channels, the model takes {self.denoiser.config.in_channels}"
                 )
-        if config.t_window[1] > len(pipe.scheduler.alphas_cumprod):
-            raise ValueError(f"t_window {config.t_window} leaves the schedule's {len(pipe.scheduler.alphas_cumprod)}")
+        if config.t_window[1] > len(self.process.alphas_cumprod):
+            raise ValueError(f"t_window {config.t_window} leaves the schedule's {len(self.process.alphas_cumprod)}")
         self.needs = [check_terms(self.terms, some.winner[0].numel()) for some in everything][0]
+        if self.process.flow and self.needs == "predictions":
+            raise ValueError("statistics matching is made of DDPM's step, a flow model has none: leave out statistics")
+        if self.process.flow and config.model != "transformer":
+            raise ValueError(f'model is "{config.model}": of a flow model only the transformer can be trained')
         if config.cached_draws and (self.needs == "predictions" or reference is not None):
             raise ValueError("cached_draws keeps the start's errors only: no statistics term, no other reference")
-        self.hashes, self.base_sums = fingerprints(pipe), base_sums(pipe.unet)
+        self.hashes, self.base_sums = fingerprints(pipe), base_sums(self.denoiser)
         for some in everything:
             check_hashes(some, self.hashes, ignore=("base",) if config.foreign_pairs else ())
             if "vae" not in some.hashes:  # labkit's own encoding scales
@@ -137,7 +146,8 @@ class DPOTrainer:
         ]
         self.conditions, self.row_of_prompt = encode_unique(pipe, [p for some in everything for p in some.prompts])
         self.others = {name: 1.0 for name in active_adapters(self.model)}  # stay on in the reference
-        copied = config.reference == "copy" and config.model == "unet" and reference is None and self.needs != "nothing"
+        self.trains_denoiser = self.model is self.denoiser
+        copied = config.reference == "copy" and self.trains_denoiser and reference is None and self.needs != "nothing"
         self.given_reference, self.locks, self.recomputed = reference, False, None
         self.copy = copy.deepcopy(self.model).requires_grad_(False) if copied and start is None else None
         self.surroundings = self._surroundings()  # of the adapters that are there already
@@ -177,8 +187,8 @@ class DPOTrainer:
         self.counts = [0] * len(self.sets)
         n = sum(len(some) for some in self.sets)
         self.cache = torch.full((n, config.cached_draws, 2), torch.nan)  # reference errors of (w, l)
-        self.recomputed = pipe.unet.is_gradient_checkpointing
-        switch_checkpointing(pipe.unet, config.checkpointing)
+        self.recomputed = self.denoiser.is_gradient_checkpointing
+        switch_checkpointing(self.denoiser, config.checkpointing)
         self.done, self.log = self._resume()
         self.window = Window()
 
@@ -216,8 +226,8 @@ class DPOTrainer:
                 report_runaway(self.done, record["loss"], self.first_loss, record["lr"], self.config.diverged)
             if callback is not None and callback(record) is True:
                 break
-        if self.config.trainable == "lora" and not torch.equal(base_sums(self.pipe.unet), self.base_sums):
-            raise AdapterError("the U-Net's base weights changed during training: something else trains them")
+        if self.config.trainable == "lora" and not torch.equal(base_sums(self.denoiser), self.base_sums):
+            raise AdapterError("the base weights changed during training: something else trains them")
         if self.config.patience and self.best and (self.stopped or self.done == self.config.steps):
             for name, parameter in self.parameters.items():
                 parameter.data.copy_(self.best[name])
@@ -307,19 +317,22 @@ class DPOTrainer:
     def pair_step(self, rows: Sequence[tuple[int, int]]) -> PairStep:
         """Policy (with gradient) and reference on some (pair, epoch) rows of one set; pairs are numbered through all
         sets, the held-out one last."""
-        config, device = self.config, self.pipe.unet.device
+        config, device, process = self.config, self.denoiser.device, self.process
         data, first = self._set_of(rows[0][0])
         trains = rows[0][0] < len(self.cache)  # else it is held out
         k = config.cached_draws if trains else 0
         rows = [(pair, epoch % k if k else epoch) for pair, epoch in rows]
         index = [pair for pair, _ in rows]
         own = [pair - first for pair in index]  # inside its set
-        draws = draw_pairs(rows, data.winner.shape[1:], seed=config.seed, t_window=config.t_window)
+        draws = draw_pairs(
+            rows, data.winner.shape[1:], seed=config.seed, t_window=config.t_window,
+            density=config.density,
+        )  # fmt: skip
         dropped = draws.uniform < (config.prompt_dropout if trains else 0.0)  # [B]
         noise, t = draws.noise.to(device), draws.t.to(device)
-        alphas = self.pipe.scheduler.alphas_cumprod.to(device)
         clean = torch.cat([data.winner[own], data.loser[own]]).to(device, torch.float32)  # [2B, ...]
-        x_t, t2 = add_noise(clean, torch.cat([noise, noise]), torch.cat([t, t]), alphas), torch.cat([t, t])
+        t2 = torch.cat([t, t])
+        x_t = process.noised(clean, torch.cat([noise, noise]), t2)
         b = len(rows)
 
         known = {}
@@ -329,19 +342,19 @@ class DPOTrainer:
         elif self.needs != "nothing":
             with torch.no_grad(), self._reference_on():
                 conditions = self._conditions(index, dropped, live=False)
-                unet = self.pipe.unet if self.reference is None else self.reference
-                ref = self._epsilon(unet, x_t, t2, conditions, alphas)  # [2B, C, h, w]
+                model = self.denoiser if self.reference is None else self.reference
+                ref = self._epsilon(model, x_t, clean, t2, conditions)  # [2B, C, h, w]
                 error = epsilon_error(ref, torch.cat([noise, noise]))  # [2B]
             known = {"ref_winner_error": error[:b], "ref_loser_error": error[b:]}
             known |= {"ref_winner_pred": ref[:b], "ref_loser_pred": ref[b:]}
             if k:
                 self.cache[index, [draw for _, draw in rows]] = error.view(2, b).T.float().cpu()
-        conditions = self._conditions(index, dropped, live=config.model != "unet")
-        prediction = self._epsilon(self.pipe.unet, x_t, t2, conditions, alphas)
+        conditions = self._conditions(index, dropped, live=not self.trains_denoiser)
+        prediction = self._epsilon(self.denoiser, x_t, clean, t2, conditions)
         margin = None if data.margin is None else data.margin[own].to(device, torch.float32)
         return PairStep(
-            winner_pred=prediction[:b], loser_pred=prediction[b:], noise=noise, t=t, alphas_cumprod=alphas,
-            margin=margin, **known,
+            winner_pred=prediction[:b], loser_pred=prediction[b:], noise=noise, t=t,
+            alphas_cumprod=process.alphas_cumprod.to(device), margin=margin, **known,
         )  # fmt: skip
 
     # ---- parts --------------------------------------------------------------------------------------------------
@@ -371,6 +384,11 @@ class DPOTrainer:
     def _go_on_with(self, path: str | Path) -> None:
         """Copy a LoRA file into the fresh adapter."""
         models, alphas = read_lora(path)
+        if more := sorted(set(models) - {self.config.model}):
+            raise AdapterError(
+                f"{path} is for {' and '.join(more)} too, which this run would leave out: give a file for "
+                f"{self.config.model} alone"
+            )
         tensors = models.get(self.config.model, {})
         named = {key.replace(f".{self.config.adapter}.weight", ".weight"): p for key, p in self.parameters.items()}
         odd = sorted(set(named) ^ set(tensors)) or [k for k, p in named.items() if p.shape != tensors[k].shape]
@@ -403,7 +421,7 @@ class DPOTrainer:
     @contextmanager
     def _reference_on(self) -> Iterator[None]:
         """Inside, the model is the reference; another U-Net, or embeddings of the start, need no switching."""
-        switch = self.reference is None and self.config.model == "unet"
+        switch = self.reference is None and self.trains_denoiser
         with use_adapters(self.model, self.others) if switch else nullcontext():
             yield
 
@@ -440,12 +458,12 @@ class DPOTrainer:
                 found.append(torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32))
         return torch.stack(found)
 
-    def _epsilon(self, unet, x_t: Tensor, t: Tensor, conditions: PromptConditions, alphas: Tensor) -> Tensor:
+    def _epsilon(self, model, x_t: Tensor, clean: Tensor, t: Tensor, conditions: PromptConditions) -> Tensor:
         """Predicted noise [2B, C, h, w], float32, whatever the network predicts."""
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision)
         with torch.autocast(x_t.device.type, half) if half else nullcontext():
-            output = unet_output(unet, x_t, t, conditions)
-        return to_epsilon(output.float(), x_t, t, alphas, self.pipe.scheduler.config.prediction_type)
+            output = unet_output(model, x_t, self.process.times(t), conditions)
+        return self.process.as_noise(output.float(), x_t, clean, t)
 
     def learning_rate(self, step: int) -> float:
         """Of update number `step`, from 1."""
@@ -468,6 +486,8 @@ class DPOTrainer:
         free = {"steps", "log_every", "save_every", "diverged"} - (
             {"steps"} if self.config.schedule == "cosine" else set()
         )
+        # checkpoints from before these options have none of them
+        free |= {k for k in ("weighting", "density") if getattr(self.config, k) == getattr(DPOConfig, k)}
         config = {k: v for k, v in asdict(self.config).items() if k not in free}
         terms = [[t.name, dict(t.settings)] for t in self.terms]
         contents = {"pairs": [some.content() for some in self.sets]}
@@ -509,7 +529,7 @@ class DPOTrainer:
             self.cache.copy_(groups["reference"]["errors"])
             for name, average in self.ema.items():
                 average.copy_(groups["ema"][name])
-            self.best = {k: v.to(self.pipe.unet.device) for k, v in groups.get("best", {}).items()}
+            self.best = {k: v.to(self.denoiser.device) for k, v in groups.get("best", {}).items()}
             kept = state["kept"]
             self.first_loss, self.best_loss, self.waited = kept["first_loss"], kept["best_loss"], kept["waited"]
             if self.scale is not None:
@@ -525,7 +545,7 @@ class DPOTrainer:
         for parameter, flag in self.flags_of_others:
             parameter.requires_grad_(flag)
         if self.recomputed is not None:
-            switch_checkpointing(self.pipe.unet, self.recomputed)
+            switch_checkpointing(self.denoiser, self.recomputed)
         if self.locks:
             unlock(self.folder)
             self.locks = False

@@ -42,7 +42,8 @@ class JointPass(ReferencePass):
         return pipe.transformer
 
     def _check_texts(self) -> None:
-        if any(getattr(self.pipe, name, None) is None for name in ("text_encoder", "text_encoder_2")):
+        needed = getattr(type(self.pipe), "needed_encoders", ("text_encoder", "text_encoder_2"))
+        if any(getattr(self.pipe, name, None) is None for name in needed):
             raise FabricError(
                 f"{type(self.pipe).__name__} has no text encoder for the reference prompt: load one, or give "
                 "reference_prompt=None (the text of the generated rows)"

@@ -98,6 +98,11 @@ class FeedbackLoop:
             raise FabricError(f"noise is {noise!r}, expected 'fresh' or 'fixed'")
         if not 0.0 <= dropout < 1.0:
             raise FabricError(f"dropout is {dropout}, expected 0 .. 1 (1 excluded)")
+        if call is None and getattr(pipe, "unet", None) is None:
+            raise FabricError(
+                f"{type(pipe).__name__} has no U-Net, for which rounds are sampled here: give call={{}}, or arguments "
+                "of the pipeline's own call, call={'height': 1024}; rounds are then made by the pipeline itself"
+            )
         self.pipe, self.prompt, self.negative_prompt = pipe, prompt, negative_prompt
         self.images, self.steps, self.guidance_scale = images, steps, guidance_scale
         self.settings, self.preset = replace(preset.settings, **overrides), preset
@@ -114,8 +119,8 @@ class FeedbackLoop:
     @property
     def references(self) -> ReferenceSet:
         """All references that the next round will see, oldest first."""
-        liked = [Reference(r.images[i]) for r in self.rounds for i in r.liked]
-        disliked = [Reference(r.images[i]) for r in self.rounds for i in r.disliked]
+        liked = [Reference(r.images[i], (-1, 1)) for r in self.rounds for i in r.liked]
+        disliked = [Reference(r.images[i], (-1, 1)) for r in self.rounds for i in r.disliked]
         return self.initial.added(liked=liked, disliked=disliked, most=self.most)
 
     def generate(self) -> Tensor:

@@ -70,7 +70,7 @@ class ReferencePass:
         """
         sample, size = call["sample"], self.size_of(call)
         noise_t = t if self.settings.noise == "step" else None
-        base = (self.cache.revision(self.unet), t, noise_t, self.seed, sample.dtype, str(sample.device))
+        base = (self.cache.revision(self.unet), t, noise_t, self.seed, sample.dtype, str(sample.device), *given(call))
         known: dict[Hashable, LayerStates] = {}  # a reference that is given twice runs once
         jobs: list[Job] = []
         found: dict[str, list[LayerStates]] = {}
@@ -248,6 +248,14 @@ class ReferencePass:
         style = tuple(torch.stack(one).mean(0) for one in zip(*style, strict=True)) or None
         w = torch.cat(weights).to(keys[0].device)
         return SignStates(torch.cat(keys, dim=2), torch.cat(values, dim=2), w, tuple(map(len, weights)), style)
+
+
+def given(call: Mapping) -> tuple:
+    """What else of a call decides its references: the scale of LoRA, which is set inside the call only, and the
+    guidance that distilled models are told."""
+    scales = [(call.get(name) or {}).get("scale") for name in ("cross_attention_kwargs", "joint_attention_kwargs")]
+    condition = call.get("timestep_cond")
+    return *scales, digest_of(None if condition is None else condition[:1])
 
 
 def check_texts(pipe) -> None:

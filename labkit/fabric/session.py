@@ -186,7 +186,7 @@ class Session:
                 f"no call of the {self.kind} came by: generate inside the with block, with this pipeline's own model"
             )
         s = self.settings
-        if self.active_calls == 0 and max(s.max_weight, s.min_weight) > 0 and not self._warned:
+        if self.active_calls == 0 and self._seen and max(s.max_weight, s.min_weight) > 0 and not self._warned:
             self._warn(
                 f"references had no effect: the calls were at timesteps {max(self._seen):g} to {min(self._seen):g}, "
                 f"none inside the window from start={s.start:g} to end={s.end:g} (img2img skips the beginning)"

@@ -64,6 +64,7 @@ class InspectionDesk:
         self.verdicts: list[dict[str, Any]] = []
         self.widget: Any = None
         self._clock = clock
+        self._spent: dict[str, float] = {}  # name -> seconds
         self._since = clock()
 
     @property
@@ -97,20 +98,25 @@ class InspectionDesk:
             raise ValueError(f"defect {defect!r} is not on the list: use one of {', '.join(dict(self.defects))}")
         if self.current is None or not self.inspector:
             return False
-        seconds = round(self._clock() - self._since, 1)
-        self.verdicts.append(
-            {"item": self.current, "inspector": self.inspector, "defect": defect, "seconds": max(0.0, seconds)}
-        )
-        self._since = self._clock()
+        name, seconds = self.current, round(self._looked(), 1)
+        self.verdicts.append({"item": name, "inspector": self.inspector, "defect": defect, "seconds": seconds})
         return True
 
     def back(self) -> bool:
         """Take the last verdict back; False if there is none."""
         if not self.verdicts:
             return False
+        self._looked()
         self.verdicts.pop()
-        self._since = self._clock()
         return True
+
+    def _looked(self) -> float:
+        """Seconds that were spent on the current picture, over all looks at it; from now on the next one counts."""
+        name, now = self.current, self._clock()
+        if name is not None:
+            self._spent[name] = self._spent.get(name, 0.0) + max(0.0, now - self._since)
+        self._since = self._clock()
+        return self._spent.get(name, 0.0)
 
     def key(self, sign: str) -> bool:
         """What one key does; False for a key without meaning."""

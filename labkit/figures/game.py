@@ -1,8 +1,9 @@
 """The feedback game: pictures of a round with thumbs, the next round follows the votes, a target is to be found.
 
-    FeedbackGame(loop, score, goal=0.6, target=picture)
+    FeedbackGame(loop, score, goal=0.6, rounds=4, target=picture)
 
-The player sees `target`, the model does not. `loop` generates and keeps the rounds (a `labkit.fabric.FeedbackLoop` or
+The player sees `target`, the model does not. `rounds` is the budget of the comparison: whoever needs more may play on,
+and the status says so. `loop` generates and keeps the rounds (a `labkit.fabric.FeedbackLoop` or
 anything with its methods), `score` maps images [B, 3, H, W] to B numbers that say how near the target they are. Without
 widgets, or with `interactive=False`, the first round stands there as a picture. `vote`, `next_round` and `undo` are
 what the buttons call: they can be tested, or called from a cell. Buttons and votes are ordinary form elements: Tab
@@ -34,11 +35,13 @@ class FeedbackGame:
         score: Callable[[Any], Any],
         *,
         goal: float,
+        rounds: int | None = None,
         target: Any = None,
         interactive: bool | None = None,
         lang: str | None = None,
     ):
         self.loop, self.score, self.goal, self.target = loop, score, float(goal), target
+        self.rounds = rounds
         self.interactive, self._lang = interactive, lang or get_language()
         if not loop.rounds:
             loop.generate()
@@ -69,11 +72,16 @@ class FeedbackGame:
     @property
     def status(self) -> str:
         """Where the game stands, in one line."""
-        values = {"number": len(self.loop.rounds), "best": self.best, "goal": self.goal}
-        if self.found is None:
-            return t("game.round", lang=self._lang, **values)
-        pictures = sum(len(one.images) for one in self.loop.rounds[: self.found])
-        return t("game.won", lang=self._lang, found=self.found, pictures=pictures, **values)
+        played, found, budget = len(self.loop.rounds), self.found, self.rounds
+        values = {"lang": self._lang, "number": played, "best": self.best, "goal": self.goal}
+        if found is None and budget is None:
+            return t("game.round", **values)
+        if found is None:
+            return t("game.round_of" if played <= budget else "game.over", rounds=budget, **values)
+        if budget is not None and found > budget:
+            return t("game.late", found=found, rounds=budget, **values)
+        pictures = sum(len(one.images) for one in self.loop.rounds[:found])
+        return t("game.won", found=found, pictures=pictures, **values)
 
     def vote(self, image: int, value: int) -> None:
         """LIKE, DISLIKE or NEUTRAL for one picture of the current round."""

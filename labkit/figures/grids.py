@@ -38,7 +38,7 @@ def image_grid(
 
     Args:
         images: N images (PIL, uint8 [H, W, 3], float [3, H, W] in [-1, 1]) or a batch tensor [N, 3, H, W].
-        captions: N texts; wrapped to the image's width, three lines at most.
+        captions: N texts; wrapped to the image's width, eight lines at most.
         scores: N numbers (NaN: none for this image), written as `score_format` with `score_label` in front.
         columns: images per row; by default whatever fills a notebook's width well.
         row_labels, column_labels: texts at the left of the rows and over the columns.
@@ -246,8 +246,10 @@ def _describe_strips(lists: Mapping[str, list], seeds: Any, scores: Any, lang: s
         mean = t("fig.alt.mean", lang=lang, value=float(np.mean(values))) if values is not None else ""
         parts.append(f"{label} ({mean})" if mean else label)
     columns = len(next(iter(lists.values())))
-    names = ", ".join(map(str, seeds)) if seeds is not None else "-"
-    return t("fig.alt.strips", lang=lang, rows="; ".join(parts), n=columns, seeds=names)
+    words = {"lang": lang, "rows": "; ".join(parts), "n": columns}
+    if seeds is None:
+        return t("fig.alt.rows", **words)
+    return t("fig.alt.strips", seeds=", ".join(map(str, seeds)), **words)
 
 
 def _describe_peaks(

@@ -4,10 +4,10 @@ Modules, in the order in which they are read:
 
     equations    the statistics: plans, intervals, sequential tests, thresholds
     aql          plans by lot size and AQL, as the standards' tables give them
-    lot          a folder of pictures, and a sample that anybody can draw again
+    lot          a folder of pictures, and a sample that anybody can draw again; `prompts`: what was ordered
     rules        the rule filter; `provenance`: where a picture comes from, inside the PNG
     judge        scores from a learned judge, kept in a file; `threshold`: the certified preference filter;
-                 `calibration`: a certificate from files
+                 `calibration`: a certificate from files; `sealed`: files that show an edit by hand
     verdicts     what people saw; `page`: the page on which they look; `serve`: the same over HTTP on this machine
     gate         rule filter -> preference filter -> random inspection -> decision
     record       the sign-off record; `report` shows it in Japanese or English, `wording`: what filters and plans wrote,

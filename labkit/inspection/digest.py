@@ -40,6 +40,15 @@ def digest_process(**parts: Any) -> str:
     return digest({name: _content(part) for name, part in parts.items()})
 
 
+def digest_path(path: Path) -> str:
+    """SHA-256 of a file's bytes, or of a folder's names and contents.
+
+    Raises:
+        FileNotFoundError: a path that does not exist.
+    """
+    return digest(_content(path)) if path.is_dir() else digest_file(path)
+
+
 def _content(part: Any) -> Any:
     if not isinstance(part, Path):
         return part

@@ -10,18 +10,20 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from labkit.files import write_atomically
 from labkit.inspection.aql import Plan
 from labkit.inspection.calibration import certificate_of
+from labkit.inspection.digest import digest
 from labkit.inspection.gate import Gate, Screening
 from labkit.inspection.judge import Judge
 from labkit.inspection.lot import InspectionError, Lot, read_lot
 from labkit.inspection.record import sign_off
 from labkit.inspection.rules import Rule, near_duplicate_rule, provenance_rule, size_rule
+from labkit.inspection.sealed import read_sealed, write_sealed
 from labkit.inspection.threshold import Certificate, PreferenceFilter
-from labkit.inspection.verdicts import Verdict, band_decisions
+from labkit.inspection.verdicts import DEFECTS, Defect, Verdict, band_decisions, make_defects
 
 JOB = "job.json"
+CURE = "draw into another --out"
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class Job:
     Attributes:
         lot: its hash. plan, seed: of the sample. rules: see `make_rules`. process: hash of what made the pictures.
         certificate, abstain: of the preference filter; None for none. judge, scores: who scored the lot, and how.
-        people: what was decided on the pictures of the abstain band.
+        people: what was decided on the pictures of the abstain band. band: the verdicts behind it, as plain values.
+        pictures: name -> SHA-256 of the lot's pictures. parts: hashes for the record (model, adapter, prompts).
+        texts: name -> what was ordered. defects: the written list, as plain values.
     """
 
     lot: str
@@ -55,22 +59,46 @@ class Job:
     judge: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
     people: Mapping[str, bool] = field(default_factory=dict)
+    band: Sequence[Mapping[str, Any]] = ()
+    pictures: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[str, str] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+    defects: Sequence[Mapping[str, str]] = tuple(asdict(defect) for defect in DEFECTS)
+
+    @property
+    def name(self) -> str:
+        """Of this draw, for files and verdicts: the beginning of the job's hash."""
+        return digest(plain(self))[:16]
 
     def gate(self, *, policy: str = "any", repeats: str = "refuse") -> Gate:
         """The gate of this job."""
         keep = None if self.certificate is None else PreferenceFilter(self.certificate, self.abstain)
-        return Gate(self.process, self.plan, make_rules(self.rules), keep, policy=policy, repeats=repeats)
+        more = {"defects": make_defects(self.defects), "policy": policy, "repeats": repeats}
+        return Gate(self.process, self.plan, make_rules(self.rules), keep, **more)
 
     def screen(self, lot: Lot) -> Screening:
         """Both filters, with the scores and decisions that were kept.
 
         Raises:
-            InspectionError: the folder no longer holds the lot that was drawn from.
+            InspectionError: the folder no longer holds the lot that was drawn from; names what is different.
         """
         if lot.sha256 != self.lot:
-            raise InspectionError(f"the pictures in {lot.name} are not those of the draw: draw again")
+            raise InspectionError(
+                f"the pictures in {lot.name} are not those of the draw ({self._changes(lot)}): put them back, or draw "
+                "from the changed lot"
+            )
         judge = None if self.certificate is None else KeptScores(self.judge, self.scores)
         return self.gate().screen(lot, judge, people=self.people)
+
+    def _changes(self, lot: Lot) -> str:
+        """What is missing, changed or new in a lot, the first five by name."""
+        now = {item.name: item.sha256 for item in lot.items}
+        found = [f"{name} is missing" for name in self.pictures if name not in now and name not in lot.unreadable]
+        found += [f"{name} was changed" for name, hashed in now.items() if self.pictures.get(name, hashed) != hashed]
+        found += [f"{name} is new" for name in now if name not in self.pictures]
+        found += [f"{name} can no longer be read" for name in lot.unreadable if name in self.pictures]
+        more = f", and {len(found) - 5} more" if len(found) > 5 else ""
+        return (", ".join(found[:5]) + more) or "files that cannot be read came or went"
 
     def sign(
         self,
@@ -92,6 +120,8 @@ class Job:
             maker=maker,
             checker=checker,
             signed=datetime.now().astimezone(),
+            parts=self.parts,
+            band=[Verdict(**told) for told in self.band],
             previous=previous,
         )
 
@@ -105,19 +135,41 @@ def open_job(
     judge: Judge | None = None,
     abstain: float = 0.0,
     band: Sequence[Verdict] = (),
+    parts: Mapping[str, str] | None = None,
+    texts: Mapping[str, str] | None = None,
+    defects: Sequence[Defect] = DEFECTS,
 ) -> tuple[Job, Lot, Screening]:
     """Read a lot and put it through the filters; the plan is still to be chosen (see `draw`).
 
     Args:
-        band: what people said about pictures of the abstain band.
+        band: what people said about pictures of the abstain band. parts, texts, defects: see `Job`.
+
+    Raises:
+        InspectionError: no lot, a text for a picture that is not there, or what `Gate.screen` raises.
     """
-    lot = read_lot(folder)
-    job = Job(lot.sha256, Plan(1, 0), "", rules, process, certificate, abstain)
+    lot, texts = read_lot(folder, texts=texts), dict(texts or {})
+    known = {*(item.name for item in lot.items), *lot.unreadable}
+    if strange := [name for name in texts if name not in known]:
+        raise InspectionError(f"{len(strange)} prompts belong to no picture of {lot.name}: first {strange[0]!r}")
+    job = Job(
+        lot=lot.sha256,
+        plan=Plan(1, 0),
+        seed="",
+        rules=rules,
+        process=process,
+        certificate=certificate,
+        abstain=abstain,
+        pictures={item.name: item.sha256 for item in lot.items},
+        parts=dict(parts or {}),
+        texts=texts,
+        defects=tuple(asdict(defect) for defect in defects),
+    )
     if certificate is not None:
         screening = job.gate().screen(lot, judge)
         by_hash = {item.sha256: screening.scores[item.name] for item in lot.items if item.name in screening.scores}
-        people = band_decisions(screening.abstained, band)
-        job = replace(job, judge=judge.name, scores=by_hash, people=people)
+        people = band_decisions(screening.abstained, band, defects=defects)
+        said = tuple(asdict(verdict) for verdict in band)
+        job = replace(job, judge=judge.name, scores=by_hash, people=people, band=said)
     return job, lot, job.screen(lot)
 
 
@@ -133,31 +185,40 @@ def make_rules(told: Mapping[str, Any]) -> tuple[Rule, ...]:
     if told["size"]:
         rules.append(size_rule(*told["size"]))
     if told["duplicates"] is not None:
+        if not 0 <= told["duplicates"] <= 255:
+            raise InspectionError(f"--duplicates {told['duplicates']:g}: a difference in levels, 0 to 255")
         rules.append(near_duplicate_rule(told["duplicates"]))
     if told["provenance"]:
         rules.append(provenance_rule())
     return tuple(rules)
 
 
+def plain(job: Job) -> dict[str, Any]:
+    """The job as JSON keeps it."""
+    return json.loads(json.dumps(asdict(job), ensure_ascii=False))
+
+
 def write_job(folder: Path | str, job: Job) -> Path:
-    """Keep the job in a folder."""
-    return write_atomically(Path(folder) / JOB, json.dumps(asdict(job), ensure_ascii=False, indent=2) + "\n")
+    """Keep the job in a folder, with a seal."""
+    return write_sealed(Path(folder) / JOB, plain(job))
 
 
 def read_job(folder: Path | str) -> Job:
     """The job of a folder.
 
     Raises:
-        InspectionError: none there, or one that was written by hand.
+        InspectionError: none there, or one that was written or edited by hand.
     """
     path = Path(folder) / JOB
+    if not path.is_file():
+        raise InspectionError(f"there is no {path}: run labkit inspect draw first")
+    told = read_sealed(path, CURE)
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
         told["plan"] = Plan(**told["plan"])
-        if told.get("certificate") is not None:
+        if told["certificate"] is not None:
             told["certificate"] = certificate_of(told["certificate"])
         job = Job(**told)
-        make_rules(job.rules)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InspectionError(f"{path} is no job ({error}): run labkit inspect draw first") from None
+        make_rules(job.rules), make_defects(job.defects)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InspectionError(f"{path} is no job ({error}): draw into another --out") from None
     return job

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 
 from labkit.errors import LabkitError
 from labkit.images import NO_DECODER, SUFFIXES, ImageError, read_file
@@ -39,11 +41,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Lot:
-    """The readable pictures of a folder in the order of their names, and why the others could not be read."""
+    """The readable pictures of a folder in the order of their names, and why the others could not be read; `others`:
+    files that are no pictures."""
 
     name: str
     items: tuple[Item, ...]
     unreadable: dict[str, str]
+    others: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -61,13 +65,24 @@ class Lot:
             {"items": [[item.name, item.sha256] for item in self.items], "unreadable": sorted(self.unreadable)}
         )
 
+    @property
+    def copies(self) -> dict[str, str]:
+        """Pictures whose file equals an earlier one byte for byte -> the earlier one's name."""
+        first: dict[str, str] = {}
+        return {
+            item.name: first[item.sha256]
+            for item in self.items
+            if first.setdefault(item.sha256, item.name) != item.name
+        }
 
-def read_lot(folder: Path | str, *, texts: dict[str, str] | None = None) -> Lot:
+
+def read_lot(folder: Path | str, *, texts: Mapping[str, str] | None = None) -> Lot:
     """All pictures of a folder and its subfolders; every one is decoded once, so that a broken one shows now.
 
     Args:
         folder: holds .png, .jpg, .webp, .bmp, .gif or .tif files; other files and hidden ones are no pictures, but
-            pictures that nothing here can decode (.heic, .svg, ...) are named as unreadable.
+            pictures that nothing here can decode (.heic, .svg, ...) or whose name has another ending are named as
+            unreadable, and so are folders that may not be read and links to folders.
         texts: name -> prompt or caption, for the rules on texts.
 
     Raises:
@@ -76,11 +91,18 @@ def read_lot(folder: Path | str, *, texts: dict[str, str] | None = None) -> Lot:
     folder = Path(folder)
     if not folder.is_dir():
         raise InspectionError(f"{folder} is not a folder: give the folder that holds the lot's pictures")
-    paths = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES | NO_DECODER and path.is_file()]
-    items, unreadable = [], {}
-    for path in sorted(paths, key=lambda path: path.relative_to(folder).as_posix()):
+    items, unreadable, others = [], {}, []
+    for path, fault in sorted(_files(folder), key=lambda found: found[0].as_posix()):
         name = path.relative_to(folder).as_posix()
-        if any(part.startswith(".") for part in name.split("/")):
+        readable = _writable(name)
+        if fault or readable != name:
+            unreadable[readable] = fault or "its name is no UTF-8: rename it"
+            continue
+        if path.suffix.lower() not in SUFFIXES | NO_DECODER:
+            if kind := _picture_kind(path):
+                unreadable[name] = f"holds a picture ({kind}), its name ends otherwise: rename it"
+            else:
+                others.append(name)
             continue
         try:
             item = Item(name, path, digest_file(path), (texts or {}).get(name, ""))
@@ -91,7 +113,36 @@ def read_lot(folder: Path | str, *, texts: dict[str, str] | None = None) -> Lot:
             items.append(item)
     if not items and not unreadable:
         raise InspectionError(f"{folder} holds no pictures: expected {', '.join(sorted(SUFFIXES))}")
-    return Lot(folder.resolve().name, tuple(items), unreadable)
+    return Lot(_writable(folder.resolve().name), tuple(items), unreadable, tuple(others))
+
+
+def _files(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Every visible file below a folder with "", and what hides files from this program with the reason."""
+    refused: list[OSError] = []
+    for where, folders, files in os.walk(folder, onerror=refused.append):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in folders:
+            if (Path(where) / name).is_symlink():
+                yield Path(where) / name, "a link to a folder: put the pictures themselves here"
+        for name in files:
+            if not name.startswith("."):
+                yield Path(where) / name, ""
+    for error in refused:
+        yield Path(error.filename), f"a folder that may not be read ({error.strerror})"
+
+
+def _writable(name: str) -> str:
+    """The name as text can hold it; bytes that are no UTF-8, as old archives have them, become \\x.. marks."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _picture_kind(path: Path) -> str:
+    """ "JPEG", ... for a picture by its content, "" for anything else."""
+    try:
+        with Image.open(path) as picture:
+            return picture.format or ""
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
+        return ""
 
 
 def draw_sample(names: Sequence[str], n: int, seed: int | str) -> list[str]:

@@ -1,6 +1,8 @@
 """The page on which people inspect: one HTML file beside the pictures, keys for everything, time per picture kept.
 
-It works without a server and without a network. What an inspector saves is a JSONL file of verdicts.
+It works without a server and without a network. What an inspector saves is a JSONL file of verdicts. A picture can be
+judged once it stands there, not before; its time runs while the page is in view, over all looks at it; a page that was
+closed goes on where it stood.
 """
 
 from __future__ import annotations
@@ -30,30 +32,64 @@ img { display: block; min-height: 16rem; max-height: 62vh; max-width: 100%%; obj
 button, input { font: inherit; margin: .15rem; padding: .3rem .8rem; } .critical { border-left: .4rem solid #c33; }
 .major { border-left: .4rem solid #e90; } .minor { border-left: .4rem solid #99b; } [hidden] { display: none; }
 </style></head><body><h1>%(page_title)s: %(lot)s</h1>
-<form id="begin"><label>%(page_name)s <input id="who" required></label> <button>%(page_start)s</button></form>
-<main hidden><p id="where" aria-live="polite"></p><img id="picture" alt=""><p id="text"></p>
-<div id="buttons"></div><p>%(page_keys)s</p>
-</main><section id="end" hidden><p>%(page_done)s</p><button id="save">%(save)s</button>
-<p id="told" role="status"></p></section><script>
+<form id="begin"><label>%(page_name)s <input id="who" required autocomplete="off"></label>
+<button>%(page_start)s</button></form>
+<main hidden><p id="where" aria-live="polite"></p><div id="frame"></div><p id="text"></p>
+<p id="trouble" role="alert"></p><div id="buttons"></div><p>%(page_keys)s</p>
+</main><section id="end" hidden><p>%(page_done)s</p><p><button id="save">%(save)s</button>
+<button id="file" hidden>%(page_save)s</button></p><p id="told" role="status"></p></section><script>
 "use strict";
-const job = %(job)s, told = [];
-let since = 0;
+const job = %(job)s, told = [], spent = job.items.map(() => 0), pictures = [];
+let since = 0, saved = true;
 const get = (id) => document.getElementById(id);
+const started = () => get("begin").hidden;
+const picture = (i) => {  // shown and the next two: whoever works fast waits for no file
+  for (let k = i; k < Math.min(i + 3, job.items.length); k++) {
+    if (pictures[k]) continue;
+    pictures[k] = new Image(); pictures[k].alt = job.items[k].name; pictures[k].id = "picture";
+    pictures[k].onload = pictures[k].onerror = () => { if (k === told.length && started()) arrived(); };
+    pictures[k].src = job.items[k].href;
+  }
+  return pictures[i];
+};
+const seen = () => { const one = pictures[told.length]; return one && one.complete && one.naturalWidth > 0; };
+const arrived = () => {
+  const one = pictures[told.length];
+  if (seen()) { since = document.hidden ? 0 : performance.now(); get("trouble").textContent = ""; }
+  else if (one.complete) get("trouble").textContent = job.told.missing + " " + job.items[told.length].name;
+};
+const pause = () => {  // nobody looks at a hidden page
+  if (since) spent[told.length] += performance.now() - since;
+  since = 0;
+};
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) pause();
+  else if (started() && told.length < job.items.length && seen()) since = performance.now();
+});
 const show = () => {
   const i = told.length, over = i >= job.items.length;
   document.querySelector("main").hidden = over; get("end").hidden = !over;
   if (over) return;
   get("where").textContent = (i + 1) + " / " + job.items.length + "  " + job.items[i].name;
-  get("picture").src = job.items[i].href; get("picture").alt = job.items[i].name;
-  get("text").textContent = job.items[i].text; since = performance.now();
+  get("frame").replaceChildren(picture(i)); get("trouble").textContent = "";
+  get("text").textContent = job.items[i].text; arrived();
+};
+const person = (name) => name.normalize("NFKC").toLowerCase().normalize("NFKC").replace(/[^\\p{L}\\p{N}\\p{M}]+/gu, "");
+const place = () => JSON.stringify([job.draw, job.items.map((item) => item.name), person(get("who").value)]);
+const keep = () => {  // a closed tab is no lost day, where the browser lets the page remember
+  try { if (job.draw) window.localStorage.setItem(place(), JSON.stringify({told: told, spent: spent})); }
+  catch { /* private window */ }
 };
 const judge = (defect) => {
-  if (told.length >= job.items.length || get("begin").hidden === false) return;
-  told.push({item: job.items[told.length].name, inspector: get("who").value.trim(), defect: defect,
-    seconds: Math.round((performance.now() - since) / 100) / 10});
-  show();
+  if (told.length >= job.items.length || !started() || !seen()) return;
+  pause();
+  const i = told.length, verdict = {item: job.items[i].name, inspector: get("who").value.trim(), defect: defect,
+    seconds: Math.round(spent[i] / 100) / 10};
+  if (job.draw) verdict.draw = job.draw;
+  told.push(verdict); saved = false;
+  keep(); show();
 };
-const back = () => { told.pop(); show(); };
+const back = () => { if (!told.length) return; pause(); told.pop(); saved = false; keep(); show(); };
 const button = (text, action, kind) => {
   const one = document.createElement("button");
   one.textContent = text; one.className = kind; one.type = "button";
@@ -65,36 +101,48 @@ job.defects.forEach((d, i) => button((i + 1) + ": " + d.text, () => judge(d.code
 button("Backspace: %(page_back)s", back, "back");
 get("begin").onsubmit = (event) => {
   event.preventDefault();
-  const who = get("who").value.normalize("NFKC").toLowerCase().replace(/\\s+/gu, "");
-  if (!who) return;
-  if (job.barred.includes(who)) { window.alert(job.told.barred); return; }
+  const who = person(get("who").value);
+  if (!who) { window.alert(job.told.nobody); return; }
+  if (job.barred.includes(who)) { window.alert(job.told.maker); return; }
+  try {
+    const before = job.draw ? JSON.parse(window.localStorage.getItem(place())) : null;
+    const where = before && before.told.length + " / " + job.items.length;
+    if (before && before.told.length && window.confirm(job.told.again + " " + where)) {
+      told.push(...before.told); before.spent.forEach((ms, i) => { spent[i] = ms; }); saved = false;
+    }
+  } catch { /* nothing was kept */ }
   get("who").blur(); get("begin").hidden = true; show();
 };
 document.addEventListener("keydown", (event) => {
-  if (!get("begin").hidden || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.key === "Backspace") { event.preventDefault(); back(); return; }
+  if (!started() || event.repeat || event.isComposing || event.ctrlKey || event.metaKey || event.altKey) return;
+  const key = event.key.normalize("NFKC"), enter = key === "Enter" || key === " ";
+  if (enter && event.target instanceof HTMLButtonElement) return;  // the button that Tab has reached
+  if (key === "Backspace") { event.preventDefault(); back(); return; }
   if (told.length >= job.items.length) return;
-  if (event.key === "Enter" || event.key === " ") { event.preventDefault(); judge(""); }
-  const d = job.defects[Number(event.key) - 1];
-  if (event.key >= "1" && event.key <= "9" && d) judge(d.code);
+  if (enter) { event.preventDefault(); judge(""); }
+  const d = job.defects[Number(key) - 1];
+  if (key >= "1" && key <= "9" && d) judge(d.code);
 });
-get("save").onclick = () => {
-  const lines = told.map((v) => JSON.stringify(v) + "\\n").join("");
-  if (job.submit) {
-    get("save").disabled = true;
-    fetch(job.submit, {method: "POST", body: lines})
-      .then(async (answer) => [answer.ok, await answer.text()])
-      .catch((error) => [false, String(error)])
-      .then(([ok, text]) => {
-        get("told").textContent = (ok ? job.told.sent : job.told.failed) + " " + text; get("save").disabled = ok;
-      });
-    return;
-  }
+const lines = () => told.map((v) => JSON.stringify(v) + "\\n").join("");
+const download = () => {
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([lines], {type: "application/x-ndjson"}));
+  link.href = URL.createObjectURL(new Blob([lines()], {type: "application/x-ndjson"}));
   link.download = "verdicts-" + get("who").value.trim().replace(/[^\\p{L}\\p{N}_-]+/gu, "-") + ".jsonl";
-  link.click();
+  link.click(); saved = true;
 };
+get("file").onclick = download;
+get("save").onclick = () => {
+  if (!job.submit) { download(); return; }
+  get("save").disabled = true;
+  fetch(job.submit, {method: "POST", body: lines()})
+    .then(async (answer) => [answer.ok, await answer.text()])
+    .catch((error) => [false, String(error)])
+    .then(([ok, text]) => {
+      get("told").textContent = (ok ? job.told.sent : job.told.failed) + " " + text; get("save").disabled = ok;
+      get("file").hidden = ok; if (ok) saved = true;
+    });
+};
+window.addEventListener("beforeunload", (event) => { if (told.length && !saved) event.preventDefault(); });
 </script></body></html>
 """
 
@@ -107,14 +155,16 @@ def write_page(
     *,
     lang: str,
     barred: Sequence[str] = (),
+    draw: str = "",
 ) -> Path:
     """Write the inspection page for a sample; it refers to the pictures where they lie.
 
-    Pictures that browsers do not show (TIFF, JPEG 2000) are copied as PNG into a folder beside the page.
+    Pictures that browsers do not show (TIFF, JPEG 2000) are copied as PNG into a hidden folder beside the page: a lot
+    that lies around it must not grow by them.
 
     Args:
         path: the .html file. sample: names in the order of inspection. defects: at most 9. lang: "ja" or "en".
-        barred: names that may not inspect, such as the maker's.
+        barred: names that may not inspect, such as the maker's. draw: name of the draw, written into every verdict.
 
     Raises:
         ValueError: more defects than digits.
@@ -123,7 +173,7 @@ def write_page(
     folder = path.absolute().parent
     addresses = [_href(_viewable(lot[name], path), folder) for name in sample]
     orders = [lot[name].text for name in sample]
-    page = page_html(lot.name, sample, addresses, defects, lang=lang, orders=orders, barred=barred)
+    page = page_html(lot.name, sample, addresses, defects, lang=lang, orders=orders, barred=barred, draw=draw)
     return write_atomically(path, page)
 
 
@@ -137,9 +187,10 @@ def page_html(
     orders: Sequence[str] | None = None,
     barred: Sequence[str] = (),
     submit: str = "",
+    draw: str = "",
 ) -> str:
     """The page as text; `addresses` of the pictures and what was ordered in the order of the sample, `submit`: where
-    verdicts are sent (empty: they are saved as a file).
+    verdicts are sent (empty: they are saved as a file), `draw`: name of the draw, written into every verdict.
 
     Raises:
         ValueError: more defects than digits.
@@ -154,7 +205,8 @@ def page_html(
         "defects": [{"code": d.code, "severity": d.severity, "text": getattr(d, lang)} for d in defects],
         "submit": submit,
         "barred": [same_person(name) for name in barred],
-        "told": {"barred": t["page_maker"], "sent": t["page_sent"], "failed": t["page_failed"]},
+        "draw": draw,
+        "told": {key: t[f"page_{key}"] for key in ("maker", "sent", "failed", "missing", "nobody", "again")},
     }
     words = {key: html.escape(text) for key, text in t.items() if key.startswith("page_")}
     words["save"] = words["page_send" if submit else "page_save"]
@@ -167,7 +219,7 @@ def _viewable(item: Item, page: Path) -> Path:
     """The picture's file, or a PNG copy of it where browsers cannot show the format."""
     if item.path.suffix.lower() not in NO_BROWSER:
         return item.path
-    copy = page.absolute().parent / f"{page.stem}-pictures" / f"{item.sha256[:16]}.png"
+    copy = page.absolute().parent / f".{page.stem}-pictures" / f"{item.sha256[:16]}.png"
     copy.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(item.open()).save(copy)
     return copy

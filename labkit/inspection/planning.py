@@ -18,11 +18,11 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plan", metavar="PLAN", help="bad=0.02, good=0.01,bad=0.05, aql=1.0, 80/2, or all")
     parser.add_argument("--bad", type=float, metavar="RATE", help="refuse lots with this rate of defectives, e.g. 0.02")
     parser.add_argument("--good", type=float, metavar="RATE", help="accept lots with this one (default: c = 0)")
-    parser.add_argument("--confidence", type=float, default=0.95, help="of a plan without --good (default: 0.95)")
+    parser.add_argument("--confidence", type=float, help="of a plan without --good (default: 0.95)")
     parser.add_argument("--aql", type=float, choices=list(NORMAL_ZERO), help="instead: by the AQL table (percent)")
-    parser.add_argument("--severity", choices=("tightened", "normal", "reduced"), default="normal", help="of --aql")
+    parser.add_argument("--severity", choices=("tightened", "normal", "reduced"), help="of --aql (default: normal)")
     parser.add_argument("--n", type=int, help="instead: this sample size ...")
-    parser.add_argument("--c", type=int, default=0, help="... and acceptance number (default: 0)")
+    parser.add_argument("--c", type=int, help="... and acceptance number (default: 0)")
     parser.add_argument("--minor", type=int, help="minor defects to accept (default: as many as major ones)")
 
 
@@ -40,8 +40,10 @@ def parse_plan(text: str) -> dict[str, float | int | bool]:
         n, slash, c = text.partition("/")
         if slash:
             return {"n": int(n), "c": int(c)}
-        told = dict(part.split("=") for part in text.replace(" ", "").split(","))
-        return {name: kinds[name](value) for name, value in told.items()}
+        told = [part.split("=") for part in text.replace(" ", "").split(",")]
+        if len({name for name, *_ in told}) < len(told):
+            raise ValueError
+        return {name: kinds[name](value) for name, value in told}
     except (ValueError, KeyError):
         raise InspectionError(
             f"{text!r} is no plan: write bad=0.02, good=0.01,bad=0.05, aql=1.0, 80/2, or all"
@@ -52,13 +54,20 @@ def choose_plan(args: argparse.Namespace, lot: int | None) -> Plan:
     """The plan that the options describe, for a lot of `lot` pictures (None: very many).
 
     Raises:
-        InspectionError: none or more than one way to say the plan, or a lot without pictures.
+        InspectionError: none or more than one way to say the plan, an option that the plan has no use for, or a lot
+        without pictures.
     """
     told = vars(args) | {"everything": False} | (parse_plan(args.plan) if args.plan else {})
     wanted = argparse.Namespace(**told)
     ways = sum(value is not None for value in (wanted.bad, wanted.aql, wanted.n)) + wanted.everything
     if ways != 1:
         raise InspectionError("say which plan: --plan PLAN, or --bad RATE [--good RATE], --aql PERCENT, --n SIZE [--c]")
+    belongs = {"good": wanted.bad, "confidence": wanted.bad, "severity": wanted.aql, "c": wanted.n}
+    idle = [name for name, owner in belongs.items() if getattr(wanted, name) is not None and owner is None]
+    if wanted.confidence is not None and wanted.good is not None:
+        idle.append("confidence")
+    if idle:
+        raise InspectionError(f"{idle[0]} = {getattr(wanted, idle[0])} has no part in this plan: leave it out")
     if lot == 0:
         raise InspectionError("no picture passed the filters: there is nothing to draw from")
     plan = _plan_of(wanted, lot)
@@ -71,11 +80,13 @@ def _plan_of(wanted: argparse.Namespace, lot: int | None) -> Plan:
             raise InspectionError("to look at all pictures the lot's size is needed: add --lot")
         return Plan(lot, 0, source="every picture")
     if wanted.n is not None:
-        return Plan(wanted.n, wanted.c)
+        return Plan(wanted.n, wanted.c or 0)
     if wanted.aql is not None:
         if lot is None:
             raise InspectionError("the AQL table needs the lot's size: add --lot")
-        return Plan(1, 0, source=TOO_SMALL) if lot < 2 else aql_plan(lot, wanted.aql, severity=wanted.severity)
+        return (
+            Plan(1, 0, source=TOO_SMALL) if lot < 2 else aql_plan(lot, wanted.aql, severity=wanted.severity or "normal")
+        )
     for name in ("good", "bad"):
         rate = getattr(wanted, name)
         if rate is not None and not 0 < rate < 1:
@@ -83,7 +94,8 @@ def _plan_of(wanted: argparse.Namespace, lot: int | None) -> Plan:
     if wanted.good is None:
         if lot is not None and not 0 < wanted.bad * lot < lot - 1:  # no lot of this size shows more than the rate
             return Plan(lot, 0, source=TOO_SMALL)
-        n = zero_failure_n(wanted.bad, wanted.confidence, lot=lot)
-        return Plan(n, 0, source=f"zero failures: at most {wanted.bad:g} defective, {wanted.confidence:g} confidence")
+        sure = 0.95 if wanted.confidence is None else wanted.confidence
+        n = zero_failure_n(wanted.bad, sure, lot=lot)
+        return Plan(n, 0, source=f"zero failures: at most {wanted.bad:g} defective, {sure:g} confidence")
     n, c = two_point_plan(wanted.good, wanted.bad, lot=lot)
     return Plan(n, c, source=f"two points: accept {wanted.good:g}, refuse {wanted.bad:g}")

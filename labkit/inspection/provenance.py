@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from PIL import Image, PngImagePlugin
+import numpy as np
+from PIL import Image
 
 from labkit.files import write_atomically
 from labkit.inspection.digest import canonical, digest
@@ -22,38 +24,64 @@ GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMe
 
 
 def pixels_sha256(path: Path | str) -> str:
-    """Hash of size and pixels (RGBA): saving the same picture again keeps it, a retouched pixel does not."""
+    """Hash of size and pixels (RGBA; 16 bits as they are): saving the picture again keeps it, a retouched pixel does
+    not."""
     with Image.open(path) as picture:
+        if picture.mode.startswith("I"):  # RGBA would cut 16 bits to 8
+            deep = np.asarray(picture).astype("<i4")
+            return hashlib.sha256(f"{picture.width}x{picture.height}:deep:".encode() + deep.tobytes()).hexdigest()
         rgba = picture.convert("RGBA")
     return hashlib.sha256(f"{rgba.width}x{rgba.height}:".encode() + rgba.tobytes()).hexdigest()
 
 
 def write_provenance(path: Path | str, fields: Mapping[str, str | int | float | None]) -> dict:
-    """Write fields into a PNG, over those it has; the pixels stay as they are.
+    """Write fields into a PNG, over those it has; every other byte of the file stays: pixels of any depth, EXIF, colour
+    profile, other programs' texts.
 
     Args:
         path: a .png file. fields: for example generator, model_sha256, adapter_sha256, prompt, seed, created.
             `digital_source_type` is IPTC's "trainedAlgorithmicMedia" unless given; `pixels_sha256` is filled in.
 
     Returns:
-        What was written.
+        What was written; `pixels_sha256` and `seal` bind it to this picture.
 
     Raises:
-        ValueError: not a PNG file.
+        ValueError: not a PNG file, or one with several frames. OSError: a damaged one.
     """
     path = Path(path)
     with Image.open(path) as picture:
         if picture.format != "PNG":
             raise ValueError(f"{path.name} is {picture.format}, provenance needs PNG: save the picture as .png first")
-        picture.load()
-        copy, texts = picture.copy(), dict(picture.text)
+        if (frames := getattr(picture, "n_frames", 1)) > 1:
+            raise ValueError(f"{path.name} has {frames} frames, provenance belongs to one picture")
+        picture.load()  # a damaged file gets no label
     claim = {"digital_source_type": GENERATED, **fields, "pixels_sha256": pixels_sha256(path)}
     claim["seal"] = digest(claim | {"seal": None})
-    chunks = PngImagePlugin.PngInfo()
-    for keyword, text in (texts | {KEYWORD: canonical(claim)}).items():
-        chunks.add_itxt(keyword, str(text))
-    write_atomically(path, lambda temporary: copy.save(temporary, format="PNG", pnginfo=chunks))
+    content = path.read_bytes()
+    kept = [chunk for kind, chunk in _chunks(content) if not _is_ours(kind, chunk)]
+    text = KEYWORD.encode("latin-1") + b"\0\0\0\0\0" + canonical(claim).encode("utf-8")  # iTXt, not compressed
+    write_atomically(path, content[:8] + b"".join([kept[0], _chunk(b"iTXt", text), *kept[1:]]))  # after IHDR
     return claim
+
+
+def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """(type, the whole chunk) of a PNG file, in order; what follows the last chunk is left out."""
+    at = 8  # signature
+    while at + 12 <= len(content):
+        size = int.from_bytes(content[at : at + 4], "big")
+        kind = content[at + 4 : at + 8]
+        yield kind, content[at : at + 12 + size]
+        at += 12 + size
+        if kind == b"IEND":
+            return
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+
+def _is_ours(kind: bytes, chunk: bytes) -> bool:
+    return kind in (b"tEXt", b"zTXt", b"iTXt") and chunk[8:].split(b"\0", 1)[0] == KEYWORD.encode("latin-1")
 
 
 def read_provenance(path: Path | str) -> dict | None:
@@ -63,7 +91,7 @@ def read_provenance(path: Path | str) -> dict | None:
         text = getattr(picture, "text", {}).get(KEYWORD)
     try:
         claim = json.loads(text) if text is not None else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return claim if isinstance(claim, dict) else None
 

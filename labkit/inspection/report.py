@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import html
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
+from labkit import __version__
 from labkit.inspection.record import record_problems
-from labkit.inspection.texts import texts
+from labkit.inspection.texts import LANGUAGES, texts
 from labkit.inspection.wording import said
 
 STYLE = """
@@ -80,6 +85,7 @@ def _parts(c: Mapping[str, Any], seal: str, problems: Sequence[str], t: Mapping[
                 (t["stage"], t[f"stage_{c['stage']['stage']}"] if c["stage"] else t["none"]),
                 (t["inspectors"], _strictness(seen, t)),
                 (t["policy"], t[f"policy_{seen['policy']}"]),
+                *_deciders(c["screening"]["band"], t),
                 (t["disagreements"], ", ".join(seen["disagreements"]) or t["none"]),
                 (t["agreement"], t["none"] if seen["agreement"] is None else f"{seen['agreement']:.2f}"),
                 *_second_looks(seen, t),
@@ -96,11 +102,18 @@ def _parts(c: Mapping[str, Any], seal: str, problems: Sequence[str], t: Mapping[
         _table(t["screening"], [(t[f"count_{key}"], n) for key, n in c["screening"]["counts"].items()]),
         _table(t["faults"], [(said(rule, lang), n) for rule, n in c["screening"]["faults"].items()]),
         _table(t["unreadable"], [(name, said(why, lang)) for name, why in c["lot"]["unreadable"].items()]),
+        _table(t["copies"], list(c["lot"]["copies"].items())),
         _table(
             t["rules"], [(said(rule["name"], lang), said(rule["expected"], lang)) for rule in c["filters"]["rules"]]
         ),
         _table(t["threshold"], _threshold(c["filters"]["threshold"], t)),
-        _table(t["process"], [*c["process"].items(), (t["lot_hash"], c["lot"]["sha256"])]),
+        _table(
+            t["process"],
+            [
+                *((t.get(f"process_{name}", name), hashed) for name, hashed in c["process"].items()),
+                (t["lot_hash"], c["lot"]["sha256"]),
+            ],
+        ),
         _table(t["software"], list(c["software"].items())),
         f"<p>{t['note']}</p>",
     ]
@@ -121,6 +134,12 @@ def _strictness(seen: Mapping[str, Any], t: Mapping[str, str]) -> str:
     )
 
 
+def _deciders(band: Sequence[Mapping[str, Any]], t: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Who decided on the pictures that the preference filter left to people."""
+    people = list(dict.fromkeys(told["inspector"] for told in band))
+    return [(t["band_by"], ", ".join(people))] if people else []
+
+
 def _second_looks(seen: Mapping[str, Any], t: Mapping[str, str]) -> list[tuple[str, str]]:
     if not seen.get("repeated"):
         return []
@@ -136,6 +155,70 @@ def _threshold(told: Mapping[str, Any] | None, t: Mapping[str, str]) -> list[tup
         (t["yield"], f"{told['passes']:.1%}"),
         (t["abstain"], f"{told['abstain']:g}"),
     ]
+
+
+def page_problems(record: Mapping[str, Any], page: Path | str, *, lang: str = "en") -> list[str]:
+    """What a page says otherwise than its record, one line each with the row's title; empty if nothing.
+
+    Args:
+        record: verified before. page: an HTML file that `record_html` wrote. lang: of the lines, "ja" or "en".
+
+    Raises:
+        OSError: no such file.
+    """
+    t, name = texts(lang), Path(page).name
+    text = Path(page).read_text(encoding="utf-8", errors="replace")
+    shown = re.search(r'<html lang="(\w+)">', text)
+    if shown is None or shown[1] not in LANGUAGES:
+        return [t["problem_no_page"].format(page=name)]
+    expected = record_html(record, shown[1])
+    if text == expected:
+        return []
+    should, does = _Rows(expected).rows, _Rows(text).rows
+    lacking, more = (
+        list((Counter(should) - Counter(does)).elements()),
+        list((Counter(does) - Counter(should)).elements()),
+    )
+    problems = []
+    for label, value in lacking:
+        instead = next((row for row in more if row[0] == label), None)
+        if instead is not None:
+            more.remove(instead)
+        problems.append(
+            t["problem_page_says"].format(page=name, label=label, got="" if instead is None else instead[1], want=value)
+        )
+    problems += [t["problem_page_more"].format(page=name, text=" ".join(filter(None, row))) for row in more]
+    if not problems and record["content"]["software"]["labkit"] == __version__:  # else: only the look has changed
+        problems.append(t["problem_page_look"].format(page=name))
+    return problems
+
+
+class _Rows(HTMLParser):
+    """(title, value) of the rows of a page's tables, ("", text) of everything else that can be read."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.rows: list[tuple[str, str]] = []
+        self._cells: dict[str, str] | None = None
+        self._open = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if tag == "tr":
+            self._cells = {"th": "", "td": ""}
+        self._open = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "tr" and self._cells is not None:
+            self.rows.append((self._cells["th"], self._cells["td"]))
+            self._cells = None
+        self._open = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._cells is not None and self._open in self._cells:
+            self._cells[self._open] += data
+        elif data.strip() and self._open != "style":
+            self.rows.append(("", data.strip()))
 
 
 def _broken(problems: Sequence[str], t: Mapping[str, str]) -> str:

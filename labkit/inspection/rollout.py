@@ -14,6 +14,7 @@ from labkit.errors import LabkitError
 from labkit.inspection.aql import Plan, aql_plan
 
 STAGES = ("shadow", "all", "tightened", "normal", "reduced")
+EVERY_PICTURE = ("shadow", "all")
 STOPPED = "stopped"
 CLEAN_LOTS = 5  # lots accepted in a row: from "all" to "tightened", and from "tightened" to "normal"
 
@@ -66,7 +67,7 @@ def stage_plan(rollout: Rollout, lot: int, aql: float) -> Plan:
     """
     if rollout.stage == STOPPED:
         raise RolloutError("inspection has stopped: correct the process, then start a new rollout at tightened")
-    if rollout.stage in ("shadow", "all"):
+    if rollout.stage in EVERY_PICTURE:
         return Plan(lot, int(lot * aql / 100), source=f"every picture, at most {aql:g} % defective")
     return aql_plan(lot, aql, severity=rollout.stage)
 
@@ -95,7 +96,7 @@ def calibrate(rollout: Rollout, certified_for: str) -> Rollout:
             f"the certificate belongs to process {certified_for[:12]}, this is {rollout.process[:12]}: "
             "calibrate on pictures of this one"
         )
-    if rollout.stage in ("shadow", "all"):
+    if rollout.stage in EVERY_PICTURE:
         return _enter(replace(rollout, calibrated=True), "all", "threshold certified")
     return replace(rollout, calibrated=True)
 

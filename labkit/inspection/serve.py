@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import secrets
 import threading
+import time
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,9 +17,18 @@ from typing import Any
 from PIL import Image
 
 from labkit.errors import LabkitError
+from labkit.inspection.digest import digest_file
 from labkit.inspection.lot import InspectionError, Lot
 from labkit.inspection.page import page_html
-from labkit.inspection.verdicts import Defect, Verdict, parse_verdicts, same_person, tally, write_verdicts
+from labkit.inspection.verdicts import (
+    Defect,
+    Verdict,
+    parse_verdicts,
+    read_verdicts,
+    same_person,
+    tally,
+    write_verdicts,
+)
 
 MOST = 10_000_000  # bytes of verdicts
 
@@ -28,7 +38,11 @@ class Sitting:
 
     Args:
         lot, sample, defects: what is looked at. inspectors: how many must hand in. barred: names that may not inspect.
-        lang: "ja" or "en". keep: folder for each person's verdicts, as the page saves them without a server.
+        lang: "ja" or "en". keep: folder for each person's verdicts, as the page saves them without a server; those that
+        lie there from an interrupted sitting of the same draw count. draw: its name.
+
+    Raises:
+        InspectionError: files of that draw in `keep` that are no verdicts of one person on the whole sample.
     """
 
     def __init__(
@@ -41,16 +55,23 @@ class Sitting:
         inspectors: int = 1,
         barred: Sequence[str] = (),
         keep: Path | str | None = None,
+        draw: str = "",
     ) -> None:
         self.keep = None if keep is None else Path(keep)
         self.lot, self.sample, self.defects = lot, list(sample), tuple(defects)
         self.inspectors, self.barred = inspectors, {same_person(name) for name in barred}
+        self.draw = draw
         self.by_person: dict[str, list[Verdict]] = {}
         self._lock, self._done = threading.Lock(), threading.Event()
+        if self.keep is not None and draw:
+            for path in sorted(self.keep.glob(f"{self._stem()}-*.jsonl")):
+                verdicts = read_verdicts(path, draw=draw)
+                self.by_person[self._person(verdicts)] = verdicts
+            self._count()
         root = f"/{secrets.token_urlsafe(16)}"
         pictures = [f"{root}/picture/{i}" for i in range(len(self.sample))]
         orders = [lot[name].text for name in self.sample]
-        words = {"lang": lang, "orders": orders, "barred": barred, "submit": f"{root}/verdicts"}
+        words = {"lang": lang, "orders": orders, "barred": barred, "submit": f"{root}/verdicts", "draw": draw}
         page = page_html(lot.name, sample, pictures, defects, **words)
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, root, page.encode("utf-8")))
         self._server.daemon_threads = True
@@ -70,16 +91,27 @@ class Sitting:
         Raises:
             InspectionError: not everybody has after `seconds`.
         """
-        if not self._done.wait(seconds):
+        end = None if seconds is None else time.monotonic() + seconds
+        while not self._done.is_set() and (end is None or time.monotonic() < end):
+            self._done.wait(0.5 if end is None else min(0.5, max(0.0, end - time.monotonic())))  # Ctrl-C on Windows
+        if not self._done.is_set():
             raise InspectionError(
-                f"{len(self.by_person)} of {self.inspectors} inspectors handed in: let the others inspect, then sign"
+                f"{len(self.by_person)} of {self.inspectors} inspectors handed in: call the same again for the others, "
+                "the sample stays"
             )
         return [verdict for told in self.by_person.values() for verdict in told]
 
     def picture(self, number: int) -> bytes:
-        """One picture of the sample as PNG, as the rules saw it."""
-        buffer = io.BytesIO()
-        Image.fromarray(self.lot[self.sample[number]].open()).save(buffer, format="PNG")
+        """One picture of the sample as PNG, as the rules saw it.
+
+        Raises:
+            InspectionError: the file is not the one that was drawn. ImageError: it is gone.
+        """
+        item, buffer = self.lot[self.sample[number]], io.BytesIO()
+        pixels = item.open()
+        if digest_file(item.path) != item.sha256:
+            raise InspectionError(f"{item.name} was changed after the draw")
+        Image.fromarray(pixels).save(buffer, format="PNG")
         return buffer.getvalue()
 
     def hand_in(self, text: str) -> str:
@@ -88,23 +120,36 @@ class Sitting:
         Raises:
             InspectionError: several names, a barred or known one, or verdicts that do not cover the sample.
         """
-        verdicts = parse_verdicts(text, "the page")
+        verdicts = parse_verdicts(text, "the page", draw=self.draw)
+        with self._lock:
+            person = self._person(verdicts)
+            if self.keep is not None:  # first on the disk, then counted
+                path = self.keep / f"{self._stem()}-{len(self.by_person) + 1}.jsonl"
+                write_verdicts(path, verdicts, draw=self.draw)
+            self.by_person[person] = verdicts
+            return self._count()
+
+    def _stem(self) -> str:
+        """How the files of this draw begin: those of another one are never overwritten."""
+        return f"verdicts-{self.draw[:8]}" if self.draw else "verdicts"
+
+    def _person(self, verdicts: Sequence[Verdict]) -> str:
+        """Whose verdicts these are, if they can count."""
         people = {same_person(verdict.inspector): verdict.inspector for verdict in verdicts}
         if len(people) != 1:
             raise InspectionError(f"expected the verdicts of one person, got {sorted(people.values())}")
         ((person, name),) = people.items()
-        with self._lock:
-            if person in self.barred:
-                raise InspectionError(f"{name!r} made the pictures: someone else must look")
-            if person in self.by_person:
-                raise InspectionError(f"{name!r} has handed in already: two people need two names")
-            tally(self.sample, verdicts, defects=self.defects)
-            self.by_person[person] = verdicts
-            if self.keep is not None:
-                write_verdicts(self.keep / f"verdicts-{len(self.by_person)}.jsonl", verdicts)
-            if len(self.by_person) >= self.inspectors:
-                self._done.set()
-            return f"{len(self.by_person)} / {self.inspectors}"
+        if person in self.barred:
+            raise InspectionError(f"{name!r} made the pictures: someone else must look")
+        if person in self.by_person:
+            raise InspectionError(f"{name!r} has handed in already: two people need two names")
+        tally(self.sample, verdicts, defects=self.defects)
+        return person
+
+    def _count(self) -> str:
+        if len(self.by_person) >= self.inspectors:
+            self._done.set()
+        return f"{len(self.by_person)} / {self.inspectors}"
 
 
 def _handler(sitting: Sitting, root: str, page: bytes) -> type[BaseHTTPRequestHandler]:
@@ -114,10 +159,13 @@ def _handler(sitting: Sitting, root: str, page: bytes) -> type[BaseHTTPRequestHa
                 self._answer(200, page, "text/html; charset=utf-8")
                 return
             number = self.path.removeprefix(f"{root}/picture/")
-            if number.isdecimal() and int(number) < len(sitting.sample):
-                self._answer(200, sitting.picture(int(number)), "image/png")
-            else:
-                self._answer(404, b"not found", "text/plain")
+            try:
+                if number.isdecimal() and int(number) < len(sitting.sample):
+                    self._answer(200, sitting.picture(int(number)), "image/png")
+                    return
+            except LabkitError:
+                pass  # the file is gone or was changed: the page says that it cannot be shown
+            self._answer(404, b"not found", "text/plain")
 
         def do_POST(self) -> None:  # noqa: N802
             length = int(self.headers.get("Content-Length") or 0)
@@ -129,7 +177,7 @@ def _handler(sitting: Sitting, root: str, page: bytes) -> type[BaseHTTPRequestHa
         def _guarded(self, action: Callable[[], str]) -> None:
             try:
                 status, text = 200, action()
-            except (LabkitError, ValueError) as error:
+            except (LabkitError, ValueError, OSError) as error:
                 status, text = 400, str(error)
             self._answer(status, text.encode("utf-8"), "text/plain; charset=utf-8")
 

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import yaml
+
 from labkit.files import write_atomically
 from labkit.inspection.lot import InspectionError
 from labkit.metrics import krippendorff_alpha
@@ -23,8 +25,10 @@ REPEATS = ("refuse", "last")
 
 
 def same_person(name: str) -> str:
-    """A name without case, width and spaces: equal for two spellings of one name."""
-    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
+    """The letters, digits and marks of a name without case and width: equal for two spellings of one name. Spaces,
+    dots, hyphens and characters that nobody sees do not make another person; without a letter it is nobody's name."""
+    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    return "".join(sign for sign in plain if unicodedata.category(sign)[0] in "LNM")
 
 
 @dataclass(frozen=True)
@@ -41,13 +45,51 @@ class Defect:
             raise ValueError(f"defect {self.code!r}: severity {self.severity!r} must be one of {', '.join(SEVERITIES)}")
 
 
-DEFECTS = (
+DEFECTS = (  # a start; what a defect is belongs to the product: see `read_defects`
     Defect("forbidden", "critical", "shows something that must never ship", "出荷してはならないものが写っている"),
     Defect("mismatch", "major", "does not show what was ordered", "指定した内容と違う"),
     Defect("shape", "major", "a shape is broken or impossible", "形が崩れている、またはありえない形をしている"),
     Defect("color", "minor", "a colour is off", "色が指定とずれている"),
     Defect("texture", "minor", "blur, noise or speckles", "ぼけ、ノイズ、斑点がある"),
 )
+
+
+def make_defects(entries: object) -> tuple[Defect, ...]:
+    """The list of defects that plain values describe: [{"code", "severity", "en", "ja"}, ...]; one of the two texts is
+    enough.
+
+    Raises:
+        InspectionError: an entry that is no defect, a code twice, or no entry at all; names it.
+    """
+    if not isinstance(entries, Sequence) or isinstance(entries, str) or not entries:
+        raise InspectionError("a list of defects is a list of entries with code, severity, en and ja")
+    defects: list[Defect] = []
+    for number, entry in enumerate(entries, start=1):
+        try:
+            text = {lang: str(entry[lang]) for lang in ("en", "ja") if entry.get(lang)}
+            both = {lang: text.get(lang) or next(iter(text.values())) for lang in ("en", "ja")}
+            defects.append(Defect(str(entry["code"]), str(entry["severity"]), **both))
+        except (KeyError, TypeError, AttributeError, StopIteration):
+            raise InspectionError(f"defect {number} is no defect: expected code, severity, en and ja") from None
+        except ValueError as error:
+            raise InspectionError(str(error)) from None
+    codes = [defect.code for defect in defects]
+    if "" in codes or len(set(codes)) < len(codes):
+        raise InspectionError(f"each defect needs a code of its own, got {', '.join(map(repr, codes))}")
+    return tuple(defects)
+
+
+def read_defects(path: Path | str) -> tuple[Defect, ...]:
+    """The written list of defects in a YAML or JSON file, see `make_defects`.
+
+    Raises:
+        InspectionError: no such file, or no list of defects.
+    """
+    try:
+        entries = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+        return make_defects(entries)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InspectionError(f"{path} is no list of defects: {str(error).splitlines()[0]}") from None
 
 
 @dataclass(frozen=True)
@@ -187,7 +229,7 @@ def _by_item(
             raise InspectionError(f"{verdict.inspector} judged {verdict.item!r}, which was not drawn: check the seed")
         if verdict.defect and verdict.defect not in severity:
             raise InspectionError(f"defect {verdict.defect!r} is not on the list: use one of {', '.join(severity)}")
-        if not verdict.inspector.strip():
+        if not same_person(verdict.inspector):
             raise InspectionError(f"the verdict on {verdict.item!r} has no inspector: a person's name is needed")
         known = spelled.setdefault(same_person(verdict.inspector), verdict.inspector)
         if known != verdict.inspector:
@@ -214,13 +256,17 @@ def _agreed(levels: Sequence[int], policy: str) -> int:
     return levels[0 if policy == "any" else (len(levels) - 1) // 2]
 
 
-def write_verdicts(path: Path | str, verdicts: Sequence[Verdict]) -> Path:
-    """One JSON line per verdict."""
-    return write_atomically(path, "".join(json.dumps(asdict(v), ensure_ascii=False) + "\n" for v in verdicts))
+def write_verdicts(path: Path | str, verdicts: Sequence[Verdict], *, draw: str = "") -> Path:
+    """One JSON line per verdict, with the draw's name if there is one."""
+    more = {"draw": draw} if draw else {}
+    return write_atomically(path, "".join(json.dumps(asdict(v) | more, ensure_ascii=False) + "\n" for v in verdicts))
 
 
-def read_verdicts(path: Path | str) -> list[Verdict]:
+def read_verdicts(path: Path | str, *, draw: str = "") -> list[Verdict]:
     """The verdicts of a file as `write_verdicts` or the inspection page wrote it.
+
+    Args:
+        draw: which draw they must belong to, see `parse_verdicts`.
 
     Raises:
         InspectionError: no such file, or a line that is no verdict; names it.
@@ -228,14 +274,22 @@ def read_verdicts(path: Path | str) -> list[Verdict]:
     path = Path(path)
     if not path.is_file():
         raise InspectionError(f"{path} does not exist: save the verdicts from the inspection page first")
-    return parse_verdicts(path.read_text(encoding="utf-8"), path.name)
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows put a mark before the first line
+    except UnicodeDecodeError:
+        raise InspectionError(f"{path.name} is no text in UTF-8: hand over the file as the page saved it") from None
+    return parse_verdicts(text, path.name, draw=draw)
 
 
-def parse_verdicts(text: str, source: str) -> list[Verdict]:
+def parse_verdicts(text: str, source: str, *, draw: str = "") -> list[Verdict]:
     """The verdicts of JSON lines; `source` names them in errors.
 
+    Args:
+        draw: name of the draw that the pictures come from. The inspection page writes it into every line; pictures of
+            two lots may have the same names. Lines without it are taken as they are; "" takes all.
+
     Raises:
-        InspectionError: a line that is no verdict; names it.
+        InspectionError: a line that is no verdict, or one on another draw; names it.
     """
     verdicts = []
     for number, line in enumerate(text.rstrip("\n").split("\n") if text else [], start=1):
@@ -251,11 +305,13 @@ def parse_verdicts(text: str, source: str) -> list[Verdict]:
             raise InspectionError(
                 f"{source}, line {number} is no verdict: expected item, inspector, defect, seconds"
             ) from None
+        if draw and fields.get("draw") not in (None, "", draw):
+            raise InspectionError(f"{source}, line {number} belongs to another draw: these pictures were not looked at")
     return verdicts
 
 
-def gather_verdicts(paths: Sequence[Path | str], *, repeats: str = "refuse") -> list[Verdict]:
-    """The verdicts of several files, each of one sitting.
+def gather_verdicts(paths: Sequence[Path | str], *, repeats: str = "refuse", draw: str = "") -> list[Verdict]:
+    """The verdicts of several files, each of one sitting; `draw` as in `parse_verdicts`.
 
     One name in two files is either a person who looked twice or two people of one name; only people can tell, so it is
     refused unless `repeats` is "last" (a person who looked twice; give the files in the order of the sittings).
@@ -266,7 +322,7 @@ def gather_verdicts(paths: Sequence[Path | str], *, repeats: str = "refuse") -> 
     found: list[Verdict] = []
     first: dict[str, Path] = {}  # person -> file
     for path in map(Path, paths):
-        told = read_verdicts(path)
+        told = read_verdicts(path, draw=draw)
         for who in dict.fromkeys(verdict.inspector for verdict in told):
             other = first.setdefault(same_person(who), path)
             if other != path and repeats == "refuse":

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabkitError
-from labkit.files import write_atomically
+from labkit.files import can_print, locale_language, write_atomically
 
 WHAT = {
     "fid": "Frechet distance",
@@ -50,12 +50,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--fit", choices=("squash", "crop", "clip"), help="how pictures become square")
     parser.add_argument("--value-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of files with floats")
     parser.add_argument("--k", type=int, default=5, help="neighbours of precision and recall (default: 5)")
-    parser.add_argument("--rounds", type=int, default=39, help="permutations of the test of FID (default: 39)")
+    parser.add_argument("--rounds", type=int, default=39, help="permutations of the test of FID (default: 39; from 19)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--skip", action="store_true", help="leave unreadable files out and name them")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
-    parser.add_argument("--lang", choices=("ja", "en"), default="en", help="language of the report (default: en)")
+    parser.add_argument("--lang", choices=("ja", "en"), help="default: ja if the locale is Japanese, else en")
     parser.set_defaults(func=run_measure)
 
 
@@ -83,12 +83,13 @@ def run_measure(args: argparse.Namespace) -> int:
     except (LabkitError, ValueError, OSError, ModuleNotFoundError) as error:
         print(f"labkit measure: {error}", file=sys.stderr)
         return 2
-    print("\n".join(measurement_lines(result, args.lang)))
+    lang = args.lang or locale_language()
+    print("\n".join(measurement_lines(result, lang if can_print("あ") else "en")))
     for side in result.sides:
         for name, why in side.unreadable.items():
             print(f"       {name}: {why}")
     if args.html is not None:
-        measurement_html(result, args.html, lang=args.lang)
+        measurement_html(result, args.html, lang=lang)
         print(f"wrote {args.html}")
     if args.json is not None:
         print(f"wrote {write_atomically(args.json, result.as_json())}")

@@ -134,8 +134,8 @@ def measure(
         weights: of "inception": .safetensors. layer: see `inception_extractor`.
         clip: folder of a CLIP, or what `load_clip` returned, for "clip" and CMMD; None: the course's PortraitCLIP.
         fit: "squash", "crop" or "clip", how pictures that are not square become square; None: the extractor's.
-        k: neighbours of precision, recall, density, coverage. rounds: permutations of the test of FID; p >= 1 / (1 +
-            rounds). seed: of everything random.
+        k: neighbours of precision, recall, density, coverage. rounds: permutations of the test of FID, at least 19:
+            p >= 1 / (1 + rounds), and 0.05 decides. seed: of everything random.
         value_range: of float pictures. skip: leave unreadable files out and name them.
 
     Raises:
@@ -144,6 +144,8 @@ def measure(
     unknown = sorted(set(metrics) - set(METRICS))
     if unknown or not metrics:
         raise MeasureError(f"unknown metric {(unknown or ['none'])[0]!r}: expected some of {', '.join(METRICS)}")
+    if "fid" in metrics and whole_number("rounds", rounds) < 19:
+        raise MeasureError(f"{rounds} permutations can never give p <= 0.05, whatever differs: use at least 19 rounds")
     sides = tuple(
         read_source(side, skip=skip, value_range=value_range, name="" if isinstance(side, str) else name)
         for name, side in (("real", real), ("fake", fake))
@@ -181,6 +183,9 @@ def measure(
     name = "features" if chosen is None else chosen.name
     if chosen is not None and name.startswith("attribute-reader"):
         warnings.append(("reader", {}))
+    if chosen is not None and clip_tools is None:
+        if extractor == "clip" or ("cmmd" in metrics and not chosen.name.startswith("clip-")):
+            warnings.append(("portrait clip", {}))
     counts = [len(table) if isinstance(table, Tensor) else table.n for table in tables]
     return Measurement(sides[0].name, sides[1].name, name, *counts, tuple(readings), copies, tuple(warnings), sides)
 

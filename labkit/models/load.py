@@ -1,4 +1,4 @@
-"""One call for every tier: `load_pipeline`, `load_clip`, `load_reader`.
+"""One call for every tier: `load_pipeline`, `load_clip`, `load_reader`; `load_flow` for the flow-matching transformer.
 
 smoke and cpu load the small models shipped in data/ (checked against data/checksums.json); gpu loads Stable Diffusion
 1.5 and OpenAI's CLIP from the hub, or from a local folder given by argument or under LABKIT_MODELS. Weights are
@@ -17,18 +17,20 @@ import torch
 
 from labkit.errors import ModelLoadError
 from labkit.models.checksums import verify
-from labkit.models.local_folder import check_clip, check_layout, file_variant, need, pixel_statistics
+from labkit.models.local_folder import absent_parts, check_clip, check_layout, file_variant, need, pixel_statistics
 from labkit.models.paths import data_dir, local_model
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+    from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
     from transformers import CLIPModel
 
     from labkit.models.clip_inputs import ClipInputs
+    from labkit.models.flow import PortraitFlowPipeline
     from labkit.models.reader import AttributeReader
 
 TIERS = ("smoke", "cpu", "gpu")
-VARIANTS = ("portrait-sd", "portrait-sd-base")
+FLOW = "portrait-flow"
+VARIANTS = ("portrait-sd", "portrait-sd-base", FLOW)
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 CLIP_GPU = "openai/clip-vit-large-patch14"  # the text tower of Stable Diffusion 1.5
 
@@ -40,13 +42,15 @@ def load_pipeline(
     *,
     variant: str = "portrait-sd",
     folder: str | Path | None = None,
-) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+) -> StableDiffusionPipeline | StableDiffusionXLPipeline | StableDiffusion3Pipeline:
     """The text-to-image pipeline of a tier, with a DDIM scheduler, no safety checker and no progress bar.
 
     device   default: the CPU for smoke and cpu, the GPU for gpu.
     dtype    default: float32, or float16 for the gpu tier on a GPU. float16 on a CPU is an error.
-    variant  smoke, cpu: "portrait-sd", or the early checkpoint "portrait-sd-base". Without effect on the gpu tier.
-    folder   a local folder in diffusers layout (Stable Diffusion or SDXL) to load instead of the tier's own model.
+    variant  smoke, cpu: "portrait-sd", the early checkpoint "portrait-sd-base", or "portrait-flow" (`load_flow`).
+             Without effect on the gpu tier.
+    folder   a local folder in diffusers layout (Stable Diffusion, SDXL or Stable Diffusion 3) to load instead of the
+             tier's own model. Stable Diffusion 3 keeps its scheduler of flow matching.
 
     The scheduler is DDIM with set_alpha_to_one=False and clip_sample=False, built from the folder's own betas, offset
     and prediction type: the settings under which every step has a finite log-probability.
@@ -56,9 +60,16 @@ def load_pipeline(
     device, dtype = _device_and_dtype(tier, device, dtype)
     if variant not in VARIANTS:
         raise ModelLoadError(f"variant is {variant!r}, expected one of {', '.join(VARIANTS)}")
+    if variant == FLOW and folder is None and tier != "gpu":
+        return load_flow(device, dtype)
     source = _source(tier, folder, shipped=variant, hub=SD15)
     with quiet():
-        from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+        from diffusers import (
+            DDIMScheduler,
+            StableDiffusion3Pipeline,
+            StableDiffusionPipeline,
+            StableDiffusionXLPipeline,
+        )
 
         pipeline_class: Any = StableDiffusionPipeline
         options: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -66,9 +77,12 @@ def load_pipeline(
             name = check_layout(source)
             if name == "StableDiffusionXLPipeline":
                 pipeline_class, options = StableDiffusionXLPipeline, {}
+            elif name == "StableDiffusion3Pipeline":
+                pipeline_class, options = StableDiffusion3Pipeline, dict.fromkeys(absent_parts(source))
             elif name != "StableDiffusionPipeline":
                 raise ModelLoadError(
-                    f"{source} holds a {name}: expected StableDiffusionPipeline or StableDiffusionXLPipeline"
+                    f"{source} holds a {name}: expected StableDiffusionPipeline, StableDiffusionXLPipeline or "
+                    "StableDiffusion3Pipeline"
                 )
         pipe = _load(
             lambda: pipeline_class.from_pretrained(
@@ -81,13 +95,57 @@ def load_pipeline(
             ),
             source,
         )
-        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, set_alpha_to_one=False, clip_sample=False)
-        for component in pipe.components.values():
-            if isinstance(component, torch.nn.Module):
-                component.eval().requires_grad_(False)
-        pipe.to(device)
+        if pipeline_class is not StableDiffusion3Pipeline:
+            pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, set_alpha_to_one=False, clip_sample=False)
+        _frozen(pipe).to(device)
         if dtype == torch.float16 and pipeline_class is StableDiffusionXLPipeline:
             pipe.vae.to(torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def load_flow(
+    device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, *, folder: str | Path | None = None
+) -> PortraitFlowPipeline:
+    """PortraitFlow: the transformer and scheduler of data/portrait-flow with the VAE and text encoder of portrait-sd.
+
+    The repository has the recipe, not the weights: train them with `python -m labkit.training`, parts data, restore,
+    flow and export.
+
+    folder: what `export` has written elsewhere.
+    """
+    device, dtype = _device_and_dtype("cpu", device, dtype)
+    if folder is None and not (data_dir() / FLOW).is_dir():
+        raise ModelLoadError(
+            f"{data_dir() / FLOW} is not shipped: train it with `python -m labkit.training` (data, restore, flow, "
+            "export), or give its folder="
+        )
+    source, shared = _source("cpu", folder, shipped=FLOW, hub=""), _source("cpu", None, shipped="portrait-sd", hub="")
+    for part in ("transformer", "scheduler"):
+        need(source / part / ("config.json" if part == "transformer" else "scheduler_config.json"), source)
+    with quiet():
+        from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        from labkit.models.flow import PortraitFlowPipeline
+
+        options = {"local_files_only": True, "use_safetensors": True}
+        transformer = _load(
+            lambda: SD3Transformer2DModel.from_pretrained(source / "transformer", **_dtype_argument(dtype), **options),
+            source,
+        )
+        vae = _load(lambda: AutoencoderKL.from_pretrained(shared / "vae", **_dtype_argument(dtype), **options), shared)
+        vae.register_to_config(shift_factor=0.0)  # Stable Diffusion 3's pipeline reads it
+        text = _load(lambda: CLIPTextModel.from_pretrained(shared / "text_encoder", dtype=dtype, **options), shared)
+        pipe = PortraitFlowPipeline(
+            transformer=transformer,
+            scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(source / "scheduler", local_files_only=True),
+            vae=vae,
+            text_encoder=text,
+            tokenizer=CLIPTokenizer.from_pretrained(shared / "tokenizer", local_files_only=True),
+            **dict.fromkeys(("text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")),
+        )
+        _frozen(pipe).to(device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -122,6 +180,14 @@ def load_reader(device: torch.device | str = "cpu", *, folder: str | Path | None
     from labkit.models.reader import AttributeReader
 
     return _load(lambda: AttributeReader.from_pretrained(source), source).to(device)
+
+
+def _frozen(pipe: Any) -> Any:
+    """The pipeline with all its networks in eval mode and without gradients."""
+    for component in pipe.components.values():
+        if isinstance(component, torch.nn.Module):
+            component.eval().requires_grad_(False)
+    return pipe
 
 
 def _device_and_dtype(

@@ -26,12 +26,18 @@ def check_layout(folder: Path) -> str:
     for component, entry in index.items():
         if not isinstance(entry, list) or entry[0] is None or component in ("safety_checker", "feature_extractor"):
             continue
-        if component in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        if component in ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"):
             need(folder / component / "config.json", folder)
             need_weights(folder / component, folder)
         elif not (folder / component).is_dir():
             raise ModelLoadError(f"{folder} is incomplete: {component}/ is missing, copy the model again")
     return name
+
+
+def absent_parts(folder: Path) -> list[str]:
+    """Components that a pipeline folder was saved without (T5, which takes most of Stable Diffusion 3's memory)."""
+    index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    return [name for name, entry in index.items() if isinstance(entry, list) and entry[0] is None]
 
 
 def need(path: Path, folder: Path) -> None:
@@ -54,8 +60,9 @@ def file_variant(source: Path | str, dtype: torch.dtype) -> dict[str, str]:
     """Take the fp16 files (half the download) where they exist and either fp16 is wanted or nothing else is there."""
     if not isinstance(source, Path):
         return {"variant": "fp16"} if dtype == torch.float16 else {}
-    half = any((source / "unet").glob("*.fp16*.safetensors"))
-    full = any(".fp16" not in path.name for path in (source / "unet").glob("*.safetensors"))
+    weights = [path.name for part in ("unet", "transformer") for path in (source / part).glob("*.safetensors")]
+    half = any(".fp16" in name for name in weights)
+    full = any(".fp16" not in name for name in weights)
     return {"variant": "fp16"} if half and (dtype == torch.float16 or not full) else {}
 
 
@@ -70,6 +77,8 @@ def pixel_statistics(source: Path | str) -> dict[str, tuple[float, ...]]:
         try:
             config = json.loads(path.read_text("utf-8"))
             config = config.get("image_processor", config)
+            if name == "processor_config.json" and "image_mean" not in config:
+                continue  # transformers 4 wrote other things into it
             return {"mean": tuple(config["image_mean"]), "std": tuple(config["image_std"])}
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ModelLoadError(f"{path} is damaged: copy the model again") from None

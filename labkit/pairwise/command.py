@@ -55,6 +55,7 @@ def add_parser(subparsers: Any) -> None:
     alarm.add_argument("--clip", type=Path, metavar="FOLDER")
     alarm.add_argument("--fit", choices=("clip", "crop", "squash"), default="clip")
     alarm.add_argument("--rate", type=float, default=0.02, help="share of false alarms (default: 0.02)")
+    alarm.add_argument("--seed", type=int, default=0, help="of the draw that divides the good photographs (default: 0)")
     alarm.set_defaults(func=_guarded(run_alarm))
 
 
@@ -76,8 +77,9 @@ def _prepared(args: argparse.Namespace):
     return clip, inputs, own, cache_embeddings(clip, inputs, inputs.pictures(own.folder, fit=args.fit))
 
 
-def _probed(clip, inputs, own, images) -> bool:
-    """Print what the tower sees; whether it sees anything."""
+def _probed(clip, inputs, own, images) -> tuple[bool, list[str]]:
+    """Print what the tower sees; whether it sees anything, and the attributes that it sees."""
+    from labkit.metrics import wilson_interval
     from labkit.pairwise.own import caption_visibility, visibility
     from labkit.pairwise.towers import TextTower
 
@@ -86,16 +88,18 @@ def _probed(clip, inputs, own, images) -> bool:
     for attribute, seen in found.items():
         print(f"  {attribute:20} {seen.verdict:9} {seen.accuracy:.2f} [{seen.low:.2f}, {seen.high:.2f}], "
               f"chance {seen.chance:.2f}, {seen.pictures} pictures")  # fmt: skip
+    known = [attribute for attribute, seen in found.items() if seen.verdict == "seen"]
     if own.captions is None:
-        return any(seen.verdict == "seen" for seen in found.values())
+        return bool(known), known
     share, chance = caption_visibility(images, TextTower(clip, inputs)([text for text, _ in own.captions]))
-    print(f"  own caption among ten {share:.2f}, chance {chance:.2f}")
-    return share > chance or any(seen.verdict == "seen" for seen in found.values())
+    low, high = wilson_interval(round(share * len(own)), len(own))
+    print(f"  own caption among ten {share:.2f} [{low:.2f}, {high:.2f}], chance {chance:.2f}")
+    return low > chance or bool(known), known
 
 
 def run_probe(args: argparse.Namespace) -> int:
     """`labkit pcclip probe`: 0 if the tower sees something, else 1."""
-    if _probed(*_prepared(args)):
+    if _probed(*_prepared(args))[0]:
         return 0
     print("the tower sees none of this: training the text tower cannot help, take a larger CLIP or closer photographs")
     return 1
@@ -108,7 +112,7 @@ def run_train(args: argparse.Namespace) -> int:
     from labkit.pairwise.config import preset
     from labkit.pairwise.endpoint import HttpWriter
     from labkit.pairwise.evaluate import mirrored_choice
-    from labkit.pairwise.own import caption_pairs, visibility
+    from labkit.pairwise.own import caption_pairs
     from labkit.pairwise.pairs import natural_pairs
     from labkit.pairwise.records import AnswerCache
     from labkit.pairwise.towers import TextTower
@@ -116,10 +120,10 @@ def run_train(args: argparse.Namespace) -> int:
     from labkit.pairwise.writers import CAPTION, TemplateWriter
 
     clip, inputs, own, images = _prepared(args)
-    if not _probed(clip, inputs, own, images) and not args.anyway:
+    anything, seen = _probed(clip, inputs, own, images)
+    if not anything and not args.anyway:
         raise PairwiseError("the frozen tower sees none of this: training cannot help (--anyway trains nevertheless)")
-    seen = visibility(images, own.values, list(own.wording))
-    wording = {a: words for a, words in own.wording.items() if args.anyway or seen[a].verdict == "seen"}
+    wording = {a: words for a, words in own.wording.items() if args.anyway or a in seen}
     generator = torch.Generator().manual_seed(args.seed)
     values = [{a: row.get(a, "") for a in wording} | {CAPTION: row.get(CAPTION, "")} for row in own.values]
     if wording:
@@ -139,8 +143,6 @@ def run_train(args: argparse.Namespace) -> int:
         print("without captions nothing is rehearsed: what CLIP knew may fade")
         changes["rehearsal"] = 0.0
     config = preset(args.preset, steps=args.steps, **changes)
-    if own.captions is None and not config.difference:
-        raise PairwiseError("nothing to train on: give captions or attributes")
     tuned, card = train_pairwise(
         clip, inputs, images, values, written.records, config,
         wording=wording, generator=generator, captions=own.captions,
@@ -188,7 +190,8 @@ def run_alarm(args: argparse.Namespace) -> int:
     bad = embed(args.bad) if args.bad else good[:0]
     if len(good) < 3:
         raise ValueError(f"{len(good)} good photographs: at least 3 are needed, for reference, threshold and counting")
-    third = len(good) // 3  # one part is the reference, one sets the threshold, one is counted
+    # one part is the reference, one sets the threshold, one is counted; file names may be in the order of a shift
+    good, third = good[torch.randperm(len(good), generator=torch.Generator().manual_seed(args.seed))], len(good) // 3
     reference = good[:third].mean(dim=0)
     scores = [embedding_distance(x, reference) for x in (good[third : 2 * third], good[2 * third :], bad)]
     report = alarm_report(calibration=scores[0], good=scores[1], bad=scores[2], rate=args.rate)

@@ -123,12 +123,13 @@ class HttpWriter(LanguageModelWriter):
             if left <= 0:
                 raise EndpointError(f"{self.url}: the time limit of {self.time_limit:g} s is over")
             pause = self.pause * 2**attempt
+            body = self._body(messages)
             try:
-                return self._content(self._post(self._body(messages), left))
+                return self._content(self._post(body, left))
             except urllib.error.HTTPError as error:
                 said = _server_text(error)
                 reason = f"HTTP {error.code}{': ' + said if said else ''}"
-                if self._understood(error.code, said):
+                if self._understood(error.code, said, body):
                     continue  # asked again in words that the server knows
                 if error.code in (401, 403, 404):
                     raise EndpointError(
@@ -158,13 +159,16 @@ class HttpWriter(LanguageModelWriter):
         }
         return body | ({"response_format": {"type": "json_object"}} if self.json_object else {})
 
-    def _understood(self, code: int, said: str) -> bool:
-        """Whether the server's complaint is one of two that can be met: json_object (LM Studio), the system role."""
+    def _understood(self, code: int, said: str, body: dict) -> bool:
+        """Whether the server's complaint is one of two that can be met: json_object (LM Studio), the system role. It
+        must be about this body: another question, asked at the same time, may have taught us meanwhile."""
         said = said.lower()
-        if self.json_object and code in (400, 422) and ("response_format" in said or "json_object" in said):
+        asked_json = "response_format" in body and code in (400, 422)
+        if asked_json and ("response_format" in said or "json_object" in said):
             self.json_object = False
             return True
-        if self.system_role and code in (400, 422, 500) and "system" in said and "role" in said:
+        had_role = any(m["role"] == "system" for m in body["messages"]) and code in (400, 422, 500)
+        if had_role and "system" in said and "role" in said:
             self.system_role = False
             return True
         return False

@@ -10,8 +10,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import stats
 from torch import Tensor
 
 from labkit.metrics import wilson_interval
@@ -60,11 +62,10 @@ class AlarmReport:
     """What an alarm does on photographs that did not set its threshold.
 
     Attributes:
-        threshold: score above which it sounds. false_alarms, missed: shares with 95% intervals (low, high); None where
-            there was nothing to count. set_on, good, bad: numbers of photographs.
-        needed: good photographs that it takes to promise the rate: with so many and the largest score as threshold,
-            the true rate is at most `rate` with 95% confidence.
-        enough: set_on >= needed.
+        threshold: score above which it sounds (`promised_threshold`). false_alarms, missed: shares with 95% intervals
+            (low, high); None where there was nothing to count. set_on, good, bad: numbers of photographs.
+        needed: good photographs that it takes to promise the rate. enough: set_on >= needed; then the true rate of
+            false alarms is at most `rate` with 95% confidence.
     """
 
     threshold: float
@@ -92,12 +93,25 @@ def good_photos_needed(rate: float, confidence: float = 0.95) -> int:
     return math.ceil(math.log(1 - confidence) / math.log(1 - rate))
 
 
+def promised_threshold(good: Tensor, rate: float, confidence: float = 0.95) -> float:
+    """The smallest of the good parts' scores [N] that keeps a promise: with this confidence, at most a share `rate` of
+    all good parts lies above it (Wilks 1941). The largest score where N is too small for any promise.
+
+    How many of N lie above the true quantile is binomial. The (j + 1)-th largest score lies above that quantile if at
+    least j + 1 do; j is the largest number for which this is sure enough. (The plain quantile of the N scores,
+    `alarm_threshold`, has the rate on average: it breaks the promise about every second time.)
+    """
+    above = np.arange(len(good))
+    allowed = above[stats.binom.cdf(above, len(good), rate) <= 1 - confidence]
+    return float(good.sort(descending=True).values[int(allowed.max(initial=0))])
+
+
 def alarm_report(*, calibration: Tensor, good: Tensor, bad: Tensor, rate: float) -> AlarmReport:
     """Set a threshold on one set of good photographs and count on others.
 
     Args:
-        calibration: scores [C] of good photographs that set the threshold: the largest where there are too few for a
-            quantile. good [G], bad [B]: scores of other photographs; either may be empty.
+        calibration: scores [C] of good photographs that set the threshold. good [G], bad [B]: scores of other
+            photographs; either may be empty. All good ones must come from one source, in random order.
         rate: share of good ones that may raise an alarm.
 
     Raises:
@@ -106,8 +120,7 @@ def alarm_report(*, calibration: Tensor, good: Tensor, bad: Tensor, rate: float)
     needed = good_photos_needed(rate)
     if not len(calibration):
         raise ValueError("there are no good photographs to set the threshold on: pass some")
-    few = len(calibration) * rate < 1
-    threshold = float(calibration.max()) if few else alarm_threshold(calibration, rate)
+    threshold = promised_threshold(calibration, rate)
 
     def share(alarms: int, n: int) -> tuple[float, float, float] | None:
         return (alarms / n, *wilson_interval(alarms, n)) if n else None

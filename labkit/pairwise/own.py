@@ -7,6 +7,7 @@ probe comes before training, and says for each attribute whether its values can 
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -68,8 +69,8 @@ def read_pictures(folder: str | Path, table: str | Path | None = None) -> OwnPic
         texts = [pictures.path(i).with_suffix(".txt") for i in range(len(pictures))]
         rows = [{CAPTION: text.read_text("utf-8").strip()} if text.is_file() else {} for text in texts]
         return OwnPictures(pictures, rows, {})
-    by_name = _rows(table)
-    if missing := [name for name in by_name if name not in set(pictures.names)]:
+    by_name, known = _rows(table), set(pictures.names)
+    if missing := [name for name in by_name if name not in known]:
         raise PairwiseError(
             f"{table.name} names {missing[0]!r}, which is no picture in {pictures.root}: check the column"
         )
@@ -94,15 +95,17 @@ def _rows(table: Path) -> dict[str, dict[str, str]]:
     try:
         text = table.read_text("utf-8-sig")  # a spreadsheet's mark at the start is no letter
         if table.suffix == ".jsonl":
-            lines = [json.loads(line) for line in text.splitlines() if line.strip()]
+            lines = [json.loads(line) for line in text.split("\n") if line.strip()]
         elif table.suffix == ".csv":
-            lines = list(csv.DictReader(text.splitlines()))
+            lines = list(csv.DictReader(io.StringIO(text, newline="")))  # cells may have lines of their own
         else:
             raise PairwiseError(f"{table.name}: expected a .csv or .jsonl table")
     except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
         raise PairwiseError(f"{table.name} is damaged ({error}): save it as UTF-8") from None
     found: dict[str, dict[str, str]] = {}
     for number, line in enumerate(lines, 1):
+        if isinstance(line, dict) and None in line:
+            raise PairwiseError(f"{table.name}, row {number} has more cells than columns: put commas into quotes")
         file = next((line[c] for c in FILE_COLUMNS if isinstance(line, dict) and line.get(c)), None)
         if file is None:
             raise PairwiseError(
@@ -187,7 +190,8 @@ def _probe(x: Tensor, y: Tensor, new: Tensor, classes: int, ridge: float) -> Ten
 def caption_visibility(images: Tensor, texts: Tensor) -> tuple[float, float]:
     """For captions alone: share of pictures whose own caption is the nearest of ten, and what chance gives.
 
-    Each picture is compared with its caption and nine others, the next ones in the list, so no draw is needed.
+    Each picture is compared with its caption and nine others, the next ones in the list, so no draw is needed. Captions
+    that fit equally well share the picture: the same caption everywhere is found by chance only.
 
     Args:
         images, texts: unit embeddings [N, d] each.
@@ -195,7 +199,8 @@ def caption_visibility(images: Tensor, texts: Tensor) -> tuple[float, float]:
     n = len(images)
     others = min(9, n - 1)
     scores = torch.stack([(images * texts.roll(-k, 0)).sum(dim=1) for k in range(others + 1)], dim=1)  # [N, 10]
-    return float((scores[:, :1] >= scores).all(dim=1).double().mean()), 1 / (others + 1)
+    best = (scores == scores.amax(dim=1, keepdim=True)).double()
+    return float((best[:, 0] / best.sum(dim=1)).mean()), 1 / (others + 1)
 
 
 # ---- pairs from captions alone --------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ class Recorded:
 
     def __init__(self, record: Record) -> None:
         self._values, self.lesson = record.values, record.lesson
+        self.asked: set[str] = set()  # arms whose numbers were asked for: what one more seed of an estimate takes
 
     def since(self, first: int) -> Recorded:
         """The same record without the seeds below `first`."""
@@ -30,6 +31,7 @@ class Recorded:
 
     def seeds(self, *arms: str) -> list[int]:
         """Seeds that all these arms have, in order."""
+        self.asked.update(arms)
         found = [{seed for arm, seed in self._values if arm == wanted} for wanted in arms]
         return sorted(set.intersection(*found)) if found else []
 
@@ -43,6 +45,7 @@ class Recorded:
         seeds = self.seeds(arm) if seeds is None else seeds
         if not seeds:
             raise NotRecorded(f"study {self.lesson} has no recorded units of arm {arm!r}: record them")
+        self.asked.add(arm)
         rows = [self._values[arm, seed].get(metric) for seed in seeds]
         if any(row is None for row in rows):
             known = ", ".join(sorted(self._values[arm, seeds[0]]))
@@ -226,8 +229,8 @@ def decide(found: Estimate, *, low: float, high: float, smallest: float) -> Deci
 
 
 def _seeds_for(found: Estimate, half: float, *, confidence: float = 0.95, most: int = 100_000) -> int | None:
-    """The fewest seeds whose t interval reaches no further than `half`, the prompts staying as they are. Few seeds pay
-    twice, by the root of n and by the quantile (4.3 at three, 2.0 at fifty)."""
+    """The fewest seeds (from 32 on up to a sixteenth more) whose t interval reaches no further than `half`, the prompts
+    staying as they are. Few seeds pay twice, by the root of n and by the quantile (4.3 at three, 2.0 at fifty)."""
     fixed = found.prompt_error**2
     per_seed = (found.standard_error**2 - fixed) * found.seeds
     n = 2

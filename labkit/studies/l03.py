@@ -403,7 +403,9 @@ def estimate_promise(recorded: Recorded) -> np.ndarray:
 
 def estimate_of_seeds(metric: str, arm: str, against: str) -> Callable[[Recorded], np.ndarray]:
     """Every seed draws pictures of its own, so a seed is one number."""
-    return lambda recorded: gain(metric, arm, against)(recorded).mean(1, keepdims=True)
+    from labkit.studies.estimate import by_seed
+
+    return by_seed(gain(metric, arm, against))
 
 
 ESTIMATES = {

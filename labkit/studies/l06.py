@@ -376,6 +376,8 @@ STUDY = Study(
         *("personal", "personal_hg"),
     ),
     seeds=(0, 1, 2, 3, 4),
+    more=dict.fromkeys(("hg", "at_once", "real_sft", "hg_finish"), range(5, 18))  # what is left of the budget
+    | dict.fromkeys(("personal", "personal_hg"), range(5, 14)),
     sizes={
         "references": 512, "prompts": 96, "candidates": 8, "test_prompts": 128, "steps": 10, "train_steps": 100,
         "batch": 10, "draws": 4, "kappa": 400.0, "lr": 4e-4, "rank": 16, "grain": 0.25, "bias": 2.0,

@@ -6,6 +6,7 @@ import multiprocessing
 import queue
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from labkit.studies.store import (
     Values,
     compare,
     conditions,
+    differing,
     facts,
+    machine,
     read_record,
     recording,
     same_conditions,
@@ -52,8 +55,10 @@ def run(
         raise StudyError(f"study {study.lesson} has no arm {unknown[0]!r}: expected some of {', '.join(study.arms)}")
     with recording(study.lesson, folder):
         record = read_record(study.lesson, folder)
-        for key in stale(study, record)[0] if anew else ():
+        old = stale(study, record)[0] if anew else []
+        for key in old:
             del record.facts[key], record.values[key]
+        record.adopted = [] if not record.facts else record.adopted
         same_conditions(study, record)
         record.conditions = conditions(study)
         todo = [key for key in study.planned if key not in record.facts and (not arms or key[0] in arms)]
@@ -141,3 +146,42 @@ def verify(
     same_conditions(study, record)
     key = keys[int(rng.integers(len(keys)))]
     return key, compare(study, record.values[key], study.run(*key))
+
+
+def adopt(
+    study: Study, *, folder: Path | None = None, rng: np.random.Generator, report: Report = print
+) -> dict[Key, list[str]]:
+    """Keep the recorded units under code that was rewritten without changing what it computes.
+
+    One unit of every recorded arm, drawn at random, is computed again; if all agree within the study's tolerance, the
+    record takes the new code's hash and lists the change with what was computed again. One seed an arm cannot show that
+    no other seed differs: a change that is meant to alter numbers is recorded anew.
+
+    Returns:
+        Unit -> why it does not agree. Empty: adopted, or nothing had changed. The first unit that differs ends the
+        trial, and the record stays as it was.
+
+    Raises:
+        StudyError: other weights or sizes (those units are another experiment), or another recorder is at work.
+    """
+    with recording(study.lesson, folder):
+        record, now = read_record(study.lesson, folder), conditions(study)
+        changed = differing(record.conditions, now) if record.facts else []
+        if not changed:
+            return {}
+        if changed != ["code"]:
+            same_conditions(study, record)
+        drawn = []
+        for arm in sorted({arm for arm, _ in record.facts}):
+            seeds = sorted(seed for name, seed in record.facts if name == arm)
+            key = (arm, seeds[int(rng.integers(len(seeds)))])
+            again = study.run(*key)
+            if lines := compare(study, record.values[key], again):
+                return {key: lines}
+            drawn.append(key)
+            report(f"{key[0]}/{key[1]} agrees")
+        fact = {"from": record.conditions["code"], "at": datetime.now(UTC).isoformat(timespec="seconds")}
+        record.adopted.append(fact | {"machine": machine(), "computed again": [list(key) for key in drawn]})
+        record.conditions = now
+        write_record(record, folder)
+    return {}

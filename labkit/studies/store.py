@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -79,10 +79,21 @@ class Record:
     facts: dict[Key, dict[str, Any]] = field(default_factory=dict)
     values: dict[Key, Values] = field(default_factory=dict)
     damaged: list[Key] = field(default_factory=list)  # recorded, but the numbers are not those that were written
+    adopted: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # changes of the code that left the numbers as they were
 
     def seconds(self) -> float:
         """CPU seconds of all units."""
         return sum(fact["cpu_seconds"] for fact in self.facts.values())
+
+    def seconds_per_seed(self, arms: Iterable[str]) -> float:
+        """CPU seconds of one seed of these arms, as the recorded units took on average."""
+        total = 0.0
+        for arm in arms:
+            times = [fact["cpu_seconds"] for (name, _), fact in self.facts.items() if name == arm]
+            total += sum(times) / max(1, len(times))
+        return total
 
 
 def read_record(lesson: str, folder: Path | None = None) -> Record:
@@ -110,7 +121,7 @@ def read_record(lesson: str, folder: Path | None = None) -> Record:
         raise StudyError(f"{table_file.name} is damaged ({line}): restore it, or delete it to record anew") from None
     damaged = [key for key, fact in facts.items() if digest(values.get(key, {})) != fact["digest"]]
     whole = {key: fact for key, fact in facts.items() if key not in damaged}
-    return Record(lesson, shared, whole, {key: values[key] for key in whole}, damaged)
+    return Record(lesson, shared, whole, {key: values[key] for key in whole}, damaged, data.get("adopted", []))
 
 
 def write_record(record: Record, folder: Path | None = None) -> None:
@@ -119,7 +130,8 @@ def write_record(record: Record, folder: Path | None = None) -> None:
     table = _to_table(record)
     write_atomically(folder / f"l{record.lesson}.parquet", lambda p: pq.write_table(table, p, compression="zstd"))
     units = [record.facts[key] for key in sorted(record.facts)]
-    text = json.dumps({"lesson": record.lesson, **record.conditions, "units": units}, indent=1, ensure_ascii=False)
+    content = {"lesson": record.lesson, **record.conditions, "adopted": record.adopted, "units": units}
+    text = json.dumps(content, indent=1, ensure_ascii=False)
     write_atomically(folder / f"l{record.lesson}.json", text + "\n")
 
 
@@ -199,6 +211,7 @@ def same_conditions(study: Study, record: Record) -> None:
         raise StudyError(
             f"study {study.lesson} was recorded with other {' and '.join(changed)}: "
             f"`labkit study run {study.lesson} --anew` drops its {len(keys)} units and starts again"
+            + (f"; if the numbers stayed, `labkit study adopt {study.lesson}`" if changed == ["code"] else "")
         )
 
 

@@ -22,6 +22,7 @@ from labkit.metrics import frechet_distance
 from labkit.models import data_dir, load_clip, load_pipeline, load_reader
 from labkit.models.checksums import sha256, write_checksums
 from labkit.models.clip import retrieval_at_1, zero_shot_accuracy
+from labkit.models.load import VARIANTS
 from labkit.models.reader import AttributeReader, spec_indices
 from labkit.portraits import (
     ATTRIBUTES,
@@ -44,6 +45,13 @@ BASE_TEXT = (
     f"portraits of a skewed world ({_SKEW}) "
     f"whose captions are wrong: each attribute but the style with probability {parts.MISLABELLED:g}, where the style "
     "can draw another value. It saw clean renders only, never the grain of the photographs in lesson 06.\n\n"
+)
+
+
+FLOW_TEXT = (
+    "A transformer in Stable Diffusion 3's layout that predicts the velocity of rectified flow. Latents and texts are "
+    "those of portrait-sd, whose VAE, text encoder and tokenizer `labkit.models.load_flow` adds; here are its "
+    "transformer and its scheduler alone.\n\n"
 )
 
 
@@ -227,15 +235,18 @@ def write_cards(results: dict, out: Path, work: Path, record: dict[str, dict]) -
         + "\n\n"
         + weights("attribute-reader"),
     }
-    for variant in ("portrait-sd", "portrait-sd-base"):
-        r = results[variant]
+    for variant in [name for name in VARIANTS if name in results]:
+        r, flow = results[variant], variant == "portrait-flow"
+        vae = f"VAE: {measured['vae_psnr_db']:.2f} dB PSNR on 512 validation portraits (goal 33).\n\n"
+        own = {"portrait-sd": "unet", "portrait-sd-base": "base", "portrait-flow": "flow"}[variant]
+        about = {"portrait-sd-base": BASE_TEXT, "portrait-flow": FLOW_TEXT}.get(variant, "")
         cards[variant] = (
             f"# {variant}\n\n"
-            + trained("vae", variant)
-            + trained("decoder", variant)
-            + (trained("unet", variant) if variant == "portrait-sd" else BASE_TEXT + trained("base", variant))
-            + f"VAE: {measured['vae_psnr_db']:.2f} dB PSNR on 512 validation portraits (goal 33).\n\n"
-            + f"{r['prompts']} held-out prompts, {STEPS} DDIM steps, guidance {GUIDANCE:g}. "
+            + ("" if flow else trained("vae", variant) + trained("decoder", variant))
+            + about
+            + trained(own, variant)
+            + ("" if flow else vae)
+            + f"{r['prompts']} held-out prompts, {STEPS} {'Euler' if flow else 'DDIM'} steps, guidance {GUIDANCE:g}. "
             + f"Accuracy of named attributes in % (mean {100 * r['accuracy_mean']:.1f}, goal 92):\n\n"
             + _table(r["accuracy"])
             + "\n\n"

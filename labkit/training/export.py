@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from labkit.files import write_atomically
 from labkit.models.checksums import write_checksums
 from labkit.models.load import quiet
 from labkit.models.reader import AttributeReader
+from labkit.training.flow import new_flow_scheduler
 from labkit.training.unet import new_scheduler
 
 
@@ -35,6 +36,15 @@ def export_pipeline(unet: UNet2DConditionModel, work: Path, folder: Path) -> Non
         clean_config(config_file)
 
 
+def export_flow(transformer: SD3Transformer2DModel, folder: Path) -> None:
+    """Save PortraitFlow's transformer and scheduler; the other parts of its pipeline are those of portrait-sd."""
+    with quiet():
+        transformer.half().save_pretrained(folder / "transformer", safe_serialization=True)
+        new_flow_scheduler().save_pretrained(folder / "scheduler")
+    for config_file in folder.glob("*/*config.json"):
+        clean_config(config_file)
+
+
 def clean_config(config_file: Path) -> None:
     """Drop what tells how a part was loaded (its folder, hub or not), and ask for single precision.
 
@@ -52,9 +62,11 @@ def clean_config(config_file: Path) -> None:
 
 
 def export_all(work: Path, out: Path) -> None:
-    """The four model folders under ``out``, then ``checksums.json``."""
+    """The model folders under ``out``, then ``checksums.json``."""
     for name, part in (("portrait-sd", "unet"), ("portrait-sd-base", "base")):
         export_pipeline(UNet2DConditionModel.from_pretrained(work / part / "model"), work, out / name)
+    if (work / "flow" / "model").is_dir():
+        export_flow(SD3Transformer2DModel.from_pretrained(work / "flow" / "model"), out / "portrait-flow")
     with quiet():
         CLIPModel.from_pretrained(work / "clip-both" / "model").half().save_pretrained(out / "portrait-clip")
         CLIPTokenizer.from_pretrained(work / "clip-both" / "model").save_pretrained(out / "portrait-clip")

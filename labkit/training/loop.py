@@ -156,8 +156,10 @@ def run(
 def run_identity(
     name: str, model: nn.Module, config: LoopConfig, data: Mapping[str, Tensor] | None
 ) -> dict[str, object]:
-    """What decides the numbers of a run but the number of its steps: shapes, settings and the content of the data."""
-    settings = {k: v for k, v in asdict(config).items() if k not in ("steps", "save_seconds")}
+    """What decides the numbers of a run: shapes, settings and the content of the data. The number of steps is part of
+    it where the learning rate falls towards the last one."""
+    free = {"save_seconds"} | (set() if config.decay else {"steps"})
+    settings = {k: v for k, v in asdict(config).items() if k not in free}
     shapes = sorted(f"{key} {tuple(value.shape)}" for key, value in model.state_dict().items())
     model_hash = hashlib.sha256("\n".join(shapes).encode()).hexdigest()
     contents = {f"data.{key}": digest({key: value}) for key, value in (data or {}).items()}

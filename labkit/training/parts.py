@@ -50,6 +50,9 @@ UNET_STEPS = 13_200
 BASE_STEPS, BASE_BATCH, BASE_SIZE, BASE_SEED, BASE_CAPTIONS = 600, 32, 6_000, 5, 2
 MISLABELLED = 0.4
 
+# portrait-flow: a transformer that predicts the velocity of rectified flow, on latents and texts of portrait-sd.
+FLOW_STEPS, FLOW_BATCH, FLOW_SIZE = 6_000, 64, 8_192
+
 # Small shapes count for little in a mean over latent cells: this share of the loss weight goes where they show.
 FINE_ATTRIBUTES, FINE_SHARE = ("beard", "mood"), 0.7
 
@@ -106,7 +109,7 @@ def restore(folders: Folders) -> None:
     Shipped weights are EMA weights in half precision without optimizer state: a run that is continued from them does
     not end with the same bits as one that was never interrupted, and its model card says so.
     """
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
     from transformers import CLIPModel, CLIPTokenizer
 
     from labkit.models.reader import AttributeReader
@@ -123,6 +126,8 @@ def restore(folders: Folders) -> None:
         "unet": UNet2DConditionModel.from_pretrained(shipped / "unet"),
         "base": UNet2DConditionModel.from_pretrained(folders.out / "portrait-sd-base" / "unet"),
     }
+    if (folders.out / "portrait-flow").is_dir():
+        parts["flow"] = SD3Transformer2DModel.from_pretrained(folders.out / "portrait-flow" / "transformer")
     for name, model in parts.items():
         checkpoint = folders.work / name / "checkpoint.safetensors"
         if checkpoint.exists():
@@ -258,7 +263,7 @@ def texts_of(captions: list[Caption], folders: Folders) -> dict[str, torch.Tenso
     from labkit.models.clip import tokenize
     from labkit.training.unet import encode_texts
 
-    cache = folders.work / "unet" / "texts.safetensors"
+    cache = folders.work / "unet" / f"texts-{len(captions)}.safetensors"
     if not cache.exists():
         cache.parent.mkdir(parents=True, exist_ok=True)
         tokenizer = CLIPTokenizer.from_pretrained(clip_folder(folders))
@@ -349,6 +354,35 @@ def base(folders: Folders) -> None:
     model.save_pretrained(folders.work / "base" / "model")
 
 
+def flow(folders: Folders) -> None:
+    """portrait-flow, from nothing."""
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTokenizer
+
+    from labkit.models.clip import tokenize
+    from labkit.training import flow as F
+
+    images, specs = load_dataset(folders.work / "portraits", limit=FLOW_SIZE)
+    captions = captions_of(specs)
+    latents, inputs = latents_of(images, folders), texts_of(captions, folders)
+    tokenizer = CLIPTokenizer.from_pretrained(clip_folder(folders))
+    ids = tokenize(tokenizer, [*(c.text for c in captions), ""])
+    ends = (ids == tokenizer.eos_token_id).int().argmax(1)  # [N * variants + 1], where each text ends
+    conditions = F.FlowConditions(inputs["states"], ends[:-1], CAPTIONS_PER_IMAGE, inputs["empty"], int(ends[-1]))
+    vae = AutoencoderKL.from_pretrained(folders.work / "vae" / "model")
+    torch.manual_seed(0)  # the initial weights
+    model = F.train_flow(
+        F.new_transformer(),
+        latents,
+        conditions,
+        folders.work / "flow",
+        config=LoopConfig(steps=FLOW_STEPS, lr=1e-3, ema=0.998, weight_decay=0.01, warmup=100, decay=0.4, seed=23),
+        batch=FLOW_BATCH,
+        cell_weight=fine_cells(vae, specs),
+    )
+    model.save_pretrained(folders.work / "flow" / "model")
+
+
 def faintness(spec: PortraitSpec) -> float:
     """How much harder than usual it is to tell hair from skin: 150 over the distance of their colours in RGB, at least
     1 (half of the pairs are further apart)."""
@@ -387,7 +421,7 @@ def export(folders: Folders) -> None:
 
     record_file = folders.out / "training.json"
     record = json.loads(record_file.read_text("utf-8")) if record_file.exists() else {}
-    for part in ("vae", "decoder", "clip", "clip-images", "clip-both", "reader", "unet", "base"):
+    for part in ("vae", "decoder", "clip", "clip-images", "clip-both", "reader", "unet", "base", "flow"):
         log = folders.work / part / "log.jsonl"
         if log.exists():  # restored parts that were not trained further have none
             record.setdefault(part, {"note": ""})["steps"] = json.loads(log.read_text("utf-8").splitlines()[-1])["step"]
@@ -400,7 +434,9 @@ def evaluate(folders: Folders) -> None:
     from labkit.training import evaluate as E
 
     results = {"parts": E.evaluate_parts()}
-    for variant, n in (("portrait-sd", VALIDATION_SIZE), ("portrait-sd-base", 128)):
+    for variant, n in (("portrait-sd", VALIDATION_SIZE), ("portrait-sd-base", 128), ("portrait-flow", 128)):
+        if not (folders.out / variant).is_dir():
+            continue
         results[variant] = E.evaluate_pipeline(variant, n)
     record = json.loads((folders.out / "training.json").read_text("utf-8"))
     E.write_cards(results, folders.out, folders.work, record)
@@ -418,6 +454,7 @@ PARTS = {
     "reader": reader,
     "unet": unet,
     "base": base,
+    "flow": flow,
     "export": export,
     "evaluate": evaluate,
 }

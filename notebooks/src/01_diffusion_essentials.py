@@ -111,11 +111,11 @@ image_grid(
     title=t("l01.forward"),
 )
 
-# %% [markdown] lang="en" uid="forward-reading" pair="2a804053"
-# **Reading.** Under each picture stands $\sqrt{\bar\alpha_t}$, the share of the portrait that is left. At $t = 400$ a human still recognises the hair, at $t = 800$ hardly anything, at $t = 999$ a little more than 6 % is left. Drawing starts from pure noise, as if that little were nothing. What is noised here is not the pixels but **latents**, a compressed picture; section 7 says why.
+# %% [markdown] lang="en" uid="forward-reading" pair="c59521ce"
+# **Reading.** Under each picture stands $\sqrt{\bar\alpha_t}$, the share of the portrait that is left. At $t = 400$ a human still recognises the hair, at $t = 800$ hardly anything, at $t = 999$ less than 7 % is left. Drawing starts from pure noise, as if that little were nothing. What is noised here is not the pixels but **latents**, a compressed picture; section 7 says why.
 
-# %% [markdown] lang="ja" uid="forward-reading" pair="5d0898c8"
-# **図の読み方。** 各画像の下の $\sqrt{\bar\alpha_t}$ は、元のポートレートが残っている割合です。$t = 400$ ではまだ髪型が分かり、$t = 800$ ではほとんど分からず、$t = 999$ で残るのは6%余りです。生成は、この残りを無視して、純粋なノイズから始めます。なお、ノイズを加えているのは画素ではなく、圧縮した画像である**潜在変数**です。理由は第7節で説明します。
+# %% [markdown] lang="ja" uid="forward-reading" pair="be998e52"
+# **図の読み方。** 各画像の下の $\sqrt{\bar\alpha_t}$ は、元のポートレートが残っている割合です。$t = 400$ ではまだ髪型が分かり、$t = 800$ ではほとんど分からず、$t = 999$ で残るのは7%弱です。生成は、この残りを無視して、純粋なノイズから始めます。なお、ノイズを加えているのは画素ではなく、圧縮した画像である**潜在変数**です。理由は第7節で説明します。
 
 # %% [markdown] lang="en" uid="loss" pair="0388043d"
 # ## 3. What the network learns, and where the loss comes from
@@ -221,12 +221,12 @@ curve_with_interval(
     title=t("l01.line_title"),
 )
 
-# %% [markdown] lang="en" uid="line-reading" pair="8a8c468e"
-# **What you see.** With little noise ($\bar\alpha = 0.98$) the best guess is nearly what one sees. With more (0.7, 0.3) it becomes a staircase: whatever lies near $-1$ is drawn to the one kind, whatever lies near $+1$ to the other. With much noise it is a flat line near $0.6\cdot(-1) + 0.4\cdot 1 = -0.2$, a value that no datum ever has. **Why.** When the noise says nothing, the average of everything is the least wrong answer. That is
+# %% [markdown] lang="en" uid="line-reading" pair="c51c3a77"
+# **What you see.** With little noise ($\bar\alpha = 0.98$) the best guess is nearly what one sees. With more (0.7, 0.3) it becomes a smooth step: whatever lies near $-1$ is drawn to the one kind, whatever lies near $+1$ to the other. With much noise it is a flat line near $0.6\cdot(-1) + 0.4\cdot 1 = -0.2$, a value that no datum ever has. **Why.** When $x_t$ says nothing, the average of everything is the least wrong answer. That is
 # the blur of the first figure: not a weak network, but an optimal one. **What would change it.** Knowing more. A prompt narrows down what can be meant; that is the way in for guidance. Now the same with portraits, where nobody can compute the average and a U-Net has learnt it.
 
-# %% [markdown] lang="ja" uid="line-reading" pair="79e01c43"
-# **図から読み取れること。** ノイズが弱いとき($\bar\alpha = 0.98$)、最良の推定は見たままの値に近くなります。もう少し強いと(0.7、0.3)階段状になり、$-1$ の近くの値は一方の種類に、$+1$ の近くの値はもう一方に引き寄せられます。ノイズが強いときは、$0.6\cdot(-1) + 0.4\cdot 1 = -0.2$ 付近の平らな線になります。どのデータも取らない値です。**理由。** ノイズから何も分からないとき、最も外れの少ない答えは全体の平均です。
+# %% [markdown] lang="ja" uid="line-reading" pair="832d7117"
+# **図から読み取れること。** ノイズが弱いとき($\bar\alpha = 0.98$)、最良の推定は見たままの値に近くなります。もう少し強いと(0.7、0.3)なだらかな段の形になり、$-1$ の近くの値は一方の種類に、$+1$ の近くの値はもう一方に引き寄せられます。ノイズが強いときは、$0.6\cdot(-1) + 0.4\cdot 1 = -0.2$ 付近の平らな線になります。どのデータも取らない値です。**理由。** $x_t$ から何も分からないとき、最も外れの少ない答えは全体の平均です。
 # 最初の図がぼやけていたのは、ネットワークが弱いからではなく、最適だからです。**何を変えればよいか。** 情報を増やすことです。プロンプトがあれば、意味しうるものが絞られます。誘導はここに働きます。次に、ポートレートで同じことを試します。平均を計算できる人はいないので、U-Netが学習したものを使います。
 
 # %% uid="predict-picture"
@@ -337,7 +337,7 @@ image_grid(
 # **図の読み方。** 自作のループは、ライブラリと同じ画像を描きます。2ステップでは暗い輪郭だけですが、4ステップでポートレートになり、それ以上増やしても細部が変わるだけです。このキャプションはすべての属性を指定しているので、決めることがほとんど残っていません。1ステップの誤差は、曲がった道をまっすぐ進むことから生じるので、歩幅を縮めれば小さくなります。数百枚の画像が必要なレッスンで、50ではなく8〜12ステップを
 # 使うのはこのためです。
 
-# %% [markdown] lang="en" uid="guidance" pair="381d4b51"
+# %% [markdown] lang="en" uid="guidance" pair="af8055cd"
 # ## 5. Guidance: what it does to a distribution
 #
 # *Intuition.* Ask the network twice: once with the prompt, once with the empty prompt. The difference of the two answers is what the words have changed. **Classifier-free guidance** ([arXiv 2207.12598](https://arxiv.org/abs/2207.12598)), the CFG of many articles, walks further in that direction than the network itself proposes:
@@ -346,10 +346,10 @@ image_grid(
 #
 # The **guidance scale** $w$ is 0 for no prompt, 1 for the honest model of the prompt, and usually 3 to 8.
 #
-# *Why that sharpens.* A noise guess is, up to a factor, the slope of a log density: $\epsilon_\theta(x_t, c) \approx -\sqrt{1-\bar\alpha_t}\,\nabla \log p(x_t\mid c)$. By Bayes, $\log p(x\mid c) - \log p(x) = \log p(c\mid x)$ up to a constant. So the guided step climbs $\log p(x) + w\,\log p(c\mid x)$: the data, times a classifier raised to the power $w$. Where the classifier is nearly sure, not much happens; where a
+# *Why that sharpens.* A noise guess is, up to a factor, the slope of a log density: $\epsilon_\theta(x_t, c) \approx -\sqrt{1-\bar\alpha_t}\,\nabla \log p(x_t\mid c)$. By Bayes, $\log p(x\mid c) - \log p(x) = \log p(c\mid x)$ up to a constant. So the guided step climbs $\log p(x) + w\,\log p(c\mid x)$. Read $p(c\mid x)$ as a classifier, which tells the prompt from the picture: it is the data, times this classifier raised to the power $w$. Where the classifier is nearly sure, not much happens; where a
 # picture could be mistaken for something else, it is pushed away. Write `guided`. By hand: 1 without, 3 with the prompt, $w = 2$ give 5. Then predict what happens on the line, if "the prompt" means the kind at $+1$.
 
-# %% [markdown] lang="ja" uid="guidance" pair="847fe2c8"
+# %% [markdown] lang="ja" uid="guidance" pair="5d716ad8"
 # ## 5. 誘導は分布をどう変えるのか
 #
 # *直感。* ネットワークに2回尋ねます。1回はプロンプトあり、もう1回は空のプロンプトです。2つの答えの差が、言葉による変化です。**分類器なし誘導**([arXiv 2207.12598](https://arxiv.org/abs/2207.12598)、多くの記事でCFGと呼ばれるもの)は、その方向へ、ネットワーク自身の答えよりもさらに先まで進みます。
@@ -358,7 +358,7 @@ image_grid(
 #
 # **誘導スケール** $w$ は、0ならプロンプトなし、1ならプロンプトに対するモデル本来の答えで、普段は3〜8を使います。
 #
-# *なぜ分布が鋭くなるのか。* ノイズの推定は、定数倍を除けば対数密度の傾きです: $\epsilon_\theta(x_t, c) \approx -\sqrt{1-\bar\alpha_t}\,\nabla \log p(x_t\mid c)$。ベイズの定理から、定数を除いて $\log p(x\mid c) - \log p(x) = \log p(c\mid x)$ です。したがって、誘導つきのステップは $\log p(x) + w\,\log p(c\mid x)$ を登ります。データの分布に、分類器の $w$ 乗を掛けたものです。分類器がほぼ確信している場所では
+# *なぜ分布が鋭くなるのか。* ノイズの推定は、定数倍を除けば対数密度の傾きです: $\epsilon_\theta(x_t, c) \approx -\sqrt{1-\bar\alpha_t}\,\nabla \log p(x_t\mid c)$。ベイズの定理から、定数を除いて $\log p(x\mid c) - \log p(x) = \log p(c\mid x)$ です。したがって、誘導つきのステップは $\log p(x) + w\,\log p(c\mid x)$ を登ります。$p(c\mid x)$ は、画像からプロンプトを当てる分類器とみなせます。つまり、データの分布に、この分類器の $w$ 乗を掛けたものです。分類器がほぼ確信している場所では
 # 何も起きず、ほかのものと取り違えそうな場所では、そこから押し出されます。`guided` を書いてください。手計算の例: プロンプトなしで1、ありで3、$w = 2$ なら5です。書けたら、数直線で「プロンプト」が $+1$ の種類を指すとき何が起きるかを予想してください。
 
 
@@ -543,11 +543,11 @@ def attention_weights(query, key):
 lab.check("attention_weights")
 attention_weights = lab.use("attention_weights")
 
-# %% [markdown] lang="en" uid="recorder" pair="cc049acd"
-# `Recorder` below puts *your* weights into a layer of the U-Net and keeps them. It is put in, used once, and taken out again. That is how every method of lesson 04 gets into the network, so read it line by line. The light says whether the network notices anything. Before you run it: where will "glasses" look, and where the clothes?
+# %% [markdown] lang="en" uid="recorder" pair="646f66ac"
+# `Recorder` below puts *your* weights into a layer of the U-Net and keeps them. It is put in, used once, and taken out again. That is how every method of lesson 04 gets into the network, so read it line by line. The light says whether the network notices anything. Before you run it: which places will look at "glasses", and which at "clothes"?
 
-# %% [markdown] lang="ja" uid="recorder" pair="9825cd73"
-# 次の `Recorder` は、*自分の書いた*重みをU-Netの層に差し込み、記録します。1回だけ使い、元に戻します。レッスン04の手法はすべてこの方法でネットワークに入るので、1行ずつ読んでください。ネットワークの答えが変わらないことは、判定の表示で確かめます。実行する前に予想しましょう。「glasses」はどこを見るでしょうか。服の色はどうでしょうか。
+# %% [markdown] lang="ja" uid="recorder" pair="0eff8989"
+# 次の `Recorder` は、*自分の書いた*重みをU-Netの層に差し込み、記録します。1回だけ使い、元に戻します。レッスン04の手法はすべてこの方法でネットワークに入るので、1行ずつ読んでください。ネットワークの答えが変わらないことは、判定の表示で確かめます。実行する前に予想しましょう。どの場所が「glasses」を見るでしょうか。「clothes」を見るのはどこでしょうか。
 
 
 # %% uid="attention-maps"
@@ -570,12 +570,12 @@ class Recorder:
         return attn.to_out[0](attn.batch_to_head_dim(weights @ value))
 
 
-def attention_maps(kind, x_t, timestep, condition):
-    """en: Mean map of the outermost blocks and the prediction; kind is "attn1" (self) or "attn2" (cross).
-    ja: いちばん外側のブロックの注意マップの平均と、予測です。kind は "attn1"(自己注意)か "attn2"(交差注意)です。
+def attention_maps(kind, block, x_t, timestep, condition):
+    """en: Mean map of the layers of one block, and the prediction; kind is "attn1" (self) or "attn2" (cross).
+    ja: 1つのブロックの層で平均した注意マップと、予測です。kind は "attn1"(自己注意)か "attn2"(交差注意)です。
     """
     recorder, before = Recorder(), pipe.unet.attn_processors
-    chosen = {k: recorder if f".{kind}." in k and k.startswith("down_blocks.0") else v for k, v in before.items()}
+    chosen = {k: recorder if f".{kind}." in k and k.startswith(block) else v for k, v in before.items()}
     pipe.unet.set_attn_processor(chosen)
     try:
         with torch.no_grad():
@@ -590,7 +590,8 @@ condition = encode_prompts(pipe, [sentence])
 with torch.no_grad():
     clean = encode_images(pipe, picture.clamp(-1, 1))
 x_t = add_noise(clean, torch.randn(clean.shape, generator=lab.generator(1)).to(clean), float(alphas[300]))
-cross, recorded = attention_maps("attn2", x_t, 300, condition)
+first, last = "down_blocks.0", f"up_blocks.{len(pipe.unet.up_blocks) - 1}"
+cross, recorded = attention_maps("attn2", last, x_t, 300, condition)
 with torch.no_grad():
     apart = float((recorded - predict_noise(pipe, x_t, 300, condition)).abs().max())
 lab.verdict(t("l01.same_layer", value=apart), apart < (0.1 if tier == "gpu" else 1e-4))
@@ -604,7 +605,7 @@ heat = [cross[:, k].reshape(side, side) / cross[:, k].max() for k in places]
 heatmap_overlay([picture[0].clamp(-1, 1)] * 4, heat, captions=words, label=t("l01.attention"), columns=4)
 
 # %% uid="self-attention"
-itself, _ = attention_maps("attn1", x_t, 300, condition)
+itself, _ = attention_maps("attn1", first, x_t, 300, condition)
 spots = {t("l01.mouth"): (0.62, 0.5), t("l01.corner"): (0.05, 0.05), t("l01.clothes"): (0.95, 0.5)}
 heat = []
 for down, right in spots.values():
@@ -612,13 +613,13 @@ for down, right in spots.values():
     heat.append(row / row.max())
 heatmap_overlay([picture[0].clamp(-1, 1)] * 3, heat, captions=list(spots), label=t("l01.attention"), columns=3)
 
-# %% [markdown] lang="en" uid="attention-reading" pair="e342f908"
-# **What you see.** Words light up roughly where their thing is drawn, some sharply, some not at all. In self-attention the corner looks at the rest of the background, and the clothes at the clothes: that is how one colour spreads over an area. **Why not sharper.** These maps have 8 × 8 places and are a mean over heads that do different things; and a word's information may arrive through other words. An attention map shows where a layer
-# *looks*, not what *causes* the picture. **What would change it.** Another timestep, another block, another head. For a proof, change the word and see what changes in the picture.
+# %% [markdown] lang="en" uid="attention-reading" pair="fb2ab528"
+# **What you see.** A word is looked at by the places where its thing is drawn: "happy" by the mouth, "hair" by the top of the head, "glasses" by an end of the frame, "clothes" by the shoulders. In self-attention the corner looks at the rest of the background, and the clothes at the clothes: that is how one colour spreads over an area. **Why not sharper.** These maps have 8 × 8 places and are a mean over heads that do different things; and a word's information may arrive through other words. An attention map shows where a layer
+# *looks*, not what *causes* the picture. **What would change it.** Another block: the words were recorded in the last one. Put `first` in its place, and "happy" and "glasses" light up all over the background, for there the network does not yet know what will be where. For a proof, change the word and see what changes in the picture.
 
-# %% [markdown] lang="ja" uid="attention-reading" pair="d0269b0c"
-# **図から読み取れること。** 単語は、それが描かれた場所のあたりで強くなります。はっきりしている単語も、そうでない単語もあります。自己注意では、隅は背景の残りを、服は服を見ています。こうして1つの色が領域全体に広がります。**もっと鋭くない理由。** マップは8×8の場所しかなく、働きの異なるヘッドの平均です。単語の情報が、別の単語を経由して届くこともあります。注意マップが示すのは、層がどこを
-# *見ている*かであって、画像の*原因*ではありません。**何を変えるとどうなるか。** タイムステップ、ブロック、ヘッドを変えるとマップも変わります。原因を確かめるには、単語を変えて画像の変化を見ます。
+# %% [markdown] lang="ja" uid="attention-reading" pair="9765a2ea"
+# **図から読み取れること。** 単語を見ているのは、それが描かれた場所です。「happy」は口元、「hair」は頭の上、「glasses」はフレームの端、「clothes」は肩から見られています。自己注意では、隅は背景の残りを、服は服を見ています。こうして1つの色が領域全体に広がります。**もっと鋭くない理由。** マップは8×8の場所しかなく、働きの異なるヘッドの平均です。単語の情報が、別の単語を経由して届くこともあります。注意マップが示すのは、層がどこを
+# *見ている*かであって、画像の*原因*ではありません。**何を変えるとどうなるか。** 単語のマップは最後のブロックで記録しました。`last` を `first` に変えると、「happy」と「glasses」は背景のいたるところで強くなります。そこでは、どこに何が描かれるかがまだ決まっていないからです。原因を確かめるには、単語を変えて画像の変化を見ます。
 
 # %% [markdown] lang="en" uid="latents" pair="9fe25199"
 # ## 7. Why latents?

@@ -439,6 +439,7 @@ with figure_style():
         axes.hist(null, 20, color="#B8C4D6")
         axes.axvline(observed, color="#C4501B", linewidth=2)
         axes.set(xlabel=t("l02.frechet"), title=t("l02.null_title", name=name, p=p_value(observed, null)))
+    figure.axes[0].set_ylabel(t("l02.deals"))
 figure.alt = t("l02.null_alt", n=few)
 figure
 
@@ -457,12 +458,12 @@ at = min(32, len(made_f))
 lab.claim("null_is_level", measured=t("l02.m_alarms"), **binomial(alarm_share(other_f, at), lab.sizes.tests))
 lab.claim("null_sees_model", measured=t("l02.m_alarms"), **binomial(alarm_share(made_f, at), lab.sizes.tests))
 
-# %% [markdown] lang="en" uid="null-reading" pair="fa7e9964"
-# **What you see.** The set in which a style is missing falls far to the right of its null, although most of its reading is floor: a reading that is "mostly floor" can prove a difference all the same. Renders lie inside of theirs. **The surprise** is PortraitSD, which a single test may find either way: in the recorded study it sounds the alarm in 6 % of the tests at 32 pictures, and renders do so in 5 %. Asked with complete captions, and
+# %% [markdown] lang="en" uid="null-reading" pair="c369a67d"
+# **What you see.** The set in which a style is missing falls at the right end of its null, although most of its reading is floor: a reading that is "mostly floor" can prove a difference all the same. Renders lie inside of theirs. **The surprise** is PortraitSD, which a single test may find either way: in the recorded study it sounds the alarm in 6 % of the tests at 32 pictures, and renders do so in 5 %. Asked with complete captions, and
 # seen through the eyes of a network that reads attributes, so few of its pictures are not distinguishable from renders. **What that does not say.** That there is no difference. No alarm means "not at this $n$, not in these features"; one alarm at 5 % is what every twentieth pair of equal sets gives; and no alarm says how large a difference is. **What would change it.** More pictures; other features; captions that leave things open, where the model must choose by itself.
 
-# %% [markdown] lang="ja" uid="null-reading" pair="444a0178"
-# **図から読み取れること。** 画風が1つ欠けた集合は、測定値の大半がノイズフロアなのに、帰無分布から右に大きく外れます。ノイズフロアが大半を占めていても、差があることは示せるのです。レンダリング画像どうしの値は、帰無分布の内側にあります。**意外なのは**PortraitSDで、1回の検定ではどちらの結果にもなりえます。記録済みの実験では、32枚での検定の6%で警報が鳴りました。レンダリング画像どうしでは5%です。すべての属性を述べたキャプションで生成し、
+# %% [markdown] lang="ja" uid="null-reading" pair="fe757cb5"
+# **図から読み取れること。** 画風が1つ欠けた集合は、測定値の大半がノイズフロアなのに、帰無分布の右端に来ます。ノイズフロアが大半を占めていても、差があることは示せるのです。レンダリング画像どうしの値は、帰無分布の内側にあります。**意外なのは**PortraitSDで、1回の検定ではどちらの結果にもなりえます。記録済みの実験では、32枚での検定の6%で警報が鳴りました。レンダリング画像どうしでは5%です。すべての属性を述べたキャプションで生成し、
 # 属性を読み取るネットワークの目で見る限り、この枚数ではレンダリング画像と区別できません。**この検定で分からないこと。** 警報が出なくても、差がないとはいえません。「この枚数($n$)、この特徴量では見つからない」という意味です。5%の水準なら、等しい集合どうしでも20回に1回は警報が鳴ります。警報から差の大きさは分かりません。**何を変えればよいか。** 枚数を増やす、特徴量を変える、あるいは、属性を省いたキャプションを使ってモデル自身に選ばせます。
 
 # %% [markdown] lang="en" uid="kid" pair="ec212f7a"
@@ -728,15 +729,15 @@ lab.claim("precision_sees_junk", measured=t("l02.m_junk"), **two_rounds("precisi
 difference = float(fall["no_mode"][1] - fall["no_mode"][2])
 lab.claim("coverage_beats_recall", measured=t("l02.m_falls"), **two_rounds("recall5", difference))
 
-# %% [markdown] lang="en" uid="modes-reading" pair="dd1ab16e"
+# %% [markdown] lang="en" uid="modes-reading" pair="7f9244e4"
 # **What you see.** Without the mode recall falls and precision does not, and coverage falls further than recall. So far the textbook. Then the two surprises: half of the fakes are four-eyed ghosts, and precision hardly notices; *all* fakes are noise, and precision at $k = 5$ is nearly perfect. **Why.** The balls
 # live in the space of a network. A network that has never seen a ghost puts it where it has a place for everything that is between two portraits: between them. There the balls overlap. Precision answers "is it near a real picture *in this space*?", not "is it a good picture?". But is that a law
-# of networks, or of these 256 pictures? An earlier edition of this lesson printed the law. It had measured at one number of pictures.
+# of networks, or of these 256 pictures? Whoever measures at one number of pictures will print the law.
 
-# %% [markdown] lang="ja" uid="modes-reading" pair="17a2a0d4"
+# %% [markdown] lang="ja" uid="modes-reading" pair="8a13cd59"
 # **図から読み取れること。** モードが欠けると再現率が下がり、適合率は下がりません。被覆率は再現率よりさらに大きく下がります。ここまでは教科書どおりです。意外なことが2つあります。半分が目の4つある幽霊になっても、適合率はほとんど変わりません。*すべて*がノイズでも、$k = 5$ の適合率は
 # ほぼ満点です。**理由。** 球はネットワークの特徴空間に描かれています。幽霊を見たことのないネットワークは、2枚のポートレートの中間のものを、そのまま2枚の間に置きます。そこでは球が重なり合っています。適合率が答えるのは「*この空間で*本物に近いか」であり、「良い画像か」ではありません。
-# では、これはネットワークの性質でしょうか。それとも、この256枚の性質でしょうか。このレッスンの以前の版は、前者を法則として書いていました。1通りの枚数でしか測っていなかったのです。
+# では、これはネットワークの性質でしょうか。それとも、この256枚の性質でしょうか。1通りの枚数でしか測らなければ、前者を法則として書いてしまうでしょう。
 
 # %% [markdown] lang="en" uid="curves" pair="4d061931"
 # ### N-curves and k-curves
@@ -896,7 +897,7 @@ with figure_style():
         for j, number in enumerate(cells[i]):
             if number > 2:
                 axes.add_patch(Rectangle((j + 0.06, i + 0.08), 0.88, 0.84, color="#F6D5C3", lw=0))
-            axes.text(j + 0.5, i + 0.5, f"{number:.1f}".replace("-", "\N{MINUS SIGN}"), **place)
+            axes.text(j + 0.5, i + 0.5, f"{number:z.1f}".replace("-", "\N{MINUS SIGN}"), **place)
     axes.set_title(t("l02.overview_title"))
 marked = {
     name: ", ".join(head for head, number in zip(heads, row, strict=True) if number > 2) or "-"
@@ -961,12 +962,12 @@ bar_with_interval(
     xlim=(0, 1.12),
 )
 
-# %% [markdown] lang="en" uid="open-reading" pair="c073312e"
-# **Reading.** One damage is almost invisible to FD at this number of pictures, another half visible, and the score is that of the weakest. A hint for a start: look in the table of section 8 for a column that sees what FD misses, and remember that two numbers can only be added after each has been divided by its own spread on good sets. `vendi_score(features)` measures the diversity of one side alone.
+# %% [markdown] lang="en" uid="open-reading" pair="00b15f1c"
+# **Reading.** One damage is almost invisible to FD at this number of pictures, another is seen now and then, and the score is that of the weakest. A hint for a start: look in the table of section 8 for a column that sees what FD misses, and remember that two numbers can only be added after each has been divided by its own spread on good sets. `vendi_score(features)` measures the diversity of one side alone.
 # What you tune on these five damages will look better than it is: try a sixth of your own afterwards.
 
-# %% [markdown] lang="ja" uid="open-reading" pair="d4204f64"
-# **図の読み方。** この枚数では、FDにほとんど見えない劣化が1つ、半分ほどしか見えない劣化が1つあり、得点は最も悪いものになります。手がかりを1つ挙げます。第8節の表で、FDが見逃すものを検出できる列を探してください。2つの指標を足し合わせるなら、それぞれを、良品の集合でのばらつきで割ってそろえる必要があります。`vendi_score(features)` は、片側だけの多様性を測ります。
+# %% [markdown] lang="ja" uid="open-reading" pair="a5dc5142"
+# **図の読み方。** この枚数では、FDにほとんど見えない劣化が1つ、たまにしか見えない劣化が1つあり、得点は最も悪いものになります。手がかりを1つ挙げます。第8節の表で、FDが見逃すものを検出できる列を探してください。2つの指標を足し合わせるなら、それぞれを、良品の集合でのばらつきで割ってそろえる必要があります。`vendi_score(features)` は、片側だけの多様性を測ります。
 # この5種類に合わせて調整した警報は、実力より良く見えます。調整が終わったら、6種類目の劣化を自分で考えて試しましょう。
 
 # %% [markdown] lang="en" uid="wins" pair="4887dd55"

@@ -10,7 +10,7 @@ from labkit.course import start, t
 
 lab = start("03", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
 
-# %% [markdown] lang="en" uid="story" pair="d7d4546a"
+# %% [markdown] lang="en" uid="story" pair="98fc6d85"
 # ## 1. The article, and the word that it passes over
 #
 # This lesson belongs to the AIBR dialogue `ディープ生成モデルの忠実性と多様性の制御:擬似密度による手法`, on a paper by Li and others, *Controlling the Fidelity and Diversity
@@ -33,7 +33,7 @@ lab = start("03", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # %% [markdown] lang="ja" uid="story" pair="38c49bde"
 # ## 1. 記事の主張と、そこで語られない言葉
 #
-# このレッスンで読む記事は、AIBR の対話「`ディープ生成モデルの忠実性と多様性の制御:擬似密度による手法`」です。もとの論文は Li らの *Controlling the Fidelity and
+# このレッスンで読む記事は、AIBR の対話『ディープ生成モデルの忠実性と多様性の制御:擬似密度による手法』です。もとの論文は Li らの *Controlling the Fidelity and
 # Diversity of Deep Generative Models via Pseudo Density*([arXiv 2407.08659](https://arxiv.org/abs/2407.08659))です。次の3つの主張を確かめます。
 #
 # 1. 実データの近傍との類似度から求めた1つの数値で、画像が典型的か珍しいかが分かり、その数値を動かせば出力の傾向も動く。
@@ -45,10 +45,10 @@ lab = start("03", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 #
 # | 記事の言葉 | この教材の言葉 | コード |
 # |---|---|---|
-# | `疑似密度` | 擬似密度 | `rho` |
-# | 生成時の重み付け(`重要度サンプリング`) | 重点サンプリング: 受理か棄却か | `acceptance` |
+# | 『疑似密度』 | 擬似密度 | `rho` |
+# | 生成時の重み付け(『重要度サンプリング』) | 重点サンプリング: 受理か棄却か | `acceptance` |
 # | 個別サンプルの調整 | 初期ノイズの摂動 | `push_step` |
-# | モデルの短時間の学習(`微調整`) | 重み付きファインチューニング | `fixed_share` |
+# | モデルの短時間の学習(『微調整』) | 重み付きファインチューニング | `fixed_share` |
 
 # %% uid="first-picture"
 import numpy as np
@@ -409,26 +409,26 @@ claim("extreme_ring", "ring.w33_top", "ring.w1", "distance")
 paid = [results[f"ring.{s}"]["calls"] / results[f"ring.{s}"]["forecast"] for s in l03.RING if s != "w1"]
 lab.claim("cost_forecast", measured=t("l03.cost_ratio"), value=float(np.mean(paid)), seeds=[run_seed])
 
-# %% [markdown] lang="en" uid="ring-reading" pair="a9c455b3"
+# %% [markdown] lang="en" uid="ring-reading" pair="160c6868"
 # **What you see.** Blue: the recorded study, ten runs with their intervals; stars: your run. Go from `w = 1` to `w = 33`, both with the *lowest tenth* as threshold. Precision rises from .88 to
 # .99 and coverage does not fall, because the points below that threshold are mostly the smeared ones. Selection acts as a **filter of artefacts** there. Raise the threshold to the half or to the upper fifth, and
 # the same weight throws away honest small modes: precision has nothing left to win, coverage pays (.82, .76). Shrinking the noise to 0.7 hardly touches the artefacts: they do not lie far out
 # in the noise.
 #
 # One claim of the paper is missing here: that *mild* weights lower the Fréchet distance. On the ring it went from .019 to .021 under `w = 2`, with an interval of $\pm .009$ over ten runs; a thousand points
-# cannot tell, and an earlier edition that let one run decide was wrong to do so. Telling an effect of .002 would take more than 1,400 seeds.
+# cannot tell, and a single run that decides gives chance a name. Telling an effect of .002 would take more than 1,400 seeds.
 #
 # **What would change it:** the place of the errors. If the generator erred *inside* of the big modes, density could not see it. And the forecast agrees with the price that was paid, because
 # nothing but $\pi$ enters it; a pilot of a few hundred is enough.
 
-# %% [markdown] lang="ja" uid="ring-reading" pair="1bb6be2e"
+# %% [markdown] lang="ja" uid="ring-reading" pair="e21e3d16"
 # **図の読み方。** 青は記録済みの実験(10回の実行と区間)、星は今回の結果です。どちらも*下位1割*をしきい値とする `w = 1` から `w = 33` へ進んでみましょう。適合率は0.88から0.99に上がり、被覆率は
-# 下がりません。このしきい値より下にあるのは、ほとんどが山の間に落ちた点だからです。ここでは選別が**アーティファクトのフィルター**として働きます。しきい値を中央値や上位2割まで上げると、同じ重みが、
+# 下がりません。このしきい値より下にあるのは、ほとんどが山の間に落ちた点だからです。ここでは選別が**アーティファクトのフィルタ**として働きます。しきい値を中央値や上位2割まで上げると、同じ重みが、
 # 正しく生成された小さな山まで捨ててしまいます。適合率にはもう伸びしろがなく、被覆率だけが下がります(0.82、0.76)。ノイズを0.7倍に縮めても、アーティファクトはほとんど減りません。ノイズの空間では、
 # 遠くにあるわけではないからです。
 #
 # ここでは、論文の主張を1つ省きました。*弱い*重みがフレシェ距離を下げるというものです。リングでは `w = 2` で0.019から0.021になり、10回の実行による区間は $\pm .009$ でした。1,000点では判定できません。
-# 1回の実行で判定していた以前の版は誤りでした。0.002の差を見分けるには、1,400を超えるシードが要ります。
+# 1回の実行で判定すれば、偶然に名前を付けることになります。0.002の差を見分けるには、1,400を超えるシードが要ります。
 #
 # **結果を変えるもの:** 誤りの起きる場所です。生成器が大きな山の*内側*で誤るなら、密度では見つけられません。費用の予測が実際と一致するのは、式に入るのが $\pi$ だけだからです。
 # 数百個を試しに生成すれば足ります。
@@ -709,7 +709,7 @@ extra = gain["own_precision"] - gain["precision"]
 why = "" if np.isfinite(extra) else t("l03.too_few")
 lab.claim("own_space", t("l03.own_space"), value=None if why else extra, seeds=[run_seed], reason=why)
 
-# %% [markdown] lang="en" uid="model-reading" pair="2272c4d4"
+# %% [markdown] lang="en" uid="model-reading" pair="6d0e73b5"
 # **What you see.** $w = 33$ does what the paper says to fidelity and diversity: precision from .89 to .97, recall from .92 to .84, Vendi from 6.5 to 5.5, at three generated pictures per kept one. But the distance
 # **falls**, from 7.1 to 2.0, where the ideal generator's rose from 0.1 to 3.6; the claim that an extreme weight raises it is contradicted here, and a mild one lowers it as in the paper. The other end disappoints:
 # $w = 0.03$ *lowers* recall, from .92 to .87, the Vendi score rises by less than the smallest difference that we care about, and the distance doubles.
@@ -720,9 +720,9 @@ lab.claim("own_space", t("l03.own_space"), value=None if why else extra, seeds=[
 # distance down (8.5 to 9.5 against 7.1), for none of them knows who the reals are.
 #
 # **What would change it:** a better model. As its errors shrink, its points move towards those of the ideal generator. The last box compares the gain of precision in the space that chose with that of the judge: the
-# first is larger in the mean (.05), but its interval still touches zero; about sixteen seeds would decide.
+# first is larger in the mean (.05), but its interval still touches zero; the box says how many seeds would decide.
 
-# %% [markdown] lang="ja" uid="model-reading" pair="00b2d91d"
+# %% [markdown] lang="ja" uid="model-reading" pair="6bc5d54e"
 # **図の読み方。** $w = 33$ は、忠実度と多様性については論文のとおりに働きます。適合率は0.89から0.97に上がり、再現率は0.92から0.84に、Vendi スコアは6.5から5.5に下がります。費用は採用1枚あたり3枚の生成です。ところが、
 # 距離は7.1から2.0に**下がります**。理想の生成器では0.1から3.6に増えていました。極端な重みが距離を増やすという主張は、ここでは否定されました。弱い重みは、論文と同じく距離を減らします。反対側は期待外れです。
 # $w = 0.03$ では、再現率がかえって0.92から0.87に*下がり*、Vendi スコアの上昇は意味のある最小の差に届かず、距離は2倍になります。
@@ -733,7 +733,7 @@ lab.claim("own_space", t("l03.own_space"), value=None if why else extra, seeds=[
 # 下がらず、7.1に対して8.5から9.5です。どの手段も、実データを知らないからです。
 #
 # **結果を変えるもの:** より良いモデルです。誤りが減るほど、点は理想の生成器の点に近づきます。最後の枠は、適合率の上昇を、選別に使った空間と評価役の空間とで比べたものです。平均では前者が大きい(0.05)ものの、区間は
-# まだ0にかかっています。決着には16ほどのシードが要ります。
+# まだ0にかかっています。決着に必要なシードの数は、枠に出ています。
 
 # %% [markdown] lang="en" uid="weights" pair="fbc4ae4e"
 # ### Weights instead of dice
@@ -1161,23 +1161,23 @@ claim("tune_vendi", "tune.w003", "tune.w1", "vendi")
 claim("control_alone", "tune.w1", "tune.pretrained", "kernel")
 lab.reveal("tune", "share" if np.mean(results[f"tune.{own_arm}"]["above"]) > pi else "nothing")
 
-# %% [markdown] lang="en" uid="tune-reading" pair="d2307d8a"
+# %% [markdown] lang="en" uid="tune-reading" pair="d509763c"
 # **What you see.** Take two comparisons apart. *No weights against pretrained*: the same pictures, drawn evenly, already teach the model whom this population consists of. Over five seeds the share above $\tau$ rises from .17 to .29 and
 # the kernel distance falls from 24 to 16. None of that is due to pseudo density, and a table that compares the weighted run with the pretrained model alone would credit it with all of this. *A weight against no weights*: same noise, same
 # timesteps, same initial noise, only the draws differ. $w = 33$ ends at .35 and $w = 0.03$ at .21, in the directions that the paper promises.
 #
-# **What was not decided.** The gain of $w = 33$ over no weights, $+.06$ $[-.01, .13]$, misses zero narrowly: one seed of five went the other way, and eighteen would decide. Log density, precision, recall and Vendi are undecided as well. What we noticed
+# **What was not decided.** The gain of $w = 33$ over no weights, $+.06$ $[-.02, .14]$, cannot be told from zero: one seed of five went the other way. The box says how many would decide. Log density, precision, recall and Vendi are undecided as well. What we noticed
 # *afterwards*: between the two ends, 33 and 0.03, the share differs for certain, by .15 $[.07, .22]$. It is a good reason to declare that contrast before the next study, and no verdict here.
 #
 # **Why it is small so far:** compare with the fixed point in the printed line, which is far away. A hundred and twenty steps are the beginning of the way. **What would change it:** more steps, more seeds. But on the way to $w = 33$ the model
 # unlearns half of its population, which is the price of section 5 again, paid once and for good.
 
-# %% [markdown] lang="ja" uid="tune-reading" pair="4505d687"
+# %% [markdown] lang="ja" uid="tune-reading" pair="1b3ecddb"
 # **図の読み方。** 2つの比較を分けて読んでください。*重みなしと事前学習済み*: 同じ画像を均等に引いて学習するだけでも、モデルはこの母集団にどんな人がいるかを学びます。5つのシードの平均で、$\tau$ より上の割合は0.17から0.29に上がり、
 # カーネル距離は24から16に下がります。これは擬似密度の効果ではありません。重み付きの結果を事前学習済みモデルとだけ比べた表では、すべて重みの手柄になってしまいます。*重みありと重みなし*: 学習のノイズもタイムステップも、画像の初期ノイズも同じで、
 # 違うのは引き方だけです。$w = 33$ は0.35、$w = 0.03$ は0.21に達し、向きは論文の約束どおりです。
 #
-# **決まらなかったこと。** 重みなしに対する $w = 33$ の増加 $+.06$ $[-.01, .13]$ は、わずかに0をまたいでいます。5つのシードのうち1つが逆に動いたためで、決着には18のシードが要ります。密度の対数、適合率、再現率、Vendi スコアも
+# **決まらなかったこと。** 重みなしに対する $w = 33$ の増加 $+.06$ $[-.02, .14]$ は、0と区別できません。5つのシードのうち1つが逆に動いたためです。決着に必要な数は、枠に出ています。密度の対数、適合率、再現率、Vendi スコアも
 # 未決です。*後から*気づいたこととして、両端の33と0.03の間では、割合に確かな差0.15 $[.07, .22]$ があります。次の実験の前に、この比較を主張として宣言する理由にはなりますが、ここでの判定にはなりません。
 #
 # **まだ小さい理由:** 印字された行にある、終わりなく学習した場合の値と比べてください。まだ遠く離れています。120ステップは道のりの始まりにすぎません。**結果を変えるもの:** ステップ数とシードを増やすことです。ただし、$w = 33$ へ進むほど、

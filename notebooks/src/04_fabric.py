@@ -524,24 +524,24 @@ lab.reveal("self_reference", "nothing" if itself < 1e-4 else "changes")
 # 引くだけです。画像を4つの位置で表す U-Net の中央では、別の画像のロジットが自分のロジットを100以上も上回ることがあります。そこでは、現実的などんな重みでも参照側が勝ちます。
 # 確実に影響がなくなるのは $w = 0$ だけで、`labkit.fabric` はそのとき参照画像を取り除きます。
 
-# %% [markdown] lang="en" uid="measure" pair="5a33a211"
+# %% [markdown] lang="en" uid="measure" pair="dbf4cbca"
 # ## 5. What does a like transfer?
 #
 # The article promises semantic information. This world lets us count it: a portrait has nine attributes, and the AttributeReader reads each of them from the pixels. The experiment:
 # for every target a person is drawn at random and liked, the prompt names nothing, the same noise is used with and without the like. For each attribute
 # we ask how much more probable *the liked person's value* has become. Zero means that the like did nothing for this attribute.
 #
-# A live run has few targets; the recorded study has ten seeds of six targets with four pictures each. Dots are its seeds, bars its 95 % intervals, and the star is
+# A live run has few targets; the recorded study has six targets with four pictures each in every seed. Dots are its seeds, bars its 95 % intervals, and the star is
 # your own run of the same function, on people that the study never saw.
 
-# %% [markdown] lang="ja" uid="measure" pair="1750c904"
+# %% [markdown] lang="ja" uid="measure" pair="35b0079f"
 # ## 5. 「好き」は何を移すのか
 #
 # 記事は、意味情報を取り込めると述べています。この教材の世界では、それを数えられます。ポートレートには9つの属性があり、AttributeReader が画素から1つずつ読み取るからです。実験では、目標ごとに
 # 人物を無作為に選んで「好き」とし、何も指定しないプロンプトで、同じノイズから「好き」のある場合とない場合の画像を作ります。そして属性ごとに、*好きな人物と同じ値*である確率が
 # どれだけ上がったかを調べます。0なら、その属性には何も起きていません。
 #
-# その場の実行では目標が少数です。記録済みの実験では、10シード、各6目標、各4枚を測りました。点がシード、横棒が95%区間、星は同じ関数による自分の結果です。星の人物は、記録に使っていない
+# その場の実行では目標が少数です。記録済みの実験では、シードごとに6目標、各4枚を測りました。点がシード、横棒が95%区間、星は同じ関数による自分の結果です。星の人物は、記録に使っていない
 # 人物です。
 
 
@@ -659,10 +659,10 @@ claim("palette_transfers", *difference("palette", "like", "none"))
 apart = difference("palette", "like", "none")[1] - difference("form", "like", "none")[1]
 claim("palette_beats_form", t("l04.palette_form"), apart)
 
-# %% [markdown] lang="en" uid="transfer-reading" pair="9cfd7750"
-# **What you see.** The like moves the *palette*. Background, in the record, goes from one picture in five that has the liked colour to nearly all; clothes gain almost half, hair colour and skin about
-# a third. The *form* stays behind: the expression comes along once in ten pictures, spectacles and hair style once in twenty, beard and drawing style not at all. Had we averaged over nine attributes, we
-# would have reported "+0.2, it works", and hidden that one half moves and the other stands still.
+# %% [markdown] lang="en" uid="transfer-reading" pair="88ca7ee8"
+# **What you see.** The like moves the *palette*. Background, in the record, goes from one picture in seven that has the liked colour to nearly all; clothes gain almost half, hair colour and skin about
+# a third. The *form* stays behind: the expression comes along once in a dozen pictures, spectacles and hair style once in twenty-five, beard and drawing style hardly at all. Had we averaged over nine attributes, we
+# would have reported "+0.25, it works", and hidden that one half moves and the other stands still.
 #
 # **Why.** The pictures above hint at it: heads, mouths and collars stay where the noise had put them, and are painted over. The next figures look for the mechanism, layer by layer. **What would
 # change it.** A model whose inner layers carry more: this U-Net attends at $8 \times 8$, $4 \times 4$ and $2 \times 2$ places, Stable Diffusion at $64 \times 64$ down to $8 \times 8$, where one place can be an eye. So for
@@ -671,9 +671,9 @@ claim("palette_beats_form", t("l04.palette_form"), apart)
 # Which layers carry the palette? FABRIC hooks all of them. Open the outer ones alone (three at $8 \times 8$ places), then the inner ones alone. Guess before you look: does the coarse inside
 # hold the form, as many drawings of a U-Net suggest?
 
-# %% [markdown] lang="ja" uid="transfer-reading" pair="a433ca52"
-# **図の読み方。** 「好き」が動かすのは*色*です。記録では、好きな人物と同じ背景色の画像は、5枚に1枚からほぼ全部になります。服の色は半分近く、髪と肌の色は3分の1ほど増えます。一方、*形*はほとんど移りません。
-# 表情が移るのは10枚に1枚、眼鏡と髪型は20枚に1枚ほどで、ひげと画風はまったく動きません。9属性の平均だけを見ていたら、「+0.2、効果あり」と報告して、半分が動き、半分が動いていないことを
+# %% [markdown] lang="ja" uid="transfer-reading" pair="dcabeb2f"
+# **図の読み方。** 「好き」が動かすのは*色*です。記録では、好きな人物と同じ背景色の画像は、7枚に1枚からほぼ全部になります。服の色は半分近く、髪と肌の色は3分の1ほど増えます。一方、*形*はほとんど移りません。
+# 表情が移るのは12枚に1枚、眼鏡と髪型は25枚に1枚ほどで、ひげと画風はほとんど動きません。9属性の平均だけを見ていたら、「+0.25、効果あり」と報告して、半分が動き、半分が動いていないことを
 # 見落としていたでしょう。
 #
 # **理由。** 手がかりは上の画像にあります。頭、口、襟はノイズが決めた場所に残り、その上から色が塗り替えられています。仕組みは、次の図で層ごとに調べます。**結果を変えそうなもの。** 内側の層がもっと多くを運ぶ
@@ -929,27 +929,27 @@ claim("diversity_falls", *difference("diversity", "both", "none"))
 claim("empty_prompt", *difference("target", "prompt", "both"))
 claim("fixed_noise", *difference("target", "fixed", "both"))
 
-# %% [markdown] lang="en" uid="signs-reading" pair="082721ca"
-# **Reading.** A like pulls, hard. A dislike pushes, by a sixth of that, and nothing of it helps to reach the target: with a random person disliked, like and dislike together stay a little farther away than the like alone. The paper
+# %% [markdown] lang="en" uid="signs-reading" pair="c01b3c8c"
+# **Reading.** A like pulls, hard. A dislike pushes, by a seventh of that, and nothing of it helps to reach the target: with a random person disliked, like and dislike together stay a little farther away than the like alone. The paper
 # found the opposite, with a dislike that was the *worst picture of the batch*. That is a different message: "not this failure of my wish" points somewhere, "not this stranger" does not, since a stranger may
 # share half of the target's attributes. The paper leaves the prompt of the reference pass open: here it makes no difference. One noise for all steps costs a few
 # hundredths at most.
 #
 # ### Neighbours
 #
-# The published implementations differ in weight and window, and two older methods are the same formula with other settings. **Reference-only** (ControlNet's extension) is likes alone at
+# The published implementations differ in weight and window, and two other methods, one older and one younger than FABRIC, are the same formula with other settings. **Reference-only** (ControlNet's extension) is likes alone at
 # $w = 1$, *with the prompt of the generation* in the reference pass; with the empty prompt, as in FABRIC, it is a different thing. **StyleAligned** lets queries and keys take the mean and
 # the variance of the reference's first and uses $w = 2$. One seed, one like, one dislike:
 
-# %% [markdown] lang="ja" uid="signs-reading" pair="56450443"
-# **図の読み方。** 「好き」は強く引き寄せます。「嫌い」も遠ざけますが、その力は6分の1ほどで、目標に近づく助けにはなりません。無作為な人物を「嫌い」としたこの実験では、「好き」と「嫌い」を併用すると、「好き」だけの場合より
+# %% [markdown] lang="ja" uid="signs-reading" pair="a549dee1"
+# **図の読み方。** 「好き」は強く引き寄せます。「嫌い」も遠ざけますが、その力は7分の1ほどで、目標に近づく助けにはなりません。無作為な人物を「嫌い」としたこの実験では、「好き」と「嫌い」を併用すると、「好き」だけの場合より
 # わずかに遠くなります。論文の結果は逆ですが、論文で「嫌い」とされるのは*そのバッチで最悪の画像*です。これは別のメッセージです。「望みから外れたこの失敗は嫌だ」は方向を示しますが、「この他人は嫌だ」は
 # 示しません。他人でも、属性の半分は目標と同じかもしれないからです。参照の順伝播のプロンプトは論文に明記されていませんが、ここでは違いがありません。ノイズを全ステップで固定すると、類似度が下がるとしても0.01の数倍までです。
 #
 # ### 近い手法
 #
-# 公開されている実装は、重みと窓が互いに異なります。また、FABRIC より前からある2つの手法は、同じ式の別の設定とみなせます。**reference-only**(ControlNet の拡張)は、「好き」だけを $w = 1$ で使い、参照の順伝播に
-# *生成と同じプロンプト*を使うものです。FABRIC のように空のプロンプトを使えば、別のものになります。**StyleAligned** は、クエリとキーの平均と分散を参照画像のものにそろえてから $w = 2$ とします。
+# 公開されている実装は、重みと窓が互いに異なります。また、FABRIC の前後に出た2つの手法は、同じ式の別の設定とみなせます。先に出た **reference-only**(ControlNet の拡張)は、「好き」だけを $w = 1$ で使い、参照の順伝播に
+# *生成と同じプロンプト*を使うものです。FABRIC のように空のプロンプトを使えば、別のものになります。後に出た **StyleAligned** は、クエリとキーの平均と分散を参照画像のものにそろえてから $w = 2$ とします。
 # シード、「好き」、「嫌い」は1つずつです。
 
 # %% uid="neighbours-run"
@@ -972,7 +972,7 @@ image_grid(
     score_label="CLIP", columns=5, title=t("l04.neighbours_title"),
 )  # fmt: skip
 
-# %% [markdown] lang="en" uid="rounds" pair="e628e6c6"
+# %% [markdown] lang="en" uid="rounds" pair="e72d4d97"
 # **Reading.** Same formula, same pictures, eight different results: a sentence such as "FABRIC did this" needs the setting behind it. Look for the cells that hardly differ from "no feedback" (a
 # narrow window, a low weight) and for those that have become the portrait.
 #
@@ -992,7 +992,7 @@ image_grid(
 #
 # ## 7. ラウンドか、作り直しか
 #
-# 次は記事の3つ目の主張です。自動判定役が、ある人物を思い浮かべて遊びます。4枚のうち最も近い画像を「好き」、最も遠い画像を「嫌い」とし(論文と同じく CLIP で測ります)、新たに4枚を生成します。これを
+# 次は記事の3つ目の主張です。自動プレイヤーが、ある人物を思い浮かべて遊びます。4枚のうち最も近い画像を「好き」、最も遠い画像を「嫌い」とし(論文と同じく CLIP で測ります)、新たに4枚を生成します。これを
 # 4ラウンド続けます。論文の曲線は上がっていきますが、16枚作って最良のものを残せば、誰の曲線でも上がります。数を増やせば、最大値は大きくなるからです。そこで**作り直し**を対照にします。同じノイズから
 # 4枚ずつ4ラウンド生成し、フィードバックは与えません。これを上回った分だけが、FABRIC のおかげです。
 #
@@ -1162,7 +1162,7 @@ claim("chosen_is_nearer", t("l04.chosen_difference"), fed[f"chosen.{last}"] - al
 claim("dropout_varies", t("l04.dropout_difference"))
 claim("dropout_costs", t("l04.dropout_difference"))
 
-# %% [markdown] lang="en" uid="game" pair="d895a6b4"
+# %% [markdown] lang="en" uid="game" pair="ee271591"
 # **Reading.** The judge confirms the rise of the *round*: its mean is better than without feedback, so CLIP did not only flatter itself. It does not confirm a better *final picture*: what CLIP picks from sixteen is about as
 # much like the person with feedback as without. And the price is in the other chart: a last round with feedback has about two thirds of the diversity of a restart. Dividing the weight by the number of likes gives some of
 # it back; it costs the mean of a round a little and the best picture nothing, so it is the better default where likes pile up.
@@ -1191,8 +1191,8 @@ claim("dropout_costs", t("l04.dropout_difference"))
 #
 # ## 8. 今度はあなたの番です
 #
-# 左端が目標の人物です。「好き」「嫌い」を選んで、次のラウンドへ進んでください。画像の下の数値は目標との類似度です。自動判定役と同じ情報ですが、あなたにはもっと多くのものが見えています。
-# 自動判定役は、毎回「好き」1枚と「嫌い」1枚しか選べません。あなたは、背景の色だけを理由に「好き」を付けても、「嫌い」を1枚も付けなくても構いません。到達目標は、第7節の作り直し(16枚)の
+# 左端が目標の人物です。「好き」「嫌い」を選んで、次のラウンドへ進んでください。画像の下の数値は目標との類似度です。自動プレイヤーと同じ情報ですが、あなたにはもっと多くのものが見えています。
+# 自動プレイヤーは、毎回「好き」1枚と「嫌い」1枚しか選べません。あなたは、背景の色だけを理由に「好き」を付けても、「嫌い」を1枚も付けなくても構いません。到達目標は、第7節の作り直し(16枚)の
 # 最高点です。あなたも同じ16枚、4ラウンドまでです。評価を付けなければ、次のラウンドは作り直しそのものになります。
 #
 # **始める前に決めてください。** 第5節の測定によれば、目標の属性のうち「好き」で近づけるのはどれで、運に任せるしかないのはどれでしょうか。運が必要な属性を先に狙い、色は後から寄せますか。それとも逆にしますか。
@@ -1204,7 +1204,7 @@ from labkit.figures.game import FeedbackGame
 goal = float(results["restarts"][f"so_far.{last}"][0])
 print(t("l04.game_goal", goal=goal, pictures=sizes.rounds * sizes.images))
 mine = l04.loop(0, run_seed, sizes)
-FeedbackGame(mine, near, goal=goal, target=portrait)
+FeedbackGame(mine, near, goal=goal, rounds=sizes.rounds, target=portrait)
 
 # %% [markdown] lang="en" uid="race" pair="c1d4dbf6"
 # **Reading your game.** Write down the round in which the goal fell, and what your last four pictures have in common with your likes. If you won by colours alone, the judge of section 7 would

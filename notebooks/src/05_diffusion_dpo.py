@@ -10,7 +10,7 @@ from labkit.course import start, t
 
 lab = start("05", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
 
-# %% [markdown] lang="en" uid="article" pair="bb6bff1d"
+# %% [markdown] lang="en" uid="article" pair="7a7f9daa"
 # The article of this lesson and the next is the AIBR dialogue "人の画像生成を高める直接選好最適化とAIフィードバック" on HG-DPO. Three of its statements
 # are put to the test here: that DPO moves a model directly towards what is preferred, that an AI may say what is preferable in place of people, and that the
 # pictures get better. The first rests on another paper, Diffusion-DPO ([Wallace et al.](https://arxiv.org/abs/2311.12908)), and on a formula that the
@@ -23,10 +23,10 @@ lab = start("05", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # | pair of a better and a worse picture | preference pair: winner and loser | `winner`, `loser` |
 # | the model before DPO | base; frozen, it is the reference | `ref_winner`, `ref_loser` |
 #
-# **State of the evidence.** The study of this lesson (`labkit study run 05`) is recorded: 28 arms, every loss of labkit on the same pairs with the same budget, three seeds. Charts show the
+# **State of the evidence.** The study of this lesson (`labkit study run 05`) is recorded: 28 arms, every loss of labkit on the same pairs with the same budget, three seeds (two for some arms). Charts show the
 # record in blue with its 95 % intervals, and your own run as a star on top of it. A claim's verdict comes from the record; your run says whether it fits.
 
-# %% [markdown] lang="ja" uid="article" pair="17191e46"
+# %% [markdown] lang="ja" uid="article" pair="bedfab91"
 # このレッスンと次のレッスンで読む記事は、HG-DPO を解説した AIBR の対話「人の画像生成を高める直接選好最適化とAIフィードバック」です。ここでは、記事の3つの主張を
 # 確かめます。DPO がモデルを好まれる方向へ直接動かすこと、何が好ましいかを人の代わりに AI が判定できること、そして画像が良くなることです。1つ目の根拠は別の論文
 # Diffusion-DPO([Wallace et al.](https://arxiv.org/abs/2311.12908))の式で、記事には出てきません。その式を導き、書き、わざと壊したうえで、
@@ -39,7 +39,7 @@ lab = start("05", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # | 良い写真と悪い写真の対 | 選好ペア: 勝者と敗者 | `winner`, `loser` |
 # | DPO 前のモデル | 基準モデル(凍結したものが参照モデル) | `ref_winner`, `ref_loser` |
 #
-# **裏付けの状況。** このレッスンの実験(`labkit study run 05`)は記録済みです。28の条件、つまり labkit のすべての損失を、同じペアと同じステップ数で、3つのシードで比べました。グラフでは、記録を95%区間つきの青で、
+# **裏付けの状況。** このレッスンの実験(`labkit study run 05`)は記録済みです。28の条件、つまり labkit のすべての損失を、同じペアと同じステップ数で、3つのシード(一部の条件は2つ)で比べました。グラフでは、記録を95%区間つきの青で、
 # 自分の実行結果を星で示します。主張の判定は記録に基づきます。自分の実行結果については、記録と矛盾しないかどうかが表示されます。
 
 # %% [markdown] lang="en" uid="toy" pair="36aa7896"
@@ -330,7 +330,7 @@ for name, run in toy.items():
 table(heads, rows, t("l05.toy_table", steps=lab.sizes.toy_steps))
 
 # %% uid="toy-curves"
-shown = {"2": "dpo_2", "10": "dpo", "10 + SFT": "anchor"}
+shown = {r"$\kappa$ = 2": "dpo_2", r"$\kappa$ = 10": "dpo", r"$\kappa$ = 10 + SFT": "anchor"}
 series = {}
 for label, arm in shown.items():
     line = np.array([r["d_w"] for name, run in toy.items() if arms[name][0] == arm for r in run.log])
@@ -417,22 +417,22 @@ off = {name: run.off_ring for name, run in toy.items()}
 on_record("off_ring", ring_arms, off, t("l05.off"), title=t("l05.off_title"))
 on_record("d_w", ring_arms, {n: r.log[-1]["d_w"] for n, r in toy.items()}, t("l05.d_w_axis"), title=t("l05.d_w_all"))
 
-# %% [markdown] lang="en" uid="losses-reading" pair="bcaf4950"
+# %% [markdown] lang="en" uid="losses-reading" pair="361e9428"
 # **What you see.** Blue with intervals: the record, three bases for each seed; the stars: your one base. Read the two charts together. KTO at this strength never stops asking: its winners' error grows by more than 4, six samples in ten
 # have left the ring, and its mean reward, about 1.2, is the highest of all. On the ring nothing lies further right than 1: **a reward above the best point of the data is the mark of over-optimisation**, and whoever looks at rewards
 # alone would ship it. DPO 2 and DPO 10 follow; losses that stop asking move little (IPO wants a fixed gap, label smoothing charges for certainty). SFT, MaPO, SDPO and the anchor keep the winners' error below the reference's.
-# **What $d_w$ does not tell.** DPO 50 has hardly any $d_w$ and yet 6 % of its samples off the ring, as many as DPO 10; SDPO is below zero and loses 1.5 %. The error is measured on the training pairs; the samples go where no pair was.
+# **What $d_w$ does not tell.** DPO 50 has hardly any $d_w$ and yet 5 % of its samples off the ring, no fewer than DPO 10; SDPO is below zero and loses 2 %. The error is measured on the training pairs; the samples go where no pair was.
 #
 # **Wrong labels, and a claim that fails.** With a quarter of the labels wrong one expects certainty to be a mistake, and label smoothing to guard against it. The record says: no difference worth the name. Plain DPO is not certain there
 # either, its accuracy stops at .72, for the pairs contradict each other, and neither model leaves the ring. The noise does the smoothing. **What would change it:** few pairs and many steps, so that single wrong labels can be learnt by heart.
 #
 # *A decision:* you must ship one setting to a colleague who will not look at any curve. Which, and what does it cost you in reward?
 
-# %% [markdown] lang="ja" uid="losses-reading" pair="a0ec252d"
+# %% [markdown] lang="ja" uid="losses-reading" pair="cbfc2d49"
 # **図の読み方。** 区間つきの青が記録(シードごとに基準モデル3つ)、星が自分の基準モデル1つです。2つの図を合わせて見てください。この強さの KTO は際限なく差を求めます。勝者の誤差は4以上増え、サンプルの6割が円周から外れ、
 # それでいて平均報酬は約1.2で最高です。円周上に1より右の点はありません。**データの最良点を超える報酬は、過剰最適化のしるしです。** 報酬しか見ない人なら、これを採用するでしょう。次に大きく動くのは DPO 2と DPO 10です。差が付いたらそれ以上を
 # 求めない損失(一定の差を目標にする IPO、確信に罰を与えるラベル平滑化)は、あまり動きません。SFT、MaPO、SDPO、錨を加えた DPO では、勝者の誤差が参照モデルより小さく保たれます。
-# **$d_w$ では分からないこと。** DPO 50は $d_w$ がほぼ0なのに、DPO 10と同じ6%のサンプルが円周から外れています。SDPO も $d_w$ は負ですが、1.5%が外れます。誤差は学習ペアの上で測りますが、サンプルはペアのない場所へも行くからです。
+# **$d_w$ では分からないこと。** DPO 50は $d_w$ がほぼ0なのに、DPO 10に劣らず、5%のサンプルが円周から外れています。SDPO も $d_w$ は負ですが、2%が外れます。誤差は学習ペアの上で測りますが、サンプルはペアのない場所へも行くからです。
 #
 # **誤ったラベルと、成り立たなかった主張。** ラベルの4分の1が誤っていれば、確信は間違いのもとで、ラベル平滑化がそれを防ぐと予想できます。記録では、意味のある差はありませんでした。ペアどうしが矛盾するので、通常の DPO も確信を持てず、正解率は
 # 0.72で止まり、どちらのモデルも円周から外れません。ノイズそのものが平滑化の役目を果たしたのです。**結果を左右するもの:** ペアが少なくステップが多ければ、誤ったラベルを1つずつ覚え込むことがあり得ます。
@@ -684,7 +684,7 @@ def marks(images, texts):
     for i, text in enumerate(texts):
         named = parse_caption(text).items()
         right = [(value_name(a, v, lab.lang), ATTRIBUTES[a][read[a][i]] == v) for a, v in named]
-        lines.append(" ".join(f"{name}{'○' if ok else '×'}" for name, ok in right))
+        lines.append("\n".join(f"{'○' if ok else '×'} {name}" for name, ok in right))
     return lines
 
 
@@ -785,12 +785,12 @@ run, aligned = lab.keep("aligned", train, [dpo(kappa)])
 log[:] = run.log[:-1]
 live(run.log[-1])
 
-# %% [markdown] lang="en" uid="train-reading" pair="6d309275"
-# **What you see.** Both curves rise. $d_l$ rises faster, so the loss is content, and the accuracy on the training pairs is close to 1. The record agrees: $d_w$ ends between $+0.009$ and $+0.015$, $d_l$ between $+0.025$ and $+0.034$. The winners' error *rose* here too. By section 3 that is a warning,
+# %% [markdown] lang="en" uid="train-reading" pair="d59168f9"
+# **What you see.** Both curves rise. $d_l$ rises faster, so the loss is content, and the accuracy on the training pairs is close to 1. The record agrees: $d_w$ ends between $+0.004$ and $+0.015$, $d_l$ between $+0.019$ and $+0.034$. The winners' error *rose* here too. By section 3 that is a warning,
 # yet the next section finds the pictures better. **Why no contradiction:** an error of noise prediction on the base's own pictures measures how well the model remembers them, not how good new ones are. What would worry us is $d_w$ running away; here it stays small beside errors of about a third.
 
-# %% [markdown] lang="ja" uid="train-reading" pair="8d272ed3"
-# **図の読み方。** 2本とも上がっています。$d_l$ のほうが速く上がるので損失は下がり、学習ペアでの正解率は1に近づきます。記録でも同じで、最終の $d_w$ は $+0.009$〜$+0.015$、$d_l$ は $+0.025$〜$+0.034$ でした。ここでも勝者の誤差は*増えた*のです。第3節によれば危険な兆候ですが、次の節で見るように
+# %% [markdown] lang="ja" uid="train-reading" pair="5b37c1f7"
+# **図の読み方。** 2本とも上がっています。$d_l$ のほうが速く上がるので損失は下がり、学習ペアでの正解率は1に近づきます。記録でも同じで、最終の $d_w$ は $+0.004$〜$+0.015$、$d_l$ は $+0.019$〜$+0.034$ でした。ここでも勝者の誤差は*増えた*のです。第3節によれば危険な兆候ですが、次の節で見るように
 # 画像は良くなります。**矛盾しない理由:** 基準モデル自身の画像に対するノイズ予測の誤差は、モデルがその画像をどれだけ覚えているかの指標で、新しい画像の良さではありません。心配すべきなのは $d_w$ が際限なく増える場合です。ここでは、0.3ほどの誤差に比べてわずかです。
 
 # %% [markdown] lang="en" uid="prove" pair="a2e4d9c7"
@@ -856,13 +856,13 @@ e = rates[t("l05.gold_judge")]
 measured = t("l05.m_win", judge=t("l05.gold_judge"), prompts=len(test), kappa=kappa)
 lab.claim("dpo_beats_base", measured=measured, value=e.value, interval=(e.low, e.high), seeds=[lab.seed])
 
-# %% [markdown] lang="en" uid="prove-reading" pair="13c73c84"
-# **What you see.** In the record (128 prompts) two prompts in three got better, by either judge: the gold judge's mean rose from about .72 to .82. The judge that never trained agrees with the one that did, so DPO has
+# %% [markdown] lang="en" uid="prove-reading" pair="f0569285"
+# **What you see.** In the record (128 prompts) two prompts in three got better, by either judge: the gold judge's mean rose from about .72 to .81. The judge that never trained agrees with the one that did, so DPO has
 # learnt the prompts and not just a taste. Look at the second strip as well: some prompts got *worse*, and the marks show which attribute was lost. A win rate of two in three is also a loss rate of up to one in three, and the article's "quality improves" is a statement
 # about the mean. **What would change it:** more steps, more pairs, and a base that is wrong for another reason than its captions.
 
-# %% [markdown] lang="ja" uid="prove-reading" pair="c29c47cc"
-# **図の読み方。** 記録(128プロンプト)では、どちらの評価役から見ても、3件に2件のプロンプトが良くなりました。正解の評価役による平均は、約0.72から0.82に上がっています。学習に使わなかった評価役が、使った評価役と同じ結論を出したので、DPO は評価役の癖だけでなく、
+# %% [markdown] lang="ja" uid="prove-reading" pair="926a90f6"
+# **図の読み方。** 記録(128プロンプト)では、どちらの評価役から見ても、3件に2件のプロンプトが良くなりました。正解の評価役による平均は、約0.72から0.81に上がっています。学習に使わなかった評価役が、使った評価役と同じ結論を出したので、DPO は評価役の癖だけでなく、
 # プロンプトに従うことを学んだといえます。2つ目の図も見てください。*悪くなった*プロンプトもあり、どの属性が失われたかを印が示しています。3件に2件勝つなら、勝てないものも3件に1件あります。記事の「品質が高まる」は、平均についての主張です。
 # **結果を左右するもの:** ステップ数やペアの数、そして、キャプション以外の理由で間違える基準モデルです。
 
@@ -933,14 +933,14 @@ lab.claim("sdpo_beats_dpo", reason=t("l05.only_recorded"))
 lab.claim("mapo_keeps_up", reason=t("l05.only_recorded"))
 lab.claim("kto_beats_dpo", reason=t("l05.only_recorded"))
 
-# %% [markdown] lang="en" uid="own-reading" pair="3681790f"
+# %% [markdown] lang="en" uid="own-reading" pair="22c27d12"
 # **Reading.** The same prompts make the difference of two losses far more exact than either of them: all contrasts of the record are taken prompt by prompt. **What the record decides.** DPO, KTO, the hinge, SDPO and the anchored
-# loss all gain close to .1; KTO is not better than DPO, as its paper finds on another task, but a trifle worse (by .013). IPO at the same number barely moves: its $\tau$ fixes the gap to reach, which is a tiny one at 400. **The surprise is the baseline:** fine-tuning on the winners
+# loss all gain between .08 and .09; KTO is not better than DPO, as its paper finds on another task, but a trifle worse (by .013). IPO at the same number barely moves: its $\tau$ fixes the gap to reach, which is a tiny one at 400. **The surprise is the baseline:** fine-tuning on the winners
 # alone gains as much as DPO, the difference is smaller than .02 either way. **Why:** the winners here are right where the base is often wrong, so copying them already teaches the prompts. The paper saw the same on its weaker model (SD 1.5: SFT wins 55.5 %) and the opposite on its stronger one (SDXL),
 # whose own pictures are better than the winners. What does tell them apart is $d_w$: below zero for SFT and the anchor, above for DPO.
 
-# %% [markdown] lang="ja" uid="own-reading" pair="064c8622"
-# **結果の読み方。** 同じプロンプトで比べると、2つの損失の差は、それぞれの値よりずっと正確に測れます。記録済みの比較も、すべてプロンプトごとの差です。**記録から決まること。** DPO、KTO、hinge、SDPO、錨を加えた DPO の伸びは、どれも0.1近くです。KTO は、別の課題で測った論文とは
+# %% [markdown] lang="ja" uid="own-reading" pair="c7bdc290"
+# **結果の読み方。** 同じプロンプトで比べると、2つの損失の差は、それぞれの値よりずっと正確に測れます。記録済みの比較も、すべてプロンプトごとの差です。**記録から決まること。** DPO、KTO、hinge、SDPO、錨を加えた DPO の伸びは、どれも0.08から0.09です。KTO は、別の課題で測った論文とは
 # 違って DPO より良くはなく、ごくわずかに(0.013)劣りました。同じ値を入れた IPO はほとんど動きません。IPO の $\tau$ は目標とする差を決める数で、400では目標がごく小さいからです。**意外なのは比較対象の SFT です。** 勝者だけのファインチューニングの伸びは DPO と変わらず、差はどちらの向きにも0.02未満です。**理由:** 基準モデルがよく
 # 間違えるところで勝者は正しいので、まねるだけでもプロンプトに従うことを学べます。論文でも、弱いモデル(SD 1.5)では SFT の勝率が55.5%でした。自分の画像が勝者より良い、強いモデル(SDXL)では逆の結果です。違いが表れるのは $d_w$ で、SFT と錨を加えた DPO では負、DPO では正です。
 
@@ -986,15 +986,15 @@ e = estimate(worded - plain)
 measured = t("l05.m_words", prompts=len(test))
 lab.claim("npo_needs_words", measured=measured, value=e.value, interval=(e.low, e.high), seeds=[lab.seed])
 
-# %% [markdown] lang="en" uid="negative-reading" pair="507f2977"
-# **What you see: the opposite of the paper.** Guidance away from the bad model loses to plain guidance, a little when it is asked for nothing (it wins 45 % of the prompts), by far when it is asked for the prompt. Two likely reasons. First, our preference is
+# %% [markdown] lang="en" uid="negative-reading" pair="9c7cf922"
+# **What you see: the opposite of the paper.** Guidance away from the bad model loses to plain guidance, a little when it is asked for nothing (it wins 44 % of the prompts), by far when it is asked for the prompt. Two likely reasons. First, our preference is
 # faithfulness: without the prompt nobody knows what would be wrong, so the empty branch has only drifted. The paper's preferences were people's, and an ugly picture is ugly without a prompt. Second, the control:
-# asking the bad model for the prompt removes the difference between *prompt* and *no prompt* from guidance, and that difference was doing most of the work. It shows that much and no more: two things change in it at once. **What would change it:** training the negative model with dropped captions, and mixing it with the base, as the paper does; neither was tried here.
+# asking the bad model for the prompt removes the difference between *prompt* and *no prompt* from guidance, and that difference was doing most of the work. It shows that much and no more: two things change in it at once. **What would change it:** training the negative model with dropped captions, or mixing it with the base, for which the authors' code has a setting; neither was tried here.
 
-# %% [markdown] lang="ja" uid="negative-reading" pair="11e9f2bd"
-# **図の読み方: 論文と反対の結果です。** 悪いモデルから遠ざける誘導は、通常の誘導に負けました。空のプロンプトなら少し(勝率45%)、プロンプトを与えると大きく負けます。理由として2つ考えられます。1つ目に、ここでの選好は忠実度です。プロンプトがなければ何が誤りかが分からないので、空のプロンプトの側はずれただけで終わります。
+# %% [markdown] lang="ja" uid="negative-reading" pair="835f435c"
+# **図の読み方: 論文と反対の結果です。** 悪いモデルから遠ざける誘導は、通常の誘導に負けました。空のプロンプトなら少し(勝率44%)、プロンプトを与えると大きく負けます。理由として2つ考えられます。1つ目に、ここでの選好は忠実度です。プロンプトがなければ何が誤りかが分からないので、空のプロンプトの側はずれただけで終わります。
 # 論文の選好は人によるもので、見た目の悪い画像はプロンプトがなくても悪い画像です。2つ目は対照実験から分かります。悪いモデルにプロンプトを与えると、「プロンプトあり」と「なし」の差が誘導から消えますが、効いていたのは主にその差でした。ただし、この対照では2つのことが同時に変わるので、分かるのはここまでです。
-# **結果を左右するもの:** 論文のように、キャプションを一部落として学習し、基準モデルと混ぜることです。どちらもここでは試していません。
+# **結果を左右するもの:** 避けるべきモデルの学習でキャプションを一部落とすことや、基準モデルと混ぜること(著者のコードに設定があります)です。どちらもここでは試していません。
 
 # %% [markdown] lang="en" uid="side" pair="15ace629"
 # ## 11. Side effects, and realism
@@ -1036,7 +1036,7 @@ on_record("distance", {t("l05.base"): "base", **losses}, {}, t("l05.distance_axi
 # **図の読み方。** 区間が0をまたぐ棒は、変化したとはいえません。またがない棒は、どのプロンプトも求めていないのに、モデルが勝者から身に付けた癖です。ただし、何十もの中から大きい6本を選んで見せているので、偶然大きく出たものも混じります。2つ目の図では、シードごとの小さな点を見てください。DPO は、あるシードでは
 # 基準モデルより本物に近く、別のシードでは遠く、その揺れは損失どうしの差より大きくなっています。どの損失がより本物らしいかは、ここでは示せません。忠実度と本物らしさは別の軸で、2つ目の軸はレッスン06で扱います。
 
-# %% [markdown] lang="en" uid="take-home" pair="d8bdebdd"
+# %% [markdown] lang="en" uid="take-home" pair="4b363aa6"
 # ## 12. Take it home: your own pairs
 #
 # Everything above also works on pictures that you collected. `labkit dpo PAIRS --out runs/mine` reads a table of winners and losers (or two folders), trains, and writes a report; its page is
@@ -1046,7 +1046,7 @@ on_record("distance", {t("l05.base"): "base", **losses}, {}, t("l05.distance_axi
 # ## 12. 持ち帰って使う: 自分のペア
 #
 # ここまでのことは、自分で集めた画像でもできます。`labkit dpo ペア --out runs/mine` は、勝者と敗者の表(または2つのフォルダ)を読んで学習し、報告を書きます。使い方は `docs/own_pairs.ja.md` にあります。
-# できるのは、labkit がなくても使える LoRA のファイルです。最後の手順だけを、セクション7で学習したアダプタで試します。ファイルに保存し、diffusers の機能だけで読み込みます。
+# できるのは、labkit がなくても使える LoRA のファイルです。最後の手順だけを、第7節で学習したアダプタで試します。ファイルに保存し、diffusers の機能だけで読み込みます。
 
 # %% uid="take-home-run"
 from tempfile import TemporaryDirectory

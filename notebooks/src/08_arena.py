@@ -317,10 +317,10 @@ curve_with_interval(
     np.sqrt(far), fitted, xlabel=t("l08.root_kl"), ylabel=t("l08.gold_gained"), title=t("l08.law_title", n=many[-1])
 )  # fmt: skip
 
-# %% [markdown] lang="en" uid="bon-reading" pair="caab7bce"
+# %% [markdown] lang="en" uid="bon-reading" pair="1708ace0"
 # **What you see.** In your own pool both curves rise from the same point and part: the proxy promises more than gold confirms. The recorded race has a longer curve, up to the best of 21 from one pool for every prompt: gold .56 for one picture, .80 for the best of 7, .88 for the best of 21; chosen by a proxy of a tenth of the votes it ends at .79. Gao and others ([arXiv 2210.10760](https://arxiv.org/abs/2210.10760)) found a law: with $d = \sqrt{\mathrm{KL}}$ gold gains $d\,(\alpha - \beta d)$. Fitted on $N$ up to 10 it promises .03 more at 21 than gold has. *Why?* Their gold has no ceiling. This one is a mean of three probabilities: below the ceiling it rises faster than $d$ (the fitted $\beta$ is negative), near it the curve must bend. With a tenth of the votes, further from the ceiling, the law misses by a few thousandths only. **What would change it:** a worse proxy bends gold down sooner; ties in the score make the KL smaller than the formula says. Notice what cannot happen: best-of-N never leaves the base's own pictures, so it never breaks a face.
 
-# %% [markdown] lang="ja" uid="bon-reading" pair="501d5189"
+# %% [markdown] lang="ja" uid="bon-reading" pair="7698cd26"
 # **図の見方。** 手元のプールでは、2本の曲線は同じ点から上がり、離れていきます。代理は、正解スコアの裏付け以上を約束します。記録した競技の曲線はもっと長く、プロンプトごとに1つのプールから best-of-21 まで求めました。正解スコアは、1枚だけなら0.56、best-of-7 で0.80、best-of-21 で0.88です。10分の1の投票で学習した代理で選ぶと0.79にとどまります。Gao ら([arXiv 2210.10760](https://arxiv.org/abs/2210.10760))は、$d = \sqrt{\mathrm{KL}}$ とおくと正解スコアの伸びが $d\,(\alpha - \beta d)$ に従うという法則を見つけました。$N$ が10までの部分で当てはめると、21では実際より0.03高い値を予測します。*なぜでしょうか。* Gao らの正解スコアには上限がありません。ここでの正解スコアは3つの確率の平均です。上限から遠い間は $d$ より速く伸び(当てはめた $\beta$ は負です)、上限に近づくと曲がらざるをえません。投票が10分の1の代理では上限から遠いので、ずれは0.00台です。**結果を左右するもの:** 代理が悪いほど、正解スコアは早く下がり始めます。スコアに同点があると、KL は式より小さくなります。起こりえないことにも注目してください。best-of-N が選ぶのは基準モデル自身の画像なので、顔が壊れることはありません。
 
 # %% [markdown] lang="en" uid="ledger" pair="f73b929b"

@@ -10,7 +10,7 @@ from labkit.course import start, t
 
 lab = start("09", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
 
-# %% [markdown] lang="en" uid="story" pair="06705e05"
+# %% [markdown] lang="en" uid="story" pair="f2aa5549"
 # ## 1. Who answers for the quality?
 #
 # In the article on the survey of alignment ([arXiv 2409.07253](https://arxiv.org/abs/2409.07253)) the manager Tanaka asks who checks the catalogue, since looking at every picture costs too much. The answer has
@@ -19,14 +19,14 @@ lab = start("09", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # criteria explicit, with a rule that a person has the last word; and show the effect in a small pilot before you widen it.
 #
 # Tonight you play the quality manager. PortraitSD has drawn a catalogue; the customer accepts at most 2 % of defective pictures. At the end you will
-# have planned a sample, certified a filter, signed a record that nobody can edit unnoticed, heard an alarm, and shown what decides the return.
+# have planned a sample, certified a filter, signed a record in which an edit by hand shows, heard an alarm, and shown what decides the return.
 #
 # One thing must be said at once: **the three axes (task, safety, preference) and the three-stage gate are the article's reading, not the survey's.** The survey's abstract
 # and its list of papers go by techniques, benchmarks and evaluation. The reading is useful in practice, and here you test it.
 #
 # First look. The pictures come with the course, because drawing them takes minutes. Each stands over a part of its order: hair, clothes, background. Some orders were mixed up: how many can you find in ten seconds?
 
-# %% [markdown] lang="ja" uid="story" pair="ecb738a8"
+# %% [markdown] lang="ja" uid="story" pair="2f7a7ae3"
 # ## 1. 品質の責任は誰が持つのか
 #
 # アラインメントのサーベイ論文([arXiv 2409.07253](https://arxiv.org/abs/2409.07253))を紹介する記事で、田中専務は「品質チェックはどうするのですか。全部人の目で見るとコストがかかります」と尋ねます。答えは3段階のゲートです。
@@ -35,7 +35,7 @@ lab = start("09", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # 効果を示してから展開することです。
 #
 # 今夜は、あなたが品質責任者です。PortraitSD がカタログ用の画像を描きました。顧客が認める不良率は2%までです。このレッスンでは、抜き取りの計画を立て、
-# フィルタのしきい値を保証し、改ざんすれば必ず分かる記録に署名し、異常の警報を聞き、何が投資対効果を決めるかを確かめます。
+# フィルタのしきい値を保証し、手で書き換えれば分かる記録に署名し、異常の警報を聞き、何が投資対効果を決めるかを確かめます。
 #
 # 最初に断っておきます。**三軸(タスク適合性、安全性、選好)と3段階のゲートは、記事による整理であり、サーベイのものではありません**。サーベイの要旨と文献リストは、手法、ベンチマーク、評価という
 # 分け方をしています。記事の整理は実務に役立つので、ここで実際に試します。
@@ -150,16 +150,16 @@ curve_with_interval(
     log_y=True,
 )
 
-# %% [markdown] lang="en" uid="plan-read" pair="ec296da9"
+# %% [markdown] lang="en" uid="plan-read" pair="a6622ca1"
 # **Reading.** Halving the promised rate doubles the work: "at most 2 %" takes 149 good pictures, "at most 1 %" takes 299. More confidence is cheap in comparison: from 95 to 99 % costs half as much
-# again. The number of pictures in the lot hardly matters; what counts is how many were looked at. A lot of 500 needs 119 instead of 149, because a fifth of it is seen, and a lot of 5,000 needs 147. And the plan is strict: one
+# again. The number of pictures in the lot hardly matters; what counts is how many were looked at. A lot of 500 needs 119 instead of 149, because nearly a quarter of it is seen, and a lot of 5,000 needs 145. And the plan is strict: one
 # defect among 149, and a lot that may well be good is refused.
 #
 # Many companies therefore buy "AQL 1 %" plans from a table. Predict first.
 
-# %% [markdown] lang="ja" uid="plan-read" pair="79ce8b46"
+# %% [markdown] lang="ja" uid="plan-read" pair="ce81d94e"
 # **結果の読み方。** 約束する不良率を半分にすると、手間は2倍になります。「2%以下」には149枚、「1%以下」には299枚の良品が必要です。それに比べると信頼度は安く、95%から99%に上げても5割増しで済みます。
-# ロットの大きさはほとんど影響せず、効くのは実際に見た枚数です。500枚のロットなら149枚の代わりに119枚で足りますが、これは全体の2割を見るからで、5,000枚のロットでは147枚です。また、この計画は厳格です。
+# ロットの大きさはほとんど影響せず、効くのは実際に見た枚数です。500枚のロットなら149枚の代わりに119枚で足りますが、これは全体の4分の1近くを見るからで、5,000枚のロットでは145枚です。また、この計画は厳格です。
 # 149枚のうち1枚でも不良があれば、良いロットかもしれないのに不合格になります。
 #
 # そこで多くの会社は、表から選べる「AQL 1%」の計画を使います。まず予想してください。
@@ -235,16 +235,16 @@ passes = lot_acceptance(lot, 30, table.n, table.c)
 lab.reveal("aql", "six" if 1 / 8 < passes < 1 / 3 else "never" if passes < 1 / 50 else "often")
 lab.claim("aql_accepts_bad", measured=t("l09.m_aql", n=table.n, c=table.c), value=passes, seeds=[seed])
 
-# %% [markdown] lang="en" uid="oc-read" pair="a213b32e"
+# %% [markdown] lang="en" uid="oc-read" pair="58dd88c0"
 # AQL is a promise to the *maker*: a lot of 1 % is nearly always accepted. It promises the customer nothing, and a lot with 6 % of defects, three times what the
-# customer allows, goes through about one time in five. It is no fault of the table; it was asked the wrong question. The two-point plan is
+# customer allows, goes through about one time in six. It is no fault of the table; it was asked the wrong question. The two-point plan is
 # asked both questions (accept 1 %, refuse 5 %) and pays with a larger sample. The zero-failure plan protects the customer and
-# refuses many good lots. There is no free curve: only a larger $n$ makes it steeper.
+# refuses three in four lots of 1 %. There is no free curve: only a larger $n$ makes it steeper.
 
-# %% [markdown] lang="ja" uid="oc-read" pair="9f8a39e7"
+# %% [markdown] lang="ja" uid="oc-read" pair="52a3fafe"
 # AQL は*作り手*への約束です。不良率1%のロットは、ほとんどの場合合格します。顧客には何も約束していません。顧客の許容値の3倍である不良率6%のロットも、
-# およそ5回に1回は通ります。表が間違っているのではなく、表への問いが違うのです。二点を指定する計画は両方の問い(1%は合格、5%は不合格)に答え、その代わりに
-# 見る枚数が増えます。不良ゼロの計画は顧客を守りますが、良いロットの多くを不合格にします。曲線を急にする方法は、$n$ を増やすことだけです。
+# およそ6回に1回は通ります。表が間違っているのではなく、表への問いが違うのです。二点を指定する計画は両方の問い(1%は合格、5%は不合格)に答え、その代わりに
+# 見る枚数が増えます。不良ゼロの計画は顧客を守りますが、不良率1%のロットを4回に3回は不合格にします。曲線を急にする方法は、$n$ を増やすことだけです。
 
 # %% [markdown] lang="en" uid="gate" pair="16f5877c"
 # ## 4. The gate: rules first, then a certified score
@@ -612,31 +612,35 @@ lab.claim("corrected_covers", **only)
 lab.claim("reported_misses", **only)
 lab.claim("clustered_misses", **only)
 
-# %% [markdown] lang="en" uid="coverage-read" pair="5bbac45c"
+# %% [markdown] lang="en" uid="coverage-read" pair="5271fc58"
 # **Reading.** The textbook interval, $\hat p \pm 1.96$ standard errors, fails exactly where quality work happens: at 1 % it is right about half of the time, because a sample without
 # defects gives an interval of width zero. The exact one never promises too much, and is wider for it: averaged over the rates it is right about 97.5 % of the time, so a hope like "93 to 97 %" is *not* met from above. Wilson's is right on average, not at every rate.
 #
 # The recorded study simulated the rest. One-sided bounds and the bound for a finite lot hold. An interval that is corrected for the inspectors holds; the same interval around what they *reported* does not. And pictures of one prompt that share their fate ruin the best interval: 80 pictures of 20 prompts
 # are worth far fewer than 80 (with a correlation of one half, 80 / 2.5 = 32). Draw the sample over prompts, not over files of one prompt.
 #
-# Now the decision and the signature. The record holds plan, seed, counts, interval, hashes and versions; maker and checker are two people, and the maker is none of the inspectors. Then we cheat a little.
+# Now the decision and the signature. The record holds plan, seed, counts, interval, hashes and versions; maker and checker are two people, and the maker is none of the inspectors. It also holds the *stage*. A new process ships nothing (shadow); once its threshold is certified every picture is inspected; five accepted lots in a row lead to a sample, a tightened one, five more to the normal one. Suppose that five lots went well before this one: the step in the cell below. A sample at the stage of 100 % inspection would not be signed. Then we cheat a little.
 
-# %% [markdown] lang="ja" uid="coverage-read" pair="43241a1b"
+# %% [markdown] lang="ja" uid="coverage-read" pair="e64981e1"
 # **結果の読み方。** 教科書の区間 $\hat p \pm 1.96$ × 標準誤差は、品質管理で肝心な領域で破綻します。不良率1%では、当たるのは半分程度です。不良が1枚も出なければ、区間の幅が
 # ゼロになるからです。厳密な区間は過大な約束をしませんが、その分だけ広くなります。平均すると97.5%ほど当たるので、「93〜97%」という期待を*上に*外れます。ウィルソンの区間は平均すれば正しいものの、どの不良率でも正しいわけではありません。
 #
 # 残りは、記録済みのシミュレーションが調べました。片側の上限も、有限のロットに対する上限も成り立ちます。検査員の誤りを補正した区間は成り立ちますが、*報告された*割合をそのまま使った区間は成り立ちません。また、同じプロンプトの画像が良し悪しを共にすると、どの区間も崩れます。20個の
 # プロンプトから4枚ずつ取った80枚は、80枚分の情報を持ちません(相関が0.5なら80 / 2.5 = 32枚分)。抜き取りは、プロンプトをまたいで行います。
 #
-# いよいよ判定と署名です。記録には、計画、シード、枚数、区間、ハッシュ、ソフトウェアの版が入ります。作った人と判定する人は別人で、作った人は検査もしません。そのうえで、少しだけ不正をしてみます。
+# いよいよ判定と署名です。記録には、計画、シード、枚数、区間、ハッシュ、ソフトウェアの版が入ります。作った人と判定する人は別人で、作った人は検査もしません。検査の*段階*も入ります。新しい工程は何も出荷せず(試運転)、しきい値が保証されると全数検査になります。5ロット続けて合格すれば抜き取り(きつい検査)に、さらに5ロットでなみ検査に移ります。ここでは、このロットの前に5ロットが合格したとします。下のセルではその分を進めます。全数検査の段階で抜き取りをしても、署名はできません。そのうえで、少しだけ不正をしてみます。
 
 # %% uid="sign"
 import copy
 from datetime import datetime
 
-from labkit.inspection import Rollout, calibrate, record_html, record_problems, sign_off, write_sign_off
+from labkit.inspection import Rollout, after_lot, calibrate, record_html, record_problems, sign_off, write_sign_off
 
 rollout = calibrate(Rollout(process), certificate.process)
+for _ in range(5):
+    # en: the five lots before this one, every picture inspected
+    # ja: このロットの前の5ロット。すべての画像を検査しました
+    rollout = after_lot(rollout, accepted=True, c=plan.c)
 record = sign_off(
     gate,
     screening,
@@ -660,18 +664,22 @@ found = record_problems(forged, seal=record["seal"], lang=lang)
 show(*table([t("l09.forgery")], [[line] for line in found]))
 lab.verdict(t("l09.tamper"), any("inspection.major" in line for line in found) and not record_problems(record))
 
-# %% [markdown] lang="en" uid="sign-read" pair="9849f863"
+# %% [markdown] lang="en" uid="sign-read" pair="a058f14e"
 # **Reading.** The edited field is named, and because the counts follow from the verdicts, the contradiction is named as well. A hash is no signature: who knows the program could seal
 # anew. That is why the seal is kept in a second place, an e-mail to the customer for example. The page `record.html` beside the lot is your certificate of work.
 #
-# The same tool works on any folder, all in one step: `labkit inspect FOLDER --plan bad=0.02 --maker A --checker B` draws the sample, opens the inspection page, waits for the verdicts and writes the record. What if two inspectors disagree? The record lists the pictures and Krippendorff's alpha; a third person looks at those alone, and
+# Look at the bound as well. Two defects among 60 keep to this plan, so the lot is accepted; the bound printed with it is 10 %, and the customer asked for 2 %. *Accepted* says that a plan was kept, not that a promise is shown. For a lot of 128 pictures 2 % takes 81 looks without one defect: a sample of 60 cannot show it, however good it is. So the customer is told the bound, or the sample grows.
+#
+# The same tool works on any folder, all in one step: `labkit inspect FOLDER --plan bad=0.02 --maker A --checker B` draws the sample, opens the inspection page, waits for the verdicts and writes the record. If it is interrupted, the same command goes on with the same sample: nobody may draw until the sample looks good. `--defects` takes your own list, `--prompts` your orders. What if two inspectors disagree? The record lists the pictures and Krippendorff's alpha; a third person looks at those alone, and
 # `--policy majority` decides. If one person looks twice, `--repeats last` counts the second look and reports how often it agreed with the first: who contradicts oneself cannot be reconciled with others.
 
-# %% [markdown] lang="ja" uid="sign-read" pair="cccf0905"
+# %% [markdown] lang="ja" uid="sign-read" pair="f50baee4"
 # **結果の読み方。** 書き換えた項目の名前が示され、件数は判定から計算できるので、その矛盾も指摘されます。ただしハッシュは署名ではありません。プログラムを知っている人なら、封印をやり直せます。
 # だからこそ封印の値を、顧客へのメールなど別の場所にも残します。ロットの隣にある `record.html` が、あなたの作業証明書です。
 #
-# 同じ道具は、どのフォルダーにも一度の操作で使えます。`labkit inspect FOLDER --plan bad=0.02 --maker A --checker B` は、抜き取りをし、検査ページを開き、判定を待って、記録を書きます。2人の検査員の判定が割れたときは、その画像とクリッペンドルフのα(一致度)が記録に載ります。その画像だけを3人目が見て、
+# 上限にも注目してください。60枚中の不良が2枚なら計画を満たすので、ロットは合格です。しかし、一緒に表示された上限は10%で、顧客の条件は2%です。*合格*とは計画を満たしたという意味であり、約束を示せたという意味ではありません。128枚のロットで2%以下を示すには、81枚を見て不良が1枚もないことが必要です。60枚の抜き取りでは、結果がどれほど良くても示せません。顧客に上限を伝えるか、抜き取りを増やすかのどちらかです。
+#
+# 同じ道具は、どのフォルダーにも一度の操作で使えます。`labkit inspect FOLDER --plan bad=0.02 --maker A --checker B` は、抜き取りをし、検査ページを開き、判定を待って、記録を書きます。中断しても、同じコマンドで同じ抜き取りの続きから再開します。都合のよい抜き取りが出るまで引き直すことはできません。`--defects` で自社の不良の一覧を、`--prompts` で注文を渡せます。2人の検査員の判定が割れたときは、その画像とクリッペンドルフのα(一致度)が記録に載ります。その画像だけを3人目が見て、
 # `--policy majority` で決めます。同じ人が2回見た場合は、`--repeats last` で2回目を採用し、1回目との一致率を報告します。自分自身と食い違う検査員は、他の人とも一致しません。
 
 # %% [markdown] lang="en" uid="change" pair="d9c204ba"
@@ -1171,6 +1179,12 @@ for c in range(6):
 print(t("l09.my_plan", n=my_n, c=my_c, risk=100 * my_risk, good=100 * my_good, roi=my_roi))
 print(t("l09.met") if my_risk <= 0.1 else t("l09.not_met"))
 print(t("l09.best_plan", roi=max(allowed)[0], ahead=max(allowed)[0] - my_roi))
+
+# %% [markdown] lang="en" uid="open-read" pair="847bea33"
+# **Reading.** Among the smallest plans $c = 0$ wins, although it refuses most good lots: a refused lot costs 30 yen per picture, an escape 5,000. Now try 500 and 29, every picture: it beats them all. That is Deming's rule again, because the sheet *knows* the rate, 2 %. At 0.3 % it is the other way round: every picture returns 1.45, the small samples 1.53 (set `defect_rate` to 0.003 in the pilot). A sample is what one buys while nobody knows which of the two holds.
+
+# %% [markdown] lang="ja" uid="open-read" pair="2b34b01b"
+# **結果の読み方。** 最小の計画の中では $c = 0$ が最良です。良いロットの多くを不合格にしますが、不合格になったときの費用は1枚30円で、流出の損失は1枚5,000円だからです。次に、全数検査にあたる500と29を試してください。どの計画よりも良くなります。これもデミングの規則です。この表では、不良率が2%だと*分かっている*からです。不良率が0.3%なら逆になり、全数検査の投資対効果は1.45、小さな抜き取りは1.53です(`pilot` の `defect_rate` を0.003に変えて確かめてください)。どちらの不良率なのか分からない間に、それを知るために使うのが抜き取りです。
 
 # %% [markdown] lang="en" uid="project" pair="349301c3"
 # ## 11. Closing project

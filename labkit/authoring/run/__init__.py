@@ -41,6 +41,7 @@ from labkit.authoring.run.plan import (
 )
 from labkit.authoring.run.pool import INTERRUPTED, Task, run_all
 from labkit.course.i18n import LANGUAGES, get_language, set_language
+from labkit.course.lab import NO_GPU
 from labkit.course.manifest import TIERS, Project
 from labkit.course.render import terminal_language
 from labkit.files import write_atomically
@@ -219,6 +220,8 @@ def main(args: argparse.Namespace) -> int:
         rows = plan(project, args.numbers, args.tier, langs, editions, options.output)
         if not rows:
             raise RunError(f"there is no lesson to run in {project.sources}: call labkit run in a clone of the course")
+        if args.tier == "gpu" and not has_gpu():
+            raise RunError(NO_GPU)  # at once, not after minutes in every notebook
         check_writable(options.output)
         build_rows(project, rows)
         return run_and_report(rows, options, project)
@@ -227,6 +230,13 @@ def main(args: argparse.Namespace) -> int:
         return 2
     finally:
         set_language(before)
+
+
+def has_gpu() -> bool:
+    """Whether lessons of tier gpu find one here (CUDA or Apple)."""
+    import torch
+
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
 
 
 def run_and_report(rows: Sequence[Row], options: Options, project: Project) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pkgutil
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from labkit.authoring.stamp import Stamp, read_stamp
 from labkit.course.claim_file import declared
 from labkit.course.claims import load_records, value_text
 from labkit.course.evidence import evidence
-from labkit.course.i18n import Catalogue, load_messages
+from labkit.course.i18n import LANGUAGES, Catalogue, load_messages
 from labkit.course.ledger import SIGNS, article_table, ledger_rows, verdict_text
 from labkit.course.lesson_files import lesson_files
 from labkit.course.manifest import Lesson, Project, all_lessons
@@ -32,6 +33,8 @@ ROOMS = (
     *("diffusion", "models", "portraits", "metrics", "worlds", "dpo", "fabric", "density", "pairwise", "survey"),
     *("inspection", "studies", "figures", "course", "training", "authoring"),
 )
+TEACHING = ("guide", "camp")  # docs/NAME.LANG.md
+_LINK = re.compile(r"\[([^\]]*)\]\((?!https?://|#)([^)\s]+)\)")
 Say = Callable[..., str]
 
 
@@ -52,9 +55,9 @@ def executed(lesson: Lesson, lane: Path) -> Path:
         tier, _, lang = lane.name.split("-")
         command = f"labkit run {lesson.number} --tier {tier} --lang {lang}"
         raise SiteError(f"lesson {lesson.number} has not been executed: {path} is missing; run {command}")
-    status = path.with_suffix(".json")
-    if status.is_file() and json.loads(status.read_text("utf-8"))["outcome"]["status"] != "passed":
-        raise SiteError(f"the run of lesson {lesson.number} in {lane} did not pass; see report.html beside it")
+    status = path.with_suffix(".json")  # written last: a run that was killed leaves the notebook alone
+    if not status.is_file() or json.loads(status.read_text("utf-8"))["outcome"]["status"] != "passed":
+        raise SiteError(f"the run of lesson {lesson.number} in {lane} did not pass or end; see report.html above it")
     return path
 
 
@@ -89,7 +92,12 @@ def write_sources(folder: Path, lane: Path, lang: str, *, project: Project, api:
         _page(folder, "studies", say("studies"), say("studies_about"), *_studies(lessons, project, say))
         _page(folder, "glossary", say("glossary"), say("glossary_about"), _glossary(say))
         modules = _write_api(folder, say) if api else []
-        _write_index(folder, lessons, stamp, lang, say, api=bool(modules), picture=picture.exists())
+        teaching = [name for name in TEACHING if (project.root / "docs" / f"{name}.{lang}.md").is_file()]
+        for name in teaching:
+            text = (project.root / "docs" / f"{name}.{lang}.md").read_text("utf-8")
+            write_atomically(folder / f"{name}.md", teaching_page(text, lang, teaching, stamp))
+        has_picture = picture.exists()
+        _write_index(folder, lessons, stamp, lang, say, api=bool(modules), picture=has_picture, teaching=teaching)
 
 
 def _write_lesson(folder: Path, lesson: Lesson, path: Path, tier: str, say: Say) -> None:
@@ -203,6 +211,22 @@ def modules(room: str) -> list[str]:
     return [name for name in found if ".lessons." not in name]
 
 
+def teaching_page(text: str, lang: str, pages: Sequence[str], stamp: Stamp) -> str:
+    """A page of docs/ as the site has it: the switch of languages goes (the site has its own), links to pages that the
+    site holds lead there, and links to other files to GitHub, or nowhere in a copy that does not know its address."""
+    others = "|".join(one for one in LANGUAGES if one != lang)
+    text = re.sub(rf"\[[^\]]*\]\((?:{'|'.join(pages)})\.(?:{others})\.md\)(?: · )?", "", text)
+
+    def lead(found: re.Match[str]) -> str:
+        label, (path, _, place) = found[1], found[2].partition("#")
+        name = path.removesuffix(f".{lang}.md")
+        if name in pages:
+            return f"[{label}]({name}.md{'#' + place if place else ''})"
+        return f"[{label}](https://github.com/{stamp.repo}/blob/{stamp.branch}/docs/{path})" if stamp.repo else label
+
+    return _LINK.sub(lead, text)
+
+
 def _write_api(folder: Path, say: Say) -> list[str]:
     (folder / "api").mkdir()
     lines = [f"# {say('api')}", "", say("api_about"), "", "```{toctree}", ":maxdepth: 1", ""]
@@ -224,8 +248,9 @@ def _write_api(folder: Path, say: Say) -> list[str]:
 
 
 def _write_index(
-    folder: Path, lessons: Sequence[Lesson], stamp: Stamp, lang: str, say: Say, *, api: bool, picture: bool
-) -> None:
+    folder: Path, lessons: Sequence[Lesson], stamp: Stamp, lang: str, say: Say,
+    *, api: bool, picture: bool, teaching: Sequence[str] = (),
+) -> None:  # fmt: skip
     def tree(caption: str, *pages: str) -> str:
         return "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```"])
 
@@ -244,6 +269,7 @@ def _write_index(
     parts += [
         tree(say("lessons"), *(f"lessons/{lesson.stem}" for lesson in lessons)),
         tree(say("evidence"), "articles", "claims", "studies"),
+        *([tree(say("teaching"), *teaching)] if teaching else []),
         tree(say("reference"), "glossary", *(["api/index"] if api else [])),
     ]
     write_atomically(folder / "index.md", "\n\n".join(parts) + "\n")
