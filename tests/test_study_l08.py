@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from labkit.studies import l08, load_study
+from labkit.studies import NotRecorded, Recorded, l08, load_study
 from labkit.studies.l08 import ESTIMATES, TRAINED, estimate_bon_law, estimate_drop, prompts
 from labkit.studies.l08_long import LONG, STAGED, STAGES, kind_of
-from labkit.studies.store import folder_of_studies
+from labkit.studies.store import Record, folder_of_studies
 from labkit.survey import CONTENDERS
 
 TINY = {"prompts": 4, "pool": 2, "votes": 20, "test_prompts": 2, "steps": 3, "batch": 1, "nfe": 130}
@@ -89,6 +89,16 @@ def test_a_race_without_a_turn_shows_none_whatever_the_noise_and_a_turn_is_found
     assert (flat[-1] - flat.mean(2, keepdims=True).max(0)).mean() < -0.02
     turned = flat + np.array([0, 0.1, 0.2, 0.1, 0, 0])[:, None, None]
     assert estimate_drop(turned).mean() == pytest.approx(-0.2, abs=0.02)
+
+
+def test_a_claim_on_the_long_race_waits_for_three_seeds():
+    def recorded(seeds):
+        units = {("draft_few_long", seed): {f"gold.s{i}": np.full(4, 0.1 * i) for i in (1, 2, 3, 4)} for seed in seeds}
+        return Recorded(Record("08", {}, dict.fromkeys(units, {}), units))
+
+    with pytest.raises(NotRecorded, match="has 2 seeds of draft_few_long"):
+        ESTIMATES["gold_turns"](recorded([0, 1]))
+    assert ESTIMATES["gold_turns"](recorded([0, 1, 4])) == pytest.approx(np.zeros((3, 4)))
 
 
 class Fabricated:

@@ -295,6 +295,20 @@ def estimate_stages(recorded: Recorded, metric: str, arm: str, seeds: list[int] 
     return np.stack([recorded.values(f"{metric}.s{i}", arm, seeds=seeds) for i in range(1, len(STAGES) + 1)])
 
 
+def estimate_seeds(recorded: Recorded, *arms: str) -> list[int]:
+    """The seeds that all these arms of the long race have.
+
+    Raises:
+        NotRecorded: fewer than three, which show nothing of how much runs differ.
+    """
+    from labkit.studies.study import NotRecorded
+
+    seeds = recorded.seeds(*arms)
+    if len(seeds) < 3:
+        raise NotRecorded(f"study 08 has {len(seeds)} seeds of {' and '.join(arms)}: record three at least")
+    return seeds
+
+
 def estimate_drop(gold: np.ndarray) -> np.ndarray:
     """Gold at the end minus gold at the best stage, [seeds, prompts], of gold [stages, seeds, prompts].
 
@@ -312,7 +326,7 @@ def estimate_turn(arm: str, against: str = "") -> Callable[[Recorded], np.ndarra
     """How far gold of a long race has fallen from its best stage; minus the same of another arm: [seeds, prompts]."""
 
     def contrast(recorded: Recorded) -> np.ndarray:
-        seeds = recorded.seeds(arm, against) if against else recorded.seeds(arm)
+        seeds = estimate_seeds(recorded, *filter(None, (arm, against)))
         drop = estimate_drop(estimate_stages(recorded, "gold", arm, seeds))
         return drop - estimate_drop(estimate_stages(recorded, "gold", against, seeds)) if against else drop
 
@@ -321,7 +335,7 @@ def estimate_turn(arm: str, against: str = "") -> Callable[[Recorded], np.ndarra
 
 def estimate_nft(recorded: Recorded) -> np.ndarray:
     """Gold of NFT minus gold of DDPO at the same NFE, mean over the stages of the long race: [seeds, prompts]."""
-    seeds = recorded.seeds("nft_long", "ddpo_long")
+    seeds = estimate_seeds(recorded, "nft_long", "ddpo_long")
     first, second = (estimate_stages(recorded, "gold", arm, seeds) for arm in ("nft_long", "ddpo_long"))
     return (first - second).mean(0)
 
@@ -346,6 +360,12 @@ def estimate_gradient_bug(recorded: Recorded) -> np.ndarray:
     return on_new_seeds(gain("saturation", "draft_bias", "draft"), 3)(recorded)
 
 
+def estimate_budget(recorded: Recorded) -> np.ndarray:
+    """Gold of DRaFT minus gold of best-of-N, both at the long race's budget: [seeds, prompts]."""
+    estimate_seeds(recorded, "draft_long", "best_of_n_long")
+    return gain("gold", "draft_long", "best_of_n_long")(recorded)
+
+
 def estimate_queries(recorded: Recorded) -> np.ndarray:
     """Reward queries of DPO as a share of DDPO's: [seeds, 1]."""
     first, second = recorded.pair("queries", "dpo", "ddpo")
@@ -366,7 +386,7 @@ ESTIMATES = {
     "search_finds_bug": estimate_search_bug,
     "gradient_finds_bug": estimate_gradient_bug,
     "search_is_hard_to_beat": gain("gold", "draft", "best_of_n"),
-    "budget_helps": gain("gold", "draft_long", "best_of_n_long"),
+    "budget_helps": estimate_budget,
 }
 
 STUDY = Study(

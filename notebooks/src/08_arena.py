@@ -690,13 +690,13 @@ if lines:
     display(recorded_paths(lines, xlabel=t("l08.nfe"), ylabel=score["gold"], title=t("l08.long_title"), looks=looks))
 print(t("l08.long_seeds", seeds=", ".join(f"{named(arm)} {len(record.seeds(arm))}" for arm in long_arms)))
 
-# %% [markdown] lang="en" uid="long-race-reading" pair="964d9d0a"
-# **What to look for.** The proxy is what is being climbed. Does gold go on with it, does it stay behind, or does it turn? And where do the two part, with all votes and with a tenth of them? A turn is claimed with care: each run's best stage is chosen on every other prompt and its gold read on the remaining ones, because a maximum chosen and read on the same prompts looks higher than it is, and every noisy curve would "turn". The second chart has the same runs against what they cost. The line below it says how many seeds each run has so far; the claims say what they decide.
+# %% [markdown] lang="en" uid="long-race-reading" pair="41a22ee6"
+# **What you see.** The proxy is what is being climbed. Does gold go on with it, does it stay behind, or does it turn? In the first recorded run with a tenth of the votes the proxy rises at every look (.68, 1.68, 2.27, 2.56) while gold goes .65, .79, .73, .74 and diversity falls from 4.4 to 1.0: it turned between nine and nineteen updates. One run is an anecdote, so the claims wait for three seeds. A turn is claimed with care: each run's best stage is chosen on every other prompt and its gold read on the remaining ones, because a maximum chosen and read on the same prompts looks higher than it is, and every noisy curve would "turn". The second chart has the runs of the long race against what they cost. The line below it says how many seeds each has so far.
 #
 # *Would you have stopped in time? Only the proxy was on your screen.*
 
-# %% [markdown] lang="ja" uid="long-race-reading" pair="d7532ea9"
-# **図の見方。** 登っている相手は代理スコアです。正解スコアは一緒に上がり続けるでしょうか。遅れるでしょうか、それとも下がり始めるでしょうか。全部の投票と10分の1の投票で、2本の曲線はどこで離れるでしょうか。下降は慎重に判定します。実行ごとに、最良の段階を1つおきのプロンプトで選び、正解スコアは残りのプロンプトで読みます。同じプロンプトで最大値を選んで読むと実際より高く見え、ノイズのある曲線はどれも「下降した」ことになってしまうからです。2つ目のグラフは、同じ実行を費用に対して描いたものです。その下の行に、これまでのシードの数を示します。そこから何が言えるかは、主張の判定で確かめてください。
+# %% [markdown] lang="ja" uid="long-race-reading" pair="7d0a82c0"
+# **図の見方。** 登っている相手は代理スコアです。正解スコアは一緒に上がり続けるでしょうか。遅れるでしょうか、それとも下がり始めるでしょうか。10分の1の投票で学習した最初の記録では、測るたびに代理スコアが上がる一方(0.68、1.68、2.27、2.56)、正解スコアは0.65、0.79、0.73、0.74と動き、多様性は4.4から1.0に下がりました。9回目と19回目の更新の間に下がり始めています。1回の実行だけでは何とも言えないので、主張の判定は3シードがそろってから行います。下降は慎重に判定します。実行ごとに、最良の段階を1つおきのプロンプトで選び、正解スコアは残りのプロンプトで読みます。同じプロンプトで最大値を選んで読むと実際より高く見え、ノイズのある曲線はどれも「下降した」ことになってしまうからです。2つ目のグラフは、長い競技の実行を費用に対して描いたものです。その下の行に、これまでのシードの数を示します。
 #
 # *あなたなら、手遅れになる前に止められたでしょうか。画面に映っているのは代理スコアだけです。*
 
