@@ -690,13 +690,13 @@ if lines:
     display(recorded_paths(lines, xlabel=t("l08.nfe"), ylabel=score["gold"], title=t("l08.long_title"), looks=looks))
 print(t("l08.long_seeds", seeds=", ".join(f"{named(arm)} {len(record.seeds(arm))}" for arm in long_arms)))
 
-# %% [markdown] lang="en" uid="long-race-reading" pair="41a22ee6"
-# **What you see.** The proxy is what is being climbed. Does gold go on with it, does it stay behind, or does it turn? In the first recorded run with a tenth of the votes the proxy rises at every look (.68, 1.68, 2.27, 2.56) while gold goes .65, .79, .73, .74 and diversity falls from 4.4 to 1.0: it turned between nine and nineteen updates. One run is an anecdote, so the claims wait for three seeds. A turn is claimed with care: each run's best stage is chosen on every other prompt and its gold read on the remaining ones, because a maximum chosen and read on the same prompts looks higher than it is, and every noisy curve would "turn". The second chart has the runs of the long race against what they cost. The line below it says how many seeds each has so far.
+# %% [markdown] lang="en" uid="long-race-reading" pair="bf0c8f9c"
+# **What you see.** The proxy is what is being climbed. Does gold go on with it, does it stay behind, or does it turn? In the first recorded run with a tenth of the votes the proxy rises at every look (.68, 1.68, 2.27, 2.56) while gold goes .65, .79, .73, .74 and diversity falls from 4.4 to 1.0: it turned between nine and nineteen updates. With all votes the first run turns as well, from a higher top (.65, .81, .74, .74). One run of each is an anecdote, so the claims wait for three seeds. A turn is claimed with care: each run's best stage is chosen on every other prompt and its gold read on the remaining ones, because a maximum chosen and read on the same prompts looks higher than it is, and every noisy curve would "turn". The second chart has the runs of the long race against what they cost. The line below it says how many seeds each has so far.
 #
 # *Would you have stopped in time? Only the proxy was on your screen.*
 
-# %% [markdown] lang="ja" uid="long-race-reading" pair="7d0a82c0"
-# **図の見方。** 登っている相手は代理スコアです。正解スコアは一緒に上がり続けるでしょうか。遅れるでしょうか、それとも下がり始めるでしょうか。10分の1の投票で学習した最初の記録では、測るたびに代理スコアが上がる一方(0.68、1.68、2.27、2.56)、正解スコアは0.65、0.79、0.73、0.74と動き、多様性は4.4から1.0に下がりました。9回目と19回目の更新の間に下がり始めています。1回の実行だけでは何とも言えないので、主張の判定は3シードがそろってから行います。下降は慎重に判定します。実行ごとに、最良の段階を1つおきのプロンプトで選び、正解スコアは残りのプロンプトで読みます。同じプロンプトで最大値を選んで読むと実際より高く見え、ノイズのある曲線はどれも「下降した」ことになってしまうからです。2つ目のグラフは、長い競技の実行を費用に対して描いたものです。その下の行に、これまでのシードの数を示します。
+# %% [markdown] lang="ja" uid="long-race-reading" pair="94bb3bbb"
+# **図の見方。** 登っている相手は代理スコアです。正解スコアは一緒に上がり続けるでしょうか。遅れるでしょうか、それとも下がり始めるでしょうか。10分の1の投票で学習した最初の記録では、測るたびに代理スコアが上がる一方(0.68、1.68、2.27、2.56)、正解スコアは0.65、0.79、0.73、0.74と動き、多様性は4.4から1.0に下がりました。9回目と19回目の更新の間に下がり始めています。全部の投票で学習した最初の記録も、もっと高いところから下がりました(0.65、0.81、0.74、0.74)。1回ずつの実行だけでは何とも言えないので、主張の判定は3シードがそろってから行います。下降は慎重に判定します。実行ごとに、最良の段階を1つおきのプロンプトで選び、正解スコアは残りのプロンプトで読みます。同じプロンプトで最大値を選んで読むと実際より高く見え、ノイズのある曲線はどれも「下降した」ことになってしまうからです。2つ目のグラフは、長い競技の実行を費用に対して描いたものです。その下の行に、これまでのシードの数を示します。
 #
 # *あなたなら、手遅れになる前に止められたでしょうか。画面に映っているのは代理スコアだけです。*
 
@@ -723,11 +723,11 @@ errors = {
 by_role = family_looks([[t("l08.error_of", arm=named(arm), who=who) for arm in ("dpo", "kto")] for who in roles])
 display(recorded_paths(errors, ylabel=t("l08.error_axis"), title=t("l08.dpo_panel"), looks=by_role, **options))
 
-# %% [markdown] lang="en" uid="dashboards-reading" pair="0b171392"
-# **What you see.** Two instruments that people watch while training. Upper: PPO's clip. The first of the two trained steps of an update has ratios of exactly 1, so nothing of it is clipped; the second is trained with weights that have moved already. A share of .5 would therefore say that the whole second step was thrown away: the first update comes close (.45), later ones lose a fifth to a third, so the learning rate is at its limit. Lower: DPO's two errors. The losers' error rises to .76, the winners' to .42: both get worse, the losers faster, which is all that the loss asks for (lesson 05). Gold still rose, but the model is forgetting how to draw the pictures it was told to prefer, and its diversity says so.
+# %% [markdown] lang="en" uid="dashboards-reading" pair="4882d714"
+# **What you see.** Two instruments that people watch while training. Upper: PPO's clip. The first of the two trained steps of an update has ratios of exactly 1, so nothing of it is clipped; the second is trained with weights that have moved already. A share of .5 would therefore say that the whole second step was thrown away: the first update comes close (.41), later ones lose a fifth to a third, so the learning rate is at its limit. Lower: DPO's two errors. The losers' error rises to .76, the winners' to .42: both get worse, the losers faster, which is all that the loss asks for (lesson 05). Gold still rose, but the model is forgetting how to draw the pictures it was told to prefer, and its diversity says so.
 
-# %% [markdown] lang="ja" uid="dashboards-reading" pair="464f117e"
-# **図の見方。** 学習中に見守る計器を2つ挙げます。上は PPO のクリップです。1回の更新で学習する2つのステップのうち、1つ目の比はちょうど1なので、何もクリップされません。2つ目は、すでに動いた重みで学習します。割合が0.5なら、2つ目のステップが丸ごと捨てられています。ここでは最初の更新がそれに近く(0.45)、その後も5分の1から3分の1が捨てられているので、学習率が上限にあることが分かります。下は DPO の2つの誤差です。敗者の誤差は0.76、勝者の誤差は0.42まで増えました。両方が悪化し、敗者のほうが速く悪化しています。損失が求めるのはそれだけです(レッスン05)。正解スコアは上がったものの、好むように教えた画像の描き方をモデルは忘れつつあり、多様性の低下にそれが表れています。
+# %% [markdown] lang="ja" uid="dashboards-reading" pair="a38f16a1"
+# **図の見方。** 学習中に見守る計器を2つ挙げます。上は PPO のクリップです。1回の更新で学習する2つのステップのうち、1つ目の比はちょうど1なので、何もクリップされません。2つ目は、すでに動いた重みで学習します。割合が0.5なら、2つ目のステップが丸ごと捨てられています。ここでは最初の更新がそれに近く(0.41)、その後も5分の1から3分の1が捨てられているので、学習率が上限にあることが分かります。下は DPO の2つの誤差です。敗者の誤差は0.76、勝者の誤差は0.42まで増えました。両方が悪化し、敗者のほうが速く悪化しています。損失が求めるのはそれだけです(レッスン05)。正解スコアは上がったものの、好むように教えた画像の描き方をモデルは忘れつつあり、多様性の低下にそれが表れています。
 
 # %% uid="race-claims"
 gain = {name: {k: value[k] - verdicts["base"][k] for k in value} for name, value in verdicts.items()}
