@@ -31,11 +31,15 @@ class CheckpointError(LabkitError, RuntimeError):
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of named tensors, in the order of their names."""
+    """SHA-256 over names, dtypes, shapes and bytes of named tensors, in the order of their names.
+
+    A tensor may lie in parts on disk (anything with `dtype`, `shape` and `parts()`): the digest is that of the whole.
+    """
     found = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        for part in value.parts() if hasattr(value, "parts") else (value,):
+            found.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return found.hexdigest()
 
 
@@ -46,17 +50,31 @@ def differing(stored: Mapping[str, object], present: Mapping[str, object]) -> li
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Optimizer state as named tensors."""
-    state = optimizer.state_dict()["state"]
-    return {f"{i}.{key}": torch.as_tensor(value) for i, entry in state.items() for key, value in entry.items()}
+    """Optimizer state as named tensors: "parameter.key", with further keys for dictionaries inside.
+
+    Whole numbers become int64 tensors without an axis (8-bit optimizers count their steps so, torch's own with floats).
+    """
+
+    def flat(prefix: str, value: object) -> Iterator[tuple[str, Tensor]]:
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                yield from flat(f"{prefix}.{key}", inner)
+        else:
+            yield prefix, torch.as_tensor(value)
+
+    return dict(pair for i, entry in optimizer.state_dict()["state"].items() for pair in flat(str(i), entry))
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """The inverse of `optimizer_tensors`, in place."""
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict = {}
     for name, value in tensors.items():
-        index, key = name.split(".")
-        state.setdefault(int(index), {})[key] = value.clone()
+        index, *parents, key = name.split(".")
+        entry = state.setdefault(int(index), {})
+        for parent in parents:
+            entry = entry.setdefault(parent, {})
+        whole = value.dtype == torch.int64 and value.ndim == 0
+        entry[key] = int(value) if whole else value.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

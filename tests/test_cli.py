@@ -128,6 +128,7 @@ ASKED = {
         ["--folder", "studies", "run", "05", "--hours", "0"],
         ["--folder", "studies", "status", "05"],
         ["--folder", "studies", "verify", "05"],
+        ["--folder", "studies", "adopt", "05"],
         ["--folder", "studies", "merge", "05", "é"],
         ["--folder", "studies", "check", "05"],
     ],
@@ -139,7 +140,7 @@ STEPS = {
     "camp": ["bundle", "learners", "serve", "board"],
     "inspect": ["plan", "run", "draw", "sign", "verify", "certify"],
     "pcclip": ["probe", "train", "alarm"],
-    "study": ["run", "status", "verify", "merge", "check"],
+    "study": ["run", "status", "verify", "adopt", "merge", "check"],
 }
 
 
@@ -169,7 +170,7 @@ class TestEncodings:
             Image.new("RGB", (side, 9)).save(tmp_path / "lot" / f"{name}.png")
 
         def run(encoding, *words, japanese=True):
-            for name in ("work", "new", "run"):
+            for name in ("work", "new", "run", "inspection"):
                 shutil.rmtree(tmp_path / name, ignore_errors=True)
             streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="") for _ in range(2)]
             with monkeypatch.context() as patch:

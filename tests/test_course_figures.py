@@ -62,6 +62,15 @@ class TestImages:
         batch[2] = 1
         assert [int(image[0, 0, 0]) for image in as_pixel_list(batch)] == [128, 128, 255, 128]
 
+    def test_sixteen_bits_and_the_cameras_turn_are_shown_as_a_viewer_shows_them(self, tmp_path):
+        deep = Image.fromarray(np.array([[0, 32896], [65535, 257]], dtype=np.uint16))
+        assert as_pixels(deep)[..., 0].tolist() == [[0, 128], [255, 1]]
+        exif = Image.Exif()
+        exif[0x0112] = 6  # the camera was turned by a quarter
+        Image.new("RGB", (6, 4)).save(tmp_path / "turned.png", exif=exif)
+        with Image.open(tmp_path / "turned.png") as turned:
+            assert as_pixels(turned).shape == (6, 4, 3)
+
     def test_transparency_lies_over_white(self):
         assert as_pixels(Image.new("RGBA", (2, 2), (255, 0, 0, 0))).tolist() == [[[255, 255, 255]] * 2] * 2
 

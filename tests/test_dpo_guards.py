@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import sys
+import types
 import warnings
 from dataclasses import replace
 
@@ -15,7 +17,8 @@ from tiny_models import tiny_pipeline
 
 from labkit import checkpoint
 from labkit.checkpoint import CheckpointError, lock, locked, read_checkpoint, save_checkpoint, trim_log
-from labkit.diffusion import AdapterError, add_lora, save_lora
+from labkit.diffusion import AdapterError, adapter_names, add_lora, save_lora
+from labkit.diffusion.lora_files import adapted_models
 from labkit.dpo import DPOTrainer, PreferencePairs, dpo
 from labkit.dpo.guard import DivergenceError, LossScale, check_spread
 from labkit.errors import LabkitWarning
@@ -275,6 +278,70 @@ def test_an_optimizer_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes.optim", None)
     with pytest.raises(ValueError, match="needs bitsandbytes"):
         run(replace(QUICK, optimizer="adamw8bit"))
+
+
+class Eight(torch.optim.AdamW):
+    """What bitsandbytes' AdamW8bit keeps and how it loads it: whole steps, bytes, tables, a dictionary of them."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    state |= {"step": 0, "state1": torch.zeros(p.shape, dtype=torch.uint8), "absmax1": torch.zeros(1)}
+                    state["more"] = {"qmap1": torch.linspace(-1, 1, 256)}
+                assert type(state["step"]) is int and state["state1"].dtype == torch.uint8
+                state["step"] += 1
+                state["state1"].add_(7)
+                state["absmax1"].add_(state["more"]["qmap1"][int(state["state1"].flatten()[0])])
+                p.data -= group["lr"] * (p.grad.sign() + 0.1 * state["absmax1"] + 0.01 * state["step"])
+
+    def load_state_dict(self, loaded):
+        """As bitsandbytes: what is a tensor and no byte becomes the weights' type, whole numbers too."""
+        cast = lambda v: v.float() if isinstance(v, torch.Tensor) and v.dtype != torch.uint8 else v  # noqa: E731
+        by_number = dict(enumerate(p for group in self.param_groups for p in group["params"]))
+        for number, entry in loaded["state"].items():
+            self.state[by_number[number]] = {key: cast(value) for key, value in entry.items()}
+
+
+def test_eight_bit_adam_trains_and_resumes_to_the_same_bits(tmp_path, monkeypatch):
+    module = types.ModuleType("bitsandbytes.optim")
+    module.AdamW8bit = Eight
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", module)
+    config = replace(SAVING, steps=4, optimizer="adamw8bit")
+    _, whole = run(config, folder=tmp_path / "whole")
+    run(replace(config, steps=2), folder=tmp_path / "parts")
+    _, parts = run(config, folder=tmp_path / "parts")
+    assert_same(whole, parts)
+    _, other = run(replace(config, optimizer="adamw"), folder=tmp_path / "other")
+    assert any(not torch.equal(other[name], value) for name, value in whole.items())
+
+
+def test_both_text_encoders_of_sdxl_train_in_one_run_and_start_again_from_their_file(tmp_path):
+    config = replace(QUICK, model="text_encoders", steps=2, lr=1e-2)
+    pipe, pairs = build_sdxl(), make_pairs(2)
+    flags = [p.requires_grad for p in pipe.text_encoder.parameters()]
+    with DPOTrainer(pipe, pairs, replace(config, save_every=config.log_every), [dpo(2500.0)], folder=tmp_path) as t:
+        assert {name.split(".")[0] for name in t.parameters} == {"text_encoder", "text_encoder_2"}
+        first = t.pair_step([(0, 0)])
+        assert torch.equal(first.winner_error, first.ref_winner_error)  # the reference is the start
+        log = t.run()
+        moved = {name: float(p.detach().abs().sum()) for name, p in t.parameters.items() if ".lora_B." in name}
+        assert all(value > 0 for value in moved.values()) and log[-1]["adapter_norm"] > 0
+        last = t.pair_step([(0, 0)])
+        assert not torch.equal(last.winner_error, last.ref_winner_error)
+        path = save_lora(tmp_path, pipe, "dpo")
+    assert not any(hasattr(m, "peft_config") for m in (pipe.text_encoder, pipe.text_encoder_2))
+    assert [p.requires_grad for p in pipe.text_encoder.parameters()] == flags
+    plain = build_sdxl()
+    plain.load_lora_weights(str(path))
+    assert {"text_encoder", "text_encoder_2"} == {n for n, m in adapted_models(plain).items() if adapter_names(m)}
+    with DPOTrainer(pipe, pairs, config, [dpo(2500.0)], start=path) as t:
+        assert torch.equal(t.pair_step([(0, 0)]).winner_pred, last.winner_pred)
+    with pytest.raises(AdapterError, match="is for text_encoder_2 too, which this run would leave out"):
+        DPOTrainer(pipe, pairs, replace(config, model="text_encoder"), [dpo(2500.0)], start=path)
+    with pytest.raises(ValueError, match="which this pipeline does not have"):
+        run(replace(QUICK, model="text_encoders"))
 
 
 def test_sdxl_is_told_the_size_of_each_pair_and_trains_its_second_text_encoder():

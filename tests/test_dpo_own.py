@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -11,13 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from tiny_models import tiny_pipeline
 
+from labkit.checkpoint import CheckpointError
 from labkit.cli import main
-from labkit.dpo import DPOConfig
-from labkit.dpo.command import settings
-from labkit.dpo.folders import PairsError, find_pairs
-from labkit.dpo.own import align_own, encode_found, nearest, size_condition
+from labkit.diffusion import AdapterError, save_lora
+from labkit.dpo import DPOConfig, DPOTrainer, PreferencePairs, dpo
+from labkit.dpo.command import of_start, settings
+from labkit.dpo.folders import Cell, FoundPairs, PairsError, _row_group, find_pairs, read_picture
+from labkit.dpo.own import _split, align_own, encode_found, nearest, size_condition
+from labkit.dpo.shards import Shards
 
 
 def picture(number: int, size=(64, 64)) -> Image.Image:
@@ -64,11 +69,40 @@ def test_the_layout_of_pick_a_pic_from_shards_of_parquet(tmp_path):
     pq.write_table(pa.Table.from_pylist(rows[:2]), tmp_path / "train-00000.parquet")
     pq.write_table(pa.Table.from_pylist(rows[2:]), tmp_path / "train-00001.parquet")
     found = find_pairs(tmp_path)
-    assert [(p.prompt, p.winner == as_bytes(0)) for p in found.pairs] == [("first wins", True), ("second wins", False)]
+    won = [(p.prompt, [read_picture(side, p.where) for side in (p.winner, p.loser)]) for p in found.pairs]
+    both = [as_bytes(0), as_bytes(1)]
+    assert won == [("first wins", both), ("second wins", both[::-1])]
     assert found.left_out == {"ties": 1, "without a label": 1}
     image = {"bytes": as_bytes(5), "path": None}  # as the datasets library stores pictures
     pq.write_table(pa.Table.from_pylist([{"winner": image, "loser": image, "text": "x"}]), tmp_path / "one.parquet")
-    assert find_pairs(tmp_path / "one.parquet").pairs[0].winner == as_bytes(5)
+    pair = find_pairs(tmp_path / "one.parquet").pairs[0]
+    assert isinstance(pair.winner, Cell) and read_picture(pair.winner, pair.where) == as_bytes(5)  # read when wanted
+    pq.write_table(pa.Table.from_pylist([{"winner": image, "loser": image, "text": "y"}] * 2), tmp_path / "one.parquet")
+    _row_group.cache_clear()
+    with pytest.raises(PairsError, match="row 1 cannot be read any more.*has changed"):
+        read_picture(pair.winner, pair.where)
+
+
+def test_pictures_in_parquet_are_read_a_row_group_at_a_time_and_an_empty_cell_names_its_row(tmp_path, monkeypatch):
+    rows = [{"winner": as_bytes(2 * i), "loser": as_bytes(2 * i + 1), "caption": f"p{i}"} for i in range(6)]
+    rows[5]["loser"] = None
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet", row_group_size=2)
+    groups = []
+    real = pq.ParquetFile.read_row_group
+    monkeypatch.setattr(
+        pq.ParquetFile,
+        "read_row_group",
+        lambda self, group, columns: groups.append((group, tuple(columns))) or real(self, group, columns=columns),
+    )  # noqa: E501
+    found = find_pairs(tmp_path)
+    assert {columns for _, columns in groups} == {("caption",)}
+    groups.clear()
+    for i, pair in enumerate(found.pairs[:5]):
+        assert read_picture(pair.winner, pair.where) == as_bytes(2 * i)
+        assert read_picture(pair.loser, pair.where) == as_bytes(2 * i + 1)
+    assert groups == [(group, ("winner", "loser")) for group in range(3)]
+    with pytest.raises(PairsError, match="row 6: a picture is NoneType"):
+        read_picture(found.pairs[5].loser, found.pairs[5].where)
 
 
 def test_the_layout_of_hpdv2(folder):
@@ -109,6 +143,13 @@ def test_two_folders_with_captions_beside_the_winners(tmp_path):
         ('{"winner": "0.png", "loser": "1.png", "caption": "a", "margin": -1}', "margin is -1"),
         ('{"jpg_0": "0.png", "jpg_1": "1.png", "caption": "a", "label_0": 0.5}', "no pair that could train .1 ties"),
         ("[1]", "row 1 is no record|row 1: "),
+        ('{"winner": "0.png", "loser": "1.png", "caption": NaN}', "row 1 has no caption"),
+        ('{"winner": "0.png", "loser": "1.png", "caption": ["a"]}', "row 1 has a caption that is no text"),
+        ('{"winner": "0.png", "loser": "1.png", "caption": "a", "split": "trian"}', "split is 'trian'"),
+        ('{"winner": "0.png", "loser": "1.png", "caption": "a", "margin": Infinity}', "margin is inf"),
+        ('{"image_path": ["0.png", "1.png"], "rank": [null, 1], "prompt": "a"}', "1 without a label"),
+        ('{"image_path": ["0.png", "1.png"], "prompt": "a"}', "1 without a label"),
+        ('{"image_path": ["0.png", "1.png"], "rank": [1], "prompt": "a"}', "2 pictures but 1 preferences"),
     ],
 )
 def test_what_is_wrong_with_a_table_names_the_row(folder, text, match):
@@ -116,6 +157,36 @@ def test_what_is_wrong_with_a_table_names_the_row(folder, text, match):
     with pytest.raises(PairsError, match=match) as error:
         find_pairs(folder)
     assert "\n" not in str(error.value) and "pairs.jsonl" in str(error.value) or "could train" in str(error.value)
+
+
+def test_a_csv_of_another_country_and_one_with_a_comma_too_many(folder):
+    (folder / "pairs.csv").write_text("winner;loser;caption\n0.png;1.png;a, b\n")
+    assert names(find_pairs(folder)) == [("a, b", "0.png", "1.png")]
+    (folder / "pairs.csv").write_text("winner,loser,caption,\n0.png,1.png,a,\n")  # a spreadsheet's empty last column
+    assert names(find_pairs(folder)) == [("a", "0.png", "1.png")]
+    (folder / "pairs.csv").write_text("winner,loser,caption\n0.png,1.png,a cat, sitting\n")
+    with pytest.raises(PairsError, match="row 1 has more cells than the header"):
+        find_pairs(folder)
+    (folder / "pairs.csv").write_bytes("winner,loser,caption\n0.png,1.png,猫\n".encode("cp932"))
+    with pytest.raises(PairsError, match="is not in UTF-8: save it as"):
+        find_pairs(folder)
+
+
+def test_check_names_every_bad_row_and_counts_what_teaches_nothing(folder, capsys):
+    (folder / "cut.png").write_bytes((folder / "0.png").read_bytes()[:200])
+    rows = [("0.png", "1.png", "a"), ("0.png", "1.png", "a"), ("1.png", "0.png", "a"), ("2.png", "2.png", "b"),
+            ("2.png", "9.png", "c"), ("cut.png", "3.png", ""), ("2.png", "3.png", "d")]  # fmt: skip
+    with (folder / "pairs.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("winner", "loser", "caption"), *rows])
+    assert main(["dpo", str(folder), "--check"]) == 1
+    said = capsys.readouterr()
+    assert "6 pairs, 4 prompts" in said.out and "1 pairs have an empty caption" in said.out
+    assert "1 pairs have two equal pictures" in said.out and "1 pairs repeat another" in said.out
+    assert "1 pairs occur in both orders" in said.out
+    assert "row 5: no picture" in said.err and "cut.png" in said.err and len(said.err.strip().splitlines()) == 2
+    (folder / "pairs.csv").write_text("winner,loser,caption\n" + "8.png,9.png,a\n" * 30)
+    assert main(["dpo", str(folder), "--check"]) == 2
+    assert "no row can be used" in capsys.readouterr().err
 
 
 def test_nothing_and_several_tables_are_refused(folder):
@@ -152,6 +223,47 @@ def own(tmp_path_factory):
     return folder
 
 
+def test_shards_are_the_tensor_that_they_hold(tmp_path):
+    whole = torch.randn(70, 4, 3, 2, generator=torch.Generator().manual_seed(0))
+    files = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    for part, file in zip(whole.split([32, 32, 6]), files, strict=True):
+        save_file({"winner": part.contiguous(), "loser": -part.contiguous()}, str(file))
+    winner, loser = (Shards(files, side) for side in ("winner", "loser"))
+    assert (winner.shape, len(winner), winner.dtype, winner.ndim) == (whole.shape, 70, torch.float32, 4)
+    for index in ([0], [69, 0, 31, 32, 33, 0], torch.tensor([5, 64]), slice(30, 66), slice(None), [], -1, 40):
+        want = whole[index.tolist() if isinstance(index, torch.Tensor) else index]
+        assert torch.equal(winner[index], want) and torch.equal(loser[index], -want)
+    with pytest.raises(IndexError):
+        winner[[70]]
+    prompts = tuple(map(str, range(70)))
+    on_disk, held = PreferencePairs(prompts, winner, loser), PreferencePairs(prompts, whole, -whole)
+    assert on_disk.content() == held.content()  # a run resumes whichever way its pairs are held
+    assert torch.equal(on_disk.select([3, 40]).winner, whole[[3, 40]])
+    with pytest.raises(ValueError, match="same image in 70 pairs"):
+        PreferencePairs(prompts, winner, winner)
+    save_file({"winner": whole[:2] * torch.nan, "loser": whole[:2]}, str(files[2]))
+    with pytest.raises(ValueError, match="winner latents of 2 pairs are not finite .first: pair 64"):
+        PreferencePairs(prompts[:66], *(Shards(files, side) for side in ("winner", "loser")))
+    save_file({"winner": whole[:2, :2].contiguous()}, str(files[2]))
+    with pytest.raises(CheckpointError, match="2.safetensors holds latents of another shape"):
+        Shards(files, "winner")
+    files[1].write_bytes(b"half")
+    with pytest.raises(CheckpointError, match="1.safetensors cannot be read"):
+        Shards(files, "winner")
+
+
+def test_training_from_shards_is_training_from_memory(own, tmp_path):
+    found = [pair for pair in find_pairs(own).pairs if not pair.held_out][:6]
+    shards = encode_found(tiny_pipeline(), found, [(64, 64)], tmp_path)[0]
+    held = replace(shards, winner=shards.winner[:], loser=shards.loser[:])
+    states = []
+    for pairs in (shards, held):
+        with DPOTrainer(tiny_pipeline(), pairs, DPOConfig(steps=3, batch_size=2, rank=2), [dpo(2500.0)]) as trainer:
+            trainer.run()
+            states.append({name: p.detach().clone() for name, p in trainer.parameters.items()})
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
 def test_pairs_are_encoded_once_and_a_damaged_file_is_made_again(own, tmp_path, monkeypatch):
     pipe, found = tiny_pipeline(), find_pairs(own)
     first = encode_found(pipe, found.pairs, [(64, 64), (64, 96)], tmp_path)
@@ -163,6 +275,7 @@ def test_pairs_are_encoded_once_and_a_damaged_file_is_made_again(own, tmp_path, 
     encode = pipe.vae.encode
     monkeypatch.setattr(pipe.vae, "encode", lambda x: calls.append(len(x)) or encode(x))
     again = encode_found(pipe, found.pairs, [(64, 64), (64, 96)], tmp_path)
+    assert all(isinstance(s.winner, Shards) for s in again)
     assert [s.content() for s in again] == [s.content() for s in first]
     assert sum(calls) in (2 * 6, 2 * 2)  # one file of the two
     with pytest.raises(ValueError, match="multiples of 8"):
@@ -203,10 +316,38 @@ def test_the_command_checks_trains_and_says_what_is_wrong_in_one_line(own, tmp_p
     assert main(command) == 0
     said = capsys.readouterr().out
     assert "6 pairs trained 2 steps; 2 pairs held out." in said and "load_lora_weights" in said
-    assert main([*command, "--set", "stepz=1"]) == 2
+    wrong = [["--set", "stepz=1"], ["--set", "steps=many"], ["--start", str(tmp_path / "no")]]
+    for more in wrong:
+        assert main([*command, *more]) == 2, more
     assert main(["dpo", str(tmp_path / "none.csv")]) == 2
     errors = capsys.readouterr().err.strip().splitlines()
-    assert len(errors) == 2 and all(line.startswith("labkit dpo: ") for line in errors)
+    assert len(errors) == len(wrong) + 1 and all(line.startswith("labkit dpo: ") for line in errors)
+
+
+def test_pairs_without_captions_are_held_out_one_by_one(own):
+    found = find_pairs(own)
+    bare = FoundPairs(tuple(replace(pair, prompt="", held_out=False) for pair in found.pairs * 20))
+    train, held, _ = _split(bare, 0.3)
+    assert 0.15 < len(held) / len(bare) < 0.45 and len(train) + len(held) == len(bare)
+
+
+def test_a_lora_that_exists_brings_its_rank_and_its_place(own, tmp_path):
+    """`--start` with a LoRA of another rank, as diffusers' own script would have saved it."""
+    pipe = tiny_pipeline()
+    config = DPOConfig(steps=2, batch_size=2, rank=3, targets="all", lr=1e-2)
+    found = [pair for pair in find_pairs(own).pairs if not pair.held_out][:4]
+    pairs = encode_found(pipe, found, [(64, 64)], tmp_path / "encoded")
+    with DPOTrainer(pipe, pairs, config, [dpo(2500.0)]) as trainer:
+        trainer.run()
+        start = save_lora(tmp_path, pipe, "dpo")
+    assert of_start(start) == {"rank": 3, "targets": "all", "model": "unet"}
+    with pytest.raises(AdapterError, match="its rank is 3, this run's 2"):
+        DPOTrainer(pipe, pairs, DPOConfig(rank=2, targets="all"), [dpo(2500.0)], start=start)
+    command = ["dpo", str(own / "pairs.jsonl"), "--tier", "cpu", "--model", str(own / "model"), "--pictures", "1"]
+    sets = [w for word in ("steps=1", "batch_size=2", "log_every=1") for w in ("--set", word)]
+    out = tmp_path / "more"
+    assert main([*command, *sets, "--out", str(out), "--start", str(start)]) == 0
+    assert of_start(out / "lora") == of_start(start)
 
 
 def test_what_the_command_is_given_is_read_before_anything_is_trained(own, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """`labkit measure`: sources of every kind, floors and conclusions, copies of reals, the report in both languages."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -142,6 +143,11 @@ def test_statistics_of_other_programs_are_read(tmp_path, folders):
         ({"fake": 3}, "no set of pictures"),
         ({"metrics": ("prdc",), "k": np.int64(20)}, "lower k"),
         ({"fake": pictures(9, 1), "extractor": "vgg"}, "unknown extractor"),
+        ({"rounds": -1}, "-1 permutations"),
+        ({"weights": "x.safetensors"}, "weights is a setting of the extractor .inception., not of .reader."),
+        ({"layer": "logits"}, "layer is a setting of the extractor"),
+        ({"value_range": (1, 0)}, "low < high"),
+        ({"fake": "stats.pth"}, "is a pickle, which labkit never opens"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(arguments, match):
@@ -169,7 +175,8 @@ def test_the_command_measures_two_folders_and_names_the_broken_file(folders, tmp
     (folders / "fake" / "broken.png").write_bytes(b"no picture")
     arguments = ["measure", str(folders / "real"), str(folders / "fake"), "--kid", "--prdc"]
     assert main(arguments) == 2
-    assert "broken.png cannot be read" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "broken.png cannot be read" in said and "--skip leaves out" in said
     page, numbers = tmp_path / "report.html", tmp_path / "report.json"
     try:
         more = ["--skip", "--k", "3", "--html", str(page), "--json", str(numbers), "--lang", "ja"]
@@ -182,6 +189,52 @@ def test_the_command_measures_two_folders_and_names_the_broken_file(folders, tmp
     html = page.read_text("utf-8")
     assert 'lang="ja"' in html and "ノイズフロア" in html and html.count("<figure>") == 8
     assert main(["measure", str(folders / "real"), str(folders / "nowhere")]) == 2
+
+
+def test_the_locale_chooses_the_language_of_the_report_and_lang_overrules_it(tmp_path, monkeypatch, capsys):
+    from labkit import cli
+
+    for name in ("real", "fake"):
+        (tmp_path / name).mkdir()
+        for i in range(8):
+            pixels = np.random.default_rng(i + len(name)).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    words = ["measure", str(tmp_path / "real"), str(tmp_path / "fake"), "--kid", "--html", str(tmp_path / "r.html")]
+    for locale, more, lang in (("ja_JP.UTF-8", [], "ja"), ("C", [], "en"), ("C", ["--lang", "ja"], "ja")):
+        monkeypatch.setenv("LC_ALL", locale)
+        assert cli.main([*words, *more]) == 0
+        assert f'lang="{lang}"' in (tmp_path / "r.html").read_text(encoding="utf-8")
+    capsys.readouterr()
+
+
+def test_the_command_says_before_the_work_what_it_could_not_do_after_it(folders, tmp_path, capsys, monkeypatch):
+    late = lambda **_: pytest.fail("it worked first")  # noqa: E731
+    monkeypatch.setattr(sys.modules["labkit.measuring.measure"], "measure", late)
+    (tmp_path / "file").write_text("x")
+    for option, path in (("--html", tmp_path), ("--json", tmp_path), ("--html", tmp_path / "file" / "report.html")):
+        assert main(["measure", str(folders / "real"), str(folders / "fake"), option, str(path)]) == 2
+        said = capsys.readouterr().err.strip()
+        assert said.startswith("labkit measure: ") and str(path.name) in said + str(path) and "\n" not in said
+
+
+def test_pictures_of_many_sizes_are_counted_and_progress_is_told(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("labkit.measuring.command.PAUSE", 0.0)
+    monkeypatch.setattr(sys.modules["labkit.measuring.measure"], "LONG", 1)  # the package has a function of that name
+    rng = np.random.default_rng(0)
+    for side, shapes in (("real", [(8, 8)] * 9), ("fake", [(8, 8)] * 5 + [(8, 12)] * 3 + [(6, 6)])):
+        (tmp_path / side).mkdir()
+        for i, shape in enumerate(shapes):
+            Image.fromarray(rng.integers(0, 256, (*shape, 3), dtype=np.uint8)).save(tmp_path / side / f"{i}.png")
+    result = measure(real=tmp_path / "real", fake=tmp_path / "fake", metrics=("kid",), extractor=EYE)
+    assert ("sizes", {"real": "8 x 8", "fake": "8 x 8 (+2)"}) in result.warnings
+    assert ("squashed", {"side": "fake", "n": 3, "of": 9}) in result.warnings
+    cropped = measure(real=tmp_path / "real", fake=tmp_path / "fake", metrics=("kid",), extractor=EYE, fit="crop")
+    assert "squashed" not in dict(cropped.warnings)
+    twice = measure(real=tmp_path / "real", fake=tmp_path / "real", metrics=("kid",), extractor=EYE)
+    assert ("same", {"n": 9}) in twice.warnings and "same" not in dict(result.warnings)
+    assert main(["measure", str(tmp_path / "real"), str(tmp_path / "fake"), "--fid", "--lang", "en"]) == 0
+    told = capsys.readouterr().err
+    assert "fake: 9 of 9 pictures read" in told and "39 rounds" in told
 
 
 def test_every_text_of_the_report_exists_in_both_languages():

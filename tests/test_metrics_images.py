@@ -242,6 +242,8 @@ def test_an_extractor_goes_back_to_eval_after_somebody_trained():
     want = extractor(pictures(6))
     network.train()
     assert torch.equal(extractor(pictures(6)), want) and torch.equal(extractor(pictures(6)), want)
+    next(network.children()).train()  # a part of it alone
+    assert torch.equal(extractor(pictures(6)), want) and not any(part.training for part in network.modules())
     assert extractor.fitting("crop").pipeline.fit == "crop"
 
 

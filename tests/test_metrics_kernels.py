@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import labkit.metrics.cubic as cubic
 import labkit.metrics.kernels as kernels
 from labkit.metrics import cmmd, kernel_distance
 
@@ -84,6 +85,36 @@ def test_unbiased_for_equal_laws_and_the_jackknife_error_is_of_the_right_size():
 def test_float32_features_lose_nothing():
     x, y = cloud(200, 64).float(), 0.1 + cloud(200, 64, 1).float()
     assert kernel_distance(real=x, fake=y).value == kernel_distance(real=x.double(), fake=y.double()).value
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_sets_are_multiplied_in_float32_and_keep_their_digits(offset, dtype, monkeypatch):
+    """The shifted kernel against float64, with several blocks: value, standard error and subsets."""
+    monkeypatch.setattr(kernels, "SMALL", 0)
+    monkeypatch.setattr(cubic, "BLOCK", 64)
+    monkeypatch.setattr(cubic, "CHUNK", 50)
+    x, y = (offset + cloud(230, 24)).to(dtype), (offset + 0.2 + 1.1 * cloud(170, 24, 1)).to(dtype)
+    exact = kernel_distance(real=x.double(), fake=y.double())
+    mean = float(((x.double() @ y.double().T) / 24 + 1).pow(3).mean())
+    fast = kernel_distance(real=x, fake=y)
+    assert fast.value != exact.value  # it is the other way
+    assert fast.value == pytest.approx(exact.value, abs=1e-8 * mean)
+    assert fast.standard_error == pytest.approx(exact.standard_error, rel=1e-6)
+    for size in (20, 170):  # few repeats: each subset alone; many: the whole matrix once
+        options = {"subsets": 15, "subset_size": size}
+        fast = kernel_distance(real=x, fake=y, generator=generator(), **options)
+        want = kernel_distance(real=x.double(), fake=y.double(), generator=generator(), **options)
+        assert fast.value == pytest.approx(want.value, abs=1e-7 * mean)
+        assert fast.subset_std == pytest.approx(want.subset_std, rel=1e-5)
+
+
+def test_what_float32_cannot_hold_stays_in_float64():
+    x, y = cloud(50, 8).float(), 0.1 + cloud(40, 8, 1).float()
+    for options in ({"degree": 2}, {"coef": 0.0}, {"gamma": 1e12}):
+        options |= {"subsets": 3, "subset_size": 10}
+        one = kernel_distance(real=x, fake=y, generator=generator(), **options)
+        assert one == kernel_distance(real=x.double(), fake=y.double(), generator=generator(), **options)
 
 
 # ---- CMMD ---------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import labkit.metrics.knn as knn
 from labkit.metrics import nearest_neighbours
 
 
@@ -108,6 +109,28 @@ def test_all_neighbours_and_range_of_k():
             nearest_neighbours(x, k)
     with pytest.raises(TypeError, match="k must be an integer"):
         nearest_neighbours(x, 2.0)
+
+
+@pytest.mark.parametrize("d", [3, 40])
+def test_groups_tiles_and_tails_miss_nothing(d, monkeypatch):
+    """Blocks wide enough for groups of columns, with a tail that belongs to none, several tiles and panels."""
+    monkeypatch.setattr(knn, "TILE", 300)
+    x = torch.cat([cloud(700, d), 3 + 0.01 * cloud(211, d, 1)])[torch.randperm(911, generator=torch.Generator())]
+    for budget in (2**27, 600_000):
+        found, index = nearest_neighbours(x, 5, squared=True, block_bytes=budget)
+        assert torch.equal(found, direct(x, x, 5, mask=True))
+        assert torch.equal((x.double()[:, None] - x.double()[index]).square().sum(-1), found)
+        y = cloud(90, d, 2)
+        assert torch.equal(
+            nearest_neighbours(x, 7, queries=y, squared=True, block_bytes=budget)[0], direct(y, x, 7, False)
+        )
+
+
+def test_spare_candidates_are_measured_where_the_bounds_do_not_settle_it():
+    x = cloud(60, 200)
+    x = torch.cat([x, x + 1e-4 * cloud(60, 200, 1), x + 1e-4 * cloud(60, 200, 2), x - 1e-4 * cloud(60, 200, 3)])
+    for spare in (0, 1, 6):
+        assert torch.equal(nearest_neighbours(x, 2, squared=True, spare=spare)[0], direct(x, x, 2, mask=True))
 
 
 def test_isometry_and_scale():

@@ -1,6 +1,7 @@
 """PC-CLIP on own pictures: tables, the probe of the frozen tower, captions alone, alarms, the command."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -88,6 +89,43 @@ def test_a_table_that_does_not_fit_is_named_with_its_row(own, tmp_path, table, m
     (tmp_path / "t.csv").write_text(table)
     with pytest.raises(PairwiseError, match=match):
         read_pictures(own, tmp_path / "t.csv")
+
+
+def test_tables_as_spreadsheets_of_other_countries_write_them(own, tmp_path):
+    (tmp_path / "t.csv").write_text("file_name;colour\n01.png;red\n02.png;blue\n")
+    assert [row["colour"] for row in read_pictures(own, tmp_path / "t.csv").values] == ["red", "blue"]
+    (tmp_path / "t.csv").write_text("file_name,colour,\n01.png,red,\n02.png,blue,,\n")  # empty last columns
+    assert set(read_pictures(own, tmp_path / "t.csv").wording) == {"colour"}
+    (tmp_path / "t.csv").write_bytes("file_name,色\n01.png,青\n".encode("cp932"))
+    with pytest.raises(PairwiseError, match="t.csv is not in UTF-8: save it as"):
+        read_pictures(own, tmp_path / "t.csv")
+    (tmp_path / "t.jsonl").write_text('{"file": "01.png"}\n{"file"')
+    with pytest.raises(PairwiseError, match="t.jsonl, row 2 is no JSON"):
+        read_pictures(own, tmp_path / "t.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("rows", "match"),
+    [("file,colour\n01.png,red\n02.png,red\n", "no attribute has two values"),
+     ("file,caption\n01.png,one\n02.png,\n", "1 of 2 pictures have no caption.*nothing to ask"),
+     ("file,colour\n01.png,red\n02.png,blue\n", "too few pictures to ask")],
+)  # fmt: skip
+def test_a_probe_that_has_nothing_to_ask_does_not_say_that_the_tower_sees_nothing(own, tmp_path, capsys, rows, match):
+    (tmp_path / "t.csv").write_text(rows)
+    assert main(["pcclip", "probe", str(own), "--table", str(tmp_path / "t.csv"), "--clip", str(own / "clip")]) == 2
+    said = capsys.readouterr()
+    assert re.search(match, said.out + said.err, re.DOTALL) and "sees none" not in said.out
+
+
+def test_settings_that_do_not_fit_are_said_before_anything_is_read(tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    train = ["pcclip", "train", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]
+    for more, match in (
+        (["--steps", "0"], "steps 0"), (["--lr", "nan"], "lr nan"), (["--pairs", "0"], "--pairs 0"),
+        (["--out", str(tmp_path / "file")], "is a file"),
+    ):  # fmt: skip
+        assert main([*train, *more]) == 2
+        assert match in capsys.readouterr().err
 
 
 def test_the_probe_tells_what_the_tower_sees_from_what_it_does_not(seen):

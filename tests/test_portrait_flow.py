@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +18,10 @@ from labkit.errors import LabkitWarning, ModelLoadError
 from labkit.fabric import fabric, reference_noise
 from labkit.fabric.references import Reference, encode_reference
 from labkit.models import data_dir, load_flow, load_pipeline
+from labkit.models.checksums import verify
 from labkit.models.flow import TOKENS
 from labkit.portraits import caption, render_tensor, sample_specs
-from labkit.training import loop
+from labkit.training import evaluate, loop, parts
 from labkit.training.export import export_flow
 from labkit.training.flow import FlowConditions, new_transformer, noise_levels, train_flow
 from labkit.training.loop import LoopConfig, step_generator
@@ -220,3 +223,28 @@ def test_a_resumed_training_ends_with_the_same_bits(tmp_path):
     resumed = trained(tmp_path / "cut")
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
     assert not torch.equal(whole["proj_out.weight"], torch.zeros_like(whole["proj_out.weight"]))
+
+
+def test_exported_alone_it_is_measured_and_the_other_folders_stay_as_they_are(tmp_path, monkeypatch):
+    out, work = tmp_path / "data", tmp_path / "work"
+    shutil.copytree(data_dir(), out, ignore=shutil.ignore_patterns("studies", "portrait-flow"))
+    before = {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    seeded(new_transformer, 3).save_pretrained(work / "flow" / "model")
+    (work / "flow" / "log.jsonl").write_text('{"step": 50, "mse": 1.9}\n{"step": 60, "mse": 1.8}\n')
+    monkeypatch.setenv("LABKIT_DATA", str(out))
+    monkeypatch.setattr(evaluate, "STEPS", 1)
+    monkeypatch.setattr(evaluate, "sample_specs", lambda n, **options: sample_specs(min(n, 6), **options))
+    parts.flow_export(parts.Folders(work, out))
+    changed = {p for p, content in before.items() if (out / p).read_bytes() != content}
+    assert {p.as_posix() for p in changed} == {"checksums.json", "evaluation.json", "training.json"}
+    assert json.loads((out / "training.json").read_text())["flow"]["steps"] == 60
+    results, old = (
+        json.loads(text) for text in ((out / "evaluation.json").read_text(), before[Path("evaluation.json")])
+    )
+    assert {k: v for k, v in results.items() if k != "portrait-flow"} == {
+        k: old[k] for k in old if k != "portrait-flow"
+    }
+    card = (out / "portrait-flow" / "README.md").read_text("utf-8")
+    assert "1 Euler steps, guidance 3" in card and "60 steps" in card and "loss-flow.png" in card
+    assert verify("portrait-flow", out) == 5  # weights, two configurations, the card and its curve
+    assert load_pipeline("cpu", variant="portrait-flow").transformer.config.num_layers == 5

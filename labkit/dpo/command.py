@@ -42,7 +42,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--held-out", type=float, default=0.1, metavar="SHARE", help="of the prompts (default: 0.1)")
     parser.add_argument("--kappa", type=float, default=2500.0, help="strength of the reference (default: 2500)")
     parser.add_argument("--anchor", type=float, default=0.0, metavar="WEIGHT", help="of an SFT term on the winners")
-    parser.add_argument("--start", type=Path, metavar="LORA", help="a LoRA file to go on with")
+    parser.add_argument("--start", type=Path, metavar="LORA", help="a LoRA file to go on with, with its own rank")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a field of DPOConfig: lr=1e-5"
     )
@@ -61,28 +61,56 @@ def run(args: argparse.Namespace) -> int:
         return 2
 
 
+SHOWN = 20  # problems that are printed; the others are counted
+
+
 def check(source: Path) -> int:
-    """Say what a table holds, and name every picture that cannot be read."""
+    """Say what a table holds, name what is wrong with it, row by row, and count what would teach nothing or both."""
+    import hashlib
     from collections import Counter
 
-    from labkit.dpo.folders import find_pairs
+    from labkit.dpo.folders import PairsError, find_pairs, read_picture
     from labkit.images import ImageError, read_levels
 
-    found = find_pairs(source)
-    print(f"{len(found)} pairs, {len({p.prompt for p in found.pairs})} prompts")
+    problems: list[str] = []
+    found = find_pairs(source, on_problem=lambda error: problems.append(str(error)))
+    prompts = Counter(pair.prompt for pair in found.pairs)
+    print(f"{len(found)} pairs, {len(prompts)} prompts")
+    if prompts[""]:
+        print(f"{prompts['']} pairs have an empty caption: they train without a prompt")
     for reason, n in found.left_out.items():
         print(f"{n} {reason}, left out")
-    bad, shapes = 0, Counter()
+    shapes: Counter[str] = Counter()
+    seen: Counter[tuple[str, str, str]] = Counter()
+    equal = 0
     for pair in found.pairs:
+        contents = []
         for picture in (pair.winner, pair.loser):
             try:
-                height, width = read_levels(picture, what=f"a picture of {pair.where}").shape[:2]
-                shapes[f"{width}x{height}"] += 1
-            except ImageError as error:
-                bad += 1
-                print(f"labkit dpo: {error}", file=sys.stderr)
+                levels = read_levels(read_picture(picture, pair.where), what=f"a picture of {pair.where}")
+            except (ImageError, PairsError) as error:
+                problems.append(str(error))
+                continue
+            shapes[f"{levels.shape[1]}x{levels.shape[0]}"] += 1
+            contents.append(hashlib.sha256(str(levels.shape).encode() + levels.tobytes()).hexdigest())
+        if len(contents) == 2:
+            equal += contents[0] == contents[1]
+            seen[pair.prompt, contents[0], contents[1]] += contents[0] != contents[1]
     print("sizes: " + ", ".join(f"{shape} ({n})" for shape, n in shapes.most_common(5)))
-    return 1 if bad else 0
+    repeated = sum(n - 1 for n in seen.values() if n > 1)
+    both = sum(1 for prompt, winner, loser in seen if winner < loser and seen[prompt, loser, winner])
+    for n, what in (
+        (equal, "have two equal pictures: they are left out of the training"),
+        (repeated, "repeat another pair"),
+        (both, "occur in both orders: they cancel each other, unless people really disagree"),
+    ):
+        if n:
+            print(f"{n} pairs {what}")
+    for line in problems[:SHOWN]:
+        print(f"labkit dpo: {line}", file=sys.stderr)
+    if len(problems) > SHOWN:
+        print(f"labkit dpo: and {len(problems) - SHOWN} more", file=sys.stderr)
+    return 1 if problems else 0
 
 
 def train(args: argparse.Namespace) -> int:
@@ -91,18 +119,44 @@ def train(args: argparse.Namespace) -> int:
     from labkit.dpo.own import align_own, default_config
     from labkit.models import load_pipeline
 
-    found = find_pairs(args.pairs)  # whatever is wrong with the table is said before the weights are read
+    found = find_pairs(args.pairs)  # whatever is wrong with the arguments is said before the weights are read
     changes = settings(args.set)
-    prompts = args.prompts and [line.strip() for line in args.prompts.read_text("utf-8").splitlines() if line.strip()]
+    if args.start is not None:
+        changes = of_start(args.start) | changes
+    prompts = None
+    if args.prompts is not None:
+        prompts = [line.strip() for line in args.prompts.read_text("utf-8-sig").splitlines() if line.strip()]
     pipe = load_pipeline(args.tier, args.device, folder=args.model)
+    config = replace(default_config(pipe), **changes)
     report = align_own(
-        pipe, found, args.out, config=replace(default_config(pipe), **changes), kappa=args.kappa, anchor=args.anchor,
-        sizes=args.size, held_out=args.held_out, prompts=prompts, pictures=args.pictures, start=args.start,
+        pipe, found, args.out, config=config, kappa=args.kappa, anchor=args.anchor, sizes=args.size,
+        held_out=args.held_out, prompts=prompts, pictures=args.pictures, start=args.start,
         judge=load_judge(args.judge, args.device), say=lambda line: print(line, flush=True),
     )  # fmt: skip
     print("\n".join(report.lines))
     print(f"pictures: {args.out / 'before_after.png'}")
     return 0
+
+
+def of_start(path: Path) -> dict[str, Any]:
+    """Rank, targets and model of a LoRA file, as fields of DPOConfig: a run that goes on with it needs the same.
+
+    Raises:
+        AdapterError: no such file, another layout, or several ranks.
+    """
+    from labkit.diffusion import AdapterError
+    from labkit.diffusion.lora_adapters import ATTENTION_LINEARS
+    from labkit.diffusion.lora_files import read_lora
+
+    models, _ = read_lora(path)
+    ranks = {len(value) for tensors in models.values() for key, value in tensors.items() if ".lora_A." in key}
+    if len(ranks) != 1:
+        raise AdapterError(f"{path} has {len(ranks)} ranks: a run has one")
+    layers = {key.rpartition(".lora_")[0] for tensors in models.values() for key in tensors}
+    attention = all(layer.endswith(tuple(f".{suffix}" for suffix in ATTENTION_LINEARS)) for layer in layers)
+    both = set(models) == {"text_encoder", "text_encoder_2"}
+    model = "text_encoders" if both else sorted(models)[-1]  # a U-Net with encoders is refused by the run
+    return {"rank": ranks.pop(), "targets": "attention" if attention else "all", "model": model}
 
 
 def settings(words: list[str]) -> dict[str, Any]:

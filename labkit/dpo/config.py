@@ -7,7 +7,7 @@ from dataclasses import dataclass
 CHOICES = {
     "trainable": ("lora", "full"),
     "targets": ("attention", "all"),
-    "model": ("unet", "transformer", "text_encoder", "text_encoder_2"),
+    "model": ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoders"),
     "reference": ("adapter", "copy"),
     "precision": ("fp32", "bf16", "fp16", "auto"),
     "schedule": ("constant", "cosine"),
@@ -29,8 +29,9 @@ class DPOConfig:
     trainable   "lora" of `rank` (trained under the name `adapter`), or "full".
     targets     where LoRA sits: "attention", every attention projection; "all", every linear layer and convolution but
                 the first and the last (a small U-Net has little to say in its attention alone).
-    model       "unet", or "text_encoder", for SDXL also "text_encoder_2" (the U-Net stays, prompts are encoded in every
-                step). For Stable Diffusion 3 "transformer", which "unet" then means as well.
+    model       "unet", or "text_encoder", for SDXL also "text_encoder_2", or "text_encoders": both in one run (the
+                U-Net stays, prompts are encoded in every step). For Stable Diffusion 3 "transformer", which "unet" then
+                means as well.
     reference   "adapter": the same model without the new adapter; "copy": a frozen copy made at the start. Same bits.
     t_window    train on timesteps first .. last + 1 only; for a flow model level i of T is sigma = (i + 1) / T, before
                 the scheduler's shift.

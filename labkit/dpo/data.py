@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,24 +15,26 @@ from labkit.checkpoint import digest
 from labkit.diffusion import PromptConditions, active_adapters, base_fingerprint, denoiser_of, encode_prompts
 from labkit.diffusion.adapters import adapter_layers, adapter_parameters, names_on
 from labkit.dpo.process import process_of
+from labkit.dpo.shards import Shards
 
 
 @dataclass(frozen=True)
 class PreferencePairs:
     """n pairs of latents, as the U-Net sees them (`encode_images`, `sample_latents`).
 
-    prompts: n texts. winner, loser: float [n, C, h, w], tensors or NumPy arrays. margin: [n] score gaps > 0, or None
-    where not known. hashes: any of the keys of `fingerprints`, of the pipeline that made the latents; a key that is
-    absent is not checked. time_ids: SDXL's size condition of each pair in pixels, [n, 6]: original height and width,
-    top and left of the crop, target height and width; None: uncut pictures of the size of the latents.
+    prompts: n texts. winner, loser: float [n, C, h, w], tensors, NumPy arrays, or `Shards` that stay on disk. margin:
+    [n] score gaps > 0, or None where not known. hashes: any of the keys of `fingerprints`, of the pipeline that made
+    the latents; a key that is absent is not checked. time_ids: SDXL's size condition of each pair in pixels, [n, 6]:
+    original height and width, top and left of the crop, target height and width; None: uncut pictures of the size of
+    the latents.
 
     Raises ValueError for anything that cannot be trained on: no pairs (a set of ties alone), captions that are missing,
     shapes that differ, NaN, a winner equal to its loser, margins that are not positive.
     """
 
     prompts: tuple[str, ...]
-    winner: Tensor
-    loser: Tensor
+    winner: Tensor | Shards
+    loser: Tensor | Shards
     margin: Tensor | None = None
     hashes: Mapping[str, str] = field(default_factory=dict)
     time_ids: Tensor | None = None
@@ -56,14 +58,22 @@ class PreferencePairs:
             if latents is None or latents.ndim != 4 or len(latents) != n:
                 got = "nothing" if latents is None else f"shape {tuple(latents.shape)}"
                 raise ValueError(f"{name} latents: got {got}, expected [{n}, C, h, w], one per prompt")
-            bad = (~torch.isfinite(latents).flatten(1).all(1)).nonzero().flatten().tolist()
+            bad = [
+                start + i
+                for start, part in _in_parts(latents)
+                for i in (~torch.isfinite(part).flatten(1).all(1)).nonzero().flatten().tolist()
+            ]
             if bad:
                 raise ValueError(f"{name} latents of {len(bad)} pairs are not finite (first: pair {bad[0]}): drop them")
         if self.winner.shape != self.loser.shape:
             raise ValueError(
                 f"winner {tuple(self.winner.shape)} and loser {tuple(self.loser.shape)} latents differ in shape"
             )
-        same = (self.winner == self.loser).flatten(1).all(1).nonzero().flatten().tolist()
+        same = [
+            start + i
+            for start, part in _in_parts(self.winner)
+            for i in (part == self.loser[start : start + len(part)]).flatten(1).all(1).nonzero().flatten().tolist()
+        ]
         if same:
             raise ValueError(f"winner and loser are the same image in {len(same)} pairs (first: pair {same[0]}): drop")
         if self.time_ids is not None and self.time_ids.shape != (n, 6):
@@ -99,6 +109,11 @@ class PreferencePairs:
         tensors = {"winner": self.winner, "loser": self.loser, "margin": self.margin, "time_ids": self.time_ids}
         known = digest({name: value for name, value in tensors.items() if value is not None})
         return hashlib.sha256(json.dumps([list(self.prompts), known]).encode()).hexdigest()
+
+
+def _in_parts(latents: Tensor | Shards, rows: int = 256) -> Iterator[tuple[int, Tensor]]:
+    """(first row, some rows): what lies on disk is never read as a whole."""
+    return ((start, latents[start : start + rows]) for start in range(0, len(latents), rows))
 
 
 def fingerprints(pipe) -> dict[str, str]:

@@ -6,8 +6,9 @@
     winner/NAME.png, loser/NAME.png, NAME.txt beside the winner                      no table: two folders
 
 Tables are .csv, .tsv, .jsonl, .json (a list) or .parquet, also several shards of one kind; pictures are paths (from the
-table's folder) or the bytes of a file, as Hugging Face's datasets store them. Ties and rows without a label never
-train; they are counted. Optional columns: margin (a score gap > 0), split (train, valid or test).
+table's folder) or the bytes of a file, as Hugging Face's datasets store them; those inside parquet files stay there
+until they are wanted. Ties and rows without a label never train; they are counted. Optional columns: margin (a score
+gap > 0), split (train, valid or test).
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import csv
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from labkit.errors import LabkitError
@@ -27,9 +29,8 @@ WINNERS = ("winner", "chosen", "preferred", "image_w", "win")
 LOSERS = ("loser", "rejected", "dispreferred", "image_l", "lose")
 PROMPTS = ("caption", "prompt", "text")
 LISTS = ("image_path", "file_path", "images")
-HELD_OUT = ("valid", "validation", "val", "test", "held_out")
-
-Picture = Path | bytes
+HELD_OUT = ("valid", "validation", "val", "dev", "eval", "test", "held_out")
+TRAIN = ("", "train", "training", "none", "nan")
 
 
 class PairsError(LabkitError, ValueError):
@@ -37,8 +38,26 @@ class PairsError(LabkitError, ValueError):
 
 
 @dataclass(frozen=True)
+class Cell:
+    """A picture inside a parquet file; `read_picture` reads it, one row group in memory at a time.
+
+    columns: all columns of the file that hold pictures; they are read together. stamp: size and time of the file.
+    """
+
+    table: Path
+    stamp: tuple[int, int]
+    columns: tuple[str, ...]
+    column: str
+    group: int
+    row: int
+
+
+Picture = Path | bytes | Cell
+
+
+@dataclass(frozen=True)
 class FoundPair:
-    """One preference. winner, loser: the path of a picture or the bytes of its file. where: table and row."""
+    """One preference. winner, loser: a picture, see `read_picture`. where: table and row."""
 
     prompt: str
     winner: Picture
@@ -59,8 +78,26 @@ class FoundPairs:
         return len(self.pairs)
 
 
-def find_pairs(source: str | Path) -> FoundPairs:
+def read_picture(picture: Picture, where: str) -> Path | bytes:
+    """A picture of a pair as `labkit.images.read_levels` takes it: a path, or the bytes of a file.
+
+    Raises:
+        PairsError: an empty cell, or a parquet file that has changed.
+    """
+    if not isinstance(picture, Cell):
+        return picture
+    try:
+        value = _row_group(picture.table, picture.stamp, picture.group, picture.columns)[picture.column][picture.row]
+    except Exception as error:  # noqa: BLE001 - whatever the parser raises, the file is named
+        raise PairsError(f"{where} cannot be read any more ({type(error).__name__}: {error}): run again") from error
+    return _picture(value.as_py(), picture.table.parent, where)
+
+
+def find_pairs(source: str | Path, *, on_problem: Callable[[PairsError], object] | None = None) -> FoundPairs:
     """Read a table of pairs, a folder with one (or shards of one), or a folder with `winner` and `loser`.
+
+    Args:
+        on_problem: called with what is wrong with a row, which is then passed over; None: the first one is raised.
 
     Raises:
         PairsError: nothing there, several kinds of tables, columns or cells that are missing, pictures that do not
@@ -75,11 +112,12 @@ def find_pairs(source: str | Path) -> FoundPairs:
         tables, root = _tables(source), source
     left_out: Counter[str] = Counter()
     if tables:
-        pairs = [pair for table in tables for pair in _pairs_of(table, root, left_out)]
+        pairs = [pair for table in tables for pair in _pairs_of(table, root, left_out, on_problem)]
     else:
         pairs = list(_two_folders(root))
     if not pairs:
-        raise PairsError(f"{source} has no pair that could train ({_counts(left_out) or 'it is empty'})")
+        reason = _counts(left_out) or ("no row can be used" if on_problem else "it is empty")
+        raise PairsError(f"{source} has no pair that could train ({reason})")
     return FoundPairs(tuple(pairs), dict(left_out))
 
 
@@ -103,7 +141,10 @@ def _rows(table: Path) -> Iterator[tuple[int, dict]]:
     try:
         if kind in (".csv", ".tsv"):
             with table.open(encoding="utf-8-sig", newline="") as file:  # Excel writes a byte order mark
-                yield from enumerate(csv.DictReader(file, delimiter="\t" if kind == ".tsv" else ","), 1)
+                head = file.readline()
+                file.seek(0)
+                mark = "\t" if kind == ".tsv" else max(",;\t", key=head.count)  # Excel's depends on the country
+                yield from enumerate(csv.DictReader(file, delimiter=mark, strict=True), 1)
         elif kind == ".jsonl":
             with table.open(encoding="utf-8-sig") as file:
                 for number, line in enumerate(file, 1):
@@ -118,39 +159,92 @@ def _rows(table: Path) -> Iterator[tuple[int, dict]]:
                 raise PairsError(f"{table} holds no list: expected one entry per pair")
             yield from enumerate(content, 1)
         elif kind == ".parquet":
-            import pyarrow.parquet as pq
-
-            number = 0
-            with pq.ParquetFile(table) as file:
-                for batch in file.iter_batches(batch_size=64):  # pictures are in it: never all at once
-                    for row in batch.to_pylist():
-                        number += 1
-                        yield number, row
+            yield from _parquet_rows(table)
         else:
             raise PairsError(f"{table} is no table of pairs: expected {', '.join(SUFFIXES)}")
     except PairsError:
         raise
+    except UnicodeDecodeError as error:
+        raise PairsError(f'{table} is not in UTF-8: save it as "CSV UTF-8" (Excel), or convert it') from error
     except Exception as error:  # noqa: BLE001 - whatever the parser raises, the file is named
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
         raise PairsError(f"{table} cannot be read ({reason}): copy or export it again") from error
 
 
-def _pairs_of(table: Path, root: Path, left_out: Counter[str]) -> Iterator[FoundPair]:
+def _parquet_rows(table: Path) -> Iterator[tuple[int, dict]]:
+    """(row number, row); columns that hold the bytes of pictures are not read, a `Cell` stands in for each."""
+    import pyarrow.parquet as pq
+
+    info = table.stat()
+    with pq.ParquetFile(table) as file:
+        schema, number = file.schema_arrow, 0
+        held = tuple(column.name for column in schema if _holds_bytes(column.type))
+        others = [name for name in schema.names if name not in held]
+        for group in range(file.num_row_groups):
+            count = file.metadata.row_group(group).num_rows
+            rows = file.read_row_group(group, columns=others).to_pylist() if others else [{} for _ in range(count)]
+            for i, row in enumerate(rows):
+                number += 1
+                stamp = info.st_size, info.st_mtime_ns
+                yield number, row | {name: Cell(table, stamp, held, name, group, i) for name in held}
+
+
+def _holds_bytes(kind) -> bool:
+    """Whether a column's type is that of a file's bytes, plain or as Hugging Face's Image feature."""
+    import pyarrow.types as types
+
+    if types.is_struct(kind):
+        return any(_holds_bytes(kind.field(i).type) for i in range(kind.num_fields) if kind.field(i).name == "bytes")
+    return types.is_binary(kind) or types.is_large_binary(kind)
+
+
+@lru_cache(maxsize=1)
+def _row_group(table: Path, stamp: tuple[int, int], group: int, columns: tuple[str, ...]):
+    """The pictures of a row group; pairs are read in order, so one is enough."""
+    import pyarrow.parquet as pq
+
+    info = table.stat()
+    if (info.st_size, info.st_mtime_ns) != stamp:
+        raise PairsError(f"{table} has changed")
+    with pq.ParquetFile(table) as file:
+        return file.read_row_group(group, columns=list(columns))
+
+
+def _pairs_of(
+    table: Path, root: Path, left_out: Counter[str], on_problem: Callable[[PairsError], object] | None
+) -> Iterator[FoundPair]:
     for number, row in _rows(table):
-        where = f"{table}, row {number}"
-        if not isinstance(row, dict):
-            raise PairsError(f"{where} is no record: expected columns with names")
-        row = {str(key).strip().lower(): value for key, value in row.items() if key is not None}
-        order = _order(row, where)
-        if isinstance(order, str):
-            left_out[order] += 1
+        try:
+            found = _pair_of(row, root, f"{table}, row {number}")
+        except PairsError as error:
+            if on_problem is None:
+                raise
+            on_problem(error)
             continue
-        winner, loser = (_picture(value, root, where) for value in order)
-        prompt = _first(row, PROMPTS)
-        if prompt is None:
-            known = ", ".join(sorted(row))
-            raise PairsError(f'{where} has no caption (columns: {known}): write one, or "" in every row for none')
-        yield FoundPair(str(prompt), winner, loser, _margin(row, where), _held_out(row), where)
+        if isinstance(found, str):
+            left_out[found] += 1
+        else:
+            yield found
+
+
+def _pair_of(row: object, root: Path, where: str) -> FoundPair | str:
+    """The pair of a row, or why it is none."""
+    if not isinstance(row, dict):
+        raise PairsError(f"{where} is no record: expected columns with names")
+    if any(cell.strip() for cell in row.get(None, ())):  # where csv puts cells beyond the header's
+        raise PairsError(f"{where} has more cells than the header: put quotes around a caption that has a comma")
+    row = {str(key).strip().lower(): value for key, value in row.items() if key is not None}
+    order = _order(row, where)
+    if isinstance(order, str):
+        return order
+    winner, loser = (_picture(value, root, where) for value in order)
+    prompt = _first(row, PROMPTS)
+    if prompt is None or prompt != prompt:  # NaN is an empty cell
+        known = ", ".join(sorted(row))
+        raise PairsError(f'{where} has no caption (columns: {known}): write one, or "" in every row for none')
+    if not isinstance(prompt, str):
+        raise PairsError(f"{where} has a caption that is no text but {type(prompt).__name__}: write it as text")
+    return FoundPair(prompt, winner, loser, _margin(row, where), _held_out(row, where), where)
 
 
 def _order(row: dict, where: str) -> tuple[object, object] | str:
@@ -166,10 +260,16 @@ def _order(row: dict, where: str) -> tuple[object, object] | str:
         return (row["jpg_0"], row["jpg_1"]) if label == 1.0 else (row["jpg_1"], row["jpg_0"])
     images = _first(row, LISTS)
     if isinstance(images, list):
-        high = row.get("human_preference")
-        scores = high if high is not None else [-r for r in row.get("rank") or []]  # rank 1 is the best
+        high, rank = row.get("human_preference"), row.get("rank")
+        given = high if high is not None else rank
+        if given is None:
+            return "without a label"
+        scores = [_number(value) for value in given] if isinstance(given, list) else []
         if len(scores) != len(images) or len(images) < 2:
             raise PairsError(f"{where}: {len(images)} pictures but {len(scores)} preferences, expected equal numbers")
+        if None in scores:
+            return "without a label"
+        scores = scores if high is not None else [-score for score in scores]  # rank 1 is the best
         best, worst = max(range(len(scores)), key=scores.__getitem__), min(range(len(scores)), key=scores.__getitem__)
         return "ties" if scores[best] == scores[worst] else (images[best], images[worst])
     winner, loser = _first(row, WINNERS), _first(row, LOSERS)
@@ -198,17 +298,22 @@ def _margin(row: Mapping[str, object], where: str) -> float | None:
     if value in (None, ""):
         return None
     number = _number(value)
-    if number is None or not number > 0:
+    if number is None or not 0 < number < math.inf:
         raise PairsError(f"{where}: margin is {value!r}, expected a score gap above 0 (a tie is no pair)")
     return number
 
 
-def _held_out(row: Mapping[str, object]) -> bool:
-    return str(row.get("split", "")).strip().lower() in HELD_OUT
+def _held_out(row: Mapping[str, object], where: str) -> bool:
+    split = str(row.get("split", "")).strip().lower()
+    if split not in TRAIN + HELD_OUT:
+        raise PairsError(f"{where}: split is {row['split']!r}, expected train, valid or test")
+    return split in HELD_OUT
 
 
 def _picture(value: object, root: Path, where: str) -> Picture:
     """A cell as the bytes of a file, or as a path that exists."""
+    if isinstance(value, Cell):
+        return value
     if isinstance(value, dict):  # Hugging Face's Image feature
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes | bytearray):

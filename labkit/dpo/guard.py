@@ -13,6 +13,7 @@ from labkit.dpo.data import PreferencePairs
 from labkit.errors import LabkitError, LabkitWarning
 
 FACTOR = 5.0  # a loss this many times that of the first step has run away; no useful run of the course comes near
+FIRST = 1024  # pairs that are looked at
 SPREAD = (0.25, 3.0)  # standard deviations that scaled latents can have: they are made to have about 1
 
 
@@ -38,7 +39,8 @@ def report_runaway(step: int, loss: float, first: float, lr: float, how: str) ->
 
 def check_spread(pairs: PreferencePairs) -> None:
     """Warn of latents that are not scaled as the U-Net sees them (`labkit.diffusion.encode_images` scales)."""
-    spread = float(torch.stack([pairs.winner, pairs.loser]).float().std())
+    sides = [x[:FIRST].float() for x in (pairs.winner, pairs.loser)]  # what is not scaled shows in any of them
+    spread = float(torch.stack(sides).std())
     if not SPREAD[0] < spread < SPREAD[1]:
         warnings.warn(
             f"the latents of the pairs have standard deviation {spread:.3g}, scaled ones have about 1: multiply what "

@@ -2,7 +2,8 @@
 
 Everything lies in one folder, and calling again goes on where it stopped:
 
-    encoded/        latents, one file per 32 pairs, named by the content of the pictures and the VAE
+    encoded/        latents, one file per 32 pairs, named by the content of the pictures and the VAE; training reads
+                    each step's rows from there, so a run holds no more in memory than its batch
     checkpoint.safetensors, log.jsonl     of the training
     lora/pytorch_lora_weights.safetensors     for `pipe.load_lora_weights`
     before/, after/, before_after.png     the same prompts and seeds with and without the LoRA
@@ -41,7 +42,8 @@ from labkit.diffusion import (
 )
 from labkit.dpo.config import DPOConfig
 from labkit.dpo.data import PreferencePairs
-from labkit.dpo.folders import FoundPair, FoundPairs, Picture, find_pairs
+from labkit.dpo.folders import FoundPair, FoundPairs, Picture, find_pairs, read_picture
+from labkit.dpo.shards import Shards
 from labkit.dpo.terms import Term, dpo, sft
 from labkit.dpo.trainer import DPOTrainer, Record
 from labkit.errors import LabkitWarning
@@ -206,7 +208,7 @@ def encode_found(
     left_out: Counter[str] | None = None,
     say: Callable[[str], object] = lambda line: None,
 ) -> list[PreferencePairs]:
-    """Latents of pairs of pictures: one set per size that occurs, in the order of `sizes`.
+    """Latents of pairs of pictures: one set per size that occurs, in the order of `sizes`; they stay in their files.
 
     Winner and loser are cropped at the centre to the same size and encoded by the mode of the VAE's posterior. Pairs
     whose two pictures are equal are left out and counted in `left_out`.
@@ -217,15 +219,16 @@ def encode_found(
             raise ValueError(f"size {height}x{width} does not fit the VAE: expected multiples of {step}")
     left_out = Counter() if left_out is None else left_out
     waiting: dict[Size, list[tuple[FoundPair, list[np.ndarray], list[float]]]] = {tuple(s): [] for s in sizes}
-    made: dict[Size, list[tuple[FoundPair, Tensor, Tensor, Tensor]]] = {size: [] for size in waiting}
+    made: dict[Size, list[tuple[FoundPair, list[float]]]] = {size: [] for size in waiting}
+    files: dict[Size, list[Path]] = {size: [] for size in waiting}
     model = base_fingerprint(pipe.vae)
 
     def flush(size: Size) -> None:
         rows, waiting[size] = waiting[size], []
         if rows:
-            tensors = _encoded(pipe, [levels for _, levels, _ in rows], [ids for *_, ids in rows], model, Path(folder))
-            parts = zip(rows, tensors["winner"], tensors["loser"], tensors["time_ids"], strict=True)
-            made[size] += [(row[0], w, lo, ids) for row, w, lo, ids in parts]
+            ids = [ids for *_, ids in rows]
+            files[size].append(_encoded(pipe, [levels for _, levels, _ in rows], ids, model, Path(folder)))
+            made[size] += [(pair, ids) for pair, _, ids in rows]
 
     for number, pair in enumerate(pairs, 1):
         raw = [_levels(picture, pair.where) for picture in (pair.winner, pair.loser)]
@@ -241,23 +244,25 @@ def encode_found(
             say(f"encoded {number} of {len(pairs)} pairs")
     for size in waiting:
         flush(size)
-    return [_as_pairs(rows, {"vae": model}) for rows in made.values() if rows]
+    return [_as_pairs(rows, files[size], {"vae": model}) for size, rows in made.items() if rows]
 
 
-def _as_pairs(rows: Sequence[tuple[FoundPair, Tensor, Tensor, Tensor]], hashes: dict[str, str]) -> PreferencePairs:
-    margins = [row[0].margin for row in rows]
+def _as_pairs(
+    rows: Sequence[tuple[FoundPair, list[float]]], files: Sequence[Path], hashes: dict[str, str]
+) -> PreferencePairs:
+    margins = [pair.margin for pair, _ in rows]
     return PreferencePairs(
-        prompts=tuple(row[0].prompt for row in rows),
-        winner=torch.stack([row[1] for row in rows]),
-        loser=torch.stack([row[2] for row in rows]),
+        prompts=tuple(pair.prompt for pair, _ in rows),
+        winner=Shards(files, "winner"),
+        loser=Shards(files, "loser"),
         margin=None if None in margins else torch.tensor(margins, dtype=torch.float32),
         hashes=hashes,
-        time_ids=torch.stack([row[3] for row in rows]),
+        time_ids=torch.tensor([ids for _, ids in rows]),
     )
 
 
 def _levels(picture: Picture, where: str) -> np.ndarray:
-    return read_levels(picture, what=f"a picture of {where}")
+    return read_levels(read_picture(picture, where), what=f"a picture of {where}")
 
 
 def nearest(shape: Size, sizes: Sequence[Size]) -> Size:
@@ -274,10 +279,8 @@ def size_condition(shape: Size, size: Size) -> list[float]:
     return [float(v) for v in (*shape, top, left, *size)]
 
 
-def _encoded(
-    pipe, levels: list[list[np.ndarray]], ids: list[list[float]], model: str, folder: Path
-) -> dict[str, Tensor]:
-    """Latents of a few pairs of one size, from their file if they are there already."""
+def _encoded(pipe, levels: list[list[np.ndarray]], ids: list[list[float]], model: str, folder: Path) -> Path:
+    """The file with the latents of a few pairs of one size; it is written unless it is there already."""
     found = hashlib.sha256(f"1 {model} {ids}".encode())
     for pair in levels:
         for one in pair:
@@ -287,7 +290,7 @@ def _encoded(
         try:
             tensors = load_file(path)
             if tensors.pop("sum").numpy().tobytes().decode() == digest(tensors):
-                return tensors
+                return path
         except (SafetensorError, KeyError, ValueError):
             pass  # damaged: made again
     tensors = {"time_ids": torch.tensor(ids)}
@@ -296,8 +299,7 @@ def _encoded(
             images = from_uint8(np.stack([pair[side] for pair in levels]))
             tensors[name] = encode_images(pipe, images, batch_size=4).cpu().contiguous()
     mark = torch.frombuffer(bytearray(digest(tensors).encode()), dtype=torch.uint8).clone()
-    write_atomically(path, lambda p: save_file(tensors | {"sum": mark}, str(p)))
-    return tensors
+    return write_atomically(path, lambda p: save_file(tensors | {"sum": mark}, str(p)))
 
 
 def _split(found: FoundPairs, share: float) -> tuple[list[FoundPair], list[FoundPair], Counter[str]]:
@@ -307,7 +309,8 @@ def _split(found: FoundPairs, share: float) -> tuple[list[FoundPair], list[Found
     if any(pair.held_out for pair in found.pairs):
         held = [pair.held_out for pair in found.pairs]
     else:
-        held = [int(hashlib.sha256(p.prompt.encode()).hexdigest()[:8], 16) / 16**8 < share for p in found.pairs]
+        keys = [pair.prompt or f"pair {number}" for number, pair in enumerate(found.pairs)]
+        held = [int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 16**8 < share for key in keys]
     train = [pair for pair, out in zip(found.pairs, held, strict=True) if not out]
     if not train:
         raise ValueError("every pair is held out: nothing is left to train on")

@@ -79,7 +79,8 @@ def run(content: Mapping, device: torch.device | str = "cpu") -> list[Record]:
             with trainer.averaged():
                 save_lora(output / "adapter.safetensors", pipe, config.adapter)
         elif rank() == 0:
-            trainer.model.save_pretrained(str(output / config.model), safe_serialization=True)
+            for name, model in trainer.models.items():
+                model.save_pretrained(str(output / name), safe_serialization=True)
     return log
 
 

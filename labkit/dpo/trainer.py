@@ -65,11 +65,12 @@ from labkit.optim import average_gradients, gathered, rank, update, world_size
 
 Record = dict[str, float]
 CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"
+BOTH = ("text_encoder", "text_encoder_2")
 HELD_OUT_DRAWS = 4  # (t, noise) draws of each held-out pair, the same in every look
 
 
 class DPOTrainer:
-    """Trains `pipe.unet` (or its text encoder, or the transformer of Stable Diffusion 3) on preference pairs; `run()`
+    """Trains `pipe.unet` (or its text encoders, or the transformer of Stable Diffusion 3) on preference pairs; `run()`
     returns the log.
 
     terms: what is minimised, for example [dpo(2500.0), sft(1000.0)]. folder: where checkpoints and the log go; a run
@@ -136,13 +137,18 @@ class DPOTrainer:
             check_hashes(some, self.hashes, ignore=("base",) if config.foreign_pairs else ())
             if "vae" not in some.hashes:  # labkit's own encoding scales
                 check_spread(some)
-        if getattr(pipe, config.model, None) is None:
+        names = BOTH if config.model == "text_encoders" else (config.model,)
+        if any(getattr(pipe, name, None) is None for name in names):
             raise ValueError(f"model is {config.model!r}, which this pipeline does not have")
 
-        self.model: nn.Module = getattr(pipe, config.model)
+        self.models: dict[str, nn.Module] = {name: getattr(pipe, name) for name in names}  # that are trained
+        self.model: nn.Module = getattr(pipe, names[0]) if len(names) == 1 else nn.ModuleDict(self.models)
         self.before = AdapterSnapshot(self.model)
         self.flags_of_others = [
-            (p, p.requires_grad) for m in adapted_models(pipe).values() if m is not self.model for p in m.parameters()
+            (p, p.requires_grad)
+            for name, m in adapted_models(pipe).items()
+            if name not in self.models
+            for p in m.parameters()
         ]
         self.conditions, self.row_of_prompt = encode_unique(pipe, [p for some in everything for p in some.prompts])
         self.others = {name: 1.0 for name in active_adapters(self.model)}  # stay on in the reference
@@ -383,23 +389,28 @@ class DPOTrainer:
 
     def _go_on_with(self, path: str | Path) -> None:
         """Copy a LoRA file into the fresh adapter."""
-        models, alphas = read_lora(path)
-        if more := sorted(set(models) - {self.config.model}):
+        found, alphas = read_lora(path)
+        others = sorted(set(found) - set(self.models))
+        if others:
             raise AdapterError(
-                f"{path} is for {' and '.join(more)} too, which this run would leave out: give a file for "
+                f"{path} is for {' and '.join(others)} too, which this run would leave out: give a file for "
                 f"{self.config.model} alone"
             )
-        tensors = models.get(self.config.model, {})
-        named = {key.replace(f".{self.config.adapter}.weight", ".weight"): p for key, p in self.parameters.items()}
-        odd = sorted(set(named) ^ set(tensors)) or [k for k, p in named.items() if p.shape != tensors[k].shape]
-        if odd:
-            raise AdapterError(
-                f"{path} does not fit this run ({len(odd)} tensors, first: {odd[0]}): give the file's rank and targets"
-            )
-        for key, parameter in named.items():
-            layer, _, kind = key.removesuffix(".weight").rpartition(".")
-            rescaled = alphas[f"{self.config.model}.{layer}"] / self.config.rank if kind == "lora_B" else 1.0
-            parameter.data.copy_(tensors[key] * rescaled)
+        for name, model in self.models.items():
+            tensors = found.get(name, {})
+            own = adapter_parameters(model, self.config.adapter)
+            named = {key.replace(f".{self.config.adapter}.weight", ".weight"): p for key, p in own.items()}
+            odd = sorted(set(named) ^ set(tensors)) or [k for k, p in named.items() if p.shape != tensors[k].shape]
+            if odd:
+                ranks = sorted({len(value) for key, value in tensors.items() if key.endswith(".lora_A.weight")})
+                raise AdapterError(
+                    f"{path} does not fit this run ({len(odd)} tensors, first: {odd[0]}): give the file's rank and "
+                    f"targets (its rank is {ranks[0] if len(ranks) == 1 else ranks}, this run's {self.config.rank})"
+                )
+            for key, parameter in named.items():
+                layer, _, kind = key.removesuffix(".weight").rpartition(".")
+                rescaled = alphas[f"{name}.{layer}"] / self.config.rank if kind == "lora_B" else 1.0
+                parameter.data.copy_(tensors[key] * rescaled)
 
     def _surroundings(self) -> dict[str, str]:
         """What else decides the numbers: the adapters that are active already with their scales, another reference."""
@@ -413,10 +424,26 @@ class DPOTrainer:
         config = self.config
         if config.trainable == "lora":
             where = {"suffixes": None} if config.targets == "all" else {}
-            add_lora(self.model, config.adapter, seed=config.seed, rank=config.rank, **where)
+            for number, (name, model) in enumerate(self.models.items()):
+                add_lora(
+                    model, config.adapter, seed=config.seed + number, rank=config.rank, where=self._used(name), **where
+                )
             return adapter_parameters(self.model, config.adapter)
-        self.model.requires_grad_(True)
-        return dict(self.model.named_parameters())
+        found = {}
+        for name, model in self.models.items():
+            used = self._used(name)
+            for path, parameter in model.named_parameters():
+                parameter.requires_grad_(used(path))
+                if used(path):
+                    found[path if len(self.models) == 1 else f"{name}.{path}"] = parameter
+        return found
+
+    def _used(self, name: str) -> Callable[[str], bool]:
+        """Which layers of a model reach the pictures: SDXL reads its first text encoder one layer before the end."""
+        if name != "text_encoder" or getattr(self.pipe, "text_encoder_2", None) is None:
+            return lambda path: True
+        last = f"layers.{getattr(self.pipe, name).config.num_hidden_layers - 1}."
+        return lambda path: last not in path and "final_layer_norm" not in path
 
     @contextmanager
     def _reference_on(self) -> Iterator[None]:
@@ -539,8 +566,9 @@ class DPOTrainer:
 
     def close(self) -> None:
         """Remove the adapter (if it is still there) and put every flag back. Fully trained weights stay as they are."""
-        if self.config.trainable == "lora" and self.config.adapter in adapter_names(self.model):
-            remove_lora(self.model, self.config.adapter)
+        for model in self.models.values():
+            if self.config.trainable == "lora" and self.config.adapter in adapter_names(model):
+                remove_lora(model, self.config.adapter)
         self.before.restore()
         for parameter, flag in self.flags_of_others:
             parameter.requires_grad_(flag)

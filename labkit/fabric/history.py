@@ -16,6 +16,7 @@ from labkit.diffusion import to_pil
 from labkit.fabric.cache import digest_of
 from labkit.fabric.settings import FabricError
 from labkit.files import write_atomically
+from labkit.images import read_file
 
 STATE = "state.json"
 
@@ -65,7 +66,7 @@ def read_rounds(folder: Path, configuration: dict[str, Any]) -> list[dict[str, A
         stored, rounds = state["configuration"], state["rounds"]
         result = [
             {
-                "pixels": np.stack([np.asarray(Image.open(folder / name).convert("RGB")) for name in entry["images"]]),
+                "pixels": np.stack([read_file(folder / name) for name in entry["images"]]),
                 "prompts": tuple(entry["prompts"]),
                 "liked": tuple(entry["liked"]),
                 "disliked": tuple(entry["disliked"]),

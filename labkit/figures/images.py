@@ -24,10 +24,10 @@ def as_pixels(image: Any, *, what: str = "image") -> np.ndarray:
         TypeError: not an image at all.
         ValueError: wrong shape, or a float image with NaN or infinite values.
     """
-    if hasattr(image, "convert") and hasattr(image, "size"):  # PIL
-        if image.mode in ("RGBA", "LA", "P"):
-            return _over_white(np.asarray(image.convert("RGBA")))
-        return np.asarray(image.convert("RGB"))
+    if hasattr(image, "convert") and hasattr(image, "size"):  # PIL, of any mode, as a viewer shows it
+        from labkit.images import read_levels
+
+        return read_levels(image, what=what)
     if hasattr(image, "detach"):  # torch tensor
         image = image.detach().cpu()
         image = (image.float() if image.is_floating_point() else image).numpy()

@@ -122,4 +122,4 @@ def passes_one_step_tighter(d: int, lot: int, aql: float) -> bool:
         raise ValueError(f"aql = {aql} has no smaller column here: use one of {', '.join(map(str, columns[1:]))}")
     row = LETTERS.index(code_letter(lot))
     tighter = LETTERS.index(NORMAL_ZERO[columns[columns.index(aql) - 1]])
-    return d <= _normal(row, tighter)[1]
+    return bool(d <= _normal(row, tighter)[1])

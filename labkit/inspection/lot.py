@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from labkit.errors import LabkitError
 from labkit.images import NO_DECODER, SUFFIXES, ImageError, read_file
 from labkit.inspection.digest import digest, digest_file
+from labkit.metrics.checks import whole_number
 
 
 class InspectionError(LabkitError, ValueError):
@@ -154,6 +155,7 @@ def draw_sample(names: Sequence[str], n: int, seed: int | str) -> list[str]:
     Raises:
         InspectionError: fewer names than n, or a name twice.
     """
+    n, seed = whole_number("n", n), seed if isinstance(seed, str) else whole_number("seed", seed)
     if len(set(names)) != len(names):
         raise InspectionError("a name appears twice: give each picture of the lot once")
     if not 0 < n <= len(names):

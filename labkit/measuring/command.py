@@ -13,11 +13,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabkitError
 from labkit.files import can_print, locale_language, write_atomically
+from labkit.images import ImageError
+
+PAUSE = 10.0  # seconds between lines of progress
 
 WHAT = {
     "fid": "Frechet distance",
@@ -62,9 +66,22 @@ def add_parser(subparsers: Any) -> None:
 def run_measure(args: argparse.Namespace) -> int:
     """`labkit measure`: 0, or 2 with one line."""
     from labkit.measuring.measure import DEFAULT, measure
-    from labkit.measuring.report import measurement_html, measurement_lines
+    from labkit.measuring.report import measurement_html, measurement_lines, texts
+
+    lang, told = args.lang or locale_language(), time.monotonic()
+
+    def say(key: str, numbers: dict) -> None:
+        """A line of progress on stderr, for what takes long."""
+        nonlocal told
+        now = time.monotonic()
+        if key != "read" or now - told >= PAUSE:
+            told = now
+            print(texts(lang if can_print("あ") else "en")[f"say_{key}"].format(**numbers), file=sys.stderr, flush=True)
 
     try:
+        for option, path in (("--html", args.html), ("--json", args.json)):
+            if path is not None:
+                _check_writable(option, path)
         result = measure(
             real=args.real,
             fake=args.fake,
@@ -79,11 +96,15 @@ def run_measure(args: argparse.Namespace) -> int:
             seed=args.seed,
             value_range=None if args.value_range is None else tuple(args.value_range),
             skip=args.skip,
+            say=say,
         )
+    except ImageError as error:
+        hint = "" if args.skip or args.value_range else " (--skip leaves out and names what cannot be read)"
+        print(f"labkit measure: {error}{hint if error.reason != str(error) else ''}", file=sys.stderr)
+        return 2
     except (LabkitError, ValueError, OSError, ModuleNotFoundError) as error:
         print(f"labkit measure: {error}", file=sys.stderr)
         return 2
-    lang = args.lang or locale_language()
     print("\n".join(measurement_lines(result, lang if can_print("あ") else "en")))
     for side in result.sides:
         for name, why in side.unreadable.items():
@@ -94,3 +115,10 @@ def run_measure(args: argparse.Namespace) -> int:
     if args.json is not None:
         print(f"wrote {write_atomically(args.json, result.as_json())}")
     return 0
+
+
+def _check_writable(option: str, path: Path) -> None:
+    """Say that a report cannot be written before the work is done, not after. Raises ValueError, OSError."""
+    if path.is_dir():
+        raise ValueError(f"{option} {path} is a folder: give the name of a file")
+    path.parent.mkdir(parents=True, exist_ok=True)

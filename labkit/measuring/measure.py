@@ -37,6 +37,7 @@ from labkit.metrics.extractors import Extractor, clip_extractor, inception_extra
 METRICS = ("fid", "kid", "prdc", "cmmd", "density", "vendi")
 DEFAULT = ("fid", "kid", "prdc", "vendi")
 GROUPS = 8  # of the delete-a-group jackknife
+LONG = 50_000_000  # features of both sides together from which the permutation test takes minutes
 NEAR = 0.05  # share of reals whose nearest other real is nearer than "suspiciously near"
 
 
@@ -124,6 +125,7 @@ def measure(
     batch_size: int = 64,
     value_range: Range | None = None,
     skip: bool = False,
+    say: Callable[[str, dict], object] = lambda key, numbers: None,
 ) -> Measurement:
     """Measure fakes against reals.
 
@@ -137,10 +139,12 @@ def measure(
         k: neighbours of precision, recall, density, coverage. rounds: permutations of the test of FID, at least 19:
             p >= 1 / (1 + rounds), and 0.05 decides. seed: of everything random.
         value_range: of float pictures. skip: leave unreadable files out and name them.
+        say: called with (key of a text, its numbers) as the work goes on: "read" {side, n, of}, "testing" {rounds}.
 
     Raises:
         MeasureError, ImageError: one line.
     """
+    _check_settings(extractor, weights, layer, value_range)
     unknown = sorted(set(metrics) - set(METRICS))
     if unknown or not metrics:
         raise MeasureError(f"unknown metric {(unknown or ['none'])[0]!r}: expected some of {', '.join(METRICS)}")
@@ -153,7 +157,10 @@ def measure(
     clip_tools = _clip_tools(clip) if any(s.has_pictures for s in sides) else None
     chosen = _extractor(extractor, weights, layer, clip_tools, fit) if any(s.has_pictures for s in sides) else None
     warnings: list[tuple[str, dict]] = []
-    tables = [_features(side, chosen, batch_size, value_range) for side in sides]
+    tables = [_features(side, chosen, batch_size, value_range, say) for side in sides]
+    work = sum(table.numel() for table in tables if isinstance(table, Tensor))
+    if "fid" in metrics and work >= LONG:
+        say("testing", {"rounds": rounds})
     readings: list[Reading] = []
     k, generator = whole_number("k", k), torch.Generator().manual_seed(seed)
     if "fid" in metrics:
@@ -163,7 +170,7 @@ def measure(
     if len(rows) == 2:
         if rows[0].shape[1] != rows[1].shape[1]:
             raise MeasureError(f"the sides have {rows[0].shape[1]} and {rows[1].shape[1]} features: use one extractor")
-        warnings += _warnings(sides, rows, k)
+        warnings += _warnings(sides, rows, k, None if chosen is None else chosen.pipeline.fit)
         if "kid" in metrics:
             readings.append(_kid(*rows))
         if "prdc" in metrics:
@@ -190,6 +197,16 @@ def measure(
     return Measurement(sides[0].name, sides[1].name, name, *counts, tuple(readings), copies, tuple(warnings), sides)
 
 
+def _check_settings(extractor, weights, layer, value_range) -> None:
+    """Refuse what would be passed over in silence, before anything is read."""
+    if extractor != "inception":
+        for name, given in (("weights", weights is not None), ("layer", layer != "pool3")):
+            if given:
+                raise MeasureError(f'{name} is a setting of the extractor "inception", not of {extractor!r}: choose it')
+    if value_range is not None and not value_range[0] < value_range[1]:
+        raise MeasureError(f"value_range is {tuple(value_range)}, expected (low, high) with low < high")
+
+
 def _clip_tools(clip: object) -> object:
     if isinstance(clip, str) or hasattr(clip, "__fspath__"):
         from labkit.models import load_clip
@@ -212,21 +229,33 @@ def _extractor(extractor, weights, layer, clip, fit) -> Extractor:
     return chosen.fitting(fit) if fit else chosen
 
 
-def _features(side: Source, extractor: Extractor | None, batch_size: int, value_range: Range | None):
+def _features(
+    side: Source,
+    extractor: Extractor | None,
+    batch_size: int,
+    value_range: Range | None,
+    say: Callable[[str, dict], object] = lambda key, numbers: None,
+):
     """Features [N, d], or the statistics where there are only these."""
     if side.stats is not None:
         return side.stats
     if side.features is not None:
         return side.features
-    parts = [extractor(batch, value_range=value_range) for batch in side.batches(batch_size)]
+    parts = []
+    for batch in side.batches(batch_size):
+        parts.append(extractor(batch, value_range=value_range))
+        if side.folder is not None:
+            say("read", {"side": side.name, "n": sum(side.shapes.values()), "of": len(side.folder)})
     if not parts or sum(map(len, parts)) < 2:
         raise MeasureError(f"{side.name} has {sum(map(len, parts))} pictures: at least 2 are needed, better hundreds")
     return torch.cat(parts)
 
 
-def _warnings(sides: Sequence[Source], rows: Sequence[Tensor], k: int) -> list[tuple[str, dict]]:
+def _warnings(sides: Sequence[Source], rows: Sequence[Tensor], k: int, fit: str | None) -> list[tuple[str, dict]]:
     found: list[tuple[str, dict]] = []
     (n, d), m = rows[0].shape, len(rows[1])
+    if rows[0].shape == rows[1].shape and torch.equal(*rows):
+        found.append(("same", {"n": n}))
     for side, table in zip(sides, rows, strict=True):
         if side.unreadable:
             found.append(("unreadable", {"side": side.name, "n": len(side.unreadable)}))
@@ -239,11 +268,20 @@ def _warnings(sides: Sequence[Source], rows: Sequence[Tensor], k: int) -> list[t
     kinds = [side.kinds() for side in sides]
     if all(kinds) and (".jpg" in kinds[0]) != (".jpg" in kinds[1]):
         found.append(("formats", {"real": ", ".join(sorted(kinds[0])), "fake": ", ".join(sorted(kinds[1]))}))
-    if all(side.folder is not None for side in sides):
-        sizes = [side.folder[0].shape[:2] for side in sides]
-        if sizes[0] != sizes[1]:
-            found.append(("sizes", {"real": "{1} x {0}".format(*sizes[0]), "fake": "{1} x {0}".format(*sizes[1])}))
+    if all(side.shapes for side in sides) and set(sides[0].shapes) != set(sides[1].shapes):
+        found.append(("sizes", dict(zip(("real", "fake"), map(_sizes, sides), strict=True))))
+    for side in sides:
+        oblong = sum(count for (height, width), count in side.shapes.items() if height != width)
+        if oblong and fit == "squash":
+            found.append(("squashed", {"side": side.name, "n": oblong, "of": len(side.folder or ())}))
     return found
+
+
+def _sizes(side: Source) -> str:
+    """ "64 x 48" in pixels, width first; the most frequent, and how many others there are."""
+    (height, width), _ = side.shapes.most_common(1)[0]
+    more = f" (+{len(side.shapes) - 1})" if len(side.shapes) > 1 else ""
+    return f"{width} x {height}{more}"
 
 
 def jackknife(value: Callable[[Tensor, Tensor], float], real: Tensor, fake: Tensor, groups: int = GROUPS) -> float:

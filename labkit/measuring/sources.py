@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ class Source:
     Attributes:
         name: for the report. folder: files. pictures: a batch, a list, or an iterable of batches.
         features: [N, d]. stats: mean and covariance. unreadable: name -> reason of files that are left out.
+        shapes: (height, width) -> how many pictures of the folder have it, as far as they have been read.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Source:
     features: Tensor | None = field(default=None, repr=False)
     stats: GaussianStats | None = None
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    shapes: Counter[tuple[int, int]] = field(default_factory=Counter, repr=False)
 
     @property
     def has_pictures(self) -> bool:
@@ -46,7 +49,10 @@ class Source:
     def batches(self, size: int) -> Iterator[object]:
         """The pictures in batches; labels of a DataLoader are dropped."""
         if self.folder is not None:
-            yield from self.folder.batches(size)
+            self.shapes.clear()
+            for batch in self.folder.batches(size):
+                self.shapes.update(levels.shape[:2] for levels in batch)
+                yield batch
         elif isinstance(self.pictures, Tensor | np.ndarray | list | tuple):
             yield self.pictures  # extractors cut it
         else:
@@ -95,6 +101,8 @@ def read_source(source: object, *, skip: bool = False, value_range: Range | None
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         label = name or path.name or str(path)
+        if path.suffix in (".pth", ".pt", ".pkl"):
+            raise MeasureError(f"{path} is a pickle, which labkit never opens: give a folder, or statistics as .npz")
         if path.suffix in (".npz", ".safetensors", ".json"):
             return _from_file(path, label)
         folder = read_folder(path, value_range=value_range)

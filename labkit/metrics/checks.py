@@ -44,9 +44,8 @@ def as_features(name: str, value: object, *, min_rows: int = 2) -> Tensor:
         raise ValueError(f"{name} has no feature columns, got shape {tuple(features.shape)}: pass [samples, features]")
     if not features.is_floating_point():
         features = features.double()
-    finite = torch.isfinite(features)
-    if not finite.all():
-        rows = int((~finite).any(dim=1).sum())
+    if not all(bool(torch.isfinite(end)) for end in features.aminmax()):  # NaN spreads to both ends
+        rows = int((~torch.isfinite(features)).any(dim=1).sum())
         raise ValueError(f"{name} has NaN or infinite values in {rows} of {n} rows: fix the extractor or drop the rows")
     return features
 

@@ -73,8 +73,8 @@ class Extractor:
         Raises:
             ValueError: pictures in another range or shape, or a network that does not return [N, d].
         """
-        if self.module is not None and self.module.training:
-            self.module.eval()  # somebody has called .train() since
+        if self.module is not None and any(part.training for part in self.module.modules()):
+            self.module.eval()  # somebody has called .train() since, on all of it or on a part
         if value_range is None:
             value_range = range_of(images)
         parts = []

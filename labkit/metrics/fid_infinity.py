@@ -106,8 +106,13 @@ def frechet_null(
 
     Returns:
         values [rounds] under the null, and the p-value (1 + #{null >= observed}) / (1 + rounds).
+
+    Raises:
+        ValueError: bad features, or no rounds.
     """
     real, fake, rounds = as_features("real", real), as_features("fake", fake), whole_number("rounds", rounds)
+    if rounds < 1:
+        raise ValueError(f"rounds = {rounds} must be positive: p <= 0.05 needs 19 or more")
     observed = frechet_distance(real=real, fake=fake, ddof=ddof, floor=False).value
     pool = torch.cat([real, fake.to(real)])
     values = torch.empty(rounds, dtype=torch.float64)

@@ -82,12 +82,21 @@ def _probed(clip, inputs, own, images) -> tuple[bool, list[str]]:
     from labkit.metrics import wilson_interval
     from labkit.pairwise.own import caption_visibility, visibility
     from labkit.pairwise.towers import TextTower
+    from labkit.pairwise.train import PairwiseError
+    from labkit.pairwise.writers import CAPTION
 
+    told = sum(bool(row.get(CAPTION)) for row in own.values)
+    if 0 < told < len(own):
+        print(f"{len(own) - told} of {len(own)} pictures have no caption: no caption is used, write the others too")
+    if not own.wording and own.captions is None:
+        raise PairwiseError("nothing to ask: no attribute has two values, and not every picture has a caption")
     found = visibility(images, own.values, list(own.wording))
     print(f"{len(own)} pictures. What the frozen image tower sees, before any training:")
     for attribute, seen in found.items():
         print(f"  {attribute:20} {seen.verdict:9} {seen.accuracy:.2f} [{seen.low:.2f}, {seen.high:.2f}], "
               f"chance {seen.chance:.2f}, {seen.pictures} pictures")  # fmt: skip
+    if found and all(seen.verdict == "too few" for seen in found.values()) and own.captions is None:
+        raise PairwiseError("too few pictures to ask: every attribute needs 10, and 2 of each value")
     known = [attribute for attribute, seen in found.items() if seen.verdict == "seen"]
     if own.captions is None:
         return bool(known), known
@@ -119,6 +128,12 @@ def run_train(args: argparse.Namespace) -> int:
     from labkit.pairwise.train import PairwiseError, train_pairwise
     from labkit.pairwise.writers import CAPTION, TemplateWriter
 
+    changes = {} if args.lr is None else {"lr": args.lr}
+    preset(args.preset, steps=args.steps, **changes)  # what does not fit is said before anything is read or written
+    if args.pairs < 1:
+        raise PairwiseError(f"--pairs {args.pairs}: expected at least 1")
+    if args.out.exists() and not args.out.is_dir():
+        raise PairwiseError(f"--out {args.out} is a file: give the name of a folder")
     clip, inputs, own, images = _prepared(args)
     anything, seen = _probed(clip, inputs, own, images)
     if not anything and not args.anyway:
@@ -138,7 +153,6 @@ def run_train(args: argparse.Namespace) -> int:
     written = writer(pairs, values)
     print(f"{written.report.accepted} of {written.report.asked} sentences accepted; rejected: "
           f"{dict(written.report.rejected) or 'none'}")  # fmt: skip
-    changes = {} if args.lr is None else {"lr": args.lr}
     if own.captions is None:
         print("without captions nothing is rehearsed: what CLIP knew may fade")
         changes["rehearsal"] = 0.0

@@ -24,6 +24,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from labkit.metrics.checks import whole_number
+
 EPS = 1e-6
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -125,6 +127,7 @@ def loss_floor(batch: int, tau: float) -> float:
     A regular simplex attains it when d >= B - 1. At tau = 1 and batch 512 it is 5.24 of ln 512 = 6.24: such a loss
     never looks small.
     """
+    batch = whole_number("batch", batch)
     if batch < 1 or not tau > 0:
         raise ValueError(f"batch {batch} and tau {tau}: expected at least 1 and above 0")
     if batch == 1:

@@ -88,6 +88,13 @@ def _metadata(root: Path) -> Path | None:
     return next((root / n for n in ("metadata.csv", "metadata.jsonl") if (root / n).is_file()), None)
 
 
+def _record(table: Path, number: int, line: str) -> object:
+    try:
+        return json.loads(line)
+    except ValueError:
+        raise PairwiseError(f"{table.name}, row {number} is no JSON: mend or delete that line") from None
+
+
 def _rows(table: Path) -> dict[str, dict[str, str]]:
     """File name -> what the table says of it."""
     if not table.is_file():
@@ -95,16 +102,19 @@ def _rows(table: Path) -> dict[str, dict[str, str]]:
     try:
         text = table.read_text("utf-8-sig")  # a spreadsheet's mark at the start is no letter
         if table.suffix == ".jsonl":
-            lines = [json.loads(line) for line in text.split("\n") if line.strip()]
+            lines = [_record(table, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         elif table.suffix == ".csv":
-            lines = list(csv.DictReader(io.StringIO(text, newline="")))  # cells may have lines of their own
+            mark = max(",;\t", key=text.split("\n")[0].count)  # that of a spreadsheet depends on the country
+            lines = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=mark))  # cells may have lines
         else:
             raise PairwiseError(f"{table.name}: expected a .csv or .jsonl table")
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
-        raise PairwiseError(f"{table.name} is damaged ({error}): save it as UTF-8") from None
+    except UnicodeDecodeError:
+        raise PairwiseError(f'{table.name} is not in UTF-8: save it as "CSV UTF-8" (Excel), or convert it') from None
+    except csv.Error as error:
+        raise PairwiseError(f"{table.name} is damaged ({error}): export it again") from None
     found: dict[str, dict[str, str]] = {}
     for number, line in enumerate(lines, 1):
-        if isinstance(line, dict) and None in line:
+        if isinstance(line, dict) and any(cell.strip() for cell in line.pop(None, ())):
             raise PairwiseError(f"{table.name}, row {number} has more cells than columns: put commas into quotes")
         file = next((line[c] for c in FILE_COLUMNS if isinstance(line, dict) and line.get(c)), None)
         if file is None:

@@ -190,12 +190,15 @@ def draw_curve(log: Path, path: Path, part: str) -> None:
     figure.savefig(path, dpi=80)
 
 
-def write_cards(results: dict, out: Path, work: Path, record: dict[str, dict]) -> None:
+def write_cards(
+    results: dict, out: Path, work: Path, record: dict[str, dict], only: Sequence[str] | None = None
+) -> None:
     """``README.md`` and loss curves in each model folder and ``evaluation.json`` beside them, from measured numbers.
 
     Args:
         work: the folder with the logs of the training runs.
         record: part -> its steps and a note on how it was trained, where that differs from the recipe.
+        only: write the cards of these folders (None: of all).
     """
     measured = results["parts"]
     day = date.today().isoformat()
@@ -262,7 +265,8 @@ def write_cards(results: dict, out: Path, work: Path, record: dict[str, dict]) -
             + weights(variant)
         )
     for name, text in cards.items():
-        write_atomically(out / name / "README.md", text)
+        if only is None or name in only:
+            write_atomically(out / name / "README.md", text)
     write_atomically(out / "evaluation.json", json.dumps(results, indent=1) + "\n")
 
 

@@ -443,7 +443,27 @@ def evaluate(folders: Folders) -> None:
     write_checksums(folders.out)
 
 
-CONTINUE = {"restore": restore}
+def flow_export(folders: Folders) -> None:
+    """Export, measure and describe portrait-flow; the other folders stay as they are."""
+    from diffusers import SD3Transformer2DModel
+
+    from labkit.models.checksums import write_checksums
+    from labkit.training import evaluate as E
+    from labkit.training.export import export_flow
+
+    export_flow(SD3Transformer2DModel.from_pretrained(folders.work / "flow" / "model"), folders.out / "portrait-flow")
+    write_checksums(folders.out, ["portrait-flow"])
+    record_file, measured = folders.out / "training.json", folders.out / "evaluation.json"
+    record, results = (json.loads(path.read_text("utf-8")) for path in (record_file, measured))
+    log = (folders.work / "flow" / "log.jsonl").read_text("utf-8").splitlines()
+    record.setdefault("flow", {"note": ""})["steps"] = json.loads(log[-1])["step"]
+    write_atomically(record_file, json.dumps(record, indent=1) + "\n")
+    results["portrait-flow"] = E.evaluate_pipeline("portrait-flow", 128)
+    E.write_cards(results, folders.out, folders.work, record, only=("portrait-flow",))
+    write_checksums(folders.out)
+
+
+CONTINUE = {"restore": restore, "flow-export": flow_export}
 PARTS = {
     "data": data,
     "vae": vae,

@@ -1145,6 +1145,46 @@ curve_with_interval(
 # - プロンプトへの忠実さと、丸写しの検査。集合の指標ではどちらも測れない。
 # - 勝率なら、プロンプト数、引き分けの数、プロンプト単位の信頼区間、実行前に決めた指標。
 
+# %% [markdown] lang="en" uid="own" pair="fcc078ca"
+# ### Your own two folders
+#
+# All of this list but the last line is one call, `measure`, or one command: `labkit measure REAL FAKE --html report.html`. The cell writes two small folders of renders, the second one a little darker, and measures them. Before you run it: at 48 pictures,
+# which lines of the report do you expect to see the difference, and which cannot? Then give `own_real` and `own_fake` the paths of two folders of yours. The reader of portraits is the wrong network for other pictures:
+# pass `extractor="clip"` or `"inception"` with your weights, as `docs/measure.md` tells.
+
+# %% [markdown] lang="ja" uid="own" pair="208578e0"
+# ### 自分の2つのフォルダ
+#
+# 最後の行を除くこの一覧のすべてを、関数 `measure` が1回の呼び出しで計算します。コマンドなら `labkit measure REAL FAKE --html report.html` です。次のセルは、レンダリング画像の小さなフォルダを2つ書き出して測ります。2つ目は少し暗くしてあります。実行する前に予想してください。
+# 48枚で、レポートのどの行なら差が見え、どの行では見えないでしょうか。結果を見たら、`own_real` と `own_fake` に手元の2つのフォルダのパスを入れて、もう一度実行してください。ポートレート以外の画像に、ポートレート用の読み取りモデルは向きません。
+# `docs/measure.ja.md` のとおり、`extractor="clip"` か `"inception"` に手元の重みを渡してください。
+
+# %% uid="own-measure"
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from labkit.diffusion import to_pil
+from labkit.measuring import measure
+from labkit.measuring.report import measurement_lines
+
+# en: put the paths of two folders of your own here
+# ja: 自分の2つのフォルダのパスをここに入れてください
+own_real, own_fake = None, None
+
+with TemporaryDirectory() as folder:
+    for side, rows in (("real", reals[:48]), ("fake", 0.85 * others[:48] - 0.15)):
+        (Path(folder) / side).mkdir()
+        for i, picture in enumerate(to_pil(rows)):
+            picture.save(Path(folder) / side / f"{i:02d}.png")
+    own = measure(real=own_real or f"{folder}/real", fake=own_fake or f"{folder}/fake", seed=lab.seed)
+print("\n".join(measurement_lines(own, lang)))
+
+# %% [markdown] lang="en" uid="own-reading" pair="b68c2526"
+# **How to read it.** The lines with an exclamation mark come first, because they say which of the numbers below to leave alone. Then each number stands beside what the reals read without any difference, and the last sentence of a line is the most that may be said. A line that sees nothing is no proof that nothing is there.
+
+# %% [markdown] lang="ja" uid="own-reading" pair="08dc5416"
+# **レポートの読み方。** 先頭の「!」の行から読みます。下の数値のうち、どれを当てにしてはいけないかが書いてあります。その下では、どの数値にも、差がないときに本物どうしで測った値が並びます。各行の最後の文が、その数値から言える限度です。差が見えないという行は、差がないことの証明ではありません。
+
 # %% [markdown] lang="en" uid="map" pair="053db7cc"
 # ## 11. Paper, article, your numbers
 

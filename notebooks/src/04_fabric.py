@@ -474,7 +474,7 @@ from labkit.diffusion import encode_images, encode_prompts, labelled_rows
 from labkit.fabric import Reference, noised_reference, reference_noise
 
 level = 400
-references = [Reference(picture) for picture in before[:2]]
+references = [Reference(picture, (-1, 1)) for picture in before[:2]]
 with torch.no_grad():
     clean = encode_images(pipe, torch.stack([r.image for r in references]))
 noise = torch.stack([reference_noise(r.key, 0, level, clean.shape[1:]) for r in references])

@@ -591,7 +591,7 @@ for name in lab.progress_bar(exhibits, t("l05.museum_runs"), len(exhibits)):
     museum[name] = train_toy(base, *exhibits[name], seed=lab.seed, steps=lab.sizes.toy_steps, lr=lab.sizes.toy_lr)
 columns = ("loss", "accuracy", "d_w", "d_l")
 heads = [t("l05.loss"), t("l05.accuracy"), "$d_w$", "$d_l$"]
-rows = [[name, *(f"{run.log[-1][c]:.3f}" for c in columns)] for name, run in museum.items()]
+rows = [[name, *(f"{run.log[-1][c]:z.3f}" for c in columns)] for name, run in museum.items()]
 table(heads, rows, t("l05.museum_title"))
 
 # %% uid="museum-quiz" tags=["quiz"]
@@ -765,7 +765,7 @@ def live(record):
     ja: これまでの勝者と敗者の誤差を描きます。
     """
     log.append(record)
-    series = {name: [r[name] for r in log] for name in ("d_w", "d_l")}
+    series = {f"${name}$": [r[name] for r in log] for name in ("d_w", "d_l")}
     axes = {"xlabel": t("l05.step"), "ylabel": t("l05.d_axis"), "reference": {t("l05.no_change"): 0.0}}
     figure = curve_with_interval([r["step"] for r in log], series, title=t("l05.live_title", kappa=kappa), **axes)
     handle.update(picture(figure))
@@ -841,12 +841,15 @@ bar_with_interval(
 # %% uid="pictures"
 gap = gold["dpo"] - gold["base"]
 order = np.argsort(gap)
-for chosen, key in ((order[::-1][:4], "better"), (order[:4], "worse")):
-    count = int((gap > 0.01).sum() if key == "better" else (gap < -0.01).sum())
-    title = t("l05.better", n=count, all=len(gap)) if key == "better" else t("l05.worse", n=count, all=len(gap))
-    index = torch.tensor(chosen.copy())
+better, worse = [k for k in order[::-1] if gap[k] > 0.05], [k for k in order if gap[k] < -0.05]
+titles = t("l05.better", n=len(better), all=len(gap)), t("l05.worse", n=len(worse), all=len(gap))
+for found, title in zip((better, worse), titles, strict=True):
+    if not found:
+        print(title)
+        continue
+    index = torch.tensor(found[:4])
     rows = {t("l05.base"): base_images[index], t("l05.after"): aligned[index]}
-    portraits(rows, [test[k] for k in chosen], title)
+    portraits(rows, [test[k] for k in found[:4]], title)
 
 # %% uid="portrait-claims"
 e = rates[t("l05.training_judge")]

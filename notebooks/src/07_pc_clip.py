@@ -1075,6 +1075,53 @@ lab.claim("sentences_inspect", measured=t("l07.m_sentence"), **mean_and_interval
 # 通しますが、大半は誤検出で、パッチ比較なら見つかる欠陥を見逃すこともあります。**理由。** 2画素ずれるだけで、すべてのパッチが変わります。欠陥の文は、文で述べられていない変化を無視しますが、凍結した画像側では、その変化と欠陥が混ざっています。**何を変えればよいか。** まず撮り方を
 # そろえるか、新しい照明で基準写真を撮り直します。記事の主張のうち、写真の標準化が必要だという注意は、ここでも確認できました。文で誤りが減るという主張は再現できませんでした(誤り率の差は、どちらの向きにも0.05未満です)。カメラの固定を省く理由にはなりません。
 
+# %% [markdown] lang="en" uid="own" pair="10b5ed2d"
+# ### Your own photographs
+#
+# The first of the two questions above can be asked of your photographs before anything is trained, and it should be: what the frozen image tower does not see, no sentence can teach it. You need a folder and a table, one row per picture: `file_name`, and
+# a column for each attribute. The cell writes such a folder, 60 plates with their five attributes, then reads it as it would read yours, and asks a linear probe which attributes can be told apart in the frozen embeddings. An attribute is seen
+# where the lower end of its interval lies above chance. Guess first: which of screws, surface, label, hole and paint does PortraitCLIP see, which has never seen a plate? The same as a command: `labkit pcclip probe FOLDER --table labels.csv`; `train` and `alarm` come after it.
+
+# %% [markdown] lang="ja" uid="own" pair="141da15a"
+# ### 自分の写真
+#
+# 上の2つの問いのうち1つ目は、学習の前に、自分の写真について確かめられます。確かめるべきでもあります。凍結した画像側に見えていないものは、どんな文でも教えられないからです。必要なのは、写真のフォルダと、1枚につき1行の表です。列は `file_name` と、属性ごとに1列です。
+# 次のセルは、そのようなフォルダ(プレート60枚と5つの属性)を書き出し、手元の写真と同じ手順で読み込みます。そして、凍結した埋め込みから各属性の値を区別できるかどうかを、線形プローブで調べます。区間の下端が偶然の正解率を上回れば「見えている」といえます。
+# まず予想してください。プレートを一度も見たことのない PortraitCLIP に、ねじ、表面、ラベル、穴、塗装のうち、どれが見えているでしょうか。コマンドなら `labkit pcclip probe FOLDER --table labels.csv` です。続きは `train` と `alarm` で行えます。
+
+# %% uid="own-probe"
+import csv
+import itertools
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from labkit.diffusion import to_pil
+from labkit.pairwise.own import read_pictures, visibility
+from labkit.pairwise.towers import cache_embeddings
+
+# en: put the folder with your photographs here (its table is metadata.csv, or give read_pictures another one)
+# ja: 自分の写真のフォルダをここに入れてください(表は metadata.csv。別の表は read_pictures に渡します)
+own_folder = None
+
+with TemporaryDirectory() as folder:
+    kinds = [ProductSpec(*values) for values in itertools.product(*PARTS.values())]
+    specs = (2 * kinds)[:60]
+    for i, picture in enumerate(to_pil(render_products(specs, generator=lab.generator(140)))):
+        picture.save(Path(folder) / f"{i:02d}.png")
+    with open(Path(folder) / "metadata.csv", "w", newline="") as file:
+        csv.writer(file).writerow(["file_name", *PARTS])
+        csv.writer(file).writerows([f"{i:02d}.png", *spec.to_dict().values()] for i, spec in enumerate(specs))
+    own = read_pictures(own_folder or folder)
+    seen = visibility(cache_embeddings(clip, inputs, inputs.pictures(own.folder)), own.values, list(own.wording))
+bar_with_interval(
+    [t("l07.own_row", name=name, chance=probe.chance) for name, probe in seen.items()],
+    {t("l07.own_probe"): tuple([getattr(p, name) for p in seen.values()] for name in ("accuracy", "low", "high"))},
+    xlabel=t("l07.share_right"),
+    title=t("l07.own_title", n=len(own)),
+    value_format="{:.0%}",
+    xlim=(0, 1.12),
+)
+
 # %% [markdown] lang="en" uid="map" pair="14bf0bdf"
 # ## 8. Paper, article, your numbers
 

@@ -4,7 +4,11 @@
 
 Needs what `labkit camp serve` needs (docs/camp.en.md). Prints, for each learner, the seconds until they were logged in,
 until JupyterLab answered, until the first picture, and until the last cell was done, with the memory of their account.
-FIGURES
+
+Measured so far: only 4 learners, 2 at once, tier smoke, on 2 cores that other programs kept busy (load 12 to 19), so
+that these seconds say little about a room of your own. Median, worst: logged in after 1.0 s, 1.0 s; JupyterLab after
+69 s, 78 s; first picture 159 s, 220 s after the first cell; all 32 cells in 412 s, 521 s, none failed; largest memory
+of an account 1,025 MB, 1,031 MB. Twenty learners, and an idle machine, have not been measured.
 """
 
 from __future__ import annotations
