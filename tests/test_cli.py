@@ -103,6 +103,7 @@ ASKED = {
     "lint": [[*ROOM], ["--list"]],
     "stamp": [[*ROOM]],
     "dpo": [["é.csv"], ["none", "--check"]],
+    "arena": [["é.tsv"], ["none", "--contenders", "draft", "--out", "é"]],
     "inspect": [
         ["plan", "--lot", "500", "--good", "0.01", "--bad", "0.05"],
         ["draw", "lot", "--n", "1", "--seed", "5", "--size", "9x9"],

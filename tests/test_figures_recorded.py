@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from labkit.figures import recorded_means, recorded_paths
+from labkit.figures import family_looks, recorded_means, recorded_paths, recorded_plane
+from labkit.figures.style import MARKERS, MUTED, PALETTE
 from labkit.studies import estimate
 
 ROWS = {
@@ -41,3 +42,34 @@ def test_a_path_ends_in_its_number_and_in_the_description():
         recorded_paths({"draft": ([1, 2], [0.1])}, xlabel="NFE", ylabel="gold")
     with pytest.raises(ValueError, match="nothing to draw"):
         recorded_paths({}, xlabel="NFE", ylabel="gold")
+
+
+FAMILIES = [("raft", "rwr"), ("ddpo", "grpo"), ("draft",), ("dpo",), ("nft",), ("search", "", "guidance")]
+
+
+def test_every_member_of_every_family_is_told_apart_by_colour_and_marker_and_line():
+    looks = family_looks(FAMILIES)
+    assert len({(look.colour, look.marker) for look in looks.values()}) == len(looks) == 9
+    assert looks["raft"].colour == looks["rwr"].colour == PALETTE[0] != looks["grpo"].colour
+    assert looks["raft"].line != looks["rwr"].line and looks["guidance"].marker == MARKERS[2]
+    for families, message in [
+        ([("a",)] * 7, "at most 6 families"),
+        ([tuple("abcdefg")], "6 members"),
+        ([("a",), ("a",)], "two places"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            family_looks(families)
+
+
+def test_charts_draw_the_looks_that_were_given_and_gray_for_labels_without():
+    looks = family_looks(FAMILIES)
+    paths = {name: ([1, 2], [i, i]) for i, name in enumerate(["rwr", "grpo", "stranger"])}
+    axes = recorded_paths(paths, xlabel="NFE", ylabel="gold", looks=looks).axes[0]
+    drawn = {float(line.get_ydata()[0]): line for line in axes.lines if len(line.get_xdata()) == 2}
+    assert [drawn[i].get_marker() for i in (0.0, 1.0, 2.0)] == ["s", "s", "o"]
+    assert [drawn[i].get_color() for i in (0.0, 1.0, 2.0)] == [PALETTE[0], PALETTE[1], MUTED]
+    assert drawn[0.0].get_linestyle() == "--"
+    rows = {"rwr": (ROWS["leap"], ROWS["curriculum"]), "draft": (ROWS["curriculum"], ROWS["leap"])}
+    axes = recorded_plane(rows, xlabel="x", ylabel="y", yours={"draft": (0.1, 0.2)}, looks=looks).axes[0]
+    marks = {line.get_marker(): line.get_color() for line in axes.lines if line.get_markersize() > 10}
+    assert marks == {"s": PALETTE[0], "o": PALETTE[2], "*": PALETTE[2]}

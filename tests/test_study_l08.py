@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from labkit.studies import l08, load_study
-from labkit.studies.l08 import ESTIMATES, TRAINED, estimate_bon_law, prompts
-from labkit.studies.store import folder_of_studies
+from labkit.studies import NotRecorded, Recorded, l08, load_study
+from labkit.studies.l08 import ESTIMATES, TRAINED, estimate_bon_law, estimate_drop, prompts
+from labkit.studies.l08_long import LONG, STAGED, STAGES, kind_of
+from labkit.studies.store import Record, folder_of_studies
 from labkit.survey import CONTENDERS
 
 TINY = {"prompts": 4, "pool": 2, "votes": 20, "test_prompts": 2, "steps": 3, "batch": 1, "nfe": 130}
@@ -46,6 +47,60 @@ def test_a_unit_gives_the_same_numbers_twice(arm):
         assert (np.diff(curve) >= -1e-6).all() and curve[-1] == pytest.approx(found["proxy"].mean(), abs=0.05)
 
 
+def test_a_long_race_is_one_run_that_stops_for_looks():
+    """Its end is that of a run of the whole budget in one go, and its first stage that of a run of that much."""
+    study = load_study("08")
+    long = study.run("draft_few_long", 3, **TINY)
+    longer = study.run("draft_few", 3, **{**TINY, "nfe": LONG * TINY["nfe"]})
+    for metric in ("gold", "proxy", "kl", "curve.gold", "curve.nfe"):
+        assert np.array_equal(long[metric], longer[metric]), metric
+    last = len(STAGES)
+    assert np.array_equal(long[f"gold.s{last}"], long["gold"]) and not np.array_equal(long["gold.s1"], long["gold"])
+    spent = [float(long[f"nfe.s{i}"][0]) for i in range(1, last + 1)]
+    assert spent == sorted(spent) and all(
+        nfe <= part * LONG * TINY["nfe"] for nfe, part in zip(spent, STAGES, strict=True)
+    )
+    assert {f"{metric}.s{i}" for metric in STAGED for i in range(1, last + 1)} <= set(long)
+
+
+def test_a_longer_search_looks_at_three_times_as_many_pictures():
+    study = load_study("08")
+    short, long = (study.run(arm, 3, **TINY) for arm in ("best_of_n", "best_of_n_long"))
+    assert long["per_image"][0] > 2 * short["per_image"][0]
+    assert len(long["bon.gold.main"]) > 2 * len(short["bon.gold.main"])
+
+
+def test_names_of_arms_say_contender_and_proxy():
+    assert kind_of("best_of_n") == ("best_of_n", "main") and kind_of("draft_few_long") == ("draft", "few")
+    assert kind_of("raft_bias") == ("raft", "bias") and kind_of("base") == ("base", "main")
+
+
+def test_a_drop_is_read_on_prompts_that_did_not_choose_the_stage():
+    """Two stages, one seed, four prompts: even prompts say that stage 0 was best, odd ones that the end was."""
+    gold = np.array([[[0.9, 0.2, 0.7, 0.4]], [[0.5, 0.6, 0.5, 0.6]]])
+    # odd prompts chose the end for the even ones: 0; even prompts chose stage 0 for the odd ones: .6 - .2, .6 - .4
+    assert estimate_drop(gold) == pytest.approx(np.array([[0.0, 0.4, 0.0, 0.2]]))
+
+
+def test_a_race_without_a_turn_shows_none_whatever_the_noise_and_a_turn_is_found():
+    rng = np.random.default_rng(0)
+    flat = 0.7 + 0.1 * rng.standard_normal((6, 400, 24))
+    assert abs(estimate_drop(flat).mean()) < 0.004  # the maximum itself would be .03 above the mean
+    assert (flat[-1] - flat.mean(2, keepdims=True).max(0)).mean() < -0.02
+    turned = flat + np.array([0, 0.1, 0.2, 0.1, 0, 0])[:, None, None]
+    assert estimate_drop(turned).mean() == pytest.approx(-0.2, abs=0.02)
+
+
+def test_a_claim_on_the_long_race_waits_for_three_seeds():
+    def recorded(seeds):
+        units = {("draft_few_long", seed): {f"gold.s{i}": np.full(4, 0.1 * i) for i in (1, 2, 3, 4)} for seed in seeds}
+        return Recorded(Record("08", {}, dict.fromkeys(units, {}), units))
+
+    with pytest.raises(NotRecorded, match="has 2 seeds of draft_few_long"):
+        ESTIMATES["gold_turns"](recorded([0, 1]))
+    assert ESTIMATES["gold_turns"](recorded([0, 1, 4])) == pytest.approx(np.zeros((3, 4)))
+
+
 class Fabricated:
     """A record with the curve of best-of-n that follows the law exactly, beside a shift at the end."""
 
@@ -57,7 +112,7 @@ class Fabricated:
         self.table = np.stack([row, row + 0.1])
 
     def values(self, metric, arm, seeds=None):
-        assert (metric, arm) == ("bon.gold.main", "best_of_n")
+        assert (metric, arm) == ("bon.gold.main", "best_of_n_long")
         return self.table
 
 

@@ -27,7 +27,7 @@ from labkit.figures.base import CourseFigure, figure_style, new_figure
 from labkit.figures.charts import bar_with_interval, curve_with_interval, label_points
 from labkit.figures.clouds import density_map, kept_points, path_in_box
 from labkit.figures.grids import before_after, heatmap_overlay, image_grid, strips
-from labkit.figures.recorded import recorded_means, recorded_paths, recorded_plane
+from labkit.figures.recorded import Look, family_looks, recorded_means, recorded_paths, recorded_plane
 from labkit.figures.tornado import tornado_chart
 
 __all__ = [
@@ -40,6 +40,8 @@ __all__ = [
     "recorded_means",
     "recorded_plane",
     "recorded_paths",
+    "family_looks",
+    "Look",
     "density_map",
     "kept_points",
     "path_in_box",

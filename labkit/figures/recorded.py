@@ -3,13 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from labkit.course.i18n import t
 from labkit.figures.base import CourseFigure, figure_style, new_figure, wrap_text
-from labkit.figures.style import INK, MUTED, PALETTE, ROLES
+from labkit.figures.style import INK, LINES, MARKERS, MUTED, PALETTE, ROLES
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one label is drawn: colour, marker, and line style (a name or a pattern of matplotlib's)."""
+
+    colour: str
+    marker: str = "o"
+    line: Any = "-"
+
+    @property
+    def size(self) -> int:
+        """Of a marker with a number inside: triangles need more room."""
+        return 17 if self.marker in "^v" else 13
+
+
+def family_looks(families: Sequence[Sequence[str]]) -> dict[str, Look]:
+    """Label -> look: a colour for every family of labels, a marker and a line style for every member.
+
+    An empty label keeps its place for a member that is not drawn.
+
+    Raises:
+        ValueError: more families than colours, more members than markers, or a label in two places.
+    """
+    labels = [label for family in families for label in family if label]
+    if len(families) > len(PALETTE) or max(map(len, families), default=0) > len(MARKERS):
+        raise ValueError(f"expected at most {len(PALETTE)} families of at most {len(MARKERS)} members")
+    if len(set(labels)) < len(labels):
+        raise ValueError("a label stands in two places: its look would be that of the last one")
+    return {
+        label: Look(PALETTE[i], MARKERS[j], LINES[j])
+        for i, family in enumerate(families)
+        for j, label in enumerate(family)
+        if label
+    }
+
+
+def _looks(labels: Sequence[str], given: Mapping[str, Look] | None) -> dict[str, Look]:
+    """The look of every label: the one given, gray if others have one, else colours in turn."""
+    if given is not None:
+        return {label: given.get(label, Look(MUTED)) for label in labels}
+    return {label: Look(PALETTE[i % len(PALETTE)]) for i, label in enumerate(labels)}
 
 
 class RecordedMean(Protocol):
@@ -92,6 +135,7 @@ def recorded_plane(
     xlabel: str,
     ylabel: str,
     yours: Mapping[str, tuple[float, float]] | None = None,
+    looks: Mapping[str, Look] | None = None,
     title: str | None = None,
     size: tuple[float, float] = (8.2, 4.6),
     alt: str | None = None,
@@ -103,6 +147,7 @@ def recorded_plane(
     Args:
         recorded: label -> estimates of the measure on the x axis and of the one on the y axis; may be empty.
         yours: label -> (x, y) of the live run; labels may be new.
+        looks: of labels, see `family_looks` (default: colours in turn); labels without one are gray.
 
     Raises:
         ValueError: neither recorded nor live numbers.
@@ -110,22 +155,28 @@ def recorded_plane(
     yours = {label: (float(x), float(y)) for label, (x, y) in (yours or {}).items()}
     if not recorded and not yours:
         raise ValueError("nothing to draw: expected recorded estimates or numbers of a live run")
+    look_of = _looks([*recorded, *(label for label in yours if label not in recorded)], looks)
     with figure_style():
         figure = new_figure(*size, layout="constrained")
         axes = figure.add_subplot()
         rows = []  # of the key beside the chart: names on the points would lie on each other
         for number, (label, (x, y)) in enumerate(recorded.items(), 1):
-            colour = PALETTE[(number - 1) % len(PALETTE)]
+            look = look_of[label]
             spread = {"xerr": [[x.value - x.low], [x.high - x.value]], "yerr": [[y.value - y.low], [y.high - y.value]]}
-            axes.errorbar([x.value], [y.value], **spread, fmt="none", color=colour, elinewidth=1, alpha=0.6)
-            rows += axes.plot([x.value], [y.value], "o", color=colour, markersize=13, label=f"{number}  {label}")
+            axes.errorbar([x.value], [y.value], **spread, fmt="none", color=look.colour, elinewidth=1, alpha=0.6)
+            named = {"label": f"{number}  {label}", "linestyle": "none", "markersize": look.size}
+            rows += axes.plot([x.value], [y.value], marker=look.marker, color=look.colour, **named)
             place = {"ha": "center", "va": "center_baseline", "fontsize": 8.5, "weight": "bold", "zorder": 5}
             axes.annotate(str(number), (x.value, y.value), color="white", **place)
         for label, (x, y) in yours.items():
-            number = list(recorded).index(label) + 1 if label in recorded else len(recorded) + 1
-            colour = PALETTE[(number - 1) % len(PALETTE)]
             named = f"{t('fig.your_run', lang=lang)}: {label}"
-            star = {"color": colour, "markersize": 14, "markeredgecolor": INK, "markeredgewidth": 0.7, "zorder": 6}
+            star = {
+                "color": look_of[label].colour,
+                "markersize": 14,
+                "markeredgecolor": INK,
+                "markeredgewidth": 0.7,
+                "zorder": 6,
+            }
             rows += axes.plot([x], [y], "*", label=named, linestyle="none", **star)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.margins(0.08)
@@ -136,7 +187,8 @@ def recorded_plane(
     points = [f"{label} ({x:.3g}, {y:.3g})" for label, (x, y) in means.items()]
     points += [f"{label}, {t('fig.your_run', lang=lang)} ({x:.3g}, {y:.3g})" for label, (x, y) in yours.items()]
     heading = f"{title}: " if title else ""
-    figure.alt = alt or t("fig.alt.bar", lang=lang, title=heading, xlabel=f"{xlabel}, {ylabel}", bars="; ".join(points))
+    axes_named = {"xlabel": xlabel, "ylabel": ylabel, "lang": lang}
+    figure.alt = alt or t("fig.alt.plane", title=heading, points="; ".join(points), **axes_named)
     return figure
 
 
@@ -145,6 +197,7 @@ def recorded_paths(
     *,
     xlabel: str,
     ylabel: str,
+    looks: Mapping[str, Look] | None = None,
     title: str | None = None,
     log_x: bool = False,
     size: tuple[float, float] = (8.2, 4.2),
@@ -155,6 +208,7 @@ def recorded_paths(
 
     Args:
         paths: label -> (x, y), as many numbers each, stage after stage; a single stage is a point.
+        looks: of labels, see `family_looks` (default: colours in turn); labels without one are gray.
         log_x: logarithmic x axis; numbers must then be positive.
 
     Raises:
@@ -167,11 +221,13 @@ def recorded_paths(
         raise ValueError(f"{uneven[0]}: x and y must have as many numbers, at least one")
     with figure_style():
         figure = new_figure(*size, layout="constrained")
-        axes, rows = figure.add_subplot(), []
+        axes, rows, look_of = figure.add_subplot(), [], _looks(list(drawn), looks)
         for number, (label, (x, y)) in enumerate(drawn.items(), 1):
-            colour = PALETTE[(number - 1) % len(PALETTE)]
-            axes.plot(x, y, "-o", color=colour, markersize=3.5, linewidth=1.4)
-            rows += axes.plot(x[-1:], y[-1:], "o", color=colour, markersize=13, label=f"{number}  {label}")
+            look = look_of[label]
+            line = {"color": look.colour, "marker": look.marker, "linestyle": look.line}
+            axes.plot(x, y, **line, markersize=3.5, linewidth=1.4)
+            axes.plot(x[-1:], y[-1:], **line, markersize=look.size)
+            rows += axes.plot([], [], **line, markersize=13, linewidth=1.4, label=f"{number}  {label}")
             place = {"ha": "center", "va": "center_baseline", "fontsize": 8.5, "weight": "bold", "zorder": 5}
             axes.annotate(str(number), (x[-1], y[-1]), color="white", **place)
         axes.set(xlabel=xlabel, ylabel=ylabel)
@@ -180,10 +236,10 @@ def recorded_paths(
         axes.margins(0.08)
         if title:
             axes.set_title("\n".join(wrap_text(title, size[0] - 0.4, 12, max_lines=2)), pad=10)
-        figure.legend(handles=rows, loc="outside right center", fontsize=8.5, markerscale=0.6, handletextpad=0.3)
+        figure.legend(handles=rows, loc="outside right center", fontsize=8.5, markerscale=0.6, handlelength=2.8)
     ends = "; ".join(f"{label} ({x[-1]:.3g}, {y[-1]:.3g})" for label, (x, y) in drawn.items())
     heading = f"{title}: " if title else ""
-    figure.alt = alt or t("fig.alt.bar", lang=lang, title=heading, xlabel=f"{xlabel}, {ylabel}", bars=ends)
+    figure.alt = alt or t("fig.alt.plane", lang=lang, title=heading, xlabel=xlabel, ylabel=ylabel, points=ends)
     return figure
 
 

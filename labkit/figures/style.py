@@ -17,6 +17,7 @@ from matplotlib import font_manager
 
 PALETTE: tuple[str, ...] = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS: tuple[str, ...] = ("o", "s", "^", "D", "v", "P")  # a second cue beside colour
+LINES: tuple[object, ...] = ("-", "--", ":", "-.", (0, (6, 1, 1, 1)), (0, (1, 2)))  # and a third, of lines
 INK = "#222222"  # text
 MUTED = "#6B6B6B"  # secondary text, reference lines
 GRID = "#E3E3E3"

@@ -7,6 +7,7 @@ trained on, by the AttributeReader on three axes (`labkit.survey.world`), with t
     base, best_of_n, raft, rwr, ddpo, grpo, draft, alignprop, dpo, kto, guidance, fk, nft, fabric
     *_few       the same against a proxy of a tenth of the votes
     *_bias      the same against the proxy with the planted bug: raters who also like saturated colours
+    *_long      a race of three times the budget, with looks on the way (`labkit.studies.l08_long`)
 
 `python -m labkit.studies.l08` repeats the tuning: two trials for every family that has a knob.
 """
@@ -240,8 +241,9 @@ BIASED = ("raft", "draft", "nft")
 
 
 def estimate_bon_law(recorded: Recorded) -> np.ndarray:
-    """Gold of the best of all N minus what d (alpha - beta d), fitted on n up to N / 2, foretells: [seeds, 1]."""
-    table = recorded.values("bon.gold.main", "best_of_n")  # [seeds, N]
+    """Gold of the best of all N of the long race minus what d (alpha - beta d), fitted on n up to N / 2, foretells:
+    [seeds, 1]. The unbiased curve of one pool gives every n; d is the closed form's."""
+    table = recorded.values("bon.gold.main", "best_of_n_long")  # [seeds, N]
     n = np.arange(1, table.shape[1] + 1)
     kl = np.log(n) - (n - 1) / n
     d = np.sqrt(kl)
@@ -286,28 +288,82 @@ def estimate_least_lost(recorded: Recorded) -> np.ndarray:
     return lost[max(lost, key=lambda m: lost[m].mean())]
 
 
-def estimate_turn(arm: str, against: str = "") -> Callable[[Recorded], np.ndarray]:
-    """Gold at the end minus gold at half of the budget; minus the same of another arm: [seeds, prompts]."""
+def estimate_stages(recorded: Recorded, metric: str, arm: str, seeds: list[int] | None = None) -> np.ndarray:
+    """A metric of a long race after each of its STAGES: [stages, seeds, prompts]."""
+    from labkit.studies.l08_long import STAGES
 
-    def turn(recorded: Recorded, name: str) -> np.ndarray:
-        return recorded.values("gold", name) - recorded.values("gold.half", name)
+    return np.stack([recorded.values(f"{metric}.s{i}", arm, seeds=seeds) for i in range(1, len(STAGES) + 1)])
+
+
+def estimate_seeds(recorded: Recorded, *arms: str) -> list[int]:
+    """The seeds that all these arms of the long race have.
+
+    Raises:
+        NotRecorded: fewer than three, which show nothing of how much runs differ.
+    """
+    from labkit.studies.study import NotRecorded
+
+    seeds = recorded.seeds(*arms)
+    if len(seeds) < 3:
+        raise NotRecorded(f"study 08 has {len(seeds)} seeds of {' and '.join(arms)}: record three at least")
+    return seeds
+
+
+def estimate_drop(gold: np.ndarray) -> np.ndarray:
+    """Gold at the end minus gold at the best stage, [seeds, prompts], of gold [stages, seeds, prompts].
+
+    The best stage of a run is chosen on every other prompt and read on the others: a maximum chosen and read on the
+    same prompts would look higher than it is. Without a turn the mean is 0 or, by chance choices, above.
+    """
+    drop = np.empty(gold.shape[1:])
+    for half in (0, 1):
+        best = gold[:, :, 1 - half :: 2].mean(2).argmax(0)  # [seeds], on the other prompts
+        drop[:, half::2] = (gold[-1] - gold[best, np.arange(len(best))])[:, half::2]
+    return drop
+
+
+def estimate_turn(arm: str, against: str = "") -> Callable[[Recorded], np.ndarray]:
+    """How far gold of a long race has fallen from its best stage; minus the same of another arm: [seeds, prompts]."""
 
     def contrast(recorded: Recorded) -> np.ndarray:
-        return turn(recorded, arm) - turn(recorded, against) if against else turn(recorded, arm)
+        seeds = estimate_seeds(recorded, *filter(None, (arm, against)))
+        drop = estimate_drop(estimate_stages(recorded, "gold", arm, seeds))
+        return drop - estimate_drop(estimate_stages(recorded, "gold", against, seeds)) if against else drop
 
     return contrast
 
 
 def estimate_nft(recorded: Recorded) -> np.ndarray:
-    """Gold of NFT at half of the budget minus gold of DDPO at all of it: [seeds, prompts]."""
-    seeds = recorded.seeds("nft", "ddpo")
-    return recorded.values("gold.half", "nft", seeds=seeds) - recorded.values("gold", "ddpo", seeds=seeds)
+    """Gold of NFT minus gold of DDPO at the same NFE, mean over the stages of the long race: [seeds, prompts]."""
+    seeds = estimate_seeds(recorded, "nft_long", "ddpo_long")
+    first, second = (estimate_stages(recorded, "gold", arm, seeds) for arm in ("nft_long", "ddpo_long"))
+    return (first - second).mean(0)
+
+
+def estimate_search_bug(recorded: Recorded) -> np.ndarray:
+    """Saturation of the best of all N of the long race, chosen by the proxy with the planted taste minus by the honest
+    one: [seeds, 1]."""
+    tainted, honest = (recorded.values(f"bon.saturation.{kind}", "best_of_n_long") for kind in ("bias", "main"))
+    return (tainted - honest)[:, -1:]
 
 
 def estimate_saturated(recorded: Recorded) -> np.ndarray:
     """Saturation under the planted bug minus without it, of the contender that found it least: [seeds, prompts]."""
     found = {m: gain("saturation", f"{m}_bias", m)(recorded) for m in BIASED}
     return found[min(found, key=lambda m: found[m].mean())]
+
+
+def estimate_gradient_bug(recorded: Recorded) -> np.ndarray:
+    """Saturation of DRaFT under the planted bug minus without it, on seeds nobody had looked at: [seeds, prompts]."""
+    from labkit.studies.estimate import on_new_seeds
+
+    return on_new_seeds(gain("saturation", "draft_bias", "draft"), 3)(recorded)
+
+
+def estimate_budget(recorded: Recorded) -> np.ndarray:
+    """Gold of DRaFT minus gold of best-of-N, both at the long race's budget: [seeds, prompts]."""
+    estimate_seeds(recorded, "draft_long", "best_of_n_long")
+    return gain("gold", "draft_long", "best_of_n_long")(recorded)
 
 
 def estimate_queries(recorded: Recorded) -> np.ndarray:
@@ -321,21 +377,35 @@ ESTIMATES = {
     "draft_first": estimate_draft_first,
     "draft_hacks": estimate_hacked("draft", "raft"),
     "diversity_falls": estimate_least_lost,
-    "gold_turns": estimate_turn("draft_few"),
-    "turn_moves": estimate_turn("draft_few", "draft"),
+    "gold_turns": estimate_turn("draft_few_long"),
+    "turn_moves": estimate_turn("draft_few_long", "draft_long"),
     "dpo_asks_less": estimate_queries,
     "dpo_beats_base": gain("gold", "dpo", "base"),
     "nft_is_cheaper": estimate_nft,
     "bug_is_found": estimate_saturated,
+    "search_finds_bug": estimate_search_bug,
+    "gradient_finds_bug": estimate_gradient_bug,
     "search_is_hard_to_beat": gain("gold", "draft", "best_of_n"),
+    "budget_helps": estimate_budget,
 }
 
 STUDY = Study(
     lesson="08",
     unit=unit,
-    arms=(*HEADS, "grpo", "rwr", "alignprop", "kto", "guidance", "fk", "fabric"),
+    arms=(
+        *HEADS, "grpo", "rwr", "alignprop", "kto", "guidance", "fk", "fabric",
+        "best_of_n_long", "draft_few_long", "draft_long", "nft_long", "ddpo_long",
+    ),
     seeds=(),
-    more={arm: (0, 1, 2) for arm in HEADS} | {arm: (2,) for arm in (*RELATIVES, "guidance", "fk", "fabric")},
+    more={
+        **{arm: (0, 1, 2, 3, 4) for arm in HEADS},
+        **{arm: (0, 1, 2, 3, 4, 5) for arm in ("draft", "draft_bias")},  # gradient_finds_bug: three new seeds
+        **{arm: tuple(range(8)) for arm in ("raft", "raft_bias", "nft", "nft_bias")},  # bug_is_found, by its spread
+        **{arm: (0, 1, 2) for arm in (*RELATIVES, "guidance", "fk", "fabric")},
+        **{f"{arm}_long": (0, 1, 2, 3, 4, 5) for arm in ("draft_few", "draft", "nft", "ddpo")},
+        "best_of_n_long": tuple(range(12)),  # bon_law, by the spread of six
+    },
+    later={f"{arm}_long": "labkit.studies.l08_long" for arm in ("best_of_n", "draft_few", "draft", "nft", "ddpo")},
     sizes={"prompts": 64, "pool": 4, "votes": 400, "test_prompts": 24, "steps": 8, "batch": 4, "nfe": 1600},
     estimates=ESTIMATES,
     weights=("portrait-sd-base", "portrait-clip", "attribute-reader"),

@@ -22,6 +22,7 @@ from labkit.studies.store import (
     read_record,
     recording,
     same_conditions,
+    stale,
     write_record,
 )
 from labkit.studies.study import Study, StudyError, load_study
@@ -54,8 +55,10 @@ def run(
         raise StudyError(f"study {study.lesson} has no arm {unknown[0]!r}: expected some of {', '.join(study.arms)}")
     with recording(study.lesson, folder):
         record = read_record(study.lesson, folder)
-        if anew and record.conditions != conditions(study):
-            record.facts, record.values, record.adopted = {}, {}, []
+        old = stale(study, record)[0] if anew else []
+        for key in old:
+            del record.facts[key], record.values[key]
+        record.adopted = [] if not record.facts else record.adopted
         same_conditions(study, record)
         record.conditions = conditions(study)
         todo = [key for key in study.planned if key not in record.facts and (not arms or key[0] in arms)]
@@ -63,7 +66,8 @@ def run(
         deadline = None if hours is None else time.monotonic() + 3600 * hours
 
         def done(key: Key, values: Values, seconds: float) -> None:
-            record.facts[key], record.values[key] = facts(*key, values, seconds), values
+            code = {"code": study.later_code(key[0])} if key[0] in study.later else {}
+            record.facts[key], record.values[key] = facts(*key, values, seconds) | code, values
             write_record(record, folder)
             report(f"{key[0]}/{key[1]}: {seconds:.0f} s, {sum(k in record.facts for k in todo)} of {len(todo)}")
 

@@ -205,16 +205,25 @@ def recording(lesson: str, folder: Path | None = None) -> Iterator[None]:
 
 
 def same_conditions(study: Study, record: Record) -> None:
-    """Raise a StudyError if the record's units were made under other conditions than this study's now."""
-    if not record.facts:
-        return
-    changed = differing(record.conditions, conditions(study))
-    if changed:
+    """Raise a StudyError if units of the record were made under other conditions than this study's now."""
+    keys, changed = stale(study, record)
+    if keys:
         raise StudyError(
             f"study {study.lesson} was recorded with other {' and '.join(changed)}: "
-            f"`labkit study run {study.lesson} --anew` drops its {len(record.facts)} units and starts again"
+            f"`labkit study run {study.lesson} --anew` drops its {len(keys)} units and starts again"
             + (f"; if the numbers stayed, `labkit study adopt {study.lesson}`" if changed == ["code"] else "")
         )
+
+
+def stale(study: Study, record: Record) -> tuple[list[Key], list[str]]:
+    """Units that do not count any more, and the conditions that made them so: all of them if what they share has
+    changed, else those of a later round whose own code has."""
+    changed = differing(record.conditions, conditions(study)) if record.facts else []
+    if changed:
+        return list(record.facts), changed
+    now = {arm: study.later_code(arm) for arm in study.later}
+    keys = [key for key, fact in record.facts.items() if fact.get("code", "") != now.get(key[0], "")]
+    return keys, ["code of a later round"] * bool(keys)
 
 
 def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
@@ -224,13 +233,13 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
 
 def status(study: Study, record: Record) -> dict[str, Any]:
     """recorded, stale, missing: numbers of planned units; changed: the conditions that made them stale."""
-    changed = differing(record.conditions, conditions(study)) if record.facts else []
+    old, changed = stale(study, record)
     planned = set(study.planned)
     there = planned & set(record.facts)
     return {
         "planned": len(planned),
-        "recorded": 0 if changed else len(there),
-        "stale": len(there) if changed else 0,
+        "recorded": len(there - set(old)),
+        "stale": len(there & set(old)),
         "missing": len(planned - set(record.facts)),
         "damaged": len(record.damaged),
         "changed": changed,

@@ -44,6 +44,8 @@ class Study:
         tolerance: by how much the mean of a metric may differ when a unit is computed again on another machine;
             one number for every metric, or metric -> number (with "" for all others).
         cheap: the arm that a quick verification recomputes.
+        later: arm -> module whose `unit` makes it, for arms that were added after others had been recorded. Their code
+            is held unit by unit, so a later round makes no earlier unit stale; what both share stays in `modules`.
     """
 
     lesson: str
@@ -57,6 +59,7 @@ class Study:
     tolerance: float | Mapping[str, float] = 0.0
     cheap: str = ""
     more: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    later: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(set(self.arms)) != len(self.arms) or len(set(self.seeds)) != len(self.seeds):
@@ -65,6 +68,8 @@ class Study:
             raise StudyError(f"study {self.lesson}: cheap is {self.cheap!r}, expected one of {', '.join(self.arms)}")
         if unknown := sorted(set(self.more) - set(self.arms)):
             raise StudyError(f"study {self.lesson}: more seeds of an arm {unknown[0]!r} that it does not have")
+        if unknown := sorted(set(self.later) - set(self.arms)):
+            raise StudyError(f"study {self.lesson}: a module for an arm {unknown[0]!r} that it does not have")
         if len(set(self.planned)) != len(self.planned):
             raise StudyError(f"study {self.lesson}: the further seeds must differ from the first, {self.seeds}")
 
@@ -88,7 +93,8 @@ class Study:
             raise StudyError(
                 f"study {self.lesson} has no size {unknown[0]!r}: expected some of {', '.join(self.sizes)}"
             )
-        numbers = self.unit(arm, seed, SimpleNamespace(**{**self.sizes, **sizes}))
+        unit = importlib.import_module(self.later[arm]).unit if arm in self.later else self.unit
+        numbers = unit(arm, seed, SimpleNamespace(**{**self.sizes, **sizes}))
         made = {metric: np.atleast_1d(np.asarray(values, dtype=np.float32)) for metric, values in numbers.items()}
         if not made or any(values.ndim != 1 or not len(values) for values in made.values()):
             raise StudyError(f"study {self.lesson}, unit {arm}/{seed}: expected numbers or lists of numbers by metric")
@@ -107,6 +113,12 @@ class Study:
         for name in (self.unit.__module__, *self.modules):
             digest.update(meaning(importlib.import_module(name)).encode())
         return digest.hexdigest()[:16]
+
+    def later_code(self, arm: str) -> str:
+        """Hash of the module of `later` that makes an arm; "" for the arms of the first round."""
+        if arm not in self.later:
+            return ""
+        return hashlib.sha256(meaning(importlib.import_module(self.later[arm])).encode()).hexdigest()[:16]
 
 
 def meaning(module: ModuleType) -> str:

@@ -10,7 +10,7 @@ from labkit.course import start, t
 
 lab = start("08", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
 
-# %% [markdown] lang="en" uid="article" pair="a10d56d1"
+# %% [markdown] lang="en" uid="article" pair="d6dafd44"
 # The article of this lesson, "拡散モデルのアラインメント", tells of a survey: *Alignment of Diffusion Models: Fundamentals, Challenges, and Future* ([arXiv 2409.07253](https://arxiv.org/abs/2409.07253)). Three of its sentences are put to
 # the test: that alignment is done by rules, refined instructions and learnt preferences; that looking good is not enough; and that the verification decides whether it pays.
 # A survey compares families on paper. Here they race: one base, one budget, one imperfect reward, and a judge that none of them can bribe.
@@ -22,10 +22,10 @@ lab = start("08", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # | methods | contenders, behind one call | `enter` |
 # | cost | NFE: forward passes of the U-Net, decoding included | `nfe` |
 #
-# **State of the evidence.** The study of this lesson (`labkit study run 08`) is recorded for one contender of every family, each at 1,600 NFE, with three seeds so far; GRPO, RWR, AlignProp, KTO, guidance, FK steering and FABRIC have one seed each: read their dots as anecdotes. Charts show the record in blue with its 95 % intervals, and your own run as a star on top of it. A claim's verdict comes from the record; your run says
+# **State of the evidence.** The study of this lesson (`labkit study run 08`) is recorded for one contender of every family, each at 1,600 NFE, with at least three seeds; GRPO, RWR, AlignProp, KTO, guidance, FK steering and FABRIC may have one seed only: the pale dots of a chart are seeds, and one dot is an anecdote. A second round has three times the budget. Charts show the record with its 95 % intervals, a colour for every family, and your own run as a star on top of it. A claim's verdict comes from the record; your run says
 # whether it fits. The budget is small on purpose: a race that a laptop can repeat is a race of the first dozen updates. What happens after thousands is the papers' subject; where that may decide a verdict, the reading says so.
 
-# %% [markdown] lang="ja" uid="article" pair="0682d157"
+# %% [markdown] lang="ja" uid="article" pair="fcf8ad9d"
 # このレッスンで読む記事は「拡散モデルのアラインメント」で、サーベイ論文 *Alignment of Diffusion Models: Fundamentals, Challenges, and Future*([arXiv 2409.07253](https://arxiv.org/abs/2409.07253))を紹介しています。ここでは3つの主張を
 # 確かめます。アラインメントはルール、指示の洗練、好みの学習によって行うこと、見た目が良いだけでは足りないこと、そして割に合うかどうかは検証で決まることです。
 # サーベイは手法を紙の上で比べます。ここでは実際に競わせます。基準モデルも予算も不完全な報酬もすべて同じで、どの手法にも買収できない評価役が判定します。
@@ -37,7 +37,7 @@ lab = start("08", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # | 手法 | 競技者。1つの関数で呼び出す | `enter` |
 # | コスト | NFE: デコードも含めた U-Net の順伝播の回数 | `nfe` |
 #
-# **裏付けの状況。** このレッスンの実験(`labkit study run 08`)では、系統ごとに1つの手法を1600 NFE ずつ、これまでに3個のシードで記録しました。GRPO、RWR、AlignProp、KTO、誘導、FK ステアリング、FABRIC は1シードだけなので、その点は参考程度に見てください。グラフでは、記録を95%区間つきの青で、自分の実行結果を星で示します。主張の判定は記録に基づきます。自分の実行結果については、記録と矛盾しないかどうかが表示されます。
+# **裏付けの状況。** このレッスンの実験(`labkit study run 08`)では、系統ごとに1つの手法を1600 NFE ずつ、3個以上のシードで記録しました。GRPO、RWR、AlignProp、KTO、誘導、FK ステアリング、FABRIC は1シードだけのことがあります。グラフの薄い点がシードなので、点が1つなら参考程度に見てください。2回目の記録では予算を3倍にしました。グラフでは、記録を95%区間つきで系統ごとに色分けし、自分の実行結果を星で示します。主張の判定は記録に基づきます。自分の実行結果については、記録と矛盾しないかどうかが表示されます。
 # 予算はわざと小さくしました。ノートパソコンで繰り返せる競技は、最初の十数回の更新までの競技です。数千回の更新の先に起きることは論文の領分です。その違いが判定を左右しうる箇所では、「図の見方」でそう述べます。
 
 # %% [markdown] lang="en" uid="first" pair="f088a0be"
@@ -114,7 +114,7 @@ lab.reveal("first_gold", "falls" if moved < -0.2 else "rises" if moved > 0.2 els
 #
 # *先を読む前に考えてください。報酬が完璧だったとしても、何が失われるでしょうか。*
 
-# %% [markdown] lang="en" uid="map" pair="1fd4a297"
+# %% [markdown] lang="en" uid="map" pair="ea9e4e5d"
 # ## 2. A map of the survey
 #
 # Alignment, in the survey's sense, steers a trained generator so that its outputs match intent, preference and safety; maximum likelihood does not promise that. Its companion list of papers divides the techniques like this (the last column is where you meet them):
@@ -128,10 +128,10 @@ lab.reveal("first_gold", "falls" if moved < -0.2 else "rises" if moved > 0.2 els
 # | at test time: guidance | the reward's gradient | universal guidance | section 7 |
 # | at test time: attention | liked pictures | FABRIC | lesson 04 |
 #
-# **Open problems** by its abstract and list: scarce and biased preference data, reward over-optimisation, judges that disagree, cost. **Not the survey's but the article's:** the grouping into rules, dialogue and preferences, and the three axes task,
+# **Open problems** that it names, by its list of papers and by summaries of its text, which was not at hand for this lesson: scarce and biased preference data, reward over-optimisation, judges that disagree, cost. **Not the survey's but the article's:** the grouping into rules, dialogue and preferences, and the three axes task,
 # safety, preference. Neither stands in the survey's abstract or list. They are useful in practice, so this lesson measures on the three axes, and says whose idea they are.
 
-# %% [markdown] lang="ja" uid="map" pair="158106c3"
+# %% [markdown] lang="ja" uid="map" pair="dcd13455"
 # ## 2. サーベイの地図
 #
 # サーベイのいうアラインメントは、学習済みの生成モデルの出力を、意図、選好、安全性に合うように導くことです。最尤学習はそれを約束しません。付属の論文一覧では、手法を次のように分けています(最後の列は、この教材で扱う場所です)。
@@ -145,7 +145,7 @@ lab.reveal("first_gold", "falls" if moved < -0.2 else "rises" if moved > 0.2 els
 # | テスト時: 誘導 | 報酬の勾配 | ユニバーサル誘導 | 7節 |
 # | テスト時: 注意機構 | 好まれた画像 | FABRIC | レッスン04 |
 #
-# 要旨と一覧が挙げる**未解決の課題**は、選好データの不足と偏り、報酬の過剰最適化、評価者どうしの不一致、費用です。**サーベイではなく記事のもの**もあります。ルール・対話・好みという分け方と、タスク・安全性・選好の三軸は、
+# 論文一覧と、本文の要約記事によると(本文はこのレッスンでは参照していません)、サーベイが挙げる**未解決の課題**は、選好データの不足と偏り、報酬の過剰最適化、評価者どうしの不一致、費用です。**サーベイではなく記事のもの**もあります。ルール・対話・好みという分け方と、タスク・安全性・選好の三軸は、
 # サーベイの要旨にも一覧にも出てきません。実務では役に立つので、このレッスンでも三軸で測りますが、誰の考えかは区別しておきます。
 
 # %% [markdown] lang="en" uid="proxy" pair="fd366e1d"
@@ -229,13 +229,13 @@ curve_with_interval(
     title=t("l08.votes_title"),
 )
 
-# %% [markdown] lang="en" uid="proxy-reading" pair="e3cdd03d"
-# **What you see.** A few dozen votes already beat chance by far, and hundreds more add little: most of what is left is disagreement. The public scorers of photographs are no better: they agree with people in about 60 to 84 % of pairs,
+# %% [markdown] lang="en" uid="proxy-reading" pair="26b76796"
+# **What you see.** A few dozen votes already beat chance by far, and hundreds more add little: most of what is left is disagreement. The public scorers of photographs are no better: they agree with people in about 57 to 84 % of pairs,
 # and one person with a panel in about 65 to 78 %. Votes with the planted taste are *consistently* wrong in one direction, so more of them do not help. **Keep in mind:** the proxy was fitted on pictures of the *base*. What it says of pictures that the base
 # never makes, nobody has checked.
 
-# %% [markdown] lang="ja" uid="proxy-reading" pair="05a10db7"
-# **図の見方。** 数十票でも偶然を大きく上回り、数百票を足しても伸びはわずかです。残っているのは、主に票の割れです。公開されている写真の採点モデルも大差ありません。人との一致は60〜84 %ほどで、1人の評価者と評価者全体との一致も65〜78 %ほどです。癖を仕込んだ投票は、
+# %% [markdown] lang="ja" uid="proxy-reading" pair="6631e677"
+# **図の見方。** 数十票でも偶然を大きく上回り、数百票を足しても伸びはわずかです。残っているのは、主に票の割れです。公開されている写真の採点モデルも大差ありません。人との一致は57〜84 %ほどで、1人の評価者と評価者全体との一致も65〜78 %ほどです。癖を仕込んだ投票は、
 # *いつも同じ方向に*間違えるので、増やしても良くなりません。**覚えておくこと:** 代理が学んだのは*基準モデル*の画像です。基準モデルが描かない画像への採点は、誰も確かめていません。
 
 # %% [markdown] lang="en" uid="search" pair="1cf1b279"
@@ -299,19 +299,29 @@ curve_with_interval(
     title=t("l08.bon_title", n=n_all),
 )
 
-# %% uid="bon-claim"
-kl = np.array(distance) ** 2
-half = np.arange(n_all) < max(2, n_all // 2)
-law = np.stack([np.sqrt(kl), -kl], 1)
-fit = np.linalg.lstsq(law[half], (np.array(chosen) - chosen[0])[half], rcond=None)[0]
-gap = float(chosen[-1] - chosen[0] - law[-1] @ fit)
-lab.claim("bon_law", measured=t("l08.m_law"), value=gap, seeds=[lab.seed])
+# %% uid="bon-law"
+record = lab.recorded
+recorded_gold = {kind: record.values(f"bon.gold.{kind}", "best_of_n_long").mean(0) for kind in ("main", "few")}
+many = np.arange(1, len(recorded_gold["main"]) + 1)
+far = np.array([best_of_n_kl(n) for n in many])
+law, fitted = np.stack([np.sqrt(far), -far], 1), {}
+for kind, name in {"main": t("l08.plain_proxy"), "few": t("l08.few_proxy")}.items():
+    rise = recorded_gold[kind] - recorded_gold[kind][0]
+    alpha, beta = np.linalg.lstsq(law[: len(many) // 2], rise[: len(many) // 2], rcond=None)[0]
+    fitted[name], fitted[t("l08.law_of", votes=name)] = rise, law @ (alpha, beta)
+    print(
+        t("l08.alpha_beta", votes=name, alpha=alpha, beta=beta, gap=rise[-1] - fitted[t("l08.law_of", votes=name)][-1])
+    )
+lab.claim("bon_law", reason=t("l08.only_recorded"))
+curve_with_interval(
+    np.sqrt(far), fitted, xlabel=t("l08.root_kl"), ylabel=t("l08.gold_gained"), title=t("l08.law_title", n=many[-1])
+)  # fmt: skip
 
-# %% [markdown] lang="en" uid="bon-reading" pair="6325f1bd"
-# **What you see.** Both curves rise from the same point and part: the proxy promises more than gold confirms. Over the recorded seeds the best of 7 has gold .83 against .56 for one picture; chosen by a proxy of a tenth of the votes it is .78. Gao and others ([arXiv 2210.10760](https://arxiv.org/abs/2210.10760)) found a law: with $d = \sqrt{\mathrm{KL}}$ gold gains $d\,(\alpha - \beta d)$. The claim above fits $\alpha, \beta$ on the first half of the curve and forecasts its end. **What would change it:** a worse proxy bends gold down sooner; ties in the score make the KL smaller than the formula says. Notice what cannot happen: best-of-N never leaves the base's own pictures, so it never breaks a face.
+# %% [markdown] lang="en" uid="bon-reading" pair="1708ace0"
+# **What you see.** In your own pool both curves rise from the same point and part: the proxy promises more than gold confirms. The recorded race has a longer curve, up to the best of 21 from one pool for every prompt: gold .56 for one picture, .80 for the best of 7, .88 for the best of 21; chosen by a proxy of a tenth of the votes it ends at .79. Gao and others ([arXiv 2210.10760](https://arxiv.org/abs/2210.10760)) found a law: with $d = \sqrt{\mathrm{KL}}$ gold gains $d\,(\alpha - \beta d)$. Fitted on $N$ up to 10 it promises .03 more at 21 than gold has. *Why?* Their gold has no ceiling. This one is a mean of three probabilities: below the ceiling it rises faster than $d$ (the fitted $\beta$ is negative), near it the curve must bend. With a tenth of the votes, further from the ceiling, the law misses by a few thousandths only. **What would change it:** a worse proxy bends gold down sooner; ties in the score make the KL smaller than the formula says. Notice what cannot happen: best-of-N never leaves the base's own pictures, so it never breaks a face.
 
-# %% [markdown] lang="ja" uid="bon-reading" pair="f66d8ef6"
-# **図の見方。** 2本の曲線は同じ点から上がり、離れていきます。代理は、正解スコアの裏付け以上を約束します。記録では、best-of-7 の正解スコアは0.83、1枚だけなら0.56、10分の1の投票で学習した代理で選ぶと0.78です。Gao ら([arXiv 2210.10760](https://arxiv.org/abs/2210.10760))は、$d = \sqrt{\mathrm{KL}}$ とおくと正解スコアの伸びが $d\,(\alpha - \beta d)$ に従うという法則を見つけました。上の主張では、曲線の前半で $\alpha, \beta$ を求め、最後の値を予測します。**結果を左右するもの:** 代理が悪いほど、正解スコアは早く下がり始めます。スコアに同点があると、KL は式より小さくなります。起こりえないことにも注目してください。best-of-N が選ぶのは基準モデル自身の画像なので、顔が壊れることはありません。
+# %% [markdown] lang="ja" uid="bon-reading" pair="7698cd26"
+# **図の見方。** 手元のプールでは、2本の曲線は同じ点から上がり、離れていきます。代理は、正解スコアの裏付け以上を約束します。記録した競技の曲線はもっと長く、プロンプトごとに1つのプールから best-of-21 まで求めました。正解スコアは、1枚だけなら0.56、best-of-7 で0.80、best-of-21 で0.88です。10分の1の投票で学習した代理で選ぶと0.79にとどまります。Gao ら([arXiv 2210.10760](https://arxiv.org/abs/2210.10760))は、$d = \sqrt{\mathrm{KL}}$ とおくと正解スコアの伸びが $d\,(\alpha - \beta d)$ に従うという法則を見つけました。$N$ が10までの部分で当てはめると、21では実際より0.03高い値を予測します。*なぜでしょうか。* Gao らの正解スコアには上限がありません。ここでの正解スコアは3つの確率の平均です。上限から遠い間は $d$ より速く伸び(当てはめた $\beta$ は負です)、上限に近づくと曲がらざるをえません。投票が10分の1の代理では上限から遠いので、ずれは0.00台です。**結果を左右するもの:** 代理が悪いほど、正解スコアは早く下がり始めます。スコアに同点があると、KL は式より小さくなります。起こりえないことにも注目してください。best-of-N が選ぶのは基準モデル自身の画像なので、顔が壊れることはありません。
 
 # %% [markdown] lang="en" uid="ledger" pair="f73b929b"
 # **What does it cost?** Everything is counted in NFE, forward passes of the U-Net on one picture. A backward pass costs two more. Pictures must be decoded before anybody can judge them, and that is charged too, at the price that counted operations give. A training method pays once; a search pays for every delivered picture. The race
@@ -529,6 +539,35 @@ curve_with_interval(
 #
 # 3つの手法を、ノートパソコンでも1つ1分以内で実行し、記録済みの競技に重ねます。既定の3つは、報酬の使い方の3通りを代表しています。自分の最良をまねる(RAFT)、勾配を登る(DRaFT)、選ぶ(best-of-N。上のプールを使います)。`labkit.survey.CONTENDERS` の名前を `live` に足してもかまいません。実行の前に予想してください。
 
+# %% uid="names"
+from labkit.figures import family_looks
+from labkit.studies import l08_long
+
+contenders = {
+    "base": t("l08.base"),
+    "raft": "RAFT",
+    "rwr": "RWR",
+    "ddpo": "DDPO",
+    "grpo": "GRPO",
+    "nft": "DiffusionNFT",
+}
+contenders |= {"draft": "DRaFT", "alignprop": "AlignProp", "dpo": "Diffusion-DPO", "kto": "KTO", "fabric": "FABRIC"}
+contenders |= {"best_of_n": "best-of-N", "fk": t("l08.fk"), "guidance": t("l08.guidance")}
+told = {"few": t("l08.few_proxy"), "bias": t("l08.bias_proxy")}
+
+
+def named(arm):
+    """en: What a chart calls an arm of the record: the contender, and its votes where they are not the plain ones.
+    ja: グラフでの条件の呼び名。手法の名前に、標準と違う投票ならその種類を付けます。
+    """
+    name, kind = l08_long.kind_of(arm)
+    return contenders[name] if kind == "main" else t("l08.named", name=contenders[name], votes=told[kind])
+
+
+families = [("raft", "rwr", "raft_bias"), ("ddpo", "grpo"), ("draft", "alignprop", "draft_few", "draft_bias")]
+families += [("dpo", "kto"), ("nft", "nft_bias"), ("best_of_n", "fk", "guidance", "fabric")]
+looks = family_looks([[named(arm) for arm in family] for family in families])
+
 # %% uid="race-run" tags=["slow"]
 live = ["raft", "draft"]
 mine, logs, costs = {}, {}, {}
@@ -538,12 +577,14 @@ best = pool_scores.argmax(1)
 mine["best_of_n"] = pool[torch.arange(len(test)), best]
 verdicts = {name: judged(images) for name, images in {"base": base_images, **mine}.items()}
 logged = {name: [record for record in log if "gold" in record] for name, log in logs.items()}
-lines = {name: tuple([record[key] for record in log] for key in ("nfe", "proxy")) for name, log in logged.items()}
-recorded_paths(lines, xlabel=t("l08.nfe"), ylabel=t("l08.proxy_axis"), title=t("l08.live_title"), size=(7.0, 3.4))
+lines = {named(n): tuple([record[key] for record in log] for key in ("nfe", "proxy")) for n, log in logged.items()}
+recorded_paths(
+    lines, xlabel=t("l08.nfe"), ylabel=t("l08.proxy_axis"), title=t("l08.live_title"), looks=looks, size=(7.0, 3.4)
+)  # fmt: skip
 
 # %% uid="race-strips"
-rows = {t("l08.base"): base_images, **mine}
-strips({name: list(images[:6]) for name, images in rows.items()}, title=t("l08.strips_title"))
+rows = {"base": base_images, **mine}
+strips({named(name): list(images[:6]) for name, images in rows.items()}, title=t("l08.strips_title"))
 
 # %% [markdown] lang="en" uid="live-reading" pair="ecfbc404"
 # **What you see.** The chart has the proxy of each contender's own training pictures. This is all that a team without a gold judge ever sees, and it is noisy: a dozen pictures an update. The strips have the same prompts and the same noise in every column. Do not look for the most beautiful row. Look for what *all* pictures of a row have in common and the base's have not: a colour, a haircut, an age. That is what the optimiser has learnt about your reward. Whoever learns from one reward leaves such a signature; whoever selects leaves a weaker one.
@@ -556,26 +597,25 @@ strips({name: list(images[:6]) for name, images in rows.items()}, title=t("l08.s
 # *次のセルを実行する前に、正解スコアがどの行を1位にするか、書き留めてください。*
 
 # %% uid="race-gold"
-record = lab.recorded
 arms = ["base", "raft", "rwr", "ddpo", "grpo", "nft", "draft", "alignprop", "dpo", "kto"]
 arms += ["best_of_n", "fk", "guidance", "fabric"]
-found = means(record, "gold", {arm: arm for arm in arms})
-own = {name: value["gold"] for name, value in verdicts.items() if name in found}
+found = means(record, "gold", {named(arm): arm for arm in arms})
+own = {named(name): value["gold"] for name, value in verdicts.items() if named(name) in found}
 recorded_means(found, yours=own, xlabel=t("l08.gold_axis"), value_format="{:.3f}", title=t("l08.race_gold"))
 
 # %% uid="race-plane"
-varied = means(record, "diversity", {arm: arm for arm in arms})
-both = {arm: (varied[arm], found[arm]) for arm in found if arm in varied}
-own = {name: (value["diversity"], value["gold"]) for name, value in verdicts.items()}
+varied = means(record, "diversity", {named(arm): arm for arm in arms})
+both = {name: (varied[name], found[name]) for name in found if name in varied}
+own = {named(name): (value["diversity"], value["gold"]) for name, value in verdicts.items()}
 recorded_plane(
-    both, yours=own, xlabel=t("l08.diversity_axis"), ylabel=t("l08.gold_axis"), title=t("l08.race_plane")
+    both, yours=own, xlabel=t("l08.diversity_axis"), ylabel=t("l08.gold_axis"), title=t("l08.race_plane"), looks=looks
 )  # fmt: skip
 
-# %% [markdown] lang="en" uid="race-reading" pair="cc5da61a"
-# **What you see.** Blue: the recorded race, every contender with the same 1,600 NFE and the same prompts, other votes and other noise for each seed; stars: your runs. *Is the order that of the proxy?* No. DRaFT's proxy is 1.52, best-of-7's 1.26, yet gold is .75 for DRaFT and .83 for best-of-7, which leads in every seed. Look into the axes: DRaFT paints the liked background behind everybody (preference .99) and forgets the prompt, task falls from .52 to .27. DPO does the same more gently (gold .79, task .38). Best-of-7 raises task as well, to .65. *What did it cost in diversity?* 4.7 for the base, 4.4 for best-of-7, 4.3 for NFT, 2.6 for DPO, 1.6 for DRaFT, where hardly more than one face is left. *How sure is that?* RAFT's gold is .47, .76, .79, seed by seed: the run that turned all backgrounds to the wrong colour did so in a handful of updates, with a learning rate that was the better of two in a trial over half the budget. A table with one seed would have praised or buried it. And a fair table says *who saw what*: DRaFT and guidance see a gradient, DPO pairs, the others a number.
+# %% [markdown] lang="en" uid="race-reading" pair="b9c8908a"
+# **What you see.** Dots with intervals: the recorded race, every contender with the same 1,600 NFE and the same prompts, other votes and other noise for each seed; stars: your runs. *Is the order that of the proxy?* No. DRaFT's proxy is 1.53, best-of-7's 1.26, yet gold is .76 for DRaFT and .83 for best-of-7, which leads in every seed that both have. Look into the axes: DRaFT paints the liked background behind everybody (preference .99) and forgets the prompt, task falls from .52 to .29. DPO does the same more gently (gold .79, task .38). Best-of-7 raises task as well, to .65. *What did it cost in diversity?* 4.7 for the base, 4.4 for best-of-7, 4.3 for NFT, 2.6 for DPO, 1.7 for DRaFT, whose pictures in the strips are hardly faces any more. *How sure is that?* RAFT's gold is .47, .76, .79, .78, .80, seed by seed: the run that turned all backgrounds to the wrong colour did so in a handful of updates, with a learning rate that was the better of two in a trial over half the budget. A table with one seed would have praised or buried it. And a fair table says *who saw what*: DRaFT and guidance see a gradient, DPO pairs, the others a number.
 
-# %% [markdown] lang="ja" uid="race-reading" pair="8b0711a5"
-# **図の見方。** 青は記録済みの競技です。どの手法も1600 NFE、プロンプトも共通で、票とノイズはシードごとに別です。星はあなたの実行です。*順序は代理スコアと同じか。* 違います。代理スコアは DRaFT が1.52、best-of-7 が1.26ですが、正解スコアは DRaFT が0.75、best-of-7 が0.83で、どのシードでも best-of-7 が上です。軸ごとに見ましょう。DRaFT は誰の背景も好まれる色に塗り(選好0.99)、プロンプトを忘れて、タスクの軸が0.52から0.27に下がりました。DPO も、程度は軽いものの同じです(正解スコア0.79、タスク0.38)。best-of-7 ではタスクも0.65に上がります。*多様性をどれだけ失ったか。* 基準モデルの4.7に対し、best-of-7 は4.4、NFT は4.3、DPO は2.6、DRaFT は1.6で、ほぼ1つの顔しか残っていません。*どこまで確かか。* RAFT の正解スコアは、シード順に0.47、0.76、0.79です。背景をすべて好まれない色にしてしまった実行では、数回の更新でそうなりました。学習率は、半分の予算で試した2つのうち良いほうです。1シードだけの表なら、褒めすぎるか、切り捨てるかのどちらかになったでしょう。公平な表には、*誰が何を見たか*も書きます。DRaFT と誘導は勾配を、DPO はペアを、ほかは数値を見ています。
+# %% [markdown] lang="ja" uid="race-reading" pair="42081658"
+# **図の見方。** 区間つきの点は記録済みの競技です。どの手法も1600 NFE、プロンプトも共通で、票とノイズはシードごとに別です。星はあなたの実行です。*順序は代理スコアと同じか。* 違います。代理スコアは DRaFT が1.53、best-of-7 が1.26ですが、正解スコアは DRaFT が0.76、best-of-7 が0.83で、両方を記録したどのシードでも best-of-7 が上です。軸ごとに見ましょう。DRaFT は誰の背景も好まれる色に塗り(選好0.99)、プロンプトを忘れて、タスクの軸が0.52から0.29に下がりました。DPO も、程度は軽いものの同じです(正解スコア0.79、タスク0.38)。best-of-7 ではタスクも0.65に上がります。*多様性をどれだけ失ったか。* 基準モデルの4.7に対し、best-of-7 は4.4、NFT は4.3、DPO は2.6、DRaFT は1.7で、上の画像はもう顔に見えないほどです。*どこまで確かか。* RAFT の正解スコアは、シード順に0.47、0.76、0.79、0.78、0.80です。背景をすべて好まれない色にしてしまった実行では、数回の更新でそうなりました。学習率は、半分の予算で試した2つのうち良いほうです。1シードだけの表なら、褒めすぎるか、切り捨てるかのどちらかになったでしょう。公平な表には、*誰が何を見たか*も書きます。DRaFT と誘導は勾配を、DPO はペアを、ほかは数値を見ています。
 
 # %% uid="paths-cost"
 online = ["raft", "rwr", "ddpo", "grpo", "nft", "draft", "alignprop"]
@@ -600,14 +640,14 @@ ran = [arm for arm in online if record.seeds(arm)]
 score = {"gold": t("l08.gold_axis"), "proxy": t("l08.proxy_axis")}
 price_axis = {"nfe": t("l08.nfe"), "queries": t("l08.queries_axis")}
 for cost, axis in price_axis.items():
-    lines = {arm: (spent(cost, arm), stages("gold", arm)) for arm in ran}
-    display(recorded_paths(lines, xlabel=axis, ylabel=score["gold"], title=t("l08.paths_cost")))
+    lines = {named(arm): (spent(cost, arm), stages("gold", arm)) for arm in ran}
+    display(recorded_paths(lines, xlabel=axis, ylabel=score["gold"], title=t("l08.paths_cost"), looks=looks))
 
-# %% [markdown] lang="en" uid="paths-cost-reading" pair="9e3ed329"
-# **What you see.** The same gold against two prices. On the first chart everyone pays alike, so what counts is the slope. NFT goes from .62 at half of the budget to .70 at its end, DDPO from .58 to .62: five and six updates are too few to tell the two apart, and the claim below says by how much. DiffusionNFT's paper compares them over hundreds. On the second chart the price is what the reward was asked. DRaFT asks once for each of its pictures, and a gradient carries more than a number does; DPO (not drawn: it stops asking before it starts training) asked 72 times, DDPO 96. If a question to your reward is a matrix product, read the first chart; if it is a minute of a person's time, the second, and then mind that a person has no gradient.
+# %% [markdown] lang="en" uid="paths-cost-reading" pair="03333709"
+# **What you see.** The same gold against two prices. On the first chart everyone pays alike, so what counts is the slope. By its proxy DRaFT is ahead of all at half of the budget: 1.33 against .70 for RAFT, .44 for NFT, .30 for DDPO. By gold, NFT goes from .62 at half to .70 at its end, DDPO from .60 to .62: five and six updates are too few to tell the two apart, so the claim below asks a race of three times the budget. DiffusionNFT's paper compares over hundreds of updates. On the second chart the price is what the reward was asked. DRaFT asks once for each of its pictures, and a gradient carries more than a number does; DPO (not drawn: it stops asking before it starts training) asked 72 times, DDPO 96. If a question to your reward is a matrix product, read the first chart; if it is a minute of a person's time, the second, and then mind that a person has no gradient.
 
-# %% [markdown] lang="ja" uid="paths-cost-reading" pair="9d940ea1"
-# **図の見方。** 同じ正解スコアを、2種類の値段に対して描きました。1つ目のグラフでは全員が同じだけ払うので、見るべきは傾きです。NFT は予算の半分で0.62、終了時に0.70、DDPO は0.58から0.62です。5回や6回の更新では両者を区別しにくく、どこまで言えるかは下の主張で判定します。DiffusionNFT の論文が比べているのは、数百回の更新です。2つ目のグラフの値段は、報酬に何枚尋ねたかです。DRaFT が尋ねるのは自分の画像1枚につき1回で、勾配は数値1つより多くを伝えます。DPO は学習を始める前に尋ね終わるので描いていませんが、問い合わせは72回でした(DDPO は96回)。報酬への問い合わせが行列の積で済むなら1つ目を、人の1分がかかるなら2つ目を見てください。ただし、人には勾配がありません。
+# %% [markdown] lang="ja" uid="paths-cost-reading" pair="920441bf"
+# **図の見方。** 同じ正解スコアを、2種類の値段に対して描きました。1つ目のグラフでは全員が同じだけ払うので、見るべきは傾きです。予算の半分の時点の代理スコアでは、DRaFT が先頭です(1.33。RAFT は0.70、NFT は0.44、DDPO は0.30)。正解スコアでは、NFT が半分で0.62、終了時に0.70、DDPO が0.60から0.62です。5回や6回の更新では両者を区別しにくいので、下の主張は予算を3倍にした競技で判定します。DiffusionNFT の論文が比べているのは、数百回の更新です。2つ目のグラフの値段は、報酬に何枚尋ねたかです。DRaFT が尋ねるのは自分の画像1枚につき1回で、勾配は数値1つより多くを伝えます。DPO は学習を始める前に尋ね終わるので描いていませんが、問い合わせは72回でした(DDPO は96回)。報酬への問い合わせが行列の積で済むなら1つ目を、人の1分がかかるなら2つ目を見てください。ただし、人には勾配がありません。
 
 # %% uid="paths-kl"
 trained = [arm for arm in (*online, "dpo", "kto", "draft_few", "draft_bias") if record.seeds(arm)]
@@ -615,14 +655,50 @@ law = [best_of_n_kl(n) ** 0.5 for n in range(2, record.values("bon.gold.main", "
 for metric, axis in score.items():
     curve = record.values(f"bon.{metric}.main", "best_of_n").mean(0)
     lines = {t("l08.search_path"): (law, curve[1:])}
-    lines |= {arm: (record.values("kl", arm).mean() ** 0.5, record.values(metric, arm).mean()) for arm in trained}
-    display(recorded_paths(lines, xlabel=t("l08.path_kl"), ylabel=axis, log_x=True, title=t("l08.paths_kl")))
+    lines |= {named(a): (record.values("kl", a).mean() ** 0.5, record.values(metric, a).mean()) for a in trained}
+    shown = {"title": t("l08.paths_kl"), "looks": looks | {t("l08.search_path"): looks[named("best_of_n")]}}
+    display(recorded_paths(lines, xlabel=t("l08.path_kl"), ylabel=axis, log_x=True, **shown))
 
-# %% [markdown] lang="en" uid="paths-kl-reading" pair="4fbcb49f"
-# **What you see.** Distance from the base, on a logarithmic axis, against gold and against the proxy. Best-of-N is the ruler: nothing is closer to the base for its proxy gain. NFT's paths are 141 nats away on average, DPO's 8,010, DRaFT's 62,358. Path KL is an upper bound of the picture's, so do not read it against the ruler to the digit; read the factor of 400 between NFT and DRaFT, at nearly the same gold. Compare the two charts at DRaFT with a tenth of the votes: its own proxy is as high as anything in the race. Its gold between half and end goes from .82 to .76, from .52 to .80, from .75 to .78 (seed by seed). So the turn that Gao and others draw as one smooth curve appears in single runs and depends on which votes were cast; at this size of study the claim below cannot call it more than that.
+# %% [markdown] lang="en" uid="paths-kl-reading" pair="2a3d361d"
+# **What you see.** Distance from the base, on a logarithmic axis, against gold and against the proxy. Best-of-N is the ruler: nothing is closer to the base for its proxy gain. NFT's paths are 156 nats away on average, DPO's 8,010, DRaFT's 56,167. Path KL is an upper bound of the picture's, so do not read it against the ruler to the digit; read the factor of 360 between NFT and DRaFT, for a gold of .70 and of .76. Compare the two charts at DRaFT with a tenth of the votes: its own proxy is as high as anything in the race. Its gold between half and end goes from .82 to .76, from .52 to .80, from .75 to .78 (seeds 0 to 2). So the turn that Gao and others draw as one smooth curve appears in one run and not in the next: twelve updates end before a turn can be told from a rise. The next charts come from a race of three times the budget.
 
-# %% [markdown] lang="ja" uid="paths-kl-reading" pair="977494a2"
-# **図の見方。** 基準モデルからの距離(対数目盛)に対する、正解スコアと代理スコアです。best-of-N が物差しになります。同じだけ代理スコアを上げて、これより基準モデルの近くにとどまる手法はありません。軌跡の KL は、平均で NFT が141ナット、DPO が8,010ナット、DRaFT が62,358ナットです。軌跡の KL は画像の KL の上限なので、物差しの目盛と細かく比べてはいけません。見るべきは、ほぼ同じ正解スコアでの NFT と DRaFT の比、約400倍です。10分の1の投票による DRaFT を2つのグラフで比べてください。自分の代理のスコアは、競技の中で最も高い部類です。予算の半分から終了時までに、正解スコアはシード順に0.82から0.76、0.52から0.80、0.75から0.78と動きました。Gao らが1本のなめらかな曲線に描いた下降は、個々の実行には現れますが、どの票が投じられたかによって変わります。この規模の実験では、下の主張もそれ以上は判定できません。
+# %% [markdown] lang="ja" uid="paths-kl-reading" pair="5da22ae4"
+# **図の見方。** 基準モデルからの距離(対数目盛)に対する、正解スコアと代理スコアです。best-of-N が物差しになります。同じだけ代理スコアを上げて、これより基準モデルの近くにとどまる手法はありません。軌跡の KL は、平均で NFT が156ナット、DPO が8,010ナット、DRaFT が56,167ナットです。軌跡の KL は画像の KL の上限なので、物差しの目盛と細かく比べてはいけません。見るべきは NFT と DRaFT の比、約360倍です。正解スコアは0.70と0.76です。10分の1の投票による DRaFT を2つのグラフで比べてください。自分の代理のスコアは、競技の中で最も高い部類です。予算の半分から終了時までに、正解スコアは0.82から0.76、0.52から0.80、0.75から0.78と動きました(シード0〜2)。Gao らが1本のなめらかな曲線に描いた下降は、ある実行では現れ、別の実行では現れません。12回の更新では短すぎて、下降と上昇の途中とを区別できないのです。次のグラフは、予算を3倍にした競技の記録です。
+
+# %% uid="long-race"
+stages_of_long = range(1, len(l08_long.STAGES) + 1)
+
+
+def long_path(metric, arm):
+    """en: A metric of a recorded long race: at the base, then after each stage; mean over seeds and prompts.
+    ja: 記録された長い競技の数値。基準モデル、各段階の順に、シードとプロンプトで平均します。
+    """
+    later = [record.values(f"{metric}.s{i}", arm).mean() for i in stages_of_long]
+    return np.array([record.values(metric, "base").mean() if metric in score else 0.0, *later])
+
+
+lines, long_arms = {}, ["draft_long", "draft_few_long", "nft_long", "ddpo_long"]
+for arm in filter(record.seeds, long_arms[:2]):
+    for metric, name in {"proxy": t("l08.proxy"), "gold": t("l08.gold")}.items():
+        gained = (long_path(metric, arm) - long_path(metric, arm)[0]) / record.values(metric, "base").std()
+        lines[t("l08.error_of", arm=named(arm), who=name)] = (long_path("kl", arm) ** 0.5, gained)
+pair = {"looks": family_looks([list(lines)[:2], list(lines)[2:]]), "title": t("l08.long_kl")}
+if lines:
+    display(recorded_paths(lines, xlabel=t("l08.path_kl_linear"), ylabel=t("l08.gained"), **pair))
+lines = {named(arm): (long_path("nfe", arm), long_path("gold", arm)) for arm in filter(record.seeds, long_arms)}
+if lines:
+    display(recorded_paths(lines, xlabel=t("l08.nfe"), ylabel=score["gold"], title=t("l08.long_title"), looks=looks))
+print(t("l08.long_seeds", seeds=", ".join(f"{named(arm)} {len(record.seeds(arm))}" for arm in long_arms)))
+
+# %% [markdown] lang="en" uid="long-race-reading" pair="bf0c8f9c"
+# **What you see.** The proxy is what is being climbed. Does gold go on with it, does it stay behind, or does it turn? In the first recorded run with a tenth of the votes the proxy rises at every look (.68, 1.68, 2.27, 2.56) while gold goes .65, .79, .73, .74 and diversity falls from 4.4 to 1.0: it turned between nine and nineteen updates. With all votes the first run turns as well, from a higher top (.65, .81, .74, .74). One run of each is an anecdote, so the claims wait for three seeds. A turn is claimed with care: each run's best stage is chosen on every other prompt and its gold read on the remaining ones, because a maximum chosen and read on the same prompts looks higher than it is, and every noisy curve would "turn". The second chart has the runs of the long race against what they cost. The line below it says how many seeds each has so far.
+#
+# *Would you have stopped in time? Only the proxy was on your screen.*
+
+# %% [markdown] lang="ja" uid="long-race-reading" pair="94bb3bbb"
+# **図の見方。** 登っている相手は代理スコアです。正解スコアは一緒に上がり続けるでしょうか。遅れるでしょうか、それとも下がり始めるでしょうか。10分の1の投票で学習した最初の記録では、測るたびに代理スコアが上がる一方(0.68、1.68、2.27、2.56)、正解スコアは0.65、0.79、0.73、0.74と動き、多様性は4.4から1.0に下がりました。9回目と19回目の更新の間に下がり始めています。全部の投票で学習した最初の記録も、もっと高いところから下がりました(0.65、0.81、0.74、0.74)。1回ずつの実行だけでは何とも言えないので、主張の判定は3シードがそろってから行います。下降は慎重に判定します。実行ごとに、最良の段階を1つおきのプロンプトで選び、正解スコアは残りのプロンプトで読みます。同じプロンプトで最大値を選んで読むと実際より高く見え、ノイズのある曲線はどれも「下降した」ことになってしまうからです。2つ目のグラフは、長い競技の実行を費用に対して描いたものです。その下の行に、これまでのシードの数を示します。
+#
+# *あなたなら、手遅れになる前に止められたでしょうか。画面に映っているのは代理スコアだけです。*
 
 
 # %% uid="dashboards"
@@ -631,26 +707,27 @@ def panel(key, arms):
     ja: 記録されたログの数値を NFE に対して並べます(シードの平均)。条件名 -> (x, y) です。
     """
     there = [arm for arm in arms if record.seeds(arm)]
-    return {arm: (record.values("panel.nfe", arm).mean(0), record.values(f"panel.{key}", arm).mean(0)) for arm in there}
+    paid, shown = ({a: record.values(f"panel.{k}", a).mean(0) for a in there} for k in ("nfe", key))
+    return {named(arm): (paid[arm], shown[arm]) for arm in there}
 
 
 options = {"xlabel": t("l08.nfe"), "size": (7.0, 2.8)}
-display(
-    recorded_paths(panel("clipped", ["ddpo", "grpo"]), ylabel=t("l08.clipped"), title=t("l08.ppo_panel"), **options)
-)
+clipping = panel("clipped", ["ddpo", "grpo"])
+display(recorded_paths(clipping, ylabel=t("l08.clipped"), title=t("l08.ppo_panel"), looks=looks, **options))
 roles = {t("l08.winner"): "d_w", t("l08.loser"): "d_l"}
 errors = {
     t("l08.error_of", arm=arm, who=who): line
     for who, key in roles.items()
     for arm, line in panel(key, ["dpo", "kto"]).items()
 }
-display(recorded_paths(errors, ylabel=t("l08.error_axis"), title=t("l08.dpo_panel"), **options))
+by_role = family_looks([[t("l08.error_of", arm=named(arm), who=who) for arm in ("dpo", "kto")] for who in roles])
+display(recorded_paths(errors, ylabel=t("l08.error_axis"), title=t("l08.dpo_panel"), looks=by_role, **options))
 
-# %% [markdown] lang="en" uid="dashboards-reading" pair="05d66ea7"
-# **What you see.** Two instruments that people watch while training. Upper: PPO's clip. The first of the two trained steps of an update has ratios of exactly 1, so nothing of it is clipped; the second is trained with weights that have moved already. A share of .5 therefore says that the whole second step was thrown away: that happens in the first updates here, so the learning rate is at its limit. Lower: DPO's two errors. The losers' error rises to .76, the winners' to .42: both get worse, the losers faster, which is all that the loss asks for (lesson 05). Gold still rose, but the model is forgetting how to draw the pictures it was told to prefer, and its diversity says so.
+# %% [markdown] lang="en" uid="dashboards-reading" pair="4882d714"
+# **What you see.** Two instruments that people watch while training. Upper: PPO's clip. The first of the two trained steps of an update has ratios of exactly 1, so nothing of it is clipped; the second is trained with weights that have moved already. A share of .5 would therefore say that the whole second step was thrown away: the first update comes close (.41), later ones lose a fifth to a third, so the learning rate is at its limit. Lower: DPO's two errors. The losers' error rises to .76, the winners' to .42: both get worse, the losers faster, which is all that the loss asks for (lesson 05). Gold still rose, but the model is forgetting how to draw the pictures it was told to prefer, and its diversity says so.
 
-# %% [markdown] lang="ja" uid="dashboards-reading" pair="0e473f5c"
-# **図の見方。** 学習中に見守る計器を2つ挙げます。上は PPO のクリップです。1回の更新で学習する2つのステップのうち、1つ目の比はちょうど1なので、何もクリップされません。2つ目は、すでに動いた重みで学習します。割合が0.5なら、2つ目のステップが丸ごと捨てられています。ここでは最初の数回の更新でそうなっていて、学習率が上限にあることが分かります。下は DPO の2つの誤差です。敗者の誤差は0.76、勝者の誤差は0.42まで増えました。両方が悪化し、敗者のほうが速く悪化しています。損失が求めるのはそれだけです(レッスン05)。正解スコアは上がったものの、好むように教えた画像の描き方をモデルは忘れつつあり、多様性の低下にそれが表れています。
+# %% [markdown] lang="ja" uid="dashboards-reading" pair="a38f16a1"
+# **図の見方。** 学習中に見守る計器を2つ挙げます。上は PPO のクリップです。1回の更新で学習する2つのステップのうち、1つ目の比はちょうど1なので、何もクリップされません。2つ目は、すでに動いた重みで学習します。割合が0.5なら、2つ目のステップが丸ごと捨てられています。ここでは最初の更新がそれに近く(0.41)、その後も5分の1から3分の1が捨てられているので、学習率が上限にあることが分かります。下は DPO の2つの誤差です。敗者の誤差は0.76、勝者の誤差は0.42まで増えました。両方が悪化し、敗者のほうが速く悪化しています。損失が求めるのはそれだけです(レッスン05)。正解スコアは上がったものの、好むように教えた画像の描き方をモデルは忘れつつあり、多様性の低下にそれが表れています。
 
 # %% uid="race-claims"
 gain = {name: {k: value[k] - verdicts["base"][k] for k in value} for name, value in verdicts.items()}
@@ -675,6 +752,7 @@ lab.claim("turn_moves", reason=t("l08.only_recorded"))
 lab.claim("dpo_asks_less", reason=t("l08.only_recorded"))
 lab.claim("dpo_beats_base", reason=t("l08.only_recorded"))
 lab.claim("nft_is_cheaper", reason=t("l08.only_recorded"))
+lab.claim("budget_helps", reason=t("l08.only_recorded"))
 
 # %% [markdown] lang="en" uid="bug" pair="c2576cec"
 # ## 9. A planted bug: who finds it?
@@ -724,7 +802,7 @@ with figure_style():
     axes = figure.add_subplot()
     axes.imshow(table, cmap="RdBu", vmin=-2, vmax=2, aspect="auto")
     axes.set_xticks(range(len(columns)), list(columns.values()), fontsize=8, rotation=20, ha="right")
-    axes.set_yticks(range(len(runs)), list(runs), fontsize=8)
+    axes.set_yticks(range(len(runs)), [named(arm) for arm in runs], fontsize=8)
     axes.grid(False)
     for i, j in np.ndindex(table.shape):
         ink = "white" if abs(table[i, j]) > 1.3 else "black"
@@ -734,14 +812,16 @@ figure.alt = t("l08.cross_title")
 figure
 
 # %% uid="bug-claim"
+lab.claim("search_finds_bug", reason=t("l08.only_recorded"))
 value = judged(hacked)["saturation"] - judged(mine["draft"])["saturation"]
-lab.claim("bug_is_found", measured=t("l08.m_bug"), value=value, seeds=[lab.seed])
+lab.claim("gradient_finds_bug", measured=t("l08.m_bug"), value=value, seeds=[lab.seed])
+lab.claim("bug_is_found", reason=t("l08.only_recorded"))
 
-# %% [markdown] lang="en" uid="bug-reading" pair="9ad2548e"
-# **What you see.** The same pool, the same prompts: the tainted judge picks the more saturated picture. Training can go further, because it can *make* what selection only finds. Who does? DRaFT ends at a saturation of .42 under the taint and .20 without it (the base has .27), and its gold is .66 against .75. NFT (.28 and .29) and RAFT (.27 and .27) do not move that way: in a handful of updates from a few pictures, scores alone carry too little to find a direction that the gradient points at from the first step. That is no merit of theirs. In the table, read along the rows: a gain that only its own column confirms is a hack; a gain that a reward with other votes, and gold, confirm as well is an improvement. **What to do without gold:** a second proxy from other votes, pictures at fixed seeds, and a list of things that should *not* move (here saturation) watched from the first update on.
+# %% [markdown] lang="en" uid="bug-reading" pair="16deef67"
+# **What you see.** The same pool, the same prompts: the tainted judge picks the more saturated picture; in the record's pools the best of 21 has a saturation of .32 by the tainted and of .30 by the honest proxy, one picture .26. Training can go further, because it can *make* what selection only finds. Who does? On the seeds that both have, DRaFT ends at a saturation of .42 under the taint and .20 without it (the base has .27), and its gold is .66 against .75. NFT (.28 and .29) and RAFT (.27 and .27) do not move that way: in a handful of updates from a few pictures, scores alone carry too little to find a direction that the gradient points at from the first step. That is no merit of theirs. In the table, read along the rows: a gain that only its own column confirms is a hack; a gain that a reward with other votes, and gold, confirm as well is an improvement. **What to do without gold:** a second proxy from other votes, pictures at fixed seeds, and a list of things that should *not* move (here saturation) watched from the first update on.
 
-# %% [markdown] lang="ja" uid="bug-reading" pair="ac0df0ac"
-# **図の見方。** プールもプロンプトも同じなのに、癖のある評価役は彩度の高い画像を選びます。選ぶだけなら見つけるにとどまりますが、学習はそういう画像を*作る*ことができます。実際に作ったのはどの手法でしょうか。DRaFT の彩度は、癖のある代理では0.42、癖のない代理では0.20でした(基準モデルは0.27)。正解スコアは0.66と0.75です。NFT(0.28と0.29)と RAFT(0.27と0.27)は、その方向に動いていません。少数の画像による数回の更新では、勾配なら最初のステップから指し示す方向を、スコアだけで見つけるのは難しいからです。手法の手柄ではありません。表は行に沿って読んでください。自分の列でしか確かめられない伸びは、報酬の穴を突いた結果です。別の投票による報酬や正解スコアでも確かめられる伸びは、改善です。**正解スコアがないときは:** 別の投票で作った2つ目の代理、固定シードの画像、そして*動いてはならない*もの(ここでは彩度)の一覧を用意し、最初の更新から見守ります。
+# %% [markdown] lang="ja" uid="bug-reading" pair="6951414c"
+# **図の見方。** プールもプロンプトも同じなのに、癖のある評価役は彩度の高い画像を選びます。記録したプールでは、彩度は1枚だけなら0.26、best-of-21 では癖のある代理で0.32、癖のない代理で0.30です。選ぶだけなら見つけるにとどまりますが、学習はそういう画像を*作る*ことができます。実際に作ったのはどの手法でしょうか。両方を記録したシードでは、DRaFT の彩度は癖のある代理で0.42、癖のない代理で0.20でした(基準モデルは0.27)。正解スコアは0.66と0.75です。NFT(0.28と0.29)と RAFT(0.27と0.27)は、その方向に動いていません。少数の画像による数回の更新では、勾配なら最初のステップから指し示す方向を、スコアだけで見つけるのは難しいからです。手法の手柄ではありません。表は行に沿って読んでください。自分の列でしか確かめられない伸びは、報酬の穴を突いた結果です。別の投票による報酬や正解スコアでも確かめられる伸びは、改善です。**正解スコアがないときは:** 別の投票で作った2つ目の代理、固定シードの画像、そして*動いてはならない*もの(ここでは彩度)の一覧を用意し、最初の更新から見守ります。
 
 # %% [markdown] lang="en" uid="even" pair="8eb1e4b0"
 # ## 10. Train or search?
@@ -802,9 +882,28 @@ allowed = sizes.nfe + len(test) * plain
 lab.verdict(t("l08.within", budget=allowed, spent=total), total <= allowed * 1.001)
 board = enter_score(lab.progress.path.with_name("arena.jsonl"), my_name, own_gold, nfe=total, **my_settings)
 for rank, row in enumerate(board[:5], 1):
-    print(t("l08.board", rank=rank, name=row["name"], gold=row["gold"], nfe=row["nfe"]))
+    who = contenders.get(row["name"], row["name"])
+    print(t("l08.board", rank=rank, name=who, gold=row["gold"], nfe=row["nfe"]))
 top = max(found, key=lambda arm: found[arm].value)
 print(t("l08.recorded_best", name=top, gold=found[top].value))
+
+# %% [markdown] lang="en" uid="photographs" pair="142d54a4"
+# **The same race on photographs.** In this notebook the world is drawn, on the gpu tier too, because only here gold is known. With a GPU, the same contenders race on Stable Diffusion 1.5 with PickScore as the reward and PartiPrompts as prompts (a table that you download yourself). In a terminal:
+#
+# ```
+# labkit arena PartiPrompts.tsv --reward pickscore --judge clip --nfe 20000 --out runs/arena
+# ```
+#
+# Every contender trains a LoRA or searches; the table shows its gain over the base on held-out prompts, by the reward and by a judge that nobody trained on. There is no gold, so read it as section 9 taught: a gain that only the reward confirms is not one. `accelerate launch --num_processes 4 -m labkit.cli arena ...` shares contenders and seeds over four GPUs. Published runs of policy gradients take hours at this size, back-propagation of the reward about one. This course has not recorded that race.
+
+# %% [markdown] lang="ja" uid="photographs" pair="7bba9d59"
+# **同じ競技を写真で。** このノートブックの世界は、gpu でも描画されたポートレートです。正解スコアが分かるのはこの世界だけだからです。GPU があれば、同じ手法を Stable Diffusion 1.5 で競わせることができます。報酬は PickScore、プロンプトは PartiPrompts です(表は自分でダウンロードしてください)。ターミナルで次のように実行します。
+#
+# ```
+# labkit arena PartiPrompts.tsv --reward pickscore --judge clip --nfe 20000 --out runs/arena
+# ```
+#
+# 各手法が LoRA を学習するか探索を行います。表には、未使用のプロンプトで基準モデルをどれだけ上回ったかが、報酬による採点と、誰も学習に使っていない評価役による採点の両方で並びます。正解スコアはないので、9節のとおりに読んでください。報酬だけが認める伸びは、伸びではありません。`accelerate launch --num_processes 4 -m labkit.cli arena ...` とすると、手法とシードを4枚の GPU で手分けします。公開されている報告では、この規模の方策勾配には数時間、報酬の逆伝播には1時間ほどかかります。この競技は、この教材ではまだ記録していません。
 
 # %% [markdown] lang="en" uid="close" pair="6a11d5d6"
 # ## 12. Paper, article, your numbers

@@ -27,6 +27,7 @@ def check_best_of_n(c, fn):
     c.hand(float(c.call(fn, scores, 1)), 2.0)
     c.hand(float(c.call(fn, scores, 3)), 3.0)
     more = c.rand(30).double().numpy()
+    c.close(float(c.call(fn, more, 2)), eq.best_of_n(more, 2))
     c.close(float(c.call(fn, more, 7)), eq.best_of_n(more, 7))
 
 
@@ -96,7 +97,9 @@ def check_truncated_chain(c, fn):
     end, last = slope(1)
     c.hand(end, torch.tensor(0.5 + 4.0 + 1.5 + 0.5 + 0.125))
     c.mistake("l08.all_steps", got=last, looks_like=torch.tensor(4 + 1.5 + 0.5 + 0.125))
-    c.mistake("l08.first_steps", when=c.is_close(last, torch.tensor(0.0)) or c.is_close(last, torch.tensor(0.125)))
+    none = c.is_close(last, torch.tensor(0.0))
+    c.mistake("l08.one_few", when=none and c.is_close(slope(2)[1], torch.tensor(4.0)))
+    c.mistake("l08.first_steps", when=none or c.is_close(last, torch.tensor(0.125)))
     c.mistake("l08.one_short", when=c.is_close(last, torch.tensor(5.5)))
     c.hand(last, torch.tensor(4.0))
     c.close(slope(2)[1], torch.tensor(4 + 1.5))
@@ -114,6 +117,14 @@ def _(step, x, steps, k):
 def _(step, x, steps, k):
     for i in range(steps):
         with torch.set_grad_enabled(i < k):
+            x = step(x, i)
+    return x
+
+
+@check_truncated_chain.wrong("l08.one_few")
+def _(step, x, steps, k):
+    for i in range(steps):
+        with torch.set_grad_enabled(i > steps - k):
             x = step(x, i)
     return x
 
@@ -140,6 +151,9 @@ def check_fk_weights(c, fn):
     c.tensor(got, shape=(1, 3), dtype=torch.float32)
     c.mistake("l08.not_normalised", got=got, looks_like=torch.tensor([[1.0, 2.0, 4.0]]))
     c.hand(got, torch.tensor([[1.0, 2.0, 4.0]]) / 7)
+    two = c.call(fn, torch.tensor([[2.0, 1.0], [3.0, 3.0]]), torch.tensor([[1.0, 1.0], [3.0, 3.0]]), math.log(2.0))
+    c.mistake("l08.over_prompts", got=two, looks_like=torch.tensor([[2.0, 1.0], [1.0, 1.0]]) / 5)
+    c.hand(two, torch.tensor([[2 / 3, 1 / 3], [0.5, 0.5]]))
     rise = c.call(fn, torch.tensor([[5.0, 6.0]]), torch.tensor([[5.0, 5.0]]), 1.0)
     same = c.call(fn, torch.tensor([[5.0, 6.0]]), torch.tensor([[5.0, 6.0]]), 1.0)
     c.mistake("l08.level", when=not c.is_close(same, torch.tensor([[0.5, 0.5]])))
@@ -153,6 +167,11 @@ def check_fk_weights(c, fn):
 @check_fk_weights.wrong("l08.not_normalised")
 def _(now, before, strength):
     return (strength * (now - before)).exp()
+
+
+@check_fk_weights.wrong("l08.over_prompts")
+def _(now, before, strength):
+    return torch.softmax((strength * (now - before)).flatten(), 0).view_as(now)
 
 
 @check_fk_weights.wrong("l08.level")
