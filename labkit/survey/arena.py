@@ -169,7 +169,8 @@ def _preferences(
     """DPO or KTO through labkit.dpo: candidates, best against worst, then training without another question."""
     price, n = prices(pipe), s.candidates
     made = n * price.sampled(s.steps, rows=s.rows)  # per prompt
-    step, pair = s.batch * 2 * 3, s.draws * 2  # a training step; a pair's reference errors, computed once
+    step = s.batch * 2 * 3 * world_size()  # of training; every process has a batch of its own
+    pair = s.draws * 2  # a pair's reference errors, computed once
     groups = max(2, int(nfe * s.pool / (made + pair)))
     steps = updates_for(nfe, step, name, fixed=groups * (made + pair))
     texts = [prompts[i % len(prompts)] for i in range(groups)]
@@ -196,10 +197,12 @@ def _preferences(
         start = {"proxy": float(scores.mean())}
         if gold is not None:
             start["gold"] = float(torch.as_tensor(gold(images, rows)).float().mean())
-        log: list[Record] = [{"update": 0, **start, "nfe": price.nfe(ledger.counts), "queries": float(len(rows))}]
+        asked = price.nfe(ledger.counts)  # every process makes the same candidates: charged once
+        log: list[Record] = [{"update": 0, **start, "nfe": asked, "queries": float(len(rows))}]
 
         def record(found: Record) -> object:
-            costs = {"nfe": price.nfe(ledger.counts), "queries": float(ledger.counts.reward_rows)}
+            since = (price.nfe(ledger.counts) - asked) * world_size()
+            costs = {"nfe": asked + since, "queries": float(ledger.counts.reward_rows)}
             log.append({"update": found["step"], **found, **costs})
             return callback(log[-1]) if callback is not None else None
 

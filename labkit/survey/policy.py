@@ -1,8 +1,8 @@
 """What all trained contenders share: a LoRA policy, its rollouts, one optimizer, a ledger, checkpoints.
 
 Everything random is a function of (seed, update), so a run that was killed goes on from its checkpoint with the same
-numbers. Under `accelerate launch` every process takes its share of an update's prompts and gradients are averaged: two
-processes equal one with twice the prompts.
+numbers. Where torch.distributed runs, every process takes its share of an update's prompts and gradients are averaged:
+two processes do what one does with twice the prompts, up to rounding.
 """
 
 from __future__ import annotations
@@ -198,7 +198,8 @@ class Policy:
         return [int(orders[i // n][i % n]) for i in range(first, first + p)]
 
     def generator(self, number: int, purpose: int) -> torch.Generator:
-        state = int(np.random.SeedSequence([self.seed, number, purpose, rank()]).generate_state(1, np.uint64)[0])
+        """The same on every process: who draws per row draws the rows of all and takes its own."""
+        state = int(np.random.SeedSequence([self.seed, number, purpose, 0]).generate_state(1, np.uint64)[0])
         return torch.Generator().manual_seed(state)
 
     def decode(self, latents: Tensor) -> Tensor:

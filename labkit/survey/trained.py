@@ -7,7 +7,7 @@ from torch import Tensor
 
 from labkit.diffusion import PromptConditions, add_noise, predict_x0, sample_latents
 from labkit.diffusion.noise import image_generators
-from labkit.optim import rank, world_size
+from labkit.optim import gathered, rank, world_size
 from labkit.survey.equations import (
     clip_for,
     group_advantage,
@@ -26,12 +26,24 @@ from labkit.survey.policy import ArenaSettings, Policy, Record, precision, rewar
 # ---- own samples as data: RAFT, RWR ----------------------------------------------------------------------------------
 
 
-def noised(policy: Policy, latents: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor, list[int]]:
-    """`draws` noisings of B clean latents: x_t, noise [B * draws, ...], t [B * draws], the row of each."""
-    draws, generator = policy.settings.draws, policy.generator(number, 1)
+def share(rows: int) -> tuple[int, int]:
+    """Where this process's rows begin among those of all processes, and how many all have; every process must ask."""
+    counts = gathered({"rows": torch.tensor([rows])})["rows"]
+    return int(counts[: rank()].sum()), int(counts.sum())
+
+
+def noised(
+    policy: Policy, latents: Tensor, number: int, place: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+    """`draws` noisings of B clean latents: x_t, noise [B * draws, ...], t [B * draws], the row of each.
+
+    place: `share` of the B rows; the draws belong to rows, whichever process has them.
+    """
+    draws, generator, (first, total) = policy.settings.draws, policy.generator(number, 1), place
     rows = [i for i in range(len(latents)) for _ in range(draws)]
-    noise = torch.randn(len(rows), *latents.shape[1:], generator=generator).to(policy.device)
-    t = torch.randint(len(policy.alphas), (len(rows),), generator=generator).to(policy.device)
+    own = slice(first * draws, first * draws + len(rows))
+    noise = torch.randn(total * draws, *latents.shape[1:], generator=generator)[own].to(policy.device)
+    t = torch.randint(len(policy.alphas), (total * draws,), generator=generator)[own].to(policy.device)
     return add_noise(latents[rows], noise, t, policy.alphas), noise, t, rows
 
 
@@ -41,12 +53,17 @@ def weighted_update(policy: Policy, number: int, weigh) -> Record:
     weights = weigh(rollout.rewards).flatten().to(policy.device)  # [B]
     used = (weights > 0).nonzero().flatten()
     record = policy.observed(rollout) | {"used": len(used) / len(weights)}
-    if not len(used):
+    place = share(len(used))
+    if not place[1]:
         return record | {"loss": 0.0}
-    x_t, noise, t, rows = noised(policy, rollout.latents[used], number)
-    conditions = rollout.conditions.select([int(used[i]) for i in rows])
-    prediction = policy.noise(x_t, t, conditions)
-    loss = weighted_error(prediction, noise, weights[used][rows]).mean()
+    if len(used):
+        x_t, noise, t, rows = noised(policy, rollout.latents[used], number, place)
+        conditions = rollout.conditions.select([int(used[i]) for i in rows])
+        prediction = policy.noise(x_t, t, conditions)
+        # the mean over processes is then the mean over all rows, however they are spread
+        loss = weighted_error(prediction, noise, weights[used][rows]).mean() * (len(used) * world_size() / place[1])
+    else:  # all groups of this process tie, those of another do not: it must still take part
+        loss = sum(0 * p.sum() for p in policy.parameters.values())
     return record | {"loss": float(loss.detach()), "gradient": policy.step(loss)}
 
 
@@ -59,7 +76,8 @@ def rwr(policy: Policy, number: int) -> Record:
     """RWR: fine-tune on all, weighted by exp(r / tau)."""
 
     def weigh(rewards: Tensor) -> Tensor:
-        spread = float((rewards - rewards.mean(1, keepdim=True)).std()) or 1.0
+        everyone = gathered({"rewards": rewards})["rewards"]  # [world * P, N]
+        spread = float((everyone - everyone.mean(1, keepdim=True)).std()) or 1.0
         return rwr_weights(rewards, policy.settings.temperature * spread)
 
     return weighted_update(policy, number, weigh)
@@ -69,8 +87,11 @@ def rwr(policy: Policy, number: int) -> Record:
 
 
 def advantages(rewards: Tensor, *, grouped: bool) -> Tensor:
-    """A [P, N]: within the prompt's group (GRPO), or over all pictures of the update (DDPO)."""
-    return group_advantage(rewards) if grouped else group_advantage(rewards.reshape(1, -1)).view_as(rewards)
+    """A [P, N]: within the prompt's group (GRPO), or over all pictures of the update, of all processes (DDPO)."""
+    if grouped:
+        return group_advantage(rewards)
+    everyone = gathered({"rewards": rewards})["rewards"]  # [world * P, N]
+    return group_advantage(everyone.reshape(1, -1)).view_as(everyone)[rank() * len(rewards) :][: len(rewards)]
 
 
 def ddpo(policy: Policy, number: int) -> Record:
@@ -138,7 +159,7 @@ def nft(policy: Policy, number: int) -> Record:
     """DiffusionNFT: towards good own samples and away from bad ones, on noised clean images."""
     s, rollout = policy.settings, policy.rollout(number)
     rho = nft_optimality(group_advantage(rollout.rewards), limit=s.nft_limit).flatten().to(policy.device)  # [B]
-    x_t, _, t, rows = noised(policy, rollout.latents, number)
+    x_t, _, t, rows = noised(policy, rollout.latents, number, share(len(rollout.latents)))
     conditions = rollout.conditions.select(rows)
     with policy.older(), torch.no_grad():
         old = policy.noise(x_t, t, conditions)
