@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_models import tiny_pipeline
 
+from labkit.checkpoint import CheckpointError
 from labkit.diffusion import (
     adapter_names,
     adapter_state,
@@ -20,6 +21,7 @@ from labkit.diffusion import (
     sample_latents,
 )
 from labkit.diffusion.adapters import adapter_parameters
+from labkit.dpo import Scorer
 from labkit.models import load_pipeline
 from labkit.models.sd_layout import write_layout
 from labkit.survey import CONTENDERS, ArenaSettings, BudgetError, Policy, enter, path_divergence, prices
@@ -334,6 +336,32 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(pipe, tmp_path, name):
     resumed = enter(name, pipe, PROMPTS, reward, nfe=3 * cost, **options, **half)
     assert resumed.log == whole.log and len(whole.log) == 3
     assert all(torch.equal(whole.state[k], resumed.state[k]) for k in whole.state)
+
+
+def test_a_run_goes_on_from_its_own_checkpoint_alone(pipe, tmp_path):
+    """Other prompts, another base, other adapters beside it, another reward by name: named, and nothing is trained."""
+    cost = update_price("raft", SMALL, prices(pipe))
+    options = {"nfe": cost, "seed": 1, "settings": SMALL, "folder": tmp_path}
+    enter("raft", pipe, PROMPTS, reward, **options)
+    with pytest.raises(CheckpointError, match="with other prompts: choose"):
+        enter("raft", pipe, PROMPTS[::-1], reward, **options)
+    with pytest.raises(CheckpointError, match="with other reward: choose"):
+        enter("raft", pipe, PROMPTS, Scorer("brightness", reward), **options)
+    weight = pipe.unet.conv_in.weight
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight += 0.25
+    with pytest.raises(CheckpointError, match="with other base: choose"):
+        enter("raft", pipe, PROMPTS, reward, **options)
+    with torch.no_grad():
+        weight.copy_(kept)
+    add_lora(pipe.unet, "style", rank=1, seed=0)
+    try:
+        with pytest.raises(CheckpointError, match="with other adapters: choose"):
+            enter("raft", pipe, PROMPTS, reward, **options)
+    finally:
+        remove_lora(pipe.unet, "style")
+    assert len(enter("raft", pipe, PROMPTS, reward, **options).log) == 1
 
 
 def test_the_pipeline_is_as_before_after_every_contender(pipe):

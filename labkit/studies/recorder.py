@@ -16,7 +16,6 @@ from labkit.studies.store import (
     Values,
     compare,
     conditions,
-    differing,
     facts,
     machine,
     read_record,
@@ -165,15 +164,15 @@ def adopt(
         StudyError: other weights or sizes (those units are another experiment), or another recorder is at work.
     """
     with recording(study.lesson, folder):
-        record, now = read_record(study.lesson, folder), conditions(study)
-        changed = differing(record.conditions, now) if record.facts else []
-        if not changed:
+        record = read_record(study.lesson, folder)
+        keys, changed = stale(study, record)
+        if not keys:
             return {}
-        if changed != ["code"]:
+        if {"weights", "sizes"} & set(changed):
             same_conditions(study, record)
         drawn = []
-        for arm in sorted({arm for arm, _ in record.facts}):
-            seeds = sorted(seed for name, seed in record.facts if name == arm)
+        for arm in sorted({arm for arm, _ in keys}):
+            seeds = sorted(seed for name, seed in keys if name == arm)
             key = (arm, seeds[int(rng.integers(len(seeds)))])
             again = study.run(*key)
             if lines := compare(study, record.values[key], again):
@@ -182,6 +181,9 @@ def adopt(
             report(f"{key[0]}/{key[1]} agrees")
         fact = {"from": record.conditions["code"], "at": datetime.now(UTC).isoformat(timespec="seconds")}
         record.adopted.append(fact | {"machine": machine(), "computed again": [list(key) for key in drawn]})
-        record.conditions = now
+        record.conditions = conditions(study)
+        for arm, seed in keys:
+            if arm in study.later:
+                record.facts[arm, seed]["code"] = study.later_code(arm)
         write_record(record, folder)
     return {}

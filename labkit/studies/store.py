@@ -211,7 +211,11 @@ def same_conditions(study: Study, record: Record) -> None:
         raise StudyError(
             f"study {study.lesson} was recorded with other {' and '.join(changed)}: "
             f"`labkit study run {study.lesson} --anew` drops its {len(keys)} units and starts again"
-            + (f"; if the numbers stayed, `labkit study adopt {study.lesson}`" if changed == ["code"] else "")
+            + (
+                f"; if the numbers stayed, `labkit study adopt {study.lesson}`"
+                if not {"weights", "sizes"} & set(changed)
+                else ""
+            )
         )
 
 

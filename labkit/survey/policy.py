@@ -17,7 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from labkit.checkpoint import CheckpointError, load_optimizer, optimizer_tensors, read_checkpoint, save_checkpoint
+from labkit.checkpoint import (
+    CheckpointError,
+    digest,
+    load_optimizer,
+    locked,
+    optimizer_tensors,
+    read_checkpoint,
+    save_checkpoint,
+)
 from labkit.diffusion import (
     Counts,
     NFELedger,
@@ -26,6 +34,7 @@ from labkit.diffusion import (
     active_adapters,
     adapter_state,
     add_lora,
+    base_fingerprint,
     check_gradients,
     ddim_timesteps,
     decode_latents,
@@ -260,7 +269,13 @@ class Policy:
         callback: Callable[[Record], object] | None = None, save_every: int = 0,
     ) -> list[Record]:  # fmt: skip
         """Updates number done .. updates - 1; each record has the running costs. callback: True stops the run."""
-        self._resume(name)
+        alone = locked(self.folder) if self.folder is not None and rank() == 0 else nullcontext()
+        with alone:
+            self._resume(name)
+            self._advance(method, updates, name, callback, save_every)
+        return self.log
+
+    def _advance(self, method, updates: int, name: str, callback, save_every: int) -> None:
         while self.done < updates:
             with self._open():
                 record = method(self, self.done)
@@ -276,7 +291,6 @@ class Policy:
                 self._save(name)
             if callback is not None and callback(self.log[-1]) is True:
                 break
-        return self.log
 
     @contextmanager
     def _open(self) -> Iterator[None]:
@@ -305,7 +319,19 @@ class Policy:
         return adapter_state(self.pipe.unet, ADAPTER)
 
     def _identity(self, name: str) -> dict[str, object]:
-        return {"name": name, "seed": self.seed, "prompts": self.prompts, "settings": asdict(self.settings)}
+        """What decides the numbers of a run; of the reward only its name, where it has one."""
+        unet = self.pipe.unet
+        beside = {f"{one}.{key}": p for one in self.others for key, p in adapter_parameters(unet, one).items()}
+        return {
+            "contender": name,
+            "seed": self.seed,
+            "prompts": self.prompts,
+            "settings": asdict(self.settings),
+            "processes": world_size(),
+            "reward": getattr(self.reward, "name", ""),
+            "base": base_fingerprint(unet),
+            "adapters": digest({key: p.detach() for key, p in beside.items()}) if beside else "",
+        }
 
     def _save(self, name: str) -> None:
         groups = {"weight": self.parameters, "optimizer": optimizer_tensors(self.optimizer), "old": self.old or {}}
@@ -317,8 +343,11 @@ class Policy:
         if path is None or not path.exists():
             return
         groups, state = read_checkpoint(path)
-        if state["identity"] != json.loads(json.dumps(self._identity(name))):
-            raise CheckpointError(f"{path} belongs to another run: choose a new folder")
+        now, then = json.loads(json.dumps(self._identity(name))), state["identity"]
+        if changed := [key for key in now if now[key] != then.get(key)]:
+            raise CheckpointError(
+                f"{path} belongs to another run, with other {', '.join(changed)}: choose a new folder"
+            )
         load_adapter_state(self.pipe.unet, ADAPTER, groups["weight"])
         load_optimizer(self.optimizer, groups["optimizer"])
         self.old = groups.get("old") or None

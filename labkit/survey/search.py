@@ -172,7 +172,7 @@ def fabric_latents(
     parts = []
     for i, text in enumerate(prompts):
         liked = decode_latents(pipe, chosen[i : i + 1]).float().clamp(-1, 1)[0]
-        with fabric(pipe, liked=[Reference(liked)] * likes, seed=seed, steps=s.steps), precision(pipe, s):
+        with fabric(pipe, liked=[Reference(liked, (-1, 1))] * likes, seed=seed, steps=s.steps), precision(pipe, s):
             own = image_generators(1, seed + 1, first=i)
             made = sample_latents(
                 pipe, [text], generators=own, steps=s.steps, eta=s.eta, guidance_scale=s.guidance_scale
