@@ -10,7 +10,7 @@ from labkit.course import start, t
 
 lab = start("08", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
 
-# %% [markdown] lang="en" uid="article" pair="d6dafd44"
+# %% [markdown] lang="en" uid="article" pair="a6795da6"
 # The article of this lesson, "拡散モデルのアラインメント", tells of a survey: *Alignment of Diffusion Models: Fundamentals, Challenges, and Future* ([arXiv 2409.07253](https://arxiv.org/abs/2409.07253)). Three of its sentences are put to
 # the test: that alignment is done by rules, refined instructions and learnt preferences; that looking good is not enough; and that the verification decides whether it pays.
 # A survey compares families on paper. Here they race: one base, one budget, one imperfect reward, and a judge that none of them can bribe.
@@ -38,7 +38,7 @@ lab = start("08", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # | コスト | NFE: デコードも含めた U-Net の順伝播の回数 | `nfe` |
 #
 # **裏付けの状況。** このレッスンの実験(`labkit study run 08`)では、系統ごとに1つの手法を1600 NFE ずつ、3個以上のシードで記録しました。GRPO、RWR、AlignProp、KTO、誘導、FK ステアリング、FABRIC は1シードだけのことがあります。グラフの薄い点がシードなので、点が1つなら参考程度に見てください。2回目の記録では予算を3倍にしました。グラフでは、記録を95%区間つきで系統ごとに色分けし、自分の実行結果を星で示します。主張の判定は記録に基づきます。自分の実行結果については、記録と矛盾しないかどうかが表示されます。
-# 予算はわざと小さくしました。ノートパソコンで繰り返せる競技は、最初の十数回の更新までの競技です。数千回の更新の先に起きることは論文の領分です。その違いが判定を左右しうる箇所では、「図の見方」でそう述べます。
+# 予算はわざと小さくしました。ノートPCで繰り返せる競技は、最初の十数回の更新までの競技です。数千回の更新の先に起きることは論文の領分です。その違いが判定を左右しうる箇所では、「図の見方」でそう述べます。
 
 # %% [markdown] lang="en" uid="first" pair="f088a0be"
 # ## 1. One picture first
@@ -104,17 +104,17 @@ for key, name in names.items():
 moved = (after["gold"] - before["gold"]) / float(l08.judged(base_images, test, "bias", lab.seed, sizes)["gold"].std())
 lab.reveal("first_gold", "falls" if moved < -0.2 else "rises" if moved > 0.2 else "stays")
 
-# %% [markdown] lang="en" uid="first-reading" pair="6c721ec4"
+# %% [markdown] lang="en" uid="first-reading" pair="ca90a0e8"
 # **What you see.** The reward has risen, by a lot on its own scale: its unit is one standard deviation of the base's pictures. Now look at the faces, and at the gold score, which knows exactly what was wanted. In the recorded runs of this very race the proxy goes from .02 to 1.81, gold from .55 to .66, saturation from .27 to .42, and the diversity of the pictures from 4.7 to 1.8. Something has been optimised. Was it what the team wanted? Two suspects: the reward (what do its votes know?) and the optimiser (how far does it go?). Both get a section, and section 9 comes back to these faces.
 #
 # *Before reading on: if the reward were perfect, what would still be lost?*
 
 # %% [markdown] lang="ja" uid="first-reading" pair="1f2068a7"
-# **図の見方。** 報酬は上がりました。単位は基準モデルの画像での標準偏差なので、大きな伸びです。次に顔を見てください。そして、何が求められていたかを正確に知っている正解スコアを見てください。これと同じ競技の記録では、代理スコアは0.02から1.81へ、正解スコアは0.55から0.66へ、彩度は0.27から0.42へ、画像の多様性は4.7から1.8へ変わりました。何かが最適化されたのは確かですが、それはチームの望んだものだったのでしょうか。疑わしいのは2つ、報酬(投票は何を知っているのか)と最適化(どこまで進むのか)です。どちらも節を設けて調べ、9節でもう一度この顔に戻ります。
+# **図の読み方。** 報酬は上がりました。単位は基準モデルの画像での標準偏差なので、大きな伸びです。次に顔を見てください。そして、何が求められていたかを正確に知っている正解スコアを見てください。これと同じ競技の記録では、代理スコアは0.02から1.81へ、正解スコアは0.55から0.66へ、彩度は0.27から0.42へ、画像の多様性は4.7から1.8へ変わりました。何かが最適化されたのは確かですが、それはチームの望んだものだったのでしょうか。疑わしいのは2つ、報酬(投票は何を知っているのか)と最適化(どこまで進むのか)です。どちらも節を設けて調べ、第9節でもう一度この顔に戻ります。
 #
 # *先を読む前に考えてください。報酬が完璧だったとしても、何が失われるでしょうか。*
 
-# %% [markdown] lang="en" uid="map" pair="ea9e4e5d"
+# %% [markdown] lang="en" uid="map" pair="72a75fad"
 # ## 2. A map of the survey
 #
 # Alignment, in the survey's sense, steers a trained generator so that its outputs match intent, preference and safety; maximum likelihood does not promise that. Its companion list of papers divides the techniques like this (the last column is where you meet them):
@@ -138,11 +138,11 @@ lab.reveal("first_gold", "falls" if moved < -0.2 else "rises" if moved > 0.2 els
 #
 # | 系統 | 必要なもの | このレッスンの手法 | 詳しくは |
 # |---|---|---|---|
-# | フィードバックによる強化学習 | スコア | RAFT、RWR、DDPO、GRPO、DiffusionNFT | 5節 |
-# | 同じ目的でサンプラーを通して微分 | 報酬の勾配 | DRaFT-K、AlignProp | 6節 |
+# | フィードバックによる強化学習 | スコア | RAFT、RWR、DDPO、GRPO、DiffusionNFT | 第5節 |
+# | 同じ目的でサンプラーを通して微分 | 報酬の勾配 | DRaFT-K、AlignProp | 第6節 |
 # | DPO とその仲間 | ペア、または「好き」「嫌い」 | Diffusion-DPO、KTO | レッスン05、06 |
-# | テスト時: 探索 | スコア | best-of-N、FK ステアリング | 4節と7節 |
-# | テスト時: 誘導 | 報酬の勾配 | ユニバーサル誘導 | 7節 |
+# | テスト時: 探索 | スコア | best-of-N、FK ステアリング | 第4節と第7節 |
+# | テスト時: 誘導 | 報酬の勾配 | ユニバーサル誘導 | 第7節 |
 # | テスト時: 注意機構 | 好まれた画像 | FABRIC | レッスン04 |
 #
 # 論文一覧と、本文の要約記事によると(本文はこのレッスンでは参照していません)、サーベイが挙げる**未解決の課題**は、選好データの不足と偏り、報酬の過剰最適化、評価者どうしの不一致、費用です。**サーベイではなく記事のもの**もあります。ルール・対話・好みという分け方と、タスク・安全性・選好の三軸は、
@@ -229,13 +229,13 @@ curve_with_interval(
     title=t("l08.votes_title"),
 )
 
-# %% [markdown] lang="en" uid="proxy-reading" pair="26b76796"
+# %% [markdown] lang="en" uid="proxy-reading" pair="baeb937c"
 # **What you see.** A few dozen votes already beat chance by far, and hundreds more add little: most of what is left is disagreement. The public scorers of photographs are no better: they agree with people in about 57 to 84 % of pairs,
 # and one person with a panel in about 65 to 78 %. Votes with the planted taste are *consistently* wrong in one direction, so more of them do not help. **Keep in mind:** the proxy was fitted on pictures of the *base*. What it says of pictures that the base
 # never makes, nobody has checked.
 
 # %% [markdown] lang="ja" uid="proxy-reading" pair="6631e677"
-# **図の見方。** 数十票でも偶然を大きく上回り、数百票を足しても伸びはわずかです。残っているのは、主に票の割れです。公開されている写真の採点モデルも大差ありません。人との一致は57〜84 %ほどで、1人の評価者と評価者全体との一致も65〜78 %ほどです。癖を仕込んだ投票は、
+# **図の読み方。** 数十票でも偶然を大きく上回り、数百票を足しても伸びはわずかです。残っているのは、主に票の割れです。公開されている写真の採点モデルも大差ありません。人との一致は57〜84 %ほどで、1人の評価者と評価者全体との一致も65〜78 %ほどです。癖を仕込んだ投票は、
 # *いつも同じ方向に*間違えるので、増やしても良くなりません。**覚えておくこと:** 代理が学んだのは*基準モデル*の画像です。基準モデルが描かない画像への採点は、誰も確かめていません。
 
 # %% [markdown] lang="en" uid="search" pair="1cf1b279"
@@ -317,11 +317,11 @@ curve_with_interval(
     np.sqrt(far), fitted, xlabel=t("l08.root_kl"), ylabel=t("l08.gold_gained"), title=t("l08.law_title", n=many[-1])
 )  # fmt: skip
 
-# %% [markdown] lang="en" uid="bon-reading" pair="1708ace0"
+# %% [markdown] lang="en" uid="bon-reading" pair="56e184f9"
 # **What you see.** In your own pool both curves rise from the same point and part: the proxy promises more than gold confirms. The recorded race has a longer curve, up to the best of 21 from one pool for every prompt: gold .56 for one picture, .80 for the best of 7, .88 for the best of 21; chosen by a proxy of a tenth of the votes it ends at .79. Gao and others ([arXiv 2210.10760](https://arxiv.org/abs/2210.10760)) found a law: with $d = \sqrt{\mathrm{KL}}$ gold gains $d\,(\alpha - \beta d)$. Fitted on $N$ up to 10 it promises .03 more at 21 than gold has. *Why?* Their gold has no ceiling. This one is a mean of three probabilities: below the ceiling it rises faster than $d$ (the fitted $\beta$ is negative), near it the curve must bend. With a tenth of the votes, further from the ceiling, the law misses by a few thousandths only. **What would change it:** a worse proxy bends gold down sooner; ties in the score make the KL smaller than the formula says. Notice what cannot happen: best-of-N never leaves the base's own pictures, so it never breaks a face.
 
 # %% [markdown] lang="ja" uid="bon-reading" pair="7698cd26"
-# **図の見方。** 手元のプールでは、2本の曲線は同じ点から上がり、離れていきます。代理は、正解スコアの裏付け以上を約束します。記録した競技の曲線はもっと長く、プロンプトごとに1つのプールから best-of-21 まで求めました。正解スコアは、1枚だけなら0.56、best-of-7 で0.80、best-of-21 で0.88です。10分の1の投票で学習した代理で選ぶと0.79にとどまります。Gao ら([arXiv 2210.10760](https://arxiv.org/abs/2210.10760))は、$d = \sqrt{\mathrm{KL}}$ とおくと正解スコアの伸びが $d\,(\alpha - \beta d)$ に従うという法則を見つけました。$N$ が10までの部分で当てはめると、21では実際より0.03高い値を予測します。*なぜでしょうか。* Gao らの正解スコアには上限がありません。ここでの正解スコアは3つの確率の平均です。上限から遠い間は $d$ より速く伸び(当てはめた $\beta$ は負です)、上限に近づくと曲がらざるをえません。投票が10分の1の代理では上限から遠いので、ずれは0.00台です。**結果を左右するもの:** 代理が悪いほど、正解スコアは早く下がり始めます。スコアに同点があると、KL は式より小さくなります。起こりえないことにも注目してください。best-of-N が選ぶのは基準モデル自身の画像なので、顔が壊れることはありません。
+# **図の読み方。** 手元のプールでは、2本の曲線は同じ点から上がり、離れていきます。代理は、正解スコアの裏付け以上を約束します。記録した競技の曲線はもっと長く、プロンプトごとに1つのプールから best-of-21 まで求めました。正解スコアは、1枚だけなら0.56、best-of-7 で0.80、best-of-21 で0.88です。10分の1の投票で学習した代理で選ぶと0.79にとどまります。Gao ら([arXiv 2210.10760](https://arxiv.org/abs/2210.10760))は、$d = \sqrt{\mathrm{KL}}$ とおくと正解スコアの伸びが $d\,(\alpha - \beta d)$ に従うという法則を見つけました。$N$ が10までの部分で当てはめると、21では実際より0.03高い値を予測します。*なぜでしょうか。* Gao らの正解スコアには上限がありません。ここでの正解スコアは3つの確率の平均です。上限から遠い間は $d$ より速く伸び(当てはめた $\beta$ は負です)、上限に近づくと曲がらざるをえません。投票が10分の1の代理では上限から遠いので、ずれは0.00台です。**結果を左右するもの:** 代理が悪いほど、正解スコアは早く下がり始めます。スコアに同点があると、KL は式より小さくなります。起こりえないことにも注目してください。best-of-N が選ぶのは基準モデル自身の画像なので、顔が壊れることはありません。
 
 # %% [markdown] lang="en" uid="ledger" pair="f73b929b"
 # **What does it cost?** Everything is counted in NFE, forward passes of the U-Net on one picture. A backward pass costs two more. Pictures must be decoded before anybody can judge them, and that is charged too, at the price that counted operations give. A training method pays once; a search pays for every delivered picture. The race
@@ -402,7 +402,7 @@ curve_with_interval(
     title=t("l08.group_title"),
 )  # fmt: skip
 
-# %% [markdown] lang="en" uid="policy-reading" pair="9c17b6e4"
+# %% [markdown] lang="en" uid="policy-reading" pair="ba3e6c6c"
 # **What you see.** On a toy whose gradient is known, noise shrinks slowly as the group grows. With a group of one there is no chart to draw: the advantage is $0/0$, nothing is learnt, and the program says so. People who cut group and batch to one to
 # save memory report exactly this: a reward that does not move.
 #
@@ -412,7 +412,7 @@ curve_with_interval(
 # **DiffusionNFT** ([arXiv 2509.16117](https://arxiv.org/abs/2509.16117)) asks for less: no densities, no trajectories. It takes clean pictures, noises them as in training, and moves the prediction towards good ones and *away* from bad ones, by the same advantage. **RAFT** keeps the first half of that: fine-tune on the best of each group.
 
 # %% [markdown] lang="ja" uid="policy-reading" pair="5e1a95b0"
-# **図の見方。** 勾配の分かっている単純な例では、グループが大きいほどノイズはゆっくり減ります。1枚だけのグループはグラフにもなりません。アドバンテージが $0/0$ になり、何も学べず、プログラムもそう伝えます。メモリを節約しようとグループやバッチを1にした人は、まさに「報酬が動かない」と報告しています。
+# **図の読み方。** 勾配の分かっている単純な例では、グループが大きいほどノイズはゆっくり減ります。1枚だけのグループはグラフにもなりません。アドバンテージが $0/0$ になり、何も学べず、プログラムもそう伝えます。メモリを節約しようとグループやバッチを1にした人は、まさに「報酬が動かない」と報告しています。
 #
 # PPO は用心を1つ加えます。1組の画像で何度も更新すると、比 $\rho = p_\theta / p_\mathrm{old}$ が1から離れます。目的関数 $\min(\rho A, \mathrm{clip}(\rho, 1 \pm c) A)$ では、$c$ を超えても得になりません。この $c$ には罠があります。公開コードは潜在変数の $D$ 個の要素について対数確率を*平均*するので、
 # $10^{-4}$ は $D = 16384$ での値です。$D = 512$ なら、同じ規則は $3.2 \cdot 10^{-3}$ になります。`clip_for` で換算できます。
@@ -462,13 +462,13 @@ curve_with_interval(
     title=t("l08.k_title"),
 )  # fmt: skip
 
-# %% [markdown] lang="en" uid="through-reading" pair="cb04f98a"
+# %% [markdown] lang="en" uid="through-reading" pair="6a27ba7a"
 # **What you see.** In a chain that forgets its past by a factor 0.7 a step, the last few steps carry most of the gradient. In a sampler the last steps decide colour and texture, the first ones layout: a small $K$ is cheap and edits surfaces. And a warning that follows from the derivation: DRaFT needs a *derivative*, and a rule in a program has none, so it
 # can only climb the learnt stand-in. It is the fastest climber, of exactly the thing that was wrong in section 1. Predict now who will be fooled most.
 
 # %% [markdown] lang="ja" uid="through-reading" pair="70daf8d3"
-# **図の見方。** 1ステップごとに過去の影響が0.7倍になる連鎖では、勾配の大半を最後の数ステップが担います。サンプラーでは、最後のステップが色や質感を、最初のステップが構図を決めます。そのため $K$ が小さければ安く、変わるのは表面です。導出からは注意点も分かります。DRaFT には*微分*が必要ですが、プログラムの規則は微分できません。したがって登れるのは、
-# 学習した代わりのものだけです。いちばん速く登りますが、登る相手は1節で問題になったあの報酬です。最も騙されるのはどの手法か、ここで予想してください。
+# **図の読み方。** 1ステップごとに過去の影響が0.7倍になる連鎖では、勾配の大半を最後の数ステップが担います。サンプラーでは、最後のステップが色や質感を、最初のステップが構図を決めます。そのため $K$ が小さければ安く、変わるのは表面です。導出からは注意点も分かります。DRaFT には*微分*が必要ですが、プログラムの規則は微分できません。したがって登れるのは、
+# 学習した代わりのものだけです。いちばん速く登りますが、登る相手は第1節で問題になったあの報酬です。最も騙されるのはどの手法か、ここで予想してください。
 
 # %% uid="hack-predict" tags=["quiz"]
 lab.predict("first_to_hack")
@@ -517,19 +517,19 @@ curve_with_interval(
     title=t("l08.alive_title"),
 )  # fmt: skip
 
-# %% [markdown] lang="en" uid="particles-reading" pair="79f34f70"
+# %% [markdown] lang="en" uid="particles-reading" pair="70c236d4"
 # **What you see.** $1 / \sum w_i^2$ counts how many particles still matter. At strength 0 all do; at 8 one has taken everything, and the search has lost its alternatives long before the picture is finished. Code therefore resamples only when fewer than half are left. *Decide:* which strength would you race with, and would you look early, when predictions are
 # blurred, or late, when little can be changed?
 #
 # The other way to steer is **guidance**: add the reward's gradient to every step. Stronger, dearer (a backward pass through U-Net and decoder in every step), and able to leave the data.
 
 # %% [markdown] lang="ja" uid="particles-reading" pair="64414916"
-# **図の見方。** $1 / \sum w_i^2$ は、意味のある粒子がいくつ残っているかを表します。強さ0ではすべてが残り、8では1つが独占します。画像の完成よりずっと前に、探索の選択肢がなくなってしまうのです。そのため実装では、半分を下回ったときだけ引き直します。*ここで決めてください。* どの強さで競技に臨みますか。予測がぼやけている早い段階で見ますか、それとも
+# **図の読み方。** $1 / \sum w_i^2$ は、意味のある粒子がいくつ残っているかを表します。強さ0ではすべてが残り、8では1つが独占します。画像の完成よりずっと前に、探索の選択肢がなくなってしまうのです。そのため実装では、半分を下回ったときだけ引き直します。*ここで決めてください。* どの強さで競技に臨みますか。予測がぼやけている早い段階で見ますか、それとも
 # ほとんど変えられない遅い段階で見ますか。
 #
 # 舵を取るもう1つの方法が**誘導**です。各ステップに報酬の勾配を加えます。強力ですが、毎ステップ U-Net とデコーダを逆伝播するので高くつき、データから外れることもあります。
 
-# %% [markdown] lang="en" uid="race" pair="aa9ef6a4"
+# %% [markdown] lang="en" uid="race" pair="01077f9e"
 # ## 8. The race
 #
 # Three contenders run live, each within a minute on a laptop, over the recorded race. The default three stand for the three ways to use a reward: copy your best (RAFT), climb the gradient (DRaFT), select (best-of-N, from the pool above). Add any of `labkit.survey.CONTENDERS` to `live`; the prediction comes first.
@@ -537,7 +537,7 @@ curve_with_interval(
 # %% [markdown] lang="ja" uid="race" pair="02f7ab50"
 # ## 8. 競技
 #
-# 3つの手法を、ノートパソコンでも1つ1分以内で実行し、記録済みの競技に重ねます。既定の3つは、報酬の使い方の3通りを代表しています。自分の最良をまねる(RAFT)、勾配を登る(DRaFT)、選ぶ(best-of-N。上のプールを使います)。`labkit.survey.CONTENDERS` の名前を `live` に足してもかまいません。実行の前に予想してください。
+# 3つの手法を、ノートPCでも1つ1分以内で実行し、記録済みの競技に重ねます。既定の3つは、報酬の使い方の3通りを代表しています。自分の最良をまねる(RAFT)、勾配を登る(DRaFT)、選ぶ(best-of-N。上のプールを使います)。`labkit.survey.CONTENDERS` の名前を `live` に足してもかまいません。実行の前に予想してください。
 
 # %% uid="names"
 from labkit.figures import family_looks
@@ -586,13 +586,13 @@ recorded_paths(
 rows = {"base": base_images, **mine}
 strips({named(name): list(images[:6]) for name, images in rows.items()}, title=t("l08.strips_title"))
 
-# %% [markdown] lang="en" uid="live-reading" pair="ecfbc404"
+# %% [markdown] lang="en" uid="live-reading" pair="7a839897"
 # **What you see.** The chart has the proxy of each contender's own training pictures. This is all that a team without a gold judge ever sees, and it is noisy: a dozen pictures an update. The strips have the same prompts and the same noise in every column. Do not look for the most beautiful row. Look for what *all* pictures of a row have in common and the base's have not: a colour, a haircut, an age. That is what the optimiser has learnt about your reward. Whoever learns from one reward leaves such a signature; whoever selects leaves a weaker one.
 #
 # *Note down, before the next cell, which row gold will put first.*
 
 # %% [markdown] lang="ja" uid="live-reading" pair="7f9546e6"
-# **図の見方。** グラフは、各手法が学習中に描いた画像の代理スコアです。正解の評価役を持たないチームに見えるのはこれだけで、しかも1回の更新に使う画像は十数枚なので、大きくぶれます。画像は、どの列も同じプロンプト、同じノイズから描いています。いちばん美しい行を探すのではなく、ある行の*すべて*の画像に共通していて、基準モデルにはないものを探してください。色、髪型、年齢などです。それが、報酬について最適化が学んだことです。1つの報酬で学習した手法には必ずこうした痕跡が残り、選ぶだけの手法では薄くなります。
+# **図の読み方。** グラフは、各手法が学習中に描いた画像の代理スコアです。正解の評価役を持たないチームに見えるのはこれだけで、しかも1回の更新に使う画像は十数枚なので、大きくぶれます。画像は、どの列も同じプロンプト、同じノイズから描いています。いちばん美しい行を探すのではなく、ある行の*すべて*の画像に共通していて、基準モデルにはないものを探してください。色、髪型、年齢などです。それが、報酬について最適化が学んだことです。1つの報酬で学習した手法には必ずこうした痕跡が残り、選ぶだけの手法では薄くなります。
 #
 # *次のセルを実行する前に、正解スコアがどの行を1位にするか、書き留めてください。*
 
@@ -611,11 +611,11 @@ recorded_plane(
     both, yours=own, xlabel=t("l08.diversity_axis"), ylabel=t("l08.gold_axis"), title=t("l08.race_plane"), looks=looks
 )  # fmt: skip
 
-# %% [markdown] lang="en" uid="race-reading" pair="b9c8908a"
+# %% [markdown] lang="en" uid="race-reading" pair="b33edbe2"
 # **What you see.** Dots with intervals: the recorded race, every contender with the same 1,600 NFE and the same prompts, other votes and other noise for each seed; stars: your runs. *Is the order that of the proxy?* No. DRaFT's proxy is 1.53, best-of-7's 1.26, yet gold is .76 for DRaFT and .83 for best-of-7, which leads in every seed that both have. Look into the axes: DRaFT paints the liked background behind everybody (preference .99) and forgets the prompt, task falls from .52 to .29. DPO does the same more gently (gold .79, task .38). Best-of-7 raises task as well, to .65. *What did it cost in diversity?* 4.7 for the base, 4.4 for best-of-7, 4.3 for NFT, 2.6 for DPO, 1.7 for DRaFT, whose pictures in the strips are hardly faces any more. *How sure is that?* RAFT's gold is .47, .76, .79, .78, .80, seed by seed: the run that turned all backgrounds to the wrong colour did so in a handful of updates, with a learning rate that was the better of two in a trial over half the budget. A table with one seed would have praised or buried it. And a fair table says *who saw what*: DRaFT and guidance see a gradient, DPO pairs, the others a number.
 
 # %% [markdown] lang="ja" uid="race-reading" pair="42081658"
-# **図の見方。** 区間つきの点は記録済みの競技です。どの手法も1600 NFE、プロンプトも共通で、票とノイズはシードごとに別です。星はあなたの実行です。*順序は代理スコアと同じか。* 違います。代理スコアは DRaFT が1.53、best-of-7 が1.26ですが、正解スコアは DRaFT が0.76、best-of-7 が0.83で、両方を記録したどのシードでも best-of-7 が上です。軸ごとに見ましょう。DRaFT は誰の背景も好まれる色に塗り(選好0.99)、プロンプトを忘れて、タスクの軸が0.52から0.29に下がりました。DPO も、程度は軽いものの同じです(正解スコア0.79、タスク0.38)。best-of-7 ではタスクも0.65に上がります。*多様性をどれだけ失ったか。* 基準モデルの4.7に対し、best-of-7 は4.4、NFT は4.3、DPO は2.6、DRaFT は1.7で、上の画像はもう顔に見えないほどです。*どこまで確かか。* RAFT の正解スコアは、シード順に0.47、0.76、0.79、0.78、0.80です。背景をすべて好まれない色にしてしまった実行では、数回の更新でそうなりました。学習率は、半分の予算で試した2つのうち良いほうです。1シードだけの表なら、褒めすぎるか、切り捨てるかのどちらかになったでしょう。公平な表には、*誰が何を見たか*も書きます。DRaFT と誘導は勾配を、DPO はペアを、ほかは数値を見ています。
+# **図の読み方。** 区間つきの点は記録済みの競技です。どの手法も1600 NFE、プロンプトも共通で、票とノイズはシードごとに別です。星は自分の実行です。*順序は代理スコアと同じか。* 違います。代理スコアは DRaFT が1.53、best-of-7 が1.26ですが、正解スコアは DRaFT が0.76、best-of-7 が0.83で、両方を記録したどのシードでも best-of-7 が上です。軸ごとに見ましょう。DRaFT は誰の背景も好まれる色に塗り(選好0.99)、プロンプトを忘れて、タスクの軸が0.52から0.29に下がりました。DPO も、程度は軽いものの同じです(正解スコア0.79、タスク0.38)。best-of-7 ではタスクも0.65に上がります。*多様性をどれだけ失ったか。* 基準モデルの4.7に対し、best-of-7 は4.4、NFT は4.3、DPO は2.6、DRaFT は1.7で、上の画像はもう顔に見えないほどです。*どこまで確かか。* RAFT の正解スコアは、シード順に0.47、0.76、0.79、0.78、0.80です。背景をすべて好まれない色にしてしまった実行では、数回の更新でそうなりました。学習率は、半分の予算で試した2つのうち良いほうです。1シードだけの表なら、褒めすぎるか、切り捨てるかのどちらかになったでしょう。公平な表には、*誰が何を見たか*も書きます。DRaFT と誘導は勾配を、DPO はペアを、ほかは数値を見ています。
 
 # %% uid="paths-cost"
 online = ["raft", "rwr", "ddpo", "grpo", "nft", "draft", "alignprop"]
@@ -643,11 +643,11 @@ for cost, axis in price_axis.items():
     lines = {named(arm): (spent(cost, arm), stages("gold", arm)) for arm in ran}
     display(recorded_paths(lines, xlabel=axis, ylabel=score["gold"], title=t("l08.paths_cost"), looks=looks))
 
-# %% [markdown] lang="en" uid="paths-cost-reading" pair="03333709"
+# %% [markdown] lang="en" uid="paths-cost-reading" pair="03e4f56c"
 # **What you see.** The same gold against two prices. On the first chart everyone pays alike, so what counts is the slope. By its proxy DRaFT is ahead of all at half of the budget: 1.33 against .70 for RAFT, .44 for NFT, .30 for DDPO. By gold, NFT goes from .62 at half to .70 at its end, DDPO from .60 to .62: five and six updates are too few to tell the two apart, so the claim below asks a race of three times the budget. DiffusionNFT's paper compares over hundreds of updates. On the second chart the price is what the reward was asked. DRaFT asks once for each of its pictures, and a gradient carries more than a number does; DPO (not drawn: it stops asking before it starts training) asked 72 times, DDPO 96. If a question to your reward is a matrix product, read the first chart; if it is a minute of a person's time, the second, and then mind that a person has no gradient.
 
 # %% [markdown] lang="ja" uid="paths-cost-reading" pair="920441bf"
-# **図の見方。** 同じ正解スコアを、2種類の値段に対して描きました。1つ目のグラフでは全員が同じだけ払うので、見るべきは傾きです。予算の半分の時点の代理スコアでは、DRaFT が先頭です(1.33。RAFT は0.70、NFT は0.44、DDPO は0.30)。正解スコアでは、NFT が半分で0.62、終了時に0.70、DDPO が0.60から0.62です。5回や6回の更新では両者を区別しにくいので、下の主張は予算を3倍にした競技で判定します。DiffusionNFT の論文が比べているのは、数百回の更新です。2つ目のグラフの値段は、報酬に何枚尋ねたかです。DRaFT が尋ねるのは自分の画像1枚につき1回で、勾配は数値1つより多くを伝えます。DPO は学習を始める前に尋ね終わるので描いていませんが、問い合わせは72回でした(DDPO は96回)。報酬への問い合わせが行列の積で済むなら1つ目を、人の1分がかかるなら2つ目を見てください。ただし、人には勾配がありません。
+# **図の読み方。** 同じ正解スコアを、2種類の値段に対して描きました。1つ目のグラフでは全員が同じだけ払うので、見るべきは傾きです。予算の半分の時点の代理スコアでは、DRaFT が先頭です(1.33。RAFT は0.70、NFT は0.44、DDPO は0.30)。正解スコアでは、NFT が半分で0.62、終了時に0.70、DDPO が0.60から0.62です。5回や6回の更新では両者を区別しにくいので、下の主張は予算を3倍にした競技で判定します。DiffusionNFT の論文が比べているのは、数百回の更新です。2つ目のグラフの値段は、報酬に何枚尋ねたかです。DRaFT が尋ねるのは自分の画像1枚につき1回で、勾配は数値1つより多くを伝えます。DPO は学習を始める前に尋ね終わるので描いていませんが、問い合わせは72回でした(DDPO は96回)。報酬への問い合わせが行列の積で済むなら1つ目を、人の1分がかかるなら2つ目を見てください。ただし、人には勾配がありません。
 
 # %% uid="paths-kl"
 trained = [arm for arm in (*online, "dpo", "kto", "draft_few", "draft_bias") if record.seeds(arm)]
@@ -659,11 +659,11 @@ for metric, axis in score.items():
     shown = {"title": t("l08.paths_kl"), "looks": looks | {t("l08.search_path"): looks[named("best_of_n")]}}
     display(recorded_paths(lines, xlabel=t("l08.path_kl"), ylabel=axis, log_x=True, **shown))
 
-# %% [markdown] lang="en" uid="paths-kl-reading" pair="2a3d361d"
+# %% [markdown] lang="en" uid="paths-kl-reading" pair="1efee8fc"
 # **What you see.** Distance from the base, on a logarithmic axis, against gold and against the proxy. Best-of-N is the ruler: nothing is closer to the base for its proxy gain. NFT's paths are 156 nats away on average, DPO's 8,010, DRaFT's 56,167. Path KL is an upper bound of the picture's, so do not read it against the ruler to the digit; read the factor of 360 between NFT and DRaFT, for a gold of .70 and of .76. Compare the two charts at DRaFT with a tenth of the votes: its own proxy is as high as anything in the race. Its gold between half and end goes from .82 to .76, from .52 to .80, from .75 to .78 (seeds 0 to 2). So the turn that Gao and others draw as one smooth curve appears in one run and not in the next: twelve updates end before a turn can be told from a rise. The next charts come from a race of three times the budget.
 
 # %% [markdown] lang="ja" uid="paths-kl-reading" pair="5da22ae4"
-# **図の見方。** 基準モデルからの距離(対数目盛)に対する、正解スコアと代理スコアです。best-of-N が物差しになります。同じだけ代理スコアを上げて、これより基準モデルの近くにとどまる手法はありません。軌跡の KL は、平均で NFT が156ナット、DPO が8,010ナット、DRaFT が56,167ナットです。軌跡の KL は画像の KL の上限なので、物差しの目盛と細かく比べてはいけません。見るべきは NFT と DRaFT の比、約360倍です。正解スコアは0.70と0.76です。10分の1の投票による DRaFT を2つのグラフで比べてください。自分の代理のスコアは、競技の中で最も高い部類です。予算の半分から終了時までに、正解スコアは0.82から0.76、0.52から0.80、0.75から0.78と動きました(シード0〜2)。Gao らが1本のなめらかな曲線に描いた下降は、ある実行では現れ、別の実行では現れません。12回の更新では短すぎて、下降と上昇の途中とを区別できないのです。次のグラフは、予算を3倍にした競技の記録です。
+# **図の読み方。** 基準モデルからの距離(対数目盛)に対する、正解スコアと代理スコアです。best-of-N が物差しになります。同じだけ代理スコアを上げて、これより基準モデルの近くにとどまる手法はありません。軌跡の KL は、平均で NFT が156ナット、DPO が8,010ナット、DRaFT が56,167ナットです。軌跡の KL は画像の KL の上限なので、物差しの目盛と細かく比べてはいけません。見るべきは NFT と DRaFT の比、約360倍です。正解スコアは0.70と0.76です。10分の1の投票による DRaFT を2つのグラフで比べてください。自分の代理のスコアは、競技の中で最も高い部類です。予算の半分から終了時までに、正解スコアは0.82から0.76、0.52から0.80、0.75から0.78と動きました(シード0〜2)。Gao らが1本のなめらかな曲線に描いた下降は、ある実行では現れ、別の実行では現れません。12回の更新では短すぎて、下降と上昇の途中とを区別できないのです。次のグラフは、予算を3倍にした競技の記録です。
 
 # %% uid="long-race"
 stages_of_long = range(1, len(l08_long.STAGES) + 1)
@@ -690,15 +690,15 @@ if lines:
     display(recorded_paths(lines, xlabel=t("l08.nfe"), ylabel=score["gold"], title=t("l08.long_title"), looks=looks))
 print(t("l08.long_seeds", seeds=", ".join(f"{named(arm)} {len(record.seeds(arm))}" for arm in long_arms)))
 
-# %% [markdown] lang="en" uid="long-race-reading" pair="bf0c8f9c"
+# %% [markdown] lang="en" uid="long-race-reading" pair="65d58e75"
 # **What you see.** The proxy is what is being climbed. Does gold go on with it, does it stay behind, or does it turn? In the first recorded run with a tenth of the votes the proxy rises at every look (.68, 1.68, 2.27, 2.56) while gold goes .65, .79, .73, .74 and diversity falls from 4.4 to 1.0: it turned between nine and nineteen updates. With all votes the first run turns as well, from a higher top (.65, .81, .74, .74). One run of each is an anecdote, so the claims wait for three seeds. A turn is claimed with care: each run's best stage is chosen on every other prompt and its gold read on the remaining ones, because a maximum chosen and read on the same prompts looks higher than it is, and every noisy curve would "turn". The second chart has the runs of the long race against what they cost. The line below it says how many seeds each has so far.
 #
 # *Would you have stopped in time? Only the proxy was on your screen.*
 
 # %% [markdown] lang="ja" uid="long-race-reading" pair="94bb3bbb"
-# **図の見方。** 登っている相手は代理スコアです。正解スコアは一緒に上がり続けるでしょうか。遅れるでしょうか、それとも下がり始めるでしょうか。10分の1の投票で学習した最初の記録では、測るたびに代理スコアが上がる一方(0.68、1.68、2.27、2.56)、正解スコアは0.65、0.79、0.73、0.74と動き、多様性は4.4から1.0に下がりました。9回目と19回目の更新の間に下がり始めています。全部の投票で学習した最初の記録も、もっと高いところから下がりました(0.65、0.81、0.74、0.74)。1回ずつの実行だけでは何とも言えないので、主張の判定は3シードがそろってから行います。下降は慎重に判定します。実行ごとに、最良の段階を1つおきのプロンプトで選び、正解スコアは残りのプロンプトで読みます。同じプロンプトで最大値を選んで読むと実際より高く見え、ノイズのある曲線はどれも「下降した」ことになってしまうからです。2つ目のグラフは、長い競技の実行を費用に対して描いたものです。その下の行に、これまでのシードの数を示します。
+# **図の読み方。** 登っている相手は代理スコアです。正解スコアは一緒に上がり続けるでしょうか。遅れるでしょうか、それとも下がり始めるでしょうか。10分の1の投票で学習した最初の記録では、測るたびに代理スコアが上がる一方(0.68、1.68、2.27、2.56)、正解スコアは0.65、0.79、0.73、0.74と動き、多様性は4.4から1.0に下がりました。9回目と19回目の更新の間に下がり始めています。全部の投票で学習した最初の記録も、もっと高いところから下がりました(0.65、0.81、0.74、0.74)。1回ずつの実行だけでは何とも言えないので、主張の判定は3シードがそろってから行います。下降は慎重に判定します。実行ごとに、最良の段階を1つおきのプロンプトで選び、正解スコアは残りのプロンプトで読みます。同じプロンプトで最大値を選んで読むと実際より高く見え、ノイズのある曲線はどれも「下降した」ことになってしまうからです。2つ目のグラフは、長い競技の実行を費用に対して描いたものです。その下の行に、これまでのシードの数を示します。
 #
-# *あなたなら、手遅れになる前に止められたでしょうか。画面に映っているのは代理スコアだけです。*
+# *自分なら、手遅れになる前に止められたでしょうか。画面に映っているのは代理スコアだけです。*
 
 
 # %% uid="dashboards"
@@ -723,11 +723,11 @@ errors = {
 by_role = family_looks([[t("l08.error_of", arm=named(arm), who=who) for arm in ("dpo", "kto")] for who in roles])
 display(recorded_paths(errors, ylabel=t("l08.error_axis"), title=t("l08.dpo_panel"), looks=by_role, **options))
 
-# %% [markdown] lang="en" uid="dashboards-reading" pair="4882d714"
+# %% [markdown] lang="en" uid="dashboards-reading" pair="f3dff6ff"
 # **What you see.** Two instruments that people watch while training. Upper: PPO's clip. The first of the two trained steps of an update has ratios of exactly 1, so nothing of it is clipped; the second is trained with weights that have moved already. A share of .5 would therefore say that the whole second step was thrown away: the first update comes close (.41), later ones lose a fifth to a third, so the learning rate is at its limit. Lower: DPO's two errors. The losers' error rises to .76, the winners' to .42: both get worse, the losers faster, which is all that the loss asks for (lesson 05). Gold still rose, but the model is forgetting how to draw the pictures it was told to prefer, and its diversity says so.
 
 # %% [markdown] lang="ja" uid="dashboards-reading" pair="a38f16a1"
-# **図の見方。** 学習中に見守る計器を2つ挙げます。上は PPO のクリップです。1回の更新で学習する2つのステップのうち、1つ目の比はちょうど1なので、何もクリップされません。2つ目は、すでに動いた重みで学習します。割合が0.5なら、2つ目のステップが丸ごと捨てられています。ここでは最初の更新がそれに近く(0.41)、その後も5分の1から3分の1が捨てられているので、学習率が上限にあることが分かります。下は DPO の2つの誤差です。敗者の誤差は0.76、勝者の誤差は0.42まで増えました。両方が悪化し、敗者のほうが速く悪化しています。損失が求めるのはそれだけです(レッスン05)。正解スコアは上がったものの、好むように教えた画像の描き方をモデルは忘れつつあり、多様性の低下にそれが表れています。
+# **図の読み方。** 学習中に見守る計器を2つ挙げます。上は PPO のクリップです。1回の更新で学習する2つのステップのうち、1つ目の比はちょうど1なので、何もクリップされません。2つ目は、すでに動いた重みで学習します。割合が0.5なら、2つ目のステップが丸ごと捨てられています。ここでは最初の更新がそれに近く(0.41)、その後も5分の1から3分の1が捨てられているので、学習率が上限にあることが分かります。下は DPO の2つの誤差です。敗者の誤差は0.76、勝者の誤差は0.42まで増えました。両方が悪化し、敗者のほうが速く悪化しています。損失が求めるのはそれだけです(レッスン05)。正解スコアは上がったものの、好むように教えた画像の描き方をモデルは忘れつつあり、多様性の低下にそれが表れています。
 
 # %% uid="race-claims"
 gain = {name: {k: value[k] - verdicts["base"][k] for k in value} for name, value in verdicts.items()}
@@ -754,7 +754,7 @@ lab.claim("dpo_beats_base", reason=t("l08.only_recorded"))
 lab.claim("nft_is_cheaper", reason=t("l08.only_recorded"))
 lab.claim("budget_helps", reason=t("l08.only_recorded"))
 
-# %% [markdown] lang="en" uid="bug" pair="c2576cec"
+# %% [markdown] lang="en" uid="bug" pair="4e97a5bf"
 # ## 9. A planted bug: who finds it?
 #
 # Back to section 1. Its votes came from raters with a taste for saturated colours. Nobody told the optimisers. Two pieces of evidence: the pool you already have, chosen by the honest and by the tainted proxy; and the cross-reward table of the record, whose rows say what was trained on and whose columns say who judges. Your own DRaFT under both proxies is compared below it.
@@ -762,7 +762,7 @@ lab.claim("budget_helps", reason=t("l08.only_recorded"))
 # %% [markdown] lang="ja" uid="bug" pair="7fe34b86"
 # ## 9. 仕込んだ欠陥: 見つけるのは誰か
 #
-# 1節に戻ります。あの投票には、彩度の高い色を好む評価者の癖が混ざっていました。最適化の側には誰も教えていません。証拠を2つ挙げます。1つは、手元のプールから、癖のない代理と癖のある代理が選んだ画像です。もう1つは、記録から作った報酬の相互評価の表で、行は学習に使った手法と代理、列は採点する評価役です。その下では、両方の代理で学習したあなた自身の DRaFT を比べます。
+# 第1節に戻ります。あの投票には、彩度の高い色を好む評価者の癖が混ざっていました。最適化の側には誰も教えていません。証拠を2つ挙げます。1つは、手元のプールから、癖のない代理と癖のある代理が選んだ画像です。もう1つは、記録から作った報酬の相互評価の表で、行は学習に使った手法と代理、列は採点する評価役です。その下では、両方の代理で学習したあなた自身の DRaFT を比べます。
 
 # %% uid="bug-search"
 from labkit.survey import saturation_of
@@ -817,13 +817,13 @@ value = judged(hacked)["saturation"] - judged(mine["draft"])["saturation"]
 lab.claim("gradient_finds_bug", measured=t("l08.m_bug"), value=value, seeds=[lab.seed])
 lab.claim("bug_is_found", reason=t("l08.only_recorded"))
 
-# %% [markdown] lang="en" uid="bug-reading" pair="16deef67"
+# %% [markdown] lang="en" uid="bug-reading" pair="5c622fac"
 # **What you see.** The same pool, the same prompts: the tainted judge picks the more saturated picture; in the record's pools the best of 21 has a saturation of .32 by the tainted and of .30 by the honest proxy, one picture .26. Training can go further, because it can *make* what selection only finds. Who does? On the seeds that both have, DRaFT ends at a saturation of .42 under the taint and .20 without it (the base has .27), and its gold is .66 against .75. NFT (.28 and .29) and RAFT (.27 and .27) do not move that way: in a handful of updates from a few pictures, scores alone carry too little to find a direction that the gradient points at from the first step. That is no merit of theirs. In the table, read along the rows: a gain that only its own column confirms is a hack; a gain that a reward with other votes, and gold, confirm as well is an improvement. **What to do without gold:** a second proxy from other votes, pictures at fixed seeds, and a list of things that should *not* move (here saturation) watched from the first update on.
 
 # %% [markdown] lang="ja" uid="bug-reading" pair="6951414c"
-# **図の見方。** プールもプロンプトも同じなのに、癖のある評価役は彩度の高い画像を選びます。記録したプールでは、彩度は1枚だけなら0.26、best-of-21 では癖のある代理で0.32、癖のない代理で0.30です。選ぶだけなら見つけるにとどまりますが、学習はそういう画像を*作る*ことができます。実際に作ったのはどの手法でしょうか。両方を記録したシードでは、DRaFT の彩度は癖のある代理で0.42、癖のない代理で0.20でした(基準モデルは0.27)。正解スコアは0.66と0.75です。NFT(0.28と0.29)と RAFT(0.27と0.27)は、その方向に動いていません。少数の画像による数回の更新では、勾配なら最初のステップから指し示す方向を、スコアだけで見つけるのは難しいからです。手法の手柄ではありません。表は行に沿って読んでください。自分の列でしか確かめられない伸びは、報酬の穴を突いた結果です。別の投票による報酬や正解スコアでも確かめられる伸びは、改善です。**正解スコアがないときは:** 別の投票で作った2つ目の代理、固定シードの画像、そして*動いてはならない*もの(ここでは彩度)の一覧を用意し、最初の更新から見守ります。
+# **図の読み方。** プールもプロンプトも同じなのに、癖のある評価役は彩度の高い画像を選びます。記録したプールでは、彩度は1枚だけなら0.26、best-of-21 では癖のある代理で0.32、癖のない代理で0.30です。選ぶだけなら見つけるにとどまりますが、学習はそういう画像を*作る*ことができます。実際に作ったのはどの手法でしょうか。両方を記録したシードでは、DRaFT の彩度は癖のある代理で0.42、癖のない代理で0.20でした(基準モデルは0.27)。正解スコアは0.66と0.75です。NFT(0.28と0.29)と RAFT(0.27と0.27)は、その方向に動いていません。少数の画像による数回の更新では、勾配なら最初のステップから指し示す方向を、スコアだけで見つけるのは難しいからです。手法の手柄ではありません。表は行に沿って読んでください。自分の列でしか確かめられない伸びは、報酬の穴を突いた結果です。別の投票による報酬や正解スコアでも確かめられる伸びは、改善です。**正解スコアがないときは:** 別の投票で作った2つ目の代理、固定シードの画像、そして*動いてはならない*もの(ここでは彩度)の一覧を用意し、最初の更新から見守ります。
 
-# %% [markdown] lang="en" uid="even" pair="8eb1e4b0"
+# %% [markdown] lang="en" uid="even" pair="2d9acc90"
 # ## 10. Train or search?
 #
 # Suppose a trained model and best-of-$N$ were equally good. Training costs $C$ once and then $T$ a picture; the search costs $N$ times as much for every picture. Training has paid when $C + T M < N T M$, so from $M^* = C / ((N-1) T)$ pictures on (decoding included in $T$). The code takes for $N$ the smallest number whose recorded gold reaches DRaFT's (the whole pool
@@ -833,7 +833,7 @@ lab.claim("bug_is_found", reason=t("l08.only_recorded"))
 # ## 10. 学習か、探索か
 #
 # 学習したモデルと best-of-$N$ の質が同じだとしましょう。学習は最初に $C$、その後は1枚につき $T$ かかります。探索は1枚ごとに $N$ 倍かかります。学習が割に合うのは $C + T M < N T M$ のとき、つまり $M^* = C / ((N-1) T)$ 枚からです(デコードの費用は $T$ に含めます)。コードでは、記録された正解スコアが DRaFT に届く最小の $N$(届かなければプール全体)を使い、
-# $C$ にはあなた自身の実行にかかった費用を使います。
+# $C$ には自分の実行にかかった費用を使います。
 
 # %% uid="even-run"
 from labkit.survey import break_even
@@ -853,11 +853,11 @@ curve_with_interval(
     title=t("l08.even_title", images=images_needed),
 )  # fmt: skip
 
-# %% [markdown] lang="en" uid="even-reading" pair="f6c26248"
+# %% [markdown] lang="en" uid="even-reading" pair="dfdfeefa"
 # **What you see.** The lines cross where the saved searches have repaid the training. In the record the best of 4 already has DRaFT's gold, so training repays itself only over a few dozen pictures or more, and with one face instead of many. A catalogue of thousands: train, but stop earlier than DRaFT did here, or take NFT. A campaign of thirty: search. And a term that the chart leaves out decides more often than either: a trained model is a *new process*, whose quality must be verified anew (lesson 09), while best-of-N delivers pictures of the model that was already accepted.
 
 # %% [markdown] lang="ja" uid="even-reading" pair="9ac0d512"
-# **図の見方。** 2本の線は、節約した探索の費用が学習の費用に追い付くところで交わります。記録では、best-of-4 ですでに DRaFT の正解スコアに届きます。学習が割に合うのは数十枚を超えてからで、しかも多様な顔の代わりに、ほぼ1つの顔になります。数千枚のカタログなら学習ですが、ここでの DRaFT より早く止めるか、NFT を使います。30枚のキャンペーンなら探索です。そして、グラフにない項目のほうが決め手になることも多くあります。学習したモデルは*新しい工程*なので、品質を検証し直さなければなりません(レッスン09)。best-of-N が納品するのは、すでに承認されたモデルの画像です。
+# **図の読み方。** 2本の線は、節約した探索の費用が学習の費用に追い付くところで交わります。記録では、best-of-4 ですでに DRaFT の正解スコアに届きます。学習が割に合うのは数十枚を超えてからで、しかも多様な顔の代わりに、ほぼ1つの顔になります。数千枚のカタログなら学習ですが、ここでの DRaFT より早く止めるか、NFT を使います。30枚のキャンペーンなら探索です。そして、グラフにない項目のほうが決め手になることも多くあります。学習したモデルは*新しい工程*なので、品質を検証し直さなければなりません(レッスン09)。best-of-N が納品するのは、すでに承認されたモデルの画像です。
 
 # %% [markdown] lang="en" uid="own" pair="39c2b671"
 # ## 11. Your own entry
@@ -887,7 +887,7 @@ for rank, row in enumerate(board[:5], 1):
 top = max(found, key=lambda arm: found[arm].value)
 print(t("l08.recorded_best", name=top, gold=found[top].value))
 
-# %% [markdown] lang="en" uid="photographs" pair="142d54a4"
+# %% [markdown] lang="en" uid="photographs" pair="01c70c51"
 # **The same race on photographs.** In this notebook the world is drawn, on the gpu tier too, because only here gold is known. With a GPU, the same contenders race on Stable Diffusion 1.5 with PickScore as the reward and PartiPrompts as prompts (a table that you download yourself). In a terminal:
 #
 # ```
@@ -903,7 +903,7 @@ print(t("l08.recorded_best", name=top, gold=found[top].value))
 # labkit arena PartiPrompts.tsv --reward pickscore --judge clip --nfe 20000 --out runs/arena
 # ```
 #
-# 各手法が LoRA を学習するか探索を行います。表には、未使用のプロンプトで基準モデルをどれだけ上回ったかが、報酬による採点と、誰も学習に使っていない評価役による採点の両方で並びます。正解スコアはないので、9節のとおりに読んでください。報酬だけが認める伸びは、伸びではありません。`accelerate launch --num_processes 4 -m labkit.cli arena ...` とすると、手法とシードを4枚の GPU で手分けします。公開されている報告では、この規模の方策勾配には数時間、報酬の逆伝播には1時間ほどかかります。この競技は、この教材ではまだ記録していません。
+# 各手法が LoRA を学習するか探索を行います。表には、未使用のプロンプトで基準モデルをどれだけ上回ったかが、報酬による採点と、誰も学習に使っていない評価役による採点の両方で並びます。正解スコアはないので、第9節のとおりに読んでください。報酬だけが認める伸びは、伸びではありません。`accelerate launch --num_processes 4 -m labkit.cli arena ...` とすると、手法とシードを4枚の GPU で手分けします。公開されている報告では、この規模の方策勾配には数時間、報酬の逆伝播には1時間ほどかかります。この競技は、この教材ではまだ記録していません。
 
 # %% [markdown] lang="en" uid="close" pair="6a11d5d6"
 # ## 12. Paper, article, your numbers

@@ -664,7 +664,7 @@ found = record_problems(forged, seal=record["seal"], lang=lang)
 show(*table([t("l09.forgery")], [[line] for line in found]))
 lab.verdict(t("l09.tamper"), any("inspection.major" in line for line in found) and not record_problems(record))
 
-# %% [markdown] lang="en" uid="sign-read" pair="a058f14e"
+# %% [markdown] lang="en" uid="sign-read" pair="f72076c2"
 # **Reading.** The edited field is named, and because the counts follow from the verdicts, the contradiction is named as well. A hash is no signature: who knows the program could seal
 # anew. That is why the seal is kept in a second place, an e-mail to the customer for example. The page `record.html` beside the lot is your certificate of work.
 #
@@ -1080,7 +1080,7 @@ curve_with_interval(
 # 学習と探索はどちらが得でしょうか。学習の代わりに、1枚につき $N$ 枚の候補を描いて最良のものを選ぶこともできます。学習が得になるのは
 # $M^* = \mathrm{NFE}_{\mathrm{train}} / ((N-1)\,T)$ 枚からです。数百枚の実証なら、探索の方が安いことも少なくありません。「小さく始める」を式にすると、こうなります。
 
-# %% [markdown] lang="en" uid="small" pair="5ee930b4"
+# %% [markdown] lang="en" uid="small" pair="21570c29"
 # ## 9. Small data, on your own premises
 #
 # "We have only a hundred examples, and they must not leave the house." The articles answer that small data works with transfer learning and a well-designed evaluation, and that the data can stay. Both are numbers.
@@ -1186,7 +1186,7 @@ print(t("l09.best_plan", roi=max(allowed)[0], ahead=max(allowed)[0] - my_roi))
 # %% [markdown] lang="ja" uid="open-read" pair="2b34b01b"
 # **結果の読み方。** 最小の計画の中では $c = 0$ が最良です。良いロットの多くを不合格にしますが、不合格になったときの費用は1枚30円で、流出の損失は1枚5,000円だからです。次に、全数検査にあたる500と29を試してください。どの計画よりも良くなります。これもデミングの規則です。この表では、不良率が2%だと*分かっている*からです。不良率が0.3%なら逆になり、全数検査の投資対効果は1.45、小さな抜き取りは1.53です(`pilot` の `defect_rate` を0.003に変えて確かめてください)。どちらの不良率なのか分からない間に、それを知るために使うのが抜き取りです。
 
-# %% [markdown] lang="en" uid="project" pair="349301c3"
+# %% [markdown] lang="en" uid="project" pair="5c815885"
 # ## 11. Closing project
 #
 # Take a folder of 100 or more pictures of your own (generated or photographed) and ship it with `labkit inspect`. Hand in three things: the record, its page, and half a page of text to the customer. An instructor marks it in five minutes with the sheet below, one minute per line; the next cell also writes it as a page to print.
