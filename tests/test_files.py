@@ -51,7 +51,7 @@ def test_files_have_the_mode_that_open_gives_them(tmp_path):
 
 
 def test_every_error_class_of_labkit_has_one_base():
-    """All but colab.py's, which runs before labkit is installed, the hub's, which needs the extra `camp`, and the signal
+    """All but colab.py's, which runs before labkit is installed, the hub's, which needs an extra, and the signal
     that ends a check from within."""
     import importlib
     import pkgutil

@@ -40,7 +40,7 @@ class FetchError(LabkitError, OSError):
     """A model cannot be had; the message says why and what to do."""
 
 
-class _Absent(Exception):
+class _Absent(LabkitError):
     """The hub has no such repository, or none for us: the HTTP status."""
 
 
