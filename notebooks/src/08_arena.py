@@ -10,7 +10,7 @@ from labkit.course import start, t
 
 lab = start("08", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
 
-# %% [markdown] lang="en" uid="article" pair="a6795da6"
+# %% [markdown] lang="en" uid="article" pair="8e4d150d"
 # The article of this lesson, "拡散モデルのアラインメント", tells of a survey: *Alignment of Diffusion Models: Fundamentals, Challenges, and Future* ([arXiv 2409.07253](https://arxiv.org/abs/2409.07253)). Three of its sentences are put to
 # the test: that alignment is done by rules, refined instructions and learnt preferences; that looking good is not enough; and that the verification decides whether it pays.
 # A survey compares families on paper. Here they race: one base, one budget, one imperfect reward, and a judge that none of them can bribe.
@@ -22,10 +22,10 @@ lab = start("08", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # | methods | contenders, behind one call | `enter` |
 # | cost | NFE: forward passes of the U-Net, decoding included | `nfe` |
 #
-# **State of the evidence.** The study of this lesson (`labkit study run 08`) is recorded for one contender of every family, each at 1,600 NFE, with at least three seeds; GRPO, RWR, AlignProp, KTO, guidance, FK steering and FABRIC may have one seed only: the pale dots of a chart are seeds, and one dot is an anecdote. A second round has three times the budget. Charts show the record with its 95 % intervals, a colour for every family, and your own run as a star on top of it. A claim's verdict comes from the record; your run says
+# **State of the evidence.** The study of this lesson (`labkit study run 08`) is recorded for one contender of every family, each at 1,600 NFE, with five seeds; GRPO, RWR, AlignProp, KTO, guidance, FK steering and FABRIC have one seed only so far: the pale dots of a chart are seeds, and one dot is an anecdote. A second round has three times the budget. Charts show the record with its 95 % intervals, a colour for every family, and your own run as a star on top of it. A claim's verdict comes from the record; your run says
 # whether it fits. The budget is small on purpose: a race that a laptop can repeat is a race of the first dozen updates. What happens after thousands is the papers' subject; where that may decide a verdict, the reading says so.
 
-# %% [markdown] lang="ja" uid="article" pair="fcf8ad9d"
+# %% [markdown] lang="ja" uid="article" pair="45d11b18"
 # このレッスンで読む記事は「拡散モデルのアラインメント」で、サーベイ論文 *Alignment of Diffusion Models: Fundamentals, Challenges, and Future*([arXiv 2409.07253](https://arxiv.org/abs/2409.07253))を紹介しています。ここでは3つの主張を
 # 確かめます。アラインメントはルール、指示の洗練、好みの学習によって行うこと、見た目が良いだけでは足りないこと、そして割に合うかどうかは検証で決まることです。
 # サーベイは手法を紙の上で比べます。ここでは実際に競わせます。基準モデルも予算も不完全な報酬もすべて同じで、どの手法にも買収できない評価役が判定します。
@@ -37,7 +37,7 @@ lab = start("08", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # | 手法 | 競技者。1つの関数で呼び出す | `enter` |
 # | コスト | NFE: デコードも含めた U-Net の順伝播の回数 | `nfe` |
 #
-# **裏付けの状況。** このレッスンの実験(`labkit study run 08`)では、系統ごとに1つの手法を1600 NFE ずつ、3個以上のシードで記録しました。GRPO、RWR、AlignProp、KTO、誘導、FK ステアリング、FABRIC は1シードだけのことがあります。グラフの薄い点がシードなので、点が1つなら参考程度に見てください。2回目の記録では予算を3倍にしました。グラフでは、記録を95%区間つきで系統ごとに色分けし、自分の実行結果を星で示します。主張の判定は記録に基づきます。自分の実行結果については、記録と矛盾しないかどうかが表示されます。
+# **裏付けの状況。** このレッスンの実験(`labkit study run 08`)では、系統ごとに1つの手法を1600 NFE ずつ、5個のシードで記録しました。GRPO、RWR、AlignProp、KTO、誘導、FK ステアリング、FABRIC は、まだ1シードだけです。グラフの薄い点がシードなので、点が1つなら参考程度に見てください。2回目の記録では予算を3倍にしました。グラフでは、記録を95%区間つきで系統ごとに色分けし、自分の実行結果を星で示します。主張の判定は記録に基づきます。自分の実行結果については、記録と矛盾しないかどうかが表示されます。
 # 予算はわざと小さくしました。ノートPCで繰り返せる競技は、最初の十数回の更新までの競技です。数千回の更新の先に起きることは論文の領分です。その違いが判定を左右しうる箇所では、「図の見方」でそう述べます。
 
 # %% [markdown] lang="en" uid="first" pair="f088a0be"
@@ -104,13 +104,13 @@ for key, name in names.items():
 moved = (after["gold"] - before["gold"]) / float(l08.judged(base_images, test, "bias", lab.seed, sizes)["gold"].std())
 lab.reveal("first_gold", "falls" if moved < -0.2 else "rises" if moved > 0.2 else "stays")
 
-# %% [markdown] lang="en" uid="first-reading" pair="ca90a0e8"
-# **What you see.** The reward has risen, by a lot on its own scale: its unit is one standard deviation of the base's pictures. Now look at the faces, and at the gold score, which knows exactly what was wanted. In the recorded runs of this very race the proxy goes from .02 to 1.81, gold from .55 to .66, saturation from .27 to .42, and the diversity of the pictures from 4.7 to 1.8. Something has been optimised. Was it what the team wanted? Two suspects: the reward (what do its votes know?) and the optimiser (how far does it go?). Both get a section, and section 9 comes back to these faces.
+# %% [markdown] lang="en" uid="first-reading" pair="6c0f209f"
+# **What you see.** The reward has risen, by a lot on its own scale: its unit is one standard deviation of the base's pictures. Now look at the faces, and at the gold score, which knows exactly what was wanted. In the recorded runs of this very race the proxy goes from .00 to 1.84, gold from .54 to .69, saturation from .27 to .40, and the diversity of the pictures from 4.6 to 1.6. Something has been optimised. Was it what the team wanted? Two suspects: the reward (what do its votes know?) and the optimiser (how far does it go?). Both get a section, and section 9 comes back to these faces.
 #
 # *Before reading on: if the reward were perfect, what would still be lost?*
 
-# %% [markdown] lang="ja" uid="first-reading" pair="1f2068a7"
-# **図の読み方。** 報酬は上がりました。単位は基準モデルの画像での標準偏差なので、大きな伸びです。次に顔を見てください。そして、何が求められていたかを正確に知っている正解スコアを見てください。これと同じ競技の記録では、代理スコアは0.02から1.81へ、正解スコアは0.55から0.66へ、彩度は0.27から0.42へ、画像の多様性は4.7から1.8へ変わりました。何かが最適化されたのは確かですが、それはチームの望んだものだったのでしょうか。疑わしいのは2つ、報酬(投票は何を知っているのか)と最適化(どこまで進むのか)です。どちらも節を設けて調べ、第9節でもう一度この顔に戻ります。
+# %% [markdown] lang="ja" uid="first-reading" pair="2da951c8"
+# **図の読み方。** 報酬は上がりました。単位は基準モデルの画像での標準偏差なので、大きな伸びです。次に顔を見てください。そして、何が求められていたかを正確に知っている正解スコアを見てください。これと同じ競技の記録では、代理スコアは0.00から1.84へ、正解スコアは0.54から0.69へ、彩度は0.27から0.40へ、画像の多様性は4.6から1.6へ変わりました。何かが最適化されたのは確かですが、それはチームの望んだものだったのでしょうか。疑わしいのは2つ、報酬(投票は何を知っているのか)と最適化(どこまで進むのか)です。どちらも節を設けて調べ、第9節でもう一度この顔に戻ります。
 #
 # *先を読む前に考えてください。報酬が完璧だったとしても、何が失われるでしょうか。*
 
@@ -317,11 +317,11 @@ curve_with_interval(
     np.sqrt(far), fitted, xlabel=t("l08.root_kl"), ylabel=t("l08.gold_gained"), title=t("l08.law_title", n=many[-1])
 )  # fmt: skip
 
-# %% [markdown] lang="en" uid="bon-reading" pair="56e184f9"
-# **What you see.** In your own pool both curves rise from the same point and part: the proxy promises more than gold confirms. The recorded race has a longer curve, up to the best of 21 from one pool for every prompt: gold .56 for one picture, .80 for the best of 7, .88 for the best of 21; chosen by a proxy of a tenth of the votes it ends at .79. Gao and others ([arXiv 2210.10760](https://arxiv.org/abs/2210.10760)) found a law: with $d = \sqrt{\mathrm{KL}}$ gold gains $d\,(\alpha - \beta d)$. Fitted on $N$ up to 10 it promises .03 more at 21 than gold has. *Why?* Their gold has no ceiling. This one is a mean of three probabilities: below the ceiling it rises faster than $d$ (the fitted $\beta$ is negative), near it the curve must bend. With a tenth of the votes, further from the ceiling, the law misses by a few thousandths only. **What would change it:** a worse proxy bends gold down sooner; ties in the score make the KL smaller than the formula says. Notice what cannot happen: best-of-N never leaves the base's own pictures, so it never breaks a face.
+# %% [markdown] lang="en" uid="bon-reading" pair="caf6027d"
+# **What you see.** In your own pool both curves rise from the same point and part: the proxy promises more than gold confirms. The recorded race has a longer curve, up to the best of 21 from one pool for every prompt: gold .57 for one picture, .80 for the best of 7, .88 for the best of 21; chosen by a proxy of a tenth of the votes it ends at .80. Gao and others ([arXiv 2210.10760](https://arxiv.org/abs/2210.10760)) found a law: with $d = \sqrt{\mathrm{KL}}$ gold gains $d\,(\alpha - \beta d)$. Fitted on $N$ up to 10 it promises more at 21 than gold has, in each of twelve pools ($-.032$ $[-.038, -.025]$, outside the two points that we allowed: **contradicted** here). *Why?* Their gold has no ceiling. This one is a mean of three probabilities: below the ceiling it rises faster than $d$ (the fitted $\beta$ is negative), near it the curve must bend. With a tenth of the votes, further from the ceiling, the law misses by a few thousandths only. **What would change it:** a worse proxy bends gold down sooner; ties in the score make the KL smaller than the formula says. Notice what cannot happen: best-of-N never leaves the base's own pictures, so it never breaks a face.
 
-# %% [markdown] lang="ja" uid="bon-reading" pair="7698cd26"
-# **図の読み方。** 手元のプールでは、2本の曲線は同じ点から上がり、離れていきます。代理は、正解スコアの裏付け以上を約束します。記録した競技の曲線はもっと長く、プロンプトごとに1つのプールから best-of-21 まで求めました。正解スコアは、1枚だけなら0.56、best-of-7 で0.80、best-of-21 で0.88です。10分の1の投票で学習した代理で選ぶと0.79にとどまります。Gao ら([arXiv 2210.10760](https://arxiv.org/abs/2210.10760))は、$d = \sqrt{\mathrm{KL}}$ とおくと正解スコアの伸びが $d\,(\alpha - \beta d)$ に従うという法則を見つけました。$N$ が10までの部分で当てはめると、21では実際より0.03高い値を予測します。*なぜでしょうか。* Gao らの正解スコアには上限がありません。ここでの正解スコアは3つの確率の平均です。上限から遠い間は $d$ より速く伸び(当てはめた $\beta$ は負です)、上限に近づくと曲がらざるをえません。投票が10分の1の代理では上限から遠いので、ずれは0.00台です。**結果を左右するもの:** 代理が悪いほど、正解スコアは早く下がり始めます。スコアに同点があると、KL は式より小さくなります。起こりえないことにも注目してください。best-of-N が選ぶのは基準モデル自身の画像なので、顔が壊れることはありません。
+# %% [markdown] lang="ja" uid="bon-reading" pair="aa048ae7"
+# **図の読み方。** 手元のプールでは、2本の曲線は同じ点から上がり、離れていきます。代理は、正解スコアの裏付け以上を約束します。記録した競技の曲線はもっと長く、プロンプトごとに1つのプールから best-of-21 まで求めました。正解スコアは、1枚だけなら0.57、best-of-7 で0.80、best-of-21 で0.88です。10分の1の投票で学習した代理で選ぶと0.80にとどまります。Gao ら([arXiv 2210.10760](https://arxiv.org/abs/2210.10760))は、$d = \sqrt{\mathrm{KL}}$ とおくと正解スコアの伸びが $d\,(\alpha - \beta d)$ に従うという法則を見つけました。$N$ が10までの部分で当てはめると、21では12個のプールのどれでも実際より高い値を予測します($-.032$ $[-.038, -.025]$)。許容範囲とした0.02を超えるので、ここでは**否定されました**。*なぜでしょうか。* Gao らの正解スコアには上限がありません。ここでの正解スコアは3つの確率の平均です。上限から遠い間は $d$ より速く伸び(当てはめた $\beta$ は負です)、上限に近づくと曲がらざるをえません。投票が10分の1の代理では上限から遠いので、ずれは0.00台です。**結果を左右するもの:** 代理が悪いほど、正解スコアは早く下がり始めます。スコアに同点があると、KL は式より小さくなります。起こりえないことにも注目してください。best-of-N が選ぶのは基準モデル自身の画像なので、顔が壊れることはありません。
 
 # %% [markdown] lang="en" uid="ledger" pair="f73b929b"
 # **What does it cost?** Everything is counted in NFE, forward passes of the U-Net on one picture. A backward pass costs two more. Pictures must be decoded before anybody can judge them, and that is charged too, at the price that counted operations give. A training method pays once; a search pays for every delivered picture. The race
@@ -611,11 +611,11 @@ recorded_plane(
     both, yours=own, xlabel=t("l08.diversity_axis"), ylabel=t("l08.gold_axis"), title=t("l08.race_plane"), looks=looks
 )  # fmt: skip
 
-# %% [markdown] lang="en" uid="race-reading" pair="b33edbe2"
-# **What you see.** Dots with intervals: the recorded race, every contender with the same 1,600 NFE and the same prompts, other votes and other noise for each seed; stars: your runs. *Is the order that of the proxy?* No. DRaFT's proxy is 1.53, best-of-7's 1.26, yet gold is .76 for DRaFT and .83 for best-of-7, which leads in every seed that both have. Look into the axes: DRaFT paints the liked background behind everybody (preference .99) and forgets the prompt, task falls from .52 to .29. DPO does the same more gently (gold .79, task .38). Best-of-7 raises task as well, to .65. *What did it cost in diversity?* 4.7 for the base, 4.4 for best-of-7, 4.3 for NFT, 2.6 for DPO, 1.7 for DRaFT, whose pictures in the strips are hardly faces any more. *How sure is that?* RAFT's gold is .47, .76, .79, .78, .80, seed by seed: the run that turned all backgrounds to the wrong colour did so in a handful of updates, with a learning rate that was the better of two in a trial over half the budget. A table with one seed would have praised or buried it. And a fair table says *who saw what*: DRaFT and guidance see a gradient, DPO pairs, the others a number.
+# %% [markdown] lang="en" uid="race-reading" pair="dd4600b4"
+# **What you see.** Dots with intervals: the recorded race, every contender with the same 1,600 NFE and the same prompts, other votes and other noise for each seed; stars: your runs. *Is the order that of the proxy?* No. DRaFT's proxy is 1.53, best-of-7's 1.26, yet gold is .76 for DRaFT and .82 for best-of-7, which leads in each of the five seeds. Look into the axes: DRaFT paints the liked background behind everybody (preference .99) and forgets the prompt, task falls from .52 to .29. DPO does the same more gently (gold .77, task .38). Best-of-7 raises task as well, to .65. *What did it cost in diversity?* 4.6 for the base, 4.4 for best-of-7, 4.3 for NFT and DDPO, 2.5 for DPO, 1.7 for DRaFT, whose pictures in the strips are hardly faces any more. Whether *every* trained method pays is open: the one that loses least changes by $-.27$ $[-.75, .20]$ from seed to seed. *How sure is that?* RAFT's gold is .47, .76, .79, .78, .80, seed by seed: the run that turned all backgrounds to the wrong colour did so in a handful of updates, with a learning rate that was the better of two in a trial over half the budget. A table with one seed would have praised or buried it. And a fair table says *who saw what*: DRaFT and guidance see a gradient, DPO pairs, the others a number.
 
-# %% [markdown] lang="ja" uid="race-reading" pair="42081658"
-# **図の読み方。** 区間つきの点は記録済みの競技です。どの手法も1600 NFE、プロンプトも共通で、票とノイズはシードごとに別です。星は自分の実行です。*順序は代理スコアと同じか。* 違います。代理スコアは DRaFT が1.53、best-of-7 が1.26ですが、正解スコアは DRaFT が0.76、best-of-7 が0.83で、両方を記録したどのシードでも best-of-7 が上です。軸ごとに見ましょう。DRaFT は誰の背景も好まれる色に塗り(選好0.99)、プロンプトを忘れて、タスクの軸が0.52から0.29に下がりました。DPO も、程度は軽いものの同じです(正解スコア0.79、タスク0.38)。best-of-7 ではタスクも0.65に上がります。*多様性をどれだけ失ったか。* 基準モデルの4.7に対し、best-of-7 は4.4、NFT は4.3、DPO は2.6、DRaFT は1.7で、上の画像はもう顔に見えないほどです。*どこまで確かか。* RAFT の正解スコアは、シード順に0.47、0.76、0.79、0.78、0.80です。背景をすべて好まれない色にしてしまった実行では、数回の更新でそうなりました。学習率は、半分の予算で試した2つのうち良いほうです。1シードだけの表なら、褒めすぎるか、切り捨てるかのどちらかになったでしょう。公平な表には、*誰が何を見たか*も書きます。DRaFT と誘導は勾配を、DPO はペアを、ほかは数値を見ています。
+# %% [markdown] lang="ja" uid="race-reading" pair="dbf4c39e"
+# **図の読み方。** 区間つきの点は記録済みの競技です。どの手法も1600 NFE、プロンプトも共通で、票とノイズはシードごとに別です。星は自分の実行です。*順序は代理スコアと同じか。* 違います。代理スコアは DRaFT が1.53、best-of-7 が1.26ですが、正解スコアは DRaFT が0.76、best-of-7 が0.82で、5つのシードのどれでも best-of-7 が上です。軸ごとに見ましょう。DRaFT は誰の背景も好まれる色に塗り(選好0.99)、プロンプトを忘れて、タスクの軸が0.52から0.29に下がりました。DPO も、程度は軽いものの同じです(正解スコア0.77、タスク0.38)。best-of-7 ではタスクも0.65に上がります。*多様性をどれだけ失ったか。* 基準モデルの4.6に対し、best-of-7 は4.4、NFT と DDPO は4.3、DPO は2.5、DRaFT は1.7で、上の画像はもう顔に見えないほどです。学習する手法の*すべて*が多様性を失うかどうかは未決です。最も失わない手法の変化は、シードごとに見て $-.27$ $[-.75, .20]$ でした。*どこまで確かか。* RAFT の正解スコアは、シード順に0.47、0.76、0.79、0.78、0.80です。背景をすべて好まれない色にしてしまった実行では、数回の更新でそうなりました。学習率は、半分の予算で試した2つのうち良いほうです。1シードだけの表なら、褒めすぎるか、切り捨てるかのどちらかになったでしょう。公平な表には、*誰が何を見たか*も書きます。DRaFT と誘導は勾配を、DPO はペアを、ほかは数値を見ています。
 
 # %% uid="paths-cost"
 online = ["raft", "rwr", "ddpo", "grpo", "nft", "draft", "alignprop"]
@@ -643,11 +643,11 @@ for cost, axis in price_axis.items():
     lines = {named(arm): (spent(cost, arm), stages("gold", arm)) for arm in ran}
     display(recorded_paths(lines, xlabel=axis, ylabel=score["gold"], title=t("l08.paths_cost"), looks=looks))
 
-# %% [markdown] lang="en" uid="paths-cost-reading" pair="03e4f56c"
-# **What you see.** The same gold against two prices. On the first chart everyone pays alike, so what counts is the slope. By its proxy DRaFT is ahead of all at half of the budget: 1.33 against .70 for RAFT, .44 for NFT, .30 for DDPO. By gold, NFT goes from .62 at half to .70 at its end, DDPO from .60 to .62: five and six updates are too few to tell the two apart, so the claim below asks a race of three times the budget. DiffusionNFT's paper compares over hundreds of updates. On the second chart the price is what the reward was asked. DRaFT asks once for each of its pictures, and a gradient carries more than a number does; DPO (not drawn: it stops asking before it starts training) asked 72 times, DDPO 96. If a question to your reward is a matrix product, read the first chart; if it is a minute of a person's time, the second, and then mind that a person has no gradient.
+# %% [markdown] lang="en" uid="paths-cost-reading" pair="6baf05d5"
+# **What you see.** The same gold against two prices. On the first chart everyone pays alike, so what counts is the slope. By its proxy DRaFT is ahead of all at half of the budget: 1.33 against .70 for RAFT, .47 for NFT, .34 for DDPO. By gold, NFT goes from .63 at half to .71 at its end, DDPO from .62 to .65: five and six updates are too few to tell the two apart, so the claim below asks a race of three times the budget. DiffusionNFT's paper compares over hundreds of updates. On the second chart the price is what the reward was asked. DRaFT asks once for each of its pictures, and a gradient carries more than a number does; DPO (not drawn: it stops asking before it starts training) asked 72 times, DDPO 96. If a question to your reward is a matrix product, read the first chart; if it is a minute of a person's time, the second, and then mind that a person has no gradient.
 
-# %% [markdown] lang="ja" uid="paths-cost-reading" pair="920441bf"
-# **図の読み方。** 同じ正解スコアを、2種類の値段に対して描きました。1つ目のグラフでは全員が同じだけ払うので、見るべきは傾きです。予算の半分の時点の代理スコアでは、DRaFT が先頭です(1.33。RAFT は0.70、NFT は0.44、DDPO は0.30)。正解スコアでは、NFT が半分で0.62、終了時に0.70、DDPO が0.60から0.62です。5回や6回の更新では両者を区別しにくいので、下の主張は予算を3倍にした競技で判定します。DiffusionNFT の論文が比べているのは、数百回の更新です。2つ目のグラフの値段は、報酬に何枚尋ねたかです。DRaFT が尋ねるのは自分の画像1枚につき1回で、勾配は数値1つより多くを伝えます。DPO は学習を始める前に尋ね終わるので描いていませんが、問い合わせは72回でした(DDPO は96回)。報酬への問い合わせが行列の積で済むなら1つ目を、人の1分がかかるなら2つ目を見てください。ただし、人には勾配がありません。
+# %% [markdown] lang="ja" uid="paths-cost-reading" pair="f3775c98"
+# **図の読み方。** 同じ正解スコアを、2種類の値段に対して描きました。1つ目のグラフでは全員が同じだけ払うので、見るべきは傾きです。予算の半分の時点の代理スコアでは、DRaFT が先頭です(1.33。RAFT は0.70、NFT は0.47、DDPO は0.34)。正解スコアでは、NFT が半分で0.63、終了時に0.71、DDPO が0.62から0.65です。5回や6回の更新では両者を区別しにくいので、下の主張は予算を3倍にした競技で判定します。DiffusionNFT の論文が比べているのは、数百回の更新です。2つ目のグラフの値段は、報酬に何枚尋ねたかです。DRaFT が尋ねるのは自分の画像1枚につき1回で、勾配は数値1つより多くを伝えます。DPO は学習を始める前に尋ね終わるので描いていませんが、問い合わせは72回でした(DDPO は96回)。報酬への問い合わせが行列の積で済むなら1つ目を、人の1分がかかるなら2つ目を見てください。ただし、人には勾配がありません。
 
 # %% uid="paths-kl"
 trained = [arm for arm in (*online, "dpo", "kto", "draft_few", "draft_bias") if record.seeds(arm)]
@@ -659,11 +659,11 @@ for metric, axis in score.items():
     shown = {"title": t("l08.paths_kl"), "looks": looks | {t("l08.search_path"): looks[named("best_of_n")]}}
     display(recorded_paths(lines, xlabel=t("l08.path_kl"), ylabel=axis, log_x=True, **shown))
 
-# %% [markdown] lang="en" uid="paths-kl-reading" pair="1efee8fc"
-# **What you see.** Distance from the base, on a logarithmic axis, against gold and against the proxy. Best-of-N is the ruler: nothing is closer to the base for its proxy gain. NFT's paths are 156 nats away on average, DPO's 8,010, DRaFT's 56,167. Path KL is an upper bound of the picture's, so do not read it against the ruler to the digit; read the factor of 360 between NFT and DRaFT, for a gold of .70 and of .76. Compare the two charts at DRaFT with a tenth of the votes: its own proxy is as high as anything in the race. Its gold between half and end goes from .82 to .76, from .52 to .80, from .75 to .78 (seeds 0 to 2). So the turn that Gao and others draw as one smooth curve appears in one run and not in the next: twelve updates end before a turn can be told from a rise. The next charts come from a race of three times the budget.
+# %% [markdown] lang="en" uid="paths-kl-reading" pair="1f957ea3"
+# **What you see.** Distance from the base, on a logarithmic axis, against gold and against the proxy. Best-of-N is the ruler: nothing is closer to the base for its proxy gain. NFT's paths are 164 nats away on average, DPO's 7,785, DRaFT's 56,167. Path KL is an upper bound of the picture's, so do not read it against the ruler to the digit; read the factor of 340 between NFT and DRaFT, for a gold of .71 and of .76. Compare the two charts at DRaFT with a tenth of the votes: its own proxy is as high as anything in the race. Its gold between half and end goes from .82 to .76, from .52 to .80, from .75 to .78, from .65 to .78, from .80 to .78 (seeds 0 to 4). So the turn that Gao and others draw as one smooth curve appears in one run and not in the next: twelve updates end before a turn can be told from a rise. The next charts come from a race of three times the budget.
 
-# %% [markdown] lang="ja" uid="paths-kl-reading" pair="5da22ae4"
-# **図の読み方。** 基準モデルからの距離(対数目盛)に対する、正解スコアと代理スコアです。best-of-N が物差しになります。同じだけ代理スコアを上げて、これより基準モデルの近くにとどまる手法はありません。軌跡の KL は、平均で NFT が156ナット、DPO が8,010ナット、DRaFT が56,167ナットです。軌跡の KL は画像の KL の上限なので、物差しの目盛と細かく比べてはいけません。見るべきは NFT と DRaFT の比、約360倍です。正解スコアは0.70と0.76です。10分の1の投票による DRaFT を2つのグラフで比べてください。自分の代理のスコアは、競技の中で最も高い部類です。予算の半分から終了時までに、正解スコアは0.82から0.76、0.52から0.80、0.75から0.78と動きました(シード0〜2)。Gao らが1本のなめらかな曲線に描いた下降は、ある実行では現れ、別の実行では現れません。12回の更新では短すぎて、下降と上昇の途中とを区別できないのです。次のグラフは、予算を3倍にした競技の記録です。
+# %% [markdown] lang="ja" uid="paths-kl-reading" pair="80f70b48"
+# **図の読み方。** 基準モデルからの距離(対数目盛)に対する、正解スコアと代理スコアです。best-of-N が物差しになります。同じだけ代理スコアを上げて、これより基準モデルの近くにとどまる手法はありません。軌跡の KL は、平均で NFT が164ナット、DPO が7,785ナット、DRaFT が56,167ナットです。軌跡の KL は画像の KL の上限なので、物差しの目盛と細かく比べてはいけません。見るべきは NFT と DRaFT の比、約340倍です。正解スコアは0.71と0.76です。10分の1の投票による DRaFT を2つのグラフで比べてください。自分の代理のスコアは、競技の中で最も高い部類です。予算の半分から終了時までに、正解スコアは0.82から0.76、0.52から0.80、0.75から0.78、0.65から0.78、0.80から0.78と動きました(シード0〜4)。Gao らが1本のなめらかな曲線に描いた下降は、ある実行では現れ、別の実行では現れません。12回の更新では短すぎて、下降と上昇の途中とを区別できないのです。次のグラフは、予算を3倍にした競技の記録です。
 
 # %% uid="long-race"
 stages_of_long = range(1, len(l08_long.STAGES) + 1)
@@ -690,13 +690,13 @@ if lines:
     display(recorded_paths(lines, xlabel=t("l08.nfe"), ylabel=score["gold"], title=t("l08.long_title"), looks=looks))
 print(t("l08.long_seeds", seeds=", ".join(f"{named(arm)} {len(record.seeds(arm))}" for arm in long_arms)))
 
-# %% [markdown] lang="en" uid="long-race-reading" pair="65d58e75"
-# **What you see.** The proxy is what is being climbed. Does gold go on with it, does it stay behind, or does it turn? In the first recorded run with a tenth of the votes the proxy rises at every look (.68, 1.68, 2.27, 2.56) while gold goes .65, .79, .73, .74 and diversity falls from 4.4 to 1.0: it turned between nine and nineteen updates. With all votes the first run turns as well, from a higher top (.65, .81, .74, .74). One run of each is an anecdote, so the claims wait for three seeds. A turn is claimed with care: each run's best stage is chosen on every other prompt and its gold read on the remaining ones, because a maximum chosen and read on the same prompts looks higher than it is, and every noisy curve would "turn". The second chart has the runs of the long race against what they cost. The line below it says how many seeds each has so far.
+# %% [markdown] lang="en" uid="long-race-reading" pair="6d4f4dae"
+# **What you see.** The proxy is what is being climbed. Does gold go on with it, does it stay behind, or does it turn? In all four recorded runs with a tenth of the votes the proxy rises at every look (in the first .68, 1.68, 2.27, 2.56), while gold ends below its best look: .79, .80, .79, .79 at the top and .74, .74, .75, .74 at the end, with a diversity of about 1.1 after 4.4. The claim holds by a hair ($-.038$ $[-.076, -.0003]$), and two more runs are planned. With all votes two of three runs turn as well (.81 to .74 and .82 to .74; the third climbs to .75 and stays), so whether better votes move the turn is open ($.005$ $[-.18, .19]$). What three times the budget does decide is the comparison with the search: DRaFT stays $.136$ $[.107, .166]$ *below* best-of-N, twice as far as before. A turn is claimed with care: each run's best stage is chosen on every other prompt and its gold read on the remaining ones, because a maximum chosen and read on the same prompts looks higher than it is, and every noisy curve would "turn". The second chart has the runs of the long race against what they cost. The line below it says how many seeds each has so far.
 #
 # *Would you have stopped in time? Only the proxy was on your screen.*
 
-# %% [markdown] lang="ja" uid="long-race-reading" pair="94bb3bbb"
-# **図の読み方。** 登っている相手は代理スコアです。正解スコアは一緒に上がり続けるでしょうか。遅れるでしょうか、それとも下がり始めるでしょうか。10分の1の投票で学習した最初の記録では、測るたびに代理スコアが上がる一方(0.68、1.68、2.27、2.56)、正解スコアは0.65、0.79、0.73、0.74と動き、多様性は4.4から1.0に下がりました。9回目と19回目の更新の間に下がり始めています。全部の投票で学習した最初の記録も、もっと高いところから下がりました(0.65、0.81、0.74、0.74)。1回ずつの実行だけでは何とも言えないので、主張の判定は3シードがそろってから行います。下降は慎重に判定します。実行ごとに、最良の段階を1つおきのプロンプトで選び、正解スコアは残りのプロンプトで読みます。同じプロンプトで最大値を選んで読むと実際より高く見え、ノイズのある曲線はどれも「下降した」ことになってしまうからです。2つ目のグラフは、長い競技の実行を費用に対して描いたものです。その下の行に、これまでのシードの数を示します。
+# %% [markdown] lang="ja" uid="long-race-reading" pair="37ef0d48"
+# **図の読み方。** 登っている相手は代理スコアです。正解スコアは一緒に上がり続けるでしょうか。遅れるでしょうか、それとも下がり始めるでしょうか。10分の1の投票で学習した4回の記録のすべてで、測るたびに代理スコアが上がる一方(1回目は0.68、1.68、2.27、2.56)、正解スコアは最良の時点より下で終わりました。最高が0.79、0.80、0.79、0.79、終了時が0.74、0.74、0.75、0.74で、多様性は4.4から1.1ほどに下がっています。主張はわずかな差で成り立ち($-.038$ $[-.076, -.0003]$)、あと2回の記録を予定しています。全部の投票で学習した3回のうち2回も下がりました(0.81から0.74、0.82から0.74。残りの1回は0.75まで上がってそのままです)。投票が良ければ下降が遅れるかどうかは未決です($.005$ $[-.18, .19]$)。3倍の予算で決まったのは、探索との比較です。DRaFT は best-of-N を $.136$ $[.107, .166]$ *下回り*、差は2倍に広がりました。下降は慎重に判定します。実行ごとに、最良の段階を1つおきのプロンプトで選び、正解スコアは残りのプロンプトで読みます。同じプロンプトで最大値を選んで読むと実際より高く見え、ノイズのある曲線はどれも「下降した」ことになってしまうからです。2つ目のグラフは、長い競技の実行を費用に対して描いたものです。その下の行に、これまでのシードの数を示します。
 #
 # *自分なら、手遅れになる前に止められたでしょうか。画面に映っているのは代理スコアだけです。*
 
@@ -723,11 +723,11 @@ errors = {
 by_role = family_looks([[t("l08.error_of", arm=named(arm), who=who) for arm in ("dpo", "kto")] for who in roles])
 display(recorded_paths(errors, ylabel=t("l08.error_axis"), title=t("l08.dpo_panel"), looks=by_role, **options))
 
-# %% [markdown] lang="en" uid="dashboards-reading" pair="f3dff6ff"
-# **What you see.** Two instruments that people watch while training. Upper: PPO's clip. The first of the two trained steps of an update has ratios of exactly 1, so nothing of it is clipped; the second is trained with weights that have moved already. A share of .5 would therefore say that the whole second step was thrown away: the first update comes close (.41), later ones lose a fifth to a third, so the learning rate is at its limit. Lower: DPO's two errors. The losers' error rises to .76, the winners' to .42: both get worse, the losers faster, which is all that the loss asks for (lesson 05). Gold still rose, but the model is forgetting how to draw the pictures it was told to prefer, and its diversity says so.
+# %% [markdown] lang="en" uid="dashboards-reading" pair="39442152"
+# **What you see.** Two instruments that people watch while training. Upper: PPO's clip. The first of the two trained steps of an update has ratios of exactly 1, so nothing of it is clipped; the second is trained with weights that have moved already. A share of .5 would therefore say that the whole second step was thrown away: the first update comes close (.43), later ones lose a quarter to a third, so the learning rate is at its limit. Lower: DPO's two errors. The losers' error rises to .68, the winners' to .40: both get worse, the losers faster, which is all that the loss asks for (lesson 05). Gold still rose, but the model is forgetting how to draw the pictures it was told to prefer, and its diversity says so.
 
-# %% [markdown] lang="ja" uid="dashboards-reading" pair="a38f16a1"
-# **図の読み方。** 学習中に見守る計器を2つ挙げます。上は PPO のクリップです。1回の更新で学習する2つのステップのうち、1つ目の比はちょうど1なので、何もクリップされません。2つ目は、すでに動いた重みで学習します。割合が0.5なら、2つ目のステップが丸ごと捨てられています。ここでは最初の更新がそれに近く(0.41)、その後も5分の1から3分の1が捨てられているので、学習率が上限にあることが分かります。下は DPO の2つの誤差です。敗者の誤差は0.76、勝者の誤差は0.42まで増えました。両方が悪化し、敗者のほうが速く悪化しています。損失が求めるのはそれだけです(レッスン05)。正解スコアは上がったものの、好むように教えた画像の描き方をモデルは忘れつつあり、多様性の低下にそれが表れています。
+# %% [markdown] lang="ja" uid="dashboards-reading" pair="3a894d8f"
+# **図の読み方。** 学習中に見守る計器を2つ挙げます。上は PPO のクリップです。1回の更新で学習する2つのステップのうち、1つ目の比はちょうど1なので、何もクリップされません。2つ目は、すでに動いた重みで学習します。割合が0.5なら、2つ目のステップが丸ごと捨てられています。ここでは最初の更新がそれに近く(0.43)、その後も4分の1から3分の1が捨てられているので、学習率が上限にあることが分かります。下は DPO の2つの誤差です。敗者の誤差は0.68、勝者の誤差は0.40まで増えました。両方が悪化し、敗者のほうが速く悪化しています。損失が求めるのはそれだけです(レッスン05)。正解スコアは上がったものの、好むように教えた画像の描き方をモデルは忘れつつあり、多様性の低下にそれが表れています。
 
 # %% uid="race-claims"
 gain = {name: {k: value[k] - verdicts["base"][k] for k in value} for name, value in verdicts.items()}
@@ -806,7 +806,7 @@ with figure_style():
     axes.grid(False)
     for i, j in np.ndindex(table.shape):
         ink = "white" if abs(table[i, j]) > 1.3 else "black"
-        axes.annotate(f"{table[i, j]:+.1f}", (j, i), ha="center", va="center", color=ink)
+        axes.annotate(f"{table[i, j].round(1) + 0:+.1f}", (j, i), ha="center", va="center", color=ink)
     axes.set_title(t("l08.cross_title"))
 figure.alt = t("l08.cross_title")
 figure
@@ -817,11 +817,11 @@ value = judged(hacked)["saturation"] - judged(mine["draft"])["saturation"]
 lab.claim("gradient_finds_bug", measured=t("l08.m_bug"), value=value, seeds=[lab.seed])
 lab.claim("bug_is_found", reason=t("l08.only_recorded"))
 
-# %% [markdown] lang="en" uid="bug-reading" pair="5c622fac"
-# **What you see.** The same pool, the same prompts: the tainted judge picks the more saturated picture; in the record's pools the best of 21 has a saturation of .32 by the tainted and of .30 by the honest proxy, one picture .26. Training can go further, because it can *make* what selection only finds. Who does? On the seeds that both have, DRaFT ends at a saturation of .42 under the taint and .20 without it (the base has .27), and its gold is .66 against .75. NFT (.28 and .29) and RAFT (.27 and .27) do not move that way: in a handful of updates from a few pictures, scores alone carry too little to find a direction that the gradient points at from the first step. That is no merit of theirs. In the table, read along the rows: a gain that only its own column confirms is a hack; a gain that a reward with other votes, and gold, confirm as well is an improvement. **What to do without gold:** a second proxy from other votes, pictures at fixed seeds, and a list of things that should *not* move (here saturation) watched from the first update on.
+# %% [markdown] lang="en" uid="bug-reading" pair="1ffdee1f"
+# **What you see.** The same pool, the same prompts: the tainted judge picks the more saturated picture; in the record's pools the best of 21 has a saturation of .32 by the tainted and of .30 by the honest proxy, one picture .26. Training can go further, because it can *make* what selection only finds. Who does? Over five seeds DRaFT ends at a saturation of .40 under the taint and .23 without it (the base has .27), and its gold is .69 against .76. NFT (.29 and .29) and RAFT (.30 and .28) do not clearly move that way: in a handful of updates from a few pictures, scores alone carry too little to find a direction that the gradient points at from the first step. That is no merit of theirs. In the table, read along the rows: a gain that only its own column confirms is a hack; a gain that a reward with other votes, and gold, confirm as well is an improvement. **What to do without gold:** a second proxy from other votes, pictures at fixed seeds, and a list of things that should *not* move (here saturation) watched from the first update on.
 
-# %% [markdown] lang="ja" uid="bug-reading" pair="6951414c"
-# **図の読み方。** プールもプロンプトも同じなのに、癖のある評価役は彩度の高い画像を選びます。記録したプールでは、彩度は1枚だけなら0.26、best-of-21 では癖のある代理で0.32、癖のない代理で0.30です。選ぶだけなら見つけるにとどまりますが、学習はそういう画像を*作る*ことができます。実際に作ったのはどの手法でしょうか。両方を記録したシードでは、DRaFT の彩度は癖のある代理で0.42、癖のない代理で0.20でした(基準モデルは0.27)。正解スコアは0.66と0.75です。NFT(0.28と0.29)と RAFT(0.27と0.27)は、その方向に動いていません。少数の画像による数回の更新では、勾配なら最初のステップから指し示す方向を、スコアだけで見つけるのは難しいからです。手法の手柄ではありません。表は行に沿って読んでください。自分の列でしか確かめられない伸びは、報酬の穴を突いた結果です。別の投票による報酬や正解スコアでも確かめられる伸びは、改善です。**正解スコアがないときは:** 別の投票で作った2つ目の代理、固定シードの画像、そして*動いてはならない*もの(ここでは彩度)の一覧を用意し、最初の更新から見守ります。
+# %% [markdown] lang="ja" uid="bug-reading" pair="ab8173c8"
+# **図の読み方。** プールもプロンプトも同じなのに、癖のある評価役は彩度の高い画像を選びます。記録したプールでは、彩度は1枚だけなら0.26、best-of-21 では癖のある代理で0.32、癖のない代理で0.30です。選ぶだけなら見つけるにとどまりますが、学習はそういう画像を*作る*ことができます。実際に作ったのはどの手法でしょうか。5つのシードの平均で、DRaFT の彩度は癖のある代理で0.40、癖のない代理で0.23でした(基準モデルは0.27)。正解スコアは0.69と0.76です。NFT(0.29と0.29)と RAFT(0.30と0.28)は、その方向にはっきりとは動いていません。少数の画像による数回の更新では、勾配なら最初のステップから指し示す方向を、スコアだけで見つけるのは難しいからです。手法の手柄ではありません。表は行に沿って読んでください。自分の列でしか確かめられない伸びは、報酬の穴を突いた結果です。別の投票による報酬や正解スコアでも確かめられる伸びは、改善です。**正解スコアがないときは:** 別の投票で作った2つ目の代理、固定シードの画像、そして*動いてはならない*もの(ここでは彩度)の一覧を用意し、最初の更新から見守ります。
 
 # %% [markdown] lang="en" uid="even" pair="2d9acc90"
 # ## 10. Train or search?
