@@ -641,7 +641,7 @@ score = {"gold": t("l08.gold_axis"), "proxy": t("l08.proxy_axis")}
 price_axis = {"nfe": t("l08.nfe"), "queries": t("l08.queries_axis")}
 for cost, axis in price_axis.items():
     lines = {named(arm): (spent(cost, arm), stages("gold", arm)) for arm in ran}
-    display(recorded_paths(lines, xlabel=axis, ylabel=score["gold"], title=t("l08.paths_cost"), looks=looks))
+    display(recorded_paths(lines, xlabel=axis, ylabel=score["gold"], title=t("l08.paths_cost", price=axis), looks=looks))
 
 # %% [markdown] lang="en" uid="paths-cost-reading" pair="6baf05d5"
 # **What you see.** The same gold against two prices. On the first chart everyone pays alike, so what counts is the slope. By its proxy DRaFT is ahead of all at half of the budget: 1.33 against .70 for RAFT, .47 for NFT, .34 for DDPO. By gold, NFT goes from .63 at half to .71 at its end, DDPO from .62 to .65: five and six updates are too few to tell the two apart, so the claim below asks a race of three times the budget. DiffusionNFT's paper compares over hundreds of updates. On the second chart the price is what the reward was asked. DRaFT asks once for each of its pictures, and a gradient carries more than a number does; DPO (not drawn: it stops asking before it starts training) asked 72 times, DDPO 96. If a question to your reward is a matrix product, read the first chart; if it is a minute of a person's time, the second, and then mind that a person has no gradient.
@@ -656,7 +656,7 @@ for metric, axis in score.items():
     curve = record.values(f"bon.{metric}.main", "best_of_n").mean(0)
     lines = {t("l08.search_path"): (law, curve[1:])}
     lines |= {named(a): (record.values("kl", a).mean() ** 0.5, record.values(metric, a).mean()) for a in trained}
-    shown = {"title": t("l08.paths_kl"), "looks": looks | {t("l08.search_path"): looks[named("best_of_n")]}}
+    shown = {"title": t("l08.paths_kl", score=axis), "looks": looks | {t("l08.search_path"): looks[named("best_of_n")]}}
     display(recorded_paths(lines, xlabel=t("l08.path_kl"), ylabel=axis, log_x=True, **shown))
 
 # %% [markdown] lang="en" uid="paths-kl-reading" pair="1f957ea3"
@@ -688,7 +688,7 @@ if lines:
 lines = {named(arm): (long_path("nfe", arm), long_path("gold", arm)) for arm in filter(record.seeds, long_arms)}
 if lines:
     display(recorded_paths(lines, xlabel=t("l08.nfe"), ylabel=score["gold"], title=t("l08.long_title"), looks=looks))
-print(t("l08.long_seeds", seeds=", ".join(f"{named(arm)} {len(record.seeds(arm))}" for arm in long_arms)))
+print(t("l08.long_seeds"), *(f"{named(arm)}: {len(record.seeds(arm))}" for arm in long_arms), sep="\n")
 
 # %% [markdown] lang="en" uid="long-race-reading" pair="6d4f4dae"
 # **What you see.** The proxy is what is being climbed. Does gold go on with it, does it stay behind, or does it turn? In all four recorded runs with a tenth of the votes the proxy rises at every look (in the first .68, 1.68, 2.27, 2.56), while gold ends below its best look: .79, .80, .79, .79 at the top and .74, .74, .75, .74 at the end, with a diversity of about 1.1 after 4.4. The claim holds by a hair ($-.038$ $[-.076, -.0003]$), and two more runs are planned. With all votes two of three runs turn as well (.81 to .74 and .82 to .74; the third climbs to .75 and stays), so whether better votes move the turn is open ($.005$ $[-.18, .19]$). What three times the budget does decide is the comparison with the search: DRaFT stays $.136$ $[.107, .166]$ *below* best-of-N, twice as far as before. A turn is claimed with care: each run's best stage is chosen on every other prompt and its gold read on the remaining ones, because a maximum chosen and read on the same prompts looks higher than it is, and every noisy curve would "turn". The second chart has the runs of the long race against what they cost. The line below it says how many seeds each has so far.
