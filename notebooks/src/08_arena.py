@@ -641,7 +641,9 @@ score = {"gold": t("l08.gold_axis"), "proxy": t("l08.proxy_axis")}
 price_axis = {"nfe": t("l08.nfe"), "queries": t("l08.queries_axis")}
 for cost, axis in price_axis.items():
     lines = {named(arm): (spent(cost, arm), stages("gold", arm)) for arm in ran}
-    display(recorded_paths(lines, xlabel=axis, ylabel=score["gold"], title=t("l08.paths_cost", price=axis), looks=looks))
+    display(
+        recorded_paths(lines, xlabel=axis, ylabel=score["gold"], title=t("l08.paths_cost", price=axis), looks=looks)
+    )
 
 # %% [markdown] lang="en" uid="paths-cost-reading" pair="6baf05d5"
 # **What you see.** The same gold against two prices. On the first chart everyone pays alike, so what counts is the slope. By its proxy DRaFT is ahead of all at half of the budget: 1.33 against .70 for RAFT, .47 for NFT, .34 for DDPO. By gold, NFT goes from .63 at half to .71 at its end, DDPO from .62 to .65: five and six updates are too few to tell the two apart, so the claim below asks a race of three times the budget. DiffusionNFT's paper compares over hundreds of updates. On the second chart the price is what the reward was asked. DRaFT asks once for each of its pictures, and a gradient carries more than a number does; DPO (not drawn: it stops asking before it starts training) asked 72 times, DDPO 96. If a question to your reward is a matrix product, read the first chart; if it is a minute of a person's time, the second, and then mind that a person has no gradient.
