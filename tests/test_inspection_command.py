@@ -9,6 +9,7 @@ import urllib.request
 
 import numpy as np
 import pytest
+from inspection_lots import save
 from PIL import Image
 
 from labkit.inspection import (
@@ -43,12 +44,6 @@ from labkit.inspection.threshold import PreferenceFilter
 from labkit.inspection.verdicts import DEFECTS, band_decisions, parse_verdicts, write_verdicts
 
 JAPANESE = re.compile(r"[ぁ-んァ-ヶ一-龠]")
-
-
-def save(path, seed, size=(24, 16)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from inspection_lots import save
 from PIL import Image
 
 from labkit.inspection import InspectionError, Verdict, certify_threshold, read_lot, record_problems
@@ -27,12 +28,6 @@ from labkit.inspection.texts import texts
 from labkit.inspection.verdicts import DEFECTS, make_defects, parse_verdicts, read_defects, same_person, write_verdicts
 
 JAPANESE = re.compile(r"[ぁ-んァ-ヶ一-龠]")
-
-
-def save(path, seed, size=(24, 16)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
 
 
 @pytest.fixture
