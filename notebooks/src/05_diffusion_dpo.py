@@ -10,7 +10,7 @@ from labkit.course import start, t
 
 lab = start("05", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
 
-# %% [markdown] lang="en" uid="article" pair="7a7f9daa"
+# %% [markdown] lang="en" uid="article" pair="f97d2c9d"
 # The article of this lesson and the next is the AIBR dialogue "人の画像生成を高める直接選好最適化とAIフィードバック" on HG-DPO. Three of its statements
 # are put to the test here: that DPO moves a model directly towards what is preferred, that an AI may say what is preferable in place of people, and that the
 # pictures get better. The first rests on another paper, Diffusion-DPO ([Wallace et al.](https://arxiv.org/abs/2311.12908)), and on a formula that the
@@ -23,10 +23,10 @@ lab = start("05", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # | pair of a better and a worse picture | preference pair: winner and loser | `winner`, `loser` |
 # | the model before DPO | base; frozen, it is the reference | `ref_winner`, `ref_loser` |
 #
-# **State of the evidence.** The study of this lesson (`labkit study run 05`) is recorded: 28 arms, every loss of labkit on the same pairs with the same budget, three seeds (two for some arms). Charts show the
+# **State of the evidence.** The study of this lesson (`labkit study run 05`) is recorded: 28 arms, every loss of labkit on the same pairs with the same budget, three seeds (thirteen of the base, DPO, SDPO and MaPO, whose differences three left open). Charts show the
 # record in blue with its 95 % intervals, and your own run as a star on top of it. A claim's verdict comes from the record; your run says whether it fits.
 
-# %% [markdown] lang="ja" uid="article" pair="bedfab91"
+# %% [markdown] lang="ja" uid="article" pair="72f21966"
 # このレッスンと次のレッスンで読む記事は、HG-DPO を解説した AIBR の対話「人の画像生成を高める直接選好最適化とAIフィードバック」です。ここでは、記事の3つの主張を
 # 確かめます。DPO がモデルを好まれる方向へ直接動かすこと、何が好ましいかを人の代わりに AI が判定できること、そして画像が良くなることです。1つ目の根拠は別の論文
 # Diffusion-DPO([Wallace et al.](https://arxiv.org/abs/2311.12908))の式で、記事には出てきません。その式を導き、書き、わざと壊したうえで、
@@ -39,7 +39,7 @@ lab = start("05", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # | 良い写真と悪い写真の対 | 選好ペア: 勝者と敗者 | `winner`, `loser` |
 # | DPO 前のモデル | 基準モデル(凍結したものが参照モデル) | `ref_winner`, `ref_loser` |
 #
-# **裏付けの状況。** このレッスンの実験(`labkit study run 05`)は記録済みです。28の条件、つまり labkit のすべての損失を、同じペアと同じステップ数で、3つのシード(一部の条件は2つ)で比べました。グラフでは、記録を95%区間つきの青で、
+# **裏付けの状況。** このレッスンの実験(`labkit study run 05`)は記録済みです。28の条件、つまり labkit のすべての損失を、同じペアと同じステップ数で、3つのシードで比べました(3つでは差を判断できなかった基準モデル、DPO、SDPO、MaPO は13個)。グラフでは、記録を95%区間つきの青で、
 # 自分の実行結果を星で示します。主張の判定は記録に基づきます。自分の実行結果については、記録と矛盾しないかどうかが表示されます。
 
 # %% [markdown] lang="en" uid="toy" pair="36aa7896"
@@ -936,15 +936,15 @@ lab.claim("sdpo_beats_dpo", reason=t("l05.only_recorded"))
 lab.claim("mapo_keeps_up", reason=t("l05.only_recorded"))
 lab.claim("kto_beats_dpo", reason=t("l05.only_recorded"))
 
-# %% [markdown] lang="en" uid="own-reading" pair="22c27d12"
+# %% [markdown] lang="en" uid="own-reading" pair="4fbcb50a"
 # **Reading.** The same prompts make the difference of two losses far more exact than either of them: all contrasts of the record are taken prompt by prompt. **What the record decides.** DPO, KTO, the hinge, SDPO and the anchored
-# loss all gain between .08 and .09; KTO is not better than DPO, as its paper finds on another task, but a trifle worse (by .013). IPO at the same number barely moves: its $\tau$ fixes the gap to reach, which is a tiny one at 400. **The surprise is the baseline:** fine-tuning on the winners
+# loss all gain between .08 and .09; KTO is not better than DPO, as its paper finds on another task, but a trifle worse (by .013). So is SDPO, over thirteen seeds (by .012 $[.004, .020]$): a possible reason: its guard takes away a part of the losers' gradient, and sixty steps of DPO break nothing here that needed it. MaPO gains half as much as DPO (.045 $[.036, .055]$). One strength serves all losses and none was tuned for it, so that says what happens when you swap the loss and nothing else. IPO at the same number barely moves: its $\tau$ fixes the gap to reach, which is a tiny one at 400. **The surprise is the baseline:** fine-tuning on the winners
 # alone gains as much as DPO, the difference is smaller than .02 either way. **Why:** the winners here are right where the base is often wrong, so copying them already teaches the prompts. The paper saw the same on its weaker model (SD 1.5: SFT wins 55.5 %) and the opposite on its stronger one (SDXL),
 # whose own pictures are better than the winners. What does tell them apart is $d_w$: below zero for SFT and the anchor, above for DPO.
 
-# %% [markdown] lang="ja" uid="own-reading" pair="c7bdc290"
+# %% [markdown] lang="ja" uid="own-reading" pair="982aed0e"
 # **結果の読み方。** 同じプロンプトで比べると、2つの損失の差は、それぞれの値よりずっと正確に測れます。記録済みの比較も、すべてプロンプトごとの差です。**記録から決まること。** DPO、KTO、hinge、SDPO、錨を加えた DPO の伸びは、どれも0.08から0.09です。KTO は、別の課題で測った論文とは
-# 違って DPO より良くはなく、ごくわずかに(0.013)劣りました。同じ値を入れた IPO はほとんど動きません。IPO の $\tau$ は目標とする差を決める数で、400では目標がごく小さいからです。**意外なのは比較対象の SFT です。** 勝者だけのファインチューニングの伸びは DPO と変わらず、差はどちらの向きにも0.02未満です。**理由:** 基準モデルがよく
+# 違って DPO より良くはなく、ごくわずかに(0.013)劣りました。SDPO も、13個のシードで比べるとわずかに劣ります(差は0.012 $[.004, .020]$)。SDPO は歯止めとして敗者の勾配を弱めますが、60ステップの DPO では歯止めが要るほどの破綻が起きないため、と考えられます。MaPO の伸びは DPO の半分です(0.045 $[.036, .055]$)。強さはすべての損失で共通にし、損失ごとの調整はしていません。つまりこれは、損失だけを取り替えたときに何が起こるかの比較です。同じ値を入れた IPO はほとんど動きません。IPO の $\tau$ は目標とする差を決める数で、400では目標がごく小さいからです。**意外なのは比較対象の SFT です。** 勝者だけのファインチューニングの伸びは DPO と変わらず、差はどちらの向きにも0.02未満です。**理由:** 基準モデルがよく
 # 間違えるところで勝者は正しいので、まねるだけでもプロンプトに従うことを学べます。論文でも、弱いモデル(SD 1.5)では SFT の勝率が55.5%でした。自分の画像が勝者より良い、強いモデル(SDXL)では逆の結果です。違いが表れるのは $d_w$ で、SFT と錨を加えた DPO では負、DPO では正です。
 
 # %% [markdown] lang="en" uid="negative" pair="2734a0c4"
