@@ -192,4 +192,3 @@ class CubicKernel:
                     u.fill_diagonal_(0)
                 torch.add(s[i : i + BLOCK, None], t[j : j + BLOCK], out=block)
                 yield i, j, block.add_(u).mul_(u).mul_(u)
-
