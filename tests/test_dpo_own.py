@@ -189,9 +189,16 @@ def test_check_names_every_bad_row_and_counts_what_teaches_nothing(folder, capsy
     assert "1 pairs have two equal pictures" in said.out and "1 pairs repeat another" in said.out
     assert "1 pairs occur in both orders" in said.out
     assert "row 5: no picture" in said.err and "cut.png" in said.err and len(said.err.strip().splitlines()) == 2
+    (folder / "pairs.csv").write_text("winner,loser,caption\n9.png,1.png,a\n0.png,9.png,a\n")
+    assert main(["dpo", str(folder), "--check"]) == 2
+    first, second, third = capsys.readouterr().err.strip().splitlines()
+    assert "row 1: no picture" in first and "row 2: no picture" in second and "none of 2 rows can be used" in third
+    (folder / "pairs.csv").write_text("winner,loser,caption\n")
+    assert main(["dpo", str(folder), "--check"]) == 2
+    assert "it is empty" in capsys.readouterr().err
     (folder / "pairs.csv").write_text("winner,loser,caption\n" + "8.png,9.png,a\n" * 30)
     assert main(["dpo", str(folder), "--check"]) == 2
-    assert "no row can be used" in capsys.readouterr().err
+    assert "none of 30 rows can be used" in capsys.readouterr().err
 
 
 def test_nothing_and_several_tables_are_refused(folder):
