@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+from collections import Counter
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -15,14 +17,17 @@ from PIL import Image
 from safetensors.torch import save_file
 from tiny_models import tiny_pipeline
 
+import labkit.dpo.own as module
 from labkit.checkpoint import CheckpointError
 from labkit.cli import main
 from labkit.diffusion import AdapterError, save_lora
+from labkit.diffusion.lora_files import read_lora
 from labkit.dpo import DPOConfig, DPOTrainer, PreferencePairs, dpo
 from labkit.dpo.command import of_start, settings
 from labkit.dpo.folders import Cell, FoundPairs, PairsError, _row_group, find_pairs, read_picture
 from labkit.dpo.own import _split, align_own, encode_found, nearest, size_condition
 from labkit.dpo.shards import Shards
+from labkit.images import read_levels
 
 
 def picture(number: int, size=(64, 64)) -> Image.Image:
@@ -184,9 +189,16 @@ def test_check_names_every_bad_row_and_counts_what_teaches_nothing(folder, capsy
     assert "1 pairs have two equal pictures" in said.out and "1 pairs repeat another" in said.out
     assert "1 pairs occur in both orders" in said.out
     assert "row 5: no picture" in said.err and "cut.png" in said.err and len(said.err.strip().splitlines()) == 2
+    (folder / "pairs.csv").write_text("winner,loser,caption\n9.png,1.png,a\n0.png,9.png,a\n")
+    assert main(["dpo", str(folder), "--check"]) == 2
+    first, second, third = capsys.readouterr().err.strip().splitlines()
+    assert "row 1: no picture" in first and "row 2: no picture" in second and "none of 2 rows can be used" in third
+    (folder / "pairs.csv").write_text("winner,loser,caption\n")
+    assert main(["dpo", str(folder), "--check"]) == 2
+    assert "it is empty" in capsys.readouterr().err
     (folder / "pairs.csv").write_text("winner,loser,caption\n" + "8.png,9.png,a\n" * 30)
     assert main(["dpo", str(folder), "--check"]) == 2
-    assert "no row can be used" in capsys.readouterr().err
+    assert "none of 30 rows can be used" in capsys.readouterr().err
 
 
 def test_nothing_and_several_tables_are_refused(folder):
@@ -282,6 +294,32 @@ def test_pairs_are_encoded_once_and_a_damaged_file_is_made_again(own, tmp_path, 
         encode_found(pipe, found.pairs, [(60, 64)], tmp_path)
 
 
+def test_going_on_decodes_no_picture_unless_its_bytes_have_changed(own, tmp_path, monkeypatch):
+    pipe, sizes = tiny_pipeline(), [(64, 64), (64, 96)]
+    table, out = shutil.copytree(own, tmp_path / "own", ignore=shutil.ignore_patterns("model")), tmp_path / "encoded"
+    counted, left_out = [Counter(), Counter()], Counter()
+    first = encode_found(pipe, find_pairs(table).pairs, sizes, out, left_out=counted[0])
+    decoded = []
+    monkeypatch.setattr(module, "read_levels", lambda x, **options: decoded.append(x.name) or read_levels(x, **options))
+    again = encode_found(pipe, find_pairs(table).pairs, sizes, out, left_out=counted[1])
+    assert decoded == [] and counted[0] == counted[1] == {"with two equal pictures": 1}
+    assert [s.content() for s in again] == [s.content() for s in first]
+    (table / "1-0.png").write_bytes((table / "2-0.png").read_bytes())
+    changed = encode_found(pipe, find_pairs(table).pairs, sizes, out)
+    assert set(decoded) == {f"{n}-{side}.png" for n in (1, 2, 3, 5, 6, 7) for side in (0, 1)}  # those of one file
+    torch.testing.assert_close(changed[0].winner[[0]], changed[0].winner[[1]])
+    assert changed[1].content() == first[1].content()
+    lines = (out / "pictures.jsonl").read_text().splitlines()
+    (out / "pictures.jsonl").write_text("\n".join(lines[1:-1]) + "\n" + lines[-1][:30])  # a crash within a line
+    decoded.clear()
+    half = encode_found(pipe, find_pairs(table).pairs, sizes, out, left_out=left_out)
+    assert [s.content() for s in half] == [s.content() for s in changed] and set(decoded) == {
+        "0-0.png", "0-1.png", "1-0.png", "1-1.png"}  # fmt: skip
+    decoded.clear()
+    encode_found(pipe, find_pairs(table).pairs, sizes, out)
+    assert decoded == []
+
+
 def test_the_whole_way_from_the_table_to_a_lora_that_plain_diffusers_reads(own, tmp_path):
     pipe = tiny_pipeline()
     config = DPOConfig(steps=4, batch_size=2, lr=1e-2, warmup=0, rank=2, log_every=1, patience=9, evaluate_every=1)
@@ -348,6 +386,22 @@ def test_a_lora_that_exists_brings_its_rank_and_its_place(own, tmp_path):
     out = tmp_path / "more"
     assert main([*command, *sets, "--out", str(out), "--start", str(start)]) == 0
     assert of_start(out / "lora") == of_start(start)
+    state, models = {}, read_lora(start)[0]
+    for key, value in models["unet"].items():  # the same file as kohya's trainer writes it, without the convolutions
+        layer, _, side = key.removesuffix(".weight").rpartition(".")
+        if value.ndim == 2 and "attentions" in layer:
+            theirs = f"lora_unet_{layer.replace('.', '_')}"
+            state[f"{theirs}.{'lora_down' if side == 'lora_A' else 'lora_up'}.weight"] = value
+            state[f"{theirs}.alpha"] = torch.tensor(1.5)
+    save_file(state, str(tmp_path / "kohya.safetensors"))
+    assert of_start(tmp_path / "kohya.safetensors") == of_start(start)
+    config = DPOConfig(steps=1, batch_size=2, rank=3, targets="all")
+    with DPOTrainer(pipe, pairs, config, [dpo(2500.0)], start=tmp_path / "kohya.safetensors") as trainer:
+        mine = {key.replace(".dpo.weight", ".weight"): p for key, p in trainer.parameters.items()}
+        assert len(mine) == len([key for key in state if "lora_" in key.split(".")[1]]) > 0
+        for key, p in mine.items():
+            torch.testing.assert_close(p.data, models["unet"][key] * (0.5 if ".lora_B" in key else 1.0))
+        trainer.run()
 
 
 def test_what_the_command_is_given_is_read_before_anything_is_trained(own, tmp_path, capsys):

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny_models import tiny_pipeline
 
 from labkit.diffusion import AdapterError, adapter_names, add_lora, load_lora, save_lora, save_pipeline
+from labkit.diffusion.lora_files import peft_state, read_lora
 from labkit.models.sd_layout import build_sdxl
 
 
@@ -104,3 +106,39 @@ def test_a_file_that_fits_some_models_only_leaves_none_with_an_adapter(tmp_path)
             load_lora(taken, path, "dpo")
         found = {one: adapter_names(getattr(taken, one)) for one in ("unet", "text_encoder")}
         assert found == {"unet": (), "text_encoder": ()} | {name: ("dpo",)}
+
+
+def kohya(pipe, name, alpha, dtype=torch.float32):
+    """The adapter as kohya's trainer writes it."""
+    state = {}
+    for prefix, model in (("lora_unet", pipe.unet), ("lora_te", pipe.text_encoder)):
+        for key, value in peft_state(model, name)[0].items():
+            layer, _, side = key.removesuffix(".weight").rpartition(".")
+            layer = f"{prefix}_{layer.replace('.', '_')}"
+            state[f"{layer}.{'lora_down' if side == 'lora_A' else 'lora_up'}.weight"] = value.to(dtype)
+            state[f"{layer}.alpha"] = torch.tensor(alpha, dtype=dtype)
+    return state
+
+
+def test_a_lora_of_kohyas_trainer_is_read_with_its_alphas(tmp_path):
+    tuned, ours = tiny_pipeline(), tiny_pipeline()
+    for model in (tuned.unet, tuned.text_encoder):
+        add(model)
+    state, want = kohya(tuned, "dpo", alpha=1.0), tiny_pipeline()
+    save_file(state, tmp_path / "kohya.safetensors")
+    load_lora(ours, tmp_path / "kohya.safetensors", "old")
+    want.load_lora_weights(dict(state))
+    torch.testing.assert_close(picture(ours), picture(want), rtol=0, atol=1e-5)
+    assert not torch.allclose(picture(ours), picture(tiny_pipeline()), atol=1e-3)
+    path = save_lora(tmp_path / "again.safetensors", ours, "old")  # and now it is one of diffusers
+    torch.testing.assert_close(read_lora(path)[0], read_lora(tmp_path / "kohya.safetensors", ours)[0])
+    key = next(iter(state))
+    for odd, match in (
+        ({key.replace("lora_down", "hada_w1_a"): state[key]}, "LoHa, LoKr"),
+        ({"emb_params": torch.ones(4, 8)}, "no LoRA of a Stable Diffusion|does not convert"),
+        ({key: state[key]}, "no LoRA of a Stable Diffusion|does not convert"),
+    ):
+        save_file(odd, tmp_path / "odd.safetensors")
+        with pytest.raises(AdapterError, match=match) as error:
+            load_lora(tiny_pipeline(), tmp_path / "odd.safetensors", "old")
+        assert "\n" not in str(error.value)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from labkit.diffusion import image_generators, sample
 from labkit.errors import LabkitWarning
@@ -268,12 +269,19 @@ def test_folders_of_transformers_5_keep_their_statistics_elsewhere(data):
         assert pixel_statistics(folder)["mean"] == (0.5, 0.5, 0.5)
 
 
+def without(path, name):
+    tensors = load_file(path)
+    del tensors[name]
+    save_file(tensors, path, {"format": "pt"})
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
         (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer"),
         (lambda f: (f / "config.json").write_text('{"model_type": "siglip"}'), "holds a 'siglip' model"),
         (lambda f: (f / "config.json").write_text("{"), "config.json is damaged"),
+        (lambda f: without(f / "model.safetensors", "logit_scale"), "lacks 1 of CLIP's weights .first: logit_scale"),
         (lambda f: (f / "config.json").rename(f / "open_clip_config.json"), "open_clip checkpoint"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -227,9 +228,28 @@ def test_the_command_probes_trains_saves_and_sets_an_alarm(own, tmp_path, capsys
     out = tmp_path / "tuned"
     more = ["--out", str(out), "--steps", "4", "--pairs", "40"]
     assert main(["pcclip", "train", str(own), *clip, *more]) == 0
-    assert "40 of 40 sentences accepted" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "40 of 40 sentences accepted" in said.out and not said.err
     assert json.loads((out / "run.json").read_text())["records"] == 40
     assert main(["pcclip", "probe", str(own), "--clip", str(out)]) == 0  # what was saved can be used
     assert main(["pcclip", "alarm", str(own), "--bad", str(own), *clip]) == 1
     assert "149 good photographs" in capsys.readouterr().out
     assert main(["pcclip", "probe", str(tmp_path / "nowhere"), *clip]) == 2
+
+
+def test_the_python_of_the_page_runs_as_it_stands(own, capsys):
+    pages = [(Path(__file__).parents[1] / "docs" / name).read_text("utf-8") for name in ("measure.md", "measure.ja.md")]
+    code, japanese = (page.split("```python\n")[1].split("```")[0] for page in pages)
+    assert re.sub("#.*", "", code) == re.sub("#.*", "", japanese)
+    for long, short in (
+        ('"PICTURES", "labels.csv"', "OWN"),
+        ('"FOLDER"', 'OWN / "clip"'),
+        ("2000", "40"),
+        ("300", "2"),
+    ):
+        assert long in code
+        code = code.replace(long, short)
+    names = {"OWN": own}
+    exec(code, names)
+    assert "'colour': Visibility(" in capsys.readouterr().out
+    assert names["card"].records == 40 and names["card"].drift > 0

@@ -94,14 +94,18 @@ def peft_state(model: nn.Module, name: str) -> tuple[dict[str, Tensor], dict[str
     }
 
 
-def read_lora(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, float]]:
-    """A file of `save_lora`, or any LoRA of diffusers in PEFT's layout.
+def read_lora(path: str | Path, pipe=None) -> tuple[dict[str, dict[str, Tensor]], dict[str, float]]:
+    """A file of `save_lora`, any LoRA of diffusers, or one of kohya's trainer, whose names diffusers converts.
+
+    Args:
+        pipe: the pipeline that the file is meant for; needed for kohya's files for SDXL, which name layers otherwise.
 
     Returns:
         Model name in the pipeline -> its tensors ("layer.lora_A.weight"), and "model.layer" -> alpha of that layer.
+        From a converted file they are float32, and its alphas are multiplied into B.
 
     Raises:
-        AdapterError: the file is missing, damaged or in another layout (kohya's, LyCORIS).
+        AdapterError: the file is missing, damaged, or no plain LoRA (LyCORIS' LoHa, LoKr and LoCon).
     """
     path = Path(path)
     path = path / FILE if path.is_dir() else path
@@ -111,13 +115,14 @@ def read_lora(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
     try:
         with safe_open(str(path), framework="pt") as file:
             settings = json.loads((file.metadata() or {}).get(METADATA, "{}"))
-            for key in file.keys():  # noqa: SIM118
-                prefix, _, rest = key.partition(".")
-                if prefix not in MODELS or not rest.endswith((".lora_A.weight", ".lora_B.weight")):
-                    raise AdapterError(f"{path} has the tensor {key}, expected names like unet....lora_A.weight")
-                models.setdefault(prefix, {})[rest] = file.get_tensor(key)
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError) as error:
         raise AdapterError(f"{path} is damaged ({error}): copy or save it again") from error
+    if not all(map(_plain, state)):
+        state, settings = converted(state, path, pipe), {}
+    for key, tensor in state.items():
+        prefix, _, rest = key.partition(".")
+        models.setdefault(prefix, {})[rest] = tensor
     alphas = {}
     for prefix, tensors in models.items():
         pattern = settings.get(f"{prefix}.alpha_pattern", {})
@@ -129,6 +134,62 @@ def read_lora(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
     return models, alphas
 
 
+def _plain(key: str) -> bool:
+    return key.split(".")[0] in MODELS and key.endswith((".lora_A.weight", ".lora_B.weight"))
+
+
+def converted(state: Mapping[str, Tensor], path: Path, pipe=None) -> dict[str, Tensor]:
+    """A LoRA under other names (kohya's, diffusers' older ones) under PEFT's, converted as `load_lora_weights` does.
+
+    Raises:
+        AdapterError: something that is no plain LoRA, or names that diffusers does not know.
+    """
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils import (
+        convert_state_dict_to_diffusers,
+        convert_state_dict_to_peft,
+        convert_unet_state_dict_to_peft,
+    )
+
+    marks = ("hada_", "lokr_", "lora_mid", "oft_", "dora_scale", "diff_b")
+    if odd := [key for key in state if any(mark in key for mark in marks)]:
+        raise AdapterError(f"{path} is no plain LoRA ({odd[0]}): LoHa, LoKr, LoCon and DoRA cannot be trained on")
+    out: dict[str, Tensor] = {}
+    try:
+        scaled = {key: tensor.float() for key, tensor in state.items()}
+        for key in [key for key in scaled if key.endswith(".alpha")]:
+            layer = key.removesuffix(".alpha")
+            up, rank = f"{layer}.lora_up.weight", len(scaled[f"{layer}.lora_down.weight"])
+            scaled[up] = scaled[up] * (float(scaled[key]) / rank)
+            scaled[key] = torch.tensor(float(rank))
+        loader = type(pipe) if hasattr(pipe, "lora_state_dict") else StableDiffusionPipeline
+        found, *_ = loader.lora_state_dict(scaled, unet_config=None if pipe is None else denoiser_config(pipe))
+        for prefix in MODELS:
+            own = {k.removeprefix(f"{prefix}."): v for k, v in found.items() if k.startswith(f"{prefix}.")}
+            if own and "encoder" in prefix:
+                own = convert_state_dict_to_peft(convert_state_dict_to_diffusers(own))
+                if pipe is not None and not hasattr(getattr(pipe, prefix, None), "text_model"):
+                    own = {k.removeprefix("text_model."): v for k, v in own.items()}
+            elif own:
+                own = convert_unet_state_dict_to_peft(own)
+            out |= {f"{prefix}.{key}": value.contiguous() for key, value in own.items()}
+    except Exception as error:  # whatever diffusers raises, the file is named
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise AdapterError(f"{path} is in a layout that diffusers does not convert ({reason})") from error
+    odd = [key for key in out if not _plain(key)]
+    if odd or len(out) != sum(not key.endswith(".alpha") for key in state):
+        raise AdapterError(
+            f"{path} has tensors that are no LoRA of a Stable Diffusion ({(odd or sorted(state))[0]}): convert it with "
+            "pipe.load_lora_weights and labkit.diffusion.save_lora"
+        )
+    return out
+
+
+def denoiser_config(pipe):
+    """The configuration of a pipeline's U-Net, None without one."""
+    return getattr(getattr(pipe, "unet", None), "config", None)
+
+
 def load_lora(pipe, path: str | Path, name: str) -> None:
     """Add the adapter of a file to a pipeline under `name`: active beside the others, float32, frozen.
 
@@ -136,7 +197,7 @@ def load_lora(pipe, path: str | Path, name: str) -> None:
         AdapterError: see `read_lora`; layers that the pipeline does not have, shapes that differ, a name that is taken.
             No model has the adapter then.
     """
-    models, alphas = read_lora(path)
+    models, alphas = read_lora(path, pipe)
     present, done = adapted_models(pipe), []
     try:
         for prefix, tensors in models.items():

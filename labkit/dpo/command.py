@@ -73,7 +73,11 @@ def check(source: Path) -> int:
     from labkit.images import ImageError, read_levels
 
     problems: list[str] = []
-    found = find_pairs(source, on_problem=lambda error: problems.append(str(error)))
+    try:
+        found = find_pairs(source, on_problem=lambda error: problems.append(str(error)))
+    except PairsError:
+        _tell(problems)
+        raise
     prompts = Counter(pair.prompt for pair in found.pairs)
     print(f"{len(found)} pairs, {len(prompts)} prompts")
     if prompts[""]:
@@ -106,11 +110,16 @@ def check(source: Path) -> int:
     ):
         if n:
             print(f"{n} pairs {what}")
+    _tell(problems)
+    return 1 if problems else 0
+
+
+def _tell(problems: list[str]) -> None:
+    """The first problems, one a line, on stderr."""
     for line in problems[:SHOWN]:
         print(f"labkit dpo: {line}", file=sys.stderr)
     if len(problems) > SHOWN:
         print(f"labkit dpo: and {len(problems) - SHOWN} more", file=sys.stderr)
-    return 1 if problems else 0
 
 
 def train(args: argparse.Namespace) -> int:

@@ -111,12 +111,19 @@ def find_pairs(source: str | Path, *, on_problem: Callable[[PairsError], object]
     else:
         tables, root = _tables(source), source
     left_out: Counter[str] = Counter()
+    problems: list[PairsError] = []
+
+    def note(error: PairsError) -> None:
+        problems.append(error)
+        on_problem(error)
+
     if tables:
-        pairs = [pair for table in tables for pair in _pairs_of(table, root, left_out, on_problem)]
+        told = None if on_problem is None else note
+        pairs = [pair for table in tables for pair in _pairs_of(table, root, left_out, told)]
     else:
         pairs = list(_two_folders(root))
     if not pairs:
-        reason = _counts(left_out) or ("no row can be used" if on_problem else "it is empty")
+        reason = _counts(left_out) or (f"none of {len(problems)} rows can be used" if problems else "it is empty")
         raise PairsError(f"{source} has no pair that could train ({reason})")
     return FoundPairs(tuple(pairs), dict(left_out))
 

@@ -3,7 +3,8 @@
 Everything lies in one folder, and calling again goes on where it stopped:
 
     encoded/        latents, one file per 32 pairs, named by the content of the pictures and the VAE; training reads
-                    each step's rows from there, so a run holds no more in memory than its batch
+                    each step's rows from there, so a run holds no more in memory than its batch. pictures.jsonl says
+                    what decoding found, so that going on reads the bytes of the pictures and decodes none
     checkpoint.safetensors, log.jsonl     of the training
     lora/pytorch_lora_weights.safetensors     for `pipe.load_lora_weights`
     before/, after/, before_after.png     the same prompts and seeds with and without the LoRA
@@ -42,7 +43,7 @@ from labkit.diffusion import (
 )
 from labkit.dpo.config import DPOConfig
 from labkit.dpo.data import PreferencePairs
-from labkit.dpo.folders import FoundPair, FoundPairs, Picture, find_pairs, read_picture
+from labkit.dpo.folders import FoundPair, FoundPairs, find_pairs, read_picture
 from labkit.dpo.shards import Shards
 from labkit.dpo.terms import Term, dpo, sft
 from labkit.dpo.trainer import DPOTrainer, Record
@@ -218,26 +219,29 @@ def encode_found(
         if height < step or width < step or height % step or width % step:
             raise ValueError(f"size {height}x{width} does not fit the VAE: expected multiples of {step}")
     left_out = Counter() if left_out is None else left_out
-    waiting: dict[Size, list[tuple[FoundPair, list[np.ndarray], list[float]]]] = {tuple(s): [] for s in sizes}
+    waiting: dict[Size, list[_Row]] = {tuple(s): [] for s in sizes}
     made: dict[Size, list[tuple[FoundPair, list[float]]]] = {size: [] for size in waiting}
     files: dict[Size, list[Path]] = {size: [] for size in waiting}
-    model = base_fingerprint(pipe.vae)
+    model, known = base_fingerprint(pipe.vae), _Known(Path(folder) / "pictures.jsonl")
 
     def flush(size: Size) -> None:
         rows, waiting[size] = waiting[size], []
         if rows:
-            ids = [ids for *_, ids in rows]
-            files[size].append(_encoded(pipe, [levels for _, levels, _ in rows], ids, model, Path(folder)))
-            made[size] += [(pair, ids) for pair, _, ids in rows]
+            files[size].append(_encoded(pipe, rows, size, model, Path(folder)))
+            made[size] += [(row.pair, row.ids) for row in rows]
 
     for number, pair in enumerate(pairs, 1):
-        raw = [_levels(picture, pair.where) for picture in (pair.winner, pair.loser)]
-        size = nearest(raw[0].shape[:2], list(waiting))
-        levels = [fit_levels(one, size, "crop") for one in raw]
-        if np.array_equal(*levels):
+        key, levels = _key(pair, list(waiting)), None
+        if (seen := known.get(key)) is None:  # shape of the winner, and whether the loser is the same picture
+            raw = _pair_levels(pair)
+            levels = [fit_levels(one, nearest(raw[0].shape[:2], list(waiting)), "crop") for one in raw]
+            seen = known.add(key, raw[0].shape[:2], bool(np.array_equal(*levels)))
+        shape, equal = seen
+        if equal:
             left_out["with two equal pictures"] += 1
             continue
-        waiting[size].append((pair, levels, size_condition(raw[0].shape[:2], size)))
+        size = nearest(shape, list(waiting))
+        waiting[size].append(_Row(pair, key, size_condition(shape, size), levels))
         if len(waiting[size]) == CHUNK:
             flush(size)
         if number % 500 == 0:
@@ -245,6 +249,70 @@ def encode_found(
     for size in waiting:
         flush(size)
     return [_as_pairs(rows, files[size], {"vae": model}) for size, rows in made.items() if rows]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A pair on its way into a file. levels: its two pictures as cropped, None if they need no decoding."""
+
+    pair: FoundPair
+    key: str
+    ids: list[float]
+    levels: list[np.ndarray] | None
+
+
+class _Known:
+    """What decoding has found about pairs, by the bytes of their files: a second run reads them and decodes nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.rows = path, {}
+        for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
+            try:
+                key, height, width, equal = json.loads(line)
+            except (ValueError, TypeError):
+                continue  # half a line after a crash: its pair is decoded again
+            self.rows[key] = ((height, width), equal)
+
+    def get(self, key: str) -> tuple[Size, bool] | None:
+        return self.rows.get(key)
+
+    def add(self, key: str, shape: Size, equal: bool) -> tuple[Size, bool]:
+        self.rows[key] = (tuple(shape), equal)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("\n" * self._torn() + json.dumps([key, *shape, equal]) + "\n")
+        return self.rows[key]
+
+    def _torn(self) -> bool:
+        """Whether the file ends within a line."""
+        if not self.path.stat().st_size:
+            return False
+        with self.path.open("rb") as file:
+            file.seek(-1, 2)
+            return file.read() != b"\n"
+
+
+def _key(pair: FoundPair, sizes: Sequence[Size]) -> str:
+    """Identity of a pair: the bytes of its two files, and the sizes that it may be cropped to."""
+    found = hashlib.sha256(f"2 {sizes}".encode())
+    for picture in (pair.winner, pair.loser):
+        content = read_picture(picture, pair.where)
+        if isinstance(content, Path):
+            try:
+                content = content.read_bytes()
+            except OSError:
+                read_levels(content, what=f"a picture of {pair.where}")  # says what is wrong, with the name
+                raise
+        found.update(hashlib.sha256(content).digest())
+    return found.hexdigest()
+
+
+def _pair_levels(pair: FoundPair) -> list[np.ndarray]:
+    """Winner and loser as uint8 [H, W, 3]."""
+    return [
+        read_levels(read_picture(picture, pair.where), what=f"a picture of {pair.where}")
+        for picture in (pair.winner, pair.loser)
+    ]
 
 
 def _as_pairs(
@@ -261,10 +329,6 @@ def _as_pairs(
     )
 
 
-def _levels(picture: Picture, where: str) -> np.ndarray:
-    return read_levels(read_picture(picture, where), what=f"a picture of {where}")
-
-
 def nearest(shape: Size, sizes: Sequence[Size]) -> Size:
     """The size whose ratio of height to width is nearest to that of a picture, on a logarithmic scale."""
     ratio = np.log(shape[0] / shape[1])
@@ -279,12 +343,9 @@ def size_condition(shape: Size, size: Size) -> list[float]:
     return [float(v) for v in (*shape, top, left, *size)]
 
 
-def _encoded(pipe, levels: list[list[np.ndarray]], ids: list[list[float]], model: str, folder: Path) -> Path:
+def _encoded(pipe, rows: Sequence[_Row], size: Size, model: str, folder: Path) -> Path:
     """The file with the latents of a few pairs of one size; it is written unless it is there already."""
-    found = hashlib.sha256(f"1 {model} {ids}".encode())
-    for pair in levels:
-        for one in pair:
-            found.update(str(one.shape).encode() + one.tobytes())
+    found = hashlib.sha256(f"2 {model} {size} {[row.key for row in rows]}".encode())
     path = folder / f"{found.hexdigest()[:32]}.safetensors"
     if path.is_file():
         try:
@@ -293,7 +354,8 @@ def _encoded(pipe, levels: list[list[np.ndarray]], ids: list[list[float]], model
                 return path
         except (SafetensorError, KeyError, ValueError):
             pass  # damaged: made again
-    tensors = {"time_ids": torch.tensor(ids)}
+    tensors = {"time_ids": torch.tensor([row.ids for row in rows])}
+    levels = [row.levels or [fit_levels(one, size, "crop") for one in _pair_levels(row.pair)] for row in rows]
     with torch.no_grad():
         for side, name in enumerate(("winner", "loser")):
             images = from_uint8(np.stack([pair[side] for pair in levels]))

@@ -389,7 +389,7 @@ class DPOTrainer:
 
     def _go_on_with(self, path: str | Path) -> None:
         """Copy a LoRA file into the fresh adapter."""
-        found, alphas = read_lora(path)
+        found, alphas = read_lora(path, self.pipe)
         others = sorted(set(found) - set(self.models))
         if others:
             raise AdapterError(
@@ -424,10 +424,12 @@ class DPOTrainer:
         config = self.config
         if config.trainable == "lora":
             where = {"suffixes": None} if config.targets == "all" else {}
+            files = {} if self.start is None else read_lora(self.start, self.pipe)[0]
             for number, (name, model) in enumerate(self.models.items()):
-                add_lora(
-                    model, config.adapter, seed=config.seed + number, rank=config.rank, where=self._used(name), **where
-                )
+                used = self._used(name)
+                if layers := {key.rpartition(".lora_")[0] for key in files.get(name, ())}:
+                    used = layers.__contains__  # where the file has weights, and nowhere else
+                add_lora(model, config.adapter, seed=config.seed + number, rank=config.rank, where=used, **where)
             return adapter_parameters(self.model, config.adapter)
         found = {}
         for name, model in self.models.items():
@@ -520,7 +522,7 @@ class DPOTrainer:
         contents = {"pairs": [some.content() for some in self.sets]}
         contents["held-out pairs"] = [some.content() for some in self.held_sets]
         if self.start is not None:
-            models, alphas = read_lora(self.start)
+            models, alphas = read_lora(self.start, self.pipe)
             flat = {f"{m}.{k}": v for m, tensors in models.items() for k, v in tensors.items()}
             contents["start"] = hashlib.sha256(json.dumps([digest(flat), alphas], sort_keys=True).encode()).hexdigest()
         return {**config, "terms": terms, **contents, "processes": world_size(), **self.hashes, **self.surroundings}

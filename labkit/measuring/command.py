@@ -2,7 +2,7 @@
 
 labkit measure REAL FAKE                                        FID, KID, precision and recall, Vendi score
 labkit measure REAL FAKE --fid --kid --html report.html
-labkit measure REAL FAKE --extractor inception --weights pt_inception-2015-12-05-6726825d.safetensors
+labkit measure REAL FAKE --extractor inception --weights pt_inception-2015-12-05-6726825d.pth
 labkit measure stats.npz FAKE --fid --extractor inception --weights FILE
 
 REAL and FAKE are folders (subfolders are read too), or .npz files of pytorch-fid (mu, sigma), clean-fid (feats) or
@@ -48,7 +48,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--extractor", choices=("reader", "clip", "inception"), help="default: inception with --weights, else reader"
     )
-    parser.add_argument("--weights", type=Path, help="weights of Inception, .safetensors")
+    parser.add_argument("--weights", type=Path, help="weights of Inception, .pth or .safetensors")
     parser.add_argument("--layer", default="pool3", help="layer of Inception (default: pool3)")
     parser.add_argument("--clip", type=Path, metavar="FOLDER", help="folder of a CLIP, for clip and --cmmd")
     parser.add_argument("--fit", choices=("squash", "crop", "clip"), help="how pictures become square")

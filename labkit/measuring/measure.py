@@ -133,7 +133,7 @@ def measure(
         real, fake: see `labkit.measuring.read_source`.
         metrics: some of "fid", "kid", "prdc", "cmmd", "density" (pseudo density of the fakes), "vendi".
         extractor: "reader" (the course's, for portraits), "clip", "inception", or an Extractor.
-        weights: of "inception": .safetensors. layer: see `inception_extractor`.
+        weights: of "inception": .pth or .safetensors. layer: see `inception_extractor`.
         clip: folder of a CLIP, or what `load_clip` returned, for "clip" and CMMD; None: the course's PortraitCLIP.
         fit: "squash", "crop" or "clip", how pictures that are not square become square; None: the extractor's.
         k: neighbours of precision, recall, density, coverage. rounds: permutations of the test of FID, at least 19:

@@ -2,7 +2,7 @@
 
 It differs from the usual Inception-v3 in three places: average pools do not count the padding, the last block pools
 with a maximum, and the weights are others. Parameter names are those of pytorch-fid and torch-fidelity, so that a state
-dict of either, saved as safetensors, loads here. Without torchvision.
+dict of either loads here, as .pth or saved as safetensors. Without torchvision.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from labkit.metrics.torch_files import read_torch_tensors
 
 # One line per convolution: name, output channels, kernel (height, width), stride. Padding keeps the size at stride 1.
 _A = "branch1x1 64 1 1 1|branch5x5_1 48 1 1 1|branch5x5_2 64 5 5 1|branch3x3dbl_1 64 1 1 1|branch3x3dbl_2 96 3 3 1|"
@@ -142,8 +144,8 @@ def load_fid_inception(weights: str | Path) -> FidInception:
     """FidInception with the weights of a local file, frozen, in eval mode.
 
     Args:
-        weights: .safetensors. The .pth of pytorch-fid is a pickle, which labkit never opens: the error says how to
-            convert it once.
+        weights: the .pth of pytorch-fid or torch-fidelity, read without unpickling (`labkit.metrics.torch_files`), or
+            the same tensors as .safetensors.
 
     Raises:
         FileNotFoundError: no such file. ValueError: another kind of file, or other parameters than this network's.
@@ -151,8 +153,10 @@ def load_fid_inception(weights: str | Path) -> FidInception:
     path = Path(weights)
     if not path.is_file():
         raise FileNotFoundError(f"no FID Inception weights at {path}: {WANTED}")
+    if path.suffix in (".pth", ".pt"):
+        return from_state_dict(read_torch_tensors(path), path.name)
     if path.suffix != ".safetensors":
-        raise ValueError(f"{path.name} is not a .safetensors file (pickled weights are never opened): {CONVERT}")
+        raise ValueError(f"{path.name} is neither .pth nor .safetensors: {WANTED}")
     from safetensors.torch import load_file
 
     try:
@@ -182,7 +186,6 @@ def from_state_dict(state: dict[str, Tensor], source: str) -> FidInception:
 
 
 WANTED = (
-    "expected the state dict of pytorch-fid's or torch-fidelity's inception-2015-12-05 network saved as safetensors; "
+    "expected the state dict of pytorch-fid's or torch-fidelity's inception-2015-12-05 network, .pth or .safetensors; "
     "inception_extractor() without weights takes it from an installed torch-fidelity"
 )
-CONVERT = "convert it once to .safetensors, as docs/measure.md shows"

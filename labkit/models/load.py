@@ -163,10 +163,12 @@ def load_clip(
 
         if isinstance(source, Path):
             check_clip(source)
-        model = _load(
-            lambda: CLIPModel.from_pretrained(str(source), use_safetensors=True, dtype=torch.float32, **_local(source)),
-            source,
-        )
+        options = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True, **_local(source)}
+        model, info = _load(lambda: CLIPModel.from_pretrained(str(source), **options), source)
+        if missing := sorted(info["missing_keys"]):  # transformers would draw them at random and say so in its log
+            raise ModelLoadError(
+                f"{source} lacks {len(missing)} of CLIP's weights (first: {missing[0]}): copy the model again"
+            )
         tokenizer = _load(lambda: CLIPTokenizer.from_pretrained(str(source), **_local(source)), source)
     model.eval().requires_grad_(False).to(device)
     return model, ClipInputs(tokenizer, model.config, **pixel_statistics(source))

@@ -118,6 +118,7 @@ def run_train(args: argparse.Namespace) -> int:
     """`labkit pcclip train`."""
     import torch
 
+    from labkit.models.load import quiet
     from labkit.pairwise.config import preset
     from labkit.pairwise.endpoint import HttpWriter
     from labkit.pairwise.evaluate import mirrored_choice
@@ -162,7 +163,8 @@ def run_train(args: argparse.Namespace) -> int:
         wording=wording, generator=generator, captions=own.captions,
     )  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
-    tuned.save_pretrained(args.out)
+    with quiet():
+        tuned.save_pretrained(args.out)
     inputs.tokenizer.save_pretrained(args.out)
     processor = {"image_mean": inputs.mean, "image_std": inputs.std, "size": {"shortest_edge": inputs.image_size},
                  "crop_size": {"height": inputs.image_size, "width": inputs.image_size}}  # fmt: skip
