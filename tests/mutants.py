@@ -90,7 +90,7 @@ class Equations:
         texts = []
         for one in (f"{function}__mutmut_orig", name):
             span = self.mutated.line_span_by_function_name[one]
-            texts.append([line for line in code[span.start - 1 : span.end] if "def x" not in line])
+            texts.append([line.replace(one, function) for line in code[span.start - 1 : span.end]])
         diff = difflib.unified_diff(*texts, n=0, lineterm="")
         return [line for line in diff if line[:3] not in ("---", "+++", "@@ ")]
 
@@ -170,9 +170,10 @@ class Runner:
                 print(f"\r{done} of {total} changes, {time.monotonic() - start:.0f} s ", end="", flush=True)
         while running:
             self.collect(running)
-        print("\r" + " " * 40 + "\r", end="")
         for one in self.files:
             one.save()
+        used = sum(os.times()[:4])
+        print(f"\r{total} changes in {time.monotonic() - start:.0f} s; {used:.0f} s of CPU with the tests' own run")
 
     def start(self, mutant: str, tests: list[pytest.Item]) -> int:
         pid = os.fork()
@@ -227,7 +228,7 @@ def main() -> int:
         sys.meta_path.insert(0, Finder(files))
         # a failing example is enough: none is made smaller
         settings.register_profile("mutants", deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
-        options = ["-q", "--tb=native", "--assert=plain", "--capture=sys", "-p", "no:cacheprovider"]
+        options = ["-qq", "--tb=native", "--assert=plain", "--capture=sys", "-p", "no:cacheprovider"]
         tests = [f"tests/{TESTS[one.package]}" for one in files]
         plugin = Runner(files, asked.jobs, asked.alive)
         code = pytest.main([*options, "--hypothesis-profile=mutants", *tests], plugins=[plugin])
