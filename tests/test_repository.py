@@ -259,6 +259,16 @@ def test_the_maps_of_the_package_name_every_folder_and_module():
         assert not unnamed, f"labkit/{room.name}/__init__.py: its docstring does not say what {unnamed} are for"
 
 
+def test_every_file_of_equations_is_changed_by_make_mutants():
+    tree = ast.parse((ROOT / "tests" / "mutants.py").read_text(encoding="utf-8"))
+    tests = next(n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "TESTS")
+    named = ast.literal_eval(tests)
+    assert sorted(named) == sorted(path.parent.name for path in (ROOT / "labkit").glob("*/equations.py"))
+    for package, file in named.items():
+        text = (ROOT / "tests" / file).read_text(encoding="utf-8")
+        assert f"labkit.{package}" in text, f"{file} does not test labkit.{package}"
+
+
 # Imports point one way. Each room of labkit, and the rooms that it may import.
 GROUND = {"errors", "files", "offline", "images"}
 SHARED = {*GROUND, "portraits", "models", "diffusion", "metrics", "worlds", "checkpoint", "optim"}
