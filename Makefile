@@ -14,7 +14,7 @@
 #   SITE_TIER        the tier whose runs `make site` shows: cpu, or smoke for a quick look
 #   JOBS             lessons that run side by side
 #   PYTEST_ARGS      more arguments for pytest
-#   MUTMUT_ARGS      more arguments for mutmut run, for instance "labkit.dpo.equations*"
+#   MUTANTS_ARGS     arguments for tests/mutants.py, for instance "dpo --alive"
 #   BUNDLE_ARGS      arguments for labkit camp bundle, for instance --platform all --python 3.12
 #   LAB_ARGS         arguments for labkit lab and JupyterLab, for instance --lang ja --no-browser --port=8890
 
@@ -27,7 +27,7 @@ CONSTRAINTS ?= constraints.txt
 LABKIT_PIP_ARGS ?=
 JOBS ?=
 PYTEST_ARGS ?=
-MUTMUT_ARGS ?=
+MUTANTS_ARGS ?=
 LAB_ARGS ?=
 BUNDLE_ARGS ?=
 SITE_TIER ?= cpu
@@ -73,8 +73,7 @@ test: check smoke ## lints, drift gate, smoke lanes, pytest / 全テスト
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(or $(JOBS),2) --dist loadfile --durations=15 $(PYTEST_ARGS)
 
 mutants: $(VENV)/.installed-test ## change the equations one by one: does a test notice? / 式を1つずつ壊して検出できるか確認
-	OMP_NUM_THREADS=1 $(OFFLINE) $(VENV)/bin/mutmut run $(MUTMUT_ARGS)
-	@$(VENV_PYTHON) tests/mutant_scores.py
+	$(VENV_PYTHON) tests/mutants.py --jobs $(or $(JOBS),2) $(MUTANTS_ARGS)
 
 check: $(VENV)/.installed-test ## ruff, the course's own lints, generated files up to date / 静的検査
 	$(VENV)/bin/ruff check

@@ -374,6 +374,14 @@ def test_alpha_bar_between_the_first_steps_and_at_both_ends():
     assert isinstance(alpha_bar_at(1, abar), float)
 
 
+def test_alpha_bar_is_finite_where_the_schedule_has_no_signal_or_no_noise():
+    """By hand: beside an end of 0 or 1, sqrt(alpha_bar) is interpolated; elsewhere log sigma."""
+    abar = torch.tensor([1.0, 0.64, 0.36, 0.0])
+    values = [alpha_bar_at(t, abar) for t in (0, 0.5, 1, 2, 2.5, 3, 9)]
+    assert values == pytest.approx([1.0, 0.9**2, 0.64, 0.36, 0.3**2, 0.0, 0.0])
+    assert alpha_bar_at(1.5, abar) == pytest.approx(0.5)  # sigma^2 = 9/16 and 16/9: in the middle 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_a_noised_reference_keeps_the_precision_of_its_latent(dtype):
     latent, noise = torch.tensor([10.0, 0.0], dtype=dtype), torch.tensor([0.0, 10.0])

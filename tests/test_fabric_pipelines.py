@@ -37,7 +37,6 @@ from labkit.fabric import (
     fabric,
     self_attentions,
 )
-from labkit.fabric.equations import alpha_bar_at
 from labkit.fabric.references import Reference, as_references
 from labkit.images import ImageError
 
@@ -384,14 +383,6 @@ def test_a_model_that_waits_elsewhere_runs_where_its_hooks_say():
     model._hf_hook = AlignDevicesHook(io_same_device=True)  # part by part: the outer hook knows no device
     model[0]._hf_hook = SequentialHook(AlignDevicesHook(execution_device="cuda:1"))
     assert execution_device(model) == torch.device("cuda:1")
-
-
-def test_alpha_bar_is_finite_where_the_schedule_has_no_signal_or_no_noise():
-    """By hand: beside an end of 0 or 1, sqrt(alpha_bar) is interpolated; elsewhere log sigma."""
-    abar = torch.tensor([1.0, 0.64, 0.36, 0.0])
-    values = [alpha_bar_at(t, abar) for t in (0, 0.5, 1, 2, 2.5, 3, 9)]
-    assert values == pytest.approx([1.0, 0.9**2, 0.64, 0.36, 0.3**2, 0.0, 0.0])
-    assert alpha_bar_at(1.5, abar) == pytest.approx(0.5)  # sigma^2 = 9/16 and 16/9: in the middle 1
 
 
 @pytest.mark.parametrize("name", ["DDPMScheduler", "LCMScheduler", "TCDScheduler"])

@@ -289,6 +289,8 @@ def test_impossible_losses_are_refused():
     for batch, tau in ((0, 1.0), (4, 0.0), (4, -1.0)):
         with pytest.raises(ValueError, match=f"batch {batch} and tau {tau}: expected at least 1 and above 0"):
             loss_floor(batch, tau)
+    with pytest.raises(TypeError, match=r"^batch\b.*2\.5"):
+        loss_floor(2.5, 1.0)
 
 
 # ---- sentences ----------------------------------------------------------------------------------------------------

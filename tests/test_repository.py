@@ -244,6 +244,31 @@ def test_no_public_name_has_two_meanings():
     assert not double, f"rename one of each, or make them one function in the shared ground: {double}"
 
 
+def test_the_maps_of_the_package_name_every_folder_and_module():
+    rooms = [path for path in (ROOT / "labkit").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
+    there = {path.name for path in rooms} - {"__init__.py"}
+    assert {"dpo", "images.py"} <= there
+    for readme in ("README.md", "README.ja.md"):
+        rows = re.findall(r"^\| ((?:`[\w.]+(?:/|\.py)` ?)+) \|", (ROOT / readme).read_text(encoding="utf-8"), re.M)
+        mapped = [name.rstrip("/") for row in rows for name in re.findall(r"`(.+?)`", row)]
+        assert sorted(mapped) == sorted(there), f"{readme}: the table of the package and the folders of labkit differ"
+    for room in (path for path in rooms if path.is_dir()):
+        text = ast.get_docstring(ast.parse((room / "__init__.py").read_text(encoding="utf-8")))
+        modules = {path.stem for path in room.glob("*.py")} - {"__init__", "__main__"}
+        unnamed = {name for name in modules if not re.search(rf"\b{name}\b", text) and not re.fullmatch(r"l\d\d", name)}
+        assert not unnamed, f"labkit/{room.name}/__init__.py: its docstring does not say what {unnamed} are for"
+
+
+def test_every_file_of_equations_is_changed_by_make_mutants():
+    tree = ast.parse((ROOT / "tests" / "mutants.py").read_text(encoding="utf-8"))
+    tests = next(n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "TESTS")
+    named = ast.literal_eval(tests)
+    assert sorted(named) == sorted(path.parent.name for path in (ROOT / "labkit").glob("*/equations.py"))
+    for package, file in named.items():
+        text = (ROOT / "tests" / file).read_text(encoding="utf-8")
+        assert f"labkit.{package}" in text, f"{file} does not test labkit.{package}"
+
+
 # Imports point one way. Each room of labkit, and the rooms that it may import.
 GROUND = {"errors", "files", "offline", "images"}
 SHARED = {*GROUND, "portraits", "models", "diffusion", "metrics", "worlds", "checkpoint", "optim"}

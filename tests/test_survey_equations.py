@@ -54,8 +54,9 @@ def test_ppo_stops_where_the_ratio_has_gone_far_enough_and_only_there():
     assert loss.tolist() == pytest.approx([-1.2, math.exp(0.3), -math.exp(-0.3), 0.8])
     gradient = torch.autograd.grad(loss.sum(), log_ratio)[0]
     assert (gradient != 0).tolist() == [False, True, True, False]
-    with pytest.raises(ValueError, match="clip_for"):
-        eq.ppo_loss(log_ratio, advantage, clip=1.6)
+    for clip in (0.0, 1.0, 1.6):
+        with pytest.raises(ValueError, match=f"clip is {clip}.*clip_for"):
+            eq.ppo_loss(log_ratio, advantage, clip=clip)
 
 
 def test_the_published_clip_is_the_same_for_a_whole_image_of_any_size():
@@ -79,6 +80,10 @@ def test_a_truncated_chain_sees_the_last_k_steps_alone(k, expected):
     assert float(torch.autograd.grad(end, p)[0]) == pytest.approx(expected)
 
 
+def test_every_step_of_a_chain_is_told_its_number():
+    assert float(eq.truncated_chain(lambda x, i: 10 * x + i, torch.tensor(0.0), 4, 2)) == 123
+
+
 def test_truncation_asks_for_a_step_of_the_chain():
     for k in (0, 5):
         with pytest.raises(ValueError, match="1 .. 4"):
@@ -97,13 +102,15 @@ def test_weights_of_rwr_have_mean_one_in_every_group_and_are_one_without_spread(
     assert weights.mean(1).tolist() == pytest.approx([1.0, 1.0])
     assert float(weights[0, 2] / weights[0, 1]) == pytest.approx(math.exp(2.0), rel=1e-5)
     assert weights[1].tolist() == pytest.approx([1.0, 1.0, 1.0])
+    with pytest.raises(ValueError, match="^temperature is 0, expected a positive number$"):
+        eq.rwr_weights(torch.zeros(1, 2), 0)
 
 
 def test_raft_keeps_the_best_and_nothing_of_a_tied_group():
     rewards = torch.tensor([[0.1, 0.9, 0.5], [0.3, 0.3, 0.3], [0.8, 0.2, 0.4]])
     assert eq.raft_weights(rewards).tolist() == [[0, 1, 0], [0, 0, 0], [1, 0, 0]]
     assert eq.raft_weights(rewards, 2)[2].tolist() == [1, 0, 1]
-    with pytest.raises(ValueError, match="keep"):
+    with pytest.raises(ValueError, match=r"^keep is 3, expected 1 \.\. 2 of 3 images$"):
         eq.raft_weights(rewards, 3)
 
 
@@ -113,15 +120,18 @@ def test_group_advantages_are_standardised_cut_and_zero_without_spread():
     one_of_many = torch.zeros(1, 100)
     one_of_many[0, 0] = 1.0
     assert float(eq.group_advantage(one_of_many).max()) == 5.0
+    assert float(eq.group_advantage(-one_of_many).min()) == -5.0
+    assert eq.group_advantage(torch.tensor([[0.0, 2.0]]), floor=1.0).tolist() == [[0, 0]]  # a deviation of just 1
     assert float(eq.group_advantage(one_of_many, limit=100).max()) == pytest.approx(99**0.5, rel=1e-4)
 
 
 @pytest.mark.parametrize("function", [eq.group_advantage, eq.raft_weights, lambda r: eq.rwr_weights(r, 1.0)])
 def test_groups_of_one_and_failed_rewards_are_refused(function):
-    with pytest.raises(ValueError, match="at least 2 images"):
+    alone = "^groups of one image: its advantage is always 0, draw at least 2 images per prompt$"
+    with pytest.raises(ValueError, match=alone):
         function(torch.zeros(3, 1))
-    with pytest.raises(ValueError, match="1 rewards are NaN"):
-        function(torch.tensor([[0.0, math.nan]]))
+    with pytest.raises(ValueError, match="^1 rewards are NaN"):
+        function(torch.tensor([[0.0, math.nan, 1.0]]))
     with pytest.raises(ValueError, match="shape"):
         function(torch.zeros(3))
 
@@ -171,8 +181,16 @@ def test_nft_starts_along_the_signed_error_and_stands_still_at_one_half(rho, bet
     torch.testing.assert_close(gradient, 2 * (2 * rho - 1) * (old - x0) / 3 / scale)
 
 
+def test_nft_worked_out_by_hand():
+    """x+ = 0.25 is 0.25 away from x0 = 0.5, x- = -0.25 is 0.75 away: 0.8 x 0.25 + 0.2 x 0.75."""
+    x = (torch.tensor([[value]]) for value in (0.25, 0.0, 0.5))
+    assert eq.nft_loss(*x, torch.tensor([0.8])).tolist() == pytest.approx([0.35])
+    with pytest.raises(ValueError, match="^beta is 0, expected a positive number$"):
+        eq.nft_loss(*torch.zeros(3, 1, 1), torch.zeros(1), 0)
+
+
 def test_optimality_is_a_probability():
-    assert eq.nft_optimality(torch.tensor([-9.0, -2.5, 0.0, 5.0])).tolist() == [0.0, 0.25, 0.5, 1.0]
+    assert eq.nft_optimality(torch.tensor([-9.0, -2.5, 0.0, 5.0, 9.0])).tolist() == [0.0, 0.25, 0.5, 1.0, 1.0]
 
 
 def test_guidance_towards_a_linear_reward_samples_the_tilted_posterior():
@@ -189,6 +207,10 @@ def test_particle_weights_tilt_a_gaussian_and_differences_telescope():
     lam, x = 1.3, NODES + THETA
     weights = eq.fk_weights(eq.fk_potential((A * x)[None], lam), MASS.log())
     assert float(weights @ x) == pytest.approx(THETA + lam * A)
+    assert eq.fk_weights(torch.tensor([0.0, math.log(3)])).tolist() == pytest.approx([0.25, 0.75])
+    for rewards in (torch.zeros(3), torch.zeros(0, 3)):
+        with pytest.raises(ValueError, match=r"^rewards have shape \((0, )?3,?\), expected \[checks, particles\]$"):
+            eq.fk_potential(rewards, lam)
     rewards = torch.tensor([[0.1, 0.5], [0.4, 0.2], [0.9, 0.3]])
     parts = [eq.fk_potential(rewards[: s + 1], 2.0) for s in range(3)]
     torch.testing.assert_close(sum(parts), 2.0 * rewards[-1])
@@ -208,7 +230,16 @@ def test_resampling_copies_in_proportion_and_keeps_equal_particles():
     ).double().mean(0)  # fmt: skip
     torch.testing.assert_close(mean, torch.tensor([1.8, 0.9, 0.3]).double(), atol=0.05, rtol=0)
     assert float(eq.effective_size(torch.full((8,), 0.125))) == pytest.approx(8)
-    assert float(eq.effective_size(torch.tensor([1.0, 0.0]))) == 1
+    assert eq.effective_size(torch.tensor([[1.0, 0.0], [0.5, 0.5]])).tolist() == [1, 2]
+
+
+def test_resampling_by_hand_takes_its_one_draw_from_the_generator():
+    """Of two, the places are u / 2 and (1 + u) / 2; weights 0.7 and 0.3 give the second place away where u > 0.4."""
+    for seed in range(8):
+        u = float(torch.rand(1, generator=torch.Generator().manual_seed(seed)))
+        for scale in (1, 3):  # weights need not sum to one
+            found = eq.resample(scale * torch.tensor([0.7, 0.3]), torch.Generator().manual_seed(seed))
+            assert found.tolist() == [0, int(u > 0.4)]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
@@ -223,12 +254,15 @@ def test_ties_share_their_weight_and_bad_pools_are_refused():
     assert eq.best_of_n_weights([1.0, 1.0, 1.0, 1.0], 3).tolist() == pytest.approx([0.25] * 4)
     assert eq.best_of_n([1.0, 1.0, 0.0], 2, [4.0, 0.0, 9.0]) == pytest.approx(2.0)
     for scores, n in (([1.0, 2.0], 3), ([1.0], 0), ([math.nan, 1.0], 1)):
-        with pytest.raises(ValueError, match="n is|NaN"):
+        with pytest.raises(ValueError, match="^n is|^scores hold NaN or infinity: drop those images$"):
             eq.best_of_n_weights(scores, n)
 
 
 def test_the_divergence_of_best_of_n_is_that_of_its_weights():
     """Closed form against the weights of a large pool."""
+    assert eq.best_of_n_kl(1) == 0
+    with pytest.raises(ValueError, match="^n is 0, expected at least 1$"):
+        eq.best_of_n_kl(0)
     for n, stated in ((2, 0.193), (4, 0.636), (16, 1.835)):
         weights = eq.best_of_n_weights(np.arange(4000.0), n)
         measured = float(np.sum(weights * np.log(np.maximum(weights * 4000, 1e-300))))
@@ -240,6 +274,9 @@ def test_laws_and_accounts():
     assert eq.overoptimisation(np.array([0.0, 4.0]), 1.0, 0.2, search=True).tolist() == pytest.approx([0.0, 1.2])
     assert float(eq.overoptimisation(np.array(4.0), 1.0, 0.2, search=False)) == pytest.approx(
         2 * (1 - 0.2 * math.log(2))
+    )
+    assert float(eq.overoptimisation(np.array(0.25), 1.0, 0.2, search=False)) == pytest.approx(
+        0.5 * (1 + 0.2 * math.log(2))
     )
     assert eq.break_even(76_000, 10, 40) == pytest.approx(2533.3, abs=0.1)  # 76,000 NFE against best of 4 at 10 steps
     assert math.isinf(eq.break_even(100, 10, 10))

@@ -9,5 +9,6 @@
 | colab            | run on Colab before labkit is installed: what to install there                          |
 | lint             | `labkit lint`: code, text, files and lessons                                            |
 | run              | `labkit run`: lessons executed in processes of their own, judged and reported           |
+| study            | `labkit study`: the recorded experiments behind the claims                              |
 | site             | `labkit site`: the course as web pages, from executed lessons                           |
 """

@@ -14,8 +14,12 @@
 | values       | looking at objects that somebody else wrote                                      |
 | quiz         | questions and predictions                                                        |
 | claims       | what a paper claims and what a run measured; claim_file and ledger belong to it  |
+| evidence     | what the recorded studies say about the claims                                   |
+| rubric       | the rubric of a lesson's project                                                 |
 | progress     | the learner's own record, a file on their machine                                |
 | i18n         | texts in two languages; render shows them, progressbar counts                    |
+| injected     | a mistyped parameter of papermill                                                |
+| workspace    | `labkit lab` and `update`: the learner's own copies; fetching: `labkit fetch`    |
 | library      | what labkit itself says, warnings and errors, in the lesson's language           |
 | manifest     | lesson.yaml, and where the files of a course lie; lesson_files reads the others  |
 | schema       | how YAML files are checked; yamlfile reads them with line numbers                |

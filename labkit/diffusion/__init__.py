@@ -1,4 +1,23 @@
-"""The diffusion layer that all papers share: small pure functions, one sampler, a cost ledger and safe adapters."""
+"""The diffusion layer that all papers share: small pure functions, one sampler, a cost ledger and safe adapters.
+
+Modules, in the order in which to read them:
+
+    schedule        the forward process, and the identities between what a network may predict
+    steps           which timesteps a sampler visits, and how one step is taken
+    ddim            one DDIM step as a Gaussian: mean, spread, sample, log-probability, KL
+    noise           one generator per image: an image does not depend on its neighbours in the batch
+    guidance        what the U-Net is asked: text conditions, classifier-free guidance, one prediction
+    sample          the sampler: from prompts to latents and images
+    images          between latents, tensors and pictures
+    flow            rectified flow: the path, what a model predicts on it, its noise levels
+    ledger          what a method costs, counted
+    adapters        which adapters a model has and which are on; lora_adapters adds, merges and stores them
+    lora_files      LoRA as plain diffusers reads it, and whole pipelines
+    guards          the base stays what it was, and whatever should be trained is trained
+    devices         where a model computes; precision: where bfloat16 is worth having
+
+The names below are in the order of use; everything else is imported from its module.
+"""
 
 from labkit.diffusion.adapters import (
     AdapterError,
@@ -60,69 +79,76 @@ from labkit.diffusion.schedule import (
 from labkit.diffusion.steps import ddim_timesteps, is_plain_ddim
 
 __all__ = [
-    "AdapterError",
-    "Counts",
-    "NFELedger",
-    "PromptConditions",
+    # sampling: from prompts to pictures
+    "sample",
+    "sample_latents",
+    "image_generators",
+    "draw_noise",
+    "initial_latents",
     "SampledLatents",
     "SamplerStep",
+    "to_pil",
+    "from_pil",
+    "to_uint8",
+    "from_uint8",
+    "decode_latents",
+    "encode_images",
+    "scale_latents",
+    "unscale_latents",
+    "vae_scale_factor",
+    # one prediction and its guidance
+    "PromptConditions",
+    "encode_prompts",
+    "has_text_encoder",
+    "predict_noise",
+    "unet_output",
+    "denoiser_of",
+    "labelled_rows",
+    "row_labels",
+    # the forward process
+    "sd_alphas_cumprod",
+    "alpha_bar",
+    "add_noise",
+    "predict_x0",
+    "epsilon_from_x0",
+    "epsilon_from_v",
+    "v_from_epsilon",
+    "v_target",
+    "to_epsilon",
+    # one step of a sampler
+    "ddim_timesteps",
+    "ddim_step",
+    "ddim_mean_sigma",
+    "density_sigma",
+    "gaussian_log_prob",
+    "log_prob_ratio",
+    "step_kl",
+    "is_plain_ddim",
+    # what it costs
+    "NFELedger",
+    "Counts",
+    # adapters
+    "lora",
+    "add_lora",
+    "lora_targets",
+    "remove_lora",
+    "merge_lora",
+    "adapter_state",
+    "load_adapter_state",
+    "save_lora",
+    "load_lora",
+    "save_pipeline",
+    "use_adapters",
+    "disabled_adapters",
     "active_adapters",
     "adapter_names",
     "adapter_parameters",
-    "adapter_state",
-    "add_lora",
-    "add_noise",
-    "alpha_bar",
+    "AdapterError",
+    # guards and machines
     "base_fingerprint",
     "base_parameters",
     "base_sums",
     "check_gradients",
-    "ddim_mean_sigma",
-    "ddim_step",
-    "ddim_timesteps",
-    "decode_latents",
-    "denoiser_of",
-    "density_sigma",
-    "disabled_adapters",
-    "draw_noise",
-    "encode_images",
-    "encode_prompts",
-    "epsilon_from_v",
-    "epsilon_from_x0",
     "execution_device",
-    "from_pil",
-    "from_uint8",
-    "gaussian_log_prob",
-    "has_text_encoder",
-    "image_generators",
-    "initial_latents",
-    "is_plain_ddim",
-    "labelled_rows",
-    "load_adapter_state",
-    "load_lora",
-    "log_prob_ratio",
-    "lora",
-    "lora_targets",
-    "merge_lora",
     "native_bfloat16",
-    "predict_noise",
-    "predict_x0",
-    "remove_lora",
-    "row_labels",
-    "sample",
-    "sample_latents",
-    "save_lora",
-    "save_pipeline",
-    "scale_latents",
-    "sd_alphas_cumprod",
-    "step_kl",
-    "to_epsilon",
-    "to_pil",
-    "to_uint8",
-    "unet_output",
-    "unscale_latents",
-    "use_adapters",
-    "v_from_epsilon",
-    "v_target",
-    "vae_scale_factor",
 ]

@@ -12,7 +12,8 @@ Read `equations` first: one function per equation, the one that the notebooks, t
     guard         what warns and stops                          preference    a judge learnt from votes
     flow          the loss of models that predict a velocity
     train         a run from a YAML file                        gpu_scorers   published judges of photographs
-    folders       pairs that somebody collected                 own           from such pairs to a LoRA: `labkit dpo`
+    folders       pairs that somebody collected                 own           from such pairs to a LoRA
+    shards        latents that stay on disk                     command       `labkit dpo`
 
 Here are the names that a lesson needs, in the order in which it needs them; the others come from their modules.
 """

@@ -8,7 +8,8 @@ Modules in the order in which they are read:
     session         `with fabric(pipe, liked=..., disliked=...):` around any pipeline
     processor       the hook on one self-attention layer
     joint           the same for transformers in which image and text attend to each other; `joint_session`: SD3, FLUX
-    reference_pass  the U-Net call that fills the hooks; `cache` keeps what it computed, `unet` says what a call is
+    reference_pass  the U-Net call that fills the hooks; `cache` keeps what it computed, `unet` says what a call is,
+                    `caller` who makes it and which rows read what
     attention       eq. 2 in two other forms (mass and table), pooling, AdaIN
     schedule        when feedback acts, and how strongly
     loop            rounds of feedback; `history` keeps them on disk

@@ -2,7 +2,7 @@
 
     eq. 1     a reference at the noise level of the step that reads it    `noised_reference`
     eq. 2     weighted attention: self-attention that also sees           `weighted_attention`
-              reference tokens
+              reference tokens, re-weighted
               the mass on references whose logits say nothing             `flat_mass`
     sec. 5    in-batch diversity                                          `pairwise_diversity`
     CFG       likes read by the conditional rows, dislikes by the         `labkit.fabric.session`, `unet_output` of

@@ -11,7 +11,7 @@ Modules, in the order in which they are read:
     verdicts     what people saw; `page`: the page on which they look; `serve`: the same over HTTP on this machine
     gate         rule filter -> preference filter -> random inspection -> decision
     record       the sign-off record; `report` shows it in Japanese or English, `wording`: what filters and plans wrote,
-                 in Japanese; `digest`: hashes
+                 in Japanese; `texts`: what else they say; `digest`: hashes
     rollout      shadow -> all -> tightened -> normal -> reduced, and back; `drift`: the alarms
     economics    cost of a plan, return, value of information, train or search
     command      `labkit inspect`; `planning`: how a plan is said; `job`: what is kept between draw and signature

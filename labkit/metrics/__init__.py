@@ -12,6 +12,8 @@ Modules, in the order of use:
     scores          `vendi_score`, `clip_score`
     preference      win rates with the prompt as the unit: intervals, tests, sample sizes, agreement of raters
     bradley_terry   strengths of more than two models
+    checks          one line that says what was wrong with the arguments, and how to mend it
+    cubic           the kernel of KID in float32 without losing what KID looks at; `products`: of many rows with many
     torchmetrics_wrappers   `ManifoldMetric`; needs torchmetrics and is imported on demand
 
 What each function returns is a dataclass of its module, described there; `float(result)` is the value.

@@ -1,4 +1,4 @@
-"""PortraitCLIP: a transformers ``CLIPModel`` with its own small vocabulary, and what the course asks of it."""
+"""PortraitCLIP: a transformers `CLIPModel` with its own small vocabulary, and what the course asks of it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SPECIAL_TOKENS = (
 
 
 def train_tokenizer(captions: Sequence[str], vocab_size: int = 600) -> CLIPTokenizer:
-    """A byte-pair vocabulary in CLIP's format: lower case, ``</w>`` marks the end of a word."""
+    """A byte-pair vocabulary in CLIP's format: lower case, `</w>` marks the end of a word."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE(unk_token="<|unk|>", end_of_word_suffix="</w>"))

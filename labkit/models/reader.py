@@ -70,7 +70,7 @@ class AttributeReader(nn.Module):
         return {name: torch.cat([p[name] for p in parts]).softmax(-1) for name in ATTRIBUTES}
 
     def read(self, images: Tensor, batch: int = 256) -> dict[str, Tensor]:
-        """The most probable value of each attribute as an index into ``ATTRIBUTES[name]``: int64 [N] per attribute."""
+        """The most probable value of each attribute as an index into `ATTRIBUTES[name]`: int64 [N] per attribute."""
         return {name: p.argmax(-1) for name, p in self.probabilities(images, batch).items()}
 
     def describe(self, images: Tensor) -> list[dict[str, str]]:
@@ -89,7 +89,7 @@ class AttributeReader(nn.Module):
         """Share of correctly read images per attribute.
 
         Args:
-            named: for each image the attributes to judge (``Caption.named``); None judges all. An attribute that
+            named: for each image the attributes to judge (`Caption.named`); None judges all. An attribute that
             nobody names is left out.
         """
         correct = self.correct(images, specs)
@@ -99,7 +99,7 @@ class AttributeReader(nn.Module):
         return {name: correct[name][mask].float().mean().item() for name, mask in judged.items() if mask.any()}
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``model.safetensors`` (fp16) and ``config.json`` (attributes and values, to notice a changed world)."""
+        """Write `model.safetensors` (fp16) and `config.json` (attributes and values, to notice a changed world)."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {k: v.half() if v.dtype == torch.float32 else v for k, v in self.state_dict().items()}
@@ -114,7 +114,7 @@ class AttributeReader(nn.Module):
         """Load in float32, evaluation mode.
 
         Raises:
-            ValueError: the weights were trained for other attributes than this version of ``labkit.portraits`` draws.
+            ValueError: the weights were trained for other attributes than this version of `labkit.portraits` draws.
         """
         folder = Path(folder)
         stored = {k: tuple(v) for k, v in json.loads((folder / "config.json").read_text("utf-8"))["attributes"].items()}

@@ -4,7 +4,8 @@ Modules in the order in which they are read:
 
     equations    the paper's equations, one function each
     towers       texts and images in, unit vectors out
-    wording      sentences from attributes, and attributes from sentences
+    wording      sentences from attributes, and attributes from sentences; `frames`: many ways to say one difference,
+                 `vocabulary`: whole words as tokens of a tower that spells
     pairs        which images are compared, and which comparisons are held out
     writers      who writes the sentences: a template, a chat model, or (`endpoint`) an HTTP endpoint;
                  `filters` judges the answers, `records` keeps them

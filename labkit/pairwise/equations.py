@@ -5,6 +5,7 @@
                contrastive loss     sentences against differences         `contrastive_loss`
                squared loss         its variant (appendix G.2)            `squared_loss`
                e_j'                 comparative prompting                 `comparative_prompt`
+               cos(t, d_12) > 0     difference-based classification       `labkit.pairwise.evaluate`
     CLIP       2103.00020           two-sided cross-entropy of logits     `two_sided_cross_entropy`
     Floors     derived here         what no training can go below         `loss_floor`, `duplicate_floor`
     WiSE-FT    2109.01903           weights between two models            `interpolate`

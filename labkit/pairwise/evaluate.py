@@ -169,7 +169,8 @@ def _key(statement: Statement) -> tuple:
 def difference_based_classification(
     encode: Encoder, images: Tensor, pairs: Sequence[Pair], texts: Sequence[str]
 ) -> float:
-    """The paper's test of that name: share of pairs with cos(text, first - second) > 0 (tie: half)."""
+    """Difference-based classification, PC-CLIP's own test (2409.09721): the share of pairs with
+    cos(text, first - second) > 0 (tie: half)."""
     return float(_wins((encode(texts) * directions(images, pairs)).sum(-1)).mean())
 
 

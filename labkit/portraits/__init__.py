@@ -1,4 +1,17 @@
-"""The world of the course: drawn portraits whose every attribute is known."""
+"""The world of the course: drawn portraits whose every attribute is known.
+
+Modules, in the order in which to read them:
+
+    attributes      the attributes and which of their values each art style can draw
+    spec            `PortraitSpec`, the ground truth of one portrait
+    sampling        specs at random: marginals, correlations and rare combinations under control
+    render          from a spec to pixels
+    captions        captions that leave attributes open, and sentences about differences
+    parse           English captions read back
+    dataset         portraits on disk
+
+The names below are in the order of use; everything else is imported from its module.
+"""
 
 from labkit.portraits.attributes import (
     ATTRIBUTES,
@@ -24,28 +37,33 @@ from labkit.portraits.sampling import contains, mislabelled, sample_specs
 from labkit.portraits.spec import PortraitSpec
 
 __all__ = [
+    # what a portrait is
     "ATTRIBUTES",
-    "HELD_OUT_COMBINATIONS",
-    "HELD_OUT_STYLES",
-    "TEMPLATES",
-    "TRAINING_STYLES",
-    "Caption",
     "PortraitSpec",
     "allowed_values",
     "attribute_name",
-    "build_dataset",
-    "caption",
-    "contains",
-    "describe",
-    "differences",
-    "grainy",
-    "load_dataset",
-    "mislabelled",
-    "random_caption",
+    "value_name",
+    # drawing
+    "sample_specs",
     "render",
     "render_array",
     "render_tensor",
-    "sample_specs",
+    "grainy",
+    # saying
+    "caption",
+    "random_caption",
+    "describe",
+    "differences",
+    "Caption",
+    "TEMPLATES",
     "unknown_words",
-    "value_name",
+    # what is kept out of training, and what is wrong in it
+    "TRAINING_STYLES",
+    "HELD_OUT_STYLES",
+    "HELD_OUT_COMBINATIONS",
+    "contains",
+    "mislabelled",
+    # on disk
+    "load_dataset",
+    "build_dataset",
 ]

@@ -56,7 +56,7 @@ _ALLOWED: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def allowed_values(style: str, attribute: str) -> tuple[str, ...]:
-    """The values of ``attribute`` that ``style`` can draw, in the order of ``ATTRIBUTES``.
+    """The values of `attribute` that `style` can draw, in the order of `ATTRIBUTES`.
 
     Raises:
         ValueError: unknown style or attribute.
@@ -70,7 +70,7 @@ def allowed_values(style: str, attribute: str) -> tuple[str, ...]:
 
 
 def check_value(attribute: str, value: str) -> None:
-    """Raise a ``ValueError`` that lists the choices unless ``value`` is a value of ``attribute``."""
+    """Raise a `ValueError` that lists the choices unless `value` is a value of `attribute`."""
     if attribute not in ATTRIBUTES:
         raise ValueError(f"unknown attribute {attribute!r}: expected one of {', '.join(ATTRIBUTES)}")
     if value not in ATTRIBUTES[attribute]:

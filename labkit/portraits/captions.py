@@ -1,6 +1,6 @@
 """Captions that leave attributes open, and sentences about differences.
 
-A caption names some attributes and leaves the others open; it knows which ones it names (``Caption.named``), because
+A caption names some attributes and leaves the others open; it knows which ones it names (`Caption.named`), because
 faithfulness may be
 judged on those alone. If captions named everything, all images of a prompt would look alike and no alignment method
 had anything to choose.
@@ -115,12 +115,12 @@ TEMPLATES = {"en": 4, "ja": 2}
 
 
 def attribute_name(attribute: str, lang: str = "en") -> str:
-    """The attribute in words: ``hair_color`` -> "hair colour" / 「髪の色」."""
+    """The attribute in words: `hair_color` -> "hair colour" / 「髪の色」."""
     return _NAMES[attribute][_index(lang)]
 
 
 def value_name(attribute: str, value: str, lang: str = "en") -> str:
-    """The value in words: ``glasses="none"`` -> "no glasses" / 「眼鏡なし」."""
+    """The value in words: `glasses="none"` -> "no glasses" / 「眼鏡なし」."""
     check_value(attribute, value)
     return _WORDS[attribute][value][_index(lang)]
 
@@ -132,10 +132,10 @@ def _index(lang: str) -> int:
 
 
 def caption(spec: PortraitSpec, lang: str = "en", *, drop: Iterable[str] = (), template: int = 0) -> Caption:
-    """Describe ``spec``, leaving the attributes in ``drop`` open.
+    """Describe `spec`, leaving the attributes in `drop` open.
 
     Args:
-        template: which paraphrase, ``0 <= template < TEMPLATES[lang]``.
+        template: which paraphrase, `0 <= template < TEMPLATES[lang]`.
 
     Raises:
         ValueError: unknown language, attribute or template.
@@ -149,7 +149,7 @@ def caption(spec: PortraitSpec, lang: str = "en", *, drop: Iterable[str] = (), t
 def random_caption(spec: PortraitSpec, rng: np.random.Generator, *, full_share: float = 0.15) -> Caption:
     """An English training caption: a random paraphrase in which a random number of phrases is missing.
 
-    With probability ``full_share`` nothing is dropped; otherwise the share of dropped attributes is itself uniform in
+    With probability `full_share` nothing is dropped; otherwise the share of dropped attributes is itself uniform in
     [0, 1], so that the
     model meets everything from full descriptions to "a portrait of a person".
     """
@@ -159,9 +159,9 @@ def random_caption(spec: PortraitSpec, rng: np.random.Generator, *, full_share: 
 
 
 def describe(values: Mapping[str, str], lang: str = "en", *, template: int = 0) -> Caption:
-    """A caption from any subset of attributes; see ``caption``.
+    """A caption from any subset of attributes; see `caption`.
 
-    A hair colour of ``"none"`` is not wording of its own ("bald" says it), so it is never counted as named.
+    A hair colour of `"none"` is not wording of its own ("bald" says it), so it is never counted as named.
 
     Raises:
         ValueError: unknown attribute, value, language or template, or a hair colour for a bald head.
@@ -230,7 +230,7 @@ def _japanese(words: dict[str, str], template: int) -> str:
 
 
 def differences(a: PortraitSpec, b: PortraitSpec, lang: str = "en") -> list[str]:
-    """One sentence for each attribute in which ``b`` differs from ``a``, in the order of ``ATTRIBUTES``; empty for
+    """One sentence for each attribute in which `b` differs from `a`, in the order of `ATTRIBUTES`; empty for
     equal specs."""
     index = _index(lang)
     sentences = []

@@ -1,7 +1,7 @@
 """Portrait data sets on disk: parquet shards of PNG bytes, specs and captions, written by several processes and
 resumable.
 
-The columns of a shard: ``png`` (bytes) and one string column per attribute. ``dataset.json`` beside the shards
+The columns of a shard: `png` (bytes) and one string column per attribute. `dataset.json` beside the shards
 records how the specs were
 drawn; building again into the same folder with the same record goes on where it stopped, with another one it is an
 error.
@@ -48,11 +48,11 @@ def build_dataset(
     processes: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Render ``specs`` into ``folder``; shards that are already there are kept.
+    """Render `specs` into `folder`; shards that are already there are kept.
 
     Raises:
         FileExistsError: the folder holds something else than this data set.
-        ValueError: no specs, or a size that ``render`` does not take; nothing is written then.
+        ValueError: no specs, or a size that `render` does not take; nothing is written then.
     """
     folder = Path(folder)
     if not specs:
@@ -88,7 +88,7 @@ def load_dataset(folder: str | Path, limit: int | None = None) -> tuple[np.ndarr
     """Images as uint8 [N, H, W, 3] and their specs.
 
     Raises:
-        FileNotFoundError: no shards in ``folder``.
+        FileNotFoundError: no shards in `folder`.
     """
     shards = sorted(Path(folder).glob("*.parquet"))
     if not shards:

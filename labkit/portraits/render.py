@@ -1,7 +1,7 @@
-"""Drawing a ``PortraitSpec``: DiceBear art -> SVG -> resvg -> crop -> pixels. Deterministic, offline, a few
+"""Drawing a `PortraitSpec`: DiceBear art -> SVG -> resvg -> crop -> pixels. Deterministic, offline, a few
 milliseconds an image.
 
-The art is DiceBear's (see ``data/ATTRIBUTION.md``); this module chooses its options. Each style is cropped so that
+The art is DiceBear's (see `data/ATTRIBUTION.md`); this module chooses its options. Each style is cropped so that
 the head fills the
 frame: at 64 pixels an uncropped mouth is six pixels wide and thin glasses vanish in the VAE.
 """
@@ -27,7 +27,7 @@ from labkit.portraits.spec import PortraitSpec
 
 @contextmanager
 def hidden(module: str) -> Iterator[None]:
-    """Inside, ``import module`` raises ``ImportError``, unless it was imported before."""
+    """Inside, `import module` raises `ImportError`, unless it was imported before."""
     if module in sys.modules:
         yield
         return
@@ -223,7 +223,7 @@ def svg(spec: PortraitSpec) -> str:
 
 
 def check_size(size: int) -> None:
-    """Raise a ``ValueError`` unless ``size`` is a positive multiple of 8."""
+    """Raise a `ValueError` unless `size` is a positive multiple of 8."""
     if size <= 0 or size % 8:
         raise ValueError(
             f"size {size} is not a positive multiple of 8: the VAE divides the side by 8, so use 64, 128, ..."
@@ -231,10 +231,10 @@ def check_size(size: int) -> None:
 
 
 def render(spec: PortraitSpec, size: int = 64) -> Image.Image:
-    """The portrait as an RGB image of ``size`` x ``size`` pixels.
+    """The portrait as an RGB image of `size` x `size` pixels.
 
     Raises:
-        ValueError: ``size`` is not a positive multiple of 8 (the VAE takes no others).
+        ValueError: `size` is not a positive multiple of 8 (the VAE takes no others).
     """
     check_size(size)
     zoom = max(160, 2 * size)  # always draw larger than the result, then shrink

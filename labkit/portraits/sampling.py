@@ -32,17 +32,17 @@ def sample_specs(
     rare: Sequence[tuple[Combination, float]] = (),
     avoid: Collection[PortraitSpec] = (),
 ) -> list[PortraitSpec]:
-    """Draw ``n`` specs; spec ``i`` depends on ``seed`` and ``i`` alone, so a longer list starts with the shorter one.
+    """Draw `n` specs; spec `i` depends on `seed` and `i` alone, so a longer list starts with the shorter one.
 
     Args:
-        styles: drawn uniformly unless ``marginals["style"]`` says otherwise.
-        marginals: attribute -> value -> relative weight (values not named keep weight 1, or ``DEFAULT_WEIGHTS``):
+        styles: drawn uniformly unless `marginals["style"]` says otherwise.
+        marginals: attribute -> value -> relative weight (values not named keep weight 1, or `DEFAULT_WEIGHTS`):
         skewed data.
-        given: ``(condition, marginals)``: weights used when the attributes drawn before (in the order of
-        ``ATTRIBUTES``) fulfil the
+        given: `(condition, marginals)`: weights used when the attributes drawn before (in the order of
+        `ATTRIBUTES`) fulfil the
             condition: correlated data.
         exclude: combinations that never occur.
-        rare: ``(combination, share)``: the combination occurs in exactly this expected share of the specs.
+        rare: `(combination, share)`: the combination occurs in exactly this expected share of the specs.
         avoid: specs that must not occur (a validation set).
 
     Raises:
@@ -65,12 +65,12 @@ def sample_specs(
 
 
 def mislabelled(spec: PortraitSpec, rng: np.random.Generator, probability: float) -> PortraitSpec:
-    """What a careless caption says about ``spec``: every attribute but the style is replaced, with ``probability``, by
+    """What a careless caption says about `spec`: every attribute but the style is replaced, with `probability`, by
     another value that the style can draw. A head that becomes bald loses its hair colour; one that grows hair gets a
     random one.
 
     Raises:
-        ValueError: ``probability`` outside [0, 1].
+        ValueError: `probability` outside [0, 1].
     """
     if not 0 <= probability <= 1:
         raise ValueError(f"probability {probability}: expected a number in [0, 1]")
@@ -113,7 +113,7 @@ def _draw(rng, styles, base, given, exclude, rare, avoid) -> PortraitSpec:
 
 
 def _propose(rng, styles, base, given, forced) -> PortraitSpec | None:
-    """One spec attribute by attribute; None if ``forced`` asks for what the drawn style cannot draw."""
+    """One spec attribute by attribute; None if `forced` asks for what the drawn style cannot draw."""
     drawn: dict[str, str] = {}
     for attribute in ATTRIBUTES:
         values = tuple(styles) if attribute == "style" else allowed_values(drawn["style"], attribute)

@@ -1,4 +1,4 @@
-"""``PortraitSpec``: the ground truth of one portrait."""
+"""`PortraitSpec`: the ground truth of one portrait."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class PortraitSpec:
 
     Raises:
         ValueError: a value that does not exist, one that the style cannot draw, or a hair colour that contradicts
-        ``hair_style``
-            (a bald head has hair colour ``"none"``, every other head has a real one).
+        `hair_style`
+            (a bald head has hair colour `"none"`, every other head has a real one).
     """
 
     style: str = "avataaars"
@@ -40,14 +40,14 @@ class PortraitSpec:
             )
 
     def items(self) -> list[tuple[str, str]]:
-        """``(attribute, value)`` pairs in the order of ``ATTRIBUTES``."""
+        """`(attribute, value)` pairs in the order of `ATTRIBUTES`."""
         return [(field.name, getattr(self, field.name)) for field in fields(self)]
 
     def to_dict(self) -> dict[str, str]:
         return asdict(self)
 
     def with_(self, **changes: str) -> PortraitSpec:
-        """A copy with ``changes``. Growing hair on a bald head without naming a colour makes it brown; shaving it
+        """A copy with `changes`. Growing hair on a bald head without naming a colour makes it brown; shaving it
         removes the colour."""
         hair_style = changes.get("hair_style", self.hair_style)
         if "hair_color" not in changes:

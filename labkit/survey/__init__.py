@@ -6,6 +6,7 @@ Read `equations` first: one function per equation, the one that the notebook, it
     ledger      what everything costs, in NFE                trained   one update of every trained contender
     world       gold on three axes, proxies from votes       search    contenders that train nothing
     arena       every contender behind one call          leaderboard  a file of the learner's own
+    sweep       the race on photographs, as a folder     command      `labkit arena`
 
 It is the one paper's package that may import others: DPO and FABRIC race in it.
 """

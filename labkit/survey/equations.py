@@ -170,7 +170,7 @@ def step_divergence(
 def group_advantage(rewards: Tensor, *, floor: float = 1e-4, limit: float = 5.0) -> Tensor:
     """A = (r - mean) / std within each prompt's group, cut to +-limit (GRPO, arXiv 2402.03300, section 4.1.2). [P, N]
 
-    A group whose standard deviation (of the population) is below `floor` gets 0: it says nothing.
+    A group whose standard deviation (of the population) is not above `floor` gets 0: it says nothing.
     """
     check_groups(rewards)
     centred = rewards - rewards.mean(1, keepdim=True)
@@ -207,8 +207,9 @@ def reinforce_loss(log_prob: Tensor, advantage: Tensor) -> Tensor:
 
 
 def truncated_chain(step: Callable[[Tensor, int], Tensor], x: Tensor, steps: int, k: int) -> Tensor:
-    """Run x <- step(x, i) for i = 0 .. steps - 1 with gradient in the last k steps alone: DRaFT-K (arXiv 2309.17400,
-    section 4.1). k = steps is DRaFT; AlignProp (arXiv 2310.03739) draws k anew for every update."""
+    """Truncated back-propagation through the sampler: x <- step(x, i) for i = 0 .. steps - 1, with gradient in the last
+    k steps alone: DRaFT-K (arXiv 2309.17400, section 4.1). k = steps is DRaFT; AlignProp (arXiv 2310.03739) draws k
+    anew for every update."""
     if not 1 <= k <= steps:
         raise ValueError(f"k is {k}, expected 1 .. {steps}")
     for i in range(steps):

@@ -1,8 +1,8 @@
-"""``python -m labkit.training PART``: retrain what ``data/`` ships. Every part resumes where it was stopped.
+"""`python -m labkit.training PART`: retrain what `data/` ships. Every part resumes where it was stopped.
 
-Order: data, vae, decoder, clip, clip-images, clip-both, reader, unet, base, flow, then export (writes ``data/``) and
-evaluate (measures it). ``all`` does everything. ``restore`` rebuilds checkpoints from the shipped weights when those of
-the training run are gone, ``flow-export`` exports and measures the part flow alone.
+Order: data, vae, decoder, clip, clip-images, clip-both, reader, unet, base, flow, then export (writes `data/`) and
+evaluate (measures it). `all` does everything. `restore` rebuilds checkpoints from the shipped weights when those of
+the training run are gone, `flow-export` exports and measures the part flow alone.
 """
 
 from __future__ import annotations

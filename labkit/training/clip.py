@@ -32,7 +32,7 @@ NAMES = tuple(ATTRIBUTES)
 
 
 def truth_table(specs: Sequence[PortraitSpec], owners: Sequence[PortraitSpec], captions: Sequence[Caption]) -> Tensor:
-    """bool [N, M]: caption j (written for ``owners[j]``) is true of ``specs[i]`` when they agree in every attribute
+    """bool [N, M]: caption j (written for `owners[j]`) is true of `specs[i]` when they agree in every attribute
     it names."""
     a, b = (torch.stack([spec_indices(s)[n] for n in NAMES], 1) for s in (specs, owners))  # [N, A], [M, A]
     named = torch.tensor([[n in c.named for n in NAMES] for c in captions])  # [M, A]
@@ -48,7 +48,7 @@ def multi_positive(logits: Tensor, truth: Tensor) -> Tensor:
 
 
 def edited(spec: PortraitSpec, named: frozenset[str], rng: np.random.Generator) -> PortraitSpec | None:
-    """``spec`` with one named attribute changed to another value that its style can draw: the source of a hard
+    """`spec` with one named attribute changed to another value that its style can draw: the source of a hard
     negative caption."""
     for attribute in rng.permutation(sorted(named - {"style"})):
         value = getattr(spec, attribute)
@@ -188,7 +188,7 @@ def _asked(
     pictures: Tensor, answers: dict[str, Tensor], indices: dict[str, Tensor], index: Tensor
 ) -> dict[str, Tensor]:
     """Per attribute: cross-entropy of the scaled embeddings [B, 128] against one answer per value [V, 128]; portraits
-    whose value no caption can name (``indices`` -1) are left out."""
+    whose value no caption can name (`indices` -1) are left out."""
     losses = {}
     for name, values in answers.items():
         target = indices[name][index]
@@ -216,7 +216,7 @@ def _shorten(ids: Tensor) -> Tensor:
 
 
 def _rewrite(original: Caption, changed: PortraitSpec, rng: np.random.Generator) -> Caption:
-    """A caption of ``changed`` that names what ``original`` names; shaving a head takes its colour out of the words."""
+    """A caption of `changed` that names what `original` names; shaving a head takes its colour out of the words."""
     values = {a: getattr(changed, a) for a in original.named}
     return describe(values, template=int(rng.integers(TEMPLATES["en"])))
 

@@ -1,5 +1,5 @@
-"""Measuring what ``data/`` ships. ``python -m labkit.training evaluate`` writes the numbers and the model cards;
-``python -m labkit.training.evaluate picture`` draws the picture of the README."""
+"""Measuring what `data/` ships. `python -m labkit.training evaluate` writes the numbers and the model cards;
+`python -m labkit.training.evaluate picture` draws the picture of the README."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def entropy(values: Sequence[str]) -> float:
 
 
 def generate(pipe, prompts: Sequence[str], seed: int, batch: int = 32) -> Tensor:
-    """Images [N, 3, 64, 64]; image i has the generator of ``seed`` and i."""
+    """Images [N, 3, 64, 64]; image i has the generator of `seed` and i."""
     generators = image_generators(len(prompts), seed)
     parts = [
         sample(
@@ -193,7 +193,7 @@ def draw_curve(log: Path, path: Path, part: str) -> None:
 def write_cards(
     results: dict, out: Path, work: Path, record: dict[str, dict], only: Sequence[str] | None = None
 ) -> None:
-    """``README.md`` and loss curves in each model folder and ``evaluation.json`` beside them, from measured numbers.
+    """`README.md` and loss curves in each model folder and `evaluation.json` beside them, from measured numbers.
 
     Args:
         work: the folder with the logs of the training runs.

@@ -1,4 +1,4 @@
-"""Writing the trained parts to ``data/`` as fp16 safetensors, with checksums."""
+"""Writing the trained parts to `data/` as fp16 safetensors, with checksums."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from labkit.training.unet import new_scheduler
 
 
 def export_pipeline(unet: UNet2DConditionModel, work: Path, folder: Path) -> None:
-    """Assemble a ``StableDiffusionPipeline`` from the trained parts and save it in diffusers layout."""
+    """Assemble a `StableDiffusionPipeline` from the trained parts and save it in diffusers layout."""
     with quiet():
         pipe = StableDiffusionPipeline(
             vae=AutoencoderKL.from_pretrained(work / "decoder" / "model"),
@@ -49,7 +49,7 @@ def clean_config(config_file: Path) -> None:
     """Drop what tells how a part was loaded (its folder, hub or not), and ask for single precision.
 
     The weights are stored in half and computed in single precision: transformers takes the dtype to load from
-    ``config.json``; otherwise plain ``from_pretrained`` gives a half-precision text encoder beside a single-precision
+    `config.json`; otherwise plain `from_pretrained` gives a half-precision text encoder beside a single-precision
     U-Net.
     """
     config = json.loads(config_file.read_text("utf-8"))
@@ -62,7 +62,7 @@ def clean_config(config_file: Path) -> None:
 
 
 def export_all(work: Path, out: Path) -> None:
-    """The model folders under ``out``, then ``checksums.json``."""
+    """The model folders under `out`, then `checksums.json`."""
     for name, part in (("portrait-sd", "unet"), ("portrait-sd-base", "base")):
         export_pipeline(UNet2DConditionModel.from_pretrained(work / part / "model"), work, out / name)
     if (work / "flow" / "model").is_dir():

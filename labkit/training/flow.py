@@ -61,8 +61,8 @@ class FlowConditions:
         self.variants, self.empty, self.empty_pooled = variants, empty[:TOKENS].float(), empty[empty_end].float()
 
     def __call__(self, captions: Tensor, generator: torch.Generator, dropout: float) -> tuple[Tensor, Tensor]:
-        """States [B, TOKENS, 128] and pooled text [B, 128] of captions [B] (caption ``i * variants + v`` belongs to
-        image i); the empty prompt with probability ``dropout`` (for guidance)."""
+        """States [B, TOKENS, 128] and pooled text [B, 128] of captions [B] (caption `i * variants + v` belongs to
+        image i); the empty prompt with probability `dropout` (for guidance)."""
         states, pooled = self.states[captions].float(), self.pooled[captions].float()
         dropped = torch.rand(len(captions), generator=generator) < dropout
         states[dropped], pooled[dropped] = self.empty, self.empty_pooled
@@ -70,7 +70,7 @@ class FlowConditions:
 
 
 def noise_levels(batch: int, generator: torch.Generator) -> Tensor:
-    """sigma [batch] in (0, 1): logit-normal, one from each of ``batch`` equally likely intervals."""
+    """sigma [batch] in (0, 1): logit-normal, one from each of `batch` equally likely intervals."""
     u = (torch.arange(batch) + torch.rand(1, generator=generator)) / batch  # [B], in (0, 1)
     normal = math.sqrt(2) * torch.erfinv(2 * u.clamp(1e-4, 1 - 1e-4) - 1)
     return torch.sigmoid(LOGIT_MEAN + LOGIT_STD * normal)

@@ -1,8 +1,8 @@
 """One resumable training loop for every shipped model.
 
-A run is a function of its seed and step count alone: the batch, the noise and the learning rate of step ``k`` are
+A run is a function of its seed and step count alone: the batch, the noise and the learning rate of step `k` are
 drawn from a generator
-seeded with ``(seed, k)``, so a run that was killed and resumed ends with the same bits as one that was not.
+seeded with `(seed, k)`, so a run that was killed and resumed ends with the same bits as one that was not.
 Checkpoints are safetensors,
 written beside and renamed: a kill or a full disk leaves the previous one intact.
 
@@ -44,7 +44,7 @@ from labkit.optim import average_gradients, rank, update, world_size
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """``lr`` warms up linearly for ``warmup`` steps, stays, and falls to zero over the last ``decay`` share of the
+    """`lr` warms up linearly for `warmup` steps, stays, and falls to zero over the last `decay` share of the
     steps."""
 
     steps: int
@@ -59,7 +59,7 @@ class LoopConfig:
 
 
 def learning_rate(config: LoopConfig, step: int, fresh: int = 0) -> float:
-    """The factor of ``config.lr`` at ``step``, in [0, 1]; it rises from the step ``fresh`` at which the optimizer was
+    """The factor of `config.lr` at `step`, in [0, 1]; it rises from the step `fresh` at which the optimizer was
     new."""
     rise = min(1.0, (step - fresh + 1) / max(1, config.warmup))
     start = config.steps * (1 - config.decay)
@@ -83,7 +83,7 @@ class Optimizer:
         )
 
     def step(self, factor: float) -> float:
-        """One update at ``factor`` times the learning rate; returns the gradient norm before clipping."""
+        """One update at `factor` times the learning rate; returns the gradient norm before clipping."""
         return float(update(self.adamw, lr=self.config.lr * factor, clip=self.config.clip))
 
 
@@ -96,8 +96,8 @@ def save_checkpoint(
     fresh: int = 0,
     identity: Mapping[str, object] | None = None,
 ) -> None:
-    """Write weights, EMA and optimizer state after ``step`` steps; ``fresh`` is the step at which the optimizer was
-    new, ``identity`` what a run must have in common with this one to go on from here."""
+    """Write weights, EMA and optimizer state after `step` steps; `fresh` is the step at which the optimizer was
+    new, `identity` what a run must have in common with this one to go on from here."""
     state = {} if optimizer is None else optimizer_tensors(optimizer.adamw)
     groups = {"model": model.state_dict(), "ema": ema, "optimizer": state}
     write_checkpoint(path, groups, step=step, fresh=fresh, **({} if identity is None else {"identity": identity}))
@@ -113,7 +113,7 @@ def load_checkpoint(
     """Restore in place and return the step to go on with and the step at which the optimizer was new (a checkpoint
     that was rebuilt from published weights has no optimizer state: the learning rate warms up again from there).
 
-    Raises CheckpointError for a checkpoint of a run with another ``identity`` (rebuilt ones have none)."""
+    Raises CheckpointError for a checkpoint of a run with another `identity` (rebuilt ones have none)."""
     groups, state = read_checkpoint(path)
     if identity is not None and "identity" in state and (odd := differing(state["identity"], identity)):
         raise CheckpointError(f"{path} belongs to another run, which differs in {', '.join(odd)}: choose a new folder")
@@ -136,11 +136,11 @@ def run(
     keep: tuple[int, ...] = (),
     data: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Train ``model`` and return its EMA state dict; resumes from ``folder`` when a checkpoint is there.
+    """Train `model` and return its EMA state dict; resumes from `folder` when a checkpoint is there.
 
     Args:
-        loss: ``(step, generator) -> (scalar loss, numbers for the log)``.
-        keep: steps after which the EMA weights are also saved as ``ema-STEP.safetensors``.
+        loss: `(step, generator) -> (scalar loss, numbers for the log)`.
+        keep: steps after which the EMA weights are also saved as `ema-STEP.safetensors`.
         data: what it is trained on, by name: a checkpoint of other data is refused.
 
     Raises:

@@ -61,7 +61,7 @@ FINE_ATTRIBUTES, FINE_SHARE = ("beard", "mood"), 0.7
 BEARD_WEIGHT = 2.0
 
 # A beard in nearly the colour of the skin is worth next to nothing in the decoder's loss: the fainter the beards of a
-# portrait are (``faintness``), the more often it is drawn, and this share of the loss weight goes where beards show.
+# portrait are (`faintness`), the more often it is drawn, and this share of the loss weight goes where beards show.
 DECODER_BEARD_SHARE = 0.5
 
 BASE_SKEW: dict[str, dict[str, float]] = {
@@ -251,7 +251,7 @@ def latents_of(images: np.ndarray, folders: Folders) -> torch.Tensor:
 
 
 def captions_of(specs: list[PortraitSpec]) -> list[Caption]:
-    """``CAPTIONS_PER_IMAGE`` captions per portrait, the same ones in every run."""
+    """`CAPTIONS_PER_IMAGE` captions per portrait, the same ones in every run."""
     rng = np.random.default_rng(7)
     return [random_caption(s, rng) for s in specs for _ in range(CAPTIONS_PER_IMAGE)]
 
@@ -314,7 +314,7 @@ def unet(folders: Folders) -> None:
 
 
 def fine_cells(vae: AutoencoderKL, specs: list[PortraitSpec]) -> torch.Tensor:
-    """Loss weights [8, 8] of the latent cells, mean 1: ``FINE_SHARE`` goes where ``FINE_ATTRIBUTES`` show."""
+    """Loss weights [8, 8] of the latent cells, mean 1: `FINE_SHARE` goes where `FINE_ATTRIBUTES` show."""
     from labkit.training.unet import encode_images, evidence
 
     return (1 - FINE_SHARE) + FINE_SHARE * evidence(partial(encode_images, vae), specs[:400], FINE_ATTRIBUTES)
@@ -331,7 +331,7 @@ def base_data() -> tuple[list[PortraitSpec], list[str]]:
 
 
 def base(folders: Folders) -> None:
-    """portrait-sd-base: the U-Net of portrait-sd, trained on with the portraits and captions of ``base_data``."""
+    """portrait-sd-base: the U-Net of portrait-sd, trained on with the portraits and captions of `base_data`."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -482,7 +482,7 @@ PARALLEL = {"unet": 2}  # part -> number of single-threaded processes that avera
 
 
 def run_worker(rank: int, processes: int, rendezvous: str, part: str, folders: Folders) -> None:
-    """One single-threaded process of a parallel part; it meets the others at the file ``rendezvous``."""
+    """One single-threaded process of a parallel part; it meets the others at the file `rendezvous`."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=processes)

@@ -51,15 +51,15 @@ def new_unet() -> UNet2DConditionModel:
 
 
 class Conditions:
-    """Text states of training captions: ``variants`` captions per image, drawn once, embedded in fp16, [N * variants,
+    """Text states of training captions: `variants` captions per image, drawn once, embedded in fp16, [N * variants,
     40, 128]."""
 
     def __init__(self, states: Tensor, variants: int, empty: Tensor):
         self.states, self.variants, self.empty = states, variants, empty
 
     def __call__(self, captions: Tensor, generator: torch.Generator, dropout: float) -> Tensor:
-        """Text states [B, 40, 128] of captions [B] (caption ``i * variants + v`` belongs to image i); the empty prompt
-        with probability ``dropout`` (for guidance)."""
+        """Text states [B, 40, 128] of captions [B] (caption `i * variants + v` belongs to image i); the empty prompt
+        with probability `dropout` (for guidance)."""
         states = self.states[captions].float()
         dropped = torch.rand(len(captions), generator=generator) < dropout
         states[dropped] = self.empty
@@ -67,10 +67,10 @@ class Conditions:
 
 
 class CaptionGroups:
-    """Batches in which the captions that leave enough open stand with ``SIZE`` images each, not with one.
+    """Batches in which the captions that leave enough open stand with `SIZE` images each, not with one.
 
     Such a caption fits many images. Its group is drawn among them in equal steps through the images sorted by the
-    ``spread`` attributes, with a random start. How often a caption and an image meet stays as it was, but a group
+    `spread` attributes, with a random start. How often a caption and an image meet stays as it was, but a group
     shows the shares of the data: half of it beardless, say, if that is how it is among the images that fit. So the
     average of a group says what is left open without the chance that a single image brings, and a network learns
     sooner not to guess a beard from the colour of a shirt.
@@ -97,7 +97,7 @@ class CaptionGroups:
         self.alone = share - self.open if (share > self.open).any() else share
 
     def members(self, captions: Tensor, generator: torch.Generator) -> Tensor:
-        """``SIZE`` images [G, SIZE] for each caption [G]."""
+        """`SIZE` images [G, SIZE] for each caption [G]."""
         groups = []
         for c in captions.tolist():
             columns = torch.nonzero(self.fixed[c])[:, 0]
@@ -201,7 +201,7 @@ def encode_images(vae: nn.Module, images: np.ndarray, batch: int = 128) -> Tenso
 def evidence(
     encode: Callable[[np.ndarray], Tensor], specs: Sequence[PortraitSpec], attributes: Sequence[str], seed: int = 0
 ) -> Tensor:
-    """Where ``attributes`` show: the mean squared change of each cell (or pixel) when one attribute of a portrait is
+    """Where `attributes` show: the mean squared change of each cell (or pixel) when one attribute of a portrait is
     redrawn, scaled to mean 1 per attribute, averaged over the attributes; [H, W].
 
     Args:

@@ -1,4 +1,4 @@
-"""PortraitVAE: a diffusers ``AutoencoderKL`` from 64x64 pixels to 8x8 latents."""
+"""PortraitVAE: a diffusers `AutoencoderKL` from 64x64 pixels to 8x8 latents."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def normalise_latents(vae: AutoencoderKL, images: Tensor) -> AutoencoderKL:
     """Give every latent channel mean 0 and standard deviation 1 by folding the affine map into the two 1x1
     convolutions.
 
-    ``AutoencoderKL.scaling_factor`` is one number for all channels; here it stays 1 and plain Stable Diffusion code
+    `AutoencoderKL.scaling_factor` is one number for all channels; here it stays 1 and plain Stable Diffusion code
     is right.
     """
     z = torch.cat([vae.encode(x).latent_dist.mode() for x in images.split(128)])  # [N, C, 8, 8]

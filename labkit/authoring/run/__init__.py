@@ -4,9 +4,9 @@
     labkit run 00 01 --tier smoke --lang both    two lessons at their smallest, in both languages
     labkit run --edition student --jobs 2        unsolved editions: they too must run to the end
 
-Each notebook runs in a process of its own (`run_job`). It passes when no cell raised, every code cell has an execution
+Each notebook runs in a process of its own (`job`). It passes when no cell raised, every code cell has an execution
 count, and every claim that is gated on the tier kept to its band. A notebook that passed, and of which nothing has
-changed since (`run_cache`), is not run again. Executed notebooks, HTML pages and results land in
+changed since (`cache`), is not run again. Executed notebooks, HTML pages and results land in
 OUTPUT/TIER-EDITION-LANG/, the report over all of them in OUTPUT/report.html (also summary.json and junit.xml). What is
 executed is built from notebooks/src into OUTPUT/notebooks/: a run writes nowhere else, not to notebooks/, not to work/.
 Exit code: 0 passed, 1 failed, 2 wrong use, 130 interrupted.

@@ -7,7 +7,7 @@ from labkit.portraits import ATTRIBUTES, PortraitSpec, caption
 
 
 def open_attributes(caption):
-    """The attributes that a caption leaves open, in the order of ``ATTRIBUTES``."""
+    """The attributes that a caption leaves open, in the order of `ATTRIBUTES`."""
     return [name for name in ATTRIBUTES if name not in caption.named]
 
 
