@@ -51,7 +51,7 @@ BASE_STEPS, BASE_BATCH, BASE_SIZE, BASE_SEED, BASE_CAPTIONS = 600, 32, 6_000, 5,
 MISLABELLED = 0.4
 
 # portrait-flow: a transformer that predicts the velocity of rectified flow, on latents and texts of portrait-sd.
-FLOW_STEPS, FLOW_BATCH, FLOW_SIZE = 6_000, 64, 8_192
+FLOW_STEPS, FLOW_BATCH, FLOW_SIZE = 6_000, 32, 8_192
 
 # Small shapes count for little in a mean over latent cells: this share of the loss weight goes where they show.
 FINE_ATTRIBUTES, FINE_SHARE = ("beard", "mood"), 0.7
@@ -376,7 +376,7 @@ def flow(folders: Folders) -> None:
         latents,
         conditions,
         folders.work / "flow",
-        config=LoopConfig(steps=FLOW_STEPS, lr=1e-3, ema=0.998, weight_decay=0.01, warmup=100, decay=0.4, seed=23),
+        config=LoopConfig(steps=FLOW_STEPS, lr=1e-3, ema=0.998, weight_decay=0.01, warmup=100, decay=0.0, seed=23),
         batch=FLOW_BATCH,
         cell_weight=fine_cells(vae, specs),
     )
