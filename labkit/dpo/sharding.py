@@ -36,12 +36,12 @@ def shard_base(model: nn.Module, adapter: Iterable[nn.Parameter]) -> None:
     From then on a forward pass needs all processes at once: one that samples alone waits for ever.
 
     Raises:
-        RuntimeError: there are no processes to share with.
+        ValueError: there are no processes to share with.
     """
     from torch.distributed.fsdp import fully_shard
 
     if not dist.is_initialized():
-        raise RuntimeError("sharded needs several processes: start them with accelerate launch, or leave it out")
+        raise ValueError("sharded needs several processes: start them with accelerate launch, or leave it out")
     whole = set(adapter)
     for block in blocks_of(model):
         fully_shard(block, ignored_params=whole & set(block.parameters()))

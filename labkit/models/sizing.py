@@ -52,14 +52,14 @@ class Cost:
 # again" recomputes activations in backward.
 COSTS: dict[tuple[str, str], Cost] = {
     ("sd15", "sample"): Cost(fixed_gb=2.4, row_gb=0.137, row_tflop=1.607, row_once_tflop=2.515),
-    ("sd15", "train"): Cost(fixed_gb=2.7, row_gb=2.131, row_tflop=5.173),
-    ("sd15", "train again"): Cost(fixed_gb=2.64, row_gb=1.462, row_tflop=6.352),
+    ("sd15", "train"): Cost(fixed_gb=2.16, row_gb=2.131, row_tflop=5.173),
+    ("sd15", "train again"): Cost(fixed_gb=2.25, row_gb=1.319, row_tflop=6.352),
     ("sd15", "encode"): Cost(fixed_gb=0.17, row_gb=0.337, row_tflop=1.117),
     ("sdxl", "sample"): Cost(fixed_gb=10.0, row_gb=0.331, row_tflop=13.522, row_once_tflop=10.47),
     ("sdxl", "train"): Cost(fixed_gb=11.8, row_gb=15.682, row_tflop=42.6),
     ("sdxl", "train again"): Cost(fixed_gb=12.1, row_gb=9.746, row_tflop=52.854),
     ("sdxl", "encode"): Cost(fixed_gb=0.33, row_gb=2.697, row_tflop=4.879),
-    ("pickscore", "score"): Cost(fixed_gb=1.97, row_gb=0.01, row_tflop=0.335),
+    ("pickscore", "score"): Cost(fixed_gb=1.97, row_gb=0.006, row_tflop=0.335),
 }
 
 
