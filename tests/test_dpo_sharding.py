@@ -58,7 +58,8 @@ def test_a_base_in_parts_trains_stops_and_resumes_as_a_whole_one_with_twice_the_
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=2e-5, msg=name)
     for mine, its in zip(facts["log"], log, strict=True):
-        assert mine["loss"] == pytest.approx(its["loss"], rel=1e-4)
+        assert mine["winner_error"] == pytest.approx(its["winner_error"], rel=1e-5)
+        assert mine["loss"] == pytest.approx(its["loss"], abs=2e-3)  # kappa times the rounding of an error, 1e-7
     plain = PIPES[kind]()
     plain.load_lora_weights(str(tmp_path / "lora.safetensors"), adapter_name="dpo")  # as any other LoRA file
     named = dict(denoiser_of(plain).named_parameters())

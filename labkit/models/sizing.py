@@ -59,7 +59,7 @@ COSTS: dict[tuple[str, str], Cost] = {
     ("sdxl", "train"): Cost(fixed_gb=11.8, row_gb=15.682, row_tflop=42.6),
     ("sdxl", "train again"): Cost(fixed_gb=12.1, row_gb=9.746, row_tflop=52.854),
     ("sdxl", "encode"): Cost(fixed_gb=0.33, row_gb=2.697, row_tflop=4.879),
-    ("pickscore", "score"): Cost(fixed_gb=1.97, row_gb=0.006, row_tflop=0.335),
+    ("pickscore", "score"): Cost(fixed_gb=1.97, row_gb=0.008, row_tflop=0.335),
 }
 
 
