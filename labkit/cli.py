@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "lint": ("labkit.authoring.lint:add_parser", "check sources, catalogues and generated notebooks"),
     "stamp": ("labkit.authoring.commands:add_stamp_parser", "write the repository's address into the notebooks"),
     "dpo": ("labkit.dpo.command:add_parser", "train a LoRA on your own pairs of pictures"),
+    "plan": ("labkit.dpo.scale:add_parser", "forecast what preference training at scale costs"),
     "arena": ("labkit.survey.command:add_parser", "race the survey's families on Stable Diffusion"),
     "inspect": ("labkit.inspection.command:add_parser", "inspect a folder of pictures: plan, draw, sign, verify"),
     "measure": ("labkit.measuring.command:add_parser", "measure your own pictures: two folders, one report"),

@@ -57,6 +57,8 @@ def test_a_configuration_runs_and_goes_on_where_it_stopped(tmp_path):
 def test_what_is_wrong_with_a_configuration_is_said_in_one_line(tmp_path, capsys):
     with pytest.raises(ValueError, match="config.stepz"):
         read_config(write(tmp_path, config={"stepz": 1}))
+    with pytest.raises(ValueError, match="one process draws the grid"):
+        read_config(write(tmp_path, config={"sharded": True}))
     path = write(tmp_path, terms=[{"name": "dpo", "kappa": 0.1}])
     assert main([str(path)]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]

@@ -27,6 +27,11 @@ def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name.replace(".base_layer.", "."): p for name, p in found.items()}
 
 
+def local_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor that FSDP has spread over several; any other tensor as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 def base_fingerprint(model: nn.Module) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of the base weights: equal before and after training an adapter.
 
@@ -39,6 +44,8 @@ def base_fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, parameter in sorted(base_parameters(model).items()):
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+        if hasattr(parameter, "full_tensor"):  # in parts: every process has to ask
+            parameter = parameter.full_tensor()
         digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     _fingerprints[model] = sums, digest.hexdigest()
     return _fingerprints[model][1]
@@ -46,7 +53,7 @@ def base_fingerprint(model: nn.Module) -> str:
 
 def base_sums(model: nn.Module) -> Tensor:
     """Sum of position times bit pattern of each base weight tensor, int64 [number of tensors], in name order, on the
-    CPU.
+    CPU; of a model that is spread over processes, of this one's part.
 
     Notices within one process that training has touched the base, without moving the weights off their device: one
     changed element, or two that change places, always change the sum; other changes miss it by rare accident only.
@@ -54,7 +61,7 @@ def base_sums(model: nn.Module) -> Tensor:
     whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes per element -> type
     sums = []
     for _, parameter in sorted(base_parameters(model).items()):
-        bits = parameter.detach().contiguous().flatten().view(whole[parameter.element_size()])
+        bits = local_part(parameter).detach().contiguous().flatten().view(whole[parameter.element_size()])
         places = torch.arange(1, len(bits) + 1, device=bits.device)
         sums.append((places * bits).sum().cpu())  # int64, wraps around
     return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.int64)

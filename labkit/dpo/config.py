@@ -41,11 +41,15 @@ class DPOConfig:
                 fades out towards pure noise (`labkit.dpo.flow`). Without effect on a U-Net.
     prompt_dropout   share of pairs trained with the empty prompt, for classifier-free guidance.
     cached_draws     K > 0: every pair has K fixed (t, noise) draws whose reference errors are computed once.
+    kept_prompts     the states of so many distinct prompts are kept in memory (0.24 MB each for Stable Diffusion 1.5);
+                with more, every step encodes its own. Text encoders that train keep all: the reference needs them.
     foreign_pairs    allow pairs whose images another U-Net made (stages of a curriculum, bought data).
     precision   "bf16" computes the networks under autocast; weights that train and all errors stay float32.
                 "auto": bf16 where the device has it in hardware (`native_bfloat16`), else fp32. "fp16", for a T4 and
                 other GPUs without bf16: the same, and the loss is scaled so that small gradients do not vanish.
     checkpointing    recompute activations in backward: less memory, a quarter more time.
+    sharded     several processes hold a part of the frozen base each (FSDP), and all of the adapter: for a base that
+                fills a GPU. The numbers stay the same; LoRA on a U-Net or transformer only (`labkit.dpo.sharding`).
     save_every  steps between checkpoints, a multiple of log_every; 0: none.
     evaluate_every, patience   steps between looks at the held-out pairs, a multiple of log_every; after `patience`
                 looks without a smaller held-out loss training stops and the best weights are taken; 0: neither.
@@ -82,6 +86,8 @@ class DPOConfig:
     diverged: str = "warn"
     weighting: str = "constant"
     density: str = "uniform"
+    kept_prompts: int = 10_000
+    sharded: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "t_window", tuple(int(t) for t in self.t_window))
@@ -91,6 +97,8 @@ class DPOConfig:
         for name in ("steps", "batch_size", "rank", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.kept_prompts < 0:
+            raise ValueError(f"kept_prompts is {self.kept_prompts}, expected 0 or more")
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ValueError(f"micro_batch is {self.micro_batch}, expected a positive number or None")
         if not self.lr > 0 or not self.clip > 0:
@@ -110,3 +118,8 @@ class DPOConfig:
             raise ValueError(f"patience is {self.patience}: expected 0, or set evaluate_every and give held-out pairs")
         if self.trainable == "full" and self.reference == "adapter":
             raise ValueError('full training has no adapter to switch off: use reference="copy"')
+        if self.sharded and (self.trainable == "full" or self.reference == "copy" or "text" in self.model):
+            raise ValueError(
+                'sharded spreads the frozen base of one network: use trainable="lora", reference="adapter" and the '
+                "U-Net or transformer"
+            )

@@ -51,6 +51,10 @@ def read_config(path: str | Path) -> dict:
     unknown += sorted(f"config.{key}" for key in set(content.get("config", {})) - known)
     if missing or unknown:
         raise ValueError(f"{path}: missing {missing}, unknown {unknown}: see the top of labkit/dpo/train.py")
+    if content.get("config", {}).get("sharded") and "grid" in content:
+        raise ValueError(
+            f"{path}: one process draws the grid, but with sharded each has a part of the model: leave out"
+        )
     return content
 
 

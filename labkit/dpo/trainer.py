@@ -60,6 +60,7 @@ from labkit.dpo.guard import LossScale, check_spread, report_runaway, runaway
 from labkit.dpo.noise import draw_pairs, rows_of_step
 from labkit.dpo.process import process_of
 from labkit.dpo.record import FrozenFlags, Window, observed, update_norm
+from labkit.dpo.sharding import shard_base
 from labkit.dpo.terms import PairStep, Term, check_terms
 from labkit.optim import average_gradients, gathered, rank, update, world_size
 
@@ -150,9 +151,11 @@ class DPOTrainer:
             if name not in self.models
             for p in m.parameters()
         ]
-        self.conditions, self.row_of_prompt = encode_unique(pipe, [p for some in everything for p in some.prompts])
-        self.others = {name: 1.0 for name in active_adapters(self.model)}  # stay on in the reference
+        prompts = [p for some in everything for p in some.prompts]
         self.trains_denoiser = self.model is self.denoiser
+        self.keeps_states = not self.trains_denoiser or len(set(prompts)) <= config.kept_prompts
+        self.conditions, self.row_of_prompt = encode_unique(pipe, prompts) if self.keeps_states else (None, [])
+        self.others = {name: 1.0 for name in active_adapters(self.model)}  # stay on in the reference
         copied = config.reference == "copy" and self.trains_denoiser and reference is None and self.needs != "nothing"
         self.given_reference, self.locks, self.recomputed = reference, False, None
         self.copy = copy.deepcopy(self.model).requires_grad_(False) if copied and start is None else None
@@ -172,6 +175,9 @@ class DPOTrainer:
             if copied:
                 self.copy = copy.deepcopy(self.model).requires_grad_(False)
         self.reference = self.copy if copied else self.given_reference  # None: the model without the new adapter
+        if config.sharded:
+            shard_base(self.model, self.parameters.values())
+            self.base_sums = base_sums(self.denoiser)  # of this process's part
         own = {id(p) for p in self.parameters.values()}
         for model in adapted_models(pipe).values():
             for parameter in model.parameters():
@@ -456,11 +462,11 @@ class DPOTrainer:
 
     def _conditions(self, index: Sequence[int], dropped: Tensor, *, live: bool) -> PromptConditions:
         """Text conditions of the 2B rows [w; l]; a dropped prompt is the empty one. live: through the text encoder."""
-        if live:
+        if live or not self.keeps_states:
             sets = [self._set_of(i) for i in index]
-            conditions = encode_prompts(
-                self.pipe, [data.prompts[i - first] for i, (data, first) in zip(index, sets, strict=True)]
-            )
+            prompts = [data.prompts[i - first] for i, (data, first) in zip(index, sets, strict=True)]
+            with nullcontext() if live else torch.no_grad():
+                conditions = encode_prompts(self.pipe, prompts)
         else:
             conditions = self.conditions.select([self.row_of_prompt[i] for i in index])
         if conditions.time_ids is not None:
@@ -512,11 +518,13 @@ class DPOTrainer:
 
     def _identity(self) -> dict[str, object]:
         """What must be equal for a resume: everything but the number of steps and how often to log or save."""
-        free = {"steps", "log_every", "save_every", "diverged"} - (
+        free = {"steps", "log_every", "save_every", "diverged", "sharded"} - (
             {"steps"} if self.config.schedule == "cosine" else set()
         )
         # checkpoints from before these options have none of them
-        free |= {k for k in ("weighting", "density") if getattr(self.config, k) == getattr(DPOConfig, k)}
+        free |= {
+            k for k in ("weighting", "density", "kept_prompts") if getattr(self.config, k) == getattr(DPOConfig, k)
+        }
         config = {k: v for k, v in asdict(self.config).items() if k not in free}
         terms = [[t.name, dict(t.settings)] for t in self.terms]
         contents = {"pairs": [some.content() for some in self.sets]}

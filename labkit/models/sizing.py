@@ -26,8 +26,9 @@ CONTEXT_GB = 0.8  # CUDA, cuDNN and cuBLAS with their workspaces, before the fir
 WASTE = 1.15  # what the caching allocator holds over what is in use
 REACHED = 0.35  # share of the peak of a GPU's half-precision units
 PEAKS = {"T4": 65.0, "V100": 112.0, "L4": 121.0, "A10": 125.0, "A100": 312.0, "H100": 756.0, "H200": 756.0}  # TFLOP/s
+FREE_GB = {"T4": 14.5, "V100": 31.0, "L4": 22.0, "A10": 22.0, "A100": 78.0, "H100": 78.0, "H200": 138.0}  # 10^9 bytes
 FLOOR = "T4"  # the smallest GPU that the tier is planned for, 16 GB of which about 14.5 are free
-FLOOR_GB = 14.5
+FLOOR_GB = FREE_GB[FLOOR]
 
 
 class TooSmall(LabkitError, RuntimeError):
@@ -38,7 +39,7 @@ class TooSmall(LabkitError, RuntimeError):
 class Cost:
     """Of one kind of work: gigabytes that are there whatever the batch, gigabytes and TFLOP of each row of the batch.
 
-    A row is an image when sampling (guided: its U-Net calls have two rows), a pair when training.
+    A row is an image when sampling (guided: its U-Net calls have two rows), encoding or scoring, a pair when training.
     """
 
     fixed_gb: float
@@ -51,11 +52,14 @@ class Cost:
 # again" recomputes activations in backward.
 COSTS: dict[tuple[str, str], Cost] = {
     ("sd15", "sample"): Cost(fixed_gb=2.4, row_gb=0.137, row_tflop=1.607, row_once_tflop=2.515),
-    ("sd15", "train"): Cost(fixed_gb=2.7, row_gb=2.131, row_tflop=5.173),
-    ("sd15", "train again"): Cost(fixed_gb=2.64, row_gb=1.462, row_tflop=6.352),
+    ("sd15", "train"): Cost(fixed_gb=2.16, row_gb=2.131, row_tflop=5.173),
+    ("sd15", "train again"): Cost(fixed_gb=2.25, row_gb=1.319, row_tflop=6.352),
+    ("sd15", "encode"): Cost(fixed_gb=0.17, row_gb=0.337, row_tflop=1.117),
     ("sdxl", "sample"): Cost(fixed_gb=10.0, row_gb=0.331, row_tflop=13.522, row_once_tflop=10.47),
     ("sdxl", "train"): Cost(fixed_gb=11.8, row_gb=15.682, row_tflop=42.6),
     ("sdxl", "train again"): Cost(fixed_gb=12.1, row_gb=9.746, row_tflop=52.854),
+    ("sdxl", "encode"): Cost(fixed_gb=0.33, row_gb=2.697, row_tflop=4.879),
+    ("pickscore", "score"): Cost(fixed_gb=1.97, row_gb=0.008, row_tflop=0.335),
 }
 
 
@@ -86,7 +90,8 @@ def sizes_for(
     """The largest batch that fits, and a forecast.
 
     Args:
-        work: "sample", guided images of `steps` steps each, or "train", `steps` steps of DPO with LoRA on `rows` pairs.
+        work: "sample", guided images of `steps` steps each, or "train", `steps` steps of DPO with LoRA on `rows` pairs;
+            "encode" and "score" (model "pickscore"), images once each.
         model: "sd15" or "sdxl".
         rows: images in all, or pairs per step (gathered over micro-batches).
         free_gb: free memory in 10^9 bytes; by default that of the GPU, without one that of a T4.
@@ -155,18 +160,22 @@ class LiveBytes(TorchDispatchMode):
         self.live, self.peak, self._known = 0, 0, set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self._add((args, kwargs), counts=False)  # weights: a transposed one is a view of what was there before
         out = function(*args, **(kwargs or {}))
-        for tensor in torch.utils._pytree.tree_leaves(out):
+        self._add(out, counts=True)
+        self.peak = max(self.peak, self.live)
+        return out
+
+    def _add(self, tree: object, *, counts: bool) -> None:
+        for tensor in torch.utils._pytree.tree_leaves(tree):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
                 key = storage._cdata
                 if key not in self._known:
-                    size = storage.nbytes()
+                    size = storage.nbytes() if counts else 0
                     self._known.add(key)
                     self.live += size
                     weakref.finalize(storage, self._freed, key, size)
-        self.peak = max(self.peak, self.live)
-        return out
 
     def _freed(self, key: int, size: int) -> None:
         self._known.discard(key)
@@ -229,8 +238,49 @@ def fused_attention() -> Iterator[None]:
         F.scaled_dot_product_attention = original
 
 
+def counted_once(call: Callable[[int], object], *models: nn.Module) -> Cost:
+    """The cost of one forward call of models on the meta device, `call(rows)`, per row."""
+    with fused_attention(), torch.no_grad():
+        (one, tflop), (two, _) = count(lambda: call(1)), count(lambda: call(2))
+    return Cost(round(weights_gb(*models) + max(0.0, 2 * one - two), 2), round(two - one, 3), round(tflop, 3))
+
+
+def counted_encoding(model: str) -> Cost:
+    """The cost of encoding one image of the model's native size with its VAE."""
+    from diffusers import AutoencoderKL
+
+    from labkit.models.sd_layout import sd15_configs, sdxl_configs
+
+    configs = (sd15_configs if model == "sd15" else sdxl_configs)("full")
+    with torch.device("meta"):
+        vae = AutoencoderKL(**configs["vae"]).eval()
+    vae = vae if configs["vae"].get("force_upcast") else vae.half()
+    side = 8 * configs["unet"]["sample_size"]
+    return counted_once(lambda rows: vae.encode(torch.empty(rows, 3, side, side, device="meta", dtype=vae.dtype)), vae)
+
+
+def counted_scoring() -> Cost:
+    """The cost of scoring one image with PickScore, a CLIP ViT-H/14 at 224 x 224 pixels; its prompt is left out: it is
+    read once for all of its candidates."""
+    from transformers import CLIPConfig, CLIPModel
+
+    shared = {"num_attention_heads": 16, "projection_dim": 1024, "hidden_act": "gelu"}
+    vision = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "image_size": 224}
+    text = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "vocab_size": 49408}
+    with torch.device("meta"):
+        config = CLIPConfig(vision_config=vision | {"patch_size": 14} | shared, text_config=text | shared)
+        clip = CLIPModel(config).half().eval()
+    pixels = {"device": "meta", "dtype": torch.float16}
+    return counted_once(lambda rows: clip.vision_model(torch.empty(rows, 3, 224, 224, **pixels)), clip)
+
+
 def counted(model: str, work: str) -> Cost:
-    """The cost of `work` ("sample", "train", "train again" with activations recomputed) in the full-width layout."""
+    """The cost of `work` ("sample", "train", "train again" with activations recomputed) in the full-width layout;
+    of "encode" and of PickScore's "score" as well."""
+    if work == "score":
+        return counted_scoring()
+    if work == "encode":
+        return counted_encoding(model)
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from peft import LoraConfig
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -295,9 +345,8 @@ def counted(model: str, work: str) -> Cost:
 
 def main() -> None:
     """Print `COSTS`."""
-    for model in ("sd15", "sdxl"):
-        for work in ("sample", "train", "train again"):
-            print(f'    ("{model}", "{work}"): {counted(model, work)},', flush=True)
+    for model, work in COSTS:
+        print(f'    ("{model}", "{work}"): {counted(model, work)},', flush=True)
 
 
 if __name__ == "__main__":

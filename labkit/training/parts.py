@@ -50,8 +50,9 @@ UNET_STEPS = 13_200
 BASE_STEPS, BASE_BATCH, BASE_SIZE, BASE_SEED, BASE_CAPTIONS = 600, 32, 6_000, 5, 2
 MISLABELLED = 0.4
 
-# portrait-flow: a transformer that predicts the velocity of rectified flow, on latents and texts of portrait-sd.
-FLOW_STEPS, FLOW_BATCH, FLOW_SIZE = 6_000, 64, 8_192
+# portrait-flow: a transformer that predicts the velocity of rectified flow, on latents and texts of portrait-sd. Its
+# learning rate is constant, the shipped weights are an average over the last steps: training may end at any of them.
+FLOW_STEPS, FLOW_BATCH, FLOW_SIZE = 6_000, 32, 8_192
 
 # Small shapes count for little in a mean over latent cells: this share of the loss weight goes where they show.
 FINE_ATTRIBUTES, FINE_SHARE = ("beard", "mood"), 0.7
@@ -376,7 +377,7 @@ def flow(folders: Folders) -> None:
         latents,
         conditions,
         folders.work / "flow",
-        config=LoopConfig(steps=FLOW_STEPS, lr=1e-3, ema=0.998, weight_decay=0.01, warmup=100, decay=0.4, seed=23),
+        config=LoopConfig(steps=FLOW_STEPS, lr=1e-3, ema=0.998, weight_decay=0.01, warmup=100, decay=0.0, seed=23),
         batch=FLOW_BATCH,
         cell_weight=fine_cells(vae, specs),
     )
@@ -444,19 +445,29 @@ def evaluate(folders: Folders) -> None:
 
 
 def flow_export(folders: Folders) -> None:
-    """Export, measure and describe portrait-flow; the other folders stay as they are."""
+    """Export, measure and describe portrait-flow; the other folders stay as they are. A training that has not ended
+    gives the averaged weights of its checkpoint: the learning rate is constant, so that no step is a better end."""
     from diffusers import SD3Transformer2DModel
 
+    from labkit.checkpoint import read_checkpoint
     from labkit.models.checksums import write_checksums
     from labkit.training import evaluate as E
     from labkit.training.export import export_flow
+    from labkit.training.flow import new_transformer
 
-    export_flow(SD3Transformer2DModel.from_pretrained(folders.work / "flow" / "model"), folders.out / "portrait-flow")
+    trained = folders.work / "flow"
+    if (trained / "model").is_dir():
+        model = SD3Transformer2DModel.from_pretrained(trained / "model")
+        steps = json.loads((trained / "log.jsonl").read_text("utf-8").splitlines()[-1])["step"]
+    else:
+        groups, state = read_checkpoint(trained / "checkpoint.safetensors")
+        model, steps = new_transformer(), state["step"]
+        model.load_state_dict(groups["ema"])
+    export_flow(model.eval(), folders.out / "portrait-flow")
     write_checksums(folders.out, ["portrait-flow"])
     record_file, measured = folders.out / "training.json", folders.out / "evaluation.json"
     record, results = (json.loads(path.read_text("utf-8")) for path in (record_file, measured))
-    log = (folders.work / "flow" / "log.jsonl").read_text("utf-8").splitlines()
-    record.setdefault("flow", {"note": ""})["steps"] = json.loads(log[-1])["step"]
+    record.setdefault("flow", {"note": ""})["steps"] = steps
     write_atomically(record_file, json.dumps(record, indent=1) + "\n")
     results["portrait-flow"] = E.evaluate_pipeline("portrait-flow", 128)
     E.write_cards(results, folders.out, folders.work, record, only=("portrait-flow",))

@@ -33,7 +33,7 @@ ROOMS = (
     *("diffusion", "models", "portraits", "metrics", "worlds", "dpo", "fabric", "density", "pairwise", "survey"),
     *("inspection", "measuring", "studies", "figures", "course", "camp", "training", "authoring"),
 )
-TEACHING = ("guide", "camp")  # docs/NAME.LANG.md
+TEACHING, OWN = ("guide", "camp"), ("own_pairs", "scale")  # docs/NAME.LANG.md
 _LINK = re.compile(r"\[([^\]]*)\]\((?!https?://|#)([^)\s]+)\)")
 Say = Callable[..., str]
 
@@ -92,12 +92,12 @@ def write_sources(folder: Path, lane: Path, lang: str, *, project: Project, api:
         _page(folder, "studies", say("studies"), say("studies_about"), *_studies(lessons, project, say))
         _page(folder, "glossary", say("glossary"), say("glossary_about"), _glossary(say))
         modules = _write_api(folder, say) if api else []
-        teaching = [name for name in TEACHING if (project.root / "docs" / f"{name}.{lang}.md").is_file()]
-        for name in teaching:
+        pages = [name for name in (*TEACHING, *OWN) if (project.root / "docs" / f"{name}.{lang}.md").is_file()]
+        for name in pages:
             text = (project.root / "docs" / f"{name}.{lang}.md").read_text("utf-8")
-            write_atomically(folder / f"{name}.md", teaching_page(text, lang, teaching, stamp))
+            write_atomically(folder / f"{name}.md", teaching_page(text, lang, pages, stamp))
         has_picture = picture.exists()
-        _write_index(folder, lessons, stamp, lang, say, api=bool(modules), picture=has_picture, teaching=teaching)
+        _write_index(folder, lessons, stamp, lang, say, api=bool(modules), picture=has_picture, pages=pages)
 
 
 def _write_lesson(folder: Path, lesson: Lesson, path: Path, tier: str, say: Say) -> None:
@@ -249,7 +249,7 @@ def _write_api(folder: Path, say: Say) -> list[str]:
 
 def _write_index(
     folder: Path, lessons: Sequence[Lesson], stamp: Stamp, lang: str, say: Say,
-    *, api: bool, picture: bool, teaching: Sequence[str] = (),
+    *, api: bool, picture: bool, pages: Sequence[str] = (),
 ) -> None:  # fmt: skip
     def tree(caption: str, *pages: str) -> str:
         return "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```"])
@@ -269,7 +269,11 @@ def _write_index(
     parts += [
         tree(say("lessons"), *(f"lessons/{lesson.stem}" for lesson in lessons)),
         tree(say("evidence"), "articles", "claims", "studies"),
-        *([tree(say("teaching"), *teaching)] if teaching else []),
+        *(
+            tree(say(key), *found)
+            for key, names in (("own", OWN), ("teaching", TEACHING))
+            if (found := [name for name in names if name in pages])
+        ),
         tree(say("reference"), "glossary", *(["api/index"] if api else [])),
     ]
     write_atomically(folder / "index.md", "\n\n".join(parts) + "\n")
