@@ -193,6 +193,32 @@ def test_an_untrained_model_predicts_nothing_so_the_first_loss_is_the_velocity_s
     assert log["mse"] == pytest.approx(first[0], rel=0.05) and log["weighted"] == pytest.approx(first[1], rel=0.1)
 
 
+def test_the_first_loss_asks_the_model_at_the_level_of_the_noise_and_with_the_caption(tmp_path, monkeypatch):
+    monkeypatch.setattr("labkit.training.flow.native_bfloat16", lambda: False)
+    latents = torch.randn(6, 8, 8, 8, generator=torch.Generator().manual_seed(1)).half()
+
+    def talking():
+        torch.manual_seed(0)
+        model = new_transformer()
+        for module in (model.proj_out, model.norm_out.linear):  # zero at the start: every answer would be alike
+            torch.nn.init.normal_(module.weight, std=0.1)
+        return model
+
+    states, ends, conditions, empty = made_conditions()
+    train_flow(talking(), latents, conditions, tmp_path, config=LoopConfig(steps=1, lr=1e-3, warmup=1, seed=5), batch=4)
+    log = json.loads((tmp_path / "log.jsonl").read_text("utf-8").splitlines()[-1])
+    draws = step_generator(5, 0)
+    index = torch.randint(6, (4,), generator=draws)
+    rows = 2 * index + torch.randint(2, (4,), generator=draws)
+    sigma = noise_levels(4, draws)
+    x0, noise = latents[index].float(), torch.randn(4, 8, 8, 8, generator=draws)
+    text, pooled = conditions(rows, draws, 0.1)
+    level = sigma[:, None, None, None]
+    with torch.no_grad():
+        said = talking()((1 - level) * x0 + level * noise, text, pooled, 1000 * sigma).sample
+    assert log["mse"] == pytest.approx(float((said - (noise - x0)).square().mean()), rel=1e-4)
+
+
 def test_a_resumed_training_ends_with_the_same_bits(tmp_path):
     latents = torch.randn(6, 8, 8, 8, generator=torch.Generator().manual_seed(1)).half()
 

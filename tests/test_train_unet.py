@@ -6,17 +6,17 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
 from labkit.models import data_dir
 from labkit.portraits import random_caption, sample_specs
-from labkit.training.loop import LoopConfig
+from labkit.training.loop import LoopConfig, step_generator
 from labkit.training.parts import caption_groups
 from labkit.training.unet import CaptionGroups, Conditions, encode_images, evidence, train_unet
 
 
-def train_one_step(folder, cell_weight, groups=None):
-    """A tiny U-Net after one step, and what it logged."""
+def tiny():
+    """(U-Net, latents, text conditions), the same each time."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         sample_size=8,
@@ -32,12 +32,39 @@ def train_one_step(folder, cell_weight, groups=None):
     )
     latents = torch.randn(6, 8, 8, 8, generator=torch.Generator().manual_seed(1)).half()
     states = torch.randn(12, 5, 16, generator=torch.Generator().manual_seed(2)).half()
-    conditions = Conditions(states, 2, torch.zeros(5, 16))
+    return unet, latents, Conditions(states, 2, torch.zeros(5, 16))
+
+
+def train_one_step(folder, cell_weight, groups=None):
+    """A tiny U-Net after one step, and what it logged."""
+    unet, latents, conditions = tiny()
     config = LoopConfig(steps=1, lr=1e-3, warmup=1)
     trained = train_unet(
         unet, latents, conditions, folder, config=config, batch=4, cell_weight=cell_weight, groups=groups
     )
     return trained.state_dict(), json.loads((folder / "log.jsonl").read_text("utf-8").splitlines()[-1])
+
+
+def test_the_first_loss_is_that_of_diffusers_scheduler_and_the_weights_written_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("labkit.training.unet.native_bfloat16", lambda: False)
+    _, log = train_one_step(tmp_path, None)
+    unet, latents, conditions = tiny()
+    draws = step_generator(LoopConfig(steps=1, lr=1e-3, warmup=1).seed, 0)
+    index = torch.randint(6, (4,), generator=draws)
+    captions = 2 * index + torch.randint(2, (4,), generator=draws)
+    t = (torch.tensor([0, 250, 500, 750]) + torch.randint(1000, (1,), generator=draws)) % 1000
+    noise = torch.randn(4, 8, 8, 8, generator=draws)
+    empty = torch.rand(4, generator=draws) < 0.1
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    noisy = scheduler.add_noise(latents[index].float(), noise, t)
+    texts = conditions.states[captions].float() * ~empty[:, None, None]  # the empty prompt is zeros here
+    with torch.no_grad():
+        errors = (unet(noisy, t, texts).sample - noise).square().mean((1, 2, 3)).tolist()
+    ratios = [float(a / (1 - a)) for a in scheduler.alphas_cumprod[t]]
+    weights = [min(max(ratio, 0.05), 2.0) / ratio for ratio in ratios]
+    assert min(weights) < 1 < max(weights)
+    assert log["mse"] == pytest.approx(np.mean(errors), rel=1e-5)
+    assert log["weighted"] == pytest.approx(np.mean(np.multiply(weights, errors)), rel=1e-5)
 
 
 def test_equal_cell_weights_change_nothing(tmp_path):
