@@ -290,8 +290,10 @@ def test_pairs_are_encoded_once_and_a_damaged_file_is_made_again(own, tmp_path, 
     assert all(isinstance(s.winner, Shards) for s in again)
     assert [s.content() for s in again] == [s.content() for s in first]
     assert sum(calls) in (2 * 6, 2 * 2)  # one file of the two
-    with pytest.raises(ValueError, match="multiples of 8"):
+    with pytest.raises(ValueError, match="size 64x60 .W x H. does not fit the VAE: expected multiples of 8"):
         encode_found(pipe, found.pairs, [(60, 64)], tmp_path)
+    with pytest.raises(ValueError, match="safetensors is a file: give the name of a folder"):
+        align_own(pipe, found, path)
 
 
 def test_going_on_decodes_no_picture_unless_its_bytes_have_changed(own, tmp_path, monkeypatch):

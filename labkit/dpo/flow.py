@@ -33,7 +33,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from labkit.diffusion.flow import flow_latents, noise_of_velocity, velocity_target
-from labkit.dpo.equations import dpo_logit
+from labkit.dpo.equations import dpo_logit, epsilon_error
 
 __all__ = ["WEIGHTINGS", "flow_dpo_loss", "flow_latents", "noise_of_velocity", "velocity_error", "velocity_target"]
 
@@ -50,7 +50,7 @@ def velocity_error(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tens
     Returns:
         e^v, [B].
     """
-    return (prediction.float() - target.float()).square().flatten(1).mean(1)
+    return epsilon_error(prediction, target)  # the same mean, of another target
 
 
 def flow_dpo_loss(

@@ -133,8 +133,10 @@ def align_own(
         raise ValueError(f"pictures is {pictures}, expected at least 1: they show what the training did")
     if prompts is not None and not prompts:
         raise ValueError("there are no prompts to draw: write at least one, or leave them out for held-out ones")
-    found = source if isinstance(source, FoundPairs) else find_pairs(source)
     out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file: give the name of a folder for the results")
+    found = source if isinstance(source, FoundPairs) else find_pairs(source)
     train, held, left_out = _split(found, held_out)
     say(
         f"{len(train)} pairs to train on, {len(held)} held out" + "".join(f", {n} {why}" for why, n in left_out.items())
@@ -217,7 +219,7 @@ def encode_found(
     step = vae_scale_factor(pipe) * (denoiser_of(pipe).config.get("patch_size", None) or 1)
     for height, width in sizes:
         if height < step or width < step or height % step or width % step:
-            raise ValueError(f"size {height}x{width} does not fit the VAE: expected multiples of {step}")
+            raise ValueError(f"size {width}x{height} (W x H) does not fit the VAE: expected multiples of {step}")
     left_out = Counter() if left_out is None else left_out
     waiting: dict[Size, list[_Row]] = {tuple(s): [] for s in sizes}
     made: dict[Size, list[tuple[FoundPair, list[float]]]] = {size: [] for size in waiting}
