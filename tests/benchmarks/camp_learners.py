@@ -77,7 +77,7 @@ def attend(room, name: str, tier: str, arrives: float) -> Seen:
 
 @dataclass
 class Peaks:
-    """Memory in megabytes, looked at every second: the most of each account and of all together, the least left free."""
+    """Memory in megabytes, every second: the most of each account and of all together, the least left free."""
 
     accounts: dict[str, float] = field(default_factory=dict)
     together: float = 0.0
