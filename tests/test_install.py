@@ -2,9 +2,10 @@
 
 Colab is played by an environment of its own, a kernel that has loaded `google.colab`, and a repository on this disk
 that git takes for GitHub's. The install cell runs verbatim. In the quick tests the packages are those of the tests'
-environment, without network. `pytest --optin tests/test_install.py` installs Colab's own versions as far as the package
-index has them (Python 3.13, network, several GB with the CUDA build of torch) and runs every lesson on them;
-LABKIT_COLAB_PYTHON names the interpreter, LABKIT_PIP_ARGS more arguments for pip.
+environment, without network. `pytest --optin tests/test_install.py` installs Colab's whole list as far as the package
+index has it (by uv, Python 3.13, network, 13 GB on the disk with the CUDA build of torch) and runs every lesson on it.
+LABKIT_COLAB_PYTHON names the interpreter, LABKIT_COLAB_ENV a folder that keeps this environment from run to run,
+LABKIT_PIP_ARGS arguments in place of `--torch-backend cpu`.
 """
 
 import json
@@ -19,13 +20,14 @@ import venv
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from labkit.authoring.install import install_cell
 from labkit.authoring.stamp import Stamp
+from labkit.camp import bundle
 from labkit.course.i18n import Catalogue, common_messages
 from labkit.course.manifest import lesson_numbers
-from tests.test_colab import PROJECT, shipped
+from tests.test_colab import shipped
 from tests.test_repository import repository_files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -186,44 +188,57 @@ def test_a_copy_without_stamp_and_course_stops_at_once_with_one_line_that_says_w
 
 # ---- the same on Colab's own versions ------------------------------------------------------------------------------
 
-# What Colab ships beside the packages that pyproject.toml names, and our libraries use or refuse where they find it.
-BESIDE = (
-    *("pip", "setuptools", "torchao", "torchaudio", "torchvision", "datasets", "einops", "flax", "jax", "kagglehub"),
-    *("librosa", "opencv-python", "pandas", "scikit-learn", "scipy", "sentence-transformers", "sentencepiece"),
-    *("tensorboard", "timm", "wandb"),
-)
+# What the list names and the index cannot give: packages of the runtime itself, of Debian and of other indexes; sources
+# that want libraries or compilers of the system; and pyspark, whose source alone has 400 MB.
+NOT_ON_THE_INDEX = {"cucim-cu12", "cuvs-cu12", "en-core-web-sm", "google-colab", "nx-cugraph-cu12", "python-apt"}
+OF_THE_SYSTEM = {"cyipopt", "dbus-python", "dlib", "gdal", "psycopg2", "pycairo", "pygobject", "rpy2", "pyspark"}
 OF_ANOTHER_BUILD = re.compile(r"nvidia-|cuda-|triton|.*-cu1\d$")  # they follow the build of torch
 
 
+def versions(python: Path) -> dict[str, str]:
+    """Canonical name -> version of every package that this interpreter finds."""
+    listed = subprocess.check_output([python, "-m", "pip", "list", "--format", "json"], env=outside())
+    return {canonicalize_name(one["name"]): one["version"] for one in json.loads(listed)}
+
+
 @pytest.fixture(scope="module")
-def colab(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(Python, folder) of an environment with Colab's versions of the packages that matter to the course."""
-    interpreter = os.environ.get("LABKIT_COLAB_PYTHON") or shutil.which("python3.13")
-    if not interpreter or subprocess.run([interpreter, "-c", ""]).returncode:
-        pytest.skip("Colab has Python 3.13, here is none: name one in LABKIT_COLAB_PYTHON")
+def colab(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, str]]:
+    """(Python, folder, versions) of an environment with Colab's whole list, as far as the package index has it."""
     folder = tmp_path_factory.mktemp("colab")
-    subprocess.run([interpreter, "-m", "venv", folder / "env"], check=True)
-    python = folder / "env/bin/python"
+    kept = os.environ.get("LABKIT_COLAB_ENV")
+    environment = Path(kept) if kept else folder / "env"
+    python = environment / "bin/python"
     have = {name: version.partition("+")[0] for name, version in shipped().items() if not OF_ANOTHER_BUILD.match(name)}
-    (folder / "list.txt").write_text("".join(f"{name}=={version}\n" for name, version in have.items()))
-    lines = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["course"]]
-    declared = {re.sub(r"[-_.]+", "-", Requirement(line).name).lower() for line in lines}
-    more = shlex.split(os.environ.get("LABKIT_PIP_ARGS", ""))
-    wanted = sorted(declared & have.keys() | {*BESIDE})
-    command = [python, "-m", "pip", "install", "--quiet", *more, "-c", folder / "list.txt", *wanted]
-    subprocess.run(command, check=True)
-    return python, folder
+    have = {name: version for name, version in have.items() if name not in NOT_ON_THE_INDEX | OF_THE_SYSTEM}
+    if not python.exists():
+        interpreter = os.environ.get("LABKIT_COLAB_PYTHON") or shutil.which("python3.13")
+        if not interpreter or subprocess.run([interpreter, "-c", ""]).returncode:
+            pytest.skip("Colab has Python 3.13, here is none: name one in LABKIT_COLAB_PYTHON")
+        try:
+            uv = bundle.uv()
+        except bundle.BundleError as error:
+            pytest.skip(f"pip takes hours for the whole list: {error}")
+        (folder / "list.txt").write_text("".join(f"{name}=={version}\n" for name, version in have.items()))
+        subprocess.run([*uv, "venv", "--python", interpreter, environment], check=True)
+        more = shlex.split(os.environ.get("LABKIT_PIP_ARGS", "")) or ["--torch-backend", "cpu"]
+        install = [*uv, "pip", "install", "--quiet", "--python", python, *more]
+        # These packages do not all agree with each other, so none brings another; torch brings what its build needs.
+        subprocess.run([*install, "--no-deps", "-r", folder / "list.txt"], check=True)
+        subprocess.run([*install, "-c", folder / "list.txt", f"torch=={have['torch']}"], check=True)
+    before = versions(python)
+    assert len(have) > 600 and {name: before.get(name, "").partition("+")[0] for name in have} == have
+    return python, folder, before
 
 
 @pytest.mark.optin
 @pytest.mark.parametrize("lang", ["en", "ja"])
 @pytest.mark.parametrize("lesson", lesson_numbers())
 def test_every_lesson_runs_on_colabs_versions_from_its_install_cell(lesson, lang, colab, github, tmp_path):
-    python, folder = colab
+    python, folder, before = colab
     notebook = put_notebook(lesson, lang, REPO, tmp_path)
     outputs, text = execute(python, notebook, folder, colab=True, **github)
     assert not [output for output in outputs if output["output_type"] == "error"], text[-5000:]
-    listed = [python, "-m", "pip", "list", "--format", "json"]
-    found = {one["name"].lower(): one["version"] for one in json.loads(subprocess.check_output(listed))}
-    assert found["torchao"] == shipped()["torchao"]  # nothing that Colab ships is uninstalled or moved
-    assert found["torch"].partition("+")[0] == shipped()["torch"].partition("+")[0]
+    after = versions(python)
+    assert "diffusion-labkit" in after
+    moved = {name: (was, after.get(name)) for name, was in before.items() if after.get(name) != was}
+    assert not moved  # nothing that Colab ships is uninstalled or replaced
