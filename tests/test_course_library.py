@@ -49,11 +49,11 @@ def test_every_sentence_is_one_that_labkit_says_and_keeps_what_is_filled_in():
         assert len(FIELD.findall(entry["en"])) == len(set(FIELD.findall(entry["en"]))), key
 
 
-# room -> its modules that no lesson calls: other tools' peers, published models of the gpu tier, the command line
+# room -> its modules that no lesson calls: other tools' peers, files of published models, the command line
 ROOMS = {
     "density": ("torchmetrics_wrapper",),
     "diffusion": (),
-    "dpo": ("command", "gpu_scorers", "train"),
+    "dpo": ("command", "train"),
     "fabric": (),
     "figures": (),
     "inspection": ("command",),

@@ -12,7 +12,7 @@ import pytest
 from labkit import cli
 from labkit.models import fetch as F
 from labkit.models.fetch import FetchError, fetch, models_of
-from labkit.models.published import CLIP, PUBLISHED, SD15, SDXL, Published, Source
+from labkit.models.published import CLIP, PICKSCORE, PUBLISHED, SD15, SDXL, Published, Source
 
 MAIN, OTHER = Source("team/model", "a" * 40), Source("team/other", "b" * 40)
 MODEL = Published("model", (MAIN, OTHER), ("config.json", "unet/*.safetensors"), 3_000_000)
@@ -269,6 +269,7 @@ def test_the_token_goes_to_the_hub_and_not_where_it_redirects_to(hub, tmp_path, 
 
 
 def test_every_source_is_pinned_and_lies_where_labkit_looks_for_it():
+    from labkit.dpo.gpu_scorers import PICKSCORE as SCORER
     from labkit.models.load import CLIP_GPU
     from labkit.models.load import SD15 as NAME
 
@@ -278,13 +279,14 @@ def test_every_source_is_pinned_and_lies_where_labkit_looks_for_it():
         assert not any(pattern.endswith((".bin", ".ckpt", "*")) for pattern in model.patterns)
     assert SD15.sources[0].repository == NAME and SD15.folder == NAME.split("/")[-1]
     assert CLIP.sources[0].repository == CLIP_GPU and CLIP.folder == CLIP_GPU.split("/")[-1]
-    assert models_of("gpu") == [SD15, CLIP] and models_of("cpu") == []
-    assert models_of("gpu", [SDXL.folder]) == [SD15, CLIP, SDXL]
+    assert PICKSCORE.sources[0].repository == SCORER and PICKSCORE.folder == SCORER.split("/")[-1]
+    assert models_of("gpu") == [SD15, CLIP, PICKSCORE] and models_of("cpu") == []
+    assert models_of("gpu", [SDXL.folder]) == [SD15, CLIP, PICKSCORE, SDXL]
     with pytest.raises(FetchError, match="no model 'sd9': there are stable-diffusion-v1-5"):
         models_of("gpu", ["sd9"])
 
 
-@pytest.mark.parametrize("model", [SD15, SDXL, CLIP], ids=lambda model: model.folder)
+@pytest.mark.parametrize("model", [SD15, SDXL, CLIP, PICKSCORE], ids=lambda model: model.folder)
 def test_the_patterns_take_what_the_loaders_read_and_no_more(model, tmp_path, hub, monkeypatch):
     """A published layout in small: written by diffusers and transformers, offered by the hub, fetched, loaded."""
     import torch
@@ -296,7 +298,7 @@ def test_the_patterns_take_what_the_loaders_read_and_no_more(model, tmp_path, hu
 
     made = tmp_path / "made"
     with quiet():
-        if model is CLIP:
+        if model in (CLIP, PICKSCORE):
             sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
             text = sizes | {"vocab_size": 600, "bos_token_id": 598, "eos_token_id": 599}
             config = CLIPConfig(text_config=text, vision_config=sizes | {"image_size": 32}, projection_dim=32)
@@ -314,8 +316,8 @@ def test_the_patterns_take_what_the_loaders_read_and_no_more(model, tmp_path, hu
     got = {p.relative_to(tmp_path / "models" / model.folder).as_posix() for p in (tmp_path / "models").rglob("*.*")}
     assert not got & set(extra)
     monkeypatch.setenv("LABKIT_MODELS", str(tmp_path / "models"))
-    if model is CLIP:
-        clip, inputs = load_clip("gpu", "cpu")
+    if model in (CLIP, PICKSCORE):
+        clip, inputs = load_clip("gpu", "cpu", folder=tmp_path / "models" / model.folder)
         assert clip.get_text_features(**inputs(["a"])) is not None
         return
     assert not any(name.endswith(".safetensors") and ".fp16" not in name for name in got)

@@ -288,13 +288,14 @@ LAYERS = {
     "worlds": {*GROUND, "diffusion"},
     **{paper: SHARED for paper in PAPERS},  # what two papers need moves down
     "survey": {*SHARED, *PAPERS},  # the one that races the others
+    "real": {*SHARED, "dpo", "pairwise", "survey"},  # Stable Diffusion and its judges, for the last section of a lesson
     "measuring": {*SHARED, "density"},  # two folders of anybody's pictures
     "inspection": {*GROUND, "metrics"},  # works on any folder of pictures
     "training": SHARED,
     "studies": {*SHARED, *PAPERS, "inspection", "survey"},
     "figures": GROUND,
-    # models: what is kept holds for the weights in their list of checksums; studies: the verdicts of claims
-    "course": {*GROUND, "figures", "models", "studies"},
+    # models: what is kept holds for the weights in their list of checksums; studies: verdicts of claims; real: lab.real
+    "course": {*GROUND, "figures", "models", "studies", "real"},
     # checks hold answers against the papers' functions
     "course.lessons": {*SHARED, *PAPERS, "survey", "inspection", "course", "figures", "studies"},
     "authoring": {*GROUND, "course", "studies"},

@@ -1,6 +1,6 @@
 """`labkit fetch`: the models of the gpu tier, downloaded before a lesson needs them.
 
-    labkit fetch --tier gpu                             Stable Diffusion 1.5 and CLIP, about 4 GB
+    labkit fetch --tier gpu                             Stable Diffusion 1.5, CLIP and PickScore, about 8 GB
     labkit fetch --tier gpu --model stable-diffusion-xl-base-1.0
     labkit fetch --tier gpu --dry-run                   only what it would take, and where it would go
 

@@ -122,6 +122,22 @@ class Lab:
         """Go through `iterable` and show a forecast; a batch run writes at most ten lines."""
         return progress_bar(iterable, desc, total, interactive=self.interactive)
 
+    def real(self, pipe: Any, *, rounds: int = 1, pools: int = 0, runs: int = 0, **choices: Any) -> Any:
+        """Stable Diffusion with published judges on tier gpu, `pipe` with those of the course elsewhere: the same
+        attributes (`labkit.real.Real`). Shows what will be drawn and trained, with its forecast.
+
+        Args:
+            pipe: the lesson's small pipeline. rounds, pools, runs: how much the cell does (`labkit.real.forecast`).
+            choices: of tier gpu, `model="sdxl"` and `reward="hpsv2.1"`, "imagereward" or "aesthetic".
+
+        Raises:
+            TooSmall, ModelLoadError: of one line, if the GPU has no room or weights are missing.
+        """
+        from labkit import real
+
+        show_box("info", *real_lines(self.tier, rounds=rounds, pools=pools, runs=runs, **choices))
+        return real.load(self.tier, self.device, pipe, seed=self.seed, rounds=rounds, pools=pools, runs=runs, **choices)
+
     # ---- results that are kept -----------------------------------------------------------------------------------
 
     def keep(self, name: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
@@ -355,6 +371,30 @@ class Lab:
 
     def __repr__(self) -> str:
         return f"<Lab {self.number} {self.name}: tier {self.tier}, lang {self.lang}, seed {self.seed}>"
+
+
+def real_lines(
+    tier: str, *, model: str = "sd15", reward: str = "pickscore", rounds: int = 1, pools: int = 0, runs: int = 0
+) -> list[str]:
+    """What `Lab.real` says before it loads anything: who is who on this tier, and the forecast of tier gpu."""
+    from labkit import real
+    from labkit.models.sizing import TooSmall
+
+    said = {"model": real.NAMES.get(model, model), "reward": real.REWARDS.get(reward, reward)}
+    lines = [t("real.gpu" if tier == "gpu" else "real.small", tier=tier, **said)]
+    try:
+        found = real.forecast(model=model, rounds=rounds, pools=pools, runs=runs)
+    except TooSmall as error:
+        if tier == "gpu":
+            raise
+        return [*lines, translated(str(error))]
+    lines.append(t("real.draw", gpu=found.gpu, images=found.images, steps=real.PLANS["gpu"].steps,
+                   batch=found.draw.batch_size))  # fmt: skip
+    if found.train is not None:
+        lines.append(t("real.train", steps=found.train_steps, pairs=real.PLANS["gpu"].pairs,
+                       batch=found.train.batch_size))  # fmt: skip
+    lines.append(t("real.cost", gigabytes=found.gigabytes, free=found.free_gb, minutes=found.minutes))
+    return lines
 
 
 def start(

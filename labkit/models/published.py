@@ -62,6 +62,12 @@ CLIP = Published(
     ("config.json", "preprocessor_config.json", "model.safetensors", *_TOKENIZER),
     1_712_000_000,
 )
+PICKSCORE = Published(
+    "PickScore_v1",
+    (Source("yuvalkirstain/PickScore_v1", "a4e4367c6dfa7288a00c550414478f865b875800"),),
+    ("config.json", "preprocessor_config.json", "model.safetensors", *_TOKENIZER),
+    3_945_000_000,
+)
 SDXL = Published(
     "stable-diffusion-xl-base-1.0",
     (Source("stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b"),),
@@ -69,4 +75,4 @@ SDXL = Published(
     6_940_000_000,
     tiers=("extra",),
 )
-PUBLISHED = (SD15, CLIP, SDXL)
+PUBLISHED = (SD15, CLIP, PICKSCORE, SDXL)

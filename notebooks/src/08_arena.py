@@ -889,8 +889,8 @@ for rank, row in enumerate(board[:5], 1):
 top = max(found, key=lambda arm: found[arm].value)
 print(t("l08.recorded_best", name=top, gold=found[top].value))
 
-# %% [markdown] lang="en" uid="photographs" pair="01c70c51"
-# **The same race on photographs.** In this notebook the world is drawn, on the gpu tier too, because only here gold is known. With a GPU, the same contenders race on Stable Diffusion 1.5 with PickScore as the reward and PartiPrompts as prompts (a table that you download yourself). In a terminal:
+# %% [markdown] lang="en" uid="photographs" pair="edbc4118"
+# **The same race on photographs.** So far the world was drawn, on the gpu tier too, because only there gold is known. With a GPU, the same contenders race on Stable Diffusion 1.5 with PickScore as the reward and PartiPrompts as prompts (a table that you download yourself). In a terminal:
 #
 # ```
 # labkit arena PartiPrompts.tsv --reward pickscore --judge clip --nfe 20000 --out runs/arena
@@ -898,8 +898,8 @@ print(t("l08.recorded_best", name=top, gold=found[top].value))
 #
 # Every contender trains a LoRA or searches; the table shows its gain over the base on held-out prompts, by the reward and by a judge that nobody trained on. There is no gold, so read it as section 9 taught: a gain that only the reward confirms is not one. `accelerate launch --num_processes 4 -m labkit.cli arena ...` shares contenders and seeds over four GPUs. Published runs of policy gradients take hours at this size, back-propagation of the reward about one. This course has not recorded that race.
 
-# %% [markdown] lang="ja" uid="photographs" pair="7bba9d59"
-# **同じ競技を写真で。** このノートブックの世界は、gpu でも描画されたポートレートです。正解スコアが分かるのはこの世界だけだからです。GPU があれば、同じ手法を Stable Diffusion 1.5 で競わせることができます。報酬は PickScore、プロンプトは PartiPrompts です(表は自分でダウンロードしてください)。ターミナルで次のように実行します。
+# %% [markdown] lang="ja" uid="photographs" pair="e6b2ccc4"
+# **同じ競技を写真で。** ここまでの世界は、gpu でも描画されたポートレートでした。正解スコアが分かるのはこの世界だけだからです。GPU があれば、同じ手法を Stable Diffusion 1.5 で競わせることができます。報酬は PickScore、プロンプトは PartiPrompts です(表は自分でダウンロードしてください)。ターミナルで次のように実行します。
 #
 # ```
 # labkit arena PartiPrompts.tsv --reward pickscore --judge clip --nfe 20000 --out runs/arena
@@ -907,13 +907,82 @@ print(t("l08.recorded_best", name=top, gold=found[top].value))
 #
 # 各手法が LoRA を学習するか探索を行います。表には、未使用のプロンプトで基準モデルをどれだけ上回ったかが、報酬による採点と、誰も学習に使っていない評価役による採点の両方で並びます。正解スコアはないので、第9節のとおりに読んでください。報酬だけが認める伸びは、伸びではありません。`accelerate launch --num_processes 4 -m labkit.cli arena ...` とすると、手法とシードを4枚の GPU で手分けします。公開されている報告では、この規模の方策勾配には数時間、報酬の逆伝播には1時間ほどかかります。この競技は、この教材ではまだ記録していません。
 
-# %% [markdown] lang="en" uid="close" pair="6a11d5d6"
-# ## 12. Paper, article, your numbers
+# %% [markdown] lang="en" uid="real" pair="0ebfbf6c"
+# ## 12. The same on Stable Diffusion
+#
+# A race in the notebook, then, small enough for one sitting: the base, a search (best-of-N) and a training (Diffusion-DPO), at one budget, with the tier's own pipeline and judges:
+#
+# | tier | pictures | who chooses | who only watches |
+# |---|---|---|---|
+# | gpu | Stable Diffusion 1.5, or SDXL with `model="sdxl"` | PickScore, or `reward="imagereward"` and others | CLIP |
+# | smoke, cpu | PortraitSD | PortraitCLIP: what the prompt names, no sunglasses, a cool background | AttributeReader, the same questions |
+#
+# Before a weight is loaded, the box says what the gpu tier will draw and train, how much memory that needs and how long it takes; without a GPU it says so for a T4. It forecasts a whole pool and a whole training, which is more than this small race spends.
+#
+# **Predict:** four pictures are delivered. Section 10 told you who wins when so few are asked for. What would have to change for the other one to win?
+
+# %% [markdown] lang="ja" uid="real" pair="d01b8622"
+# ## 12. 同じことを Stable Diffusion で
+#
+# ここでは、ノートブックの中で終わる小さな競技にします。基準モデル、探索(best-of-N)、学習(Diffusion-DPO)が、同じ予算で競います。パイプラインと評価役は tier によって変わります。
+#
+# | tier | 画像 | 選ぶ評価役 | 見守るだけの評価役 |
+# |---|---|---|---|
+# | gpu | Stable Diffusion 1.5(`model="sdxl"` なら SDXL) | PickScore(`reward="imagereward"` などに変更できます) | CLIP |
+# | smoke, cpu | PortraitSD | PortraitCLIP: プロンプトの指定、サングラスがないこと、寒色の背景 | AttributeReader(同じ3点) |
+#
+# 重みを読み込む前に、tier gpu で何をどれだけ生成・学習し、メモリと時間がどれだけかかるかを表示します。GPU がなければ、T4 での見込みを示します。見込みはプール全体の生成と学習を含むので、この小さな競技で実際に使う量より多めです。
+#
+# **予想してください。** 納品するのは4枚です。これほど少ないときにどちらが勝つかは、第10節で分かりました。もう一方が勝つには、何が変わればよいでしょうか。
+
+# %% uid="real-run" tags=["slow"]
+from labkit.diffusion import decode_latents
+from labkit.survey import ArenaSettings, enter
+
+sd = lab.real(l08.models().pipe, rounds=3, pools=1, runs=1)
+asked = sd.held_out[:4]
+half_batch = max(1, (sd.config.micro_batch or sd.config.batch_size) // 2)
+settings = ArenaSettings(
+    steps=sd.sampling["steps"], guidance_scale=sd.sampling["guidance_scale"], eta=0.0, checks=1, candidates=sd.candidates,
+    batch=half_batch, draws=1, lr=sd.config.lr, rank=sd.config.rank, kappa=sd.kappa,
+)  # fmt: skip
+budget = len(asked) * sd.candidates * prices(sd.pipe).sampled(settings.steps, rows=settings.rows)
+delivered, said = {}, {}
+for name in ("base", "best_of_n", "dpo"):
+    entry = enter(
+        name, sd.pipe, sd.prompts, sd.reward, nfe=budget, seed=lab.seed, delivered=len(asked), settings=settings
+    )  # fmt: skip
+    with torch.no_grad():
+        images = decode_latents(sd.pipe, entry.deliver(asked, 1)).float().clamp(-1, 1).cpu()
+    label = contenders[name]
+    delivered[label], said[label] = images, sd.opinions(images, asked)
+    total = entry.training + len(asked) * entry.per_image
+    print(t("l08.real_line", name=label, nfe=total, chosen=said[label][0].mean(), seen=said[label][1].mean()))
+strips(
+    delivered,
+    scores={label: chosen for label, (chosen, _) in said.items()},
+    title=t("l08.real_title", model=sd.name, nfe=budget),
+)
+
+# %% [markdown] lang="en" uid="real-reading" pair="41d73f81"
+# **Reading.** Each column has one prompt. The first number of a line is the budget, the second what the reward says, the third what the judge says that nobody climbed. The search can hardly lose on the reward: it looked at several pictures for each that it delivers. The training had to learn from two groups of candidates, which teaches next to nothing; for it, the
+# break-even of section 10 is far away. Only the third number says whether anybody got better, and four pictures are too few for it to decide.
+#
+# The command above runs the race that decides: many prompts, all contenders, several seeds. The box counts work, it measured no time; this cell was tested on random weights in the layouts of Stable Diffusion 1.5 and SDXL, which shows that it runs there, and nothing about its pictures.
+
+# %% [markdown] lang="ja" uid="real-reading" pair="cb6f43e2"
+# **図の読み方。** 列ごとにプロンプトが1つです。各行の数値は、費用、報酬による採点、誰も登っていない評価役による採点の順です。探索は、納品する1枚ごとに何枚も見比べているので、報酬で負けることはほぼありません。学習に使えた候補は2組だけで、ほとんど何も学べません。第10節の損益分岐点は、はるか先です。
+# 本当に良くなったかどうかを言えるのは最後の数値だけですが、4枚では決められません。
+#
+# 決着をつける競技は、上のコマンドで実行できます。多数のプロンプト、すべての手法、複数のシードを使います。枠の中の数値は計算量から求めた見込みで、実測ではありません。このセルは、Stable Diffusion 1.5と SDXL の構造に乱数の重みを入れたモデルで試験しています。動くことは確かめましたが、画像の質については何も分かりません。
+
+# %% [markdown] lang="en" uid="close" pair="85390884"
+# ## 13. Paper, article, your numbers
 #
 # Where to go next: [lesson 09](09_verification.ipynb) takes the question that the race leaves open. Whichever contender won, its pictures must be accepted by somebody who answers for them.
 
-# %% [markdown] lang="ja" uid="close" pair="9b588a48"
-# ## 12. 論文、記事、測定値
+# %% [markdown] lang="ja" uid="close" pair="1b3c73c2"
+# ## 13. 論文、記事、測定値
 #
 # 次に進むなら、[レッスン09](09_verification.ipynb)です。競技が答えを出さなかった問いを引き受けます。どの手法が勝っても、その画像を引き受ける責任者が必要です。
 
