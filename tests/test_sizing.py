@@ -14,6 +14,9 @@ def test_bytes_and_multiplications_are_counted_as_by_hand():
     peak, tflop = count(lambda: kept.append(a @ b))
     assert tflop == pytest.approx(2 * 200 * 300 * 400 / 1e12) and peak == pytest.approx(200 * 400 * 2 / 1e9)
 
+    linear = torch.nn.Linear(300, 400, device="meta", dtype=torch.float16)
+    assert count(lambda: linear(a))[0] == pytest.approx(200 * 400 * 2 / 1e9)  # its weight, transposed, was there before
+
     def chain():
         x = a
         for _ in range(5):
