@@ -49,6 +49,7 @@ class CubicKernel:
         self.small: list[Tensor] = []  # sqrt(gamma) a' [n, d] float32
         self.side: list[Tensor] = []  # s [n] float64
         self.own: list[Tensor] = []  # u_ii [n] float64
+        self.space: Tensor | None = None  # [2, BLOCK^2], where the blocks are made
         self.plain: dict[int, Tensor] = {}  # moments [3, d] of a whole set
         for x in self.features:
             small = torch.empty(x.shape, dtype=torch.float32, device=x.device)
@@ -126,7 +127,7 @@ class CubicKernel:
             for x, picked in zip(self.features, (rows, columns), strict=True)
         ]
         whole = (n * n / 2 + m * m / 2 + n * m) * (d + k)
-        if whole <= k * 2.5 * size * size * d:
+        if whole <= k * 2 * size * size * d:  # a product with itself costs half
             curved = self._curved_of_all(weights)
         else:
             curved = torch.stack([self._curved_of_one(x, y) for x, y in zip(rows, columns, strict=True)], dim=1)
@@ -182,11 +183,12 @@ class CubicKernel:
         same = y is None
         y, t = (x, s) if y is None or t is None else (y, t)
         s, t = (3 * s).float(), (3 * t).float()
-        space = torch.empty(2, BLOCK * BLOCK, dtype=torch.float32, device=x.device)  # used again by every block
+        if self.space is None:  # asked for once: a fresh piece of memory for every subset costs as much as its cube
+            self.space = torch.empty(2, BLOCK * BLOCK, dtype=torch.float32, device=x.device)
         for i in range(0, len(x), BLOCK):
             for j in range(i if same else 0, len(y), BLOCK):
                 rows, columns = x[i : i + BLOCK], y[j : j + BLOCK]
-                u, block = (part[: len(rows) * len(columns)].view(len(rows), len(columns)) for part in space)
+                u, block = (part[: len(rows) * len(columns)].view(len(rows), len(columns)) for part in self.space)
                 rows_by_rows(rows, columns, u)
                 if same and i == j:
                     u.fill_diagonal_(0)
