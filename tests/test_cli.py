@@ -103,6 +103,7 @@ ASKED = {
     "lint": [[*ROOM], ["--list"]],
     "stamp": [[*ROOM]],
     "dpo": [["é.csv"], ["none", "--check"]],
+    "plan": [["--pairs", "1e6", "--gpus", "8"], ["--pairs", "é"]],
     "arena": [["é.tsv"], ["none", "--contenders", "draft", "--out", "é"]],
     "inspect": [
         ["plan", "--lot", "500", "--good", "0.01", "--bad", "0.05"],
@@ -204,7 +205,7 @@ class TestEncodings:
     def normal(text):
         """Without what differs from run to run."""
         text = re.sub(r"labkit: the encoding .*\n", "", text)
-        return re.sub(r"[\d.]+ (s|MB|GB)\b|\d{2,}[\d.:T+-]*|[0-9a-f]{8,}|\s+|-{2,}", " ", text)
+        return re.sub(r"[\d.]+ (s|MB|GB)\b|\d+秒|\d{2,}[\d.:T+-]*|[0-9a-f]{8,}|\s+|-{2,}", " ", text)
 
     @pytest.mark.parametrize("name", list(cli.COMMANDS))
     def test_every_command_writes_readable_text_in_every_encoding(self, name, printed):

@@ -111,7 +111,8 @@ def test_two_updates_are_those_computed_by_hand(prediction_type, options):
     expected, losses = updates(tiny_pipeline(prediction_type=prediction_type), pairs, config, loss)
     assert [r["loss"] for r in log] == pytest.approx([float(x.mean()) for x in losses], rel=1e-5)
     assert found.keys() == expected.keys()
-    near = 1e-2 if config.trainable == "full" else 5e-4  # of all weights, some have gradients of mere rounding
+    # of all weights, some have gradients of mere rounding; of LoRA's, one was 6e-4 off on another processor
+    near = 1e-2 if config.trainable == "full" else 2e-3
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=near * config.lr, msg=name)
 

@@ -14,6 +14,8 @@ Read `equations` first: one function per equation, the one that the notebooks, t
     train         a run from a YAML file                        gpu_scorers   published judges of photographs
     folders       pairs that somebody collected                 own           from such pairs to a LoRA
     shards        latents that stay on disk                     command       `labkit dpo`
+    slices        pairs made by several processes               sharding      the base spread over processes
+    scale         `labkit plan`: what many pairs cost
 
 Here are the names that a lesson needs, in the order in which it needs them; the others come from their modules.
 """

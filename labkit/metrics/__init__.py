@@ -14,6 +14,7 @@ Modules, in the order of use:
     bradley_terry   strengths of more than two models
     checks          one line that says what was wrong with the arguments, and how to mend it
     cubic           the kernel of KID in float32 without losing what KID looks at; `products`: of many rows with many
+    torch_files     the tensors of a .pth file, read without unpickling: the standard Inception weights
     torchmetrics_wrappers   `ManifoldMetric`; needs torchmetrics and is imported on demand
 
 What each function returns is a dataclass of its module, described there; `float(result)` is the value.
