@@ -183,7 +183,7 @@ class CubicKernel:
         same = y is None
         y, t = (x, s) if y is None or t is None else (y, t)
         s, t = (3 * s).float(), (3 * t).float()
-        if self.space is None:  # asked for once: a fresh piece of memory for every subset costs as much as its cube
+        if self.space is None:  # asked for once, not for every subset
             self.space = torch.empty(2, BLOCK * BLOCK, dtype=torch.float32, device=x.device)
         for i in range(0, len(x), BLOCK):
             for j in range(i if same else 0, len(y), BLOCK):
