@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from labkit.metrics.products import rows_by_rows
+from labkit.metrics.products import rows_by_rows, strictly_below
 
 BLOCK = 1360  # rows and columns of a block: wide enough for the product to run at full speed
 CHUNK = 256  # rows that are converted to float64 at a time
@@ -50,6 +50,7 @@ class CubicKernel:
         self.side: list[Tensor] = []  # s [n] float64
         self.own: list[Tensor] = []  # u_ii [n] float64
         self.space: Tensor | None = None  # [2, BLOCK^2], where the blocks are made
+        self.picked: list[Tensor] | None = None  # [size, d] of each side, where a subset's rows are put together
         self.plain: dict[int, Tensor] = {}  # moments [3, d] of a whole set
         for x in self.features:
             small = torch.empty(x.shape, dtype=torch.float32, device=x.device)
@@ -84,8 +85,7 @@ class CubicKernel:
         sums = torch.zeros_like(s)
         for i, j, block in self._blocks(self.small[which], s):
             sums[i : i + BLOCK] += block.sum(dim=1)
-            if i != j:
-                sums[j : j + BLOCK] += block.sum(dim=0)
+            sums[j : j + BLOCK] += block.sum(dim=0)
         sums += self._rest(which, which)
         return sums - 12 * own * s.square() - 8 * s**3  # what the rest counts for i = j
 
@@ -156,18 +156,20 @@ class CubicKernel:
         out = torch.zeros(3, weights[0].shape[1], dtype=torch.float64, device=weights[0].device)
         for side in (0, 1):
             for i, j, block in self._blocks(self.small[side], self.side[side]):
-                part = (marks[side][i : i + BLOCK] * (block @ marks[side][j : j + BLOCK])).sum(dim=0)
-                out[side] += part * (1 if i == j else 2)
+                out[side] += 2 * (marks[side][i : i + BLOCK] * (block @ marks[side][j : j + BLOCK])).sum(dim=0)
         for i, j, block in self._blocks(self.small[0], self.side[0], self.small[1], self.side[1]):
             out[2] += (marks[0][i : i + BLOCK] * (block @ marks[1][j : j + BLOCK])).sum(dim=0)
         return out
 
     def _curved_of_one(self, rows: Tensor, columns: Tensor) -> Tensor:
         """The same of one subset, [3]."""
-        x, y = self.small[0][rows], self.small[1][columns]
+        if self.picked is None:  # asked for once, not for every subset
+            self.picked = [x.new_empty(len(rows), x.shape[1]) for x in self.small]
+        x = torch.index_select(self.small[0], 0, rows, out=self.picked[0])
+        y = torch.index_select(self.small[1], 0, columns, out=self.picked[1])
         s, t = self.side[0][rows], self.side[1][columns]
         within = [
-            sum(float(block.sum(dim=1).double().sum()) * (1 if i == j else 2) for i, j, block in self._blocks(*side))
+            2 * sum(float(block.sum(dim=1).double().sum()) for *_, block in self._blocks(*side))
             for side in ((x, s), (y, t))
         ]
         across = sum(float(block.sum(dim=1).double().sum()) for *_, block in self._blocks(x, s, y, t))
@@ -178,19 +180,20 @@ class CubicKernel:
     def _blocks(
         self, x: Tensor, s: Tensor, y: Tensor | None = None, t: Tensor | None = None
     ) -> Iterator[tuple[int, int, Tensor]]:
-        """(start of rows, start of columns, u^2 (u + 3 s_i + 3 s_j) in float32); of one set: the upper triangle of
-        blocks, 0 on the diagonal."""
+        """(start of rows, start of columns, u^2 (u + 3 s_i + 3 s_j) in float32); of one set: every pair i != j in one
+        order only, the other one is 0 or not there."""
         same = y is None
         y, t = (x, s) if y is None or t is None else (y, t)
         s, t = (3 * s).float(), (3 * t).float()
-        if self.space is None:  # asked for once, not for every subset
+        if self.space is None:
             self.space = torch.empty(2, BLOCK * BLOCK, dtype=torch.float32, device=x.device)
         for i in range(0, len(x), BLOCK):
             for j in range(i if same else 0, len(y), BLOCK):
                 rows, columns = x[i : i + BLOCK], y[j : j + BLOCK]
                 u, block = (part[: len(rows) * len(columns)].view(len(rows), len(columns)) for part in self.space)
-                rows_by_rows(rows, columns, u)
                 if same and i == j:
-                    u.fill_diagonal_(0)
+                    strictly_below(rows, u)
+                else:
+                    rows_by_rows(rows, columns, u)
                 torch.add(s[i : i + BLOCK, None], t[j : j + BLOCK], out=block)
                 yield i, j, block.add_(u).mul_(u).mul_(u)
