@@ -43,7 +43,10 @@ from labkit.portraits.parse import parse_caption
 from labkit.survey.world import FORBIDDEN, LIKED, gold_axes, open_prompts
 
 NAMES = {"sd15": "Stable Diffusion 1.5", "sdxl": "SDXL"}
-REWARDS = {"pickscore": "PickScore", "hpsv2.1": "HPSv2.1", "imagereward": "ImageReward", "aesthetic": "LAION aesthetic"}
+REWARDS = {
+    "pickscore": "PickScore", "hpsv2.1": "HPSv2.1", "imagereward": "ImageReward", "aesthetic": "LAION aesthetic",
+    "clip-iqa": "CLIP-IQA",
+}  # fmt: skip
 UNET_GB = {"sd15": 1.72, "sdxl": 5.14}  # in half precision: runs one after the other keep a copy of the base
 AT_ONCE = 16  # pictures that are drawn at once, at the most: more is hardly quicker, and the forecast may be wrong
 SUBJECTS = (

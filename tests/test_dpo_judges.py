@@ -195,6 +195,20 @@ def test_the_aesthetic_head_ignores_the_prompt_and_loads_strictly(clip, tmp_path
         gpu.load_strictly(gpu.mlp(clip[0].config.projection_dim), state, tmp_path)
 
 
+def test_clip_iqa_is_the_softmax_over_two_opposite_sentences(clip):
+    model, inputs = clip
+    images = render_tensor(sample_specs(3, seed=0))
+    judge = gpu.clip_iqa(model, inputs, asks="sharpness")
+    batch = inputs(["Sharp photo.", "Blurry photo."])
+    with torch.no_grad():  # by transformers' own forward pass
+        expected = model(**batch, pixel_values=inputs.pixels(images)).logits_per_image.softmax(-1)[:, 0]
+    assert torch.allclose(judge(images, ["a", "b", "c"]), expected, atol=1e-5)
+    assert torch.equal(judge(images, ["a", "b", "c"]), judge(images, ["d", "e", "f"]))
+    assert not torch.allclose(gpu.clip_iqa(model, inputs)(images, ["a"] * 3), expected, atol=1e-3)
+    with pytest.raises(ValueError, match="quality, sharpness"):
+        gpu.clip_iqa(model, inputs, asks="beauty")
+
+
 def test_what_cannot_be_loaded_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.delenv("LABKIT_MODELS", raising=False)
     with pytest.raises(ModelLoadError, match="convert it to safetensors"):

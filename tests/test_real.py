@@ -2,12 +2,14 @@
 random weights in the published layouts; and what that tier forecasts, refuses and stands in for elsewhere."""
 
 import ast
+import shutil
 from functools import lru_cache
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from labkit import real
 from labkit.authoring.source import read_source
@@ -17,6 +19,7 @@ from labkit.course.i18n import set_language, use_lesson
 from labkit.course.lesson_files import CourseError
 from labkit.course.manifest import Project
 from labkit.diffusion import adapter_names
+from labkit.dpo import gpu_scorers
 from labkit.errors import ModelLoadError
 from labkit.figures import CourseFigure
 from labkit.metrics import vendi_score
@@ -131,6 +134,46 @@ def test_the_cell_of_the_lesson_runs_on_the_published_layouts(number, model, les
         assert not torch.allclose(base, easy, atol=1e-4) and not torch.allclose(easy, hard, atol=1e-4)
     if number == "07":
         assert names["card"].drift > 0 and set(sd.wording) == {"subject", "scene"}
+
+
+@pytest.fixture
+def rewards(models):
+    """Every other published reward as a folder of LABKIT_MODELS, in small."""
+    from transformers import BlipConfig
+
+    shutil.copytree(models / PICKSCORE.folder, models / "hpsv2.1")
+    torch.manual_seed(2)
+    (models / "aesthetic").mkdir()
+    head = gpu_scorers.mlp(32).state_dict()
+    save_file({f"layers.{name}": tensor for name, tensor in head.items()}, models / "aesthetic" / "model.safetensors")
+    tower = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = tower | {"vocab_size": 600, "encoder_hidden_size": 32, "bos_token_id": 598, "sep_token_id": 599}
+    config = BlipConfig(text_config=text, vision_config=tower | {"image_size": 32, "patch_size": 16})
+    clip_tokenizer(600).save_pretrained(models / "imagereward")
+    config.save_pretrained(models / "imagereward")
+    net = gpu_scorers.ImageRewardNet(config).state_dict()
+    save_file({k: v.contiguous() for k, v in net.items()}, models / "imagereward" / "model.safetensors")
+
+
+def test_every_reward_can_be_chosen_and_a_lesson_trains_on_it(lesson, rewards, monkeypatch):
+    lab = lesson("05")
+    images, prompts = render_tensor(sample_specs(3, seed=0)), ["a red fox", "a violin", "a bicycle"]
+    seen = {}
+    for reward in real.REWARDS:
+        sd = lab.real(None, model="sd15", reward=reward, rounds=1)
+        seen[sd.reward.name] = tuple(sd.reward(images, prompts).tolist())
+        assert sd.names["reward"] == real.REWARDS[reward]
+        real.published.cache_clear()
+    assert list(seen) == ["pickscore", "hpsv2.1", "imagereward", "aesthetic", "clip-iqa-quality/1"]
+    assert len(set(seen.values()) | {(seen["pickscore"])}) == 4  # HPSv2.1 is a copy of PickScore's folder here
+    names = {"lab": lab, "lang": "en", "pipe": None, "t": lab.t} | DEFINED["05"]
+    imports, body, last = last_section("05")
+    exec(compile(imports, "05", "exec"), names)
+    plain = lab.real
+    lab.real = lambda pipe, **how_much: plain(pipe, reward="clip-iqa", **how_much)
+    exec(compile(body, "05", "exec"), names)
+    assert names["sd"].reward.name == "clip-iqa-quality/1"
+    assert not torch.allclose(names["untrained"], names["tuned"], atol=1e-4)
 
 
 def test_the_sizes_of_tier_gpu_fit_a_t4_beside_the_judges(monkeypatch):

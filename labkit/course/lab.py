@@ -128,7 +128,8 @@ class Lab:
 
         Args:
             pipe: the lesson's small pipeline. rounds, pools, runs: how much the cell does (`labkit.real.forecast`).
-            choices: of tier gpu, `model="sdxl"` and `reward="hpsv2.1"`, "imagereward" or "aesthetic".
+            choices: of tier gpu, `model="sdxl"` and `reward="hpsv2.1"`, "imagereward", "aesthetic" or
+                "clip-iqa".
 
         Raises:
             TooSmall, ModelLoadError: of one line, if the GPU has no room or weights are missing.

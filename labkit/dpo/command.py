@@ -18,7 +18,7 @@ from typing import Any
 
 from labkit.errors import LabkitError
 
-JUDGES = ("portraits", "clip", "pickscore", "hpsv2.1", "imagereward", "aesthetic")
+JUDGES = ("portraits", "clip", "pickscore", "hpsv2.1", "imagereward", "aesthetic", "clip-iqa")
 EXAMPLES = {"micro_batch": 2, "t_window": "[0, 1000]"}  # of the fields of DPOConfig whose default says too little
 
 

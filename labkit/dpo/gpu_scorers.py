@@ -4,10 +4,11 @@
     hpsv2.1       the same on HPDv2 (arXiv 2306.09341)
     imagereward   BLIP with cross-attention and an MLP (arXiv 2304.05977): (output - mean) / std
     aesthetic     an MLP on CLIP ViT-L/14 image embeddings (LAION): about 1 .. 10, ignores the prompt
+    clip-iqa      CLIP asked whether it is a good or a bad photo (arXiv 2207.12396): 0 .. 1, ignores the prompt
 
-Only safetensors are read, never pickles. PickScore comes from the hub as it is; of the others only pickles are
-published by their authors, so give a folder (`folder=` or LABKIT_MODELS/<name>) with config and model.safetensors in
-the layout that the builders below describe.
+Only safetensors are read, never pickles. PickScore comes from the hub as it is, and CLIP-IQA needs no weights but those
+of the tier's CLIP; of the others only pickles are published by their authors, so give a folder (`folder=` or
+LABKIT_MODELS/<name>) with config and model.safetensors in the layout that the builders below describe.
 """
 
 from __future__ import annotations
@@ -27,7 +28,16 @@ from labkit.models.paths import local_model
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PICKSCORE = "yuvalkirstain/PickScore_v1"
 IMAGEREWARD_MEAN, IMAGEREWARD_STD = 0.16717362830052426, 1.0333394966054072
-NAMES = ("pickscore", "hpsv2.1", "imagereward", "aesthetic")
+NAMES = ("pickscore", "hpsv2.1", "imagereward", "aesthetic", "clip-iqa")
+OPPOSITES = {
+    "quality": ("Good photo.", "Bad photo."),
+    "sharpness": ("Sharp photo.", "Blurry photo."),
+    "noisiness": ("Clean photo.", "Noisy photo."),
+    "brightness": ("Bright photo.", "Dark photo."),
+    "colourfulness": ("Colorful photo.", "Dull photo."),
+    "contrast": ("High contrast photo.", "Low contrast photo."),
+    "naturalness": ("Natural photo.", "Synthetic photo."),
+}  # of the paper's and of torchmetrics' questions; American spelling is part of what CLIP read
 
 
 def load_scorer(name: str, device: torch.device | str = "cuda", *, folder: str | Path | None = None) -> Scorer:
@@ -35,6 +45,8 @@ def load_scorer(name: str, device: torch.device | str = "cuda", *, folder: str |
     if name not in NAMES:
         raise ModelLoadError(f"scorer is {name!r}, expected one of {', '.join(NAMES)}")
     source = Path(folder) if folder is not None else local_model(name)
+    if name == "clip-iqa":
+        return clip_iqa(*load_clip("gpu", device, folder=source))
     if name == "pickscore" and source is None:
         source = local_model(PICKSCORE)
     if source is None and name != "pickscore":
@@ -86,6 +98,27 @@ def mlp(width: int) -> nn.Sequential:
 def aesthetic(clip, inputs, head: nn.Module) -> Scorer:
     """LAION's aesthetic predictor: the head on unit-length CLIP image embeddings."""
     return Scorer("aesthetic", lambda images, prompts: head(clip_image_features(clip, inputs, images)).squeeze(-1))
+
+
+def clip_iqa(clip, inputs, *, asks: str = "quality") -> Scorer:
+    """CLIP-IQA: the probability, by CLIP, of the better one of two opposite sentences; the prompt is not read.
+
+    Here with any CLIPModel at its own picture size. The paper has the ResNet-50 tower without its position embedding,
+    which keeps pictures at their size: values of the two are not to be compared.
+
+    Args:
+        asks: one of OPPOSITES.
+    """
+    if asks not in OPPOSITES:
+        raise ValueError(f"asks is {asks!r}, expected one of {', '.join(OPPOSITES)}")
+    with torch.no_grad():
+        both = clip_text_features(clip, inputs, OPPOSITES[asks])  # [2, d]
+
+    def score(images: Tensor, prompts: Sequence[str]) -> Tensor:
+        logits = clip.logit_scale.exp() * clip_image_features(clip, inputs, images) @ both.T  # [B, 2]
+        return logits.softmax(-1)[:, 0]
+
+    return Scorer(f"clip-iqa-{asks}/1", score)
 
 
 class ImageRewardNet(nn.Module):
