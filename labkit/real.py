@@ -280,7 +280,7 @@ def three_axes(clip, inputs) -> Scorer:
 
 @lru_cache(maxsize=1)
 def published(model: str, reward: str, device: str) -> SimpleNamespace:
-    """Pipeline and judges of the gpu tier, loaded once. Pictures are decoded one at a time, as the forecast has it."""
+    """Pipeline and judges of the gpu tier, loaded once."""
     folder = None
     if reward not in REWARDS:
         raise ValueError(f"reward is {reward!r}, expected one of {', '.join(REWARDS)}")
@@ -291,7 +291,6 @@ def published(model: str, reward: str, device: str) -> SimpleNamespace:
                 f"{SDXL.folder} is not in LABKIT_MODELS: fetch it with labkit fetch --tier gpu --model {SDXL.folder}"
             )
     pipe = load_pipeline("gpu", device, folder=folder)
-    pipe.vae.enable_slicing()
     eyes, names = load_clip("gpu", device), {"reward": REWARDS[reward], "judge": "CLIP"}
     return SimpleNamespace(
         pipe=pipe, reward=load_scorer(reward, device), judge=clip_scorer(*eyes), names=names, eyes=eyes

@@ -123,6 +123,7 @@ def test_the_cell_of_the_lesson_runs_on_the_published_layouts(number, model, les
     assert isinstance(figure, CourseFigure) and figure.alt and sd.name == real.NAMES[model]
     assert type(sd.pipe).__name__ == {"sd15": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}[model]
     assert (sd.reward.name, sd.judge.name) == ("pickscore", "clip-cosine/1")
+    assert sd.pipe.vae.use_slicing  # what the forecast of decoding counts on
     assert not adapter_names(sd.pipe.unet)  # the next cell meets the pipeline as it was
     assert "Forecast from counted work" in capsys.readouterr().out
     changed = {"04": ("alone", "fed"), "05": ("untrained", "tuned")}.get(number)

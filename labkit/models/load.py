@@ -100,6 +100,8 @@ def load_pipeline(
         _frozen(pipe).to(device)
         if dtype == torch.float16 and pipeline_class is StableDiffusionXLPipeline:
             pipe.vae.to(torch.float32)
+    if tier == "gpu":
+        pipe.vae.enable_slicing()  # one picture at a time: decoding dozens at once asks for more than a T4 has
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
