@@ -57,8 +57,8 @@ COSTS: dict[tuple[str, str], Cost] = {
     ("sd15", "train again"): Cost(fixed_gb=2.25, row_gb=1.319, row_tflop=6.352),
     ("sd15", "encode"): Cost(fixed_gb=0.17, row_gb=0.337, row_tflop=1.117),
     ("sdxl", "sample"): Cost(fixed_gb=10.0, row_gb=0.331, row_tflop=13.522, row_once_tflop=10.47),
-    ("sdxl", "train"): Cost(fixed_gb=11.8, row_gb=15.682, row_tflop=42.6),
-    ("sdxl", "train again"): Cost(fixed_gb=12.1, row_gb=9.746, row_tflop=52.854),
+    ("sdxl", "train"): Cost(fixed_gb=7.29, row_gb=15.682, row_tflop=42.6),
+    ("sdxl", "train again"): Cost(fixed_gb=7.67, row_gb=9.652, row_tflop=52.854),
     ("sdxl", "encode"): Cost(fixed_gb=0.33, row_gb=2.697, row_tflop=4.879),
     ("pickscore", "score"): Cost(fixed_gb=1.97, row_gb=0.008, row_tflop=0.335),
 }
