@@ -265,7 +265,7 @@ def test_plain_diffusers_draws_the_same_picture_with_the_saved_lora(tmp_path, ta
         file = save_lora(tmp_path, pipe, "dpo")
         ours = drawn(pipe)
     assert torch.equal(drawn(pipe), base) and (ours - base).abs().max() > 0.02
-    plain.load_lora_weights(tmp_path)
+    plain.load_lora_weights(tmp_path, weight_name=file.name)
     torch.testing.assert_close(drawn(plain), ours, rtol=0, atol=1e-5)
     again = tiny_sd3_pipeline()
     load_lora(again, file, "dpo")
@@ -343,7 +343,7 @@ def test_a_configuration_file_trains_an_sd3_folder_and_plain_diffusers_reads_the
     assert main([str(write(tmp_path, config=config))]) == 0
     assert {"adapter.safetensors", "log.jsonl", "grid-000002.png"} <= {p.name for p in (tmp_path / "out").iterdir()}
     plain = tiny_sd3_pipeline()
-    plain.load_lora_weights(str(tmp_path / "out" / "adapter.safetensors"), adapter_name="dpo")
+    plain.load_lora_weights(str(tmp_path / "out"), weight_name="adapter.safetensors", adapter_name="dpo")
     named = dict(plain.transformer.named_parameters())
     tensors = load_file(tmp_path / "out" / "adapter.safetensors")
     assert tensors and all(

@@ -334,7 +334,7 @@ def test_both_text_encoders_of_sdxl_train_in_one_run_and_start_again_from_their_
     assert not any(hasattr(m, "peft_config") for m in (pipe.text_encoder, pipe.text_encoder_2))
     assert [p.requires_grad for p in pipe.text_encoder.parameters()] == flags
     plain = build_sdxl()
-    plain.load_lora_weights(str(path))
+    plain.load_lora_weights(str(path), weight_name=path.name)
     assert {"text_encoder", "text_encoder_2"} == {n for n, m in adapted_models(plain).items() if adapter_names(m)}
     with DPOTrainer(pipe, pairs, config, [dpo(2500.0)], start=path) as t:
         assert torch.equal(t.pair_step([(0, 0)]).winner_pred, last.winner_pred)

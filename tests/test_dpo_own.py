@@ -339,7 +339,7 @@ def test_the_whole_way_from_the_table_to_a_lora_that_plain_diffusers_reads(own, 
     }
     assert json.loads((tmp_path / "report.json").read_text())["steps"] == 4
     plain = tiny_pipeline()
-    plain.load_lora_weights(str(tmp_path / "lora"))
+    plain.load_lora_weights(str(tmp_path / "lora"), weight_name="pytorch_lora_weights.safetensors")
     assert all(torch.isfinite(p).all() for p in plain.unet.parameters())
     before = report.lora.read_bytes()
     assert align_own(pipe, own / "pairs.jsonl", tmp_path, **options).log == report.log  # nothing is trained again

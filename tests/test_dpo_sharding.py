@@ -61,7 +61,7 @@ def test_a_base_in_parts_trains_stops_and_resumes_as_a_whole_one_with_twice_the_
         assert mine["winner_error"] == pytest.approx(its["winner_error"], rel=1e-5)
         assert mine["loss"] == pytest.approx(its["loss"], abs=2e-3)  # kappa times the rounding of an error, 1e-7
     plain = PIPES[kind]()
-    plain.load_lora_weights(str(tmp_path / "lora.safetensors"), adapter_name="dpo")  # as any other LoRA file
+    plain.load_lora_weights(str(tmp_path), weight_name="lora.safetensors", adapter_name="dpo")  # as any other LoRA file
     named = dict(denoiser_of(plain).named_parameters())
     assert all(torch.equal(named[name], value) for name, value in found.items())
 

@@ -44,7 +44,7 @@ def test_a_configuration_runs_and_goes_on_where_it_stopped(tmp_path):
     out = tmp_path / "out"
     assert {"adapter.safetensors", "checkpoint.safetensors", "log.jsonl", "grid-000002.png"} <= set(os.listdir(out))
     plain = tiny_pipeline()
-    plain.load_lora_weights(str(out / "adapter.safetensors"), adapter_name="dpo")
+    plain.load_lora_weights(str(out), weight_name="adapter.safetensors", adapter_name="dpo")
     tensors = load_file(out / "adapter.safetensors")
     loaded = dict(plain.unet.named_parameters())
     named = {key.removeprefix("unet.").replace(".weight", ".dpo.weight"): value for key, value in tensors.items()}

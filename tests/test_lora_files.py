@@ -37,7 +37,7 @@ def test_plain_diffusers_draws_the_same_picture_from_the_file(tmp_path, case):
     save_lora(tmp_path, tuned, "dpo")
     expected = picture(tuned)
     assert float((expected - picture(plain)).abs().max()) > 1e-3
-    plain.load_lora_weights(str(tmp_path))
+    plain.load_lora_weights(str(tmp_path), weight_name="pytorch_lora_weights.safetensors")
     load_lora(ours, tmp_path, "mine")
     assert torch.equal(picture(plain), expected) and torch.equal(picture(ours), expected)
     assert not any(p.requires_grad for p in [*ours.unet.parameters(), *ours.text_encoder.parameters()])
@@ -47,7 +47,8 @@ def test_stages_are_one_file_each_and_add_up_to_the_same_bits(tmp_path):
     tuned, plain = tiny_pipeline(), tiny_pipeline()
     for seed, stage in enumerate(("easy", "hard")):
         add(tuned.unet, stage, seed, suffixes=None)
-        plain.load_lora_weights(str(save_lora(tmp_path / f"{stage}.safetensors", tuned, stage)), adapter_name=stage)
+        file = save_lora(tmp_path / f"{stage}.safetensors", tuned, stage)
+        plain.load_lora_weights(str(file), weight_name=file.name, adapter_name=stage)
     plain.set_adapters(["easy", "hard"])
     assert torch.equal(picture(plain), picture(tuned))
 
@@ -60,7 +61,7 @@ def test_sdxl_with_both_text_encoders(tmp_path):
         add(getattr(tuned, name), seed=seed)
     save_lora(tmp_path, tuned, "dpo")
     plain = build_sdxl()
-    plain.load_lora_weights(str(tmp_path))
+    plain.load_lora_weights(str(tmp_path), weight_name="pytorch_lora_weights.safetensors")
     x, t = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
     for pipe in (tuned, plain):
         text, _, pooled, _ = pipe.encode_prompt("a portrait")

@@ -1,6 +1,6 @@
 """LoRA in files that plain diffusers reads, and pipelines saved with the adapters inside.
 
-    save_lora(folder, pipe, "dpo")        then, anywhere:   pipe.load_lora_weights(folder)
+    file = save_lora(folder, pipe, "dpo")   then, anywhere:   pipe.load_lora_weights(folder, weight_name=file.name)
     load_lora(pipe, folder, "dpo")        the same file back into a pipeline of labkit, frozen and active
     save_pipeline(pipe, folder)           then, anywhere:   StableDiffusionPipeline.from_pretrained(folder)
 

@@ -465,5 +465,5 @@ def _lines(report: OwnReport, config: DPOConfig, pictures: int) -> list[str]:
     last = report.log[-1] if report.log else {}
     if last.get("d_w", 0.0) > 0:
         lines.append("d_w is positive: winners became less likely too. Lower lr, raise kappa, or add an anchor.")
-    lines.append(f'The LoRA: pipe.load_lora_weights("{report.lora.parent.name}") reads {report.lora.name}.')
+    lines.append(f'The LoRA: pipe.load_lora_weights("{report.lora.parent.name}", weight_name="{report.lora.name}").')
     return lines

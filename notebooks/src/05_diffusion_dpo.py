@@ -1070,11 +1070,11 @@ def drawn(some_pipe):
 
 with TemporaryDirectory() as folder, quiet():
     attach(pipe.unet, "dpo", run.state)
-    save_lora(folder, pipe, "dpo")
+    file = save_lora(folder, pipe, "dpo")
     mine = drawn(pipe)
     remove_lora(pipe.unet, "dpo")
     plain = load_pipeline("cpu", variant="portrait-sd-base")
-    plain.load_lora_weights(folder)
+    plain.load_lora_weights(folder, weight_name=file.name)
 print(t("l05.same_pixels", largest=float((drawn(plain) - mine).abs().max())))
 
 # %% [markdown] lang="en" uid="real" pair="7b1d4b5f"
