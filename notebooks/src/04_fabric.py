@@ -1316,7 +1316,11 @@ curve_with_interval(
 # | tier | pictures | who picks the like | who only watches |
 # |---|---|---|---|
 # | gpu | Stable Diffusion 1.5, or SDXL with `model="sdxl"` | PickScore, or `reward="imagereward"` and others | CLIP |
-# | smoke, cpu | PortraitSD | PortraitCLIP: what the prompt names, no sunglasses, a cool background | AttributeReader, the same questions |
+# | smoke, cpu | PortraitSD, or PortraitFlow with `model="portrait-flow"` | PortraitCLIP: what the prompt names, no sunglasses, a cool background | AttributeReader, the same questions |
+#
+# U-Nets are not the only kind of model. With `lab.real(pipe, rounds=3, model="portrait-flow")` this very cell runs on a transformer in the layout of Stable Diffusion 3, on tiers smoke and cpu. It predicts a velocity,
+# $v = \epsilon - x_0$, in place of the noise, so a reference is noised along the straight line $x_t = (1 - t)\,x_0 + t\,\epsilon$; and in place of self-attention there is *joint attention*, where picture and text attend to
+# both at once: there the picture's tokens read the like, the text's do not.
 #
 # Before a weight is loaded, the box says what the gpu tier will draw, how much of its memory it needs and how long it takes; without a GPU it says so for a T4. Look at the *rows* before you
 # read the numbers: what do the pictures of the last row share with the like?
@@ -1334,7 +1338,11 @@ curve_with_interval(
 # | tier | 画像 | 「好き」を選ぶ評価役 | 見守るだけの評価役 |
 # |---|---|---|---|
 # | gpu | Stable Diffusion 1.5(`model="sdxl"` なら SDXL) | PickScore(`reward="imagereward"` などに変更できます) | CLIP |
-# | smoke, cpu | PortraitSD | PortraitCLIP: プロンプトの指定、サングラスがないこと、寒色の背景 | AttributeReader(同じ3点) |
+# | smoke, cpu | PortraitSD(`model="portrait-flow"` なら PortraitFlow) | PortraitCLIP: プロンプトの指定、サングラスがないこと、寒色の背景 | AttributeReader(同じ3点) |
+#
+# モデルは U-Net だけではありません。`lab.real(pipe, rounds=3, model="portrait-flow")` とすると、tier smoke と cpu では、同じセルが Stable Diffusion 3と同じ構成の Transformer で動きます。このモデルは、ノイズの代わりに速度
+# $v = \epsilon - x_0$ を予測するので、参照画像も直線 $x_t = (1 - t)\,x_0 + t\,\epsilon$ に沿ってノイズを加えます。また、自己注意の代わりに*ジョイント注意*(joint attention)があり、画像とテキストの両方のトークンに注意を向けます。ここで
+# 「好き」を読むのは画像のトークンだけで、テキストのトークンは読みません。
 #
 # 重みを読み込む前に、tier gpu で何枚生成するか、メモリと時間がどれだけかかるかを表示します。GPU がなければ、T4 での見込みを示します。数値を読む前に、*行*を見比べてください。最後の行の画像は、「好き」と何が共通しているでしょうか。
 

@@ -1086,7 +1086,10 @@ print(t("l05.same_pixels", largest=float((drawn(plain) - mine).abs().max())))
 # | tier | pictures | who chooses | who only watches |
 # |---|---|---|---|
 # | gpu | Stable Diffusion 1.5, or SDXL with `model="sdxl"` | PickScore, or `reward="imagereward"` and others | CLIP |
-# | smoke, cpu | PortraitSD | PortraitCLIP: what the prompt names, no sunglasses, a cool background | AttributeReader, the same questions |
+# | smoke, cpu | PortraitSD, or PortraitFlow with `model="portrait-flow"` | PortraitCLIP: what the prompt names, no sunglasses, a cool background | AttributeReader, the same questions |
+#
+# With `lab.real(pipe, rounds=2, pools=1, runs=1, model="portrait-flow")` this very cell trains a transformer in the layout of Stable Diffusion 3, on tiers smoke and cpu. It predicts a velocity, $v = \epsilon - x_0$, in place of the
+# noise: the loss is the same, of velocity errors ([Flow-DPO](https://arxiv.org/abs/2501.13918), whose authors weigh all times alike), with a `kappa` of its own; and in place of self-attention LoRA meets *joint attention*, where picture and text attend to both.
 #
 # Before a weight is loaded, the box says what the gpu tier will draw and train, how much memory that needs and how long it takes; without a GPU it says so for a T4.
 #
@@ -1101,7 +1104,10 @@ print(t("l05.same_pixels", largest=float((drawn(plain) - mine).abs().max())))
 # | tier | 画像 | 選ぶ評価役 | 見守るだけの評価役 |
 # |---|---|---|---|
 # | gpu | Stable Diffusion 1.5(`model="sdxl"` なら SDXL) | PickScore(`reward="imagereward"` などに変更できます) | CLIP |
-# | smoke, cpu | PortraitSD | PortraitCLIP: プロンプトの指定、サングラスがないこと、寒色の背景 | AttributeReader(同じ3点) |
+# | smoke, cpu | PortraitSD(`model="portrait-flow"` なら PortraitFlow) | PortraitCLIP: プロンプトの指定、サングラスがないこと、寒色の背景 | AttributeReader(同じ3点) |
+#
+# `lab.real(pipe, rounds=2, pools=1, runs=1, model="portrait-flow")` とすると、tier smoke と cpu では、同じセルが Stable Diffusion 3と同じ構成の Transformer を学習します。このモデルは、ノイズの代わりに速度 $v = \epsilon - x_0$ を予測します。
+# 損失の式は同じで、速度の誤差を使います(時刻によらず重みを一定にする [Flow-DPO](https://arxiv.org/abs/2501.13918) の方法です)。`kappa` には専用の値を使います。LoRA が入る注意の層も、自己注意ではなく、画像とテキストの両方に注意を向ける*ジョイント注意*(joint attention)です。
 #
 # 重みを読み込む前に、tier gpu で何をどれだけ生成・学習し、メモリと時間がどれだけかかるかを表示します。GPU がなければ、T4 での見込みを示します。
 #
