@@ -97,9 +97,9 @@ PLANS = {
         16, 4, 25, 5.0, train_steps=60, pairs=12, lr=1e-4, rank=8, targets="attention", kappa=2500.0, text_lr=1e-5
     ),
 }
-# What differs for portrait-flow. Its terms compare errors of velocities, 0.34 on portraits at all noise levels; those of
-# portrait-sd's noise are 0.014, twenty times smaller. With the same kappa the loss was 0.000 after the cpu tier's 20
-# steps, and the pictures gained least; divided by sixteen kappa is about as strong as lesson 05's.
+# What differs for portrait-flow. Its terms compare errors of velocities, 0.34 on portraits at all noise levels, where
+# those of portrait-sd's noise are 0.014: twenty times smaller. With the same kappa the loss was 0.000 after the cpu
+# tier's 20 steps, and the pictures gained least; divided by sixteen kappa is about as strong as lesson 05's.
 FLOW_PLAN = {"kappa": 25.0}
 
 

@@ -1303,7 +1303,7 @@ curve_with_interval(
     title=t("l04.cost_title"),
 )
 
-# %% [markdown] lang="en" uid="real" pair="3701858f"
+# %% [markdown] lang="en" uid="real" pair="a9b4f349"
 # **Reading.** The lines count: fused has the evaluations of recomputed in one call a step; cached and pooled have the calls and evaluations of a picture without feedback. Whether a saved call is
 # saved *time* depends on the machine: on a small model with one thread the work itself dominates, on a GPU a call that is too small leaves it idle. The curve is linear in $n$ (the paper calls the growth of
 # memory quadratic): the queries stay those of one picture. What would change the picture is its size; at $64 \times 64$ places the longer attention itself is the price.
@@ -1325,7 +1325,7 @@ curve_with_interval(
 # Before a weight is loaded, the box says what the gpu tier will draw, how much of its memory it needs and how long it takes; without a GPU it says so for a T4. Look at the *rows* before you
 # read the numbers: what do the pictures of the last row share with the like?
 
-# %% [markdown] lang="ja" uid="real" pair="99cc33a6"
+# %% [markdown] lang="ja" uid="real" pair="27f9c3b5"
 # **図の読み方。** まず回数を見てください。融合は、毎回計算と計算量が同じで、呼び出しは1ステップに1回です。キャッシュとプーリングは、フィードバックなしの画像と同じ回数で済みます。呼び出しを減らして*時間*が減るかどうかは
 # 機械によります。小さなモデルをスレッド1つで動かすと計算そのものが支配的ですが、GPU では、小さすぎる呼び出しは GPU を遊ばせてしまいます。曲線は $n$ に対して直線的です。論文は、メモリが2次で増えると
 # 述べていますが、クエリは1枚分のままなので、そうはなりません。結果を変えるのは画像の大きさです。位置が $64 \times 64$ になれば、長くなった注意そのものが費用になります。

@@ -1077,7 +1077,7 @@ with TemporaryDirectory() as folder, quiet():
     plain.load_lora_weights(folder)
 print(t("l05.same_pixels", largest=float((drawn(plain) - mine).abs().max())))
 
-# %% [markdown] lang="en" uid="real" pair="7b1d4b5f"
+# %% [markdown] lang="en" uid="real" pair="b4a1a46e"
 # ## 13. The same on Stable Diffusion
 #
 # The loss knows nothing of portraits, and neither does the trainer. So run the whole chain once more, from pool to proof, with what a practitioner has: a judge scores a few candidates for each prompt, best against worst
@@ -1095,7 +1095,7 @@ print(t("l05.same_pixels", largest=float((drawn(plain) - mine).abs().max())))
 #
 # **Decide first:** one judge made the pairs, the other never did. Which of the two win rates would convince you, and how far from one half would it have to be with this many prompts?
 
-# %% [markdown] lang="ja" uid="real" pair="a677f708"
+# %% [markdown] lang="ja" uid="real" pair="b551e3a3"
 # ## 13. 同じことを Stable Diffusion で
 #
 # 損失関数にも学習器にも、ポートレート専用の部分はありません。そこで、候補の生成から検証までの全体を、実務で手に入る道具だけでもう一度動かします。評価役がプロンプトごとに候補を採点し、最良と最悪がペアになり、数十ステップの DPO で LoRA を学習します。未使用のプロンプトの画像は、

@@ -1249,7 +1249,7 @@ print(t("l06.cost", pool=pool_rows, train=train_rows, labels=scores.numel(), vot
 print(t("l06.break_even", pictures=(pool_rows + train_rows) / (per_picture * (world.pool.n - 1)), n=world.pool.n))
 lab.article_map()
 
-# %% [markdown] lang="en" uid="real" pair="259cc742"
+# %% [markdown] lang="en" uid="real" pair="507fbbf7"
 # ## 11. The same on Stable Diffusion
 #
 # The hard stage of the paper needs photographs of real people, and this repository holds none, so on the gpu tier the curriculum is made of what a pool alone can give: *easy* is the best candidate against the worst, *hard* is the best against the second best, where the judge hardly sees a
@@ -1267,7 +1267,7 @@ lab.article_map()
 #
 # **Predict:** will the second stage add what the first could not, or only noise? Compare the two printed margins before you look at the pictures.
 
-# %% [markdown] lang="ja" uid="real" pair="1dfe428d"
+# %% [markdown] lang="ja" uid="real" pair="e34d323e"
 # ## 11. 同じことを Stable Diffusion で
 #
 # 論文の hard の段階には本物の人物写真が必要ですが、このリポジトリにはありません。そこで tier gpu では、プールだけから作れるカリキュラムにします。*easy* は最良の候補と最悪の候補、*hard* は最良の候補と2番目の候補の組で、評価役にもほとんど差が見えません。第6節と同じく、各段階は前の段階の重みから始まります。
