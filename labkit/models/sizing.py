@@ -63,7 +63,7 @@ COSTS: dict[tuple[str, str], Cost] = {
     ("sdxl", "train again"): Cost(fixed_gb=12.1, row_gb=9.746, row_tflop=52.854),
     ("sdxl", "encode"): Cost(fixed_gb=0.33, row_gb=2.697, row_tflop=4.879),
     ("portrait-flow", "sample"): Cost(fixed_gb=0.03, row_gb=0.001, row_tflop=0.00029, row_once_tflop=0.00068),
-    ("portrait-flow", "train"): Cost(fixed_gb=0.05, row_gb=0.007, row_tflop=0.00105),
+    ("portrait-flow", "train"): Cost(fixed_gb=0.04, row_gb=0.007, row_tflop=0.00105),
     ("pickscore", "score"): Cost(fixed_gb=1.97, row_gb=0.008, row_tflop=0.335),
 }
 
