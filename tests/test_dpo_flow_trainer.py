@@ -15,16 +15,30 @@ from tiny_models import tiny_pipeline, tiny_sd3_pipeline
 from labkit.checkpoint import CheckpointError
 from labkit.diffusion import (
     adapter_names,
+    adapter_state,
     add_lora,
     base_fingerprint,
     image_generators,
     load_lora,
+    merge_lora,
     sample,
     save_lora,
 )
 from labkit.diffusion.adapters import adapter_parameters
-from labkit.dpo import DPOConfig, DPOTrainer, PreferencePairs, dpo, fingerprints, mapo, run_stages, sft, statistics
+from labkit.dpo import (
+    DPOConfig,
+    DPOTrainer,
+    PreferencePairs,
+    Stage,
+    dpo,
+    fingerprints,
+    mapo,
+    run_stages,
+    sft,
+    statistics,
+)
 from labkit.dpo.flow import WEIGHTINGS, flow_dpo_loss
+from labkit.dpo.hg import attach
 from labkit.dpo.noise import draw_pairs, rows_of_step
 from labkit.dpo.train import main
 
@@ -285,6 +299,24 @@ def test_a_run_goes_on_with_a_saved_lora(tmp_path):
         assert_same({k: p.detach() for k, p in second.parameters.items()}, expected)
 
 
+def test_stages_go_on_from_each_other_and_leave_their_adapters_on_the_transformer():
+    pipe = tiny_sd3_pipeline()
+    model, before = pipe.transformer, base_fingerprint(pipe.transformer)
+    pairs, config = [make_pairs(seed=seed) for seed in (0, 1)], replace(QUICK, steps=2)
+    logs = run_stages(pipe, [Stage(n, p, [dpo(200.0)], config) for n, p in zip(("easy", "hard"), pairs, strict=True)])
+    assert logs["easy"][0]["d_w"] == logs["hard"][0]["d_w"] == 0.0  # the reference of a stage is its own start
+    assert adapter_names(model) == ("easy", "hard") and base_fingerprint(model) == before
+    assert not any(p.requires_grad for p in model.parameters())
+    trained = adapter_state(model, "hard")
+    # the second stage alone, on a model that has the first one in its weights
+    other = tiny_sd3_pipeline()
+    attach(other.transformer, "easy", adapter_state(model, "easy"))
+    merge_lora(other.transformer, "easy")
+    alone = run_stages(other, [Stage("hard", pairs[1], [dpo(200.0)], config)])
+    assert numbers(alone["hard"]) == numbers(logs["hard"])
+    assert_same(adapter_state(other.transformer, "hard"), trained)
+
+
 # ---- what cannot work ----------------------------------------------------------------------------------------------
 
 
@@ -309,8 +341,6 @@ def test_what_a_flow_model_does_not_have_is_refused_in_one_line():
     wide = replace(pairs, winner=pairs.winner.repeat(1, 2, 1, 1), loser=pairs.loser.repeat(1, 2, 1, 1))
     refused("8 latent channels, the model takes 4", pairs=wide)
     assert adapter_names(pipe.transformer) == ()
-    with pytest.raises(ValueError, match="the stages of HG-DPO are for a U-Net"):
-        run_stages(pipe, [])
 
 
 def test_pairs_of_another_shift_or_text_encoder_are_refused():

@@ -1,4 +1,4 @@
-"""PortraitFlow: its training, its pipeline, and both papers on it. Weights as shipped, else drawn at random."""
+"""PortraitFlow: its training, its pipeline, and both papers on it, with the shipped weights."""
 
 import json
 import math
@@ -31,24 +31,15 @@ SHIPPED = data_dir() / "portrait-flow"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    if SHIPPED.is_dir():
-        return SHIPPED
-    folder = tmp_path_factory.mktemp("portrait-flow")
-    export_flow(seeded(new_transformer, 3), folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pipe(folder):
-    return load_flow(folder=folder)
+def pipe():
+    return load_flow()
 
 
 # ---- the pipeline --------------------------------------------------------------------------------------------------
 
 
-def test_it_is_small_and_its_parts_are_those_of_portrait_sd(folder, pipe):
-    weights = list(folder.rglob("*.safetensors"))
+def test_it_is_small_and_its_parts_are_those_of_portrait_sd(pipe, tmp_path):
+    weights = list(SHIPPED.rglob("*.safetensors"))
     assert sum(path.stat().st_size for path in weights) < 10e6 and len(weights) == 1
     other = load_pipeline("cpu")
     for mine, its in ((pipe.vae, other.vae), (pipe.text_encoder, other.text_encoder)):
@@ -56,10 +47,9 @@ def test_it_is_small_and_its_parts_are_those_of_portrait_sd(folder, pipe):
     assert pipe.transformer.dtype == torch.float32 and not pipe.transformer.training
     assert not any(p.requires_grad for p in pipe.transformer.parameters())
     with pytest.raises(ModelLoadError, match="is incomplete"):
-        load_flow(folder=folder.parent)
-    if not SHIPPED.is_dir():
-        with pytest.raises(ModelLoadError, match=r"is not shipped: train it .*folder="):
-            load_pipeline("cpu", variant="portrait-flow")
+        load_flow(folder=SHIPPED.parent)
+    export_flow(seeded(new_transformer, 3), tmp_path)
+    assert not torch.equal(load_flow(folder=tmp_path).transformer.proj_out.weight, pipe.transformer.proj_out.weight)
 
 
 def test_texts_are_what_the_u_net_is_given_cut_to_the_longest_caption(pipe):

@@ -37,8 +37,11 @@ def test_every_shipped_file_has_its_checksum():
     assert {f.relative_to(data_dir()).as_posix(): sha256(f) for f in files} == table
 
 
-def test_all_weights_together_stay_below_60_mb():
-    assert sum(f.stat().st_size for f in data_dir().rglob("*.safetensors")) <= 60e6
+def test_all_weights_together_stay_below_70_mb():
+    """60 MB for the models of the lessons and what they keep, 10 MB for portrait-flow, the second kind of model."""
+    sizes = {f.relative_to(data_dir()): f.stat().st_size for f in data_dir().rglob("*.safetensors")}
+    flow = sum(size for path, size in sizes.items() if path.parts[0] == "portrait-flow")
+    assert flow <= 10e6 and sum(sizes.values()) - flow <= 60e6
 
 
 @pytest.mark.parametrize("variant", ["portrait-sd", "portrait-sd-base"])

@@ -1,5 +1,6 @@
 """The last section of lessons 03 to 08: the very cell that learners run, on the gpu tier's own way of loading, with
-random weights in the published layouts; and what that tier forecasts, refuses and stands in for elsewhere."""
+random weights in the published layouts, and on the course's flow-matching transformer; and what a tier forecasts,
+refuses and stands in for."""
 
 import ast
 import shutil
@@ -91,6 +92,15 @@ def lesson(models, tmp_path, monkeypatch):
     set_language("en")
 
 
+@pytest.fixture
+def small(tmp_path):
+    """Open a lesson on tier smoke."""
+    yield lambda number: start(number, tier="smoke", lang="en", interactive=False, home=tmp_path, results=tmp_path)
+    session._current = None
+    use_lesson(None)
+    set_language("en")
+
+
 def last_section(number):
     """(imports of all cells, the statements of the cell but the last, the last as an expression)."""
     [path] = Project().sources.glob(f"{number}_*.py")
@@ -102,17 +112,14 @@ def last_section(number):
     return ast.Module(imports, []), ast.Module(body, []), ast.Expression(last.value)
 
 
-@pytest.mark.parametrize(("number", "model"), CASES)
-def test_the_cell_of_the_lesson_runs_on_the_published_layouts(number, model, lesson, monkeypatch, capsys):
-    lab, given = lesson(number), []
+def run_cell(number, lab, model):
+    """(what lab.real gave, the names that the cell defined, its figure); the model is one more argument of lab.real."""
+    given, plain = [], lab.real
     names = {"lab": lab, "lang": "en", "pipe": None, "t": lab.t} | DEFINED.get(number, {})
     imports, body, last = last_section(number)
     exec(compile(imports, number, "exec"), names)
-    plain = lab.real
 
     def asked(pipe, **how_much):
-        if model == "sdxl":  # which a learner chooses by one more argument, where there is room
-            monkeypatch.setattr(real, "free_memory", lambda: 80.0)
         given.append(plain(pipe, model=model, **how_much))
         return given[0]
 
@@ -120,12 +127,11 @@ def test_the_cell_of_the_lesson_runs_on_the_published_layouts(number, model, les
     exec(compile(body, number, "exec"), names)
     figure = eval(compile(last, number, "eval"), names)
     [sd] = given
-    assert isinstance(figure, CourseFigure) and figure.alt and sd.name == real.NAMES[model]
-    assert type(sd.pipe).__name__ == {"sd15": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}[model]
-    assert (sd.reward.name, sd.judge.name) == ("pickscore", "clip-cosine/1")
-    assert sd.pipe.vae.use_slicing  # what the forecast of decoding counts on
-    assert not adapter_names(sd.pipe.unet)  # the next cell meets the pipeline as it was
-    assert "Forecast from counted work" in capsys.readouterr().out
+    return sd, names, figure
+
+
+def check_pictures_changed(number, names):
+    """What each lesson's method did to pictures from the same noise."""
     changed = {"04": ("alone", "fed"), "05": ("untrained", "tuned")}.get(number)
     if changed:
         before, after = (names[name] for name in changed)
@@ -133,6 +139,20 @@ def test_the_cell_of_the_lesson_runs_on_the_published_layouts(number, model, les
     if number == "06":
         base, easy, hard = names["drawn"].values()
         assert not torch.allclose(base, easy, atol=1e-4) and not torch.allclose(easy, hard, atol=1e-4)
+
+
+@pytest.mark.parametrize(("number", "model"), CASES)
+def test_the_cell_of_the_lesson_runs_on_the_published_layouts(number, model, lesson, monkeypatch, capsys):
+    if model == "sdxl":  # which a learner chooses where there is room
+        monkeypatch.setattr(real, "free_memory", lambda: 80.0)
+    sd, names, figure = run_cell(number, lesson(number), model)
+    assert isinstance(figure, CourseFigure) and figure.alt and sd.name == real.NAMES[model]
+    assert type(sd.pipe).__name__ == {"sd15": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}[model]
+    assert (sd.reward.name, sd.judge.name) == ("pickscore", "clip-cosine/1")
+    assert sd.pipe.vae.use_slicing  # what the forecast of decoding counts on
+    assert not adapter_names(sd.pipe.unet)  # the next cell meets the pipeline as it was
+    assert "Forecast from counted work" in capsys.readouterr().out
+    check_pictures_changed(number, names)
     if number == "07":
         assert names["card"].drift > 0 and set(sd.wording) == {"subject", "scene"}
 
@@ -167,14 +187,36 @@ def test_every_reward_can_be_chosen_and_a_lesson_trains_on_it(lesson, rewards, m
         real.published.cache_clear()
     assert list(seen) == ["pickscore", "hpsv2.1", "imagereward", "aesthetic", "clip-iqa-quality/1"]
     assert len(set(seen.values()) | {(seen["pickscore"])}) == 4  # HPSv2.1 is a copy of PickScore's folder here
-    names = {"lab": lab, "lang": "en", "pipe": None, "t": lab.t} | DEFINED["05"]
-    imports, body, last = last_section("05")
-    exec(compile(imports, "05", "exec"), names)
-    plain = lab.real
-    lab.real = lambda pipe, **how_much: plain(pipe, reward="clip-iqa", **how_much)
-    exec(compile(body, "05", "exec"), names)
-    assert names["sd"].reward.name == "clip-iqa-quality/1"
-    assert not torch.allclose(names["untrained"], names["tuned"], atol=1e-4)
+    real_of, lab.real = lab.real, lambda pipe, **asked: real_of(pipe, reward="clip-iqa", **asked)
+    sd, names, _ = run_cell("05", lab, "sd15")
+    assert sd.reward.name == "clip-iqa-quality/1"
+    check_pictures_changed("05", names)
+
+
+@pytest.mark.parametrize("number", ["04", "05", "06"])
+def test_the_same_cell_runs_on_the_flow_matching_transformer(number, small, capsys):
+    sd, names, figure = run_cell(number, small(number), "portrait-flow")
+    assert isinstance(figure, CourseFigure) and figure.alt
+    assert (sd.name, type(sd.pipe).__name__) == ("PortraitFlow", "PortraitFlowPipeline")
+    assert sd.denoiser is sd.pipe.transformer and not adapter_names(sd.denoiser)
+    check_pictures_changed(number, names)
+    # 4 prompts, pools of 2 candidates for each, trainings of 2 steps
+    said, images, steps = capsys.readouterr().out, *{"04": (12, 0), "05": (16, 2), "06": (20, 4)}[number]
+    assert f"On a CPU: {images} pictures of 2 steps" in said and "on one core" in said
+    assert (f"training: {steps} steps of 2 pairs" in said) == bool(steps)
+
+
+def test_a_tier_has_its_own_models_and_sizes_of_their_own(lesson, small):
+    with pytest.raises(ValueError, match="'portrait-flow', expected one of sd15, sdxl$"):
+        lesson("05").real(None, model="portrait-flow")
+    with pytest.raises(ValueError, match="'sd9', expected one of sd15, sdxl, portrait-flow$"):
+        small("05").real(None, model="sd9")
+    unet, flow = real.plan_of("cpu"), real.plan_of("cpu", "portrait-flow")
+    assert flow.kappa < unet.kappa and (flow.prompts, flow.train_steps) == (unet.prompts, unet.train_steps)
+    found = real.forecast(model="portrait-flow", tier="cpu", rounds=3, pools=1, runs=2)
+    assert (found.images, found.train_steps, found.train.batch_size) == (7 * flow.prompts, 2 * flow.train_steps, 4)
+    work = found.images * (flow.steps * 0.00029 + 0.00068) + found.train_steps * flow.pairs * 0.00105  # TFLOP
+    assert 60 * found.minutes == pytest.approx(work / (0.35 * 0.1)) and found.gigabytes < 2
 
 
 def test_the_sizes_of_tier_gpu_fit_a_t4_beside_the_judges(monkeypatch):

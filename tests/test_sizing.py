@@ -54,6 +54,11 @@ def test_the_recorded_cost_of_a_guided_picture_is_what_the_full_layout_counts():
     assert cost.fixed_gb > 2 * (860 + 123 + 84) / 1000  # half precision: U-Net, text encoder, VAE
 
 
+@pytest.mark.parametrize("work", ["sample", "train"])
+def test_the_recorded_costs_of_portrait_flow_are_those_of_its_transformer(work):
+    assert counted("portrait-flow", work) == COSTS["portrait-flow", work]
+
+
 def test_the_largest_batch_that_fits_is_chosen_and_the_forecast_is_its_sum():
     cost = COSTS["sd15", "sample"]
     free = CONTEXT_GB + WASTE * (cost.fixed_gb + 3 * cost.row_gb) + 1e-6

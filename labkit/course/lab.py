@@ -128,11 +128,12 @@ class Lab:
 
         Args:
             pipe: the lesson's small pipeline. rounds, pools, runs: how much the cell does (`labkit.real.forecast`).
-            choices: of tier gpu, `model="sdxl"` and `reward="hpsv2.1"`, "imagereward", "aesthetic" or
-                "clip-iqa".
+            choices: of tier gpu, `model="sdxl"` and `reward="hpsv2.1"`, "imagereward", "aesthetic" or "clip-iqa"; of
+                smoke and cpu, `model="portrait-flow"`: a flow-matching transformer in the place of `pipe`.
 
         Raises:
-            TooSmall, ModelLoadError: of one line, if the GPU has no room or weights are missing.
+            ValueError: the tier has no such model. TooSmall, ModelLoadError: of one line, if the GPU has no room or
+                weights are missing.
         """
         from labkit import real
 
@@ -377,24 +378,28 @@ class Lab:
 def real_lines(
     tier: str, *, model: str = "sd15", reward: str = "pickscore", rounds: int = 1, pools: int = 0, runs: int = 0
 ) -> list[str]:
-    """What `Lab.real` says before it loads anything: who is who on this tier, and the forecast of tier gpu."""
+    """What `Lab.real` says before it loads anything: who is who on this tier, and the forecast of tier gpu, or that of
+    this tier if its own model was chosen."""
     from labkit import real
     from labkit.models.sizing import TooSmall
 
     said = {"model": real.NAMES.get(model, model), "reward": real.REWARDS.get(reward, reward)}
-    lines = [t("real.gpu" if tier == "gpu" else "real.small", tier=tier, **said)]
+    plan, own = real.plan_of(tier, model), model in real.SMALL_NAMES
+    plan = plan if own else real.PLANS["gpu"]
+    lines = [t("real.flow" if own else "real.gpu" if tier == "gpu" else "real.small", tier=tier, **said)]
     try:
-        found = real.forecast(model=model, rounds=rounds, pools=pools, runs=runs)
+        found = real.forecast(model=model, tier=tier, rounds=rounds, pools=pools, runs=runs)
     except TooSmall as error:
         if tier == "gpu":
             raise
         return [*lines, translated(str(error))]
-    lines.append(t("real.draw", gpu=found.gpu, images=found.images, steps=real.PLANS["gpu"].steps,
+    lines.append(t("real.draw", gpu=found.gpu, images=found.images, steps=plan.steps,
                    batch=found.draw.batch_size))  # fmt: skip
     if found.train is not None:
-        lines.append(t("real.train", steps=found.train_steps, pairs=real.PLANS["gpu"].pairs,
+        lines.append(t("real.train", steps=found.train_steps, pairs=plan.pairs,
                        batch=found.train.batch_size))  # fmt: skip
-    lines.append(t("real.cost", gigabytes=found.gigabytes, free=found.free_gb, minutes=found.minutes))
+    cost = {"gigabytes": found.gigabytes, "free": found.free_gb, "minutes": found.minutes}
+    lines.append(t("real.core", seconds=60 * found.minutes) if own else t("real.cost", **cost))
     return lines
 
 

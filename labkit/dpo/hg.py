@@ -27,6 +27,7 @@ from labkit.diffusion import (
     adapter_state,
     add_lora,
     base_parameters,
+    denoiser_of,
     load_adapter_state,
     merge_lora,
 )
@@ -137,28 +138,27 @@ def run_stages(
     folder: str | Path | None = None,
     callback: Callable[[str, dict], bool | None] | None = None,
 ) -> dict[str, list[dict]]:
-    """Train the stages one after the other on `pipe.unet`; the adapters stay on it, active, frozen, named like them.
+    """Train the stages one after the other on the pipeline's U-Net, or on the transformer of Stable Diffusion 3 that
+    stands in its place; the adapters stay on it, active, frozen, named like them.
 
     reference  "stage": each stage's own start. "base": the model as it was before the first stage.
     folder     where stages with `save_every` keep their checkpoints; calling again goes on in the stage that was cut.
     callback   called with (stage name, log record); returning True ends that stage.
 
     Returns the logs by stage. The base weights are the same bits as before, also after an error.
-    Raises ValueError for names that repeat or are taken, and for another reference.
+    Raises ValueError for names that repeat or are taken, for another reference, and for a pipeline with neither.
     """
     if reference not in ("stage", "base"):
         raise ValueError(f"reference is {reference!r}, expected 'stage' (each stage's start) or 'base'")
-    if getattr(pipe, "unet", None) is None:
-        raise ValueError("the stages of HG-DPO are for a U-Net: train a flow model with one DPOTrainer")
-    names = [stage.name for stage in stages]
-    taken = sorted(set(names) & set(adapter_names(pipe.unet)))
+    model, names = denoiser_of(pipe), [stage.name for stage in stages]
+    taken = sorted(set(names) & set(adapter_names(model)))
     if not names or len(set(names)) != len(names) or taken:
         raise ValueError(f"stage names {names} must be distinct and free (taken: {taken}): remove those adapters first")
-    base = copy.deepcopy(pipe.unet) if reference == "base" else None
+    base = copy.deepcopy(model) if reference == "base" else None
     logs, states = {}, {}
-    with base_weights_kept(pipe.unet):
+    with base_weights_kept(model):
         for stage in stages:
-            # from the second stage on the U-Net is no longer the one that made the pool
+            # from the second stage on the network is no longer the one that made the pool
             config = replace(stage.config, adapter=stage.name, foreign_pairs=bool(logs) or stage.config.foreign_pairs)
             stop = None if callback is None else (lambda record, name=stage.name: callback(name, record))
             kept = None if folder is None else Path(folder) / stage.name
@@ -166,10 +166,10 @@ def run_stages(
                 pipe, stage.pairs, config, stage.terms, folder=kept, reference=base if logs else None
             ) as trainer:
                 logs[stage.name] = trainer.run(callback=stop)
-                states[stage.name] = adapter_state(pipe.unet, stage.name)
-                merge_lora(pipe.unet, stage.name)
+                states[stage.name] = adapter_state(model, stage.name)
+                merge_lora(model, stage.name)
     for stage in stages:
-        attach(pipe.unet, stage.name, states[stage.name])
+        attach(model, stage.name, states[stage.name])
     return logs
 
 

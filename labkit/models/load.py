@@ -111,17 +111,9 @@ def load_flow(
 ) -> PortraitFlowPipeline:
     """PortraitFlow: the transformer and scheduler of data/portrait-flow with the VAE and text encoder of portrait-sd.
 
-    The repository has the recipe, not the weights: train them with `python -m labkit.training`, parts data, restore,
-    flow and flow-export.
-
-    folder: what `flow-export` has written elsewhere.
+    folder: what `python -m labkit.training flow-export` has written elsewhere.
     """
     device, dtype = _device_and_dtype("cpu", device, dtype)
-    if folder is None and not (data_dir() / FLOW).is_dir():
-        raise ModelLoadError(
-            f"{data_dir() / FLOW} is not shipped: train it with `python -m labkit.training` (data, restore, flow, "
-            "flow-export), or give its folder="
-        )
     source, shared = _source("cpu", folder, shipped=FLOW, hub=""), _source("cpu", None, shipped="portrait-sd", hub="")
     for part in ("transformer", "scheduler"):
         need(source / part / ("config.json" if part == "transformer" else "scheduler_config.json"), source)

@@ -21,12 +21,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from labkit.errors import LabkitError
+from labkit.models.paths import data_dir
 
 CONTEXT_GB = 0.8  # CUDA, cuDNN and cuBLAS with their workspaces, before the first tensor
 WASTE = 1.15  # what the caching allocator holds over what is in use
 REACHED = 0.35  # share of the peak of a GPU's half-precision units
 PEAKS = {"T4": 65.0, "V100": 112.0, "L4": 121.0, "A10": 125.0, "A100": 312.0, "H100": 756.0, "H200": 756.0}  # TFLOP/s
 FREE_GB = {"T4": 14.5, "V100": 31.0, "L4": 22.0, "A10": 22.0, "A100": 78.0, "H100": 78.0, "H200": 138.0}  # 10^9 bytes
+CPU_TFLOPS = 0.1  # of one core in single precision
 FLOOR = "T4"  # the smallest GPU that the tier is planned for, 16 GB of which about 14.5 are free
 FLOOR_GB = FREE_GB[FLOOR]
 
@@ -48,9 +50,9 @@ class Cost:
     row_once_tflop: float = 0.0  # decoding, once per image
 
 
-# (model, work) -> cost, in half precision, 512 x 512 pixels (SDXL: 1024 x 1024); decoding one image at a time. "train
-# again" recomputes activations in backward. The fixed part of SDXL's training is an older count, too high: it has the
-# weights of linear layers twice.
+# (model, work) -> cost, in half precision, 512 x 512 pixels (SDXL: 1024 x 1024; portrait-flow: 64 x 64 pixels in single
+# precision); decoding one image at a time. "train again" recomputes activations in backward. The fixed part of SDXL's
+# training is an older count, too high: it has the weights of linear layers twice.
 COSTS: dict[tuple[str, str], Cost] = {
     ("sd15", "sample"): Cost(fixed_gb=2.4, row_gb=0.137, row_tflop=1.607, row_once_tflop=2.515),
     ("sd15", "train"): Cost(fixed_gb=2.16, row_gb=2.131, row_tflop=5.173),
@@ -60,6 +62,8 @@ COSTS: dict[tuple[str, str], Cost] = {
     ("sdxl", "train"): Cost(fixed_gb=7.29, row_gb=15.682, row_tflop=42.6),
     ("sdxl", "train again"): Cost(fixed_gb=7.67, row_gb=9.652, row_tflop=52.854),
     ("sdxl", "encode"): Cost(fixed_gb=0.33, row_gb=2.697, row_tflop=4.879),
+    ("portrait-flow", "sample"): Cost(fixed_gb=0.03, row_gb=0.001, row_tflop=0.00029, row_once_tflop=0.00068),
+    ("portrait-flow", "train"): Cost(fixed_gb=0.04, row_gb=0.007, row_tflop=0.00105),
     ("pickscore", "score"): Cost(fixed_gb=1.97, row_gb=0.008, row_tflop=0.335),
 }
 
@@ -93,7 +97,7 @@ def sizes_for(
     Args:
         work: "sample", guided images of `steps` steps each, or "train", `steps` steps of DPO with LoRA on `rows` pairs;
             "encode" and "score" (model "pickscore"), images once each.
-        model: "sd15" or "sdxl".
+        model: "sd15", "sdxl", or "portrait-flow" (give free_gb and peak_tflops of the CPU).
         rows: images in all, or pairs per step (gathered over micro-batches).
         free_gb: free memory in 10^9 bytes; by default that of the GPU, without one that of a T4.
         peak_tflops: of the GPU; by default looked up by its name, a T4's if it is unknown.
@@ -275,6 +279,50 @@ def counted_scoring() -> Cost:
     return counted_once(lambda rows: clip.vision_model(torch.empty(rows, 3, 224, 224, **pixels)), clip)
 
 
+def counted_flow(work: str) -> Cost:
+    """The cost of "sample" or "train" with portrait-flow, as `data/` has it; LoRA of rank 16 on every linear layer."""
+    from diffusers import AutoencoderKL, SD3Transformer2DModel
+    from peft import LoraConfig
+
+    from labkit.diffusion.lora_adapters import lora_targets
+    from labkit.models.flow import TOKENS
+
+    config = SD3Transformer2DModel.load_config(data_dir() / "portrait-flow" / "transformer")
+    with torch.device("meta"):
+        model = SD3Transformer2DModel.from_config(config).eval().requires_grad_(False)
+        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(data_dir() / "portrait-sd" / "vae")).eval()
+    channels, side = config["in_channels"], config["sample_size"]
+    fixed = weights_gb(model, vae)
+
+    def call(rows: int) -> Tensor:
+        sizes = {"hidden_states": (channels, side, side), "encoder_hidden_states": (TOKENS, 128)}
+        sizes |= {"pooled_projections": (128,), "timestep": ()}
+        return model(**{name: torch.empty(rows, *size, device="meta") for name, size in sizes.items()}).sample
+
+    def sample(batch: int) -> None:
+        with torch.no_grad():
+            call(2 * batch)
+
+    def train(batch: int) -> None:
+        sample(batch)  # the reference: two rows for a pair, too
+        call(2 * batch).square().mean().backward()
+
+    def decode() -> None:
+        with torch.no_grad():
+            vae.decode(torch.empty(1, channels, side, side, device="meta"))
+
+    if work == "sample":
+        (one, tflop), (two, _), (picture, once) = count(lambda: sample(1)), count(lambda: sample(2)), count(decode)
+        row = two - one
+        return Cost(round(fixed + max(0.0, picture - row), 2), round(row, 3), round(tflop, 5), round(once, 5))
+    with torch.device("meta"):
+        model.add_adapter(LoraConfig(r=16, lora_alpha=16, target_modules=lora_targets(model, None)))
+    fixed += 4 * 4 * sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e9  # as for the others
+    model.train()
+    (one, tflop), (two, _) = count(lambda: train(1)), count(lambda: train(2))
+    return Cost(round(fixed + max(0.0, 2 * one - two), 2), round(two - one, 3), round(tflop, 5))
+
+
 def counted(model: str, work: str) -> Cost:
     """The cost of `work` ("sample", "train", "train again" with activations recomputed) in the full-width layout;
     of "encode" and of PickScore's "score" as well."""
@@ -282,6 +330,8 @@ def counted(model: str, work: str) -> Cost:
         return counted_scoring()
     if work == "encode":
         return counted_encoding(model)
+    if model == "portrait-flow":
+        return counted_flow(work)
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from peft import LoraConfig
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection

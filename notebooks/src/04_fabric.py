@@ -1303,7 +1303,7 @@ curve_with_interval(
     title=t("l04.cost_title"),
 )
 
-# %% [markdown] lang="en" uid="real" pair="3701858f"
+# %% [markdown] lang="en" uid="real" pair="a9b4f349"
 # **Reading.** The lines count: fused has the evaluations of recomputed in one call a step; cached and pooled have the calls and evaluations of a picture without feedback. Whether a saved call is
 # saved *time* depends on the machine: on a small model with one thread the work itself dominates, on a GPU a call that is too small leaves it idle. The curve is linear in $n$ (the paper calls the growth of
 # memory quadratic): the queries stay those of one picture. What would change the picture is its size; at $64 \times 64$ places the longer attention itself is the price.
@@ -1316,12 +1316,16 @@ curve_with_interval(
 # | tier | pictures | who picks the like | who only watches |
 # |---|---|---|---|
 # | gpu | Stable Diffusion 1.5, or SDXL with `model="sdxl"` | PickScore, or `reward="imagereward"` and others | CLIP |
-# | smoke, cpu | PortraitSD | PortraitCLIP: what the prompt names, no sunglasses, a cool background | AttributeReader, the same questions |
+# | smoke, cpu | PortraitSD, or PortraitFlow with `model="portrait-flow"` | PortraitCLIP: what the prompt names, no sunglasses, a cool background | AttributeReader, the same questions |
+#
+# U-Nets are not the only kind of model. With `lab.real(pipe, rounds=3, model="portrait-flow")` this very cell runs on a transformer in the layout of Stable Diffusion 3, on tiers smoke and cpu. It predicts a velocity,
+# $v = \epsilon - x_0$, in place of the noise, so a reference is noised along the straight line $x_t = (1 - t)\,x_0 + t\,\epsilon$; and in place of self-attention there is *joint attention*, where picture and text attend to
+# both at once: there the picture's tokens read the like, the text's do not.
 #
 # Before a weight is loaded, the box says what the gpu tier will draw, how much of its memory it needs and how long it takes; without a GPU it says so for a T4. Look at the *rows* before you
 # read the numbers: what do the pictures of the last row share with the like?
 
-# %% [markdown] lang="ja" uid="real" pair="99cc33a6"
+# %% [markdown] lang="ja" uid="real" pair="27f9c3b5"
 # **図の読み方。** まず回数を見てください。融合は、毎回計算と計算量が同じで、呼び出しは1ステップに1回です。キャッシュとプーリングは、フィードバックなしの画像と同じ回数で済みます。呼び出しを減らして*時間*が減るかどうかは
 # 機械によります。小さなモデルをスレッド1つで動かすと計算そのものが支配的ですが、GPU では、小さすぎる呼び出しは GPU を遊ばせてしまいます。曲線は $n$ に対して直線的です。論文は、メモリが2次で増えると
 # 述べていますが、クエリは1枚分のままなので、そうはなりません。結果を変えるのは画像の大きさです。位置が $64 \times 64$ になれば、長くなった注意そのものが費用になります。
@@ -1334,7 +1338,11 @@ curve_with_interval(
 # | tier | 画像 | 「好き」を選ぶ評価役 | 見守るだけの評価役 |
 # |---|---|---|---|
 # | gpu | Stable Diffusion 1.5(`model="sdxl"` なら SDXL) | PickScore(`reward="imagereward"` などに変更できます) | CLIP |
-# | smoke, cpu | PortraitSD | PortraitCLIP: プロンプトの指定、サングラスがないこと、寒色の背景 | AttributeReader(同じ3点) |
+# | smoke, cpu | PortraitSD(`model="portrait-flow"` なら PortraitFlow) | PortraitCLIP: プロンプトの指定、サングラスがないこと、寒色の背景 | AttributeReader(同じ3点) |
+#
+# モデルは U-Net だけではありません。`lab.real(pipe, rounds=3, model="portrait-flow")` とすると、tier smoke と cpu では、同じセルが Stable Diffusion 3と同じ構成の Transformer で動きます。このモデルは、ノイズの代わりに速度
+# $v = \epsilon - x_0$ を予測するので、参照画像も直線 $x_t = (1 - t)\,x_0 + t\,\epsilon$ に沿ってノイズを加えます。また、自己注意の代わりに*ジョイント注意*(joint attention)があり、画像とテキストの両方のトークンに注意を向けます。ここで
+# 「好き」を読むのは画像のトークンだけで、テキストのトークンは読みません。
 #
 # 重みを読み込む前に、tier gpu で何枚生成するか、メモリと時間がどれだけかかるかを表示します。GPU がなければ、T4 での見込みを示します。数値を読む前に、*行*を見比べてください。最後の行の画像は、「好き」と何が共通しているでしょうか。
 

@@ -1077,7 +1077,7 @@ with TemporaryDirectory() as folder, quiet():
     plain.load_lora_weights(folder, weight_name=file.name)
 print(t("l05.same_pixels", largest=float((drawn(plain) - mine).abs().max())))
 
-# %% [markdown] lang="en" uid="real" pair="7b1d4b5f"
+# %% [markdown] lang="en" uid="real" pair="b4a1a46e"
 # ## 13. The same on Stable Diffusion
 #
 # The loss knows nothing of portraits, and neither does the trainer. So run the whole chain once more, from pool to proof, with what a practitioner has: a judge scores a few candidates for each prompt, best against worst
@@ -1086,13 +1086,16 @@ print(t("l05.same_pixels", largest=float((drawn(plain) - mine).abs().max())))
 # | tier | pictures | who chooses | who only watches |
 # |---|---|---|---|
 # | gpu | Stable Diffusion 1.5, or SDXL with `model="sdxl"` | PickScore, or `reward="imagereward"` and others | CLIP |
-# | smoke, cpu | PortraitSD | PortraitCLIP: what the prompt names, no sunglasses, a cool background | AttributeReader, the same questions |
+# | smoke, cpu | PortraitSD, or PortraitFlow with `model="portrait-flow"` | PortraitCLIP: what the prompt names, no sunglasses, a cool background | AttributeReader, the same questions |
+#
+# With `lab.real(pipe, rounds=2, pools=1, runs=1, model="portrait-flow")` this very cell trains a transformer in the layout of Stable Diffusion 3, on tiers smoke and cpu. It predicts a velocity, $v = \epsilon - x_0$, in place of the
+# noise: the loss is the same, of velocity errors ([Flow-DPO](https://arxiv.org/abs/2501.13918), whose authors weigh all times alike), with a `kappa` of its own; and in place of self-attention LoRA meets *joint attention*, where picture and text attend to both.
 #
 # Before a weight is loaded, the box says what the gpu tier will draw and train, how much memory that needs and how long it takes; without a GPU it says so for a T4.
 #
 # **Decide first:** one judge made the pairs, the other never did. Which of the two win rates would convince you, and how far from one half would it have to be with this many prompts?
 
-# %% [markdown] lang="ja" uid="real" pair="a677f708"
+# %% [markdown] lang="ja" uid="real" pair="b551e3a3"
 # ## 13. 同じことを Stable Diffusion で
 #
 # 損失関数にも学習器にも、ポートレート専用の部分はありません。そこで、候補の生成から検証までの全体を、実務で手に入る道具だけでもう一度動かします。評価役がプロンプトごとに候補を採点し、最良と最悪がペアになり、数十ステップの DPO で LoRA を学習します。未使用のプロンプトの画像は、
@@ -1101,7 +1104,10 @@ print(t("l05.same_pixels", largest=float((drawn(plain) - mine).abs().max())))
 # | tier | 画像 | 選ぶ評価役 | 見守るだけの評価役 |
 # |---|---|---|---|
 # | gpu | Stable Diffusion 1.5(`model="sdxl"` なら SDXL) | PickScore(`reward="imagereward"` などに変更できます) | CLIP |
-# | smoke, cpu | PortraitSD | PortraitCLIP: プロンプトの指定、サングラスがないこと、寒色の背景 | AttributeReader(同じ3点) |
+# | smoke, cpu | PortraitSD(`model="portrait-flow"` なら PortraitFlow) | PortraitCLIP: プロンプトの指定、サングラスがないこと、寒色の背景 | AttributeReader(同じ3点) |
+#
+# `lab.real(pipe, rounds=2, pools=1, runs=1, model="portrait-flow")` とすると、tier smoke と cpu では、同じセルが Stable Diffusion 3と同じ構成の Transformer を学習します。このモデルは、ノイズの代わりに速度 $v = \epsilon - x_0$ を予測します。
+# 損失の式は同じで、速度の誤差を使います(時刻によらず重みを一定にする [Flow-DPO](https://arxiv.org/abs/2501.13918) の方法です)。`kappa` には専用の値を使います。LoRA が入る注意の層も、自己注意ではなく、画像とテキストの両方に注意を向ける*ジョイント注意*(joint attention)です。
 #
 # 重みを読み込む前に、tier gpu で何をどれだけ生成・学習し、メモリと時間がどれだけかかるかを表示します。GPU がなければ、T4 での見込みを示します。
 #

@@ -1249,7 +1249,7 @@ print(t("l06.cost", pool=pool_rows, train=train_rows, labels=scores.numel(), vot
 print(t("l06.break_even", pictures=(pool_rows + train_rows) / (per_picture * (world.pool.n - 1)), n=world.pool.n))
 lab.article_map()
 
-# %% [markdown] lang="en" uid="real" pair="259cc742"
+# %% [markdown] lang="en" uid="real" pair="507fbbf7"
 # ## 11. The same on Stable Diffusion
 #
 # The hard stage of the paper needs photographs of real people, and this repository holds none, so on the gpu tier the curriculum is made of what a pool alone can give: *easy* is the best candidate against the worst, *hard* is the best against the second best, where the judge hardly sees a
@@ -1258,13 +1258,16 @@ lab.article_map()
 # | tier | pictures | who chooses | who only watches |
 # |---|---|---|---|
 # | gpu | Stable Diffusion 1.5, or SDXL with `model="sdxl"` | PickScore, or `reward="imagereward"` and others | CLIP |
-# | smoke, cpu | PortraitSD | PortraitCLIP: what the prompt names, no sunglasses, a cool background | AttributeReader, the same questions |
+# | smoke, cpu | PortraitSD, or PortraitFlow with `model="portrait-flow"` | PortraitCLIP: what the prompt names, no sunglasses, a cool background | AttributeReader, the same questions |
+#
+# With `lab.real(pipe, rounds=3, pools=1, runs=2, model="portrait-flow")` this very cell climbs on a transformer in the layout of Stable Diffusion 3, on tiers smoke and cpu: its errors are those of a velocity, $v = \epsilon - x_0$, in place of
+# the noise, and in place of self-attention each stage's LoRA meets *joint attention*, where picture and text attend to both. Merging, references and stages stay as they are.
 #
 # Before a weight is loaded, the box says what the gpu tier will draw and train, how much memory that needs and how long it takes; without a GPU it says so for a T4.
 #
 # **Predict:** will the second stage add what the first could not, or only noise? Compare the two printed margins before you look at the pictures.
 
-# %% [markdown] lang="ja" uid="real" pair="1dfe428d"
+# %% [markdown] lang="ja" uid="real" pair="e34d323e"
 # ## 11. 同じことを Stable Diffusion で
 #
 # 論文の hard の段階には本物の人物写真が必要ですが、このリポジトリにはありません。そこで tier gpu では、プールだけから作れるカリキュラムにします。*easy* は最良の候補と最悪の候補、*hard* は最良の候補と2番目の候補の組で、評価役にもほとんど差が見えません。第6節と同じく、各段階は前の段階の重みから始まります。
@@ -1273,7 +1276,10 @@ lab.article_map()
 # | tier | 画像 | 選ぶ評価役 | 見守るだけの評価役 |
 # |---|---|---|---|
 # | gpu | Stable Diffusion 1.5(`model="sdxl"` なら SDXL) | PickScore(`reward="imagereward"` などに変更できます) | CLIP |
-# | smoke, cpu | PortraitSD | PortraitCLIP: プロンプトの指定、サングラスがないこと、寒色の背景 | AttributeReader(同じ3点) |
+# | smoke, cpu | PortraitSD(`model="portrait-flow"` なら PortraitFlow) | PortraitCLIP: プロンプトの指定、サングラスがないこと、寒色の背景 | AttributeReader(同じ3点) |
+#
+# `lab.real(pipe, rounds=3, pools=1, runs=2, model="portrait-flow")` とすると、tier smoke と cpu では、同じセルが Stable Diffusion 3と同じ構成の Transformer で段階を登ります。誤差は、ノイズの代わりに速度 $v = \epsilon - x_0$ で測ります。
+# 各段階の LoRA が入る注意の層も、自己注意ではなく、画像とテキストの両方に注意を向ける*ジョイント注意*(joint attention)です。統合の仕方、参照モデル、段階の進め方は変わりません。
 #
 # 重みを読み込む前に、tier gpu で何をどれだけ生成・学習し、メモリと時間がどれだけかかるかを表示します。GPU がなければ、T4 での見込みを示します。
 #
@@ -1300,10 +1306,10 @@ run_stages(
 )  # fmt: skip
 drawn = {}
 for label, worn in {t("l06.base"): (), "easy": ("easy",), "easy → hard": ("easy", "hard")}.items():
-    with use_adapters(sd.pipe.unet, dict.fromkeys(worn, 1.0)):
+    with use_adapters(sd.denoiser, dict.fromkeys(worn, 1.0)):
         drawn[label] = sd.draw(sd.held_out)
 for name in sd_stages:
-    remove_lora(sd.pipe.unet, name)
+    remove_lora(sd.denoiser, name)
 said = {label: sd.opinions(images, sd.held_out) for label, images in drawn.items()}
 for label, (chosen, seen) in said.items():
     print(t("real.means", name=label, chosen=chosen.mean(), seen=seen.mean()))
