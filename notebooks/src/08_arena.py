@@ -10,7 +10,7 @@ from labkit.course import start, t
 
 lab = start("08", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
 
-# %% [markdown] lang="en" uid="article" pair="8fb3074c"
+# %% [markdown] lang="en" uid="article" pair="bf010b9b"
 # The article of this lesson, "拡散モデルのアラインメント", tells of a survey: *Alignment of Diffusion Models: Fundamentals, Challenges, and Future* ([arXiv 2409.07253](https://arxiv.org/abs/2409.07253)). Three of its sentences are put to
 # the test: that alignment is done by rules, refined instructions and learnt preferences; that looking good is not enough; and that the verification decides whether it pays.
 # A survey compares families on paper. Here they race: one base, one budget, one imperfect reward, and a judge that none of them can bribe.
@@ -28,7 +28,7 @@ lab = start("08", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # %% [markdown] lang="ja" uid="article" pair="996d35bb"
 # このレッスンで読む記事は「拡散モデルのアラインメント」で、サーベイ論文 *Alignment of Diffusion Models: Fundamentals, Challenges, and Future*([arXiv 2409.07253](https://arxiv.org/abs/2409.07253))を紹介しています。ここでは3つの主張を
 # 確かめます。アラインメントはルール、指示の洗練、好みの学習によって行うこと、見た目が良いだけでは足りないこと、そして割に合うかどうかは検証で決まることです。
-# サーベイは、手法を文献の上で比べています。ここでは実際に競わせます。基準モデル、予算、不完全な報酬はどの手法にも共通で、判定するのは、どの手法も学習に使えない評価役です。
+# サーベイは文献を読んで手法を比べますが、ここでは実際に競わせます。基準モデル、予算、不完全な報酬はどの手法にも共通で、判定するのは、どの手法も学習に使えない評価役です。
 #
 # | 記事の言葉 | この教材の言葉 | コード |
 # |---|---|---|
@@ -419,7 +419,7 @@ curve_with_interval(
 #
 # **DiffusionNFT**([arXiv 2509.16117](https://arxiv.org/abs/2509.16117))は、密度も軌跡も必要としません。完成した画像に学習時と同じようにノイズを加え、同じアドバンテージに従って、良い画像に予測を近づけ、悪い画像から*遠ざけます*。**RAFT** はその前半だけで、各グループの最良の画像でファインチューニングします。
 
-# %% [markdown] lang="en" uid="through" pair="17192f4e"
+# %% [markdown] lang="en" uid="through" pair="2d61bf03"
 # ## 6. Through the sampler
 #
 # If the reward is a network, why guess its gradient from scores? DRaFT ([arXiv 2309.17400](https://arxiv.org/abs/2309.17400)) back-propagates: picture, decoder, last denoising step, the one before, and so on. The full chain costs memory and may explode; DRaFT-K runs all $T$ steps but records only the *last* $K$. AlignProp
@@ -429,7 +429,7 @@ curve_with_interval(
 # ## 6. サンプラーを通して微分する
 #
 # 報酬がネットワークなら、勾配をスコアから推し量る必要はありません。DRaFT([arXiv 2309.17400](https://arxiv.org/abs/2309.17400))は、画像、デコーダ、最後のノイズ除去ステップ、その前のステップへと逆伝播します。全部をたどるとメモリを使い、勾配が爆発することもあります。DRaFT-K は $T$ ステップすべてを実行しますが、記録するのは*最後*の $K$ ステップだけです。
-# AlignProp は更新のたびに $K$ を選び直します。任意の `step(x, i)` について、打ち切った連鎖を書いてください。手計算の例: $x \leftarrow x/2 + \theta$ を4ステップ行うと、$\theta$ についての微分は全体で $1 + 1/2 + 1/4 + 1/8$、$K = 1$ なら1です。
+# AlignProp は更新のたびに $K$ を選び直します。任意の `step(x, i)` を $T$ ステップ繰り返し、勾配を打ち切る関数を書いてください。手計算の例: $x \leftarrow x/2 + \theta$ を4ステップ行うと、$\theta$ についての微分は全体で $1 + 1/2 + 1/4 + 1/8$、$K = 1$ なら1です。
 
 
 # %% uid="truncated-chain" tags=["exercise"] exercise="truncated_chain"
@@ -586,13 +586,13 @@ recorded_paths(
 rows = {"base": base_images, **mine}
 strips({named(name): list(images[:6]) for name, images in rows.items()}, title=t("l08.strips_title"))
 
-# %% [markdown] lang="en" uid="live-reading" pair="1a9e9749"
+# %% [markdown] lang="en" uid="live-reading" pair="2f3453fd"
 # **What you see.** The chart has the proxy of each contender's own training pictures. This is all that a team without a gold judge ever sees, and it is noisy: a dozen pictures an update. The strips have the same prompts and the same noise in every column. Do not look for the most beautiful row. Look for what *all* pictures of a row have in common and the base's have not: a colour, a haircut, an age. That is what the optimiser has learnt about your reward. Whoever learns from one reward leaves such a signature; whoever selects leaves a weaker one.
 #
 # *Note down, before the next cell, which row gold will put first.*
 
 # %% [markdown] lang="ja" uid="live-reading" pair="7f9546e6"
-# **図の読み方。** グラフは、各手法が学習中に描いた画像の代理スコアです。正解の評価役を持たないチームに見えるのはこれだけで、しかも1回の更新に使う画像は十数枚なので、大きくぶれます。画像の図では、同じ列の画像は、同じプロンプトと同じノイズから描いています。いちばん美しい行を探すのではなく、ある行の*すべて*の画像に共通していて、基準モデルにはないものを探してください。色、髪型、年齢などです。それが、最適化手法が報酬から学び取ったものです。1つの報酬で学習すれば必ずこうした痕跡が残り、選ぶだけなら薄くなります。
+# **図の読み方。** グラフは、各手法が学習中に描いた画像の代理スコアです。正解の評価役を持たないチームに見えるのはこれだけで、しかも1回の更新に使う画像は10枚前後なので、大きくぶれます。画像の図では、同じ列の画像は、同じプロンプトと同じノイズから描いています。いちばん美しい行を探すのではなく、ある行の*すべて*の画像に共通していて、基準モデルにはないものを探してください。色、髪型、年齢などです。それが、最適化手法が報酬から学び取ったものです。1つの報酬で学習すれば必ずこうした痕跡が残り、選ぶだけなら薄くなります。
 #
 # *次のセルを実行する前に、正解スコアがどの行を1位にするか、書き留めてください。*
 
@@ -692,13 +692,13 @@ if lines:
     display(recorded_paths(lines, xlabel=t("l08.nfe"), ylabel=score["gold"], title=t("l08.long_title"), looks=looks))
 print(t("l08.long_seeds"), *(f"{named(arm)}: {len(record.seeds(arm))}" for arm in long_arms), sep="\n")
 
-# %% [markdown] lang="en" uid="long-race-reading" pair="47877556"
+# %% [markdown] lang="en" uid="long-race-reading" pair="5f4404bd"
 # **What you see.** The proxy is what is being climbed. Does gold go on with it, does it stay behind, or does it turn? With a tenth of the votes the proxy rises at every look in all six recorded runs (in the first .68, 1.68, 2.27, 2.56), while gold ends below its best look in five of them: .79, .80, .79, .79, .77 at the top and .74, .74, .75, .74, .75 at the end; the sixth climbs to .77. The diversity of all six goes from 4.3 at the first look to 1.2. So the turn is there, and it is small ($-.028$ $[-.053, -.002]$). With all votes four of six runs turn as well (.81, .82, .85, .78 to .74, .74, .75, .74), so whether better votes move the turn is open ($.015$ $[-.059, .089]$), and deciding it would take some 370 runs. What three times the budget does decide is the comparison with the search: DRaFT stays $.141$ $[.112, .170]$ *below* best-of-N, twice as far as before. A turn is claimed with care: each run's best stage is chosen on every other prompt and its gold read on the remaining ones, because a maximum chosen and read on the same prompts looks higher than it is, and every noisy curve would "turn". The second chart has the runs of the long race against what they cost. NFT's gold rises at every look, .60, .68, .78, .81, the highest of all that train, at a diversity of 3.8; DDPO's goes .55, .59, .63, .67. What NFT had after a quarter of its updates DDPO has at the end: on average over the looks NFT is $.107$ $[.037, .177]$ better at the same NFE, so its paper's claim is **reproduced** here, at a smaller factor. The lines below the chart say how many seeds each has.
 #
 # *Would you have stopped in time? Only the proxy was on your screen.*
 
 # %% [markdown] lang="ja" uid="long-race-reading" pair="9a1b6992"
-# **図の読み方。** 学習が最大化しているのは代理スコアです。正解スコアは一緒に上がり続けるでしょうか。途中で取り残されるでしょうか、それとも下がり始めるでしょうか。10分の1の投票で学習した6回の記録のすべてで、代理スコアは測るたびに上がりました(1回目は0.68、1.68、2.27、2.56)。一方、正解スコアは5回で、最良の時点より下で終わりました。最高が0.79、0.80、0.79、0.79、0.77、終了時が0.74、0.74、0.75、0.74、0.75です(残りの1回は0.77まで上がりました)。多様性は6回の平均で、最初の測定の4.3から1.2に下がっています。つまり下降は実際に起きますが、小さなものです($-.028$ $[-.053, -.002]$)。全部の投票で学習した6回のうち4回も下がりました(0.81、0.82、0.85、0.78から0.74、0.74、0.75、0.74)。投票が良ければ下降が小さくなるかどうかは判断できません($.015$ $[-.059, .089]$)。判断するには370回ほどの実行が要ります。3倍の予算で決まったのは、探索との比較です。DRaFT は best-of-N を $.141$ $[.112, .170]$ *下回り*、差は2倍に広がりました。下降は慎重に判定します。実行ごとに、最良の段階を1つおきのプロンプトで選び、正解スコアは残りのプロンプトで読みます。同じプロンプトで最大値を選んで読むと実際より高く見え、ノイズのある曲線はどれも「下降した」ことになってしまうからです。2つ目のグラフは、長い競技の実行を費用に対して描いたものです。NFT の正解スコアは、測るたびに0.60、0.68、0.78、0.81と上がります。学習する手法の中で最も高く、多様性も3.8あります。DDPO は0.55、0.59、0.63、0.67です。NFT が更新の4分の1で得たものに、DDPO は最後でようやく届きます。各時点の平均では、同じ NFE で NFT が $.107$ $[.037, .177]$ 上回ります。論文の主張はここでも**再現できました**。ただし倍率は論文より小さくなります。グラフの下に、それぞれのシードの数を示します。
+# **図の読み方。** 学習が最大化しているのは代理スコアです。正解スコアは一緒に上がり続けるでしょうか。途中で取り残されるでしょうか、それとも下がり始めるでしょうか。10分の1の投票で学習した6回の記録のすべてで、代理スコアは測るたびに上がりました(1回目の記録では0.68、1.68、2.27、2.56)。一方、正解スコアは5回で、最良の時点より下で終わりました。最高が0.79、0.80、0.79、0.79、0.77、終了時が0.74、0.74、0.75、0.74、0.75です(残りの1回は0.77まで上がりました)。多様性は6回の平均で、最初の測定の4.3から1.2に下がっています。つまり下降は実際に起きますが、小さなものです($-.028$ $[-.053, -.002]$)。全部の投票で学習した6回のうち4回も下がりました(0.81、0.82、0.85、0.78から0.74、0.74、0.75、0.74)。投票が良ければ下降が小さくなるかどうかは判断できません($.015$ $[-.059, .089]$)。判断するには370回ほどの実行が要ります。3倍の予算で決まったのは、探索との比較です。DRaFT は best-of-N を $.141$ $[.112, .170]$ *下回り*、差は2倍に広がりました。下降は慎重に判定します。実行ごとに、最良の段階を1つおきのプロンプトで選び、正解スコアは残りのプロンプトで読みます。同じプロンプトで最大値を選んで読むと実際より高く見え、ノイズのある曲線はどれも「下降した」ことになってしまうからです。2つ目のグラフは、長い競技の実行を費用に対して描いたものです。NFT の正解スコアは、測るたびに0.60、0.68、0.78、0.81と上がります。学習する手法の中で最も高く、多様性も3.8あります。DDPO は0.55、0.59、0.63、0.67です。NFT が更新の4分の1で得たものに、DDPO は最後でようやく届きます。各時点の平均では、同じ NFE で NFT が $.107$ $[.037, .177]$ 上回ります。論文の主張はここでも**再現できました**。ただし倍率は論文より小さくなります。グラフの下に、それぞれのシードの数を示します。
 #
 # *自分なら、手遅れになる前に止められたでしょうか。画面に映っているのは代理スコアだけです。*
 
@@ -861,7 +861,7 @@ curve_with_interval(
 # %% [markdown] lang="ja" uid="even-reading" pair="9ac0d512"
 # **図の読み方。** 2本の線は、節約した探索の費用が学習の費用に追い付くところで交わります。記録では、best-of-4 ですでに DRaFT の正解スコアに届きます。学習が割に合うのは数十枚を超えてからで、しかも多様な顔の代わりに、ほぼ1つの顔になります。数千枚のカタログなら学習ですが、ここでの DRaFT より早く止めるか、NFT を使います。30枚のキャンペーンなら探索です。そして、グラフにない項目のほうが決め手になることも多くあります。学習したモデルは*新しい工程*なので、品質を検証し直さなければなりません(レッスン09)。best-of-N が納品するのは、すでに承認されたモデルの画像です。
 
-# %% [markdown] lang="en" uid="own" pair="8b68a150"
+# %% [markdown] lang="en" uid="own" pair="411d141d"
 # ## 11. Your own entry
 #
 # Beat the recorded race within the same budget. Any contender, any of `ArenaSettings`: fewer updates of more pictures, a smaller learning rate with an earlier stop, $K$, $\lambda$, `kl` for the policy gradients. **Predict** gold before each run. Gold decides, on held-out prompts; every try goes into a leaderboard in a file of your own, beside your progress, so that tomorrow's try meets today's.
@@ -870,7 +870,7 @@ curve_with_interval(
 # %% [markdown] lang="ja" uid="own" pair="d0214773"
 # ## 11. 自分のエントリー
 #
-# 同じ予算で、記録済みの競技を上回ってください。どの手法でも、`ArenaSettings` のどの項目でもかまいません。更新回数を減らして枚数を増やす、学習率を下げて早めに止める、$K$、$\lambda$、方策勾配の `kl` などです。実行のたびに正解スコアを**予想**してください。判定は未使用のプロンプトでの正解スコアです。どの試行も、進捗と同じ場所にあるあなた自身のファイルの順位表に残るので、
+# 同じ予算で、記録済みの競技を上回ってください。どの手法でも、`ArenaSettings` のどの項目でもかまいません。更新回数を減らして枚数を増やす、学習率を下げて早めに止める、$K$、$\lambda$、方策勾配の `kl` などです。実行のたびに正解スコアを**予想**してください。判定は未使用のプロンプトでの正解スコアです。どの試行も、進捗と同じ場所に作られる自分用の順位表のファイルに残るので、
 # 明日の試行は今日の試行と競えます。1つ忠告があります。20回試し、そのつど正解スコアを見て最良のものを残すのも、一種の最適化です。そのとき、正解スコアは代理スコアと同じ立場になります。
 
 # %% uid="own-run" tags=["open", "slow"]
