@@ -156,7 +156,7 @@ WORDS = {
         "stages": {"generate": "生成", "score": "採点", "encode": "エンコード", "train": "学習"},
         "knobs": {
             "candidates": "候補の枚数を半分にする", "sampler_steps": "サンプラーのステップ数を半分にする",
-            "guidance": "ガイダンスをやめる", "epochs": "エポック数を半分にする",
+            "guidance": "誘導をやめる", "epochs": "エポック数を半分にする",
         },
         "saves": ["変更", "減る割合"],
     },

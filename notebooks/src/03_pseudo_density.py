@@ -1161,7 +1161,7 @@ claim("tune_vendi", "tune.w003", "tune.w1", "vendi")
 claim("control_alone", "tune.w1", "tune.pretrained", "kernel")
 lab.reveal("tune", "share" if np.mean(results[f"tune.{own_arm}"]["above"]) > pi else "nothing")
 
-# %% [markdown] lang="en" uid="tune-reading" pair="d509763c"
+# %% [markdown] lang="en" uid="tune-reading" pair="112be39b"
 # **What you see.** Take two comparisons apart. *No weights against pretrained*: the same pictures, drawn evenly, already teach the model whom this population consists of. Over five seeds the share above $\tau$ rises from .17 to .29 and
 # the kernel distance falls from 24 to 16. None of that is due to pseudo density, and a table that compares the weighted run with the pretrained model alone would credit it with all of this. *A weight against no weights*: same noise, same
 # timesteps, same initial noise, only the draws differ. $w = 33$ ends at .35 and $w = 0.03$ at .21, in the directions that the paper promises.
@@ -1177,13 +1177,13 @@ lab.reveal("tune", "share" if np.mean(results[f"tune.{own_arm}"]["above"]) > pi 
 # カーネル距離は24から16に下がります。これは擬似密度の効果ではありません。重み付きの結果を事前学習済みモデルとだけ比べた表では、すべて重みの手柄になってしまいます。*重みありと重みなし*: 学習のノイズもタイムステップも、画像の初期ノイズも同じで、
 # 違うのは引き方だけです。$w = 33$ は0.35、$w = 0.03$ は0.21に達し、向きは論文の約束どおりです。
 #
-# **決まらなかったこと。** 重みなしに対する $w = 33$ の増加 $+.06$ $[-.02, .14]$ は、0と区別できません。5つのシードのうち1つが逆に動いたためです。決着に必要な数は、枠に出ています。密度の対数、適合率、再現率、Vendi スコアも
-# 未決です。*後から*気づいたこととして、両端の33と0.03の間では、割合に確かな差0.15 $[.07, .22]$ があります。次の実験の前に、この比較を主張として宣言する理由にはなりますが、ここでの判定にはなりません。
+# **決まらなかったこと。** 重みなしに対する $w = 33$ の増加 $+.06$ $[-.02, .14]$ は、0と区別できません。5つのシードのうち1つが逆に動いたためです。決着に必要な数は、枠に出ています。密度の対数、適合率、再現率、Vendi スコアも、
+# 判断できません。*後から*気づいたこととして、両端の33と0.03の間では、割合に確かな差0.15 $[.07, .22]$ があります。次の実験の前に、この比較を主張として宣言する理由にはなりますが、ここでの判定にはなりません。
 #
 # **まだ小さい理由:** 印字された行にある、終わりなく学習した場合の値と比べてください。まだ遠く離れています。120ステップは道のりの始まりにすぎません。**結果を変えるもの:** ステップ数とシードを増やすことです。ただし、$w = 33$ へ進むほど、
 # モデルは母集団の半分を忘れていきます。第5節の代償を、今度は一度で、しかも永久に払うことになります。
 
-# %% [markdown] lang="en" uid="real" pair="4c7e8a1e"
+# %% [markdown] lang="en" uid="real" pair="5ae0ff75"
 # ## 10. The same on Stable Diffusion
 #
 # Pseudo density needs features and a reference, no portraits. Here the pipeline's own pictures are both: half of them are the reference, the other half are the candidates, and your `acceptance` decides twice, once for the typical and once for the rare. `lab.real` supplies the pipeline of the
@@ -1201,7 +1201,7 @@ lab.reveal("tune", "share" if np.mean(results[f"tune.{own_arm}"]["above"]) > pi 
 # %% [markdown] lang="ja" uid="real" pair="8fd9d836"
 # ## 10. 同じことを Stable Diffusion で
 #
-# 擬似密度に必要なのは特徴量と基準の集まりで、ポートレートである必要はありません。ここではパイプライン自身の画像を両方に使います。半分を基準、残りの半分を候補とし、あなたの `acceptance` で、典型的なものを選ぶ場合と珍しいものを選ぶ場合の2通りに受理を決めます。パイプラインと、
+# 擬似密度に必要なのは特徴量と基準の集まりで、ポートレートである必要はありません。ここではパイプライン自身の画像を両方に使います。半分を基準、残りの半分を候補とし、あなたの `acceptance` で、典型的なものを優遇する場合と珍しいものを優遇する場合の2通りに選別します。パイプラインと、
 # 距離を測る空間である CLIP は、tier に応じて `lab.real` が用意します。
 #
 # | tier | 画像 | 選ぶ評価役 | 見守るだけの評価役 |
@@ -1211,7 +1211,7 @@ lab.reveal("tune", "share" if np.mean(results[f"tune.{own_arm}"]["above"]) > pi 
 #
 # 重みを読み込む前に、tier gpu で何をどれだけ生成・学習し、メモリと時間がどれだけかかるかを表示します。GPU がなければ、T4 での見込みを示します。
 #
-# **予想してください。** いくつもの題材を、1つのプロンプトにつき同じ枚数だけ生成します。密度が最も低いのは、壊れた画像、珍しい画像、それとも単に題材がほかと似ていない画像でしょうか。
+# **予想してください。** 題材の異なるプロンプトから、同じ枚数ずつ生成します。密度が最も低いのは、壊れた画像、珍しい画像、それとも単に題材がほかと似ていない画像でしょうか。
 
 # %% uid="real-run" tags=["slow"]
 sd = lab.real(l03.models().pipe, rounds=4)
@@ -1245,19 +1245,19 @@ strips(
     title=t("l03.real_title", model=sd.name),
 )
 
-# %% [markdown] lang="en" uid="real-reading" pair="d9e2b6f2"
+# %% [markdown] lang="en" uid="real-reading" pair="1971a2f5"
 # **Reading.** Both rows show the same candidates, from the rarest to the most typical; a frame says that the row's rule has accepted the picture. The Vendi score beside the counts is that of what was accepted, and it depends on the count too, so compare the two rows with each other only if they kept about as many.
 # In the space of CLIP a subject that stands alone is rare, well drawn or not: section 6's warning, on any model. A reference of your own photographs would ask a better question than the pipeline's own pictures do.
 #
 # The box counts work, it measured no time; this cell was tested on random weights in the layouts of Stable Diffusion 1.5 and SDXL, which shows that it runs there, and nothing about its pictures.
 
 # %% [markdown] lang="ja" uid="real-reading" pair="8daeb942"
-# **図の読み方。** 2つの行は同じ候補を、最も珍しいものから最も典型的なものへ並べています。枠は、その行の規則で受理されたことを示します。枚数と並べた Vendi スコアは受理された画像のものです。枚数にも左右されるので、2つの行を比べるのは、受理した枚数が同じくらいのときだけにしてください。
-# CLIP の空間では、ほかと似ていない題材は、うまく描けていてもいなくても珍しいと判定されます。第6節の注意は、どのモデルにも当てはまります。自分の写真を基準にすれば、パイプライン自身の画像を基準にするより、良い問いになります。
+# **図の読み方。** 2つの行は同じ候補を、最も珍しいものから最も典型的なものへ並べています。枠は、その行の規則で受理されたことを示します。枚数の横に表示した Vendi スコアは、受理された画像のものです。枚数にも左右されるので、2つの行を比べるのは、受理された枚数が同じくらいのときだけにしてください。
+# CLIP の空間では、ほかと似ていない題材は、うまく描けていてもいなくても珍しいと判定されます。第6節の注意は、どのモデルにも当てはまります。自分の写真を基準にすれば、パイプライン自身の画像を基準にするより、意味のある問いになります。
 #
-# 枠の中の数値は計算量から求めた見込みで、実測ではありません。このセルは、Stable Diffusion 1.5と SDXL の構造に乱数の重みを入れたモデルで試験しています。動くことは確かめましたが、画像の質については何も分かりません。
+# 最初に表示した見込みは計算量から求めたもので、実測ではありません。このセルは、Stable Diffusion 1.5と SDXL の構造に乱数の重みを入れたモデルで試験しています。動くことは確かめましたが、画像の質については何も分かりません。
 
-# %% [markdown] lang="en" uid="end" pair="121691a3"
+# %% [markdown] lang="en" uid="end" pair="c9cf1276"
 # ## 11. What to keep
 #
 # * Density is a walk to the neighbours. Low means rare, broken **or** foreign. A perfect generator shows the trade-off; on an imperfect one selection first repairs what is wrong.
@@ -1269,8 +1269,8 @@ strips(
 # %% [markdown] lang="ja" uid="end" pair="5026aca6"
 # ## 11. 持ち帰ること
 #
-# * 密度とは、近傍までの歩く距離です。低い値は、珍しいか、壊れているか、**または**よそ者です。完璧な生成器ではトレードオフが見え、不完全な生成器では、選別はまず誤りを直します。
-# * 費用は払う前に計算します。忠実度と多様性は別々に、同じ枚数で、選別に関わらない空間で測り、完璧な生成器の床と並べます。
+# * 密度は、近傍まで歩く距離から分かります。低いのは、珍しいか、壊れているか、**または**よそ者の画像です。完璧な生成器ではトレードオフが見えますが、不完全な生成器では、選別はまず誤りを取り除きます。
+# * 費用は払う前に計算します。忠実度と多様性は別々に、同じ枚数で、選別に使わなかった空間で測り、完璧な生成器の値(床)と並べます。
 # * 学習を伴う方法には、そのアイデアを除いた同じ学習が対照として必要です。
 #
 # 3つの方法を費用の順に並べると、選別は1枚につき最大 $1/\pi$ 枚の生成、摂動はサンプラーを約20回通して1枚、学習は一度だけ払ってすべての画像が動く、となります。

@@ -1122,7 +1122,7 @@ bar_with_interval(
     xlim=(0, 1.12),
 )
 
-# %% [markdown] lang="en" uid="real" pair="75a9c028"
+# %% [markdown] lang="en" uid="real" pair="5df4284d"
 # ## 8. The same on OpenAI's CLIP and Stable Diffusion
 #
 # Two things were small so far: the pictures and the CLIP. On the gpu tier both are the published ones: Stable Diffusion draws the pictures, prompts say what is on them, a template writes the differences, and the text tower of CLIP ViT-L/14 learns to read them. Elsewhere PortraitSD and PortraitCLIP stand in:
@@ -1148,7 +1148,7 @@ bar_with_interval(
 #
 # 重みを読み込む前に、tier gpu で何をどれだけ生成・学習し、メモリと時間がどれだけかかるかを表示します。GPU がなければ、T4 での見込みを示します。
 #
-# この節では、誰も選ばず、見守りもしません。使うのは画像、プロンプト、CLIP だけです。テスト用のプロンプトは、学習と同じ種類のことを、別の組み合わせで指定しています。2本の棒を**予想してください**。狐とティーポットほど明らかに違うペアなら、CLIP は学習前に差分の文をどれだけ読めるでしょうか。
+# この節では、選ぶ評価役も見守る評価役も使いません。使うのは画像、プロンプト、CLIP だけです。テスト用のプロンプトは、学習と同じ種類のことを、別の組み合わせで指定しています。2本の棒を**予想してください**。キツネとティーポットほど明らかに違うペアなら、CLIP は学習前に差分の文をどれだけ読めるでしょうか。
 
 # %% uid="real-run" tags=["slow"]
 from labkit.pairwise import mirrored_choice, preset, train_pairwise
@@ -1185,17 +1185,17 @@ bar_with_interval(
     xlim=(0, 1.12),
 )
 
-# %% [markdown] lang="en" uid="real-reading" pair="dee68a9b"
+# %% [markdown] lang="en" uid="real-reading" pair="a338df13"
 # **Reading.** One half is chance: the mirrored sentence has the same words. Trained pictures may be learnt by heart, so the lower pair of bars is the result. On the portraits all bars stay near one half although the loss falls: section 4 had sixteen times the pictures and ten times the steps. A few dozen steps on so few pictures are no reproduction of the paper; they show whether its recipe moves anything on this CLIP, and how far the weights went (the printed line). The words come from the *prompts*: where the pipeline
 # has not drawn what it was asked for, a sentence is false, and PC-CLIP learns the falsehood too. With photographs of your own, and words that somebody checked, `labkit pcclip train` does the same.
 #
 # The box counts work, it measured no time; this cell was tested on random weights in the layouts of Stable Diffusion 1.5 and SDXL, which shows that it runs there, and nothing about its pictures. The CLIP of that test has OpenAI's layout and random weights as well.
 
 # %% [markdown] lang="ja" uid="real-reading" pair="9923bf91"
-# **図の読み方。** 鏡像の文は単語がまったく同じなので、当てずっぽうなら半分です。学習に使った画像は丸暗記できるので、結果は下の組の棒です。ポートレートでは、損失は下がるのに、どの棒も半分の近くにとどまります。第4節の学習では、画像が16倍、ステップが10倍ありました。これほど少ない画像での数十ステップは論文の再現ではありません。分かるのは、論文の手順でこの CLIP が動くかどうかと、重みがどれだけ動いたか(印字された行)です。文の単語は*プロンプト*から取っています。
+# **図の読み方。** 鏡像の文は単語がまったく同じなので、当てずっぽうの正解率は半分です。学習に使った画像は丸暗記できるので、結果は下の組の棒です。ポートレートでは、損失は下がるのに、どの棒も半分の近くにとどまります。第4節の学習では、画像が16倍、ステップが10倍ありました。これほど少ない画像での数十ステップは論文の再現ではありません。分かるのは、論文の手順でこの CLIP に変化が現れるかどうかと、重みがどれだけ動いたか(図の上に表示した行)です。文の単語は*プロンプト*から取っています。
 # パイプラインが指定どおりに描けなかった画像では文が誤りになり、PC-CLIP は誤りも学びます。自分の写真と、人が確かめた言葉があれば、`labkit pcclip train` で同じことができます。
 #
-# 枠の中の数値は計算量から求めた見込みで、実測ではありません。このセルは、Stable Diffusion 1.5と SDXL の構造に乱数の重みを入れたモデルで試験しています。動くことは確かめましたが、画像の質については何も分かりません。その試験の CLIP も、OpenAI の構造に乱数の重みを入れたものです。
+# 最初に表示した見込みは計算量から求めたもので、実測ではありません。このセルは、Stable Diffusion 1.5と SDXL の構造に乱数の重みを入れたモデルで試験しています。動くことは確かめましたが、画像の質については何も分かりません。その試験の CLIP も、OpenAI の構造に乱数の重みを入れたものです。
 
 # %% [markdown] lang="en" uid="map" pair="bb93ea94"
 # ## 9. Paper, article, your numbers

@@ -94,11 +94,11 @@ bad = defective(pictures, specs)
 frames = {place: "bad" for place, i in enumerate(some) if bad[i]}
 image_grid(pictures[some], columns=6, frames=frames, title=t("l09.revealed", bad=int(bad.sum()), total=len(bad)))
 
-# %% [markdown] lang="en" uid="reveal-reading" pair="57c79933"
+# %% [markdown] lang="en" uid="reveal-reading" pair="ca9f121d"
 # **Reading.** Two kinds of frames: pictures that belong to another order, which differ in most things, and pictures of the right order with *one* attribute wrong. Ten seconds are enough for the first kind. The second kind needs the whole order beside the picture, line by line; whoever looks at pictures alone finds none of it. So the written order is part of the inspection, and the share in the title, not the eye, is what a plan has to deal with.
 
 # %% [markdown] lang="ja" uid="reveal-reading" pair="0ccdae7a"
-# **結果の読み方。** 枠の付いた画像には2種類あります。別の注文の画像は、多くの点が違います。もう一方は、注文は合っていて、属性が*1つ*だけ違う画像です。1つ目の種類なら10秒で見つかります。2つ目の種類は、注文の全文を横に置いて1項目ずつ照らし合わせなければ見つかりません。画像だけを見る人には、1枚も見つけられないでしょう。ですから、書かれた注文も検査の一部です。検査の計画が相手にするのは、見た目の印象ではなく、図の題名にある割合です。
+# **結果の読み方。** 枠の付いた画像には2種類あります。別の注文の画像は、多くの点が違います。もう一方は、注文は合っていて、属性が*1つ*だけ違う画像です。1つ目の種類なら10秒で見つかります。2つ目の種類は、注文の全文を横に置いて1項目ずつ照らし合わせなければ見つかりません。画像だけを見る人には、1枚も見つけられないでしょう。ですから、書かれた注文も検査の一部です。検査の計画で問題になるのは、見た目の印象ではなく、図の題名にある割合です。
 
 # %% [markdown] lang="en" uid="plan" pair="589b5918"
 # ## 2. How many must I look at?
@@ -150,24 +150,24 @@ curve_with_interval(
     log_y=True,
 )
 
-# %% [markdown] lang="en" uid="plan-read" pair="a6622ca1"
+# %% [markdown] lang="en" uid="plan-read" pair="94766bea"
 # **Reading.** Halving the promised rate doubles the work: "at most 2 %" takes 149 good pictures, "at most 1 %" takes 299. More confidence is cheap in comparison: from 95 to 99 % costs half as much
 # again. The number of pictures in the lot hardly matters; what counts is how many were looked at. A lot of 500 needs 119 instead of 149, because nearly a quarter of it is seen, and a lot of 5,000 needs 145. And the plan is strict: one
 # defect among 149, and a lot that may well be good is refused.
 #
-# Many companies therefore buy "AQL 1 %" plans from a table. Predict first.
+# Many companies therefore buy "AQL 1 %" plans (acceptable quality limit) from a table. Predict first.
 
-# %% [markdown] lang="ja" uid="plan-read" pair="ce81d94e"
+# %% [markdown] lang="ja" uid="plan-read" pair="7e3743df"
 # **結果の読み方。** 約束する不良率を半分にすると、手間は2倍になります。「2%以下」には149枚、「1%以下」には299枚の良品が必要です。それに比べると信頼度は安く、95%から99%に上げても5割増しで済みます。
 # ロットの大きさはほとんど影響せず、効くのは実際に見た枚数です。500枚のロットなら149枚の代わりに119枚で足りますが、これは全体の4分の1近くを見るからで、5,000枚のロットでは145枚です。また、この計画は厳格です。
 # 149枚のうち1枚でも不良があれば、良いロットかもしれないのに不合格になります。
 #
-# そこで多くの会社は、表から選べる「AQL 1%」の計画を使います。まず予想してください。
+# そこで多くの会社は、表から選べる「AQL(合格品質限界)1%」の計画を使います。まず予想してください。
 
 # %% uid="aql-predict" tags=["quiz"]
 lab.predict("aql")
 
-# %% [markdown] lang="en" uid="oc" pair="094ae0da"
+# %% [markdown] lang="en" uid="oc" pair="218b56df"
 # ## 3. What a plan lets through
 #
 # A plan is two numbers: look at $n$ pictures of a lot of $N$, accept it if at most $c$ are defective. With $D$ defective ones in the lot,
@@ -181,7 +181,7 @@ lab.predict("aql")
 # %% [markdown] lang="ja" uid="oc" pair="ca416941"
 # ## 3. 計画は何を通してしまうか
 #
-# 計画は2つの数で決まります。$N$ 枚のロットから $n$ 枚を見て、不良が $c$ 枚以下なら合格とします。ロットに不良が $D$ 枚あるとき、合格の確率は
+# 計画は2つの数で決まります。$N$ 枚のロットから $n$ 枚を見て、不良が $c$ 枚以下なら合格とします。ロットに不良が $D$ 枚あるとき、合格の確率は次のとおりです。
 #
 # $$P_a = \sum_{d=0}^{c} \binom{D}{d}\binom{N-D}{n-d} \Big/ \binom{N}{n}.$$
 #
@@ -235,15 +235,15 @@ passes = lot_acceptance(lot, 30, table.n, table.c)
 lab.reveal("aql", "six" if 1 / 8 < passes < 1 / 3 else "never" if passes < 1 / 50 else "often")
 lab.claim("aql_accepts_bad", measured=t("l09.m_aql", n=table.n, c=table.c), value=passes, seeds=[seed])
 
-# %% [markdown] lang="en" uid="oc-read" pair="58dd88c0"
+# %% [markdown] lang="en" uid="oc-read" pair="932ddc54"
 # AQL is a promise to the *maker*: a lot of 1 % is nearly always accepted. It promises the customer nothing, and a lot with 6 % of defects, three times what the
 # customer allows, goes through about one time in six. It is no fault of the table; it was asked the wrong question. The two-point plan is
 # asked both questions (accept 1 %, refuse 5 %) and pays with a larger sample. The zero-failure plan protects the customer and
 # refuses three in four lots of 1 %. There is no free curve: only a larger $n$ makes it steeper.
 
 # %% [markdown] lang="ja" uid="oc-read" pair="52a3fafe"
-# AQL は*作り手*への約束です。不良率1%のロットは、ほとんどの場合合格します。顧客には何も約束していません。顧客の許容値の3倍である不良率6%のロットも、
-# およそ6回に1回は通ります。表が間違っているのではなく、表への問いが違うのです。二点を指定する計画は両方の問い(1%は合格、5%は不合格)に答え、その代わりに
+# AQL は*作り手*への約束です。不良率1%のロットなら、ほとんど必ず合格するという約束で、顧客には何も約束していません。顧客の許容値の3倍である不良率6%のロットも、
+# およそ6回に1回は通ります。表が間違っているのではなく、使う目的が合っていないのです。二点を指定する計画は両方の条件(1%は合格、5%は不合格)を満たしますが、その代わりに
 # 見る枚数が増えます。不良ゼロの計画は顧客を守りますが、不良率1%のロットを4回に3回は不合格にします。曲線を急にする方法は、$n$ を増やすことだけです。
 
 # %% [markdown] lang="en" uid="gate" pair="16f5877c"
@@ -318,7 +318,7 @@ screened = Gate(process, Plan(1, 0), rules).screen(batch)
 rows = [[r.item, said(r.rule, lang), said(r.value, lang)] for r in screened.rejections]
 show(*table([t("l09.file"), t("l09.rule"), t("l09.found")], rows))
 
-# %% [markdown] lang="en" uid="gate-read" pair="43a93bef"
+# %% [markdown] lang="en" uid="gate-read" pair="29b0f56a"
 # **Reading.** All four accidents are found, each with its rule and its value, the unreadable file too: what cannot be opened is counted, not skipped. Two files are listed
 # twice, because who retouches a picture also breaks its seal. No rule can see the mixed-up orders, though: those are good pictures of the wrong person.
 #
@@ -334,7 +334,7 @@ show(*table([t("l09.file"), t("l09.rule"), t("l09.found")], rows))
 # そこで第2段階の出番です。PortraitCLIP が、注文で指定された属性の確率を画像ごとに採点します。どこで切ればよいでしょうか。使うのは *learn then test* という方法です。
 # しきい値を厳しい方から順に緩め、ラベルを付けた校正用の画像で、通過した $n$ 枚のうちの不良 $k$ 枚を数えます。真の不良率が $\alpha$ なら、不良がこれほど少なくなる確率は
 # $P(\mathrm{Bin}(n,\alpha) \le k)$ です。それが $\delta = 5\,\%$ 以下である間は緩め、初めて超えたところで止めます。すべて試して最も良く見えるしきい値を選んではいけないのでしょうか。12個を見て一番運の良いものを残すのは、
-# くじを12枚引くのと同じです。決めた順に進み、初めて失敗したところで止めるなら、その分の割引は要りません。
+# くじを12枚引くのと同じです。決めた順に進み、初めて失敗したところで止めるなら、試した回数の分だけ基準を厳しくする必要はありません。
 
 # %% uid="certify"
 from PIL import Image
@@ -392,7 +392,7 @@ curve_with_interval(
     ylim=(0, 1.02),
 )
 
-# %% [markdown] lang="en" uid="certify-read" pair="7da42cfe"
+# %% [markdown] lang="en" uid="certify-read" pair="037cacbe"
 # **Reading.** From right to left the threshold loosens: more pictures pass, and at some point the orders that were mixed up come along. The price of the promise is the yield: what is
 # refused must be drawn again. Between "pass" and "refuse" there is room for a third answer: pictures just below the threshold go to people (*abstain band*), who rescue good ones for the price of a look. Undecided ones do not ship.
 #
@@ -411,10 +411,10 @@ curve_with_interval(
 # 同じ画像で監査をすると自己採点になるので、ゲートはハッシュを調べて拒否します。
 #
 # **VLM を評価役にするなら。** 得点は、「この画像は注文どおりですか」と尋ねる視覚言語モデル(VLM)から得ることもできます。その場合は正解としてではなく、試用期間中の新しい検査員として扱います。
-# 不良の一覧の1項目につき1つの質問を、決まった文面、温度0、出荷時の大きさの画像で尋ねます。VLM は「はい」と答えがちなので、逆向きの質問(「注文と*違う*点はありますか」)もします。提供元は一夜でモデルを変えるので、
+# 不良の一覧の1項目につき1つの質問を、決まった文面、温度0、出荷時の大きさの画像で尋ねます。VLM は「はい」と答えがちなので、逆向きの質問(「注文と*違う*点はありますか」)もします。提供元が予告なくモデルを変えることもあるので、
 # モデル名、版、文面を含む名前ですべての回答をファイルに残します(`StoredJudge` がこれを行います)。学習用のペアを作った評価役は使いません。そして、**人間の検査員と同じ方法で一致度を測ります**。状態の分かっている画像を混ぜ、区間を付け、版が変わるたびに測り直します。次の節で実際に行います。
 
-# %% [markdown] lang="en" uid="inspect" pair="b29e7676"
+# %% [markdown] lang="en" uid="inspect" pair="7bda9b88"
 # ## 5. People look, and one person signs
 #
 # The sample is drawn by the checker's seed, after the lot is closed: who knows the seed before can place the bad pictures where nobody looks. Below stands the inspection desk. Enter your name, click into the key field, and judge: one key per
@@ -424,7 +424,7 @@ curve_with_interval(
 # %% [markdown] lang="ja" uid="inspect" pair="a577d92c"
 # ## 5. 人が見て、1人が署名する
 #
-# ロットを締めた後に、検査責任者が選んだシードで抜き取ります。シードを先に知っていれば、誰も見ない場所に不良を置けるからです。下に検査台があります。名前を入力し、キー入力欄をクリックして判定してください。
+# ロットを締めた後に、判定者(出荷の可否を決める人)が選んだシードで抜き取ります。シードを先に知っていれば、誰も見ない場所に不良を置けるからです。下に検査台があります。名前を入力し、キー入力欄をクリックして判定してください。
 # キー1つで1枚を判定でき、時間も記録されます。画像の下には注文が、ボタンには不良の一覧が書いてあります。あなたの検査が終わるまでは、2人の検査員をシミュレーションします。不良の90%に気付き、良品の3%に誤って不良を付ける
 # 検査員です。検査を終えたら下のセルを実行し直してください。あなたの判定が使われます。
 
@@ -612,7 +612,7 @@ lab.claim("corrected_covers", **only)
 lab.claim("reported_misses", **only)
 lab.claim("clustered_misses", **only)
 
-# %% [markdown] lang="en" uid="coverage-read" pair="5271fc58"
+# %% [markdown] lang="en" uid="coverage-read" pair="52b3aca0"
 # **Reading.** The textbook interval, $\hat p \pm 1.96$ standard errors, fails exactly where quality work happens: at 1 % it is right about half of the time, because a sample without
 # defects gives an interval of width zero. The exact one never promises too much, and is wider for it: averaged over the rates it is right about 97.5 % of the time, so a hope like "93 to 97 %" is *not* met from above. Wilson's is right on average, not at every rate.
 #
@@ -623,12 +623,12 @@ lab.claim("clustered_misses", **only)
 
 # %% [markdown] lang="ja" uid="coverage-read" pair="e64981e1"
 # **結果の読み方。** 教科書の区間 $\hat p \pm 1.96$ × 標準誤差は、品質管理で肝心な領域で破綻します。不良率1%では、当たるのは半分程度です。不良が1枚も出なければ、区間の幅が
-# ゼロになるからです。厳密な区間は過大な約束をしませんが、その分だけ広くなります。平均すると97.5%ほど当たるので、「93〜97%」という期待を*上に*外れます。ウィルソンの区間は平均すれば正しいものの、どの不良率でも正しいわけではありません。
+# ゼロになるからです。厳密な区間は過大な約束をしませんが、その分だけ広くなります。平均すると97.5%ほど当たるので、「93〜97%」という期待からは*上側に*外れます。ウィルソンの区間は平均すれば正しいものの、どの不良率でも正しいわけではありません。
 #
 # 残りは、記録済みのシミュレーションが調べました。片側の上限も、有限のロットに対する上限も成り立ちます。検査員の誤りを補正した区間は成り立ちますが、*報告された*割合をそのまま使った区間は成り立ちません。また、同じプロンプトの画像が良し悪しを共にすると、どの区間も崩れます。20個の
 # プロンプトから4枚ずつ取った80枚は、80枚分の情報を持ちません(相関が0.5なら80 / 2.5 = 32枚分)。抜き取りは、プロンプトをまたいで行います。
 #
-# いよいよ判定と署名です。記録には、計画、シード、枚数、区間、ハッシュ、ソフトウェアの版が入ります。作った人と判定する人は別人で、作った人は検査もしません。検査の*段階*も入ります。新しい工程は何も出荷せず(試運転)、しきい値が保証されると全数検査になります。5ロット続けて合格すれば抜き取り(きつい検査)に、さらに5ロットでなみ検査に移ります。ここでは、このロットの前に5ロットが合格したとします。下のセルではその分を進めます。全数検査の段階で抜き取りをしても、署名はできません。そのうえで、少しだけ不正をしてみます。
+# いよいよ判定と署名です。記録には、計画、シード、枚数、区間、ハッシュ、ソフトウェアの版が入ります。作成者と判定者は別人で、作成者は検査にも加わりません。検査の*段階*も入ります。新しい工程は何も出荷せず(試運転)、しきい値が保証されると全数検査になります。5ロット続けて合格すれば抜き取り(きつい検査)に、さらに5ロットでなみ検査に移ります。ここでは、このロットの前に5ロットが合格したとします。下のセルではその分を進めます。全数検査の段階で抜き取りをしても、署名はできません。そのうえで、少しだけ不正をしてみます。
 
 # %% uid="sign"
 import copy
@@ -664,7 +664,7 @@ found = record_problems(forged, seal=record["seal"], lang=lang)
 show(*table([t("l09.forgery")], [[line] for line in found]))
 lab.verdict(t("l09.tamper"), any("inspection.major" in line for line in found) and not record_problems(record))
 
-# %% [markdown] lang="en" uid="sign-read" pair="f72076c2"
+# %% [markdown] lang="en" uid="sign-read" pair="b4a3d4f0"
 # **Reading.** The edited field is named, and because the counts follow from the verdicts, the contradiction is named as well. A hash is no signature: who knows the program could seal
 # anew. That is why the seal is kept in a second place, an e-mail to the customer for example. The page `record.html` beside the lot is your certificate of work.
 #
@@ -677,7 +677,7 @@ lab.verdict(t("l09.tamper"), any("inspection.major" in line for line in found) a
 # **結果の読み方。** 書き換えた項目の名前が示され、件数は判定から計算できるので、その矛盾も指摘されます。ただしハッシュは署名ではありません。プログラムを知っている人なら、封印をやり直せます。
 # だからこそ封印の値を、顧客へのメールなど別の場所にも残します。ロットの隣にある `record.html` が、あなたの作業証明書です。
 #
-# 上限にも注目してください。60枚中の不良が2枚なら計画を満たすので、ロットは合格です。しかし、一緒に表示された上限は10%で、顧客の条件は2%です。*合格*とは計画を満たしたという意味であり、約束を示せたという意味ではありません。128枚のロットで2%以下を示すには、81枚を見て不良が1枚もないことが必要です。60枚の抜き取りでは、結果がどれほど良くても示せません。顧客に上限を伝えるか、抜き取りを増やすかのどちらかです。
+# 上限にも注目してください。60枚中の不良が2枚なら計画を満たすので、ロットは合格です。しかし、一緒に表示された上限は10%で、顧客の条件は2%です。*合格*とは計画を満たしたという意味であり、顧客への約束を守れることが示されたという意味ではありません。128枚のロットで2%以下を示すには、81枚を見て不良が1枚もないことが必要です。60枚の抜き取りでは、結果がどれほど良くても示せません。顧客に上限を伝えるか、抜き取りを増やすかのどちらかです。
 #
 # 同じ道具は、どのフォルダにも一度の操作で使えます。`labkit inspect FOLDER --plan bad=0.02 --maker A --checker B` は、抜き取りをし、検査ページを開き、判定を待って、記録を書きます。中断しても、同じコマンドで同じ抜き取りの続きから再開します。都合のよい抜き取りが出るまで引き直すことはできません。`--defects` で自社の不良の一覧を、`--prompts` で注文を渡せます。2人の検査員の判定が割れたときは、その画像とクリッペンドルフのα(一致度)が記録に載ります。その画像だけを3人目が見て、
 # `--policy majority` で決めます。同じ人が2回見た場合は、`--repeats last` で2回目を採用し、1回目との一致率を報告します。自分自身と食い違う検査員は、他の人とも一致しません。
@@ -775,7 +775,7 @@ on_record(
 lab.claim("tuned_threshold_void", **only)
 lab.claim("tuned_shifts", **only)
 
-# %% [markdown] lang="en" uid="change-read" pair="08d3ef3f"
+# %% [markdown] lang="en" uid="change-read" pair="8b643035"
 # **Reading.** The gate refuses to use the threshold, by the hash of the model. Would anything have happened without it? Your run is *one* calibration, the record has 45. In 11 of the last 42 no defect slips through: nineteen of twenty pictures of the other checkpoint are defective, the judge sees it, and hardly anything passes at all. In a
 # typical one a dozen of the 128 pictures pass and five or six of them are bad, nearly half where 8 % had been certified. And in four of 42 the calibration had been a little luckier and its threshold a little lower: 56 to 125 pictures passed, nearly all of them defective. The mean excess is $.084$ $[.020, .149]$: **reproduced**, and the
 # average hides how uneven it is.
@@ -791,10 +791,10 @@ lab.claim("tuned_shifts", **only)
 
 # %% [markdown] lang="ja" uid="change-read" pair="29aaba9b"
 # **結果の読み方。** ゲートはモデルのハッシュを見て、しきい値の使用を拒否します。もし拒否しなかったら、何が起きたでしょうか。あなたの実行は校正*1回*の結果で、記録には45回分あります。最後の42回のうち11回では、不良は1枚も通過しませんでした。別のチェックポイントの画像は20枚中19枚が不良ですが、評価役がそれを見抜くので、
-# ほとんど何も通過しないのです。典型的な回では128枚のうち12枚ほどが通過し、その5〜6枚が不良でした。保証は8%なのに、半数近くが不良です。さらに42回のうち4回では、校正が少し幸運でしきい値が少し低くなり、56枚から125枚が通過して、そのほとんどが不良でした。超過分の平均は $.084$ $[.020, .149]$ で、主張は**再現できました**。
+# ほとんど何も通過しないのです。典型的な回では128枚のうち12枚ほどが通過し、その5〜6枚が不良でした。保証は8%なのに、半数近くが不良です。さらに42回のうち4回では、校正用の画像に少し恵まれてしきい値が少し低くなり、56枚から125枚が通過して、そのほとんどが不良でした。超過分の平均は $.084$ $[.020, .149]$ で、主張は**再現できました**。
 # ただし、この平均からは、結果がどれほど偏っているかは読み取れません。
 #
-# 記録の最初の3回だけを見ると、反対の結論になります。3回とも不良は通過せず、区間は $[-.008, -.001]$ でした。10回に1回の大事故は、3回引いただけでは見えません。第2節と同じ計算です。計画のもう半分も壊れます。歩留まりは平均で70ポイント下がり、60枚の抜き取りはめったに
+# 記録の最初の3回だけを見ると、反対の結論になります。3回とも不良は通過せず、区間は $[-.008, -.001]$ でした。10回に1回の大事故は、3回引いただけでは見えません。第2節と同じ計算です。崩れるのは不良率の保証だけではありません。歩留まりも平均で70ポイント下がり、抜き取りに必要な60枚は、めったに
 # 揃いません。モデル、アダプタ、プロンプト、ステップ数、フィルタのどれかが変われば、新しい工程です。全数検査に戻り、校正をやり直します。*試してみましょう*。校正用のラベルが少し幸運だった場合を想定して、上のセルのしきい値を0.6に下げ、何が通過するかを数えてください。
 #
 # 図の下側の行は、実務で最もよくある場合です。誰かが、*番人であるはずの得点そのものを目標にして*モデルを改良しました。評価役に気に入られることを覚えただけなら(レッスン06の暖色がそうでした)、通過する画像が増え、その中の不良も増えるはずです。記録に残ったのは、害のないほうの結果でした。不良は100枚あたり70枚から63枚に減り、
@@ -927,7 +927,7 @@ curve_with_interval(
 # 時間を前もって決められず、ロットによっては長引くことです。だから打ち切りを設けます。記録済みの実験でも、30通りの不良率で4,000ロットずつ試して同じ結果でした。また、良好な工程を300枚、1枚ごとに確認する管理者を1,000人シミュレーションしました。賭けは約束を守り(約97%の人は誤報を聞きません)、1回だけ見るための検定では、10人に3人が
 # 誤報を聞きました。
 
-# %% [markdown] lang="en" uid="money" pair="726d4771"
+# %% [markdown] lang="en" uid="money" pair="bcfcf280"
 # ## 8. What decides the return
 #
 # The article's thesis is that the verification plan decides the return on investment. Make it a number. One shipped picture costs what it takes to *make* it (refused ones included),
@@ -935,18 +935,18 @@ curve_with_interval(
 #
 # $$C = \mathrm{make} + c_{\mathrm{human}}\,\frac{\mathrm{ATI}}{N} + L\,p\,P_a\,\frac{N-n}{N}.$$
 #
-# ATI (average total inspection) is the mean number of pictures looked at per lot, the sorting of refused lots included: the sample always, the rest of the lot if it is refused. Write `mean_inspected` from your `lot_acceptance`. By hand: $N = 10$, $D = 2$, $n = 3$, $c = 0$
+# $L$ is the loss per escape, $p$ the rate of defects. ATI (average total inspection) is the mean number of pictures looked at per lot, the sorting of refused lots included: the sample always, the rest of the lot if it is refused. Write `mean_inspected` from your `lot_acceptance`. By hand: $N = 10$, $D = 2$, $n = 3$, $c = 0$
 # passes with $56/120$, so $3 + \frac{64}{120} \cdot 7 = 6.73$ pictures are looked at.
 
-# %% [markdown] lang="ja" uid="money" pair="ce280134"
+# %% [markdown] lang="ja" uid="money" pair="4e2410b2"
 # ## 8. 投資対効果を決めるもの
 #
-# 検証の計画が投資対効果を決める、というのが記事の主張です。数値にしてみましょう。出荷する1枚の費用は、*作る*費用(落とした分も含む)、*検査*の費用、そして*流出*した
+# 検証設計が投資対効果を決める、というのが記事の主張です。数値にしてみましょう。出荷する1枚の費用は、*作る*費用(落とした分も含む)、*検査*の費用、そして*流出*した
 # 不良が顧客先で生む損失の和です。
 #
 # $$C = \mathrm{make} + c_{\mathrm{human}}\,\frac{\mathrm{ATI}}{N} + L\,p\,P_a\,\frac{N-n}{N}.$$
 #
-# ATI(平均総検査数)は1ロット当たりの平均検査枚数で、不合格になったロットの全数選別も含みます。抜き取った分は必ず見て、残りはロットが不合格のときだけ見ます。`lot_acceptance` を使って `mean_inspected` を書いてください。手計算の例では、$N = 10$、$D = 2$、$n = 3$、$c = 0$ の合格の確率が
+# $L$ は流出した不良1枚の損失、$p$ は不良率です。ATI(平均総検査数)は1ロット当たりの平均検査枚数で、不合格になったロットの全数選別も含みます。抜き取った分は必ず見て、残りはロットが不合格のときだけ見ます。`lot_acceptance` を使って `mean_inspected` を書いてください。手計算の例では、$N = 10$、$D = 2$、$n = 3$、$c = 0$ の合格の確率が
 # $56/120$ なので、見る枚数は $3 + \frac{64}{120} \cdot 7 = 6.73$ 枚です。
 
 
@@ -1134,7 +1134,7 @@ lab.claim("fifty_pairs_help", **only)
 lab.claim("two_hundred_pairs_help", **only)
 lab.claim("more_pairs_help", **only)
 
-# %% [markdown] lang="en" uid="small-read" pair="d0d468eb"
+# %% [markdown] lang="en" uid="small-read" pair="b8cb3e0e"
 # **Reading.** Fifty pairs are enough to begin with: over seven seeds the independent judge gives $.063$ $[.034, .092]$ more, a third of an attribute in a prompt that names five. Two hundred give $.047$ $[.037, .056]$. More pairs did not add anything that shows; what they bring is *steadiness*: from seed to seed the gain of fifty wanders
 # between $.02$ and $.11$, that of two hundred between $.035$ and $.061$. In 96 steps of ten pairs an adapter sees 960, so fifty come round nineteen times and two hundred five times: with few pairs the draw decides what is learnt. What the figure cannot
 # say is whether your customers agree with the judge. For that, keep twenty of your own pairs aside and count (lesson 05).
@@ -1143,7 +1143,7 @@ lab.claim("more_pairs_help", **only)
 
 # %% [markdown] lang="ja" uid="small-read" pair="32c419d0"
 # **結果の読み方。** 始めるには50組で足ります。7つのシードを平均すると、独立した評価役の得点は $.063$ $[.034, .092]$ 上がりました。属性を5つ指定するプロンプトで、属性3分の1個分です。200組では $.047$ $[.037, .056]$ でした。ペアを増やしても、上積みは確認できません。増えるのは*安定性*です。シードによる上昇幅の違いは、50組では
-# $.02$ から $.11$、200組では $.035$ から $.061$ でした。10組ずつ96ステップの学習で、アダプタが見るのは延べ960組です。50組なら19回ずつ、200組なら5回ずつになります。組が少ないと、何を学ぶかがペアの引き次第で決まるのです。この図から分からないのは、
+# $.02$ から $.11$、200組では $.035$ から $.061$ でした。10組ずつ96ステップの学習で、アダプタが見るのは延べ960組です。50組なら19回ずつ、200組なら5回ずつになります。組が少ないと、どのペアがたまたま選ばれたかで、学ぶ内容が決まってしまうのです。この図から分からないのは、
 # 顧客が評価役と同じ意見かどうかです。それを知るには、自社のペアを20組ほど学習に使わずに取っておき、正解率を数えます(レッスン05)。
 #
 # 社内だけで動くことも確かめました。上の学習は、すべての接続を拒否した状態で行い、接続の要求は1回もありませんでした。重みもペアも評価役も、このマシンの中のファイルです。アダプタのハッシュによって、同じ基準モデルでも別の工程になるため、第5節の記録はこのアダプタの画像を保証しません。少ないデータで安くなるのは学習であり、検査ではないのです。
@@ -1186,7 +1186,7 @@ print(t("l09.best_plan", roi=max(allowed)[0], ahead=max(allowed)[0] - my_roi))
 # %% [markdown] lang="ja" uid="open-read" pair="2b34b01b"
 # **結果の読み方。** 最小の計画の中では $c = 0$ が最良です。良いロットの多くを不合格にしますが、不合格になったときの費用は1枚30円で、流出の損失は1枚5,000円だからです。次に、全数検査にあたる500と29を試してください。どの計画よりも良くなります。これもデミングの規則です。この表では、不良率が2%だと*分かっている*からです。不良率が0.3%なら逆になり、全数検査の投資対効果は1.45、小さな抜き取りは1.53です(`pilot` の `defect_rate` を0.003に変えて確かめてください)。どちらの不良率なのか分からない間に、それを知るために使うのが抜き取りです。
 
-# %% [markdown] lang="en" uid="project" pair="5c815885"
+# %% [markdown] lang="en" uid="project" pair="3a4e6668"
 # ## 11. Closing project
 #
 # Take a folder of 100 or more pictures of your own (generated or photographed) and ship it with `labkit inspect`. Hand in three things: the record, its page, and half a page of text to the customer. An instructor marks it in five minutes with the sheet below, one minute per line; the next cell also writes it as a page to print.
@@ -1196,7 +1196,7 @@ print(t("l09.best_plan", roi=max(allowed)[0], ahead=max(allowed)[0] - my_roi))
 # ## 11. 修了プロジェクト
 #
 # 自分の画像を100枚以上集めたフォルダ(生成画像でも写真でもかまいません)を用意し、`labkit inspect` で出荷してください。提出物は、記録、そのページ、そして顧客に宛てた半ページの説明の3点です。講師は下の採点表を使い、1行1分、合計5分で採点します。次のセルは、印刷用のページも書き出します。
-# 正解の計画は1つではありません。大切なのは、どの数値にも理由があり、どの約束にも期限があることです。
+# 正解の計画は1つではありません。大切なのは、どの数値にも根拠があり、どの約束にも、いつまで、どこまで有効なのかが書かれていることです。
 
 # %% uid="rubric"
 from labkit.course.rubric import rubric

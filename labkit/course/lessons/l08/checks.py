@@ -23,6 +23,7 @@ def check_best_of_n(c, fn):
     c.mistake("l08.with_replacement", got=got, looks_like=(3 * 5 + 2 * 3 + 1) / 9)
     c.mistake("l08.unsorted", got=got, looks_like=(1.0 * 1 + 2.0 * 2) / 3)
     c.mistake("l08.first_only", got=got, looks_like=3.0)
+    c.mistake("l08.largest_first", got=got, looks_like=(2 * 1.0 + 1 * 2.0) / 3)
     c.hand(got, 8 / 3)
     c.hand(float(c.call(fn, scores, 1)), 2.0)
     c.hand(float(c.call(fn, scores, 3)), 3.0)
@@ -49,6 +50,12 @@ def _(scores, n):
     return float(np.max(scores[:n]))
 
 
+@check_best_of_n.wrong("l08.largest_first")
+def _(scores, n):
+    ordered = sorted(scores, reverse=True)
+    return sum(math.comb(i, n - 1) * score for i, score in enumerate(ordered)) / math.comb(len(scores), n)
+
+
 def group_advantage(rewards):
     """(r - mean) / std within each group; 0 where a group has no spread."""
     return eq.group_advantage(rewards)
@@ -62,6 +69,8 @@ def check_group_advantage(c, fn):
     c.tensor(got, shape=(2, 2), dtype=torch.float32)
     c.mistake("l08.whole_batch", got=got, looks_like=(rewards - rewards.mean()) / rewards.std(correction=0))
     c.mistake("l08.no_std", got=got, looks_like=torch.tensor([[-1.0, 1.0], [-2.0, 2.0]]))
+    c.mistake("l08.sample_std", got=got, looks_like=torch.tensor([[-1.0, 1.0], [-1.0, 1.0]]) / math.sqrt(2))
+    c.mistake("l08.no_keepdim", got=got, looks_like=torch.tensor([[-1.0, -4.5], [8.0, 1.0]]))
     c.hand(got, torch.tensor([[-1.0, 1.0], [-1.0, 1.0]]))
     flat = fn(torch.tensor([[2.0, 2.0, 2.0]]))  # may be NaN: the mistake
     c.mistake("l08.no_spread", when=not bool(torch.isfinite(flat).all()))
@@ -85,6 +94,12 @@ def _(rewards):
     return (rewards - rewards.mean(1, keepdim=True)) / rewards.std(1, correction=0, keepdim=True)
 
 
+@check_group_advantage.wrong("l08.sample_std")
+def _(rewards):
+    centred, std = rewards - rewards.mean(1, keepdim=True), rewards.std(1, keepdim=True)
+    return torch.where(std > 1e-4, centred / std.clamp(min=1e-4), torch.zeros_like(rewards))
+
+
 @exercise("l08.truncated_chain", reference=eq.truncated_chain)
 def check_truncated_chain(c, fn):
     c.callable(fn)
@@ -95,10 +110,12 @@ def check_truncated_chain(c, fn):
         return end, torch.autograd.grad(end, theta, allow_unused=True)[0] if end.requires_grad else torch.zeros(())
 
     end, last = slope(1)
+    c.mistake("l08.skipped", got=end.detach(), looks_like=torch.tensor(8.0))  # untouched, or step 3 alone: 8 / 2 + 4
     c.hand(end, torch.tensor(0.5 + 4.0 + 1.5 + 0.5 + 0.125))
     c.mistake("l08.all_steps", got=last, looks_like=torch.tensor(4 + 1.5 + 0.5 + 0.125))
     none = c.is_close(last, torch.tensor(0.0))
     c.mistake("l08.one_few", when=none and c.is_close(slope(2)[1], torch.tensor(4.0)))
+    c.mistake("l08.none_recorded", when=none and c.is_close(slope(4)[1], torch.tensor(0.0)))
     c.mistake("l08.first_steps", when=none or c.is_close(last, torch.tensor(0.125)))
     c.mistake("l08.one_short", when=c.is_close(last, torch.tensor(5.5)))
     c.hand(last, torch.tensor(4.0))
@@ -150,6 +167,9 @@ def check_fk_weights(c, fn):
     got = c.call(fn, now, before, math.log(2.0))
     c.tensor(got, shape=(1, 3), dtype=torch.float32)
     c.mistake("l08.not_normalised", got=got, looks_like=torch.tensor([[1.0, 2.0, 4.0]]))
+    c.mistake("l08.over_prompts", got=got, looks_like=torch.ones(1, 3))
+    c.mistake("l08.falls", got=got, looks_like=torch.tensor([[4.0, 2.0, 1.0]]) / 7)
+    c.mistake("l08.no_strength", got=got, looks_like=torch.softmax(now - before, 1))
     c.hand(got, torch.tensor([[1.0, 2.0, 4.0]]) / 7)
     two = c.call(fn, torch.tensor([[2.0, 1.0], [3.0, 3.0]]), torch.tensor([[1.0, 1.0], [3.0, 3.0]]), math.log(2.0))
     c.mistake("l08.over_prompts", got=two, looks_like=torch.tensor([[2.0, 1.0], [1.0, 1.0]]) / 5)

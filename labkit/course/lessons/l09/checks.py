@@ -20,6 +20,7 @@ def check_zero_failure_n(c, fn):
     c.number(got)
     c.mistake("l09.log_of_confidence", got=got, looks_like=math.ceil(math.log(0.95) / math.log(0.98)))
     c.mistake("l09.rounded_down", got=got, looks_like=148)
+    c.mistake("l09.rounded_down", got=got, looks_like=math.log(0.05) / math.log(0.98))
     c.mistake("l09.rule_of_three", got=got, looks_like=150)
     c.hand(c.call(fn, 0.5, 0.75), 2)
     c.close(got, 149)
@@ -56,6 +57,7 @@ def check_lot_acceptance(c, fn):
     c.mistake("l09.with_replacement", got=got, looks_like=binom.cdf(2, 12, 6 / 40))
     c.mistake("l09.exactly_c", got=got, looks_like=hypergeom.pmf(2, 40, 6, 12))
     c.mistake("l09.below_c", got=got, looks_like=hypergeom.cdf(1, 40, 6, 12))
+    c.mistake("l09.other_way", got=got, looks_like=1 - hypergeom.cdf(2, 40, 6, 12))
     c.hand(c.call(fn, 10, 2, 3, 0), 56 / 120)
     c.close(got, float(hypergeom.cdf(2, 40, 6, 12)))
     c.close(c.call(fn, 20, 0, 5, 0), 1.0)
@@ -75,6 +77,11 @@ def _(lot, bad, n, c):
 @check_lot_acceptance.wrong("l09.below_c")
 def _(lot, bad, n, c):
     return sum(math.comb(bad, d) * math.comb(lot - bad, n - d) for d in range(c)) / math.comb(lot, n)
+
+
+@check_lot_acceptance.wrong("l09.other_way")
+def _(lot, bad, n, c):
+    return 1 - lot_acceptance(lot, bad, n, c)
 
 
 def upper_bound(d, n, confidence):
@@ -98,7 +105,9 @@ def check_upper_bound(c, fn):
     c.hand(c.call(fn, 0, 1, 0.95), 0.95, atol=1e-6)
     c.close(got, float(beta.ppf(0.9, 4, 37)), atol=1e-6)
     c.close(c.call(fn, 0, 80, 0.95), 1 - 0.05 ** (1 / 80), atol=1e-6)
-    c.close(c.call(fn, 5, 5, 0.95), 1.0, atol=1e-6, key="l09.all_bad")
+    every = c.call(fn, 5, 5, 0.95)  # a quantile of a beta distribution is NaN here: the mistake
+    c.mistake("l09.all_bad", when=isinstance(every, float) and math.isnan(every))
+    c.close(every, 1.0, atol=1e-6, key="l09.all_bad")
 
 
 @check_upper_bound.wrong("l09.observed_rate")
@@ -116,6 +125,11 @@ def _(d, n, confidence):
     return float(beta.ppf(1 - confidence, d, n - d + 1)) if d else 0.95
 
 
+@check_upper_bound.wrong("l09.all_bad")
+def _(d, n, confidence):
+    return float(beta.ppf(confidence, d + 1, n - d))
+
+
 def true_rate(observed, sensitivity, specificity):
     """p = (observed + Sp - 1) / (Se + Sp - 1), cut to 0..1 (Rogan & Gladen 1978)."""
     rate = (observed + specificity - 1) / (sensitivity + specificity - 1)
@@ -130,6 +144,7 @@ def check_true_rate(c, fn):
     c.mistake("l09.misses_only", got=got, looks_like=0.06 / 0.9)
     c.mistake("l09.exchanged", got=got, looks_like=(0.06 + 0.9 - 1) / 0.87)
     c.mistake("l09.exchanged", got=got, looks_like=0.0)
+    c.mistake("l09.not_divided", got=got, looks_like=0.06 + 0.97 - 1)
     c.hand(c.call(fn, 0.5, 0.75, 0.75), 0.5)
     c.close(got, 0.03 / 0.87)
     c.close(c.call(fn, 0.01, 0.9, 0.97), 0.0, key="l09.not_cut")
@@ -151,6 +166,11 @@ def _(observed, sensitivity, specificity):
     return (observed + specificity - 1) / (sensitivity + specificity - 1)
 
 
+@check_true_rate.wrong("l09.not_divided")
+def _(observed, sensitivity, specificity):
+    return min(1.0, max(0.0, observed + specificity - 1))
+
+
 def wealth(x, p0, bet):
     """M_t = prod_{i <= t} (1 + bet (x_i - p0)): a fair game if the rate is p0 (testing by betting)."""
     money, course = 1.0, []
@@ -166,6 +186,7 @@ def check_wealth(c, fn):
 
     def numbers(x, p0, bet):
         got = c.call(fn, list(x), p0, bet)
+        c.mistake("l09.last_only", when=isinstance(got, int | float))
         c.length(got, len(x))
         return [c.number(value) for value in got]
 
@@ -195,6 +216,11 @@ def _(x, p0, bet):
 @check_wealth.wrong("l09.wrong_side")
 def _(x, p0, bet):
     return [math.prod(1 + bet * (p0 - value) for value in x[: t + 1]) for t in range(len(x))]
+
+
+@check_wealth.wrong("l09.last_only")
+def _(x, p0, bet):
+    return math.prod(1 + bet * (value - p0) for value in x)
 
 
 def mean_inspected(lot, bad, n, c):
