@@ -53,6 +53,7 @@ REWARDS = {
     "pickscore": "PickScore", "hpsv2.1": "HPSv2.1", "imagereward": "ImageReward", "aesthetic": "LAION aesthetic",
     "clip-iqa": "CLIP-IQA",
 }  # fmt: skip
+NEED_UNET = ("08",)  # lessons whose methods are written for a U-Net and DDIM: log-probabilities of steps, counted calls
 UNET_GB = {"sd15": 1.72, "sdxl": 5.14}  # in half precision: runs one after the other keep a copy of the base
 SMALL_BATCH = 64  # pictures at once on the tiers smoke and cpu
 AT_ONCE = 16  # pictures that are drawn at once, at the most: more is hardly quicker, and the forecast may be wrong

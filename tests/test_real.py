@@ -211,6 +211,8 @@ def test_a_tier_has_its_own_models_and_sizes_of_their_own(lesson, small):
         lesson("05").real(None, model="portrait-flow")
     with pytest.raises(ValueError, match="'sd9', expected one of sd15, sdxl, portrait-flow$"):
         small("05").real(None, model="sd9")
+    with pytest.raises(ValueError, match="lesson 08 counts the work of a U-Net"):
+        small("08").real(None, model="portrait-flow")
     unet, flow = real.plan_of("cpu"), real.plan_of("cpu", "portrait-flow")
     assert flow.kappa < unet.kappa and (flow.prompts, flow.train_steps) == (unet.prompts, unet.train_steps)
     found = real.forecast(model="portrait-flow", tier="cpu", rounds=3, pools=1, runs=2)

@@ -132,11 +132,16 @@ class Lab:
                 smoke and cpu, `model="portrait-flow"`: a flow-matching transformer in the place of `pipe`.
 
         Raises:
-            ValueError: the tier has no such model. TooSmall, ModelLoadError: of one line, if the GPU has no room or
-                weights are missing.
+            ValueError: the tier or the lesson has no such model. TooSmall, ModelLoadError: of one line, if the GPU has
+                no room or weights are missing.
         """
         from labkit import real
 
+        if self.number in real.NEED_UNET and choices.get("model") in real.SMALL_NAMES:
+            raise ValueError(
+                f"model is {choices['model']!r}: lesson {self.number} counts the work of a U-Net and takes its steps "
+                "with DDIM; leave model out"
+            )
         show_box("info", *real_lines(self.tier, rounds=rounds, pools=pools, runs=runs, **choices))
         return real.load(self.tier, self.device, pipe, seed=self.seed, rounds=rounds, pools=pools, runs=runs, **choices)
 

@@ -1367,7 +1367,7 @@ strips(
     title=t("l04.real_title", model=sd.name, prompt=wish[0]),
 )
 
-# %% [markdown] lang="en" uid="finish" pair="8b2d520c"
+# %% [markdown] lang="en" uid="finish" pair="da4ae640"
 # **Reading.** Compare the second row with the third: same noise, same prompt. Both judges must rise before you believe in the like, since the first of them picked it. On the portraits a like for a cool background usually
 # carries the background over, as section 5 led you to expect: a colour. On Stable Diffusion the paper reports more than that; whether you see it is for your eyes and your own judge, on your own prompts. Eight or sixteen
 # pictures of one prompt show an effect and prove none: the proof is the design of section 7, many targets and restarts of the same number.
@@ -1387,7 +1387,7 @@ strips(
 # 予想できるとおり、移るのは色です。論文は、Stable Diffusion ではそれ以上のものが移ると報告しています。そう見えるかどうかは、自分のプロンプトと、自分で選んだ評価役で確かめてください。1つのプロンプトの8枚や16枚では、効果を示すことはできても、証明はできません。証明には第7節の
 # 設計、つまり多くの目標と、同じ枚数の作り直しが必要です。
 #
-# 枠の中の数値は、計算量から求めた見込みで、実測ではありません。このセルは、Stable Diffusion 1.5と SDXL の構造に乱数の重みを入れたモデルで試験しています。動くことは確かめましたが、画像の質については何も分かりません。
+# 最初に表示した見込みは計算量から求めたもので、実測ではありません。このセルは、Stable Diffusion 1.5と SDXL の構造に乱数の重みを入れたモデルで試験しています。動くことは確かめましたが、画像の質については何も分かりません。
 #
 # ## 11. 持ち帰ること
 #

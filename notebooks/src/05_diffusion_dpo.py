@@ -1115,6 +1115,7 @@ print(t("l05.same_pixels", largest=float((drawn(plain) - mine).abs().max())))
 
 # %% uid="real-run" tags=["slow"]
 from labkit.dpo import DPOTrainer
+from labkit.metrics import win_rate
 
 sd = lab.real(pipe, rounds=2, pools=1, runs=1)
 pool = build_pool(
@@ -1134,7 +1135,7 @@ with DPOTrainer(sd.pipe, sd_pairs, sd.config, [dpo(sd.kappa)]) as trainer:
     tuned = sd.draw(sd.held_out)
 old, new = (sd.opinions(images, sd.held_out) for images in (untrained, tuned))
 for role, a, b in zip(("reward", "judge"), new, old, strict=True):
-    e = estimate(wins(a, b, 0.0))
+    e = win_rate(wins(a, b, 0.0), generator=np.random.default_rng(lab.seed))  # an interval that stays within 0 and 1
     print(t("l05.real_win", judge=sd.names[role], rate=e.value, low=e.low, high=e.high, prompts=len(a)))
 strips(
     {t("l05.base"): untrained[:6], t("l05.after"): tuned[:6]},
@@ -1142,7 +1143,7 @@ strips(
     title=t("l05.real_title", model=sd.name, steps=sd.config.steps),
 )
 
-# %% [markdown] lang="en" uid="real-reading" pair="70a2bf3b"
+# %% [markdown] lang="en" uid="real-reading" pair="d03ca465"
 # **Reading.** Columns share prompt and noise; the number under a picture is the score of the judge that made the pairs. With eight or sixteen prompts an interval is wide: most runs of this size decide nothing, and the lines above say so. What they do show is a chain that is complete. Take more prompts, more steps
 # and your own judge, and read the second line first.
 #
@@ -1152,7 +1153,7 @@ strips(
 # **図の読み方。** 各列はプロンプトもノイズも同じで、画像の下の数字は、ペアを作った評価役の得点です。8個や16個のプロンプトでは区間が広く、この規模ではたいてい何も決まりません。上の行にもそう出ているはずです。分かるのは、全体がつながって動くことです。プロンプトとステップを増やし、自分の評価役を使って、
 # 2行目から読んでください。
 #
-# tier gpu では、アダプタを注意の層に入れ、`kappa` は公開されている2500、マイクロバッチは評価役と一緒に載る大きさにしています。第9節の損失も使えます。枠の中の数値は計算量から求めた見込みで、実測ではありません。このセルは、Stable Diffusion 1.5と SDXL の構造に乱数の重みを入れたモデルで試験しています。動くことは確かめましたが、画像の質については何も分かりません。
+# tier gpu では、アダプタを注意の層に入れ、`kappa` は公開されている2500、マイクロバッチは評価役と一緒に載る大きさにしています。第9節の損失も使えます。最初に表示した見込みは計算量から求めたもので、実測ではありません。このセルは、Stable Diffusion 1.5と SDXL の構造に乱数の重みを入れたモデルで試験しています。動くことは確かめましたが、画像の質については何も分かりません。
 
 # %% [markdown] lang="en" uid="map" pair="4f7fc388"
 # ## 14. Paper, article, your numbers

@@ -1319,7 +1319,7 @@ strips(
     title=t("l06.real_title", model=sd.name),
 )
 
-# %% [markdown] lang="en" uid="real-reading" pair="45f43a10"
+# %% [markdown] lang="en" uid="real-reading" pair="3e3f441c"
 # **Reading.** Columns share prompt and noise, rows are the stages. The margins say how much the judge had to tell in each stage: where best and second best are nearly equal, a label is close to a coin, and the stage trains on the judge's noise. That is why the paper leaves the pool for its later stages and takes its winners from real pictures; with photographs of your own,
 # `sd_recon`, `normal_pairs` and `hard_pairs` of section 6 take them in. Believe a rise only if the judge that never chose confirms it, and on more prompts than these.
 #
@@ -1329,7 +1329,7 @@ strips(
 # **図の読み方。** 列ごとにプロンプトとノイズが同じで、行が段階です。印字された差は、各段階で評価役に見えていた違いの大きさです。最良と2番目がほとんど等しいときは、ラベルは硬貨投げに近く、その段階は評価役の雑音で学習することになります。論文が後の段階でプールを離れ、本物の画像から勝者を取るのはこのためです。自分の写真があれば、
 # 第6節の `sd_recon`、`normal_pairs`、`hard_pairs` で取り込めます。上昇を信じるのは、選んでいない評価役も認め、プロンプトをもっと増やしても変わらないときだけにしてください。
 #
-# 枠の中の数値は計算量から求めた見込みで、実測ではありません。このセルは、Stable Diffusion 1.5と SDXL の構造に乱数の重みを入れたモデルで試験しています。動くことは確かめましたが、画像の質については何も分かりません。
+# 最初に表示した見込みは計算量から求めたもので、実測ではありません。このセルは、Stable Diffusion 1.5と SDXL の構造に乱数の重みを入れたモデルで試験しています。動くことは確かめましたが、画像の質については何も分かりません。
 
 # %% [markdown] lang="en" uid="where-next" pair="791c8cf2"
 # ## 12. What to keep
