@@ -1135,7 +1135,7 @@ with DPOTrainer(sd.pipe, sd_pairs, sd.config, [dpo(sd.kappa)]) as trainer:
     tuned = sd.draw(sd.held_out)
 old, new = (sd.opinions(images, sd.held_out) for images in (untrained, tuned))
 for role, a, b in zip(("reward", "judge"), new, old, strict=True):
-    e = win_rate(wins(a, b, 0.0), generator=np.random.default_rng(lab.seed))  # an interval that stays within 0 and 1
+    e = win_rate(wins(a, b, 0.0), generator=np.random.default_rng(lab.seed))
     print(t("l05.real_win", judge=sd.names[role], rate=e.value, low=e.low, high=e.high, prompts=len(a)))
 strips(
     {t("l05.base"): untrained[:6], t("l05.after"): tuned[:6]},
