@@ -341,7 +341,11 @@ def _two_folders(root: Path) -> Iterator[FoundPair]:
         raise PairsError(
             f"{root} has neither a table ({', '.join(SUFFIXES)}) nor folders winner and loser: see labkit dpo --help"
         )
-    names = {side: read_folder(root / side).names for side in ("winner", "loser")}
+    folders = {side: read_folder(root / side) for side in ("winner", "loser")}
+    for side, folder in folders.items():
+        for name, fault in folder.faults.items():
+            raise PairsError(f"{root / side / name}: {fault}")
+    names = {side: folder.names for side, folder in folders.items()}
     losers: dict[str, str] = {}
     for name in names["loser"]:
         stem = str(Path(name).with_suffix(""))

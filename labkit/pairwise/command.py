@@ -18,8 +18,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from labkit.errors import LabkitError
+from labkit.errors import LabkitError, in_options
 from labkit.files import write_atomically
+
+OPTIONS = {
+    "value_range": "save it with 8 or 16 bits",
+    "truncate": "give --truncate",
+    "folder": "give --clip FOLDER",
+}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -64,16 +70,21 @@ def _pictures(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--table", type=Path, help=".csv or .jsonl (default: metadata.csv of the folder)")
     parser.add_argument("--clip", type=Path, metavar="FOLDER", help="a CLIP of transformers (default: PortraitCLIP)")
     parser.add_argument("--fit", choices=("clip", "crop", "squash"), default="clip", help="default: as CLIP does")
+    parser.add_argument("--truncate", action="store_true", help="cut captions of which two do not fit into a sentence")
 
 
 def _prepared(args: argparse.Namespace):
     """(clip, inputs, own pictures, unit embeddings [N, d])."""
     from labkit.models import load_clip
-    from labkit.pairwise.own import read_pictures
+    from labkit.pairwise.own import cut_captions, read_pictures
     from labkit.pairwise.towers import cache_embeddings
 
     own = read_pictures(args.pictures, args.table)
     clip, inputs = load_clip("cpu", folder=args.clip)
+    if args.truncate:
+        own, cut = cut_captions(own, inputs)
+        if cut:
+            print(f"{cut} captions are cut, so that a sentence about two of them fits into {inputs.context} tokens")
     return clip, inputs, own, cache_embeddings(clip, inputs, inputs.pictures(own.folder, fit=args.fit))
 
 
@@ -230,7 +241,7 @@ def _guarded(step: Any) -> Any:
         try:
             return step(args)
         except (LabkitError, ValueError, OSError) as error:
-            print(f"labkit pcclip: {error}", file=sys.stderr)
+            print(f"labkit pcclip: {in_options(error, OPTIONS)}", file=sys.stderr)
             return 2
 
     return run
