@@ -158,8 +158,7 @@ def long_prompts(pipe, prompts: Sequence[str]) -> tuple[list[str], int]:
         return [], 0
     most = tokenizer.model_max_length
     candidates = [p for p in prompts if len(p.encode("utf-8", "replace")) + 2 > most]  # a token is a byte at least
-    with _errors_only():
-        return [p for p in candidates if len(tokenizer(p)["input_ids"]) > most], most
+    return [p for p in candidates if len(tokenizer(p, verbose=False)["input_ids"]) > most], most
 
 
 @contextmanager

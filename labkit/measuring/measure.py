@@ -388,10 +388,11 @@ def _copies(real: Tensor, fake: Tensor, shown: int = 8) -> Copies:
     count = int((distance < torch.quantile(own, NEAR)).sum())
     exact = int((distance <= 1e-6 * typical).sum())
     low = wilson_interval(count, len(fake))[0]
-    # the nearest 5% of n reals are nearer than up to this share of all pictures of the same law (95% confidence): of
-    # few reals far more than 5%
-    rank = max(1, math.ceil(NEAR * len(real)))
-    chance = float(beta.ppf(0.95, rank, len(real) + 1 - rank))
+    # of few reals, the nearest 5% are nearer than far more than 5% of all pictures of their law: than at most this
+    # share, with 95% confidence. Two reals that are nearest to each other are one distance, hence half of them
+    half = max(1, len(real) // 2)
+    rank = max(1, math.ceil(NEAR * half))
+    chance = float(beta.ppf(0.95, rank, half + 1 - rank))
     order = distance.argsort(stable=True)[:shown].tolist()
     pairs = tuple((i, int(nearest[i]), float(distance[i]) / typical) for i in order)
     return Copies(count / len(fake), low, exact, bool(exact or low > max(2 * NEAR, chance)), pairs)

@@ -224,7 +224,7 @@ def cut_captions(own: OwnPictures, inputs: ClipInputs) -> tuple[OwnPictures, int
     """
 
     def tokens(text: str) -> int:
-        return len(inputs.tokenizer(text)["input_ids"])
+        return len(inputs.tokenizer(text, verbose=False)["input_ids"])
 
     room = (inputs.context - tokens(caption_sentences("", "")[0])) // 2
     rows = [dict(row) for row in own.values]
