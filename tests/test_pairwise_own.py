@@ -249,12 +249,18 @@ def test_captions_that_are_too_long_name_the_option_that_cuts_them(own, tmp_path
     assert capsys.readouterr().err.rstrip().endswith("or give --truncate")
     assert main([*command, *more, "--truncate"]) == 0
     assert "12 captions are cut" in capsys.readouterr().out
+    (tmp_path / "1.txt").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "1.txt").read_bytes())  # as Windows saves it
     _, inputs = tiny_clip()
     cut, n = cut_captions(read_pictures(tmp_path), inputs)
     told = [row["caption"] for row in cut.values]
     assert n == 12 and told[0].startswith("x") and told[1].startswith("blue a plate with a scratch")
     inputs([text for a in told for text in caption_sentences(a, max(told, key=len))])  # any two fit
     assert cut_captions(cut, inputs)[1] == 0
+    (tmp_path / "2.txt").write_bytes("赤い板".encode("cp932"))
+    assert main(command) == 2
+    assert "2.txt is not in UTF-8: save it as UTF-8" in capsys.readouterr().err
+    assert main([*command, "--key-variable", "NOT_SET_ANYWHERE"]) == 2  # before anything is read
+    assert "that environment variable is not set" in capsys.readouterr().err
 
 
 def test_the_python_of_the_page_runs_as_it_stands(own, capsys):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabkitError, in_options
+from labkit.files import read_text
 
 JUDGES = ("portraits", "clip", "pickscore", "hpsv2.1", "imagereward", "aesthetic")
 OPTIONS = {
@@ -141,7 +142,7 @@ def train(args: argparse.Namespace) -> int:
         changes = of_start(args.start) | changes
     prompts = None
     if args.prompts is not None:
-        prompts = [line.strip() for line in args.prompts.read_text("utf-8-sig").splitlines() if line.strip()]
+        prompts = [line.strip() for line in read_text(args.prompts).splitlines() if line.strip()]
     pipe = load_pipeline(args.tier, args.device, folder=args.model)
     config = replace(default_config(pipe), **changes)
     report = align_own(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -52,6 +53,8 @@ def add_parser(subparsers: Any) -> None:
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--endpoint", metavar="URL", help="a language model writes: http://host:port/v1")
     train.add_argument("--model", default="", help="its name there")
+    train.add_argument("--time-limit", type=float, metavar="SECONDS", help="for all of its answers together")
+    train.add_argument("--key-variable", metavar="NAME", help="environment variable that holds its API key")
     train.add_argument("--anyway", action="store_true", help="train although the tower sees no attribute")
     train.set_defaults(func=_guarded(run_train))
 
@@ -146,6 +149,9 @@ def run_train(args: argparse.Namespace) -> int:
         raise PairwiseError(f"--pairs {args.pairs}: expected at least 1")
     if args.out.exists() and not args.out.is_dir():
         raise PairwiseError(f"--out {args.out} is a file: give the name of a folder")
+    key = None if args.key_variable is None else os.environ.get(args.key_variable)
+    if args.key_variable is not None and not key:
+        raise PairwiseError(f"--key-variable {args.key_variable}: that environment variable is not set")
     clip, inputs, own, images = _prepared(args)
     anything, seen = _probed(clip, inputs, own, images)
     if not anything and not args.anyway:
@@ -159,7 +165,10 @@ def run_train(args: argparse.Namespace) -> int:
         pairs = caption_pairs(values, args.pairs, generator)
     if args.endpoint:
         cache = AnswerCache(args.out / "answers.jsonl")
-        writer = HttpWriter(args.endpoint, args.model, wording, _describe, cache=cache, inputs=inputs)
+        writer = HttpWriter(
+            args.endpoint, args.model, wording, _describe, cache=cache, inputs=inputs,
+            api_key=key, time_limit=args.time_limit,
+        )  # fmt: skip
     else:
         writer = TemplateWriter(wording)
     written = writer(pairs, values)

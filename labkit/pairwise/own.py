@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from labkit.files import read_text
 from labkit.images import ImageFolder, read_folder
 from labkit.metrics import wilson_interval
 from labkit.models.clip_inputs import ClipInputs
@@ -68,7 +69,7 @@ def read_pictures(folder: str | Path, table: str | Path | None = None) -> OwnPic
     table = Path(table) if table is not None else _metadata(pictures.root)
     if table is None:
         texts = [pictures.path(i).with_suffix(".txt") for i in range(len(pictures))]
-        rows = [{CAPTION: text.read_text("utf-8").strip()} if text.is_file() else {} for text in texts]
+        rows = [{CAPTION: read_text(text).strip()} if text.is_file() else {} for text in texts]
         return OwnPictures(pictures, rows, {})
     by_name, known = _rows(table), set(pictures.names)
     if missing := [name for name in by_name if name not in known]:
