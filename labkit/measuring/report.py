@@ -28,7 +28,7 @@ body { font: 15px/1.6 system-ui, "Hiragino Sans", "Noto Sans CJK JP", "Yu Gothic
 h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; border-bottom: 1px solid #bbb; }
 table { border-collapse: collapse; width: 100%; } th, td { text-align: left; vertical-align: top; padding: .3rem .6rem;
   border-bottom: 1px solid #ddd; } td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.wide { overflow-x: auto; } small { color: #666; }
+.wide { overflow-x: auto; } .wide table { min-width: 44rem; } small { color: #666; }
 .warn { border-left: .4rem solid #e90; background: #fff8ec; padding: .4rem 1rem; }
 .different { border-left: .4rem solid #c33; } figure { display: inline-block; margin: .5rem 1rem .5rem 0; }
 figcaption { font-size: .8rem; max-width: 13rem; } img { width: 6rem; image-rendering: auto; }
