@@ -143,9 +143,12 @@ def align_own(
     say(
         f"{len(train)} pairs to train on, {len(held)} held out" + "".join(f", {n} {why}" for why, n in left_out.items())
     )
-    long, most = long_prompts(pipe, dict.fromkeys(pair.prompt for pair in (*train, *held)))
+    captions = list(dict.fromkeys(pair.prompt for pair in (*train, *held)))
+    long, most = long_prompts(pipe, captions)
     if long:
-        say(f"{len(long)} captions are longer than the {most} tokens that the text encoder reads: their ends are cut")
+        say(
+            f"{len(long)} of {len(captions)} captions are longer than the {most} tokens that the text encoder reads: their ends are cut"
+        )
     sizes = list(sizes or [_native(pipe)])
     config = _completed(config or default_config(pipe), bool(held))
     if config.trainable != "lora":
