@@ -147,7 +147,8 @@ def align_own(
     long, most = long_prompts(pipe, captions)
     if long:
         say(
-            f"{len(long)} of {len(captions)} captions are longer than the {most} tokens that the text encoder reads: their ends are cut"
+            counts=f"{len(long)} of {len(captions)} captions"
+            f"{counts} are longer than the {most} tokens that the text encoder reads: their ends are cut"
         )
     sizes = list(sizes or [_native(pipe)])
     config = _completed(config or default_config(pipe), bool(held))
