@@ -146,10 +146,8 @@ def align_own(
     captions = list(dict.fromkeys(pair.prompt for pair in (*train, *held)))
     long, most = long_prompts(pipe, captions)
     if long:
-        say(
-            counts=f"{len(long)} of {len(captions)} captions"
-            f"{counts} are longer than the {most} tokens that the text encoder reads: their ends are cut"
-        )
+        counts = f"{len(long)} of {len(captions)} captions"
+        say(f"{counts} are longer than the {most} tokens that the text encoder reads: their ends are cut")
     sizes = list(sizes or [_native(pipe)])
     config = _completed(config or default_config(pipe), bool(held))
     if config.trainable != "lora":
