@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from labkit.errors import LabkitError
+
 
 def write_atomically(path: Path | str, content: bytes | str | Callable[[Path], object]) -> Path:
     """Write a file beside `path` and rename it: a full disk, an error or a kill leaves the old file untouched.
@@ -38,6 +40,18 @@ def write_atomically(path: Path | str, content: bytes | str | Callable[[Path], o
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def read_text(path: Path | str) -> str:
+    """The text of somebody's file: UTF-8, with or without the mark that Windows puts before it.
+
+    Raises:
+        LabkitError: another encoding; names the file. OSError: it cannot be read.
+    """
+    try:
+        return Path(path).read_text("utf-8-sig")
+    except UnicodeDecodeError:
+        raise LabkitError(f"{path} is not in UTF-8: save it as UTF-8 in the editor") from None
 
 
 def write_tensors(path: Path | str, tensors: Mapping, metadata: Mapping[str, str]) -> Path:

@@ -14,9 +14,10 @@ A float says nothing about its range. It is converted when the caller declares i
 
 from __future__ import annotations
 
+import operator
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -27,7 +28,20 @@ from PIL import Image, ImageOps
 from labkit.errors import LabkitError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2"})
-NO_DECODER = frozenset({".heic", ".heif", ".psd", ".raw", ".dng", ".svg"})  # pictures, but not for Pillow
+CAMERAS = {
+    ".raw",
+    ".dng",
+    ".nef",
+    ".cr2",
+    ".cr3",
+    ".arw",
+    ".orf",
+    ".rw2",
+    ".raf",
+    ".pef",
+}  # of which Pillow sees a preview
+NO_DECODER = frozenset({".heic", ".heif", ".psd", ".svg"} | CAMERAS)  # pictures, but not for Pillow
+KINDS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000")  # what files of SUFFIXES hold
 MAX_PIXELS = 80_000_000  # 240 MB once decoded
 FITS = ("squash", "crop", "clip")
 INTEGER_RANGES = ((0, 255), (0, 65535))
@@ -163,7 +177,10 @@ def fit_levels(levels: np.ndarray, size: int | tuple[int, int], how: str = "squa
     """
     if how not in FITS:
         raise ImageError(f"unknown way to fit {how!r}: use one of {', '.join(FITS)}")
-    height, width = (size, size) if isinstance(size, int | np.integer) else size
+    try:
+        height = width = operator.index(size)
+    except TypeError:
+        height, width = map(operator.index, size)
     h, w = levels.shape[:2]
     if (h, w) == (height, width):
         return levels
@@ -184,6 +201,7 @@ def fit_levels(levels: np.ndarray, size: int | tuple[int, int], how: str = "squa
 
 def centre_box(h: int, w: int, height: int, width: int) -> tuple[int, int, int, int]:
     """(top, left, height, width) of the largest centred part of h x w that has the aspect ratio height : width."""
+    h, w, height, width = map(operator.index, (h, w, height, width))  # NumPy's small integers overflow
     crop_h, crop_w = min(h, max(1, round(w * height / width))), min(w, max(1, round(h * width / height)))
     return (h - crop_h) // 2, (w - crop_w) // 2, crop_h, crop_w
 
@@ -195,19 +213,27 @@ class ImageFolder(Sequence):
     Attributes:
         root: the folder. names: paths below it, with "/", sorted by code point: the same on every machine.
         value_range: for files with float values.
+        faults: name -> why what is there cannot be read by its name; asking for it raises.
     """
 
     root: Path
     names: tuple[str, ...] = field(repr=False)
     value_range: Range | None = None
+    faults: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index):
         if isinstance(index, slice):
-            return ImageFolder(self.root, self.names[index], self.value_range)
+            return self.only(self.names[index])
+        if self.names[index] in self.faults:
+            raise _named(str(self.path(index)), self.faults[self.names[index]])
         return read_file(self.root / self.names[index], value_range=self.value_range)
+
+    def only(self, names: Iterable[str]) -> ImageFolder:
+        """The same folder with some of its names."""
+        return ImageFolder(self.root, tuple(names), self.value_range, self.faults)
 
     def path(self, index: int) -> Path:
         """Where a picture lies."""
@@ -221,36 +247,93 @@ class ImageFolder(Sequence):
     def unreadable(self) -> dict[str, str]:
         """Name -> reason of every file that cannot be read; decodes all of them once."""
         found = {}
-        for name in self.names:
+        for i, name in enumerate(self.names):
             try:
-                read_file(self.root / name, value_range=self.value_range)
-            except ImageError as error:
-                found[name] = error.reason.replace(str(self.root / name), name)
+                self[i]
+            except (ImageError, OSError) as error:
+                found[name] = getattr(error, "reason", str(error)).replace(str(self.root / name), name)
         return found
+
+
+@dataclass(frozen=True)
+class FolderContents:
+    """What lies in a folder, by names below it with "/", hidden files apart; no picture has been decoded.
+
+    Attributes:
+        pictures: files whose names end as those of pictures do, in the order of their names. others: files that hold no
+            picture.
+        faults: what hides pictures from this program -> why: folders that may not be read, links to folders, names that
+            are no UTF-8, pictures whose names end as something else.
+    """
+
+    pictures: tuple[str, ...]
+    others: tuple[str, ...]
+    faults: Mapping[str, str]
+
+
+def look_into(folder: str | os.PathLike, *, recursive: bool = True) -> FolderContents:
+    """Sort what lies in a folder (and its subfolders) into pictures, other files, and what hides pictures.
+
+    Raises:
+        ImageError: no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ImageError(f"{folder} is not a folder: give the folder that holds the pictures")
+    pictures, others, faults = [], [], {}
+    for path, fault in _entries(folder, recursive):
+        name = path.relative_to(folder).as_posix()
+        readable = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")  # as text can hold it
+        if fault or readable != name:
+            faults[readable] = fault or "its name is no UTF-8: rename it"
+        elif path.suffix.lower() in SUFFIXES | NO_DECODER:
+            pictures.append(name)
+        elif kind := _kind(path):
+            faults[name] = f"holds a picture ({kind}), its name ends otherwise: rename it"
+        else:
+            others.append(name)
+    return FolderContents(tuple(sorted(pictures)), tuple(sorted(others)), dict(sorted(faults.items())))
+
+
+def _entries(folder: Path, recursive: bool) -> Iterator[tuple[Path, str]]:
+    """Every visible file below a folder with "", and what hides files from this program with the reason."""
+    refused: list[OSError] = []
+    for where, folders, files in os.walk(folder, onerror=refused.append):
+        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+        for name in folders:
+            if (Path(where) / name).is_symlink():
+                yield Path(where) / name, "a link to a folder: put the pictures themselves here"
+        for name in files:
+            if not name.startswith("."):
+                yield Path(where) / name, ""
+    for error in refused:
+        yield Path(error.filename), f"a folder that may not be read ({error.strerror})"
+
+
+def _kind(path: Path) -> str:
+    """ "JPEG", ... for a picture by its content, "" for anything else."""
+    try:
+        with Image.open(path, formats=KINDS) as picture:
+            return picture.format or ""
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return ""
 
 
 def read_folder(folder: str | os.PathLike, *, recursive: bool = True, value_range: Range | None = None) -> ImageFolder:
     """The pictures of a folder (and its subfolders); nothing is decoded yet.
 
-    Hidden files and other kinds of files are left out; kinds of pictures that nothing here decodes (.heic, .svg, ...)
-    are kept, so that reading names them.
+    Hidden files and those that hold no picture are left out. What nothing here can read stays in the list, so that it
+    is named when it is read: kinds without a decoder (.heic, .svg, ...) and the faults of `look_into`.
 
     Raises:
         ImageError: no such folder, or no picture in it.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise ImageError(f"{folder} is not a folder: give the folder that holds the pictures")
-    names = []
-    for path in folder.rglob("*") if recursive else folder.glob("*"):
-        name = path.relative_to(folder).as_posix()
-        hidden = any(part.startswith(".") for part in name.split("/"))
-        if path.suffix.lower() in SUFFIXES | NO_DECODER and not hidden and path.is_file():
-            names.append(name)
-    if not names:
+    found = look_into(folder, recursive=recursive)
+    if not found.pictures and not found.faults:
         below = "" if recursive else " itself (subfolders are not read)"
         raise ImageError(f"{folder}{below} holds no pictures: expected {', '.join(sorted(SUFFIXES))}")
-    return ImageFolder(folder, tuple(sorted(names)), value_range)
+    return ImageFolder(folder, tuple(sorted({*found.pictures, *found.faults})), value_range, found.faults)
 
 
 def _opened(source: Path | BytesIO, what: str) -> Image.Image:

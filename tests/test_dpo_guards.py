@@ -6,23 +6,26 @@ import os
 import sys
 import types
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 from processes import run_apart
+from safetensors.torch import save_file
 from test_dpo_trainer import QUICK, SAVING, assert_same, make_pairs, run, swapped
-from tiny_models import tiny_pipeline
+from tiny_models import tiny_pipeline, tiny_sdxl_pipeline
 
 from labkit import checkpoint
 from labkit.checkpoint import CheckpointError, lock, locked, read_checkpoint, save_checkpoint, trim_log
 from labkit.diffusion import AdapterError, adapter_names, add_lora, save_lora
-from labkit.diffusion.lora_files import adapted_models
+from labkit.diffusion.lora_files import adapted_models, peft_state
 from labkit.dpo import DPOTrainer, PreferencePairs, dpo
+from labkit.dpo.command import of_start
 from labkit.dpo.guard import DivergenceError, LossScale, check_spread
 from labkit.errors import LabkitWarning
 from labkit.models.sd_layout import build_sdxl
+from labkit.pairwise import preset
 
 
 def styled(scale=1.0, seed=1):
@@ -263,6 +266,29 @@ def test_the_loss_scale_halves_on_overflow_and_leaves_no_gradient():
     assert (scale.scale, halved) == (1.0, 16)
 
 
+def test_the_loss_scale_is_that_of_torchs_own_scaler(monkeypatch):
+    """Halved on overflow, doubled after GROWTH steps, a step left out, as torch does on a CPU."""
+    weight, theirs = torch.nn.Parameter(torch.zeros(1)), torch.amp.GradScaler("cpu")
+    assert (theirs.get_scale(), theirs.get_growth_interval()) == (LossScale.START, LossScale.GROWTH)
+    monkeypatch.setattr(LossScale, "GROWTH", 5)
+    theirs.set_growth_interval(5)
+    optimizer, ours, made = torch.optim.SGD([weight], lr=1.0), LossScale(), 0
+    for step in range(16):
+        loss = weight.sum() * (math.inf if step in (0, 1, 9) else 1.0)
+        theirs.scale(loss).backward()
+        scaled = weight.grad.clone()
+        before = float(weight.detach())
+        theirs.step(optimizer)
+        theirs.update()
+        stepped = float(weight.detach()) != before
+        weight.grad = scaled
+        assert ours.unscale([weight]) == stepped
+        made += stepped
+        optimizer.zero_grad()
+        assert ours.scale == theirs.get_scale(), step
+    assert made == 13 and ours.scale == 2.0**15
+
+
 def test_half_precision_trains_with_a_scaled_loss(monkeypatch):
     overflowing, _ = run(replace(QUICK, steps=1, precision="fp16"))  # kappa 2500 at scale 65,536
     assert overflowing[0]["skipped"] == 1.0 and overflowing[0]["adapter_norm"] == 0.0
@@ -342,6 +368,47 @@ def test_both_text_encoders_of_sdxl_train_in_one_run_and_start_again_from_their_
         DPOTrainer(pipe, pairs, replace(config, model="text_encoder"), [dpo(2500.0)], start=path)
     with pytest.raises(ValueError, match="which this pipeline does not have"):
         run(replace(QUICK, model="text_encoders"))
+
+
+def test_a_file_of_kohyas_trainer_for_sdxls_text_encoders_goes_on_without_the_layer_that_nobody_reads(tmp_path):
+    """It holds every layer of the first encoder; SDXL reads that one layer before its end."""
+    source, state = tiny_sdxl_pipeline(), {}
+    for prefix, name in (("lora_te1", "text_encoder"), ("lora_te2", "text_encoder_2")):
+        model = getattr(source, name)
+        for p in add_lora(model, "dpo", seed=3, rank=2):
+            p.data.normal_(std=0.1, generator=torch.Generator().manual_seed(len(p)))
+        for key, value in peft_state(model, "dpo")[0].items():
+            layer, _, side = key.removesuffix(".weight").rpartition(".")
+            full = f"{prefix}_text_model_{layer.removeprefix('text_model.').replace('.', '_')}"
+            state[f"{full}.{'lora_down' if side == 'lora_A' else 'lora_up'}.weight"] = value.half()
+            state[f"{full}.alpha"] = torch.tensor(1.0)
+    path = tmp_path / "kohya.safetensors"
+    save_file(state, path)
+    asked = of_start(path)
+    assert asked == {"rank": 2, "targets": "attention", "model": "text_encoders"}
+    config, plain = replace(QUICK, steps=1, **asked), tiny_sdxl_pipeline()
+    with DPOTrainer(tiny_sdxl_pipeline(), make_pairs(2), config, [dpo(2500.0)], start=path) as t:
+        begun = t.pair_step([(0, 0)])
+        assert {name.split(".layers.")[1][0] for name in t.parameters if name.startswith("text_encoder.")} == {"0"}
+        t.run()
+    plain.load_lora_weights(str(path))
+    with DPOTrainer(plain, make_pairs(2), replace(QUICK, steps=1), [dpo(2500.0)]) as t:
+        torch.testing.assert_close(begun.winner_pred, t.pair_step([(0, 0)]).winner_pred, rtol=0, atol=1e-5)
+    first = "lora_te1_text_model_encoder_"
+    unet = {key.replace(first, "lora_unet_"): value.clone() for key, value in state.items() if key.startswith(first)}
+    save_file(state | unet, tmp_path / "odd.safetensors")
+    with pytest.raises(AdapterError) as error:
+        DPOTrainer(tiny_sdxl_pipeline(), make_pairs(2), config, [dpo(2500.0)], start=tmp_path / "odd.safetensors")
+    assert "odd.safetensors" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_numbers_of_numpy_and_torch_in_a_configuration_can_be_saved(tmp_path):
+    numbers = {"steps": np.int64(2), "lr": np.float32(0.5), "seed": torch.tensor(3), "save_every": np.uint8(1)}
+    config = replace(QUICK, log_every=torch.tensor(1), **numbers)
+    assert json.loads(json.dumps(asdict(config)))["seed"] == 3 and type(config.steps) is int
+    assert json.dumps(asdict(preset("robust", steps=np.int32(4), lr=torch.tensor(0.5))))
+    with pytest.raises(TypeError, match="steps is .*: pass one number"):
+        replace(QUICK, steps=np.array([1, 2]))
 
 
 def test_sdxl_is_told_the_size_of_each_pair_and_trains_its_second_text_encoder():

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import warnings
 from collections import Counter
 from dataclasses import replace
 from io import BytesIO
@@ -20,13 +21,14 @@ from tiny_models import tiny_pipeline
 import labkit.dpo.own as module
 from labkit.checkpoint import CheckpointError
 from labkit.cli import main
-from labkit.diffusion import AdapterError, save_lora
+from labkit.diffusion import AdapterError, encode_prompts, save_lora
 from labkit.diffusion.lora_files import read_lora
 from labkit.dpo import DPOConfig, DPOTrainer, PreferencePairs, dpo
-from labkit.dpo.command import of_start, settings
+from labkit.dpo.command import OPTIONS, of_start, settings
 from labkit.dpo.folders import Cell, FoundPairs, PairsError, _row_group, find_pairs, read_picture
 from labkit.dpo.own import _split, align_own, encode_found, nearest, size_condition
 from labkit.dpo.shards import Shards
+from labkit.errors import LabkitWarning, in_options
 from labkit.images import read_levels
 
 
@@ -362,6 +364,36 @@ def test_the_command_checks_trains_and_says_what_is_wrong_in_one_line(own, tmp_p
     assert main(["dpo", str(tmp_path / "none.csv")]) == 2
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == len(wrong) + 1 and all(line.startswith("labkit dpo: ") for line in errors)
+
+
+def test_advice_names_the_options_of_the_command(folder, capsys):
+    Image.fromarray(np.random.default_rng(0).random((8, 8), dtype=np.float32)).save(folder / "f.tif")
+    (folder / "pairs.csv").write_text("winner,loser,caption\nf.tif,1.png,a\n")
+    assert main(["dpo", str(folder), "--check"]) == 1
+    said = capsys.readouterr().err
+    assert said.endswith("part of [-1, 1]: save it with 8 or 16 bits\n")
+    asked = ["measure", str(folder), str(folder), "--kid"]
+    assert main(asked) == 2 and "--value-range 0 1" in capsys.readouterr().err
+    for told, want in (
+        ("no GPU: use tier='cpu', or device='cpu' to run slowly", "no GPU: use --tier cpu"),
+        ("put a copy there or give folder=", "put a copy there or give --model"),
+        ('scaled: use precision="bf16" or "fp32"', "scaled: use --set precision=bf16"),
+        ("a folder=x stays", "a folder=x stays"),
+    ):
+        assert in_options(told, OPTIONS).startswith(want)
+
+
+def test_captions_that_are_cut_are_one_line_and_not_all_of_their_tokens(own, capfd):
+    pipe, long = tiny_pipeline(), ["word " * 40, "short", "other " * 40]
+    match = "reads 16 tokens of a prompt, the rest is cut: 'word word.* and 1 more"
+    with pytest.warns(LabkitWarning, match=match) as said:
+        encode_prompts(pipe, long)
+    assert len(said) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encode_prompts(pipe, ["short"])
+    told = capfd.readouterr()
+    assert not told.err and not told.out
 
 
 def test_pairs_without_captions_are_held_out_one_by_one(own):

@@ -7,7 +7,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from labkit.diffusion import from_pil
-from labkit.images import ImageError, common_range, fit_levels, read_folder, read_levels, read_tensor
+from labkit.images import ImageError, centre_box, common_range, fit_levels, read_folder, read_levels, read_tensor
 from labkit.metrics import ImagePipeline
 from labkit.metrics.images import uint8_images
 
@@ -151,10 +151,16 @@ def test_a_folder_has_one_order_and_names_what_cannot_be_read(tmp_path):
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:1500])
     (tmp_path / "phone.heic").write_bytes(b"x")
     (tmp_path / "notes.txt").write_text("no picture")
+    Image.new("RGB", (2, 2)).save(tmp_path / "saved.png")
+    (tmp_path / "saved.png").rename(tmp_path / "saved.jfif")  # as a browser names what it saves
+    (tmp_path / "shelf").symlink_to(tmp_path / "a", target_is_directory=True)
     folder = read_folder(tmp_path)
-    assert folder.names == ("10.png", "9.png", "B.png", "a/c.PNG", "b.png", "cut.png", "phone.heic")
+    known = ("10.png", "9.png", "B.png", "a/c.PNG", "b.png", "cut.png", "phone.heic", "saved.jfif", "shelf")
+    assert folder.names == known
     assert [len(batch) for batch in folder[:4].batches(3)] == [3, 1]
-    assert set(folder.unreadable()) == {"cut.png", "phone.heic"}
+    assert set(folder.unreadable()) == {"cut.png", "phone.heic", "saved.jfif", "shelf"}
+    with pytest.raises(ImageError, match=r"saved\.jfif: holds a picture \(PNG\), its name ends otherwise: rename it"):
+        folder[7:][0]
     with pytest.raises(ImageError, match=r"cut\.png cannot be read as a picture .*: copy it again") as error:
         list(folder.batches(2))
     assert str(tmp_path / "cut.png") in str(error.value) and "\n" not in str(error.value)
@@ -193,3 +199,11 @@ def test_a_crop_keeps_proportions_where_a_squash_does_not():
     assert (cropping([levels]) > 0.999).all() and "centre crop" in cropping.describe()
     with pytest.raises(ValueError, match="unknown way to fit"):
         fit_levels(levels, 16, "pad")
+
+
+def test_sizes_of_numpy_crop_as_pythons_own_do():
+    levels = np.arange(100 * 120 * 3, dtype=np.uint8).reshape(100, 120, 3)
+    want = fit_levels(levels, (64, 32), "crop")
+    for kind in (np.uint8, np.int64, torch.tensor):
+        assert np.array_equal(fit_levels(levels, (kind(64), kind(32)), "crop"), want)
+        assert centre_box(kind(100), kind(120), kind(64), kind(64)) == (0, 10, 100, 100)  # 120 * 64 is no uint8

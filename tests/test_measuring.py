@@ -78,6 +78,14 @@ def test_a_generator_that_copies_its_reals_is_noticed():
     assert measure(real=real, fake=fake, metrics=("kid",)).copies.exact == 1
 
 
+def test_from_few_reals_nothing_follows_but_what_is_exact():
+    few = measure(real=features(3), fake=features(22, seed=1), metrics=("prdc",), k=2)
+    assert few.copies.low > 0.1 and not few.copies.suspicious  # the nearest of 3 reals says little about 5% of reals
+    assert (few["recall"].floor, few["recall"].conclusion) == (None, "unknown")
+    said = measurement_lines(measure(real=features(3), fake=features(3), metrics=("kid",)))
+    assert "Exact copies: 3" in said[-4] and said[-1].strip() == "fake #2, nearest real #2: 0 of the usual distance"
+
+
 def test_exact_copies_among_the_reals_are_counted_and_warned_of():
     real = torch.cat([features(40), features(40)[:3], features(40)[:1]])
     assert exact_copies(real) == 4 and exact_copies(features(40)) == 0
@@ -122,6 +130,13 @@ def test_statistics_of_other_programs_are_read(tmp_path, folders):
     ours = measure(real=tmp_path / "ours.safetensors", fake=fake)["fid"]
     assert (ours.n_real, ours.conclusion) == (50, "different") and ours.floor is not None
     assert read_source(tmp_path / "samples.npz").pictures.shape == (5, 4, 4, 3)
+    np.save(tmp_path / "table.npy", real.numpy())
+    np.savez(tmp_path / "table.npz", real.numpy())  # numpy calls it arr_0
+    (tmp_path / "table.npz").rename(tmp_path / "TABLE.NPZ")
+    np.savez(tmp_path / "counted.npz", mu=stats.mean.numpy(), sigma=stats.covariance.numpy(), n=np.array([50]))
+    for name in ("table.npy", "TABLE.NPZ"):
+        assert torch.equal(read_source(tmp_path / name).features, torch.as_tensor(real.numpy()))
+    assert read_source(tmp_path / "counted.npz").stats.n == 50
     np.savez(tmp_path / "odd.npz", x=np.zeros(3))
     np.savez(tmp_path / "pickle.npz", mu=np.array([{}], dtype=object), sigma=np.zeros(1))
     (tmp_path / "cut.npz").write_bytes((tmp_path / "clean-fid.npz").read_bytes()[:200])

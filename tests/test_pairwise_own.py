@@ -16,9 +16,10 @@ from labkit.models.sd_layout import clip_tokenizer
 from labkit.pairwise import TemplateWriter, cache_embeddings, preset, train_pairwise
 from labkit.pairwise.filters import judge
 from labkit.pairwise.inspection import alarm_report, alarm_threshold, good_photos_needed, promised_threshold
-from labkit.pairwise.own import caption_pairs, caption_visibility, read_pictures, visibility
+from labkit.pairwise.own import caption_pairs, caption_visibility, cut_captions, read_pictures, visibility
 from labkit.pairwise.pairs import Codes
 from labkit.pairwise.train import PairwiseError
+from labkit.pairwise.writers import caption_sentences
 
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (30, 160, 30)}
 
@@ -235,6 +236,31 @@ def test_the_command_probes_trains_saves_and_sets_an_alarm(own, tmp_path, capsys
     assert main(["pcclip", "alarm", str(own), "--bad", str(own), *clip]) == 1
     assert "149 good photographs" in capsys.readouterr().out
     assert main(["pcclip", "probe", str(tmp_path / "nowhere"), *clip]) == 2
+
+
+def test_captions_that_are_too_long_name_the_option_that_cuts_them(own, tmp_path, capsys):
+    words = "a plate with a scratch at the edge and some dust on it under a lamp of the old hall number "
+    for i in range(12):
+        Image.open(own / f"{i:02d}.png").save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text(f"{list(COLOURS)[i % 3]} {words * 2}{i}" if i else "x" * 300)
+    command = ["pcclip", "train", str(tmp_path), "--clip", str(own / "clip"), "--out", str(tmp_path / "tuned")]
+    more = ["--steps", "2", "--pairs", "20", "--anyway"]
+    assert main([*command, *more]) == 2
+    assert capsys.readouterr().err.rstrip().endswith("or give --truncate")
+    assert main([*command, *more, "--truncate"]) == 0
+    assert "12 captions are cut" in capsys.readouterr().out
+    (tmp_path / "1.txt").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "1.txt").read_bytes())  # as Windows saves it
+    _, inputs = tiny_clip()
+    cut, n = cut_captions(read_pictures(tmp_path), inputs)
+    told = [row["caption"] for row in cut.values]
+    assert n == 12 and told[0].startswith("x") and told[1].startswith("blue a plate with a scratch")
+    inputs([text for a in told for text in caption_sentences(a, max(told, key=len))])  # any two fit
+    assert cut_captions(cut, inputs)[1] == 0
+    (tmp_path / "2.txt").write_bytes("赤い板".encode("cp932"))
+    assert main(command) == 2
+    assert "2.txt is not in UTF-8: save it as UTF-8" in capsys.readouterr().err
+    assert main([*command, "--key-variable", "NOT_SET_ANYWHERE"]) == 2  # before anything is read
+    assert "that environment variable is not set" in capsys.readouterr().err
 
 
 def test_the_python_of_the_page_runs_as_it_stands(own, capsys):

@@ -8,6 +8,7 @@ diffusers.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from labkit.diffusion.adapters import use_adapters
 from labkit.diffusion.devices import execution_device
 from labkit.diffusion.schedule import Timestep, to_epsilon
+from labkit.errors import LabkitWarning
 
 _ROWS: ContextVar[tuple[str, ...] | None] = ContextVar("labels of the U-Net's rows", default=None)
 
@@ -122,14 +124,15 @@ def encode_prompts(
     unique = list(dict.fromkeys(pairs))
     denoiser = denoiser_of(pipe)
     further = {} if hasattr(pipe, "unet") else {"prompt_2": None, "prompt_3": None}  # SD3 asks for them by name
-    encoded = pipe.encode_prompt(
-        prompt=[p for p, _ in unique],
-        **further,
-        device=execution_device(denoiser),
-        num_images_per_prompt=1,
-        do_classifier_free_guidance=True,
-        negative_prompt=None if negative_prompts is None else [n for _, n in unique],
-    )
+    with _long_prompts_in_one_line(pipe, [p for p, _ in unique]):
+        encoded = pipe.encode_prompt(
+            prompt=[p for p, _ in unique],
+            **further,
+            device=execution_device(denoiser),
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=True,
+            negative_prompt=None if negative_prompts is None else [n for _, n in unique],
+        )
     cond, uncond, *pooled = encoded  # SDXL and SD3 return two pooled embeddings as well
     extra = {}
     if pooled:
@@ -143,6 +146,48 @@ def encode_prompts(
         extra["time_ids"] = time_ids.expand(len(unique), -1)
     conditions = PromptConditions(cond=cond, uncond=uncond, **extra)
     return conditions.select([unique.index(pair) for pair in pairs])
+
+
+def long_prompts(pipe, prompts: Sequence[str]) -> tuple[list[str], int]:
+    """(The prompts of which a pipeline's text encoder does not read the end, how many tokens it reads).
+
+    A pipeline with a T5 (Stable Diffusion 3) reads them further than CLIP does: none is long then.
+    """
+    tokenizer = getattr(pipe, "tokenizer", None) or getattr(pipe, "tokenizer_2", None)
+    if tokenizer is None or getattr(pipe, "tokenizer_3", None) is not None:
+        return [], 0
+    most = tokenizer.model_max_length
+    candidates = [p for p in prompts if len(p.encode("utf-8", "replace")) + 2 > most]  # a token is a byte at least
+    return [p for p in candidates if len(tokenizer(p, verbose=False)["input_ids"]) > most], most
+
+
+@contextmanager
+def _long_prompts_in_one_line(pipe, prompts: Sequence[str]) -> Iterator[None]:
+    """Inside, diffusers prints nothing about prompts that are cut: that would be all of their tokens, each time."""
+    cut, most = long_prompts(pipe, prompts)
+    if not cut:
+        yield
+        return
+    told = f"the text encoder reads {most} tokens of a prompt, the rest is cut: {cut[0][:60]!r}"
+    warnings.warn(told + (f" and {len(cut) - 1} more" if len(cut) > 1 else ""), LabkitWarning, stacklevel=4)
+    with _errors_only():
+        yield
+
+
+@contextmanager
+def _errors_only() -> Iterator[None]:
+    """Inside, diffusers and transformers say nothing but errors."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    before = [(log, log.get_verbosity()) for log in (diffusers_logging, transformers_logging)]
+    try:
+        for log, _ in before:
+            log.set_verbosity_error()
+        yield
+    finally:
+        for log, verbosity in before:
+            log.set_verbosity(verbosity)
 
 
 def unet_output(

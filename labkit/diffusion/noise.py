@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ def image_generators(n: int, seed: int, *, first: int = 0) -> list[torch.Generat
     The stream of image i depends on (seed, i) alone: not on n, on `first` or on the order of work. Nearby seeds do not
     share images, as `manual_seed(seed + i)` would make them do (seed 0, image 1 = seed 1, image 0).
     """
+    n, seed, first = map(operator.index, (n, seed, first))
     if n < 0 or first < 0 or seed < 0:
         raise ValueError(f"n, seed and first must not be negative, got n={n}, seed={seed}, first={first}")
     generators = []

@@ -16,9 +16,16 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from labkit.errors import LabkitError
+from labkit.errors import LabkitError, in_options
+from labkit.files import read_text
 
 JUDGES = ("portraits", "clip", "pickscore", "hpsv2.1", "imagereward", "aesthetic", "clip-iqa")
+OPTIONS = {
+    "value_range": "save it with 8 or 16 bits",
+    "tier": "use --tier cpu, or --device cpu to run this tier slowly on the CPU",
+    "folder": "give --model FOLDER",
+    "precision": "use --set precision=bf16 or --set precision=fp32",
+}
 EXAMPLES = {"micro_batch": 2, "t_window": "[0, 1000]"}  # of the fields of DPOConfig whose default says too little
 
 
@@ -57,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         return check(args.pairs) if args.check else train(args)
     except (LabkitError, ValueError, OSError) as error:
-        print(f"labkit dpo: {error}", file=sys.stderr)
+        print(f"labkit dpo: {in_options(error, OPTIONS)}", file=sys.stderr)
         return 2
 
 
@@ -100,7 +107,8 @@ def check(source: Path) -> int:
         if len(contents) == 2:
             equal += contents[0] == contents[1]
             seen[pair.prompt, contents[0], contents[1]] += contents[0] != contents[1]
-    print("sizes: " + ", ".join(f"{shape} ({n})" for shape, n in shapes.most_common(5)))
+    further = f" and {len(shapes) - 5} more" if len(shapes) > 5 else ""
+    print("sizes: " + ", ".join(f"{shape} ({n})" for shape, n in shapes.most_common(5)) + further)
     repeated = sum(n - 1 for n in seen.values() if n > 1)
     both = sum(1 for prompt, winner, loser in seen if winner < loser and seen[prompt, loser, winner])
     for n, what in (
@@ -117,7 +125,7 @@ def check(source: Path) -> int:
 def _tell(problems: list[str]) -> None:
     """The first problems, one a line, on stderr."""
     for line in problems[:SHOWN]:
-        print(f"labkit dpo: {line}", file=sys.stderr)
+        print(f"labkit dpo: {in_options(line, OPTIONS)}", file=sys.stderr)
     if len(problems) > SHOWN:
         print(f"labkit dpo: and {len(problems) - SHOWN} more", file=sys.stderr)
 
@@ -134,7 +142,7 @@ def train(args: argparse.Namespace) -> int:
         changes = of_start(args.start) | changes
     prompts = None
     if args.prompts is not None:
-        prompts = [line.strip() for line in args.prompts.read_text("utf-8-sig").splitlines() if line.strip()]
+        prompts = [line.strip() for line in read_text(args.prompts).splitlines() if line.strip()]
     pipe = load_pipeline(args.tier, args.device, folder=args.model)
     config = replace(default_config(pipe), **changes)
     report = align_own(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from labkit.metrics.checks import plain_numbers
+
 CHOICES = {
     "trainable": ("lora", "full"),
     "targets": ("attention", "all"),
@@ -90,6 +92,7 @@ class DPOConfig:
     sharded: bool = False
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         object.__setattr__(self, "t_window", tuple(int(t) for t in self.t_window))
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:

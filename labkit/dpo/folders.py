@@ -23,6 +23,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from labkit.errors import LabkitError
+from labkit.files import read_text
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 WINNERS = ("winner", "chosen", "preferred", "image_w", "win")
@@ -341,7 +342,11 @@ def _two_folders(root: Path) -> Iterator[FoundPair]:
         raise PairsError(
             f"{root} has neither a table ({', '.join(SUFFIXES)}) nor folders winner and loser: see labkit dpo --help"
         )
-    names = {side: read_folder(root / side).names for side in ("winner", "loser")}
+    folders = {side: read_folder(root / side) for side in ("winner", "loser")}
+    for side, folder in folders.items():
+        for name, fault in folder.faults.items():
+            raise PairsError(f"{root / side / name} cannot be used: {fault}")
+    names = {side: folder.names for side, folder in folders.items()}
     losers: dict[str, str] = {}
     for name in names["loser"]:
         stem = str(Path(name).with_suffix(""))
@@ -356,7 +361,7 @@ def _two_folders(root: Path) -> Iterator[FoundPair]:
             raise PairsError(f"{where} has no loser of the same name in {root / 'loser'}")
         if not text.is_file():
             raise PairsError(f"{where} has no caption: write it into {text.name} beside the picture")
-        caption = text.read_text("utf-8-sig").strip()
+        caption = read_text(text).strip()
         yield FoundPair(caption, root / "winner" / name, root / "loser" / losers.pop(stem), None, False, where)
     if losers:
         raise PairsError(f"{root / 'loser' / next(iter(losers.values()))} has no winner of the same name")

@@ -19,6 +19,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import ceil, floor
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ from labkit.diffusion import (
     use_adapters,
     vae_scale_factor,
 )
+from labkit.diffusion.guidance import long_prompts
 from labkit.dpo.config import DPOConfig
 from labkit.dpo.data import PreferencePairs
 from labkit.dpo.folders import FoundPair, FoundPairs, find_pairs, read_picture
@@ -141,12 +143,19 @@ def align_own(
     say(
         f"{len(train)} pairs to train on, {len(held)} held out" + "".join(f", {n} {why}" for why, n in left_out.items())
     )
+    captions = list(dict.fromkeys(pair.prompt for pair in (*train, *held)))
+    long, most = long_prompts(pipe, captions)
+    if long:
+        counts = f"{len(long)} of {len(captions)} captions"
+        say(f"{counts} are longer than the {most} tokens that the text encoder reads: their ends are cut")
     sizes = list(sizes or [_native(pipe)])
     config = _completed(config or default_config(pipe), bool(held))
     if config.trainable != "lora":
         raise ValueError('own pairs train a LoRA: trainable is "full", use DPOTrainer for that')
     terms = list(terms) if terms else [dpo(kappa), *([sft(anchor)] if anchor > 0 else [])]
-    with locked(out):
+    with locked(out), warnings.catch_warnings():
+        if long:
+            warnings.filterwarnings("ignore", "the text encoder reads", LabkitWarning)  # it has just been said
         sets = encode_found(pipe, train, sizes, out / "encoded", left_out=left_out, say=say)
         held_sets = encode_found(pipe, held, sizes, out / "encoded", left_out=left_out, say=say) if held else []
         if not sets:
@@ -175,6 +184,9 @@ def align_own(
         scores = [torch.as_tensor(judge(images, asked)).float().cpu().numpy() for images in (after, before)]
         generator = np.random.default_rng(config.seed)
         won = win_rate(outcomes(candidate=scores[0], baseline=scores[1]), prompts=asked, generator=generator)
+        wins = won.value * len(asked)  # a tie is half a win; a bootstrap of unanimous prompts would have no width
+        bounds = wilson_interval(floor(wins), len(asked))[0], wilson_interval(ceil(wins), len(asked))[1]
+        won = replace(won, low=min(won.low, bounds[0]), high=max(won.high, bounds[1]))
     n = sum(map(len, held_sets))
     low, high = (None, None) if accuracy is None else wilson_interval(round(accuracy * n), n)
     report = OwnReport(
@@ -460,6 +472,8 @@ def _lines(report: OwnReport, config: DPOConfig, pictures: int) -> list[str]:
         lines.append(
             f"{report.judge} prefers the picture after: {report.win_rate:.3f} (95% {interval}; {pictures} prompts)."
         )
+        if pictures < FEW:
+            lines.append(f"{pictures} prompts decide little: draw {FEW} or more (--pictures {FEW}).")
         if report.win_low <= 0.5 <= report.win_high:
             lines.append("This does not show a difference: the interval holds 0.5.")
     last = report.log[-1] if report.log else {}

@@ -403,7 +403,7 @@ class DPOTrainer:
                 f"{self.config.model} alone"
             )
         for name, model in self.models.items():
-            tensors = found.get(name, {})
+            tensors = {key: value for key, value in found.get(name, {}).items() if self._used(name)(key)}
             own = adapter_parameters(model, self.config.adapter)
             named = {key.replace(f".{self.config.adapter}.weight", ".weight"): p for key, p in own.items()}
             odd = sorted(set(named) ^ set(tensors)) or [k for k, p in named.items() if p.shape != tensors[k].shape]
@@ -433,7 +433,7 @@ class DPOTrainer:
             files = {} if self.start is None else read_lora(self.start, self.pipe)[0]
             for number, (name, model) in enumerate(self.models.items()):
                 used = self._used(name)
-                if layers := {key.rpartition(".lora_")[0] for key in files.get(name, ())}:
+                if layers := {key.rpartition(".lora_")[0] for key in files.get(name, ()) if used(key)}:
                     used = layers.__contains__  # where the file has weights, and nowhere else
                 add_lora(model, config.adapter, seed=config.seed + number, rank=config.rank, where=used, **where)
             return adapter_parameters(self.model, config.adapter)

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from labkit.errors import LabkitError
+from labkit.errors import LabkitError, in_options
 from labkit.files import locale_language, write_atomically
 from labkit.inspection.calibration import certify_lot
 from labkit.inspection.digest import digest_path, digest_process
@@ -51,6 +51,7 @@ from labkit.inspection.verdicts import (
     read_defects,
 )
 
+OPTIONS = {"value_range": "save it with 8 or 16 bits"}
 OUT = "inspection"  # default folder of what the command writes
 ALL_AT_ONCE = "run"  # the step behind `labkit inspect FOLDER`
 
@@ -429,7 +430,7 @@ def _guarded(step: Any) -> Any:
         try:
             return step(args)
         except (LabkitError, ValueError, OSError) as error:
-            print(f"labkit inspect: {error}", file=sys.stderr)
+            print(f"labkit inspect: {in_options(error, OPTIONS)}", file=sys.stderr)
             return 2
 
     return run

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from labkit.errors import LabkitError
-from labkit.images import NO_DECODER, SUFFIXES, ImageError, read_file
+from labkit.images import SUFFIXES, ImageError, look_into, read_file
 from labkit.inspection.digest import digest, digest_file
 from labkit.metrics.checks import whole_number
 
@@ -92,19 +90,10 @@ def read_lot(folder: Path | str, *, texts: Mapping[str, str] | None = None) -> L
     folder = Path(folder)
     if not folder.is_dir():
         raise InspectionError(f"{folder} is not a folder: give the folder that holds the lot's pictures")
-    items, unreadable, others = [], {}, []
-    for path, fault in sorted(_files(folder), key=lambda found: found[0].as_posix()):
-        name = path.relative_to(folder).as_posix()
-        readable = _writable(name)
-        if fault or readable != name:
-            unreadable[readable] = fault or "its name is no UTF-8: rename it"
-            continue
-        if path.suffix.lower() not in SUFFIXES | NO_DECODER:
-            if kind := _picture_kind(path):
-                unreadable[name] = f"holds a picture ({kind}), its name ends otherwise: rename it"
-            else:
-                others.append(name)
-            continue
+    found = look_into(folder)
+    items, unreadable = [], dict(found.faults)
+    for name in found.pictures:
+        path = folder / name
         try:
             item = Item(name, path, digest_file(path), (texts or {}).get(name, ""))
             item.open()
@@ -114,36 +103,8 @@ def read_lot(folder: Path | str, *, texts: Mapping[str, str] | None = None) -> L
             items.append(item)
     if not items and not unreadable:
         raise InspectionError(f"{folder} holds no pictures: expected {', '.join(sorted(SUFFIXES))}")
-    return Lot(_writable(folder.resolve().name), tuple(items), unreadable, tuple(others))
-
-
-def _files(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Every visible file below a folder with "", and what hides files from this program with the reason."""
-    refused: list[OSError] = []
-    for where, folders, files in os.walk(folder, onerror=refused.append):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in folders:
-            if (Path(where) / name).is_symlink():
-                yield Path(where) / name, "a link to a folder: put the pictures themselves here"
-        for name in files:
-            if not name.startswith("."):
-                yield Path(where) / name, ""
-    for error in refused:
-        yield Path(error.filename), f"a folder that may not be read ({error.strerror})"
-
-
-def _writable(name: str) -> str:
-    """The name as text can hold it; bytes that are no UTF-8, as old archives have them, become \\x.. marks."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def _picture_kind(path: Path) -> str:
-    """ "JPEG", ... for a picture by its content, "" for anything else."""
-    try:
-        with Image.open(path) as picture:
-            return picture.format or ""
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
-        return ""
+    name = folder.resolve().name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return Lot(name, tuple(items), unreadable, found.others)
 
 
 def draw_sample(names: Sequence[str], n: int, seed: int | str) -> list[str]:

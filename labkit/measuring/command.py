@@ -17,10 +17,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from labkit.errors import LabkitError
+from labkit.errors import LabkitError, in_options
 from labkit.files import can_print, locale_language, write_atomically
 from labkit.images import ImageError
 
+OPTIONS = {"value_range": "say which with --value-range 0 1, -1 1, 0 255 or 0 65535"}
 PAUSE = 10.0  # seconds between lines of progress
 
 WHAT = {
@@ -100,10 +101,12 @@ def run_measure(args: argparse.Namespace) -> int:
         )
     except ImageError as error:
         hint = "" if args.skip or args.value_range else " (--skip leaves out and names what cannot be read)"
-        print(f"labkit measure: {error}{hint if error.reason != str(error) else ''}", file=sys.stderr)
+        told = in_options(error, OPTIONS)
+        print(f"labkit measure: {told}{hint if error.reason != str(error) else ''}", file=sys.stderr)
         return 2
     except (LabkitError, ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"labkit measure: {error}", file=sys.stderr)
+        told = str(error).replace("no weights were given", "no --weights FILE was given")
+        print(f"labkit measure: {told}", file=sys.stderr)
         return 2
     print("\n".join(measurement_lines(result, lang if can_print("あ") else "en")))
     for side in result.sides:

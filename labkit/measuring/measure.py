@@ -12,10 +12,12 @@ the most that the numbers carry:
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
+from scipy.stats import beta
 from torch import Tensor
 
 from labkit.density import PseudoDensity
@@ -70,7 +72,8 @@ class Copies:
     Attributes:
         near: share of fakes whose nearest real is nearer than 95% of reals are to their nearest other real (0.05 for a
             law without memory). low: its 95% lower bound. exact: fakes on top of a real.
-        suspicious: `low` above twice what chance gives, or any exact copy.
+        suspicious: `low` above twice what chance gives, and above what it can give with so few reals; or any exact
+            copy.
         pairs: (index of fake, index of real, distance / median distance among reals), the nearest first.
     """
 
@@ -334,7 +337,8 @@ def _prdc(real: Tensor, fake: Tensor, k: int, generator: torch.Generator) -> lis
         if name != "density":
             low, high = wilson_interval(round(value * count), count)
             spread = (high - low) / 3.92
-        readings.append(Reading(name, value, spread, floor.get(name), "reference", n, m))
+        verdict = "reference" if name in floor else "unknown"  # too few reals to read one half against the other
+        readings.append(Reading(name, value, spread, floor.get(name), verdict, n, m))
     return readings
 
 
@@ -384,6 +388,11 @@ def _copies(real: Tensor, fake: Tensor, shown: int = 8) -> Copies:
     count = int((distance < torch.quantile(own, NEAR)).sum())
     exact = int((distance <= 1e-6 * typical).sum())
     low = wilson_interval(count, len(fake))[0]
+    # of few reals, the nearest 5% are nearer than far more than 5% of all pictures of their law: than at most this
+    # share, with 95% confidence. Two reals that are nearest to each other are one distance, hence half of them
+    half = max(1, len(real) // 2)
+    rank = max(1, math.ceil(NEAR * half))
+    chance = float(beta.ppf(0.95, rank, half + 1 - rank))
     order = distance.argsort(stable=True)[:shown].tolist()
     pairs = tuple((i, int(nearest[i]), float(distance[i]) / typical) for i in order)
-    return Copies(count / len(fake), low, exact, bool(exact or low > 2 * NEAR), pairs)
+    return Copies(count / len(fake), low, exact, bool(exact or low > max(2 * NEAR, chance)), pairs)

@@ -21,13 +21,15 @@ LANGUAGES = ("ja", "en")
 BETTER = {"fid": "lower", "kid": "lower", "cmmd": "lower", "vendi": "higher"}  # the rest: nearer to the floor
 SHARES = {"precision", "recall", "coverage"}
 
+META = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
 STYLE = """
 body { font: 15px/1.6 system-ui, "Hiragino Sans", "Noto Sans CJK JP", "Yu Gothic", sans-serif; max-width: 62rem;
   margin: 2rem auto; padding: 0 1rem; color: #222; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; border-bottom: 1px solid #bbb; }
 table { border-collapse: collapse; width: 100%; } th, td { text-align: left; vertical-align: top; padding: .3rem .6rem;
   border-bottom: 1px solid #ddd; } td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-small { color: #666; } .warn { border-left: .4rem solid #e90; background: #fff8ec; padding: .4rem 1rem; }
+.wide { overflow-x: auto; } .wide table { min-width: 44rem; } small { color: #666; }
+.warn { border-left: .4rem solid #e90; background: #fff8ec; padding: .4rem 1rem; }
 .different { border-left: .4rem solid #c33; } figure { display: inline-block; margin: .5rem 1rem .5rem 0; }
 figcaption { font-size: .8rem; max-width: 13rem; } img { width: 6rem; image-rendering: auto; }
 """
@@ -69,7 +71,9 @@ def measurement_lines(result: Measurement, lang: str = "en") -> list[str]:
         lines.append(f"{r.name:15} {value:>9} +- {spread:<9} {t['floor']}: {floor}; N {count}. {conclusion(r, lang)}")
     if result.copies is not None:
         told = t["copies_share"].format(near=result.copies.near, exact=result.copies.exact)
-        lines.append(f"{told} {t['copies_yes' if result.copies.suspicious else 'copies_no']}")
+        lines.append(told + t["between"] + t["copies_yes" if result.copies.suspicious else "copies_no"])
+        if result.copies.suspicious:
+            lines += [f"       {_pair(result, *pair, t)}" for pair in result.copies.pairs]
     return lines
 
 
@@ -84,13 +88,16 @@ def measurement_html(result: Measurement, path: str | Path | None = None, *, lan
     parts = [f"<h1>{t['title']}</h1><p>{_e(lead)}</p>"]
     if told := warnings_of(result, lang):
         parts.append(f"<h2>{t['warnings']}</h2>" + "".join(f'<p class="warn">{_e(line)}</p>' for line in told))
+    left_out = [f"{name}: {why}" for side in result.sides or () for name, why in side.unreadable.items()]
+    if left_out:
+        parts.append("<ul>" + "".join(f"<li>{_e(line)}</li>" for line in left_out) + "</ul>")
     head = "".join(f"<th>{t[key]}</th>" for key in ("metric", "value", "spread", "floor", "count", "conclusion"))
     rows = "".join(_row(reading, t, lang) for reading in result.readings)
-    parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>")
+    parts.append(f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>')
     if result.copies is not None:
         parts.append(_copies(result, t))
     title = f"<title>{_e(t['title'])}: {_e(result.fake)}</title>"
-    page = f'<!doctype html><html lang="{lang}"><head><meta charset="utf-8">{title}<style>{STYLE}</style></head>'
+    page = f'<!doctype html><html lang="{lang}"><head>{META}{title}<style>{STYLE}</style></head>'
     page += f"<body>{''.join(parts)}</body></html>\n"
     if path is not None:
         write_atomically(path, page)
@@ -121,11 +128,16 @@ def _copies(result: Measurement, t: dict[str, str]) -> str:
     figures = []
     for i, j, distance in copies.pairs:
         pictures = [_thumbnail(side, index) for side, index in zip(result.sides[::-1], (i, j), strict=True)]
-        names = [_name(side, index) for side, index in zip(result.sides[::-1], (i, j), strict=True)]
-        caption = t["copies_pair"].format(i=names[0], j=names[1], d=distance)
+        caption = _pair(result, i, j, distance, t)
         figures.append(f"<figure>{''.join(pictures)}<figcaption>{_e(caption)}</figcaption></figure>")
     kind = ' class="warn"' if copies.suspicious else ""
-    return f"<h2>{t['copies']}</h2><p{kind}>{_e(told)} {_e(verdict)}</p>{''.join(figures)}"
+    return f"<h2>{t['copies']}</h2><p{kind}>{_e(told + t['between'] + verdict)}</p>{''.join(figures)}"
+
+
+def _pair(result: Measurement, i: int, j: int, distance: float, t: dict[str, str]) -> str:
+    """What is said of fake i and its nearest real j."""
+    names = [_name(side, index) for side, index in zip(result.sides[::-1], (i, j), strict=True)]
+    return t["copies_pair"].format(i=names[0], j=names[1], d=distance)
 
 
 def _name(side: Source, index: int) -> str:

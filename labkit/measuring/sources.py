@@ -87,9 +87,10 @@ def read_source(source: object, *, skip: bool = False, value_range: Range | None
 
     Args:
         source: a folder of pictures; an .npz file with `mu` and `sigma` (pytorch-fid, clean-fid), `feats` [N, d]
-            (clean-fid), or `arr_0` uint8 [N, H, W, 3] (sample batches of guided diffusion); a .safetensors or .json
-            file of `GaussianStats.save`; a GaussianStats; features [N, d]; a tensor [N, 3, H, W], an array
-            [N, H, W, 3] or a list of pictures; a DataLoader or data set of pictures, (picture, label) or mappings.
+            (clean-fid), or `arr_0` uint8 [N, H, W, 3] (sample batches of guided diffusion) or features [N, d]; an
+            .npy file of either; a .safetensors or .json file of `GaussianStats.save`; a GaussianStats; features [N, d];
+            a tensor [N, 3, H, W], an array [N, H, W, 3] or a list of pictures; a DataLoader or data set of pictures,
+            (picture, label) or mappings.
         skip: leave unreadable files out (they are named) instead of stopping at the first.
         value_range: of float files.
 
@@ -101,15 +102,16 @@ def read_source(source: object, *, skip: bool = False, value_range: Range | None
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         label = name or path.name or str(path)
-        if path.suffix in (".pth", ".pt", ".pkl"):
+        kind = path.suffix.lower()
+        if kind in (".pth", ".pt", ".pkl"):
             raise MeasureError(f"{path} is a pickle, which labkit never opens: give a folder, or statistics as .npz")
-        if path.suffix in (".npz", ".safetensors", ".json"):
+        if kind in (".npz", ".npy", ".safetensors", ".json"):
             return _from_file(path, label)
         folder = read_folder(path, value_range=value_range)
         bad = folder.unreadable() if skip else {}
         if len(bad) == len(folder):
             raise MeasureError(f"none of the {len(bad)} pictures in {path} can be read: {next(iter(bad.values()))}")
-        kept = ImageFolder(folder.root, tuple(n for n in folder.names if n not in bad), value_range)
+        kept = folder.only(name for name in folder.names if name not in bad)
         return Source(label, folder=kept, unreadable=bad)
     label = name or type(source).__name__
     if isinstance(source, GaussianStats):
@@ -134,19 +136,32 @@ def read_source(source: object, *, skip: bool = False, value_range: Range | None
 def _from_file(path: Path, label: str) -> Source:
     if not path.is_file():
         raise FileNotFoundError(f"no statistics file {path}: check the path")
-    if path.suffix != ".npz":
+    kind = path.suffix.lower()
+    if kind not in (".npz", ".npy"):
         return Source(label, stats=GaussianStats.load(path))
     try:
-        with np.load(path, allow_pickle=False) as file:
-            tables = {key: file[key] for key in ("feats", "arr_0", "mu", "sigma", "n") if key in file.files}
-            found = list(file.files)
+        if kind == ".npy":
+            tables = {"arr_0": np.load(path, allow_pickle=False)}
+            found = [f"an array of shape {tables['arr_0'].shape}"]
+        else:
+            with np.load(path, allow_pickle=False) as file:
+                tables = {key: file[key] for key in ("feats", "arr_0", "mu", "sigma", "n") if key in file.files}
+                found = list(file.files)
     except Exception as error:  # numpy and zipfile raise many kinds: it is not such a file
-        raise MeasureError(f"{path} is not readable as .npz ({type(error).__name__}): copy it again") from error
+        raise MeasureError(f"{path} is not readable as {kind} ({type(error).__name__}): copy it again") from error
     if "feats" in tables:
         return Source(label, features=as_features(path.name, tables["feats"]))
     if "mu" in tables and "sigma" in tables:
-        n = int(tables["n"]) if "n" in tables else None
+        n = tables.get("n")
+        if n is not None and n.size != 1:
+            raise MeasureError(f"{path} has {n.size} numbers n: expected one, the number of pictures")
+        n = None if n is None else int(n.reshape(()))
         return Source(label, stats=GaussianStats.from_moments(mean=tables["mu"], covariance=tables["sigma"], n=n))
     if "arr_0" in tables and tables["arr_0"].ndim == 4:
         return Source(label, pictures=tables["arr_0"])
-    raise MeasureError(f"{path} holds {', '.join(found) or 'nothing'}: expected mu and sigma, feats, or arr_0")
+    if "arr_0" in tables and tables["arr_0"].ndim == 2:
+        return Source(label, features=as_features(path.name, tables["arr_0"]))
+    raise MeasureError(
+        f"{path} holds {', '.join(found) or 'nothing'}: expected mu and sigma, feats [N, d], or arr_0, pictures "
+        "[N, H, W, 3] or features [N, d]"
+    )

@@ -116,3 +116,16 @@ def work_device(*tensors: Tensor) -> torch.device:
     devices = {tensor.device for tensor in tensors}
     device = devices.pop()
     return torch.device("cpu") if devices or device.type == "mps" else device
+
+
+def plain_numbers(settings: object) -> None:
+    """Make the numbers of NumPy and torch in a (frozen) dataclass Python's own, which JSON can hold; in place.
+
+    Raises:
+        TypeError: an array or tensor of more than one element.
+    """
+    for name, value in vars(settings).items():
+        if isinstance(value, np.generic | np.ndarray | Tensor):
+            if value.ndim:
+                raise TypeError(f"{name} is {value!r}: pass one number")
+            object.__setattr__(settings, name, value.item())

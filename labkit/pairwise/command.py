@@ -13,13 +13,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from labkit.errors import LabkitError
+from labkit.errors import LabkitError, in_options
 from labkit.files import write_atomically
+
+OPTIONS = {
+    "value_range": "save it with 8 or 16 bits",
+    "truncate": "give --truncate",
+    "folder": "give --clip FOLDER",
+}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -46,6 +53,8 @@ def add_parser(subparsers: Any) -> None:
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--endpoint", metavar="URL", help="a language model writes: http://host:port/v1")
     train.add_argument("--model", default="", help="its name there")
+    train.add_argument("--time-limit", type=float, metavar="SECONDS", help="for all of its answers together")
+    train.add_argument("--key-variable", metavar="NAME", help="environment variable that holds its API key")
     train.add_argument("--anyway", action="store_true", help="train although the tower sees no attribute")
     train.set_defaults(func=_guarded(run_train))
 
@@ -64,16 +73,21 @@ def _pictures(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--table", type=Path, help=".csv or .jsonl (default: metadata.csv of the folder)")
     parser.add_argument("--clip", type=Path, metavar="FOLDER", help="a CLIP of transformers (default: PortraitCLIP)")
     parser.add_argument("--fit", choices=("clip", "crop", "squash"), default="clip", help="default: as CLIP does")
+    parser.add_argument("--truncate", action="store_true", help="cut captions of which two do not fit into a sentence")
 
 
 def _prepared(args: argparse.Namespace):
     """(clip, inputs, own pictures, unit embeddings [N, d])."""
     from labkit.models import load_clip
-    from labkit.pairwise.own import read_pictures
+    from labkit.pairwise.own import cut_captions, read_pictures
     from labkit.pairwise.towers import cache_embeddings
 
     own = read_pictures(args.pictures, args.table)
     clip, inputs = load_clip("cpu", folder=args.clip)
+    if args.truncate:
+        own, cut = cut_captions(own, inputs)
+        if cut:
+            print(f"{cut} captions are cut, so that a sentence about two of them fits into {inputs.context} tokens")
     return clip, inputs, own, cache_embeddings(clip, inputs, inputs.pictures(own.folder, fit=args.fit))
 
 
@@ -135,6 +149,9 @@ def run_train(args: argparse.Namespace) -> int:
         raise PairwiseError(f"--pairs {args.pairs}: expected at least 1")
     if args.out.exists() and not args.out.is_dir():
         raise PairwiseError(f"--out {args.out} is a file: give the name of a folder")
+    key = None if args.key_variable is None else os.environ.get(args.key_variable)
+    if args.key_variable is not None and not key:
+        raise PairwiseError(f"--key-variable {args.key_variable}: that environment variable is not set")
     clip, inputs, own, images = _prepared(args)
     anything, seen = _probed(clip, inputs, own, images)
     if not anything and not args.anyway:
@@ -148,7 +165,10 @@ def run_train(args: argparse.Namespace) -> int:
         pairs = caption_pairs(values, args.pairs, generator)
     if args.endpoint:
         cache = AnswerCache(args.out / "answers.jsonl")
-        writer = HttpWriter(args.endpoint, args.model, wording, _describe, cache=cache, inputs=inputs)
+        writer = HttpWriter(
+            args.endpoint, args.model, wording, _describe, cache=cache, inputs=inputs,
+            api_key=key, time_limit=args.time_limit,
+        )  # fmt: skip
     else:
         writer = TemplateWriter(wording)
     written = writer(pairs, values)
@@ -230,7 +250,7 @@ def _guarded(step: Any) -> Any:
         try:
             return step(args)
         except (LabkitError, ValueError, OSError) as error:
-            print(f"labkit pcclip: {error}", file=sys.stderr)
+            print(f"labkit pcclip: {in_options(error, OPTIONS)}", file=sys.stderr)
             return 2
 
     return run

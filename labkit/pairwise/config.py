@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from labkit.metrics.checks import plain_numbers
+
 LOSSES = ("contrastive", "squared")
 
 
@@ -41,6 +43,7 @@ class PairwiseConfig:
     loss: str = "contrastive"
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         if self.loss not in LOSSES:
             raise ValueError(f"loss is {self.loss!r}, expected one of {', '.join(LOSSES)}")
         if self.steps < 1 or self.batch < 2 or not self.lr > 0 or not self.tau > 0:

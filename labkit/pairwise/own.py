@@ -11,18 +11,20 @@ import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from labkit.files import read_text
 from labkit.images import ImageFolder, read_folder
 from labkit.metrics import wilson_interval
+from labkit.models.clip_inputs import ClipInputs
 from labkit.pairwise.pairs import Pair, Values
 from labkit.pairwise.train import PairwiseError
 from labkit.pairwise.wording import Statement
-from labkit.pairwise.writers import CAPTION
+from labkit.pairwise.writers import CAPTION, caption_sentences
 
 FILE_COLUMNS = ("file_name", "file", "image", "path", "filename")
 CAPTION_COLUMNS = ("caption", "text", "prompt")
@@ -67,7 +69,7 @@ def read_pictures(folder: str | Path, table: str | Path | None = None) -> OwnPic
     table = Path(table) if table is not None else _metadata(pictures.root)
     if table is None:
         texts = [pictures.path(i).with_suffix(".txt") for i in range(len(pictures))]
-        rows = [{CAPTION: text.read_text("utf-8").strip()} if text.is_file() else {} for text in texts]
+        rows = [{CAPTION: read_text(text).strip()} if text.is_file() else {} for text in texts]
         return OwnPictures(pictures, rows, {})
     by_name, known = _rows(table), set(pictures.names)
     if missing := [name for name in by_name if name not in known]:
@@ -81,7 +83,7 @@ def read_pictures(folder: str | Path, table: str | Path | None = None) -> OwnPic
         a: {v: f"{v} {a.replace('_', ' ')}" for v in sorted({row[a] for row in values if row.get(a)})}
         for a in sorted(attributes)
     }
-    return OwnPictures(ImageFolder(pictures.root, names), values, {a: w for a, w in wording.items() if len(w) > 1})
+    return OwnPictures(pictures.only(names), values, {a: w for a, w in wording.items() if len(w) > 1})
 
 
 def _metadata(root: Path) -> Path | None:
@@ -211,6 +213,38 @@ def caption_visibility(images: Tensor, texts: Tensor) -> tuple[float, float]:
     scores = torch.stack([(images * texts.roll(-k, 0)).sum(dim=1) for k in range(others + 1)], dim=1)  # [N, 10]
     best = (scores == scores.amax(dim=1, keepdim=True)).double()
     return float((best[:, 0] / best.sum(dim=1)).mean()), 1 / (others + 1)
+
+
+# ---- captions that are too long --------------------------------------------------------------------------------------
+
+
+def cut_captions(own: OwnPictures, inputs: ClipInputs) -> tuple[OwnPictures, int]:
+    """(The same pictures with captions of which two fit into one sentence about both, how many captions were cut).
+
+    Words are taken off at the end, letters where a caption has no spaces.
+    """
+
+    def tokens(text: str) -> int:
+        return len(inputs.tokenizer(text, verbose=False)["input_ids"])
+
+    room = (inputs.context - tokens(caption_sentences("", "")[0])) // 2
+    rows = [dict(row) for row in own.values]
+    empty = tokens("")  # start and end of a text
+    short: dict[str, str] = {}
+    for text in {row[CAPTION] for row in rows if row.get(CAPTION)}:
+        mark = " " if len(text.split()) > 1 else ""
+        parts = text.split() if mark else list(text)
+        low, high = 0, len(parts)
+        while low < high:  # the most parts that fit
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if tokens(mark.join(parts[:middle])) - empty <= room else (low, middle - 1)
+        if low < len(parts):
+            short[text] = mark.join(parts[: max(1, low)])
+    cut = sum(row.get(CAPTION) in short for row in rows)
+    for row in rows:
+        if row.get(CAPTION) in short:
+            row[CAPTION] = short[row[CAPTION]]
+    return replace(own, values=rows), cut
 
 
 # ---- pairs from captions alone --------------------------------------------------------------------------------------
