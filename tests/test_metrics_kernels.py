@@ -5,6 +5,7 @@ import torch
 
 import labkit.metrics.cubic as cubic
 import labkit.metrics.kernels as kernels
+import labkit.metrics.products as products
 from labkit.metrics import cmmd, kernel_distance
 
 
@@ -107,6 +108,14 @@ def test_large_sets_are_multiplied_in_float32_and_keep_their_digits(offset, dtyp
         want = kernel_distance(real=x.double(), fake=y.double(), generator=generator(), **options)
         assert fast.value == pytest.approx(want.value, abs=1e-7 * mean)
         assert fast.subset_std == pytest.approx(want.subset_std, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_set_with_itself_is_multiplied_below_the_diagonal_whatever_was_in_memory(dtype):
+    x = cloud(7, 3).to(dtype)
+    out = products.strictly_below(x, torch.full((7, 7), float("nan"), dtype=dtype))
+    assert torch.allclose(out, (x @ x.T).tril(-1), atol=1e-6)
+    assert not out.triu().any()
 
 
 def test_what_float32_cannot_hold_stays_in_float64():

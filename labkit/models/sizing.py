@@ -51,8 +51,7 @@ class Cost:
 
 
 # (model, work) -> cost, in half precision, 512 x 512 pixels (SDXL: 1024 x 1024; portrait-flow: 64 x 64 pixels in single
-# precision); decoding one image at a time. "train again" recomputes activations in backward. The fixed part of SDXL's
-# training is an older count, too high: it has the weights of linear layers twice.
+# precision); decoding one image at a time. "train again" recomputes activations in backward.
 COSTS: dict[tuple[str, str], Cost] = {
     ("sd15", "sample"): Cost(fixed_gb=2.4, row_gb=0.137, row_tflop=1.607, row_once_tflop=2.515),
     ("sd15", "train"): Cost(fixed_gb=2.16, row_gb=2.131, row_tflop=5.173),
