@@ -4,6 +4,7 @@ import ast
 import importlib.metadata
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -385,6 +386,22 @@ def test_importing_labkit_alone_is_cheap():
     version, *loaded = done.stdout.split()
     assert Version(version) >= Version("0.1")
     assert not {"torch", "numpy", "diffusers", "transformers", "matplotlib", "IPython"} & set(loaded)
+
+
+@pytest.mark.parametrize(("asked", "spins"), [(None, False), ("active", True)])
+def test_openmp_threads_that_wait_leave_the_core_unless_the_user_asks_for_more(asked: str | None, spins: bool):
+    """What the runtime read when torch loaded it, as it says itself: GNU's counts spins, others name the policy."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_DISPLAY_ENV": "verbose"} | ({"OMP_WAIT_POLICY": asked} if asked else {})
+    done = subprocess.run(
+        [sys.executable, "-c", "import labkit, torch"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    said = dict(re.findall(r"(GOMP_SPINCOUNT|OMP_WAIT_POLICY)\s*=\s*'(\w+)'", done.stderr))
+    if not said:
+        pytest.skip("this build of torch has no OpenMP runtime that shows its settings")
+    assert (
+        said["GOMP_SPINCOUNT"] != "0" if "GOMP_SPINCOUNT" in said else said["OMP_WAIT_POLICY"] != "PASSIVE"
+    ) is spins
 
 
 def test_top_level_holds_only_what_belongs_there():
