@@ -451,7 +451,8 @@ STUDY = Study(
     seeds=(0, 1, 2, 3, 4),
     more=dict.fromkeys(("ideal.w1", "ideal.w003"), range(5, 35))
     | dict.fromkeys(("model.w1", "model.w33", "model.w003", "push.mlp"), range(5, 14))
-    | dict.fromkeys(("tune.pretrained", "tune.w1", "tune.w33", "tune.w003"), range(5, 30)),
+    | dict.fromkeys(("tune.pretrained", "tune.w33"), range(5, 30))
+    | dict.fromkeys(("tune.w1", "tune.w003"), range(5, 97)),
     sizes={
         "ring": 1000, "ring_runs": 2, "reals": 600, "pool": 400, "kept": 100, "reruns": 6, "steps": 8, "push": 8,
         "push_steps": 4, "pgd": 10, "eps": 0.1, "mlp_epochs": 30, "tune_steps": 120, "tune_batch": 16, "tune_lr": 1e-3,

@@ -616,11 +616,11 @@ claim("ideal_distance_up", "ideal.w33", "ideal.w1", "kernel")
 claim("ideal_recall_up", "ideal.w003", "ideal.w1", "recall")
 claim("ideal_vendi_up", "ideal.w003", "ideal.w1", "vendi")
 
-# %% [markdown] lang="en" uid="ideal-reading" pair="a8f85a5d"
+# %% [markdown] lang="en" uid="ideal-reading" pair="1f887a10"
 # **What you see.** Look at the strips first: $w = 33$ keeps one style with common hair, $w = 0.03$ brings glasses, beards, white and red heads, now and then a cartoon, and *both* rows are flawless. In the plane, selection with 33
 # moves up and to the left: on record precision rises from .94 to .97, recall falls from .93 to .82. Among a hundred pictures the effective number of different ones falls from 6.0 to 5.2; the other way round,
-# $w = 0.03$ raises it to 6.4 and lowers precision to .90. Recall does *not* rise: $+.004$ $[-.005, .012]$ over sixteen seeds, less than the smallest difference that we care about; it stands near its ceiling already. The kernel distance to the population grows in **both** directions,
-# from 0.25 to 3.6 and 5.6; the Fréchet distance goes from 384 to 498, of which 384 is floor.
+# $w = 0.03$ raises it to 6.4 and lowers precision to .90. Recall rises by no more than $.006$ $[.001, .010]$ over thirty-five seeds, less than the smallest difference that we care about; it stands near its ceiling already. The kernel distance to the population grows in **both** directions,
+# from 0.1 to 3.6 and 5.4; the Fréchet distance goes from 380 to 498, of which 380 is floor.
 #
 # **Why:** without errors, selection can only take away. Even perfect pictures lie outside of the balls of six hundred reals now and then, namely the unusual ones; when they are dropped, precision rises, though no
 # picture got better. That is the trade-off of the title, and the reason why the paper's FID explodes at both of its ends (2.8 becomes 61 for $w = 33$ and 22 for $w = 0.03$): FID asks whether two populations are
@@ -628,11 +628,11 @@ claim("ideal_vendi_up", "ideal.w003", "ideal.w1", "vendi")
 #
 # **What would change it:** a lower threshold. With $\tau$ at the lowest tenth, `w = 2` moves hardly anything: a perfect generator has nothing at that end that must go.
 
-# %% [markdown] lang="ja" uid="ideal-reading" pair="f98d08f4"
+# %% [markdown] lang="ja" uid="ideal-reading" pair="e5bfe279"
 # **図の読み方。** まず画像の列を見てください。$w = 33$ が残すのは、同じ画風でありふれた髪の画像です。$w = 0.03$ では、眼鏡、ひげ、白や赤の髪、ときにはアニメ調の絵が現れます。*どちらの*行にも欠点はありません。
 # 平面では、33の選別は左上へ動きます。記録の平均で、適合率は0.94から0.97に上がり、再現率は0.93から0.82に下がります。100枚のうちの実質的な種類の数は、6.0から5.2に減ります。逆に $w = 0.03$ では
-# 6.4に増え、適合率は0.90に下がります。再現率は*上がりません*。16のシードで $+.004$ $[-.005, .012]$ と、意味のある最小の差より小さくなりました。もともと上限に近いからです。母集団とのカーネル距離は**どちらの**方向でも増え、0.25から3.6と5.6になります。
-# フレシェ距離は384から498になりますが、そのうち384は床です。
+# 6.4に増え、適合率は0.90に下がります。再現率の上昇は、35のシードで $.006$ $[.001, .010]$ にとどまり、意味のある最小の差に届きません。もともと上限に近いからです。母集団とのカーネル距離は**どちらの**方向でも増え、0.1から3.6と5.4になります。
+# フレシェ距離は380から498になりますが、そのうち380は床です。
 #
 # **理由:** 誤りがなければ、選別にできるのは取り除くことだけです。完璧な画像でも、600枚の実データの球から外れることがあります。外れるのは変わった画像です。それを捨てれば適合率は上がりますが、良くなった画像は
 # 1枚もありません。これが題名にあるトレードオフで、論文の FID が両端で跳ね上がる理由でもあります(2.8が、$w = 33$ では61、$w = 0.03$ では22になります)。FID は2つの母集団が*等しい*かどうかを尋ねますが、
@@ -709,9 +709,9 @@ extra = gain["own_precision"] - gain["precision"]
 why = "" if np.isfinite(extra) else t("l03.too_few")
 lab.claim("own_space", t("l03.own_space"), value=None if why else extra, seeds=[run_seed], reason=why)
 
-# %% [markdown] lang="en" uid="model-reading" pair="ec4e28d4"
+# %% [markdown] lang="en" uid="model-reading" pair="b4a8e031"
 # **What you see.** $w = 33$ does what the paper says to fidelity and diversity: precision from .89 to .97, recall from .92 to .85, Vendi from 6.5 to 5.5, at three generated pictures per kept one. But the distance
-# **falls**, from 7.0 to 1.8, where the ideal generator's rose from 0.25 to 3.6; the claim that an extreme weight raises it is contradicted here, and a mild one lowers it as in the paper. The other end disappoints:
+# **falls**, from 7.0 to 1.8, where the ideal generator's rose from 0.1 to 3.6; the claim that an extreme weight raises it is contradicted here, and a mild one lowers it as in the paper. The other end disappoints:
 # $w = 0.03$ *lowers* recall, from .92 to .88, the Vendi score rises by less than the smallest difference that we care about, and the distance doubles.
 #
 # **Why:** this model's errors are larger than the trade-off. What $w = 33$ throws away is mostly what the reals do not have, so its share of rare things drops from 33 % to 9 %, close to the population's 11 %: the selection repairs a
@@ -722,9 +722,9 @@ lab.claim("own_space", t("l03.own_space"), value=None if why else extra, seeds=[
 # **What would change it:** a better model. As its errors shrink, its points move towards those of the ideal generator. The last box compares the gain of precision in the space that chose with that of the judge: the
 # first is larger, by .043 $[.025, .062]$ over fourteen seeds. With five seeds that interval still touched zero. A space in which one selects flatters the selection.
 
-# %% [markdown] lang="ja" uid="model-reading" pair="a84c6662"
+# %% [markdown] lang="ja" uid="model-reading" pair="78e81464"
 # **図の読み方。** $w = 33$ は、忠実度と多様性については論文のとおりに働きます。適合率は0.89から0.97に上がり、再現率は0.92から0.85に、Vendi スコアは6.5から5.5に下がります。費用は採用1枚あたり3枚の生成です。ところが、
-# 距離は7.0から1.8に**下がります**。理想の生成器では0.25から3.6に増えていました。極端な重みが距離を増やすという主張は、ここでは否定されました。弱い重みは、論文と同じく距離を減らします。反対側は期待外れです。
+# 距離は7.0から1.8に**下がります**。理想の生成器では0.1から3.6に増えていました。極端な重みが距離を増やすという主張は、ここでは否定されました。弱い重みは、論文と同じく距離を減らします。反対側は期待外れです。
 # $w = 0.03$ では、再現率がかえって0.92から0.88に*下がり*、Vendi スコアの上昇は意味のある最小の差に届かず、距離は2倍になります。
 #
 # **理由:** このモデルの誤りが、トレードオフより大きいからです。$w = 33$ が捨てるものの大半は、実データにないものです。珍しいものの割合は33%から9%に減り、母集団の11%に近づきます。つまり、選別が間違った
@@ -1161,26 +1161,26 @@ claim("tune_vendi", "tune.w003", "tune.w1", "vendi")
 claim("control_alone", "tune.w1", "tune.pretrained", "kernel")
 lab.reveal("tune", "share" if np.mean(results[f"tune.{own_arm}"]["above"]) > pi else "nothing")
 
-# %% [markdown] lang="en" uid="tune-reading" pair="f723be9e"
-# **What you see.** Take two comparisons apart. *No weights against pretrained*: the same pictures, drawn evenly, already teach the model whom this population consists of. Over fifteen seeds the share above $\tau$ rises from .14 to .25 and
+# %% [markdown] lang="en" uid="tune-reading" pair="58532263"
+# **What you see.** Take two comparisons apart. *No weights against pretrained*: the same pictures, drawn evenly, already teach the model whom this population consists of. Over thirty seeds the share above $\tau$ rises from .14 to .24 and
 # the kernel distance falls from 24 to 17. None of that is due to pseudo density, and a table that compares the weighted run with the pretrained model alone would credit it with all of this. *A weight against no weights*: same noise, same
 # timesteps, same initial noise, only the draws differ. $w = 33$ ends at .33 and $w = 0.03$ at .19, in the directions that the paper promises.
 #
-# **What fifteen seeds decide.** $w = 33$ against no weights: more pictures above $\tau$, $+.090$ $[.054, .125]$; higher log density, $+.020$ $[.013, .028]$; higher precision, $+.030$ $[.008, .052]$. All three are **reproduced**. With the first five seeds none of them
-# was: the share stood at $+.06$ $[-.02, .14]$, and one seed of five went the other way. $w = 0.03$ buys no diversity that matters: Vendi gains .08 $[.03, .13]$, and we had asked for .2. Its recall stays **open**, $-.013$ $[-.040, .015]$; the box says how many seeds would decide.
-# The share at 33 less that at 0.03 we noticed *after* the first five seeds, so those cannot prove it. The ten seeds that came later can: .146 $[.099, .193]$.
+# **What thirty seeds decide.** $w = 33$ against no weights: more pictures above $\tau$, $+.091$ $[.068, .114]$; higher log density, $+.022$ $[.017, .027]$; higher precision, $+.030$ $[.015, .045]$. All three are **reproduced**. With the first five seeds none of them
+# was: the share stood at $+.06$ $[-.02, .14]$, and one seed of five went the other way. $w = 0.03$ buys no diversity that matters: Vendi gains .09 $[.05, .13]$, and we had asked for .2. Its recall stays **open**, $-.009$ $[-.026, .007]$; the box says how many seeds would decide.
+# The share at 33 less that at 0.03 we noticed *after* the first five seeds, so those cannot prove it. The twenty-five seeds that came later can: .144 $[.117, .172]$.
 #
 # **Why it is small so far:** compare with the fixed point in the printed line, which is far away. A hundred and twenty steps are the beginning of the way. **What would change it:** more steps, more seeds. But on the way to $w = 33$ the model
 # unlearns half of its population, which is the price of section 5 again, paid once and for good.
 
-# %% [markdown] lang="ja" uid="tune-reading" pair="255552d6"
-# **図の読み方。** 2つの比較を分けて読んでください。*重みなしと事前学習済み*: 同じ画像を均等に引いて学習するだけでも、モデルはこの母集団にどんな人がいるかを学びます。15のシードの平均で、$\tau$ より上の割合は0.14から0.25に上がり、
+# %% [markdown] lang="ja" uid="tune-reading" pair="43a0deff"
+# **図の読み方。** 2つの比較を分けて読んでください。*重みなしと事前学習済み*: 同じ画像を均等に引いて学習するだけでも、モデルはこの母集団にどんな人がいるかを学びます。30のシードの平均で、$\tau$ より上の割合は0.14から0.24に上がり、
 # カーネル距離は24から17に下がります。これは擬似密度の効果ではありません。重み付きの結果を事前学習済みモデルとだけ比べた表では、すべて重みの手柄になってしまいます。*重みありと重みなし*: 学習のノイズもタイムステップも、画像の初期ノイズも同じで、
 # 違うのは引き方だけです。$w = 33$ は0.33、$w = 0.03$ は0.19に達し、向きは論文の約束どおりです。
 #
-# **15のシードで決まったこと。** 重みなしと比べた $w = 33$ では、$\tau$ より上の画像が $+.090$ $[.054, .125]$ 増え、密度の対数は $+.020$ $[.013, .028]$、適合率は $+.030$ $[.008, .052]$ 上がります。3つとも**再現されました**。最初の5つのシードでは、どれも
-# 決まりませんでした。割合の差は $+.06$ $[-.02, .14]$ で、5つのうち1つが逆に動いたからです。$w = 0.03$ では、意味のあるほどの多様性は得られません。Vendi スコアの増加は0.08 $[.03, .13]$ で、宣言した最小の差は0.2です。再現率は $-.013$ $[-.040, .015]$ で、まだ決まりません。決着に必要なシードの数は、枠に出ています。
-# 両端の33と0.03の割合の差は、最初の5つのシードを見た*後で*気づいたものなので、その5つは証拠になりません。後から記録した10のシードなら証拠になり、差は0.146 $[.099, .193]$ です。
+# **30のシードで決まったこと。** 重みなしと比べた $w = 33$ では、$\tau$ より上の画像が $+.091$ $[.068, .114]$ 増え、密度の対数は $+.022$ $[.017, .027]$、適合率は $+.030$ $[.015, .045]$ 上がります。3つとも**再現されました**。最初の5つのシードでは、どれも
+# 決まりませんでした。割合の差は $+.06$ $[-.02, .14]$ で、5つのうち1つが逆に動いたからです。$w = 0.03$ では、意味のあるほどの多様性は得られません。Vendi スコアの増加は0.09 $[.05, .13]$ で、宣言した最小の差は0.2です。再現率は $-.009$ $[-.026, .007]$ で、まだ決まりません。決着に必要なシードの数は、枠に出ています。
+# 両端の33と0.03の割合の差は、最初の5つのシードを見た*後で*気づいたものなので、その5つは証拠になりません。後から記録した25のシードなら証拠になり、差は0.144 $[.117, .172]$ です。
 #
 # **まだ小さい理由:** 印字された行にある、終わりなく学習した場合の値と比べてください。まだ遠く離れています。120ステップは道のりの始まりにすぎません。**結果を変えるもの:** ステップ数とシードを増やすことです。ただし、$w = 33$ へ進むほど、
 # モデルは母集団の半分を忘れていきます。第5節の代償を、今度は一度で、しかも永久に払うことになります。
