@@ -47,7 +47,7 @@ class DPOConfig:
                 with more, every step encodes its own. Text encoders that train keep all: the reference needs them.
     foreign_pairs    allow pairs whose images another U-Net made (stages of a curriculum, bought data).
     precision   "bf16" computes the networks under autocast; weights that train and all errors stay float32.
-                "auto": bf16 where the device has it in hardware (`native_bfloat16`), else fp32. "fp16", for a T4 and
+                "auto": bf16 where that is faster (`native_bfloat16`), else fp32. "fp16", for a T4 and
                 other GPUs without bf16: the same, and the loss is scaled so that small gradients do not vanish.
     checkpointing    recompute activations in backward: less memory, a quarter more time.
     sharded     several processes hold a part of the frozen base each (FSDP), and all of the adapter: for a base that
