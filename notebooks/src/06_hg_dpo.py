@@ -868,7 +868,7 @@ claim("order_matters", "hg", "at_once")
 claim("sft_erases", "sft", "easy")
 claim("pairs_beat_fine_tuning", "hg", "real_sft")
 
-# %% [markdown] lang="en" uid="own-reading" pair="b7d79b42"
+# %% [markdown] lang="en" uid="own-reading" pair="33b813ec"
 # **Reading.** Compare the leap with the curriculum first, by the intervals and not by the dots. Does it fall below the curriculum, or even below the base, as in
 # the paper (FID from 37 to 113)? On record it does not fall below the base: it gains $.090$ $[.045, .136]$, **contradicted**, and whether it ends below the curriculum is
 # open ($-.003$ $[-.055, .049]$). What the record does decide are the stages: without easy the curriculum loses $.113$ $[.089, .137]$, without normal
@@ -877,19 +877,19 @@ claim("pairs_beat_fine_tuning", "hg", "real_sft")
 # A pair that cannot be told apart so easily goes on teaching attributes.
 #
 # Now the uncomfortable dot: **plain fine-tuning on the real pictures**. It lies to the right of the curriculum (.85 against .82) *and* below it (a distance of 6 against 13). Both
-# differences go the same way in each of seven seeds. That the curriculum is the more faithful one is **contradicted**: it falls short by $.037$ $[.010, .064]$. *Here*, no pairs and no judge would have been needed. Why? This base was spoilt in one particular way, by wrong captions, and 96 real pictures with *right* captions are the direct antidote; they carry
+# differences go the same way in each of seven seeds. That the curriculum is the more faithful one is **contradicted**: it falls short by $.037$ $[.010, .064]$ so far (more seeds are being recorded). *Here*, no pairs and no judge would have been needed. Why? This base was spoilt in one particular way, by wrong captions, and 96 real pictures with *right* captions are the direct antidote; they carry
 # the grain as well. In the paper fine-tuning on the hard winners, after any stage, ends at the same modest place: its base had already been fine-tuned on 300,000
 # photographs, so there was nothing left for that antidote to cure. The lesson for your own project is a question about your base: is it wrong because of its data
 # (then mend the data), or is it right on average and you want its better half (then preferences)? A table without this control cannot tell.
 
-# %% [markdown] lang="ja" uid="own-reading" pair="17020df6"
+# %% [markdown] lang="ja" uid="own-reading" pair="69e30714"
 # **図の読み方。** まず、飛躍とカリキュラムを、点ではなく区間で比べてください。飛躍はカリキュラムを下回るでしょうか。論文のように、基準モデルより悪くなる
 # (FID が37から113)でしょうか。記録では、飛躍は基準モデルを下回らず、$.090$ $[.045, .136]$ 上回ります。この主張は**否定されました**。カリキュラムより低くなるかどうかは、まだ決まっていません($-.003$ $[-.055, .049]$)。
 # 記録が決めたのは段階の価値です。easy を省くとカリキュラムは $.113$ $[.089, .137]$、normal を省くと $.030$ $[.018, .042]$ を失います。すべてのペアを一括で学習しても、失うのは多くてもわずかです(7つのシードで $.004$ $[-.014, .023]$、未決)。easy の後に hard の勝者でファインチューニングしても、easy で得たものは消えず、$.015$ $[.001, .028]$ 増えました(**否定されました**)。
 # 飛躍が持ちこたえる理由として考えられるのは、第5節で測った近道の弱さです。この教材の本物と生成画像の違いは、VAE でほとんど消えてしまう薄い粒だけですが、写真はあらゆる点で同時に異なり、論文では学習も数十万ステップ続きます。簡単に見分けられないペアは、
 # 属性を教え続けます。
 #
-# 次は、都合の悪い点、**本物の画像による通常のファインチューニング**です。カリキュラムより右(0.85対0.82)で、*しかも*下(距離が6対13)にあります。どちらの差も、7つのシードすべてで同じ向きです。カリキュラムのほうが忠実だという主張は**否定されました**。差は $.037$ $[.010, .064]$ です。
+# 次は、都合の悪い点、**本物の画像による通常のファインチューニング**です。カリキュラムより右(0.85対0.82)で、*しかも*下(距離が6対13)にあります。どちらの差も、7つのシードすべてで同じ向きです。カリキュラムのほうが忠実だという主張は**否定されました**。差は今のところ $.037$ $[.010, .064]$ です(記録は続いています)。
 # つまり、*ここでは*ペアも評価役も要らなかったことになります。なぜでしょうか。
 # この基準モデルは、誤ったキャプションという特定の原因で歪んでいます。*正しい*キャプションの付いた本物96枚は、その直接の薬になり、粒状感も一緒に教えます。論文では、hard の勝者でファインチューニング
 # すると、どの段階の後でも同じ程度の結果に落ち着きます。基準モデルがすでに30万枚の写真でファインチューニング済みで、この薬で治すものが残っていなかったからです。自分のプロジェクトに
