@@ -42,7 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     merge.add_argument("number", metavar="NN")
     merge.add_argument("other", type=Path, help="the other machine's folder of studies")
 
-    check = actions.add_parser("check", help="fail if a study is stale or a declared verdict has changed")
+    check = actions.add_parser("check", help="fail if a study is stale, a declared verdict has changed, or a text states an interval it does not give")
     check.add_argument("numbers", nargs="*", metavar="NN")
     parser.set_defaults(func=run_study)
 
@@ -145,6 +145,7 @@ def _merge(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    from labkit.authoring.readings import outgrown
     from labkit.course.evidence import changed_verdicts
     from labkit.studies import read_record
     from labkit.studies.store import status
@@ -156,8 +157,8 @@ def _check(args: argparse.Namespace) -> int:
             cause = f"other {' and '.join(found['changed'])}" if found["stale"] else "damaged numbers"
             problems.append(f"study {study.lesson}: {found['stale'] or found['damaged']} units with {cause}")
         else:
-            problems += changed_verdicts(study.lesson)
-    print("\n".join(problems) or "recorded studies are up to date and say what the claims declare")
+            problems += changed_verdicts(study.lesson) + outgrown(study.lesson)
+    print("\n".join(problems) or "recorded studies are up to date and say what the claims declare and the texts state")
     return 1 if problems else 0
 
 

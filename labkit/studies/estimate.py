@@ -29,6 +29,12 @@ class Recorded:
         view._values = {key: numbers for key, numbers in self._values.items() if key[1] >= first}
         return view
 
+    def before(self, last: int) -> Recorded:
+        """The same record without the seeds from `last` on."""
+        view = copy.copy(self)
+        view._values = {key: numbers for key, numbers in self._values.items() if key[1] < last}
+        return view
+
     def seeds(self, *arms: str) -> list[int]:
         """Seeds that all these arms have, in order."""
         self.asked.update(arms)
@@ -100,6 +106,11 @@ def on_new_seeds(contrast: Contrast, first: int) -> Contrast:
         return contrast(recorded.since(first))
 
     return restricted
+
+
+def on_first_seeds(contrast: Contrast, last: int) -> Contrast:
+    """The contrast on seeds below `last` alone: what one knew before the later ones."""
+    return lambda recorded: contrast(recorded.before(last))
 
 
 @dataclass(frozen=True)

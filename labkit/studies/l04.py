@@ -264,7 +264,7 @@ STUDY = Study(
     seeds=tuple(range(10)),
     more=dict.fromkeys(("none", "like", "both", "fixed"), range(10, 30))
     | dict.fromkeys(("first", "second"), range(10, 46))
-    | dict.fromkeys(("rounds_feedback", "rounds_restarts"), range(10, 164))  # the last two claims, by forty new seeds
+    | dict.fromkeys(("rounds_feedback", "rounds_restarts"), range(10, 164))  # two claims that 46 seeds left open
     | {"rounds_dropout": range(10, 15)},  # a verdict would take about 276 seeds, more than the budget
     sizes={
         "targets": 6, "copies": 4, "steps": 8, "guidance": 3.0, "weight": 0.8, "rounds": 4, "images": 4,

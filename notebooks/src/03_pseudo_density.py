@@ -199,7 +199,7 @@ explore(ring_picture, controls | {"point": slider(t("l03.point"), 0, len(points)
 # follows every accident of the sample, a large one smooths the small modes away.
 
 # %% [markdown] lang="ja" uid="ring-look" pair="700ea28e"
-# **図の読み方。** 左の真の密度が明るいところで、右の点の色も明るくなっています。どれほど忠実かは、順位相関が示します。傾きはもう少し微妙なことを語ります。$\log\rho$ は $\log p$ の
+# **図の読み方。** 左の真の密度が明るいところで、右の点の色も明るくなっています。どれほど忠実かは、順位相関が示します。傾きからは、もう少し細かいことが分かります。$\log\rho$ は $\log p$ の
 # *約半分*しか動きません。**理由:** $d$ 次元では、点が4倍になっても近傍は $4^{1/d}$ 倍しか近づきません。距離は密度の $d$ 乗根に反比例し、ここでは $d = 2$ だからです。ネットワークの
 # 128次元の特徴空間では、どの距離もほとんど同じになります。したがって、$\rho$ の値そのものにはあまり意味がなく、意味があるのは**順序**です。しきい値には固定の数値ではなく、分位点を使います。
 #
@@ -233,7 +233,7 @@ explore(ring_picture, controls | {"point": slider(t("l03.point"), 0, len(points)
 #                                                              --いいえ-> 別の確率で残す
 # ```
 #
-# $\tau$ は*実データ*の $\rho$ の分位点です。$w$ は望みを表します。珍しい画像に対して、典型的な画像を何倍出やすくしたいかという数です。確率は1を超えられないので、優遇する側は
+# $\tau$ は*実データ*の $\rho$ の分位点です。$w$ は、珍しい画像に対して、典型的な画像を何倍出やすくしたいかを指定します。確率は1を超えられないので、優遇する側は
 # 必ず残し、もう一方を減らします。$w \ge 1$ では、$\tau$ より上をすべて残し、残りを確率 $1/w$ で残します。$w < 1$ では、$\tau$ 以下をすべて残し、残りを確率 $w$ で残します。
 #
 # **課題(難易度2)。** この規則を書いてください。手計算の例: $\tau = 1.2$、$\rho = (0.5, 1.2, 1.3, 2)$ のとき、確率は $w = 4$ なら $(.25, .25, 1, 1)$、$w = 0.25$ なら
@@ -416,7 +416,7 @@ lab.claim("cost_forecast", measured=t("l03.cost_ratio"), value=float(np.mean(pai
 # in the noise.
 #
 # One claim of the paper is missing here: that *mild* weights lower the Fréchet distance. On the ring it went from .019 to .021 under `w = 2`, with an interval of $\pm .009$ over ten runs; a thousand points
-# cannot tell, and a single run that decides gives chance a name. Telling an effect of .002 would take more than 1,400 seeds.
+# cannot tell, and a single run that decides gives chance a name. That difference scatters by 0.013 from run to run: to see an effect of .002 in four experiments out of five takes about 300 pairs of runs.
 #
 # **What would change it:** the place of the errors. If the generator erred *inside* of the big modes, density could not see it. And the forecast agrees with the price that was paid, because
 # nothing but $\pi$ enters it; a pilot of a few hundred is enough.
@@ -428,7 +428,7 @@ lab.claim("cost_forecast", measured=t("l03.cost_ratio"), value=float(np.mean(pai
 # 遠くにあるわけではないからです。
 #
 # ここでは、論文の主張を1つ省きました。*弱い*重みがフレシェ距離を下げるというものです。リングでは `w = 2` で0.019から0.021になり、10回の実行による区間は $\pm .009$ でした。1,000点では判定できません。
-# 1回の実行で判定すれば、偶然に名前を付けることになります。0.002の差を見分けるには、1,400を超えるシードが要ります。
+# 1回の実行で判定すれば、偶然のばらつきを結論と取り違えます。この差は実行ごとに0.013ほどばらつくからです。0.002の効果を5回中4回の実験で見つけるには、約300組の実行が要ります。
 #
 # **結果を変えるもの:** 誤りの起きる場所です。生成器が大きな山の*内側*で誤るなら、密度では見つけられません。費用の予測が実際と一致するのは、式に入るのが $\pi$ だけだからです。
 # 数百個を試しに生成すれば足ります。
@@ -669,15 +669,15 @@ selection("model", pool)
 # %% [markdown] lang="en" uid="rare-or-broken" pair="d1b6a309"
 # **What you see.** In the first figure the lower row is a mixture: rare heads as in section 1; some that are damaged, with hair that dissolves into the background or smeared glasses; and many in which nothing is wrong
 # by itself, only *foreign*: a moustache under a hairstyle where the reals hardly have one. The printed line counts them: of an ideal generator half of the pictures lie above the reals' median, of this model about
-# a third (.31 over the recorded seeds). In the second figure $w = 33$ returns pictures like the reals, $w = 0.03$ the rest.
+# a third (.32 over the recorded seeds). In the second figure $w = 33$ returns pictures like the reals, $w = 0.03$ the rest.
 #
 # **Why:** a caption names only some attributes. The others the model draws as in its *own* training data, where nothing was rare: the judge finds rare things in 33 % of its pictures and in 11 % of the ideal generator's.
 # Density asks one question, "are there reals nearby?", and rare, broken and foreign get the same answer. Would a model trained on these very reals behave differently? Section 9 trains one.
 
 # %% [markdown] lang="ja" uid="rare-or-broken" pair="d41c9434"
 # **図の読み方。** 最初の図の下の行には、いろいろなものが混じっています。第1節のような珍しい画像。髪が背景に溶け込んだり、眼鏡がにじんだりした、壊れた画像。そして、それ自体は何もおかしくないのに*よそ者*である
-# 画像です。たとえば、実データではほとんど口ひげを伴わない髪型に、口ひげがあります。印字された行はその数を数えています。理想の生成器なら、実データの中央値より上に半分が来ますが、このモデルでは3分の1ほどです
-# (記録したシードの平均は0.31)。2つ目の図では、$w = 33$ が実データに似た画像を、$w = 0.03$ が残りを返しています。
+# 画像です。たとえば、実データではほとんど口ひげを伴わない髪型に、口ひげがあります。表示された行はその数を示しています。理想の生成器なら、実データの中央値より上に半分が来ますが、このモデルでは3分の1ほどです
+# (記録したシードの平均は0.32)。2つ目の図では、$w = 33$ が実データに似た画像を、$w = 0.03$ が残りを返しています。
 #
 # **理由:** キャプションが指定する属性は一部だけです。残りは、モデルが*自分の*学習データのとおりに描きますが、そこでは何も珍しくありませんでした。評価役が珍しいものを見つける割合は、理想の生成器の画像で11%、
 # このモデルの画像で33%です。密度が尋ねるのは「近くに実データがあるか」だけなので、珍しい画像にも、壊れた画像にも、よそ者の画像にも、同じ答えが返ります。この実データそのもので学習したモデルなら、
@@ -710,27 +710,27 @@ why = "" if np.isfinite(extra) else t("l03.too_few")
 lab.claim("own_space", t("l03.own_space"), value=None if why else extra, seeds=[run_seed], reason=why)
 
 # %% [markdown] lang="en" uid="model-reading" pair="b4a8e031"
-# **What you see.** $w = 33$ does what the paper says to fidelity and diversity: precision from .89 to .97, recall from .92 to .85, Vendi from 6.5 to 5.5, at three generated pictures per kept one. But the distance
+# **What you see.** $w = 33$ does what the paper says to fidelity and diversity: precision from .89 to .96, recall from .92 to .85, Vendi from 6.5 to 5.5, at three generated pictures per kept one. But the distance
 # **falls**, from 7.0 to 1.8, where the ideal generator's rose from 0.1 to 3.6; the claim that an extreme weight raises it is contradicted here, and a mild one lowers it as in the paper. The other end disappoints:
 # $w = 0.03$ *lowers* recall, from .92 to .88, the Vendi score rises by less than the smallest difference that we care about, and the distance doubles.
 #
 # **Why:** this model's errors are larger than the trade-off. What $w = 33$ throws away is mostly what the reals do not have, so its share of rare things drops from 33 % to 9 %, close to the population's 11 %: the selection repairs a
 # wrong population and is paid for it. What $w = 0.03$ keeps is different from other *pictures* (Vendi) and just as different from the *reals* (recall): diverse in the sense of nobody. An average
-# over both generators would have shown "no effect" and hidden two opposite ones. Guidance and noise scale are the knobs that a diffusion model has anyway. Less noise (0.8) gives precision .92 for recall .88; guidance 1 and 6 change neither much, and none of the three brings the
-# distance down (8.5 to 9.5 against 7.0), for none of them knows who the reals are.
+# over both generators would have shown "no effect" and hidden two opposite ones. Guidance and noise scale are the knobs that a diffusion model has anyway. Over five seeds less noise (0.8) raises precision by $.028$ $[.001, .055]$; whether it costs recall, $-.040$ $[-.092, .013]$, they cannot say. Guidance 1 lowers recall by $.033$ $[.002, .064]$ and guidance 6 shows nothing. That any of the three brings
+# the distance down does not show either ($+1.4$ to $+2.4$, with intervals of about 5 both ways). We would not expect it: none of them knows who the reals are.
 #
 # **What would change it:** a better model. As its errors shrink, its points move towards those of the ideal generator. The last box compares the gain of precision in the space that chose with that of the judge: the
 # first is larger, by .043 $[.025, .062]$ over fourteen seeds. With five seeds that interval still touched zero. A space in which one selects flatters the selection.
 
 # %% [markdown] lang="ja" uid="model-reading" pair="78e81464"
-# **図の読み方。** $w = 33$ は、忠実度と多様性については論文のとおりに働きます。適合率は0.89から0.97に上がり、再現率は0.92から0.85に、Vendi スコアは6.5から5.5に下がります。費用は採用1枚あたり3枚の生成です。ところが、
+# **図の読み方。** $w = 33$ は、忠実度と多様性については論文のとおりに働きます。適合率は0.89から0.96に上がり、再現率は0.92から0.85に、Vendi スコアは6.5から5.5に下がります。費用は採用1枚あたり3枚の生成です。ところが、
 # 距離は7.0から1.8に**下がります**。理想の生成器では0.1から3.6に増えていました。極端な重みが距離を増やすという主張は、ここでは否定されました。弱い重みは、論文と同じく距離を減らします。反対側は期待外れです。
 # $w = 0.03$ では、再現率がかえって0.92から0.88に*下がり*、Vendi スコアの上昇は意味のある最小の差に届かず、距離は2倍になります。
 #
 # **理由:** このモデルの誤りが、トレードオフより大きいからです。$w = 33$ が捨てるものの大半は、実データにないものです。珍しいものの割合は33%から9%に減り、母集団の11%に近づきます。つまり、選別が間違った
-# 母集団を直し、その分だけ得をしています。$w = 0.03$ が残すものは、ほかの*画像*とも違いますが(Vendi)、*実データ*とも違います(再現率)。誰の役にも立たない多様性です。2つの生成器を平均していたら
-# 「効果なし」に見え、正反対の2つの効果が隠れていたでしょう。誘導スケールとノイズの大きさは、拡散モデルにもともとある調整手段です。ノイズを0.8倍に減らすと、適合率は0.92、再現率は0.88になります。誘導スケールの1と6では、どちらもあまり変わりません。距離は3つとも
-# 下がらず、7.0に対して8.5から9.5です。どの手段も、実データを知らないからです。
+# 母集団を直し、その分だけ得をしています。$w = 0.03$ が残すものは、ほかの*画像*とも違いますが(Vendi)、*実データ*とも違います(再現率)。多様ではあっても、実データの誰とも似ていません。2つの生成器を平均していたら
+# 「効果なし」に見え、正反対の2つの効果が隠れていたでしょう。誘導スケールとノイズの大きさは、拡散モデルにもともとある調整手段です。5つのシードで、ノイズを0.8倍に減らすと適合率が $.028$ $[.001, .055]$ 上がりますが、再現率が下がるかどうかは決まりません($-.040$ $[-.092, .013]$)。誘導スケール1では再現率が $.033$ $[.002, .064]$ 下がり、6では変化が見られません。距離が下がる様子は、
+# 3つのどれにもありません($+1.4$ から $+2.4$、区間はどちらの向きにも5ほど)。どの手段も実データを知らないので、下がると期待する理由もありません。
 #
 # **結果を変えるもの:** より良いモデルです。誤りが減るほど、点は理想の生成器の点に近づきます。最後の枠は、適合率の上昇を、選別に使った空間と評価役の空間とで比べたものです。14のシードでは、前者が
 # 0.043 $[.025, .062]$ だけ大きくなりました。5つのシードでは、区間がまだ0にかかっていました。選別に使った空間で測ると、選別の効果は実際より大きく見えます。
@@ -784,11 +784,11 @@ for s, w in {"w1": 1.0, "w33": 33.0, "w003": 0.03}.items():
     print(t("l03.by_weights", w=w, n=sizes.kept, kept=results[f"model.{s}"]["rare"], **found))
 
 # %% [markdown] lang="en" uid="weights-reading" pair="10098e2c"
-# **Reading.** Both ways estimate the same share, and the weights need no dice: four hundred pictures went in, and no chance came on top. What $w = 33$ costs is visible all the same. Of four hundred pictures little more than a hundred count, about as many as the dice would have kept: $n_{\mathrm{eff}}$ is the price of section 3 in another currency. With a mild weight the weights win, for they also use the rejected
+# **Reading.** Both ways estimate the same share, and the weights need no dice: four hundred pictures went in, and no chance came on top. What $w = 33$ costs is visible all the same. Of four hundred pictures about 140 count, about as many as the dice would have kept: $n_{\mathrm{eff}}$ is the price of section 3 in another currency. With a mild weight the weights win, for they also use the rejected
 # pictures a little. **What dice can do and weights cannot:** ship. An average can be weighted; a picture is either in the catalogue or not.
 
 # %% [markdown] lang="ja" uid="weights-reading" pair="b3d89826"
-# **結果の読み方。** どちらの方法も同じ割合を推定しています。重みを使えばさいころが要らないので、400枚の候補に、さいころの偶然は加わりません。それでも、$w = 33$ の代償は見えます。400枚のうち数に入るのは100枚余りで、さいころで残る枚数とほぼ同じです。$n_{\mathrm{eff}}$ は、第3節の費用を別の単位で表したものなのです。弱い重みなら、棄却されるはずの画像も少しは使えるので、
+# **結果の読み方。** どちらの方法も同じ割合を推定しています。重みを使えばさいころが要らないので、400枚の候補に、さいころの偶然は加わりません。それでも、$w = 33$ の代償は見えます。400枚のうち数に入るのは140枚ほどで、さいころで残る枚数とほぼ同じです。$n_{\mathrm{eff}}$ は、第3節の費用を別の単位で表したものなのです。弱い重みなら、棄却されるはずの画像も少しは使えるので、
 # 重みの方が得です。**さいころにできて、重みにできないこと**は、出荷です。平均なら重みを付けて計算できますが、画像はカタログに載せるか載せないかのどちらかです。
 
 # %% [markdown] lang="en" uid="own" pair="0913cfc1"
@@ -997,7 +997,7 @@ claim("push_down", "push.down", "push.random", "log_gain")
 lab.claim("mlp_overrates", measured=t("l03.promise"), reason=t("l03.recorded_only"))
 
 # %% [markdown] lang="en" uid="push-reading" pair="dd94b5cc"
-# **What you see.** Over forty recorded pictures ten gradient steps multiply the density by 1.08 ($e^{.078}$) upwards and by 0.94 downwards. The last iterate would have given 1.05: a third of the gain had been walked past,
+# **What you see.** Over forty recorded pictures ten gradient steps multiply the density by 1.08 ($e^{.078}$) upwards and by 0.94 downwards. The last iterate would have given 1.05: two fifths of the gain had been walked past,
 # and the best one was found after seven steps on average. Eleven random tickets give 1.01. In the strip the change is hard to see: a shade, an outline, no other person. Between the two rows of section 1 lies a factor of about 1.5.
 #
 # **Why:** the box is small. No coordinate of the noise may move by more than 0.1, a tenth of its standard deviation, and a deterministic sampler turns near noises into near pictures. Such a push polishes; it does not make a typical person of
@@ -1007,7 +1007,7 @@ lab.claim("mlp_overrates", measured=t("l03.promise"), reason=t("l03.recorded_onl
 # the two per cent that we call an effect. In this small box the pictures stay where the MLP was trained. **What would change it:** a larger $\epsilon$ (on the ring, with 0.3, you found points where it errs) or fewer reals to train on.
 
 # %% [markdown] lang="ja" uid="push-reading" pair="c6eb0996"
-# **図の読み方。** 記録した40枚では、10回の勾配ステップで密度が上向きに1.08倍($e^{.078}$)、下向きに0.94倍になりました。最後の点なら1.05倍でした。途中で得たものの3分の1を通り過ぎていたわけで、最良の点は平均して7ステップ目に
+# **図の読み方。** 記録した40枚では、10回の勾配ステップで密度が上向きに1.08倍($e^{.078}$)、下向きに0.94倍になりました。最後の点なら1.05倍でした。途中で得たものの5分の2を失っていたわけで、最良の点は平均して7ステップ目に
 # ありました。11枚のランダムなくじでは1.01倍です。画像の列では、違いがほとんど分かりません。色合いや輪郭が少し変わるだけで、別の人にはなりません。第1節の2つの行の間には、約1.5倍の差があります。
 #
 # **理由:** 箱が小さいからです。ノイズのどの成分も0.1、つまり標準偏差の10分の1までしか動けません。そして決定論的なサンプラーは、近いノイズから近い画像を作ります。このような摂動は磨くだけで、珍しい人を典型的な人に
@@ -1182,7 +1182,7 @@ lab.reveal("tune", "share" if np.mean(results[f"tune.{own_arm}"]["above"]) > pi 
 # 決まりませんでした。割合の差は $+.06$ $[-.02, .14]$ で、5つのうち1つが逆に動いたからです。$w = 0.03$ では、意味のあるほどの多様性は得られません。Vendi スコアの増加は0.09 $[.05, .13]$ で、宣言した最小の差は0.2です。再現率は $-.009$ $[-.026, .007]$ で、まだ決まりません。決着に必要なシードの数は、枠に出ています。
 # 両端の33と0.03の割合の差は、最初の5つのシードを見た*後で*気づいたものなので、その5つは証拠になりません。後から記録した25のシードなら証拠になり、差は0.144 $[.117, .172]$ です。
 #
-# **まだ小さい理由:** 印字された行にある、終わりなく学習した場合の値と比べてください。まだ遠く離れています。120ステップは道のりの始まりにすぎません。**結果を変えるもの:** ステップ数とシードを増やすことです。ただし、$w = 33$ へ進むほど、
+# **まだ小さい理由:** 表示された行にある、終わりなく学習した場合の値と比べてください。まだ遠く離れています。120ステップは道のりの始まりにすぎません。**結果を変えるもの:** ステップ数とシードを増やすことです。ただし、$w = 33$ へ進むほど、
 # モデルは母集団の半分を忘れていきます。第5節の代償を、今度は一度で、しかも永久に払うことになります。
 
 # %% [markdown] lang="en" uid="real" pair="5ae0ff75"

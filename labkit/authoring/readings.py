@@ -1,0 +1,82 @@
+"""Numbers in the texts of a lesson that its record has outgrown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from labkit.course.manifest import Project
+
+if TYPE_CHECKING:
+    from labkit.studies import Estimate
+
+_NUMBER = r"[-−+]?(?:\d+\.?\d*|\.\d+)"
+_READING = re.compile(rf"(?P<value>{_NUMBER})\$?\s*\$?\[(?P<low>{_NUMBER}),\s*(?P<high>{_NUMBER})\]")
+
+
+def readings(text: str) -> Iterator[tuple[int, str, tuple[float, float, float], int]]:
+    """Every "value [low, high]" of a text: line number, as written, the three numbers, and the decimals of the bounds.
+
+    Formulas may stand between: "$+.091$ $[.068, .114]$". Three numbers whose value lies outside are no interval.
+    """
+    for number, line in enumerate(text.splitlines(), 1):
+        for match in _READING.finditer(line):
+            written = match.group("value", "low", "high")
+            value, low, high = (float(one.replace("−", "-")) for one in written)
+            if low <= value <= high:
+                decimals = max(len(one.partition(".")[2]) for one in written[1:])
+                yield number, match[0].replace("$", ""), (value, low, high), decimals
+
+
+def outgrown(lesson: str, project: Project | None = None) -> list[str]:
+    """Intervals in the texts of a lesson that no estimate of its study gives (to rounding, in either direction of the
+    difference), one line each: the record has grown since they were written, or they never were in it."""
+    from labkit.studies import NotRecorded, Recorded, estimate, load_study, read_record
+    from labkit.studies.readings import READINGS
+
+    recorded = Recorded(read_record(lesson))
+    known: dict[str, Estimate] = {}
+    for name, contrast in {**load_study(lesson).estimates, **READINGS.get(lesson, {})}.items():
+        try:
+            known[name] = estimate(contrast(recorded))
+        except NotRecorded:
+            continue
+    lines = []
+    for file in _texts(lesson, project or Project()):
+        for number, written, numbers, decimals in readings(file.read_text("utf-8")):
+            if not any(_says(numbers, decimals, one) for one in known.values()):
+                lines.append(f"{file.name}:{number}: no estimate of study {lesson} is {written}{_nearest(numbers, known)}")
+    return lines
+
+
+def _says(numbers: tuple[float, float, float], decimals: int, found: Estimate) -> bool:
+    """Whether these numbers are the estimate's, or those of the difference taken the other way round."""
+    off = 0.5001 * 10.0**-decimals
+    ways = ((found.value, found.low, found.high), (-found.value, -found.high, -found.low))
+    return any(all(abs(a - b) <= off for a, b in zip(numbers, way, strict=True)) for way in ways)
+
+
+def _nearest(numbers: tuple[float, float, float], known: Mapping[str, Estimate]) -> str:
+    """' (nearest: tune_share 0.091 [0.068, 0.114])', to find out which one it was."""
+    if not known:
+        return ""
+
+    def apart(name: str) -> float:
+        found, (value, low, high) = known[name], numbers
+        return min(
+            abs(sign * found.value - value) + abs(abs(found.high - found.low) - (high - low)) for sign in (1, -1)
+        )
+
+    name = min(known, key=apart)
+    found = known[name]
+    return f" (nearest: {name} {found.value:.4g} [{found.low:.4g}, {found.high:.4g}])"
+
+
+def _texts(lesson: str, project: Project) -> list[Path]:
+    """The source of a lesson and its catalogues."""
+    return [
+        *sorted(project.sources.glob(f"{lesson}_*.py")),
+        *sorted((project.lessons / f"l{lesson}").glob("*.yaml")),
+    ]

@@ -1,0 +1,37 @@
+"""Numbers that the texts of a lesson state with their interval and on which no claim rests.
+
+The estimates of claims stand in the studies. `labkit study check` compares both with what is written, so that a record
+that grows cannot leave an old number in a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from labkit.studies.estimate import Contrast, by_seed, gain, level, on_first_seeds, on_new_seeds
+
+READINGS: Mapping[str, Mapping[str, Contrast]] = {
+    "02": {
+        "won": level("won", "wins"),
+        "noise@256": level("precision3@256", "noise"),
+        "noise@1600": level("precision3@1600", "noise"),
+        "step_to_model": gain("fd@128", "model", "same"),
+    },
+    "03": {
+        "tune_share_first_five": on_first_seeds(by_seed(gain("above", "tune.w33", "tune.w1")), 5),
+        "tune_share_between": on_new_seeds(by_seed(gain("above", "tune.w33", "tune.w003")), 5),
+        "less_noise_precision": gain("precision", "model.noise08", "model.w1"),
+        "less_noise_recall": gain("recall", "model.noise08", "model.w1"),
+        "guidance_1_recall": gain("recall", "model.guidance1", "model.w1"),
+    },
+    "04": {
+        **{name: by_seed(gain(f"has.{name}", "like", "none")) for name in ("mood", "glasses", "beard")},
+        "normalized_diversity": by_seed(gain("diversity.4", "rounds_normalized", "rounds_feedback")),
+        "normalized_mean": by_seed(gain("mean.4", "rounds_normalized", "rounds_feedback")),
+    },
+    "05": {
+        "dpo_gain": gain("gold", "dpo", "base"),
+        "mapo_gain": gain("gold", "mapo", "base"),
+        "sdpo_nearer": gain("distance", "sdpo", "dpo"),
+    },
+}
