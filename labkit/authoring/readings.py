@@ -31,8 +31,9 @@ def readings(text: str) -> Iterator[tuple[int, str, tuple[float, float, float], 
 
 
 def outgrown(lesson: str, project: Project | None = None) -> list[str]:
-    """Intervals in the texts of a lesson that no estimate of its study gives (to rounding, in either direction of the
-    difference), one line each: the record has grown since they were written, or they never were in it."""
+    """Intervals in the texts of a lesson that no estimate of its study gives, one line each: the record has grown since
+    they were written, or they never were in it. Compared to rounding, as a share or in per cent, in either direction of
+    the difference."""
     from labkit.studies import NotRecorded, Recorded, estimate, load_study, read_record
     from labkit.studies.readings import READINGS
 
@@ -47,15 +48,20 @@ def outgrown(lesson: str, project: Project | None = None) -> list[str]:
     for file in _texts(lesson, project or Project()):
         for number, written, numbers, decimals in readings(file.read_text("utf-8")):
             if not any(_says(numbers, decimals, one) for one in known.values()):
-                lines.append(f"{file.name}:{number}: no estimate of study {lesson} is {written}{_nearest(numbers, known)}")
+                lines.append(
+                    f"{file.name}:{number}: no estimate of study {lesson} is {written}{_nearest(numbers, known)}"
+                )
     return lines
 
 
 def _says(numbers: tuple[float, float, float], decimals: int, found: Estimate) -> bool:
-    """Whether these numbers are the estimate's, or those of the difference taken the other way round."""
+    """Whether these numbers are the estimate's, as a share or in per cent, or those of the difference taken the other
+    way round."""
     off = 0.5001 * 10.0**-decimals
     ways = ((found.value, found.low, found.high), (-found.value, -found.high, -found.low))
-    return any(all(abs(a - b) <= off for a, b in zip(numbers, way, strict=True)) for way in ways)
+    return any(
+        all(abs(a - unit * b) <= off for a, b in zip(numbers, way, strict=True)) for way in ways for unit in (1, 100)
+    )
 
 
 def _nearest(numbers: tuple[float, float, float], known: Mapping[str, Estimate]) -> str:

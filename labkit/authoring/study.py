@@ -42,7 +42,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     merge.add_argument("number", metavar="NN")
     merge.add_argument("other", type=Path, help="the other machine's folder of studies")
 
-    check = actions.add_parser("check", help="fail if a study is stale, a declared verdict has changed, or a text states an interval it does not give")
+    check = actions.add_parser(
+        "check",
+        help="fail if a study is stale, a declared verdict has changed, or a text states an interval it does not give",
+    )
     check.add_argument("numbers", nargs="*", metavar="NN")
     parser.set_defaults(func=run_study)
 

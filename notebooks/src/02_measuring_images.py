@@ -304,13 +304,13 @@ def binomial(share, n):
 lab.claim("floor_hides", measured=t("l02.m_right"), **binomial(by_shift, lab.sizes.rankings))
 lab.claim("equal_numbers", measured=t("l02.m_right"), **binomial(by_variety, lab.sizes.rankings))
 
-# %% [markdown] lang="en" uid="ranking-reading" pair="4dcfdf0a"
+# %% [markdown] lang="en" uid="ranking-reading" pair="dfb473a5"
 # **What you see.** A difference of an eighth of the floor is ranked right in most rounds with fresh samples, and practically always with the *same* samples, as two models share prompts and seeds. The less varied model, at the same
 # number of pictures, is preferred to the perfect one; from 128 on it no longer is. **Both rules are wrong, for one reason.** What hides a difference is the *spread of the difference*, and sharing the seeds removes most of
 # it. What turns a ranking round is a *difference of the biases*. The bias comes from each model's own variance: who varies less has less of it. B saves more bias than it pays in true distance, until $n$ is so large that the
 # bias is small. **What would change it.** More pictures, or taking the bias out. The next section does that.
 
-# %% [markdown] lang="ja" uid="ranking-reading" pair="8667a897"
+# %% [markdown] lang="ja" uid="ranking-reading" pair="6e8bfbab"
 # **図から読み取れること。** ノイズフロアの8分の1しかない差でも、別々の標本でたいてい正しく順位が付きます。2つのモデルでプロンプトとシードを共通にした場合のように*同じ*標本を使えば、ほぼ毎回正しくなります。一方、多様性の低いモデルは、
 # 同じ枚数で比べているのに、完璧なモデルより良い値になります。128枚からはそうなりません。**2つの規則が間違っている理由は共通です。** 差を隠すのは*差のばらつき*で、シードを共通にすればその大半が消えます。順位を入れ替えるのは
 # *バイアスの違い*です。バイアスは各モデル自身の分散から生じるので、ばらつきの小さいモデルほどバイアスも小さくなります。Bは真の距離で損をしても、バイアスでそれ以上に得をします。$n$ が大きくなってバイアスが小さくなるまで、この関係は
@@ -619,11 +619,11 @@ def two_rounds(metric, value):
 lab.claim("jpeg", measured=t("l02.m_jpeg"), **two_rounds("fd", squeezed - base))
 lab.claim("aliasing", reason=t("l02.only_recorded"))
 
-# %% [markdown] lang="en" uid="damage-reading" pair="88a4823a"
+# %% [markdown] lang="en" uid="damage-reading" pair="e53ca814"
 # **What you see.** JPEG 75 moves the distance by about 60, although nobody would return such a picture. The step from renders to PortraitSD is smaller, $16$ $[-5, 36]$ at 128 pictures, and does not even show in ten seeds: who stores reals as PNG and fakes as JPEG measures the file format. Missing antialiasing adds about a quarter of that here, and cutting off instead of rounding nothing. **Why.** The network behind the features was trained on
 # clean pictures and reacts to blocks of 8 × 8 pixels, which JPEG makes; our eyes forgive them. The paper found a large effect of aliasing; its photographs are full of fine detail, our drawings are flat areas with few edges. **What would change it.** Damage on *both* sides: it is the difference of treatment that is measured. So reals and fakes go through one pipeline, and the pipeline is named beside the number.
 
-# %% [markdown] lang="ja" uid="damage-reading" pair="f3e79e6e"
+# %% [markdown] lang="ja" uid="damage-reading" pair="1ef54ba1"
 # **図から読み取れること。** JPEG 75で保存すると、距離がおよそ60動きます。見た目で返品する人はいないでしょう。レンダリング画像からPortraitSDへの差はそれより小さく(128枚で $16$ $[-5, 36]$)、10シードでは差があるとさえいえません。本物をPNG、生成画像をJPEGで保存していたら、測っているのはファイル形式です。アンチエイリアスなしの影響は、ここではその4分の1ほどです。切り捨ての影響はありません。**理由。** 特徴量の
 # ネットワークはきれいな画像で学習したので、JPEGが作る8×8画素のブロックに反応します。人間の目は気にしません。論文ではアンチエイリアスの影響が大きかったのですが、対象は細部の多い写真でした。この教材のイラストは、平らな面が多く輪郭が少ない画像です。**何を変えればよいか。** *両方の*画像に同じ処理を施せば、差は消えます。測られているのは処理の違いだからです。本物と生成画像は同じ前処理に通し、
 # その名前を数値に添えます。
@@ -729,12 +729,12 @@ lab.claim("precision_sees_junk", measured=t("l02.m_junk"), **two_rounds("precisi
 difference = float(fall["no_mode"][1] - fall["no_mode"][2])
 lab.claim("coverage_beats_recall", measured=t("l02.m_falls"), **two_rounds("recall5", difference))
 
-# %% [markdown] lang="en" uid="modes-reading" pair="7f9244e4"
+# %% [markdown] lang="en" uid="modes-reading" pair="e58f3702"
 # **What you see.** Without the mode recall falls and precision does not, and coverage falls further than recall. So far the textbook. Then the two surprises: half of the fakes are four-eyed ghosts, and precision hardly notices; *all* fakes are noise, and precision at $k = 5$ is nearly perfect. **Why.** The balls
 # live in the space of a network. A network that has never seen a ghost puts it where it has a place for everything that is between two portraits: between them. There the balls overlap. Precision answers "is it near a real picture *in this space*?", not "is it a good picture?". But is that a law
 # of networks, or of these 128 pictures? Whoever measures at one number of pictures will print the law.
 
-# %% [markdown] lang="ja" uid="modes-reading" pair="8a13cd59"
+# %% [markdown] lang="ja" uid="modes-reading" pair="4d2aea3c"
 # **図から読み取れること。** モードが欠けると再現率が下がり、適合率は下がりません。被覆率は再現率よりさらに大きく下がります。ここまでは教科書どおりです。意外なことが2つあります。半分が目の4つある幽霊になっても、適合率はほとんど変わりません。*すべて*がノイズでも、$k = 5$ の適合率は
 # ほぼ満点です。**理由。** 球はネットワークの特徴空間に描かれています。幽霊を見たことのないネットワークは、2枚のポートレートの中間のものを、そのまま2枚の間に置きます。そこでは球が重なり合っています。適合率が答えるのは「*この空間で*本物に近いか」であり、「良い画像か」ではありません。
 # では、これはネットワークの性質でしょうか。それとも、この128枚の性質でしょうか。1通りの枚数でしか測らなければ、前者を法則として書いてしまうでしょう。
@@ -777,7 +777,7 @@ lab.reveal("noise", "high" if mine["noise"][0] > 0.5 else "low")
 lab.claim("noise_is_imprecise", measured=t("l02.m_noise"), **two_rounds("precision3", at_three))
 lab.claim("noise_needs_reals", reason=t("l02.only_recorded"))
 
-# %% [markdown] lang="en" uid="curves-reading" pair="5562b133"
+# %% [markdown] lang="en" uid="curves-reading" pair="98f8ff9f"
 # **What you see.** The precision of noise is no number but a curve: near 1 with some hundred reals, and falling. With 1,600 reals and $k = 3$ about half of the noise pictures lie outside of every ball, while other renders stay where they were. In mean colours, a space in which nothing was trained, noise is outside from 256 reals on. **Why.** Noise lands at one place inside the cloud; as reals are added, the balls there shrink and uncover it. **What it means for the claim.** "Precision is fooled by noise" is true at 256 reals, $.945$ $[.922, .967]$. At 1,600 the answer depends on $k$ and on the draw: $.474$ $[.305, .642]$ at $k = 3$, .98 at $k = 10$. The paper works with 50,000. Report $N$ and $k$ with the number, and the
 # reading of *real against real* beside it.
 #
@@ -785,7 +785,7 @@ lab.claim("noise_needs_reals", reason=t("l02.only_recorded"))
 #
 # A toy on a line shows the other weakness. Reals: 999 points between 0 and 1, and one at 2. Fakes: 999 points between 2 and 3, and one at 1. The sets have nothing in common.
 
-# %% [markdown] lang="ja" uid="curves-reading" pair="7200a2d1"
+# %% [markdown] lang="ja" uid="curves-reading" pair="4ae76b33"
 # **図から読み取れること。** ノイズの適合率は1つの数値ではなく曲線です。本物が数百枚のうちは1に近く、そこから下がっていきます。本物が1600枚で $k = 3$ なら、ノイズ画像の約半分がどの球にも入りません。別のレンダリング画像の適合率は変わりません。何も学習していない平均色の空間では、本物が256枚あれば、ノイズは
 # 球の外です。**理由。** ノイズは本物の集まりの内側のほぼ1か所に写ります。本物が増えると、そこの球が小さくなり、ノイズがはみ出します。**主張についての結論。** 「適合率はノイズにだまされる」は、本物が256枚なら正しいといえます($.945$ $[.922, .967]$)。1600枚では、答えが $k$ と標本によって変わります。$k = 3$ では $.474$ $[.305, .642]$、$k = 10$ では0.98です。論文では5万枚を使っています。数値には $N$ と $k$ を添え、
 # *本物どうし*の値も並べて示しましょう。

@@ -189,7 +189,7 @@ def ring_picture(k, exponent, point):
 controls = {"k": slider("k", 3, 50, 10), "exponent": slider("n", 0.5, 3.0, 1.0, 0.5)}
 explore(ring_picture, controls | {"point": slider(t("l03.point"), 0, len(points) - 1, 0)})
 
-# %% [markdown] lang="en" uid="ring-look" pair="f2358203"
+# %% [markdown] lang="en" uid="ring-look" pair="6cda2352"
 # **What you see.** The colours on the right rise where the map on the left is bright: the rank correlation says how faithfully. The slope says something subtler: $\log\rho$
 # follows only about *half* of $\log p$. **Why:** in $d$ dimensions four times as many points bring neighbours nearer by $4^{1/d}$ only, so distances shrink with the $d$-th
 # root of the density, and here $d = 2$. In the 128 dimensions of a network all distances become nearly equal. The scale of $\rho$ therefore means little, its **order** means
@@ -206,7 +206,7 @@ explore(ring_picture, controls | {"point": slider(t("l03.point"), 0, len(points)
 # **結果を変えるもの:** $n$ を動かすと色は変わりますが、単調な変換なので順序は変わりません。$k$ は、選んだ点を囲む円の大きさです。小さな球は標本のたまたまの偏りに左右され、大きな球では
 # 小さな山がならされて見えなくなります。
 
-# %% [markdown] lang="en" uid="accept" pair="76aa05cf"
+# %% [markdown] lang="en" uid="accept" pair="bd163003"
 # ## 3. Accept or reject
 #
 # Now the second statement of the article. The generator stays as it is; we only look at what it makes and keep some of it:
@@ -409,7 +409,7 @@ claim("extreme_ring", "ring.w33_top", "ring.w1", "distance")
 paid = [results[f"ring.{s}"]["calls"] / results[f"ring.{s}"]["forecast"] for s in l03.RING if s != "w1"]
 lab.claim("cost_forecast", measured=t("l03.cost_ratio"), value=float(np.mean(paid)), seeds=[run_seed])
 
-# %% [markdown] lang="en" uid="ring-reading" pair="160c6868"
+# %% [markdown] lang="en" uid="ring-reading" pair="28485b62"
 # **What you see.** Blue: the recorded study, ten runs with their intervals; stars: your run. Go from `w = 1` to `w = 33`, both with the *lowest tenth* as threshold. Precision rises from .88 to
 # .99 and coverage does not fall, because the points below that threshold are mostly the smeared ones. Selection acts as a **filter of artefacts** there. Raise the threshold to the half or to the upper fifth, and
 # the same weight throws away honest small modes: precision has nothing left to win, coverage pays (.82, .76). Shrinking the noise to 0.7 hardly touches the artefacts: they do not lie far out
@@ -421,7 +421,7 @@ lab.claim("cost_forecast", measured=t("l03.cost_ratio"), value=float(np.mean(pai
 # **What would change it:** the place of the errors. If the generator erred *inside* of the big modes, density could not see it. And the forecast agrees with the price that was paid, because
 # nothing but $\pi$ enters it; a pilot of a few hundred is enough.
 
-# %% [markdown] lang="ja" uid="ring-reading" pair="e21e3d16"
+# %% [markdown] lang="ja" uid="ring-reading" pair="4875ae4a"
 # **図の読み方。** 青は記録済みの実験(10回の実行と区間)、星は今回の結果です。どちらも*下位1割*をしきい値とする `w = 1` から `w = 33` へ進んでみましょう。適合率は0.88から0.99に上がり、被覆率は
 # 下がりません。このしきい値より下にあるのは、ほとんどが山の間に落ちた点だからです。ここでは選別が**アーティファクトのフィルタ**として働きます。しきい値を中央値や上位2割まで上げると、同じ重みが、
 # 正しく生成された小さな山まで捨ててしまいます。適合率にはもう伸びしろがなく、被覆率だけが下がります(0.82、0.76)。ノイズを0.7倍に縮めても、アーティファクトはほとんど減りません。ノイズの空間では、
@@ -666,7 +666,7 @@ above = float((pool.rho > real.density.threshold(0.5)).double().mean())
 print(t("l03.above_median", share=above, calls=forecast(above, 33)[2]))
 selection("model", pool)
 
-# %% [markdown] lang="en" uid="rare-or-broken" pair="d1b6a309"
+# %% [markdown] lang="en" uid="rare-or-broken" pair="fd5d88f2"
 # **What you see.** In the first figure the lower row is a mixture: rare heads as in section 1; some that are damaged, with hair that dissolves into the background or smeared glasses; and many in which nothing is wrong
 # by itself, only *foreign*: a moustache under a hairstyle where the reals hardly have one. The printed line counts them: of an ideal generator half of the pictures lie above the reals' median, of this model about
 # a third (.32 over the recorded seeds). In the second figure $w = 33$ returns pictures like the reals, $w = 0.03$ the rest.
@@ -674,7 +674,7 @@ selection("model", pool)
 # **Why:** a caption names only some attributes. The others the model draws as in its *own* training data, where nothing was rare: the judge finds rare things in 33 % of its pictures and in 11 % of the ideal generator's.
 # Density asks one question, "are there reals nearby?", and rare, broken and foreign get the same answer. Would a model trained on these very reals behave differently? Section 9 trains one.
 
-# %% [markdown] lang="ja" uid="rare-or-broken" pair="d41c9434"
+# %% [markdown] lang="ja" uid="rare-or-broken" pair="992e5243"
 # **図の読み方。** 最初の図の下の行には、いろいろなものが混じっています。第1節のような珍しい画像。髪が背景に溶け込んだり、眼鏡がにじんだりした、壊れた画像。そして、それ自体は何もおかしくないのに*よそ者*である
 # 画像です。たとえば、実データではほとんど口ひげを伴わない髪型に、口ひげがあります。表示された行はその数を示しています。理想の生成器なら、実データの中央値より上に半分が来ますが、このモデルでは3分の1ほどです
 # (記録したシードの平均は0.32)。2つ目の図では、$w = 33$ が実データに似た画像を、$w = 0.03$ が残りを返しています。
@@ -709,7 +709,7 @@ extra = gain["own_precision"] - gain["precision"]
 why = "" if np.isfinite(extra) else t("l03.too_few")
 lab.claim("own_space", t("l03.own_space"), value=None if why else extra, seeds=[run_seed], reason=why)
 
-# %% [markdown] lang="en" uid="model-reading" pair="b4a8e031"
+# %% [markdown] lang="en" uid="model-reading" pair="e8391ad8"
 # **What you see.** $w = 33$ does what the paper says to fidelity and diversity: precision from .89 to .96, recall from .92 to .85, Vendi from 6.5 to 5.5, at three generated pictures per kept one. But the distance
 # **falls**, from 7.0 to 1.8, where the ideal generator's rose from 0.1 to 3.6; the claim that an extreme weight raises it is contradicted here, and a mild one lowers it as in the paper. The other end disappoints:
 # $w = 0.03$ *lowers* recall, from .92 to .88, the Vendi score rises by less than the smallest difference that we care about, and the distance doubles.
@@ -722,9 +722,9 @@ lab.claim("own_space", t("l03.own_space"), value=None if why else extra, seeds=[
 # **What would change it:** a better model. As its errors shrink, its points move towards those of the ideal generator. The last box compares the gain of precision in the space that chose with that of the judge: the
 # first is larger, by .043 $[.025, .062]$ over fourteen seeds. With five seeds that interval still touched zero. A space in which one selects flatters the selection.
 
-# %% [markdown] lang="ja" uid="model-reading" pair="78e81464"
+# %% [markdown] lang="ja" uid="model-reading" pair="9df6d2e8"
 # **図の読み方。** $w = 33$ は、忠実度と多様性については論文のとおりに働きます。適合率は0.89から0.96に上がり、再現率は0.92から0.85に、Vendi スコアは6.5から5.5に下がります。費用は採用1枚あたり3枚の生成です。ところが、
-# 距離は7.0から1.8に**下がります**。理想の生成器では0.1から3.6に増えていました。極端な重みが距離を増やすという主張は、ここでは否定されました。弱い重みは、論文と同じく距離を減らします。反対側は期待外れです。
+# 距離は7.0から1.8に**下がります**。理想の生成器では0.1から3.6に増えていました。極端な重みが距離を増やすという主張は、ここでは反対の結果になりました。弱い重みは、論文と同じく距離を減らします。反対側は期待外れです。
 # $w = 0.03$ では、再現率がかえって0.92から0.88に*下がり*、Vendi スコアの上昇は意味のある最小の差に届かず、距離は2倍になります。
 #
 # **理由:** このモデルの誤りが、トレードオフより大きいからです。$w = 33$ が捨てるものの大半は、実データにないものです。珍しいものの割合は33%から9%に減り、母集団の11%に近づきます。つまり、選別が間違った
@@ -783,11 +783,11 @@ for s, w in {"w1": 1.0, "w33": 33.0, "w003": 0.03}.items():
     found = {"mean": mean, "error": error, "effective": effective, "total": len(chances)}
     print(t("l03.by_weights", w=w, n=sizes.kept, kept=results[f"model.{s}"]["rare"], **found))
 
-# %% [markdown] lang="en" uid="weights-reading" pair="10098e2c"
+# %% [markdown] lang="en" uid="weights-reading" pair="92acf207"
 # **Reading.** Both ways estimate the same share, and the weights need no dice: four hundred pictures went in, and no chance came on top. What $w = 33$ costs is visible all the same. Of four hundred pictures about 140 count, about as many as the dice would have kept: $n_{\mathrm{eff}}$ is the price of section 3 in another currency. With a mild weight the weights win, for they also use the rejected
 # pictures a little. **What dice can do and weights cannot:** ship. An average can be weighted; a picture is either in the catalogue or not.
 
-# %% [markdown] lang="ja" uid="weights-reading" pair="b3d89826"
+# %% [markdown] lang="ja" uid="weights-reading" pair="ff9bbd71"
 # **結果の読み方。** どちらの方法も同じ割合を推定しています。重みを使えばさいころが要らないので、400枚の候補に、さいころの偶然は加わりません。それでも、$w = 33$ の代償は見えます。400枚のうち数に入るのは140枚ほどで、さいころで残る枚数とほぼ同じです。$n_{\mathrm{eff}}$ は、第3節の費用を別の単位で表したものなのです。弱い重みなら、棄却されるはずの画像も少しは使えるので、
 # 重みの方が得です。**さいころにできて、重みにできないこと**は、出荷です。平均なら重みを付けて計算できますが、画像はカタログに載せるか載せないかのどちらかです。
 
@@ -996,7 +996,7 @@ claim("push_up", "push.up", "push.random", "log_gain")
 claim("push_down", "push.down", "push.random", "log_gain")
 lab.claim("mlp_overrates", measured=t("l03.promise"), reason=t("l03.recorded_only"))
 
-# %% [markdown] lang="en" uid="push-reading" pair="dd94b5cc"
+# %% [markdown] lang="en" uid="push-reading" pair="1c6626a6"
 # **What you see.** Over forty recorded pictures ten gradient steps multiply the density by 1.08 ($e^{.078}$) upwards and by 0.94 downwards. The last iterate would have given 1.05: two fifths of the gain had been walked past,
 # and the best one was found after seven steps on average. Eleven random tickets give 1.01. In the strip the change is hard to see: a shade, an outline, no other person. Between the two rows of section 1 lies a factor of about 1.5.
 #
@@ -1006,7 +1006,7 @@ lab.claim("mlp_overrates", measured=t("l03.promise"), reason=t("l03.recorded_onl
 # **What did not come true:** we had expected the MLP to promise more than the exact density keeps, for a network can be fooled along its own gradient. Over fourteen seeds it promised $.050$ and kept $.045$; a difference of $.005$ $[-.006, .016]$ is less than
 # the two per cent that we call an effect. In this small box the pictures stay where the MLP was trained. **What would change it:** a larger $\epsilon$ (on the ring, with 0.3, you found points where it errs) or fewer reals to train on.
 
-# %% [markdown] lang="ja" uid="push-reading" pair="c6eb0996"
+# %% [markdown] lang="ja" uid="push-reading" pair="680afd05"
 # **図の読み方。** 記録した40枚では、10回の勾配ステップで密度が上向きに1.08倍($e^{.078}$)、下向きに0.94倍になりました。最後の点なら1.05倍でした。途中で得たものの5分の2を失っていたわけで、最良の点は平均して7ステップ目に
 # ありました。11枚のランダムなくじでは1.01倍です。画像の列では、違いがほとんど分かりません。色合いや輪郭が少し変わるだけで、別の人にはなりません。第1節の2つの行の間には、約1.5倍の差があります。
 #
@@ -1161,7 +1161,7 @@ claim("tune_vendi", "tune.w003", "tune.w1", "vendi")
 claim("control_alone", "tune.w1", "tune.pretrained", "kernel")
 lab.reveal("tune", "share" if np.mean(results[f"tune.{own_arm}"]["above"]) > pi else "nothing")
 
-# %% [markdown] lang="en" uid="tune-reading" pair="58532263"
+# %% [markdown] lang="en" uid="tune-reading" pair="104ec3f8"
 # **What you see.** Take two comparisons apart. *No weights against pretrained*: the same pictures, drawn evenly, already teach the model whom this population consists of. Over thirty seeds the share above $\tau$ rises from .14 to .24 and
 # the kernel distance falls from 24 to 17. None of that is due to pseudo density, and a table that compares the weighted run with the pretrained model alone would credit it with all of this. *A weight against no weights*: same noise, same
 # timesteps, same initial noise, only the draws differ. $w = 33$ ends at .33 and $w = 0.03$ at .19, in the directions that the paper promises.

@@ -659,7 +659,7 @@ claim("palette_transfers", *difference("palette", "like", "none"))
 apart = difference("palette", "like", "none")[1] - difference("form", "like", "none")[1]
 claim("palette_beats_form", t("l04.palette_form"), apart)
 
-# %% [markdown] lang="en" uid="transfer-reading" pair="88ca7ee8"
+# %% [markdown] lang="en" uid="transfer-reading" pair="fdbec4a8"
 # **What you see.** The like moves the *palette*. Background, in the record, goes from one picture in five that has the liked colour to nearly all; clothes gain half, hair colour and skin about
 # a third. The *form* stays behind: expression and spectacles each come along in about one picture in twenty-five ($+.040$ $[.008, .072]$ and $+.039$ $[.020, .059]$ over thirty seeds), hair style in one in thirty, drawing style in one in sixty, and of the beard the record cannot say whether it moves ($+.036$ $[-.005, .077]$). Had we averaged over nine attributes, we
 # would have reported "+0.24, it works", and hidden that one half moves and the other stands still.
@@ -671,7 +671,7 @@ claim("palette_beats_form", t("l04.palette_form"), apart)
 # Which layers carry the palette? FABRIC hooks all of them. Open the outer ones alone (three at $8 \times 8$ places), then the inner ones alone. Guess before you look: does the coarse inside
 # hold the form, as many drawings of a U-Net suggest?
 
-# %% [markdown] lang="ja" uid="transfer-reading" pair="dcabeb2f"
+# %% [markdown] lang="ja" uid="transfer-reading" pair="033bdb39"
 # **図の読み方。** 「好き」が動かすのは*色*です。記録では、好きな人物と同じ背景色の画像は、5枚に1枚からほぼ全部になります。服の色は半分、髪と肌の色は3分の1ほど増えます。一方、*形*はほとんど移りません。
 # 表情と眼鏡が移るのは25枚に1枚ほど(30シードで $+.040$ $[.008, .072]$ と $+.039$ $[.020, .059]$)、髪型は30枚に1枚、画風は60枚に1枚です。ひげが移るかどうかは、記録からは決まりません($+.036$ $[-.005, .077]$)。9属性の平均だけを見ていたら、「+0.24、効果あり」と報告して、半分が動き、半分が動いていないことを
 # 見落としていたでしょう。
@@ -714,7 +714,7 @@ two_kinds(["like", "like_outer", "like_inner"], t("l04.levels_kinds"))
 # %% uid="levels-claim"
 claim("outer_carries_palette", *difference("palette", "like_outer", "like_inner"))
 
-# %% [markdown] lang="en" uid="levels-reading" pair="6454411a"
+# %% [markdown] lang="en" uid="levels-reading" pair="75eb5294"
 # **Reading.** The outer layers alone carry most of the palette; the inner ones carry the background, which is large enough to be seen from $4 \times 4$ places, and little else. And the form? If a little of it comes along
 # anywhere, then from inside, a few hundredths. So the guess was not wrong, only useless: where form could live, there is next to nothing to read. With 16 and 4 places per
 # picture an inner layer knows "dark above, light below", not "bob, parted on the left".
@@ -929,7 +929,7 @@ claim("diversity_falls", *difference("diversity", "both", "none"))
 claim("empty_prompt", *difference("target", "prompt", "both"))
 claim("fixed_noise", *difference("target", "fixed", "both"))
 
-# %% [markdown] lang="en" uid="signs-reading" pair="c01b3c8c"
+# %% [markdown] lang="en" uid="signs-reading" pair="3b1d1bad"
 # **Reading.** A like pulls, hard. A dislike pushes, by a seventh of that, and nothing of it helps to reach the target: with a random person disliked, like and dislike together stay a little farther away than the like alone. The paper
 # found the opposite, with a dislike that was the *worst picture of the batch*. That is a different message: "not this failure of my wish" points somewhere, "not this stranger" does not, since a stranger may
 # share half of the target's attributes. The paper leaves the prompt of the reference pass open: here it makes no difference. One noise for all steps costs a few
@@ -1100,7 +1100,7 @@ claim("rounds_best", t("l04.last_round"), fed[f"best.{last}"] - alone_again[f"be
 claim("rounds_mean", t("l04.last_round"), fed[f"mean.{last}"] - alone_again[f"mean.{last}"])
 claim("rounds_worst", t("l04.last_round"), fed[f"worst.{last}"] - alone_again[f"worst.{last}"])
 
-# %% [markdown] lang="en" uid="rounds-reading" pair="901b0085"
+# %% [markdown] lang="en" uid="rounds-reading" pair="58e30b92"
 # **Reading.** Hold the two charts side by side. In the second one everything that the paper says of a *round* is there: against pictures from the same noise without feedback the mean rises, the worst picture
 # rises most. In the first one, where only the best picture of all so far counts, restarts climb nearly as fast, and the gap at sixteen pictures is $.020$ $[.013, .028]$ over 154 seeds: **reproduced**, and about as large as the smallest difference that we had declared to matter. Neither curve is wrong. They answer different questions.
 #
@@ -1115,7 +1115,7 @@ claim("rounds_worst", t("l04.last_round"), fed[f"worst.{last}"] - alone_again[f"
 # the mean of a round rise in *its* eyes? And is the picture that CLIP would finally pick, best of sixteen, more like the person than the one that restarts offer? The same figure
 # shows **prompt dropout**, the paper's remedy for uniform batches: each word of the prompt is left out with probability 0.3.
 
-# %% [markdown] lang="ja" uid="rounds-reading" pair="2407dc76"
+# %% [markdown] lang="ja" uid="rounds-reading" pair="29cfc056"
 # **図の読み方。** 2つの図を並べて見てください。2つ目の図では、*ラウンド*についての論文の主張がすべて確かめられます。同じノイズからフィードバックなしで作った画像に比べて、平均が上がり、最悪の画像が最も大きく
 # 上がります。ところが1つ目の図では、それまでの最良の1枚だけを比べます。すると作り直しもほとんど同じ速さで上がり、16枚での差は154のシードで $.020$ $[.013, .028]$ です。主張は**再現されました**が、大きさは、意味のある最小の差として宣言した0.02と同じくらいです。どちらの曲線も正しく、答えている問いが違います。
 #
@@ -1162,7 +1162,7 @@ claim("chosen_is_nearer", t("l04.chosen_difference"), fed[f"chosen.{last}"] - al
 claim("dropout_varies", t("l04.dropout_difference"))
 claim("dropout_costs", t("l04.dropout_difference"))
 
-# %% [markdown] lang="en" uid="game" pair="ee271591"
+# %% [markdown] lang="en" uid="game" pair="7a5f6e48"
 # **Reading.** The judge confirms the rise of the *round*: its mean is better than without feedback, so CLIP did not only flatter itself. It confirms a better *final picture*, too, by less: what CLIP picks from sixteen is more like the person by $.018$ $[.010, .027]$ over 164 seeds, a sixth of an attribute. (After 92 seeds it had looked like no difference at all; the round was planned to 164 and had no verdict before.) And the price is in the other chart: a last round with feedback has about six tenths of the diversity of a restart. Dividing the weight by the number of likes gives some of
 # it back, $+.114$ $[.092, .136]$ over ten seeds, and costs the mean of a round $.028$ $[.006, .050]$, a quarter of what feedback had brought. For the best of all sixteen pictures no difference shows. Where likes pile up and variety counts, it is the better default.
 #
@@ -1179,7 +1179,7 @@ claim("dropout_costs", t("l04.dropout_difference"))
 # **Decide before you play:** which of the target's attributes can likes bring you, by what section 5 measured, and which must come by luck? Vote for what luck has to bring first,
 # colours follow later; or the other way round? Say which and why, then test your plan.
 
-# %% [markdown] lang="ja" uid="game" pair="5e94c787"
+# %% [markdown] lang="ja" uid="game" pair="cd1ff00e"
 # **図の読み方。** *ラウンド*の改善は、評価役も認めます。平均はフィードバックなしより良く、CLIP が自分を甘く採点しただけではありません。*最後の1枚*の改善も認めますが、差は小さめです。CLIP が16枚から選ぶ1枚は、フィードバックがあると、164のシードで $.018$ $[.010, .027]$、つまり属性6分の1個分だけ
 # 本人に近くなります(92シードの時点では差がないように見えましたが、最初から164までの計画だったので、そこでは判定していません)。代償は、もう一方の図に出ています。フィードバックありの最終ラウンドの多様性は、作り直しの6割ほどです。重みを「好き」の枚数で割ると、多様性がいくらか戻ります(10シードで $+.114$ $[.092, .136]$)。
 # 代わりに、ラウンドの平均は $.028$ $[.006, .050]$、つまりフィードバックで得た分の4分の1ほど下がります。16枚の中の最良には差が見られません。「好き」が積み重なり、多様性も欲しいなら、こちらを既定にすべきでしょう。

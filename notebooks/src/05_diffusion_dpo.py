@@ -358,7 +358,7 @@ explore(
     {"setting": choice(t("l05.setting"), list(toy))},
 )
 
-# %% [markdown] lang="en" uid="runs-reading" pair="f19b2f4e"
+# %% [markdown] lang="en" uid="runs-reading" pair="5cbe17e5"
 # **What you see.** At $\kappa = 2$ the winners' error grows, with the loss near 0 and the accuracy near 1: both kinds get worse, the losers faster. The loss sees only the
 # difference. Now look for points off the ring: the optimum of section 2 never puts one there, but the network may, because pushing a loser's noise prediction
 # away pushes everything near it. At $\kappa = 10$ it happens on each of the three bases of the record, to 1 to 13 samples in a hundred. At $\kappa = 2$ the errors are ten times as large, yet only one base loses its hold, a fifth of its samples, and yours is not that one: how far the
@@ -370,7 +370,7 @@ explore(
 # for which the sum is at most $-\mu\,|g_w|^2$. Derive it and write it. By hand, with $\mu = 0.5$: $g_w = (2, 0)$ and $g_l = (4, 3)$ give $\lambda = 0.25$;
 # $g_l = (-4, 3)$ gives 1. Common mistakes: no cut at 1, and a negative scale where the gradients point apart.
 
-# %% [markdown] lang="ja" uid="runs-reading" pair="77856834"
+# %% [markdown] lang="ja" uid="runs-reading" pair="32c02b9b"
 # **図と表の読み方。** $\kappa = 2$ では、損失がほぼ0、正解率がほぼ1でも、勝者の誤差は増えています。両方が悪化し、敗者の悪化のほうが速いのです。損失が見ているのは差だけです。
 # 次に、円周から外れた点を探してください。第2節の最適解なら起きないことですが、ネットワークでは起こりえます。敗者のノイズ予測を押しのけると、近くにあるものまで一緒に動くためです。$\kappa = 10$ では、記録にある3つの基準モデルのすべてで、100個に1〜13個のサンプルが外れました。
 # $\kappa = 2$ の誤差はその10倍に増えますが、大きく崩れたのは1つの基準モデルだけで(サンプルの5分の1)、手元のモデルはそれではありません。誤差がどこまで増えるかと、サンプルがどこに落ち着くかは、別の問題です。
@@ -419,7 +419,7 @@ off = {name: run.off_ring for name, run in toy.items()}
 on_record("off_ring", ring_arms, off, t("l05.off"), title=t("l05.off_title"))
 on_record("d_w", ring_arms, {n: r.log[-1]["d_w"] for n, r in toy.items()}, t("l05.d_w_axis"), title=t("l05.d_w_all"))
 
-# %% [markdown] lang="en" uid="losses-reading" pair="361e9428"
+# %% [markdown] lang="en" uid="losses-reading" pair="85d45c09"
 # **What you see.** Blue with intervals: the record, three bases for each seed; the stars: your one base. Read the two charts together. KTO at this strength never stops asking: its winners' error grows by more than 4, six samples in ten
 # have left the ring, and its mean reward, about 1.2, is the highest of all. On the ring nothing lies further right than 1: **a reward above the best point of the data is the mark of over-optimisation**, and whoever looks at rewards
 # alone would ship it. In $d_w$, DPO 2 and DPO 10 follow; losses that stop asking move little (IPO wants a fixed gap, label smoothing charges for certainty). SFT, MaPO, SDPO and the anchor keep the winners' error below the reference's.
@@ -430,7 +430,7 @@ on_record("d_w", ring_arms, {n: r.log[-1]["d_w"] for n, r in toy.items()}, t("l0
 #
 # *A decision:* you must ship one setting to a colleague who will not look at any curve. Which, and what does it cost you in reward?
 
-# %% [markdown] lang="ja" uid="losses-reading" pair="cbfc2d49"
+# %% [markdown] lang="ja" uid="losses-reading" pair="9101e594"
 # **図の読み方。** 区間つきの青が記録(シードごとに基準モデル3つ)、星が自分の基準モデル1つです。2つの図を合わせて見てください。この強さの KTO は際限なく差を求めます。勝者の誤差は4以上増え、サンプルの6割が円周から外れ、
 # それでいて平均報酬は約1.2で最高です。円周上に1より右の点はありません。**データの最良点を超える報酬は、過剰最適化のしるしです。** 報酬しか見ない人なら、これを採用するでしょう。$d_w$ が次に大きいのは、DPO 2と DPO 10です。差が付いたらそれ以上を
 # 求めない損失(一定の差を目標にする IPO、確信に罰を与えるラベル平滑化)は、あまり動きません。SFT、MaPO、SDPO、錨を加えた DPO では、勝者の誤差が参照モデルより小さく保たれます。
@@ -787,11 +787,11 @@ run, aligned = lab.keep("aligned", train, [dpo(kappa)])
 log[:] = run.log[:-1]
 live(run.log[-1])
 
-# %% [markdown] lang="en" uid="train-reading" pair="d59168f9"
+# %% [markdown] lang="en" uid="train-reading" pair="7bf2a49d"
 # **What you see.** Both curves rise. $d_l$ rises faster, so the loss is content, and the accuracy on the training pairs is close to 1. The record agrees: over thirteen seeds $d_w$ ends between $+0.003$ and $+0.026$, $d_l$ between $+0.017$ and $+0.044$. The winners' error *rose* here too. By section 3 that is a warning,
 # yet the next section finds the pictures better. **Why no contradiction:** an error of noise prediction on the base's own pictures measures how well the model remembers them, not how good new ones are. What would worry us is $d_w$ running away; here it stays small beside errors of about a third.
 
-# %% [markdown] lang="ja" uid="train-reading" pair="5b37c1f7"
+# %% [markdown] lang="ja" uid="train-reading" pair="82e7b60d"
 # **図の読み方。** 2本とも上がっています。$d_l$ のほうが速く上がるので損失は下がり、学習ペアでの正解率は1に近づきます。13シードの記録でも同じで、最終の $d_w$ は $+0.003$〜$+0.026$、$d_l$ は $+0.017$〜$+0.044$ でした。ここでも勝者の誤差は*増えた*のです。第3節によれば危険な兆候ですが、次の節で見るように
 # 画像は良くなります。**矛盾しない理由:** 基準モデル自身の画像に対するノイズ予測の誤差は、モデルがその画像をどれだけ覚えているかの指標で、新しい画像の良さではありません。心配すべきなのは $d_w$ が際限なく増える場合です。ここでは、0.3ほどの誤差に比べてわずかです。
 
@@ -861,12 +861,12 @@ e = rates[t("l05.gold_judge")]
 measured = t("l05.m_win", judge=t("l05.gold_judge"), prompts=len(test), kappa=kappa)
 lab.claim("dpo_beats_base", measured=measured, value=e.value, interval=(e.low, e.high), seeds=[lab.seed])
 
-# %% [markdown] lang="en" uid="prove-reading" pair="f0569285"
+# %% [markdown] lang="en" uid="prove-reading" pair="2ff1c652"
 # **What you see.** In the record (128 prompts) four prompts in ten got better, one in twenty worse and the rest stayed as they were, by either judge; the gold judge's mean rose by $.091$ $[.078, .103]$, from .72 to .81. The judge that never trained agrees with the one that did, so DPO has
 # learnt the prompts and not just a taste. Look at the second strip as well: some prompts got *worse*, and the marks show which attribute was lost. Ties count half, so a win rate of two in three is made of these four in ten and of half the ties. It does not say that two in three improved, and the article's "quality improves" is a statement
 # about the mean. **What would change it:** more steps, more pairs, and a base that is wrong for another reason than its captions.
 
-# %% [markdown] lang="ja" uid="prove-reading" pair="926a90f6"
+# %% [markdown] lang="ja" uid="prove-reading" pair="6f59dfdd"
 # **図の読み方。** 記録(128プロンプト)では、どちらの評価役から見ても、10件に4件のプロンプトが良くなり、悪くなったのは20件に1件ほどで、残りは変わりませんでした。正解の評価役による平均は0.72から0.81へ、$.091$ $[.078, .103]$ 上がっています。学習に使わなかった評価役が、使った評価役と同じ結論を出したので、DPO は評価役の癖だけでなく、
 # プロンプトに従うことを学んだといえます。2つ目の図も見てください。*悪くなった*プロンプトもあり、どの属性が失われたかを印が示しています。引き分けは0.5勝と数えるので、勝率3分の2は、この4割の勝ちに引き分けの半分を足した値です。3件に2件が良くなったという意味ではありません。記事の「品質が高まる」は、平均についての主張です。
 # **結果を左右するもの:** ステップ数やペアの数、そして、キャプション以外の理由で間違える基準モデルです。
@@ -938,13 +938,13 @@ lab.claim("sdpo_beats_dpo", reason=t("l05.only_recorded"))
 lab.claim("mapo_keeps_up", reason=t("l05.only_recorded"))
 lab.claim("kto_beats_dpo", reason=t("l05.only_recorded"))
 
-# %% [markdown] lang="en" uid="own-reading" pair="4fbcb50a"
+# %% [markdown] lang="en" uid="own-reading" pair="bd00df1c"
 # **Reading.** The same prompts make the difference of two losses far more exact than either of them: all contrasts of the record are taken prompt by prompt. **What the record decides.** DPO, KTO, the hinge, SDPO and the anchored
 # loss all gain between .08 and .09; KTO is not better than DPO, as its paper finds on another task, but a trifle worse (by .013). So is SDPO, over thirteen seeds (by .012 $[.004, .020]$): a possible reason: its guard takes away a part of the losers' gradient, and sixty steps of DPO break nothing here that needed it. MaPO gains half as much as DPO ($.045$ $[.036, .055]$). One strength serves all losses and none was tuned for it, so that says what happens when you swap the loss and nothing else. IPO at the same number barely moves: its $\tau$ fixes the gap to reach, which is a tiny one at 400. **The surprise is the baseline:** fine-tuning on the winners
 # alone gains as much as DPO, the difference is smaller than .02 either way. **Why:** the winners here are right where the base is often wrong, so copying them already teaches the prompts. The paper saw the same on its weaker model (SD 1.5: SFT wins 55.5 %) and the opposite on its stronger one (SDXL),
 # whose own pictures are better than the winners. What does tell them apart is $d_w$: below zero for SFT and the anchor, above for DPO.
 
-# %% [markdown] lang="ja" uid="own-reading" pair="982aed0e"
+# %% [markdown] lang="ja" uid="own-reading" pair="13d77658"
 # **結果の読み方。** 同じプロンプトで比べると、2つの損失の差は、それぞれの値よりずっと正確に測れます。記録済みの比較も、すべてプロンプトごとの差です。**記録から決まること。** DPO、KTO、hinge、SDPO、錨を加えた DPO の伸びは、どれも0.08から0.09です。KTO は、別の課題で測った論文とは
 # 違って DPO より良くはなく、ごくわずかに(0.013)劣りました。SDPO も、13個のシードで比べるとわずかに劣ります(差は0.012 $[.004, .020]$)。SDPO は歯止めとして敗者の勾配を弱めますが、60ステップの DPO では歯止めが要るほどの破綻が起きないため、と考えられます。MaPO の伸びは DPO の半分です($.045$ $[.036, .055]$)。強さはすべての損失で共通にし、損失ごとの調整はしていません。つまりこれは、損失だけを取り替えたときに何が起こるかの比較です。同じ値を入れた IPO はほとんど動きません。IPO の $\tau$ は目標とする差を決める数で、400では目標がごく小さいからです。**意外なのは比較対象の SFT です。** 勝者だけのファインチューニングの伸びは DPO と変わらず、差はどちらの向きにも0.02未満です。**理由:** 基準モデルがよく
 # 間違えるところで勝者は正しいので、まねるだけでもプロンプトに従うことを学べます。論文でも、弱いモデル(SD 1.5)では SFT の勝率が55.5%でした。自分の画像が勝者より良い、強いモデル(SDXL)では逆の結果です。違いが表れるのは $d_w$ で、SFT と錨を加えた DPO では負、DPO では正です。
@@ -991,12 +991,12 @@ e = estimate(worded - plain)
 measured = t("l05.m_words", prompts=len(test))
 lab.claim("npo_needs_words", measured=measured, value=e.value, interval=(e.low, e.high), seeds=[lab.seed])
 
-# %% [markdown] lang="en" uid="negative-reading" pair="9c7cf922"
+# %% [markdown] lang="en" uid="negative-reading" pair="6c40e33d"
 # **What you see: the opposite of the paper.** Guidance away from the bad model loses to plain guidance, a little when it is asked for nothing (a win rate of 44 %, ties counting half: 17 % of the prompts got better, 29 % worse), by far when it is asked for the prompt. Two likely reasons. First, our preference is
 # faithfulness: without the prompt nobody knows what would be wrong, so the empty branch has only drifted. The paper's preferences were people's, and an ugly picture is ugly without a prompt. Second, the control:
 # asking the bad model for the prompt removes the difference between *prompt* and *no prompt* from guidance, and that difference was doing most of the work. It shows that much and no more: two things change in it at once. **What would change it:** training the negative model with dropped captions, or mixing it with the base, for which the authors' code has a setting; neither was tried here.
 
-# %% [markdown] lang="ja" uid="negative-reading" pair="835f435c"
+# %% [markdown] lang="ja" uid="negative-reading" pair="9a1e5bb2"
 # **図の読み方: 論文と反対の結果です。** 悪いモデルから遠ざける誘導は、通常の誘導に負けました。空のプロンプトなら少し(引き分けを0.5勝として勝率44%。良くなったプロンプトは17%、悪くなったものは29%)、プロンプトを与えると大きく負けます。理由として2つ考えられます。1つ目に、ここでの選好は忠実度です。プロンプトがなければ何が誤りかが分からないので、空のプロンプトの側はずれただけで終わります。
 # 論文の選好は人によるもので、見た目の悪い画像はプロンプトがなくても悪い画像です。2つ目は対照実験から分かります。悪いモデルにプロンプトを与えると、「プロンプトあり」と「なし」の差が誘導から消えますが、効いていたのは主にその差でした。ただし、この対照では2つのことが同時に変わるので、分かるのはここまでです。
 # **結果を左右するもの:** 避けるべきモデルの学習でキャプションを一部落とすことや、基準モデルと混ぜること(著者のコードに設定があります)です。どちらもここでは試していません。
@@ -1032,12 +1032,12 @@ bar_with_interval(
 # %% uid="realism"
 on_record("distance", {t("l05.base"): "base", **losses}, {}, t("l05.distance_axis"), title=t("l05.distance_title"))
 
-# %% [markdown] lang="en" uid="side-reading" pair="a5fa5851"
+# %% [markdown] lang="en" uid="side-reading" pair="2484057b"
 # **What you see.** Bars whose interval crosses zero are no news. A bar that does not is a habit the model has picked up from the winners, although no prompt asked for it; with six bars shown out of dozens, the
 # largest are the luckiest too. In the second figure look at the small dots, one a seed: DPO is nearer to real pictures than the base in one seed and farther in another, and three seeds a loss tell none from another. Three losses have thirteen, and there SDPO ends a little nearer than DPO, by $1.1$ $[0.4, 1.9]$. We saw that only after looking through all pairs of losses, so take it as something to test, not as a finding. Faithful and real are two axes, and
 # lesson 06 is about the second.
 
-# %% [markdown] lang="ja" uid="side-reading" pair="40cba823"
+# %% [markdown] lang="ja" uid="side-reading" pair="57c1e954"
 # **図の読み方。** 区間が0をまたぐ棒は、変化したとはいえません。またがない棒は、どのプロンプトも求めていないのに、モデルが勝者から身に付けた癖です。ただし、何十もの中から大きい6本を選んで見せているので、偶然大きく出たものも混じります。2つ目の図では、シードごとの小さな点を見てください。DPO は、あるシードでは
 # 基準モデルより本物に近く、別のシードでは遠くなり、損失ごとに3シードでは優劣を決められません。13シードある3つの損失では、SDPO が DPO より $1.1$ $[0.4, 1.9]$ だけ本物に近くなりました。ただし、すべての組み合わせを見た後で気づいた差です。結論ではなく、次に検証すべき仮説と考えてください。忠実度と本物らしさは別の軸で、2つ目の軸はレッスン06で扱います。
 

@@ -126,10 +126,10 @@ marked(
     title=t("l06.first_title"),
 )
 
-# %% [markdown] lang="en" uid="first-reading" pair="8233034d"
+# %% [markdown] lang="en" uid="first-reading" pair="aef58c41"
 # **What you see.** Below the strip of real portraits (of other people) three models draw the same held-out prompts from the same noise. The number is the
 # gold judge's mean probability of what the prompt names, the marks say what the picture shows: ○ as asked, × not. The base draws sharp pictures and reads its prompts badly: it was trained on captions in which each
-# attribute was wrong two times in five, as captions from the web are. The columns are the four where the number rose most and the two where it fell most;
+# attribute but the style was wrong two times in five, as captions from the web are. The columns are the four where the number rose most and the two where it fell most;
 # the line above counts all of them, so look at the losers as well.
 #
 # Now compare the *texture* with the top row. Before the VAE took them in, the real portraits got a fine grain, as photographs have it. Little of it comes out of the VAE: on a screen you see a mottled background
@@ -138,12 +138,12 @@ marked(
 # * **faithfulness**: is what the prompt names in the picture? Gold judge, higher is better.
 # * **realism**: do the pictures lie where real ones lie? Kernel distance to real portraits in the gold judge's features, smaller is nearer.
 #
-# Written down before any run: both measures, prompts that no training saw, and the smallest effect that matters for each claim (`claims.yaml`).
+# Written down when one seed was known, and kept for all later ones: both measures, prompts that no training saw, and the smallest effect that matters for each claim (`claims.yaml`).
 # Which row made the difference in which measure? Keep your guess for section 7.
 
-# %% [markdown] lang="ja" uid="first-reading" pair="9acdc077"
+# %% [markdown] lang="ja" uid="first-reading" pair="7e00fe39"
 # **図の読み方。** 一番上は本物のポートレート(別の人物)です。その下の3行では、3つのモデルが同じ未使用のプロンプトを同じノイズから描いています。数字は、プロンプトが指定した
-# 属性に正解の評価役が与えた確率の平均で、その下の印は属性ごとの判定です(○は指定どおり、×は誤り)。基準モデルは鮮明な絵を描きますが、プロンプトをうまく読めません。Web のキャプションのように、各属性が5回に2回は間違った
+# 属性に正解の評価役が与えた確率の平均で、その下の印は属性ごとの判定です(○は指定どおり、×は誤り)。基準モデルは鮮明な絵を描きますが、プロンプトをうまく読めません。Web のキャプションのように、画風以外の各属性が5回に2回は間違った
 # キャプションで学習したからです。列は、数字が最も上がった4つと、最も下がった2つです。図の上の行には全体の数が出ているので、悪くなったものも確認してください。
 #
 # 次に、一番上の行と*質感*を比べてください。本物のポートレートには、VAE に通す前に、写真のような細かい粒(粒状感)を加えてあります。VAE を通ると粒はほとんど残らず、画面では背景の色むらが分かる程度です。
@@ -152,7 +152,7 @@ marked(
 # * **忠実度**: プロンプトが指定したものが描かれているか。正解の評価役で測り、高いほど良い。
 # * **本物らしさ**: 本物と同じ場所に分布しているか。正解の評価役の特徴量で測った、本物とのカーネル距離。小さいほど近い。
 #
-# 実行前に決めてあること: この2つの尺度、学習に使っていないプロンプト、主張ごとの意味のある最小の差(`claims.yaml`)。
+# 最初の1シードを見た時点で決め、その後は変えていないこと: この2つの尺度、学習に使っていないプロンプト、主張ごとの意味のある最小の差(`claims.yaml`)。
 # どの行が、どちらの尺度を良くしたのでしょうか。予想は第7節まで取っておいてください。
 
 # %% [markdown] lang="en" uid="pool" pair="ccf31c1b"
@@ -419,14 +419,14 @@ for n in counts:
     gap.append(float(difference.mean((0, 2, 3)).norm()))
 curve_with_interval(counts, gap, xlabel=t("l06.n"), ylabel=t("l06.channel_gap"), title=t("l06.gap_by_n"))
 
-# %% [markdown] lang="en" uid="colour-record" pair="23a48a4b"
+# %% [markdown] lang="en" uid="colour-record" pair="c46f837f"
 # Before anything is trained, winners and losers already differ in their mean latent, and more so the more candidates there are. What training makes of it is
-# recorded: the study trained three models per seed on the tainted judge's pairs (hours of CPU, which is why it is not run here; section 7 lets you
+# recorded: the study trained three models per seed on the tainted judge's pairs (four minutes of one core a seed, which is why it is not run here; section 7 lets you
 # train one of them).
 
-# %% [markdown] lang="ja" uid="colour-record" pair="4a04a937"
+# %% [markdown] lang="ja" uid="colour-record" pair="36932a9f"
 # 学習の前から、勝者と敗者は平均潜在変数が異なり、候補が多いほどその差は広がります。学習するとどうなるかは、記録済みの実験で見ます。偏った評価役のペアで、シードごとに
-# 3つのモデルを学習してあります(CPU で数時間かかるので、ここでは実行しません。第7節では、そのうち1つを自分で学習できます)。
+# 3つのモデルを学習してあります(1シードに1コアで約4分かかるので、ここでは実行しません。第7節では、そのうち1つを自分で学習できます)。
 
 # %% uid="record-figure" tags=["hide-input"]
 names |= {
@@ -663,13 +663,13 @@ strips(
     title=t("l06.ladder"),
 )
 
-# %% [markdown] lang="en" uid="curriculum" pair="8bde87d8"
+# %% [markdown] lang="en" uid="curriculum" pair="b07ff4a5"
 # This strip *is* the curriculum, read from the bottom: in each stage a row loses against the row above it. Why are so few pairs left for the middle? The best of
 # eight candidates often has every named attribute already, and nothing can beat a perfect score.
 #
 # ## 6. The curriculum
 #
-# | stage | winner | loser | teaches mostly |
+# | stage | winner | loser | is meant to teach |
 # |---|---|---|---|
 # | easy | best of the pool | worst of the pool | faithfulness |
 # | normal | best reconstruction, $t$ = 400 to 700 | easy winner | both, in small steps |
@@ -679,13 +679,13 @@ strips(
 # reference it used.) The steps are 60 + 20 + 20, not the paper's 15 : 1 : 1, which would leave two stages of six steps each. What will the three arms
 # gain against each other? Predict first.
 
-# %% [markdown] lang="ja" uid="curriculum" pair="c0156dfc"
+# %% [markdown] lang="ja" uid="curriculum" pair="41e4c8f4"
 # この図がそのままカリキュラムです。下から読むと、どの段階でも、ある行がすぐ上の行に負けます。中間に残るペアが少ないのは、8枚中の最良が、指定した属性をすでにすべて満たしていることが
 # 多いからです。満点の画像に勝てるものはありません。
 #
 # ## 6. カリキュラム
 #
-# | 段階 | 勝者 | 敗者 | 主に教えるもの |
+# | 段階 | 勝者 | 敗者 | 教えるはずのもの |
 # |---|---|---|---|
 # | easy | プールの最高 | プールの最低 | 忠実度 |
 # | normal | 最良の復元画像、$t$ = 400〜700 | easy の勝者 | 両方を少しずつ |
@@ -751,7 +751,7 @@ claim("curriculum_beats_base", "hg", "base")
 claim("curriculum_is_nearer", "hg", "base", "distance")
 claim("curriculum_nearer_than_easy", "hg", "easy", "distance")
 
-# %% [markdown] lang="en" uid="curriculum-reading" pair="d5e67f45"
+# %% [markdown] lang="en" uid="curriculum-reading" pair="ed9801a9"
 # **Reading.** To the right is more faithful, *down* is nearer to real pictures. By the paper's story the easy stage goes right and not down, for its winners have no
 # grain; the later stages go down and a little to the left, for no judge reads the prompt in the hard stage. In the paper the reward does fall slightly from easy to
 # hard, while FID and image quality improve.
@@ -759,16 +759,16 @@ claim("curriculum_nearer_than_easy", "hg", "easy", "distance")
 # Now hold your star against the record. Faithfulness is the steady axis. Before you believe any order on the other one, look at the vertical bars: over the five recorded
 # seeds the curriculum moved the distance by anything from -2 to +5, so one run, yours or a table of one seed, could tell any story. A likely reason: a hundred
 # steps shift *all* pictures of a model together, by a cast of colour or tone, and the kernel distance counts a common shift in full. The boxes say what the
-# recorded seeds decide. Whether it comes nearer at all would take about 145 seeds, more than the study's budget. What would change it: the loss of section 4 in the easy stage, where the paper has it; half strength (section 9).
+# recorded seeds decide. Whether it comes nearer at all would take about 145 seeds, more than the study's budget. Two remedies are on record and show no change of the distance either: the loss of section 4 in the easy stage, where the paper has it, $+0.3$ $[-2.1, 2.6]$ against the base, and half strength (section 9), $+0.5$ $[-1.9, 3.0]$. What does come nearer, in section 7, is training on real pictures alone.
 
-# %% [markdown] lang="ja" uid="curriculum-reading" pair="cee6d1c9"
+# %% [markdown] lang="ja" uid="curriculum-reading" pair="3ee0093a"
 # **図の読み方。** 右ほど忠実で、*下*ほど本物に近いことを表します。論文の筋書きでは、easy 段階は右へ動きますが、勝者に粒状感がないので下へは動きません。後の2段階は下へ、そして少し左へ
 # 動きます。hard 段階ではどの評価役もプロンプトを読まないからです。実際に論文では、easy から hard へ進むと報酬がわずかに下がり、FID と画質は良くなります。
 #
 # 自分の星を記録と比べてください。安定しているのは忠実度の軸です。もう一方の軸で順位を信じる前に、縦の棒を見てください。カリキュラムによる距離の変化は、記録した5つのシードで、−2から+5まで分かれました。
 # 1回の実行だけなら、自分の結果でも1シードの表でも、どんな筋書きにも見えてしまいます。考えられる理由は、100ステップの学習が*すべて*の画像を色かぶりや明るさの点で一緒にずらし、カーネル距離がその共通の
-# ずれをそのまま数えることです。記録したシードで何が決まったかは、判定の枠に出ています。本物に近づくかどうかを決めるには、およそ145のシードが必要で、実験の予算を超えます。結果を変えそうなのは、論文と同じく easy 段階に第4節の損失を入れること、
-# アダプタを半分の強さにすること(第9節)です。
+# ずれをそのまま数えることです。記録したシードで何が決まったかは、判定の枠に出ています。本物に近づくかどうかを決めるには、およそ145のシードが必要で、実験の予算を超えます。対策を2つ試した記録もありますが、距離は変わりませんでした。論文と同じく easy 段階に第4節の損失を入れると基準モデルとの差は $+0.3$ $[-2.1, 2.6]$、
+# アダプタを半分の強さにすると(第9節) $+0.5$ $[-1.9, 3.0]$ です。本物に近づくのは、第7節で見るように、本物の画像だけで学習した場合です。
 
 # %% [markdown] lang="en" uid="own" pair="d2b9390e"
 # ## 7. An experiment of your own
@@ -856,8 +856,8 @@ marked(
 )
 
 # %% uid="own-claims"
-# en: by the recorded seeds, as for the order of the stages: one run of a leap can end on either side
-# ja: 段階の順序と同じく、記録したシードで判定します。1回の飛躍は、どちら側にも転びえます
+# en: by the recorded seeds, as for the order of the stages: one run of a leap can end on either side of the curriculum
+# ja: 段階の順序と同じく、記録したシードで判定します。1回の飛躍は、カリキュラムのどちら側にも転びえます
 leap = means(lab.recorded, "gold", {"leap": "leap"}, against="base").get("leap")
 lab.reveal("leap", "alike" if leap is None else "above" if leap.low > 0 else "below" if leap.high < 0 else "alike")
 claim("leap_collapses", "leap", "hg")
@@ -868,7 +868,7 @@ claim("order_matters", "hg", "at_once")
 claim("sft_erases", "sft", "easy")
 claim("pairs_beat_fine_tuning", "hg", "real_sft")
 
-# %% [markdown] lang="en" uid="own-reading" pair="33b813ec"
+# %% [markdown] lang="en" uid="own-reading" pair="fe819bd0"
 # **Reading.** Compare the leap with the curriculum first, by the intervals and not by the dots. Does it fall below the curriculum, or even below the base, as in
 # the paper (FID from 37 to 113)? On record it does not fall below the base: it gains $.090$ $[.045, .136]$, **contradicted**, and whether it ends below the curriculum is
 # open ($-.003$ $[-.055, .049]$). What the record does decide are the stages: without easy the curriculum loses $.113$ $[.089, .137]$, without normal
@@ -884,12 +884,12 @@ claim("pairs_beat_fine_tuning", "hg", "real_sft")
 
 # %% [markdown] lang="ja" uid="own-reading" pair="69e30714"
 # **図の読み方。** まず、飛躍とカリキュラムを、点ではなく区間で比べてください。飛躍はカリキュラムを下回るでしょうか。論文のように、基準モデルより悪くなる
-# (FID が37から113)でしょうか。記録では、飛躍は基準モデルを下回らず、$.090$ $[.045, .136]$ 上回ります。この主張は**否定されました**。カリキュラムより低くなるかどうかは、まだ決まっていません($-.003$ $[-.055, .049]$)。
-# 記録が決めたのは段階の価値です。easy を省くとカリキュラムは $.113$ $[.089, .137]$、normal を省くと $.030$ $[.018, .042]$ を失います。すべてのペアを一括で学習しても、失うのは多くてもわずかです(7つのシードで $.004$ $[-.014, .023]$、未決)。easy の後に hard の勝者でファインチューニングしても、easy で得たものは消えず、$.015$ $[.001, .028]$ 増えました(**否定されました**)。
+# (FID が37から113)でしょうか。記録では、飛躍は基準モデルを下回らず、$.090$ $[.045, .136]$ 上回ります。この主張は**反対の結果になりました**。カリキュラムより低くなるかどうかは、まだ決まっていません($-.003$ $[-.055, .049]$)。
+# 記録が決めたのは段階の価値です。easy を省くとカリキュラムは $.113$ $[.089, .137]$、normal を省くと $.030$ $[.018, .042]$ を失います。すべてのペアを一括で学習しても、失うのは多くてもわずかです(7つのシードで $.004$ $[-.014, .023]$、未決)。easy の後に hard の勝者でファインチューニングしても、easy で得たものは消えず、$.015$ $[.001, .028]$ 増えました(**反対の結果**)。
 # 飛躍が持ちこたえる理由として考えられるのは、第5節で測った近道の弱さです。この教材の本物と生成画像の違いは、VAE でほとんど消えてしまう薄い粒だけですが、写真はあらゆる点で同時に異なり、論文では学習も数十万ステップ続きます。簡単に見分けられないペアは、
 # 属性を教え続けます。
 #
-# 次は、都合の悪い点、**本物の画像による通常のファインチューニング**です。カリキュラムより右(0.85対0.82)で、*しかも*下(距離が6対13)にあります。どちらの差も、7つのシードすべてで同じ向きです。カリキュラムのほうが忠実だという主張は**否定されました**。差は今のところ $.037$ $[.010, .064]$ です(記録は続いています)。
+# 次は、都合の悪い点、**本物の画像による通常のファインチューニング**です。カリキュラムより右(0.85対0.82)で、*しかも*下(距離が6対13)にあります。どちらの差も、7つのシードすべてで同じ向きです。カリキュラムのほうが忠実だという主張は**反対の結果になりました**。差は今のところ $.037$ $[.010, .064]$ です(記録は続いています)。
 # つまり、*ここでは*ペアも評価役も要らなかったことになります。なぜでしょうか。
 # この基準モデルは、誤ったキャプションという特定の原因で歪んでいます。*正しい*キャプションの付いた本物96枚は、その直接の薬になり、粒状感も一緒に教えます。論文では、hard の勝者でファインチューニング
 # すると、どの段階の後でも同じ程度の結果に落ち着きます。基準モデルがすでに30万枚の写真でファインチューニング済みで、この薬で治すものが残っていなかったからです。自分のプロジェクトに
@@ -1024,7 +1024,7 @@ curve_with_interval(
 # プロンプトが指定していない属性には、何が起きたでしょうか。論文は調べていませんが、結果に責任を持つ人は調べる必要があります。基準モデルからカリキュラムまでに割合がどう動いたかを、正解の評価役で
 # 読み取ります。区間と p 値はプロンプトを単位とし、p 値は属性の数で補正してあります(Holm)。
 
-# %% [markdown] lang="en" uid="holm" pair="d711de1b"
+# %% [markdown] lang="en" uid="holm" pair="3a138b7f"
 # ### Many questions at once
 #
 # Section 8 asked three measures of every arm, this section asks about nine attributes. Whoever asks twenty questions at a level of 5 % finds one answer on average, even if nothing is going on. *Bonferroni's* cure multiplies every p-value by the number $m$ of questions: that is safe and severe. *Holm's* is as safe and milder. Once the smallest p-value has passed with the factor $m$, only $m - 1$ questions are
@@ -1035,7 +1035,7 @@ curve_with_interval(
 # %% [markdown] lang="ja" uid="holm" pair="f38fc408"
 # ### 一度にたくさんの問いを立てるとき
 #
-# 第8節では条件ごとに3つの尺度で調べ、ここでは9つの属性を調べます。5%の水準で20の問いを立てれば、何の違いもなくても、平均して1つは「違いがある」と出ます。*ボンフェローニ*の方法では、どの p 値にも問いの数 $m$ を掛けます。安全ですが、厳しすぎます。*ホルム*の方法は、同じだけ安全で、もう少し緩やかです。最小の p 値が $m$ 倍でも水準を
+# 第8節では条件ごとに3つの尺度で調べ、ここでは9つの属性を調べます。5%の水準で20の問いを立てれば、何の違いもなくても、平均して1つは「違いがある」と出ます。*ボンフェローニ*の方法では、どの p 値にも問いの数 $m$ を掛けます。安全ですが、厳しすぎます。*ホルム*の方法は、同じくらい安全で、もう少し緩やかです。最小の p 値が $m$ 倍でも水準を
 # 満たしたなら、残る問いは $m - 1$ 個です。そこで次は $m - 1$ 倍、その次は $m - 2$ 倍とし、最後は1倍です。補正後の p 値は、前のものより小さくならず、1を超えません。
 #
 # 入力の順に返す `holm` を書いてください。手計算の例: (0.01, 0.04, 0.03) は (0.03, 0.06, 0.06) になります。最小のものを3倍、次を2倍にします。最大のものは1倍で0.04ですが、その前の0.06に引き上げます。
@@ -1319,31 +1319,31 @@ strips(
     title=t("l06.real_title", model=sd.name),
 )
 
-# %% [markdown] lang="en" uid="real-reading" pair="3e3f441c"
+# %% [markdown] lang="en" uid="real-reading" pair="21265848"
 # **Reading.** Columns share prompt and noise, rows are the stages. The margins say how much the judge had to tell in each stage: where best and second best are nearly equal, a label is close to a coin, and the stage trains on the judge's noise. That is why the paper leaves the pool for its later stages and takes its winners from real pictures; with photographs of your own,
 # `sd_recon`, `normal_pairs` and `hard_pairs` of section 6 take them in. Believe a rise only if the judge that never chose confirms it, and on more prompts than these.
 #
 # The box counts work, it measured no time; this cell was tested on random weights in the layouts of Stable Diffusion 1.5 and SDXL, which shows that it runs there, and nothing about its pictures.
 
 # %% [markdown] lang="ja" uid="real-reading" pair="0fadcaf9"
-# **図の読み方。** 列ごとにプロンプトとノイズが同じで、行が段階です。印字された差は、各段階で評価役に見えていた違いの大きさです。最良と2番目がほとんど等しいときは、ラベルは硬貨投げに近く、その段階は評価役の雑音で学習することになります。論文が後の段階でプールを離れ、本物の画像から勝者を取るのはこのためです。自分の写真があれば、
+# **図の読み方。** 列ごとにプロンプトとノイズが同じで、行が段階です。表示された差は、各段階で評価役に見えていた違いの大きさです。最良と2番目がほとんど等しいときは、ラベルは硬貨投げに近く、その段階は評価役の雑音で学習することになります。論文が後の段階でプールを離れ、本物の画像から勝者を取るのはこのためです。自分の写真があれば、
 # 第6節の `sd_recon`、`normal_pairs`、`hard_pairs` で取り込めます。上昇を信じるのは、選んでいない評価役も認め、プロンプトをもっと増やしても変わらないときだけにしてください。
 #
 # 最初に表示した見込みは計算量から求めたもので、実測ではありません。このセルは、Stable Diffusion 1.5と SDXL の構造に乱数の重みを入れたモデルで試験しています。動くことは確かめましたが、画像の質については何も分かりません。
 
-# %% [markdown] lang="en" uid="where-next" pair="791c8cf2"
+# %% [markdown] lang="en" uid="where-next" pair="2cc31189"
 # ## 12. What to keep
 #
-# * Pairs from the model's own pool teach what the model can already do sometimes. What it can never do has to come from outside, in steps it can follow.
+# * Pairs from the model's own pool teach what the model can already do sometimes. What it can never do has to come from outside. The paper takes it there in steps; here the direct way, plain fine-tuning on real pictures, went further on both axes.
 # * Whatever separates winners from losers is learnt: the judge's taste, the grain, a colour. Look at the pairs before you look at the loss.
 # * Two goals need two measures, and a table needs the dull control, too.
 #
 # Three questions to think about, then lesson 07, which asks whether the judge itself understands a sentence: [PC-CLIP](07_pc_clip.ipynb).
 
-# %% [markdown] lang="ja" uid="where-next" pair="8690ac8b"
+# %% [markdown] lang="ja" uid="where-next" pair="3e5599a1"
 # ## 12. 持ち帰ること
 #
-# * モデル自身のプールから作ったペアが教えるのは、モデルがすでに時々できることです。一度もできないことは、外から持ち込み、モデルがついて来られる歩幅で教える必要があります。
+# * モデル自身のプールから作ったペアが教えるのは、モデルがすでに時々できることです。一度もできないことは、外から持ち込む必要があります。論文はそれを段階的に教えます。ここでは、本物の画像による通常のファインチューニングという近道のほうが、両方の軸で先へ進みました。
 # * 勝者と敗者を分けるものは、評価役の好みでも、粒状感でも、色でも、何でも学習されます。損失を見る前に、ペアを見てください。
 # * 目標が2つなら、尺度も2つ必要です。そして表には、地味な対照実験も必要です。
 #

@@ -10,7 +10,7 @@ from labkit.course import start, t
 
 lab = start("08", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
 
-# %% [markdown] lang="en" uid="article" pair="bf010b9b"
+# %% [markdown] lang="en" uid="article" pair="fd3c73c0"
 # The article of this lesson, "拡散モデルのアラインメント", tells of a survey: *Alignment of Diffusion Models: Fundamentals, Challenges, and Future* ([arXiv 2409.07253](https://arxiv.org/abs/2409.07253)). Three of its sentences are put to
 # the test: that alignment is done by rules, refined instructions and learnt preferences; that looking good is not enough; and that the verification decides whether it pays.
 # A survey compares families on paper. Here they race: one base, one budget, one imperfect reward, and a judge that none of them can bribe.
@@ -22,10 +22,10 @@ lab = start("08", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # | methods | contenders, behind one call | `enter` |
 # | cost | NFE: forward passes of the U-Net, decoding included | `nfe` |
 #
-# **State of the evidence.** The study of this lesson (`labkit study run 08`) is recorded at 1,600 NFE for each contender: the base, RAFT, DDPO, NFT, DRaFT and DPO with fourteen seeds, best-of-N with five, GRPO, RWR, AlignProp, KTO, guidance, FK steering and FABRIC with three: the pale dots of a chart are seeds, and three dots are little more than an anecdote. A second round has three times the budget: six runs of each trained contender, twelve pools of the search. Charts show the record with its 95 % intervals, a colour for every family, and your own run as a star on top of it. A claim's verdict comes from the record; your run says
+# **State of the evidence.** The study of this lesson (`labkit study run 08`) is recorded at 1,600 NFE for each contender: the base, RAFT, DDPO, NFT, DRaFT and DPO with fourteen seeds, best-of-N with five, GRPO, RWR, AlignProp, KTO, guidance, FK steering and FABRIC with three: the pale dots of a chart are seeds, and three dots are little more than an anecdote. A second round has three times the budget: six runs each of DRaFT (with all votes and with a tenth of them), NFT and DDPO, twelve pools of the search. Charts show the record with its 95 % intervals, a colour for every family, and your own run as a star on top of it. A claim's verdict comes from the record; your run says
 # whether it fits. The budget is small on purpose: a race that a laptop can repeat is a race of the first dozen updates. What happens after thousands is the papers' subject; where that may decide a verdict, the reading says so.
 
-# %% [markdown] lang="ja" uid="article" pair="996d35bb"
+# %% [markdown] lang="ja" uid="article" pair="f08b2534"
 # このレッスンで読む記事は「拡散モデルのアラインメント」で、サーベイ論文 *Alignment of Diffusion Models: Fundamentals, Challenges, and Future*([arXiv 2409.07253](https://arxiv.org/abs/2409.07253))を紹介しています。ここでは3つの主張を
 # 確かめます。アラインメントはルール、指示の洗練、好みの学習によって行うこと、見た目が良いだけでは足りないこと、そして割に合うかどうかは検証で決まることです。
 # サーベイは文献を読んで手法を比べますが、ここでは実際に競わせます。基準モデル、予算、不完全な報酬はどの手法にも共通で、判定するのは、どの手法も学習に使えない評価役です。
@@ -37,7 +37,7 @@ lab = start("08", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # | 手法 | 参加する手法。どれも1つの関数で呼び出す | `enter` |
 # | コスト | NFE: デコードも含めた U-Net の順伝播の回数 | `nfe` |
 #
-# **裏付けの状況。** このレッスンの実験(`labkit study run 08`)では、どの手法も1,600 NFE ずつ記録しました(手法の名前は第2節の表で紹介します)。シードは、基準モデル、RAFT、DDPO、NFT、DRaFT、DPO が14個、best-of-N が5個、GRPO、RWR、AlignProp、KTO、誘導、FK ステアリング、FABRIC が3個です。グラフの薄い点がシードなので、点が3つなら参考程度に見てください。2回目の記録では予算を3倍にし、学習する手法を6回ずつ、探索を12個のプール(選ぶ元になる画像の集まり)で測りました。グラフでは、記録を95%区間つきで系統ごとに色分けし、自分の実行結果を星で示します。主張の判定は記録に基づきます。自分の実行結果については、記録と矛盾しないかどうかが表示されます。
+# **裏付けの状況。** このレッスンの実験(`labkit study run 08`)では、どの手法も1,600 NFE ずつ記録しました(手法の名前は第2節の表で紹介します)。シードは、基準モデル、RAFT、DDPO、NFT、DRaFT、DPO が14個、best-of-N が5個、GRPO、RWR、AlignProp、KTO、誘導、FK ステアリング、FABRIC が3個です。グラフの薄い点がシードなので、点が3つなら参考程度に見てください。2回目の記録では予算を3倍にし、DRaFT(全部の投票と10分の1の投票)、NFT、DDPO を6回ずつ、探索を12個のプール(選ぶ元になる画像の集まり)で測りました。グラフでは、記録を95%区間つきで系統ごとに色分けし、自分の実行結果を星で示します。主張の判定は記録に基づきます。自分の実行結果については、記録と矛盾しないかどうかが表示されます。
 # 予算はわざと小さくしました。ノートPCで再現できるのは、最初の10回前後の更新までです。数千回更新した先で何が起きるかは、論文に譲ります。その違いが判定を左右しうる箇所では、「図の読み方」でその旨を断ります。
 
 # %% [markdown] lang="en" uid="first" pair="d7b8a2bc"
@@ -104,13 +104,13 @@ for key, name in names.items():
 moved = (after["gold"] - before["gold"]) / float(l08.judged(base_images, test, "bias", lab.seed, sizes)["gold"].std())
 lab.reveal("first_gold", "falls" if moved < -0.2 else "rises" if moved > 0.2 else "stays")
 
-# %% [markdown] lang="en" uid="first-reading" pair="2ee5167d"
-# **What you see.** The reward has risen, by a lot on its own scale: its unit is one standard deviation of the base's pictures. Now look at the faces, and at the gold score, which knows exactly what was wanted. In the recorded runs of this very race the proxy goes from .03 to 1.80, gold from .57 to .67, saturation from .27 to .40, and the diversity of the pictures from 4.7 to 1.4. Something has been optimised. Was it what the team wanted? Two suspects: the reward (what do its votes know?) and the optimiser (how far does it go?). Both get a section, and section 9 comes back to these faces.
+# %% [markdown] lang="en" uid="first-reading" pair="fa8ceec3"
+# **What you see.** The reward has risen, by a lot on its own scale: its unit is one standard deviation of the base's pictures. Now look at the faces, and at the gold score, which knows exactly what was wanted. In the recorded runs of this very race the proxy goes from .03 to 1.80, gold from .57 to .67, saturation from .26 to .40, and the diversity of the pictures from 4.7 to 1.4. Something has been optimised. Was it what the team wanted? Two suspects: the reward (what do its votes know?) and the optimiser (how far does it go?). Both get a section, and section 9 comes back to these faces.
 #
 # *Before reading on: if the reward were perfect, what would still be lost?*
 
-# %% [markdown] lang="ja" uid="first-reading" pair="00846ea8"
-# **図の読み方。** 報酬は上がりました。単位は基準モデルの画像での標準偏差なので、大きな伸びです。次に、顔と正解スコアを見てください。正解スコアは、チームが求めていたものを正確に反映します。同じ条件の記録では、代理スコアは0.03から1.80へ、正解スコアは0.57から0.67へ、彩度は0.27から0.40へ、画像の多様性は4.7から1.4へ変わりました。何かが最適化されたのは確かですが、それはチームの望んだものだったのでしょうか。疑わしいのは2つあります。報酬(投票から何が分かるのか)と、最適化手法(報酬をどこまで追い求めるのか)です。どちらも節を設けて調べ、第9節でもう一度これらの顔に戻ります。
+# %% [markdown] lang="ja" uid="first-reading" pair="2bdaea08"
+# **図の読み方。** 報酬は上がりました。単位は基準モデルの画像での標準偏差なので、大きな伸びです。次に、顔と正解スコアを見てください。正解スコアは、チームが求めていたものを正確に反映します。同じ条件の記録では、代理スコアは0.03から1.80へ、正解スコアは0.57から0.67へ、彩度は0.26から0.40へ、画像の多様性は4.7から1.4へ変わりました。何かが最適化されたのは確かですが、それはチームの望んだものだったのでしょうか。疑わしいのは2つあります。報酬(投票から何が分かるのか)と、最適化手法(報酬をどこまで追い求めるのか)です。どちらも節を設けて調べ、第9節でもう一度これらの顔に戻ります。
 #
 # *先を読む前に考えてください。報酬が完璧だったとしても、何が失われるでしょうか。*
 
@@ -229,13 +229,13 @@ curve_with_interval(
     title=t("l08.votes_title"),
 )
 
-# %% [markdown] lang="en" uid="proxy-reading" pair="aaab578c"
-# **What you see.** A few dozen votes already beat chance by far, and hundreds more add little: most of what is left is disagreement. The public scorers of photographs are no better: they agree with people in about 57 to 84 % of pairs,
+# %% [markdown] lang="en" uid="proxy-reading" pair="402f1495"
+# **What you see.** A few dozen votes already beat chance by far; hundreds more add a little here, yet section 4 will show that such a little is worth $.077$ $[.053, .100]$ of gold to a search over 21 pictures. Most of what is left is disagreement. The public scorers of photographs are no better: they agree with people in about 57 to 84 % of pairs,
 # and one person with a panel in about 65 to 78 %. Votes with the planted taste are *consistently* wrong in one direction, so more of them do not help. **Keep in mind:** the proxy was fitted on pictures of the *base*. What it says of pictures that the base
 # never makes, nobody has checked.
 
-# %% [markdown] lang="ja" uid="proxy-reading" pair="6631e677"
-# **図の読み方。** 数十票でも偶然を大きく上回り、数百票を足しても伸びはわずかです。残る不一致の多くは、票が割れることによるものです。公開されている写真の採点モデルも大差ありません。人と一致するペアは57〜84%ほどで、1人の評価者と評価者全体との一致も65〜78%ほどです。癖を仕込んだ投票は、
+# %% [markdown] lang="ja" uid="proxy-reading" pair="6b0538bc"
+# **図の読み方。** 数十票でも偶然を大きく上回り、数百票を足しても、ここでの伸びはわずかです。それでも第4節で見るように、21枚からの探索では正解スコアに $.077$ $[.053, .100]$ の差が付きます。残る不一致の多くは、票が割れることによるものです。公開されている写真の採点モデルも大差ありません。人と一致するペアは57〜84%ほどで、1人の評価者と評価者全体との一致も65〜78%ほどです。癖を仕込んだ投票は、
 # *いつも同じ方向に*間違えるので、増やしても良くなりません。**覚えておくこと:** 代理が学習に使ったのは*基準モデル*の画像です。基準モデルが描かないような画像を代理がどう採点するかは、誰も確かめていません。
 
 # %% [markdown] lang="en" uid="search" pair="eee2dce3"
@@ -317,11 +317,11 @@ curve_with_interval(
     np.sqrt(far), fitted, xlabel=t("l08.root_kl"), ylabel=t("l08.gold_gained"), title=t("l08.law_title", n=many[-1])
 )  # fmt: skip
 
-# %% [markdown] lang="en" uid="bon-reading" pair="9045200c"
-# **What you see.** In your own pool both curves rise from the same point and part: the proxy promises more than gold confirms. The recorded race has a longer curve, up to the best of 21 from one pool for every prompt: gold .57 for one picture, .80 for the best of 7, .88 for the best of 21; chosen by a proxy of a tenth of the votes it ends at .80. Gao and others ([arXiv 2210.10760](https://arxiv.org/abs/2210.10760)) found a law: with $d = \sqrt{\mathrm{KL}}$ gold gains $d\,(\alpha - \beta d)$. Fitted on $N$ up to 10 it promises more at 21 than gold has, in each of twelve pools ($-.032$ $[-.038, -.025]$, outside the two points that we allowed: **contradicted** here). *Why?* Their gold has no ceiling. This one is a mean of three probabilities: below the ceiling it rises faster than $d$ (the fitted $\beta$ is negative), near it the curve must bend. With a tenth of the votes, further from the ceiling, the law misses by a few thousandths only. **What would change it:** a worse proxy bends gold down sooner; ties in the score make the KL smaller than the formula says. Notice what cannot happen: best-of-N never leaves the base's own pictures, so it never breaks a face.
+# %% [markdown] lang="en" uid="bon-reading" pair="31d58e28"
+# **What you see.** In your own pool both curves rise from the same point and part: the proxy promises more than gold confirms. The recorded race has a longer curve, up to the best of 21 from one pool for every prompt: gold .57 for one picture, .80 for the best of 7, .88 for the best of 21; chosen by a proxy of a tenth of the votes it ends at .80. Gao and others ([arXiv 2210.10760](https://arxiv.org/abs/2210.10760)) found a law: with $d = \sqrt{\mathrm{KL}}$ gold gains $d\,(\alpha - \beta d)$. Fitted on $N$ up to 10 it promises more at 21 than gold has, in each of twelve pools ($-.032$ $[-.038, -.025]$, outside the two points that we allowed: **contradicted** here). *Why?* Their gold has no ceiling. This one is a mean of three probabilities: below the ceiling it rises faster than $d$ (the fitted $\beta$ is negative), near it the curve must bend. With a tenth of the votes, further from the ceiling, the law misses by .008 only. **What would change it:** a worse proxy bends gold down sooner; ties in the score make the KL smaller than the formula says. Notice what cannot happen: best-of-N never leaves the base's own pictures, so it never breaks a face.
 
-# %% [markdown] lang="ja" uid="bon-reading" pair="aa048ae7"
-# **図の読み方。** 手元のプールでは、2本の曲線は同じ点から上がり、離れていきます。代理スコアは、正解スコアで確かめられる以上に伸びます。記録した競技の曲線はもっと長く、プロンプトごとに1つのプールから best-of-21 まで求めました。正解スコアは、1枚だけなら0.57、best-of-7 で0.80、best-of-21 で0.88です。10分の1の投票で学習した代理で選ぶと0.80にとどまります。Gao ら([arXiv 2210.10760](https://arxiv.org/abs/2210.10760))は、$d = \sqrt{\mathrm{KL}}$ とおくと正解スコアの伸びが $d\,(\alpha - \beta d)$ に従うという法則を見つけました。$N$ が10までの部分で当てはめると、21では12個のプールのどれでも実際より高い値を予測します($-.032$ $[-.038, -.025]$)。許容範囲とした0.02を超えるので、ここでは**否定されました**。*なぜでしょうか。* Gao らの正解スコアには上限がありません。ここでの正解スコアは3つの確率の平均です。上限から遠い間は $d$ より速く伸び(当てはめた $\beta$ は負です)、上限に近づくと曲がらざるをえません。投票が10分の1の代理では上限から遠いので、ずれは0.008にとどまります。**結果を左右するもの:** 代理が悪いほど、正解スコアは早く下がり始めます。スコアに同点があると、KL は式より小さくなります。起こりえないことにも注目してください。best-of-N が選ぶのは基準モデル自身の画像なので、基準モデルなら描かないような壊れた顔が出てくることはありません。
+# %% [markdown] lang="ja" uid="bon-reading" pair="a1a5b2bb"
+# **図の読み方。** 手元のプールでは、2本の曲線は同じ点から上がり、離れていきます。代理スコアは、正解スコアで確かめられる以上に伸びます。記録した競技の曲線はもっと長く、プロンプトごとに1つのプールから best-of-21 まで求めました。正解スコアは、1枚だけなら0.57、best-of-7 で0.80、best-of-21 で0.88です。10分の1の投票で学習した代理で選ぶと0.80にとどまります。Gao ら([arXiv 2210.10760](https://arxiv.org/abs/2210.10760))は、$d = \sqrt{\mathrm{KL}}$ とおくと正解スコアの伸びが $d\,(\alpha - \beta d)$ に従うという法則を見つけました。$N$ が10までの部分で当てはめると、21では12個のプールのどれでも実際より高い値を予測します($-.032$ $[-.038, -.025]$)。許容範囲とした0.02を超えるので、ここでは**反対の結果になりました**。*なぜでしょうか。* Gao らの正解スコアには上限がありません。ここでの正解スコアは3つの確率の平均です。上限から遠い間は $d$ より速く伸び(当てはめた $\beta$ は負です)、上限に近づくと曲がらざるをえません。投票が10分の1の代理では上限から遠いので、ずれは0.008にとどまります。**結果を左右するもの:** 代理が悪いほど、正解スコアは早く下がり始めます。スコアに同点があると、KL は式より小さくなります。起こりえないことにも注目してください。best-of-N が選ぶのは基準モデル自身の画像なので、基準モデルなら描かないような壊れた顔が出てくることはありません。
 
 # %% [markdown] lang="en" uid="ledger" pair="c8eef041"
 # **What does it cost?** Everything is counted in NFE, forward passes of the U-Net on one picture. A backward pass costs two more. Pictures must be decoded before anybody can judge them, and that is charged too, at the price that counted operations give. A training method pays once; a search pays for every delivered picture. The race
@@ -692,13 +692,13 @@ if lines:
     display(recorded_paths(lines, xlabel=t("l08.nfe"), ylabel=score["gold"], title=t("l08.long_title"), looks=looks))
 print(t("l08.long_seeds"), *(f"{named(arm)}: {len(record.seeds(arm))}" for arm in long_arms), sep="\n")
 
-# %% [markdown] lang="en" uid="long-race-reading" pair="5f4404bd"
-# **What you see.** The proxy is what is being climbed. Does gold go on with it, does it stay behind, or does it turn? With a tenth of the votes the proxy rises at every look in all six recorded runs (in the first .68, 1.68, 2.27, 2.56), while gold ends below its best look in five of them: .79, .80, .79, .79, .77 at the top and .74, .74, .75, .74, .75 at the end; the sixth climbs to .77. The diversity of all six goes from 4.3 at the first look to 1.2. So the turn is there, and it is small ($-.028$ $[-.053, -.002]$). With all votes four of six runs turn as well (.81, .82, .85, .78 to .74, .74, .75, .74), so whether better votes move the turn is open ($.015$ $[-.059, .089]$), and deciding it would take some 370 runs. What three times the budget does decide is the comparison with the search: DRaFT stays $.141$ $[.112, .170]$ *below* best-of-N, twice as far as before. A turn is claimed with care: each run's best stage is chosen on every other prompt and its gold read on the remaining ones, because a maximum chosen and read on the same prompts looks higher than it is, and every noisy curve would "turn". The second chart has the runs of the long race against what they cost. NFT's gold rises at every look, .60, .68, .78, .81, the highest of all that train, at a diversity of 3.8; DDPO's goes .55, .59, .63, .67. What NFT had after a quarter of its updates DDPO has at the end: on average over the looks NFT is $.107$ $[.037, .177]$ better at the same NFE, so its paper's claim is **reproduced** here, at a smaller factor. The lines below the chart say how many seeds each has.
+# %% [markdown] lang="en" uid="long-race-reading" pair="cb912c01"
+# **What you see.** The proxy is what is being climbed. Does gold go on with it, does it stay behind, or does it turn? With a tenth of the votes the proxy rises at every look in all six recorded runs (in the first .68, 1.68, 2.27, 2.56), while gold ends below its best look in five of them: .79, .80, .79, .79, .77 at the top and .74, .74, .75, .74, .75 at the end; the sixth climbs to .77. The diversity goes from 4.3 at the first look to 1.2, on average over the six. So the turn is there, and it is small ($-.028$ $[-.053, -.002]$). With all votes four of six runs turn as well (.81, .82, .85, .78 to .74, .74, .75, .74), so whether better votes move the turn is open ($.015$ $[-.059, .089]$), and deciding it would take some 370 seeds of two runs each. What three times the budget does decide is the comparison with the search: DRaFT stays $.141$ $[.112, .170]$ *below* best-of-N, twice as far as before. A turn is claimed with care: each run's best stage is chosen on every other prompt and its gold read on the remaining ones, because a maximum chosen and read on the same prompts looks higher than it is, and every noisy curve would "turn". The second chart has the runs of the long race against what they cost. NFT's gold rises at every look, .60, .68, .78, .81, the highest of all that train, at a diversity of 3.8; DDPO's goes .55, .59, .63, .67. What NFT had after a quarter of its updates DDPO has at the end: on average over the looks NFT is $.107$ $[.037, .177]$ better at the same NFE, so its paper's claim is **reproduced** here, at a smaller factor. The lines below the chart say how many seeds each has.
 #
 # *Would you have stopped in time? Only the proxy was on your screen.*
 
-# %% [markdown] lang="ja" uid="long-race-reading" pair="9a1b6992"
-# **図の読み方。** 学習が最大化しているのは代理スコアです。正解スコアは一緒に上がり続けるでしょうか。途中で取り残されるでしょうか、それとも下がり始めるでしょうか。10分の1の投票で学習した6回の記録のすべてで、代理スコアは測るたびに上がりました(1回目の記録では0.68、1.68、2.27、2.56)。一方、正解スコアは5回で、最良の時点より下で終わりました。最高が0.79、0.80、0.79、0.79、0.77、終了時が0.74、0.74、0.75、0.74、0.75です(残りの1回は0.77まで上がりました)。多様性は6回の平均で、最初の測定の4.3から1.2に下がっています。つまり下降は実際に起きますが、小さなものです($-.028$ $[-.053, -.002]$)。全部の投票で学習した6回のうち4回も下がりました(0.81、0.82、0.85、0.78から0.74、0.74、0.75、0.74)。投票が良ければ下降が小さくなるかどうかは判断できません($.015$ $[-.059, .089]$)。判断するには370回ほどの実行が要ります。3倍の予算で決まったのは、探索との比較です。DRaFT は best-of-N を $.141$ $[.112, .170]$ *下回り*、差は2倍に広がりました。下降は慎重に判定します。実行ごとに、最良の段階を1つおきのプロンプトで選び、正解スコアは残りのプロンプトで読みます。同じプロンプトで最大値を選んで読むと実際より高く見え、ノイズのある曲線はどれも「下降した」ことになってしまうからです。2つ目のグラフは、長い競技の実行を費用に対して描いたものです。NFT の正解スコアは、測るたびに0.60、0.68、0.78、0.81と上がります。学習する手法の中で最も高く、多様性も3.8あります。DDPO は0.55、0.59、0.63、0.67です。NFT が更新の4分の1で得たものに、DDPO は最後でようやく届きます。各時点の平均では、同じ NFE で NFT が $.107$ $[.037, .177]$ 上回ります。論文の主張はここでも**再現できました**。ただし倍率は論文より小さくなります。グラフの下に、それぞれのシードの数を示します。
+# %% [markdown] lang="ja" uid="long-race-reading" pair="140906b9"
+# **図の読み方。** 学習が最大化しているのは代理スコアです。正解スコアは一緒に上がり続けるでしょうか。途中で取り残されるでしょうか、それとも下がり始めるでしょうか。10分の1の投票で学習した6回の記録のすべてで、代理スコアは測るたびに上がりました(1回目の記録では0.68、1.68、2.27、2.56)。一方、正解スコアは5回で、最良の時点より下で終わりました。最高が0.79、0.80、0.79、0.79、0.77、終了時が0.74、0.74、0.75、0.74、0.75です(残りの1回は0.77まで上がりました)。多様性は6回の平均で、最初の測定の4.3から1.2に下がっています。つまり下降は実際に起きますが、小さなものです($-.028$ $[-.053, -.002]$)。全部の投票で学習した6回のうち4回も下がりました(0.81、0.82、0.85、0.78から0.74、0.74、0.75、0.74)。投票が良ければ下降が小さくなるかどうかは判断できません($.015$ $[-.059, .089]$)。判断するには370ほどのシード(実行は2回ずつ)が要ります。3倍の予算で決まったのは、探索との比較です。DRaFT は best-of-N を $.141$ $[.112, .170]$ *下回り*、差は2倍に広がりました。下降は慎重に判定します。実行ごとに、最良の段階を1つおきのプロンプトで選び、正解スコアは残りのプロンプトで読みます。同じプロンプトで最大値を選んで読むと実際より高く見え、ノイズのある曲線はどれも「下降した」ことになってしまうからです。2つ目のグラフは、長い競技の実行を費用に対して描いたものです。NFT の正解スコアは、測るたびに0.60、0.68、0.78、0.81と上がります。学習する手法の中で最も高く、多様性も3.8あります。DDPO は0.55、0.59、0.63、0.67です。NFT が更新の4分の1で得たものに、DDPO は最後でようやく届きます。各時点の平均では、同じ NFE で NFT が $.107$ $[.037, .177]$ 上回ります。論文の主張はここでも**再現できました**。ただし倍率は論文より小さくなります。グラフの下に、それぞれのシードの数を示します。
 #
 # *自分なら、手遅れになる前に止められたでしょうか。画面に映っているのは代理スコアだけです。*
 
@@ -725,11 +725,11 @@ errors = {
 by_role = family_looks([[t("l08.error_of", arm=named(arm), who=who) for arm in ("dpo", "kto")] for who in roles])
 display(recorded_paths(errors, ylabel=t("l08.error_axis"), title=t("l08.dpo_panel"), looks=by_role, **options))
 
-# %% [markdown] lang="en" uid="dashboards-reading" pair="d273e7ca"
-# **What you see.** Two instruments that people watch while training. Upper: PPO's clip. The first of the two trained steps of an update has ratios of exactly 1, so nothing of it is clipped; the second is trained with weights that have moved already. A share of .5 would therefore say that the whole second step was thrown away: the first update comes nearest (.38), later ones lose a quarter to a third, so the learning rate is at its limit. Lower: DPO's two errors. The losers' error rises to .48, the winners' to .30: both get worse, the losers faster, which is all that the loss asks for (lesson 05). Gold still rose, but the model is forgetting how to draw the pictures it was told to prefer, and its diversity says so.
+# %% [markdown] lang="en" uid="dashboards-reading" pair="c22ae756"
+# **What you see.** Two instruments that people watch while training. Upper: PPO's clip. The first of the two trained steps of an update has ratios of exactly 1, so nothing of it is clipped; the second is trained with weights that have moved already. A share of .5 would therefore say that the whole second step was thrown away: that happens to GRPO's first update in each of three seeds and to DDPO's in five of fourteen (.38 on average); later ones lose a sixth to a third, so the learning rate is at its limit. Lower: DPO's two errors. The losers' error rises to .48, the winners' to .30: both get worse, the losers faster, which is all that the loss asks for (lesson 05). Gold still rose, but the model is forgetting how to draw the pictures it was told to prefer, and its diversity says so.
 
-# %% [markdown] lang="ja" uid="dashboards-reading" pair="42f6b1a8"
-# **図の読み方。** 学習中に監視する指標を2つ示します。上は PPO のクリップです。1回の更新で学習する2つのステップのうち、1つ目の比はちょうど1なので、何もクリップされません。2つ目は、すでに動いた重みで学習します。割合が0.5なら、2つ目のステップが丸ごと捨てられています。ここでは最初の更新が最もそれに近く(0.38)、その後も4分の1から3分の1が捨てられているので、学習率が上限にあることが分かります。下は DPO の2つの誤差です。敗者の誤差は0.48、勝者の誤差は0.30まで増えました。両方が悪化し、敗者のほうが速く悪化しています。損失が求めるのはそれだけです(レッスン05)。正解スコアは上がったものの、モデルは、好むように教わった画像の描き方さえ忘れつつあり、それが多様性の低下に表れています。
+# %% [markdown] lang="ja" uid="dashboards-reading" pair="14160c2b"
+# **図の読み方。** 学習中に監視する指標を2つ示します。上は PPO のクリップです。1回の更新で学習する2つのステップのうち、1つ目の比はちょうど1なので、何もクリップされません。2つ目は、すでに動いた重みで学習します。割合が0.5なら、2つ目のステップが丸ごと捨てられています。GRPO の最初の更新は3つのシードのすべてで、DDPO では14のうち5つで、実際にそうなりました(DDPO の平均は0.38)。その後の更新でも6分の1から3分の1が捨てられているので、学習率が上限にあることが分かります。下は DPO の2つの誤差です。敗者の誤差は0.48、勝者の誤差は0.30まで増えました。両方が悪化し、敗者のほうが速く悪化しています。損失が求めるのはそれだけです(レッスン05)。正解スコアは上がったものの、モデルは、好むように教わった画像の描き方さえ忘れつつあり、それが多様性の低下に表れています。
 
 # %% uid="race-claims"
 gain = {name: {k: value[k] - verdicts["base"][k] for k in value} for name, value in verdicts.items()}
@@ -819,11 +819,11 @@ value = judged(hacked)["saturation"] - judged(mine["draft"])["saturation"]
 lab.claim("gradient_finds_bug", measured=t("l08.m_bug"), value=value, seeds=[lab.seed])
 lab.claim("bug_is_found", reason=t("l08.only_recorded"))
 
-# %% [markdown] lang="en" uid="bug-reading" pair="acecb548"
-# **What you see.** The same pool, the same prompts: the tainted judge picks the more saturated picture; in the record's pools the best of 21 has a saturation of .32 by the tainted and of .29 by the honest proxy, one picture .26. Training can go further, because it can *make* what selection only finds. Who does? Over fourteen seeds DRaFT ends at a saturation of .40 under the taint and .27 without it (the base has .27), and its gold is .67 against .74; on the eleven seeds that were recorded after the claim was made the difference is $.102$ $[.049, .156]$. NFT (.29 and .29) and RAFT (.28 and .29, eight seeds each) do not clearly move that way: in a handful of updates from a few pictures, scores alone carry too little to find a direction that the gradient points at from the first step. That is no merit of theirs. In the table, read along the rows: a gain that only its own column confirms is a hack; a gain that a reward with other votes, and gold, confirm as well is an improvement. **What to do without gold:** a second proxy from other votes, pictures at fixed seeds, and a list of things that should *not* move (here saturation) watched from the first update on.
+# %% [markdown] lang="en" uid="bug-reading" pair="f2cfaabb"
+# **What you see.** The same pool, the same prompts: the tainted judge picks the more saturated picture; in the record's pools the best of 21 has a saturation of .32 by the tainted and of .29 by the honest proxy, one picture .26. Training can go further, because it can *make* what selection only finds. Who does? Over fourteen seeds DRaFT ends at a saturation of .40 under the taint and .27 without it (the base has .26), and its gold is .67 against .74; on the eleven seeds that were recorded after the claim was made the difference is $.102$ $[.049, .156]$. NFT (.29 and .29) and RAFT (.28 and .29, eight seeds each) do not clearly move that way: in a handful of updates from a few pictures, scores alone carry too little to find a direction that the gradient points at from the first step. That is no merit of theirs. In the table, read along the rows: a gain that only its own column confirms is a hack; a gain that a reward with other votes, and gold, confirm as well is an improvement. **What to do without gold:** a second proxy from other votes, pictures at fixed seeds, and a list of things that should *not* move (here saturation) watched from the first update on.
 
-# %% [markdown] lang="ja" uid="bug-reading" pair="fa591264"
-# **図の読み方。** プールもプロンプトも同じなのに、癖のある評価役は彩度の高い画像を選びます。記録したプールでは、彩度は1枚だけなら0.26、best-of-21 では癖のある代理で0.32、癖のない代理で0.29です。探索にできるのは、そういう画像を見つけることだけですが、学習なら*作り出す*ことができます。実際に作り出したのはどの手法でしょうか。14個のシードの平均で、DRaFT の彩度は癖のある代理で0.40、癖のない代理で0.27でした(基準モデルは0.27)。正解スコアは0.67と0.74です。主張を立てた後に記録した11個のシードだけでも、彩度の差は $.102$ $[.049, .156]$ です。NFT(0.29と0.29)と RAFT(0.28と0.29、どちらも8シード)は、その方向にはっきりとは動いていません。少数の画像による数回の更新では、勾配なら最初のステップから指し示す方向を、スコアだけで見つけるのは難しいからです。2つの手法の手柄ではありません。表は行に沿って読んでください。自分の列でしか確かめられない伸びは、報酬の穴を突いた結果です。別の投票による報酬や正解スコアでも確かめられる伸びは、改善です。**正解スコアがないときは:** 別の投票で作った2つ目の代理、固定シードの画像、そして*動いてはならない*もの(ここでは彩度)の一覧を用意し、最初の更新から見守ります。
+# %% [markdown] lang="ja" uid="bug-reading" pair="3c2ac4db"
+# **図の読み方。** プールもプロンプトも同じなのに、癖のある評価役は彩度の高い画像を選びます。記録したプールでは、彩度は1枚だけなら0.26、best-of-21 では癖のある代理で0.32、癖のない代理で0.29です。探索にできるのは、そういう画像を見つけることだけですが、学習なら*作り出す*ことができます。実際に作り出したのはどの手法でしょうか。14個のシードの平均で、DRaFT の彩度は癖のある代理で0.40、癖のない代理で0.27でした(基準モデルは0.26)。正解スコアは0.67と0.74です。主張を立てた後に記録した11個のシードだけでも、彩度の差は $.102$ $[.049, .156]$ です。NFT(0.29と0.29)と RAFT(0.28と0.29、どちらも8シード)は、その方向にはっきりとは動いていません。少数の画像による数回の更新では、勾配なら最初のステップから指し示す方向を、スコアだけで見つけるのは難しいからです。2つの手法の手柄ではありません。表は行に沿って読んでください。自分の列でしか確かめられない伸びは、報酬の穴を突いた結果です。別の投票による報酬や正解スコアでも確かめられる伸びは、改善です。**正解スコアがないときは:** 別の投票で作った2つ目の代理、固定シードの画像、そして*動いてはならない*もの(ここでは彩度)の一覧を用意し、最初の更新から見守ります。
 
 # %% [markdown] lang="en" uid="even" pair="2d9acc90"
 # ## 10. Train or search?

@@ -235,14 +235,14 @@ passes = lot_acceptance(lot, 30, table.n, table.c)
 lab.reveal("aql", "six" if 1 / 8 < passes < 1 / 3 else "never" if passes < 1 / 50 else "often")
 lab.claim("aql_accepts_bad", measured=t("l09.m_aql", n=table.n, c=table.c), value=passes, seeds=[seed])
 
-# %% [markdown] lang="en" uid="oc-read" pair="932ddc54"
-# AQL is a promise to the *maker*: a lot of 1 % is nearly always accepted. It promises the customer nothing, and a lot with 6 % of defects, three times what the
+# %% [markdown] lang="en" uid="oc-read" pair="f71bcd5b"
+# AQL is a promise to the *maker*: a lot of 1 % is accepted nine times in ten. It promises the customer nothing, and a lot with 6 % of defects, three times what the
 # customer allows, goes through about one time in six. It is no fault of the table; it was asked the wrong question. The two-point plan is
 # asked both questions (accept 1 %, refuse 5 %) and pays with a larger sample. The zero-failure plan protects the customer and
 # refuses three in four lots of 1 %. There is no free curve: only a larger $n$ makes it steeper.
 
-# %% [markdown] lang="ja" uid="oc-read" pair="52a3fafe"
-# AQL は*作り手*への約束です。不良率1%のロットなら、ほとんど必ず合格するという約束で、顧客には何も約束していません。顧客の許容値の3倍である不良率6%のロットも、
+# %% [markdown] lang="ja" uid="oc-read" pair="d4959cd8"
+# AQL は*作り手*への約束です。不良率1%のロットなら10回に9回は合格するという約束で、顧客には何も約束していません。顧客の許容値の3倍である不良率6%のロットも、
 # およそ6回に1回は通ります。表が間違っているのではなく、使う目的が合っていないのです。二点を指定する計画は両方の条件(1%は合格、5%は不合格)を満たしますが、その代わりに
 # 見る枚数が増えます。不良ゼロの計画は顧客を守りますが、不良率1%のロットを4回に3回は不合格にします。曲線を急にする方法は、$n$ を増やすことだけです。
 
@@ -682,16 +682,16 @@ lab.verdict(t("l09.tamper"), any("inspection.major" in line for line in found) a
 # 同じ道具は、どのフォルダにも一度の操作で使えます。`labkit inspect FOLDER --plan bad=0.02 --maker A --checker B` は、抜き取りをし、検査ページを開き、判定を待って、記録を書きます。中断しても、同じコマンドで同じ抜き取りの続きから再開します。都合のよい抜き取りが出るまで引き直すことはできません。`--defects` で自社の不良の一覧を、`--prompts` で注文を渡せます。2人の検査員の判定が割れたときは、その画像とクリッペンドルフのα(一致度)が記録に載ります。その画像だけを3人目が見て、
 # `--policy majority` で決めます。同じ人が2回見た場合は、`--repeats last` で2回目を採用し、1回目との一致率を報告します。自分自身と食い違う検査員は、他の人とも一致しません。
 
-# %% [markdown] lang="en" uid="change" pair="d9c204ba"
+# %% [markdown] lang="en" uid="change" pair="1a2e0f75"
 # ## 6. The morning after: another model
 #
-# Overnight someone replaced the model by "almost the same one" (PortraitSD's early checkpoint, as a fine-tuned model would be). Same orders, same filter, same threshold. What
+# Overnight someone replaced the model by "almost the same one" (PortraitSD trained a little further on captions of which many are wrong). Same orders, same filter, same threshold. What
 # would you expect of the defects among what passes?
 
-# %% [markdown] lang="ja" uid="change" pair="784ad082"
+# %% [markdown] lang="ja" uid="change" pair="8ccbd592"
 # ## 6. 翌朝、モデルが変わっていた
 #
-# 夜のうちに、誰かがモデルを「ほぼ同じもの」に差し替えました。ここでは PortraitSD の学習初期のチェックポイントを使いますが、ファインチューニング後のモデルでも事情は同じです。
+# 夜のうちに、誰かがモデルを「ほぼ同じもの」に差し替えました。ここでは、PortraitSD に、誤りの多いキャプションで追加の学習をしたモデルを使います。
 # 注文もフィルタもしきい値も変わりません。通過した画像の不良率は、どうなると思いますか。
 
 # %% uid="change-predict" tags=["quiz"]
@@ -775,7 +775,7 @@ on_record(
 lab.claim("tuned_threshold_void", **only)
 lab.claim("tuned_shifts", **only)
 
-# %% [markdown] lang="en" uid="change-read" pair="8b643035"
+# %% [markdown] lang="en" uid="change-read" pair="f206bb5c"
 # **Reading.** The gate refuses to use the threshold, by the hash of the model. Would anything have happened without it? Your run is *one* calibration, the record has 45. In 11 of the last 42 no defect slips through: nineteen of twenty pictures of the other checkpoint are defective, the judge sees it, and hardly anything passes at all. In a
 # typical one a dozen of the 128 pictures pass and five or six of them are bad, nearly half where 8 % had been certified. And in four of 42 the calibration had been a little luckier and its threshold a little lower: 56 to 125 pictures passed, nearly all of them defective. The mean excess is $.084$ $[.020, .149]$: **reproduced**, and the
 # average hides how uneven it is.
@@ -784,12 +784,12 @@ lab.claim("tuned_shifts", **only)
 # in the mean, so that a sample of 60 is rarely full. Any change of model, adapter, prompts, steps or filter is a new process: back to 100 % inspection, and a new calibration. *Try it*: lower the threshold in the cell above to 0.6, as a calibration set with a few lucky labels would have done, and count what passes then.
 #
 # The lower rows are the case that practice knows best: somebody improves the model *against the very score that guards it*. If it had learnt to please the judge (lesson 06's warm colours), more would pass and more of that would be bad. On record it is the harmless outcome: of 100 pictures 63 are defective instead of 70, about as
-# many pass as before (19.5 % after 18.5 %; 128 orders cannot tell that from nothing), and none of the 26 that passed is defective. **Contradicted** here: so short a tuning made the model a little better and did not teach it to deceive. Nobody knew that before the audit, though, and 0 of 26 still allows 11 %, more than the 10 % that had
+# many pass as before (19.5 % after 18.4 %; 128 orders cannot tell that from nothing), and none of the 23 to 27 that pass, depending on the calibration, is defective. **Contradicted** here: so short a tuning made the model a little better and did not teach it to deceive. Nobody knew that before the audit, though, and 0 of 26 still allows 11 %, more than the 10 % that had
 # been certified. So the old certificate is void all the same: it was signed for other pictures.
 #
 # A hash only knows what one tells it. Light, orders and suppliers change without one. So a monitor has to watch.
 
-# %% [markdown] lang="ja" uid="change-read" pair="29aaba9b"
+# %% [markdown] lang="ja" uid="change-read" pair="bc91abc8"
 # **結果の読み方。** ゲートはモデルのハッシュを見て、しきい値の使用を拒否します。もし拒否しなかったら、何が起きたでしょうか。あなたの実行は校正*1回*の結果で、記録には45回分あります。最後の42回のうち11回では、不良は1枚も通過しませんでした。別のチェックポイントの画像は20枚中19枚が不良ですが、評価役がそれを見抜くので、
 # ほとんど何も通過しないのです。典型的な回では128枚のうち12枚ほどが通過し、その5〜6枚が不良でした。保証は8%なのに、半数近くが不良です。さらに42回のうち4回では、校正用の画像に少し恵まれてしきい値が少し低くなり、56枚から125枚が通過して、そのほとんどが不良でした。超過分の平均は $.084$ $[.020, .149]$ で、主張は**再現できました**。
 # ただし、この平均からは、結果がどれほど偏っているかは読み取れません。
@@ -798,7 +798,7 @@ lab.claim("tuned_shifts", **only)
 # 揃いません。モデル、アダプタ、プロンプト、ステップ数、フィルタのどれかが変われば、新しい工程です。全数検査に戻り、校正をやり直します。*試してみましょう*。校正用のラベルが少し幸運だった場合を想定して、上のセルのしきい値を0.6に下げ、何が通過するかを数えてください。
 #
 # 図の下側の行は、実務で最もよくある場合です。誰かが、*番人であるはずの得点そのものを目標にして*モデルを改良しました。評価役に気に入られることを覚えただけなら(レッスン06の暖色がそうでした)、通過する画像が増え、その中の不良も増えるはずです。記録に残ったのは、害のないほうの結果でした。不良は100枚あたり70枚から63枚に減り、
-# 通過する割合はほとんど変わらず(18.5%から19.5%。注文128件では差があるとはいえません)、通過した26枚に不良は1枚もありません。この主張は**否定されました**。この短いチューニングは、モデルを少し良くしただけで、評価役を欺くことまでは教えなかったのです。ただし、それは監査するまで誰にも分かりませんでした。
+# 通過する割合はほとんど変わらず(18.4%から19.5%。注文128件では差があるとはいえません)、通過した画像(較正によって23〜27枚)に不良は1枚もありません。この主張は**反対の結果になりました**。この短いチューニングは、モデルを少し良くしただけで、評価役を欺くことまでは教えなかったのです。ただし、それは監査するまで誰にも分かりませんでした。
 # しかも、26枚中0枚でも不良率は11%までありえます。保証したはずの10%を超える値です。古い証明書はやはり無効です。別の画像に対して署名されたものだからです。
 #
 # ただし、ハッシュに分かるのは渡された情報だけです。照明や注文の傾向、仕入れ先は、ハッシュを変えずに変わります。だから監視が必要です。
@@ -917,14 +917,14 @@ curve_with_interval(
     ylim=(0, 1.15 * fixed_n),
 )
 
-# %% [markdown] lang="en" uid="sprt-read" pair="50948248"
+# %% [markdown] lang="en" uid="sprt-read" pair="c5afca98"
 # **Reading.** At every rate the sequential test needs fewer looks on average than the single plan of 132, and fewest where it matters: a clean lot is through after about 55 pictures, a bad one of 10 % is stopped after 29. It is dearest in between, where nobody could say anyway. The price: nobody knows beforehand how long an
-# inspection takes, and single lots can take longer; hence the truncation. The recorded study walked 4,000 lots at each of 30 rates and found the same. It also let 1,000 managers look at a good process after each of 300 pictures: the bet kept its word (about 97 % of them never heard a false alarm), the test made for one look frightened about
+# inspection takes, and single lots can take longer; hence the truncation. The recorded study walked 4,000 lots at each of 30 rates and found the same. At each rate it also let 1,000 managers look after each of 300 pictures at a process that is as good as agreed: the bet kept its word (about 97 % of them never heard a false alarm), the test made for one look frightened about
 # three in ten.
 
-# %% [markdown] lang="ja" uid="sprt-read" pair="fb3f6862"
+# %% [markdown] lang="ja" uid="sprt-read" pair="f2c2e938"
 # **結果の読み方。** どの不良率でも、逐次検定の平均検査枚数は、一回抜き取りの132枚より少なくて済みます。特に効くのは大事な場面です。不良のないロットは約55枚で合格し、不良率10%のロットは29枚で止まります。枚数が最も多いのはその中間で、そこはどのみち白黒の付けにくい領域です。代償は、検査にかかる
-# 時間を前もって決められず、ロットによっては長引くことです。だから打ち切りを設けます。記録済みの実験でも、30通りの不良率で4,000ロットずつ試して同じ結果でした。また、良好な工程を300枚、1枚ごとに確認する管理者を1,000人シミュレーションしました。賭けは約束を守り(約97%の人は誤報を聞きません)、1回だけ見るための検定では、10人に3人が
+# 時間を前もって決められず、ロットによっては長引くことです。だから打ち切りを設けます。記録済みの実験でも、30通りの不良率で4,000ロットずつ試して同じ結果でした。また、それぞれの不良率で、約束どおりの品質の工程を300枚、1枚ごとに確認する管理者を1,000人シミュレーションしました。賭けは約束を守り(約97%の人は誤報を聞きません)、1回だけ見るための検定では、10人に3人が
 # 誤報を聞きました。
 
 # %% [markdown] lang="en" uid="money" pair="bcfcf280"
@@ -1058,8 +1058,8 @@ curve_with_interval(
     log_y=True,
 )
 
-# %% [markdown] lang="en" uid="money-read" pair="8b30ac7a"
-# **Reading.** What an escaped defect costs decides; prices of electricity and scoring hardly show. That is the article's thesis, *within these ranges*. The recorded study drew 400 pilots at random from them, for three seeds: a verification term was the widest bar in every one. It drew 400 more for low stakes (an escape
+# %% [markdown] lang="en" uid="money-read" pair="6fef309a"
+# **Reading.** What an escaped defect costs decides; prices of electricity and scoring hardly show. That is the article's thesis, *within these ranges*. The recorded study drew 400 pilots at random from them, for five seeds: a verification term was the widest bar in every one. It drew 400 more for low stakes (an escape
 # costs 5 to 100 yen, a picture 5 to 100 yen to make), and there the model's terms are the widest: who delivers pictures whose defects cost nothing will see another chart.
 #
 # Strange at first sight: both ends of the defect rate lie right of the best guess. At 6 % the plan refuses most lots, they are
@@ -1069,8 +1069,8 @@ curve_with_interval(
 # Train or search? Instead of training one can draw $N$ candidates per picture and keep the best. Training pays from $M^* = \mathrm{NFE}_{\mathrm{train}} / ((N-1)\,T)$ pictures on; a pilot of a
 # few hundred pictures is often cheaper with search. This is "start small" as a formula.
 
-# %% [markdown] lang="ja" uid="money-read" pair="63886579"
-# **結果の読み方。** 決め手は、流出した不良1枚の損失です。電気代や採点の費用はほとんど表れません。記事の主張どおりですが、あくまで*この範囲では*という条件付きです。記録済みの実験では、この範囲から無作為に400通りの事業を作り、3つのシードで繰り返しました。どの事業でも、最も広い棒は検証の項でした。さらに、損失の小さい
+# %% [markdown] lang="ja" uid="money-read" pair="18511b52"
+# **結果の読み方。** 決め手は、流出した不良1枚の損失です。電気代や採点の費用はほとんど表れません。記事の主張どおりですが、あくまで*この範囲では*という条件付きです。記録済みの実験では、この範囲から無作為に400通りの事業を作り、5つのシードで繰り返しました。どの事業でも、最も広い棒は検証の項でした。さらに、損失の小さい
 # 場合(流出の損失が1枚5〜100円、生成費用も1枚5〜100円)を400通り作ると、最も広い棒はモデルの項に変わります。不良が損失にならない画像なら、図は別のものになるのです。
 #
 # 意外なのは、不良率の両端がどちらも基準値より右にあることです。6%まで悪化すると、多くのロットが不合格になって全数選別され、
@@ -1080,20 +1080,20 @@ curve_with_interval(
 # 学習と探索はどちらが得でしょうか。学習の代わりに、1枚につき $N$ 枚の候補を描いて最良のものを選ぶこともできます。学習が得になるのは
 # $M^* = \mathrm{NFE}_{\mathrm{train}} / ((N-1)\,T)$ 枚からです。数百枚の実証なら、探索の方が安いことも少なくありません。「小さく始める」を式にすると、こうなります。
 
-# %% [markdown] lang="en" uid="small" pair="21570c29"
+# %% [markdown] lang="en" uid="small" pair="acffbb57"
 # ## 9. Small data, on your own premises
 #
 # "We have only a hundred examples, and they must not leave the house." The articles answer that small data works with transfer learning and a well-designed evaluation, and that the data can stay. Both are numbers.
 #
-# What is trained is not the model but an *adapter*: low-rank matrices beside the attention weights (LoRA, lesson 05), about a tenth of the weights at rank 16. What is shown to it are *pairs*: of two pictures of one order a judge says which is better, for a person a matter of seconds. The study trained the same 96 steps on 50, 100 and 200 pairs and asked a judge that had not
+# What is trained is not the model but an *adapter*: low-rank matrices beside every linear layer and convolution (LoRA, lesson 05), at rank 16 about a seventh of the model's weights. What is shown to it are *pairs*: of two pictures of one order a judge says which is better, for a person a matter of seconds. The study trained the same 96 steps on 50, 100 and 200 pairs and asked a judge that had not
 # chosen them, on 128 orders that no pair contains. What do fifty pairs bring?
 
-# %% [markdown] lang="ja" uid="small" pair="2cd2b52c"
+# %% [markdown] lang="ja" uid="small" pair="60e2652d"
 # ## 9. 少ないデータで、社内だけで
 #
 # 「手元には100件しかなく、社外に出すこともできません。」記事の答えは、転移学習と丁寧な評価設計があれば少ないデータでも機能し、データは社内に置いたままにできる、というものです。どちらも数値で確かめられます。
 #
-# 学習するのはモデル本体ではなく*アダプタ*です。注意の重みの横に置く低ランクの行列(LoRA、レッスン05)で、ランク16なら重みの1割ほどです。与えるのは*ペア*です。1件の注文につき2枚の画像から、評価役が良い方を選びます。人なら数秒で済む作業です。記録済みの実験では、50組、100組、200組で同じ96ステップだけ学習し、
+# 学習するのはモデル本体ではなく*アダプタ*です。すべての線形層と畳み込み層の横に置く低ランクの行列(LoRA、レッスン05)で、ランク16なら重みの数はモデルの7分の1ほどです。与えるのは*ペア*です。1件の注文につき2枚の画像から、評価役が良い方を選びます。人なら数秒で済む作業です。記録済みの実験では、50組、100組、200組で同じ96ステップだけ学習し、
 # ペアを選んでいない別の評価役が、どのペアにも含まれない128件の注文で測りました。50組から何が得られるでしょうか。
 
 # %% uid="fifty-predict" tags=["quiz"]

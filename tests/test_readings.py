@@ -1,0 +1,100 @@
+"""Intervals that a lesson's text states, held against its record."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from labkit.authoring import readings as module
+from labkit.authoring.readings import outgrown, readings
+from labkit.course.manifest import Project
+from labkit.studies import NotRecorded, Recorded, Study, estimate, load_study, read_record, studies
+from labkit.studies.estimate import gain, on_first_seeds
+from labkit.studies.readings import READINGS
+from labkit.studies.store import Record
+
+# three seeds of one number, a - b = .1, .2, .6: mean .3, standard error .1528, t(2) = 4.303
+RECORD = Record("06", {}, {}, {("a", s): {"x": np.float32([v])} for s, v in enumerate((0.1, 0.2, 0.6))})
+RECORD.values.update({("b", s): {"x": np.float32([0.0])} for s in range(3)})
+
+
+@pytest.fixture
+def lesson(tmp_path, monkeypatch):
+    """A project whose lesson 06 has one text and one estimate: .300 [-.357, .957]."""
+    project = Project(tmp_path)
+    project.sources.mkdir(parents=True)
+    (project.lessons / "l06").mkdir(parents=True)
+    study = Study("06", lambda *_: {}, ("a", "b"), (0, 1, 2), estimates={"gain": gain("x", "a", "b")})
+    monkeypatch.setattr("labkit.studies.read_record", lambda lesson: RECORD)
+    monkeypatch.setattr("labkit.studies.load_study", lambda lesson: study)
+    monkeypatch.setattr("labkit.studies.readings.READINGS", {})
+
+    def write(text: str, quiz: str = "") -> list[str]:
+        (project.sources / "06_x.py").write_text(text, "utf-8")
+        (project.lessons / "l06" / "quiz.yaml").write_text(quiz, "utf-8")
+        return outgrown("06", project)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "gains $.300$ $[-.357, .957]$ here",
+        "gains 0.30 [-0.36, 0.96]",
+        "loses $-.300$ $[-.957, .357]$",
+        "$30.0$ $[-35.7, 95.7]$ points",
+        "負で書くと −.3 [−1.0, .4]",
+        "no interval: 7 [1, 2]; a shape [2, 3]; x[0, 1]",
+    ],
+)
+def test_a_number_of_the_record_is_left_alone(lesson, text):
+    assert lesson(text) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["$.301$ $[-.357, .957]$", "$.300$ $[-.357, .958]$", "0.3 [0.1, 0.5]", "$3.0$ $[-3.6, 9.6]$"]
+)
+def test_a_number_that_the_record_does_not_give_is_found_with_its_place_and_the_nearest(lesson, text):
+    (line,) = lesson(f"one\ntwo {text}")
+    assert line.startswith("06_x.py:2: no estimate of study 06 is ") and "nearest: gain 0.3 [" in line
+
+
+def test_catalogues_are_read_too(lesson):
+    (line,) = lesson("", "a: 1\nexplain: 0.5 [0.4, 0.6]\n")
+    assert line.startswith("quiz.yaml:2:")
+
+
+def test_every_interval_of_a_line_is_read_as_written():
+    text = "a\n$+.091$ $[.068, .114]$; higher, 2 [1.5, 2.25]."
+    assert list(readings(text)) == [
+        (2, "+.091 [.068, .114]", (0.091, 0.068, 0.114), 3),
+        (2, "2 [1.5, 2.25]", (2.0, 1.5, 2.25), 2),
+    ]
+
+
+def test_first_seeds_are_those_below_the_border():
+    contrast = on_first_seeds(gain("x", "a", "b"), 2)
+    assert contrast(Recorded(RECORD)).ravel() == pytest.approx([0.1, 0.2])
+    with pytest.raises(NotRecorded):
+        on_first_seeds(gain("x", "a", "b"), 0)(Recorded(RECORD))
+
+
+@pytest.mark.parametrize("number", studies())
+def test_the_texts_of_the_lessons_say_what_is_recorded(number):
+    assert outgrown(number) == []
+
+
+@pytest.mark.parametrize("number", sorted(READINGS))
+def test_a_reading_is_stated_somewhere(number):
+    """One that no text states any more would let an old number pass."""
+    recorded = Recorded(read_record(number))
+    written = [
+        (numbers, decimals)
+        for file in module._texts(number, Project())
+        for _, _, numbers, decimals in readings(file.read_text("utf-8"))
+    ]
+    for name, contrast in READINGS[number].items():
+        found = estimate(contrast(recorded))
+        assert any(module._says(numbers, decimals, found) for numbers, decimals in written), name
+    assert not set(READINGS[number]) & set(load_study(number).estimates)
