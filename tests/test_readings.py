@@ -25,7 +25,7 @@ def lesson(tmp_path, monkeypatch):
     project.sources.mkdir(parents=True)
     (project.lessons / "l06").mkdir(parents=True)
     study = Study("06", lambda *_: {}, ("a", "b"), (0, 1, 2), estimates={"gain": gain("x", "a", "b")})
-    monkeypatch.setattr("labkit.studies.read_record", lambda lesson: RECORD)
+    monkeypatch.setattr("labkit.studies.read_record", lambda lesson, folder: RECORD)
     monkeypatch.setattr("labkit.studies.load_study", lambda lesson: study)
     monkeypatch.setattr("labkit.studies.readings.READINGS", {})
 

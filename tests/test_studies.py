@@ -456,7 +456,7 @@ def test_what_a_verdict_takes_is_the_missing_seeds_of_the_arms_that_it_compares(
     seconds = {"a": 600, "b": 1200, "c": 9000}
     record = store_module.Record("06", {}, {key: {"cpu_seconds": seconds[key[0]]} for key in numbers}, numbers)
     study = dataclasses.replace(load_study("06"), estimates={claim.id.split(".", 1)[1]: gain("x", "a", "b")})
-    monkeypatch.setattr(module, "_record", lambda lesson: record)
+    monkeypatch.setattr(module, "_record", lambda lesson, folder: record)
     monkeypatch.setattr("labkit.studies.load_study", lambda lesson: study)
     known = module.evidence(claim)
     assert known.verdict == "undecided" and known.cpu_hours == pytest.approx((4 * 1800 + 9000) / 3600)
@@ -473,3 +473,132 @@ def test_a_claim_changed_after_a_look_at_the_record_says_so():
     marked = {name for name, claim in claims.items() if t("claim.explored") in evidence_lines(claim, evidence(claim))}
     assert marked == {name for name, claim in claims.items() if claim.explored} and "l08.bon_law" in marked
     assert "l08.draft_first" not in marked
+
+
+def test_code_has_the_same_hash_under_every_python():
+    """Later versions give functions `type_params`, and format specifiers an empty string at their end."""
+    import ast
+
+    from labkit.studies.study import _text
+
+    source = "def f(x: int, *, y=None) -> str:\n    return f'{x:>{y}} and {x!r}'\n\nclass C(A, k=1):\n    a: int = 0\n"
+    wanted = _text(ast.parse(source))
+    assert ("type_params" in ast.FunctionDef._fields) or wanted == ast.dump(ast.parse(source))
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            node._fields = (*dict.fromkeys((*type(node)._fields, "type_params")),)
+            node.type_params = []
+        if isinstance(node, ast.FormattedValue) and node.format_spec is not None:
+            node.format_spec.values.append(ast.Constant(value=""))
+    assert _text(tree) == wanted
+    assert _text(ast.parse(source.replace("a: int = 0", "a: int = 1"))) != wanted
+
+
+def test_code_that_is_edited_meanwhile_is_not_certified(tmp_path, monkeypatch):
+    """The module in memory computes, the file on disk would be hashed: the recorder stops and keeps what it had."""
+    codes = iter(["before"] * 3)  # when it begins, then before each unit is written
+    monkeypatch.setattr(Study, "code", lambda self: next(codes, "after"))
+    with pytest.raises(StudyError, match="edited while it was being recorded"):
+        run(STUDY, folder=tmp_path, loaded=("before", {}), **quiet)
+    data = json.loads((tmp_path / "l99.json").read_text("utf-8"))
+    assert data["code"] == "before" and 0 < len(data["units"]) < len(STUDY.planned)
+    with pytest.raises(StudyError, match="edited while"):  # before anything is written
+        run(STUDY, folder=tmp_path / "other", loaded=("before", {}), **quiet)
+    assert not list((tmp_path / "other").glob("*.json"))
+
+
+@pytest.mark.parametrize("lost", ["l99.json", "l99.parquet"])
+def test_half_a_record_is_not_taken_for_none(tmp_path, lost):
+    run(STUDY, folder=tmp_path, **quiet)
+    (tmp_path / lost).unlink()
+    (left,) = tmp_path.glob("l99.*")
+    before = left.read_bytes()
+    for action in (lambda: read_record("99", tmp_path), lambda: run(STUDY, folder=tmp_path, **quiet)):
+        with pytest.raises(StudyError, match=f"{lost} is missing beside {left.name}"):
+            action()
+    assert left.read_bytes() == before
+
+
+def test_damaged_units_are_named_before_they_are_recorded_again(tmp_path):
+    run(STUDY, folder=tmp_path, **quiet)
+    file = tmp_path / "l99.json"
+    data = json.loads(file.read_text("utf-8"))
+    data["units"][0]["digest"] = "0" * 16
+    file.write_text(json.dumps(data), "utf-8")
+    said = []
+    assert run(STUDY, folder=tmp_path, report=said.append) == 0
+    assert said[0] == "study 99: 1 units are damaged and recorded again: base/0"
+
+
+def test_units_that_nobody_planned_are_not_merged(tmp_path):
+    run(STUDY, folder=tmp_path / "own", **quiet)
+    run(dataclasses.replace(STUDY, seeds=(0, 1, 2, 7)), folder=tmp_path / "other", **quiet)
+    with pytest.raises(StudyError, match="3 units that this study does not plan, base/7 for one"):
+        merge(STUDY, tmp_path / "other", tmp_path / "own")
+    assert set(read_record("99", tmp_path / "own").facts) == set(STUDY.planned)
+
+
+def test_one_seed_decides_nothing():
+    found = estimate(np.full((1, 128), 0.3) + np.linspace(-0.01, 0.01, 128))
+    assert found.low > 0.29
+    decision = decide(found, low=0.0, high=math.inf, smallest=0.02)
+    assert decision.verdict == "undecided" and decision.seeds_needed == 3
+
+
+def test_what_was_asked_for_and_is_missing_counts(tmp_path):
+    assert run(STUDY, folder=tmp_path, arms=("base",), hours=0, **quiet) == 3
+    assert run(STUDY, folder=tmp_path, arms=("base",), **quiet) == 0
+
+
+def test_the_cost_is_averaged_over_the_seeds_that_all_settings_have():
+    """As a recorder that was stopped in the middle of a seed leaves them."""
+    from labkit.studies.l03 import RING, estimate_cost
+
+    settings = [f"ring.{s}" for s, (_, w) in RING.items() if w != 1]
+    values = {
+        (arm, seed): {"calls": np.float32([2.0 + seed]), "forecast": np.float32([2.0])}
+        for arm in settings
+        for seed in (0, 1)
+    }
+    del values[settings[0], 0]
+    got = estimate_cost(Recorded(store_module.Record("03", {}, {}, values)))
+    assert got.ravel() == pytest.approx([1.5])
+
+
+def dying_worker(lesson, share, left, results, parent):
+    import os
+
+    results.put((share[0], {"score": np.float32([1.0])}, 0.1))
+    results.close()
+    results.join_thread()
+    os._exit(9)
+
+
+def test_a_process_that_dies_is_reported_and_what_it_had_done_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr("labkit.studies.recorder._worker", dying_worker)
+    with pytest.raises(StudyError, match=r"2 of 2 processes died \(exit code 9"):
+        run(STUDY, folder=tmp_path, jobs=2, **quiet)
+    assert len(read_record("99", tmp_path).facts) == 2
+
+
+@pytest.mark.parametrize("words", [["--jobs", "0"], ["--jobs", "-3"], ["--hours", "nan"], ["--hours", "-1"]])
+def test_numbers_that_mean_nothing_are_refused(words, capsys):
+    from labkit.cli import main
+
+    with pytest.raises(SystemExit) as caught:
+        main(["study", "run", "09", *words])
+    assert caught.value.code == 2 and "expected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["6", "99", "09_catalogue", "../x", "6.1"])
+def test_a_lesson_without_a_study_is_named(number):
+    with pytest.raises(StudyError, match="has no study: expected one of 02"):
+        load_study(number)
+
+
+def test_check_judges_the_folder_that_it_is_given(tmp_path, capsys):
+    from labkit.cli import main
+
+    assert main(["study", "--folder", str(tmp_path), "check", "09"]) == 1
+    assert "no recorded study decides it" in capsys.readouterr().out

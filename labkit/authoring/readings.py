@@ -30,14 +30,14 @@ def readings(text: str) -> Iterator[tuple[int, str, tuple[float, float, float], 
                 yield number, match[0].replace("$", ""), (value, low, high), decimals
 
 
-def outgrown(lesson: str, project: Project | None = None) -> list[str]:
+def outgrown(lesson: str, project: Project | None = None, folder: Path | None = None) -> list[str]:
     """Intervals in the texts of a lesson that no estimate of its study gives, one line each: the record has grown since
     they were written, or they never were in it. Compared to rounding, as a share or in per cent, in either direction of
     the difference."""
     from labkit.studies import NotRecorded, Recorded, estimate, load_study, read_record
     from labkit.studies.readings import READINGS
 
-    recorded = Recorded(read_record(lesson))
+    recorded = Recorded(read_record(lesson, folder))
     known: dict[str, Estimate] = {}
     for name, contrast in {**load_study(lesson).estimates, **READINGS.get(lesson, {})}.items():
         try:

@@ -19,8 +19,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
     run = actions.add_parser("run", help="record the units that are missing (resumes)")
     run.add_argument("numbers", nargs="*", metavar="NN", help="lessons (default: all that have a study)")
-    run.add_argument("--jobs", type=int, default=1, help="processes of one thread each (default: 1)")
-    run.add_argument("--hours", type=float, help="begin no unit after this time, over all lessons asked for")
+    run.add_argument("--jobs", type=_at_least_one, default=1, help="processes of one thread each (default: 1)")
+    run.add_argument("--hours", type=_hours, help="begin no unit after this time, over all lessons asked for")
     run.add_argument("--arms", nargs="+", default=(), help="only these arms")
     run.add_argument("--anew", action="store_true", help="drop units recorded with other code, weights or sizes")
 
@@ -50,6 +50,22 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.set_defaults(func=run_study)
 
 
+def _at_least_one(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 on, got {text}")
+    return int(text)
+
+
+def _hours(text: str) -> float:
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = -1.0
+    if not 0 <= hours < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected hours from 0 on, got {text}")
+    return hours
+
+
 def run_study(args: argparse.Namespace) -> int:
     """0 done, 1 something is missing, stale or different, 2 a request or a file that does not fit."""
     try:
@@ -74,6 +90,7 @@ def _run(args: argparse.Namespace) -> int:
 
     torch.set_num_threads(1)  # as in every worker: the same bits with any number of jobs
     begun, missing = time.monotonic(), 0
+    loaded = {study.lesson: study.fingerprint() for study in _studies(args)}  # they compute what was imported here
     for study in _studies(args):
         left = None if args.hours is None else args.hours - (time.monotonic() - begun) / 3600
         missing += run(
@@ -83,9 +100,10 @@ def _run(args: argparse.Namespace) -> int:
             hours=left,
             arms=tuple(args.arms),
             anew=args.anew,
+            loaded=loaded[study.lesson],
             report=lambda line: print(line, flush=True),
         )
-    return 1 if missing and not args.arms else 0
+    return 1 if missing else 0
 
 
 def _status(args: argparse.Namespace) -> int:
@@ -105,7 +123,7 @@ def _status(args: argparse.Namespace) -> int:
             within, beyond = undecided(study.lesson)
             print(f"    to be decided within {BUDGET:g} CPU hours: {', '.join(within)}\n" * bool(within), end="")
             print(f"    undecided, for a verdict takes more: {', '.join(beyond)}\n" * bool(beyond), end="")
-        worst = max(worst, int(found["stale"] or found["missing"] > 0))
+        worst = max(worst, int(found["stale"] > 0 or found["missing"] > 0))
     return worst
 
 
@@ -160,7 +178,7 @@ def _check(args: argparse.Namespace) -> int:
             cause = f"other {' and '.join(found['changed'])}" if found["stale"] else "damaged numbers"
             problems.append(f"study {study.lesson}: {found['stale'] or found['damaged']} units with {cause}")
         else:
-            problems += changed_verdicts(study.lesson) + outgrown(study.lesson)
+            problems += changed_verdicts(study.lesson, args.folder) + outgrown(study.lesson, folder=args.folder)
     print("\n".join(problems) or "recorded studies are up to date and say what the claims declare and the texts state")
     return 1 if problems else 0
 

@@ -47,20 +47,23 @@ class Evidence:
         return f"{self.estimate.value:.4g} [{self.estimate.low:.4g}, {self.estimate.high:.4g}]"
 
 
-def evidence(claim: Claim) -> Evidence | None:
+def evidence(claim: Claim, folder: Path | None = None) -> Evidence | None:
     """The verdict of the recorded study, or None where no study decides this claim or its arms are not recorded yet.
 
     A claim whose setting is declared as too far from the paper's keeps that verdict whatever the number.
 
+    Args:
+        folder: of the records (default: the shipped ones).
+
     Raises:
-        StudyError: the record cannot be read.
+        StudyError: the record cannot be read, or holds a number that is none.
     """
-    from labkit.studies import NotRecorded, Recorded, decide, estimate, load_study, studies
+    from labkit.studies import NotRecorded, Recorded, StudyError, decide, estimate, load_study, studies
 
     if claim.lesson not in studies():
         return None
     contrast = load_study(claim.lesson).estimates.get(claim.id.split(".", 1)[1])
-    record = _record(claim.lesson)
+    record = _record(claim.lesson, folder)
     if contrast is None or not record.facts:
         return None
     try:
@@ -68,6 +71,8 @@ def evidence(claim: Claim) -> Evidence | None:
         found = estimate(contrast(recorded))
     except NotRecorded:  # its arms are not recorded yet
         return None
+    except StudyError as error:
+        raise StudyError(f"{claim.id}: {error}") from None
     decision = decide(found, low=claim.region.lo, high=claim.region.hi, smallest=claim.smallest)
     verdict = TOO_FAR if claim.too_far else decision.verdict
     missing = max(0, (decision.seeds_needed or 0) - found.seeds)
@@ -75,11 +80,11 @@ def evidence(claim: Claim) -> Evidence | None:
     return Evidence(found, verdict, decision.seeds_needed, record.seconds() / 3600, hours)
 
 
-def _record(lesson: str) -> Record:
+def _record(lesson: str, folder: Path | None = None) -> Record:
     """What is recorded, read once as long as its files stay the same: a lesson asks for each of its claims."""
     from labkit.studies import folder_of_studies
 
-    folder = folder_of_studies()
+    folder = folder or folder_of_studies()
     files = [folder / f"l{lesson}{end}" for end in (".parquet", ".json")]
     stats = [file.stat() for file in files if file.exists()]
     return _read(lesson, folder, tuple((stat.st_mtime_ns, stat.st_size) for stat in stats))
@@ -122,7 +127,7 @@ def agreement_line(known: Evidence, value: float | None, interval: Sequence[floa
     return t("claim.fits" if fits(value, error, known.estimate) else "claim.does_not_fit")
 
 
-def changed_verdicts(lesson: str) -> list[str]:
+def changed_verdicts(lesson: str, folder: Path | None = None) -> list[str]:
     """Claims whose recorded verdict is not the one they declare (`verdict:` in claims.yaml), one line each.
 
     Claims that declare none are not gated; a declared verdict without evidence is a difference too.
@@ -131,7 +136,7 @@ def changed_verdicts(lesson: str) -> list[str]:
     for claim in declared(lesson).values():
         if claim.verdict is None:
             continue
-        known = evidence(claim)
+        known = evidence(claim, folder)
         if known is None:
             lines.append(f"{claim.id}: declares {claim.verdict}, but no recorded study decides it")
         elif known.verdict != claim.verdict:

@@ -220,8 +220,10 @@ def decide(found: Estimate, *, low: float, high: float, smallest: float) -> Deci
     equivalent     one-sided claims: the whole interval lies closer than `smallest` to the border
     reproduced     the whole interval lies inside
     contradicted   the whole interval lies outside
-    undecided      anything else
+    undecided      anything else; one seed decides nothing
     """
+    if found.seeds < 2:  # how far seeds lie apart is not known
+        return Decision(UNDECIDED, 3)
     one_sided = math.isinf(low) != math.isinf(high)
     if one_sided and smallest > 0:
         border = high if math.isinf(low) else low

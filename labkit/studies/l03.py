@@ -385,7 +385,10 @@ def estimate_ring(metric: str, arm: str, against: str = "") -> Callable[[Recorde
 def estimate_cost(recorded: Recorded) -> np.ndarray:
     """Generated per kept point, measured over forecast, mean over the settings of the ring that reject anything."""
     settings = [f"ring.{s}" for s, (_, w) in RING.items() if w != 1]
-    calls, forecasts = ([estimate_ring(m, s)(recorded) for s in settings] for m in ("calls", "forecast"))
+    seeds = recorded.seeds(*settings)
+    calls, forecasts = (
+        [recorded.values(m, s, seeds=seeds).reshape(-1, 1) for s in settings] for m in ("calls", "forecast")
+    )
     return np.mean(np.array(calls) / np.array(forecasts), axis=0)
 
 

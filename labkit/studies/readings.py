@@ -34,7 +34,10 @@ READINGS: Mapping[str, Mapping[str, Contrast]] = {
         "mapo_gain": gain("gold", "mapo", "base"),
         "sdpo_nearer": gain("distance", "sdpo", "dpo"),
     },
-    "06": {f"{arm}_is_nearer": gain("distance", arm, "base") for arm in ("easy_cured", "hg_half")},
+    "06": {
+        **{f"{arm}_is_nearer": gain("distance", arm, "base") for arm in ("easy_cured", "hg_half")},
+        "leap_is_nearer": gain("distance", "leap", "hg"),
+    },
     "07": {
         **{name: level(f"m1.{name}", "bank") for name in ("sides", "numbers")},
         **{f"more_frames_{name}": gain(f"m1.{name}", "bank", "frame") for name in ("after", "only")},

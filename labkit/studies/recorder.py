@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import queue
+import signal
+import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -37,23 +41,31 @@ def run(
     hours: float | None = None,
     arms: tuple[str, ...] = (),
     anew: bool = False,
+    loaded: tuple[str, dict[str, str]] | None = None,
     report: Report = print,
 ) -> int:
-    """Record the units that are missing; returns how many are missing still.
+    """Record the units that are missing; returns how many of those asked for are missing still.
 
     Args:
         jobs: processes, each with one thread; all arms of a seed are made by the same one.
         hours: no unit is begun after this time.
         arms: only these (default: all).
         anew: drop what was recorded under other conditions.
+        loaded: the study's fingerprint when it was imported (default: now). Units are computed by that code.
 
     Raises:
-        StudyError: another recorder is at work, or other conditions and not `anew`.
+        StudyError: another recorder is at work, or other conditions and not `anew`, or the code is edited meanwhile, or
+            a process dies. What was recorded before stays.
     """
     if unknown := sorted(set(arms) - set(study.arms)):
         raise StudyError(f"study {study.lesson} has no arm {unknown[0]!r}: expected some of {', '.join(study.arms)}")
+    loaded = loaded or study.fingerprint()
     with recording(study.lesson, folder):
         record = read_record(study.lesson, folder)
+        _unedited(study, loaded)
+        if record.damaged:
+            names = ", ".join(f"{arm}/{seed}" for arm, seed in record.damaged)
+            report(f"study {study.lesson}: {len(record.damaged)} units are damaged and recorded again: {names}")
         old = stale(study, record)[0] if anew else []
         for key in old:
             del record.facts[key], record.values[key]
@@ -65,7 +77,8 @@ def run(
         deadline = None if hours is None else time.monotonic() + 3600 * hours
 
         def done(key: Key, values: Values, seconds: float) -> None:
-            code = {"code": study.later_code(key[0])} if key[0] in study.later else {}
+            _unedited(study, loaded)
+            code = {"code": loaded[1][key[0]]} if key[0] in study.later else {}
             record.facts[key], record.values[key] = facts(*key, values, seconds) | code, values
             write_record(record, folder)
             report(f"{key[0]}/{key[1]}: {seconds:.0f} s, {sum(k in record.facts for k in todo)} of {len(todo)}")
@@ -77,7 +90,17 @@ def run(
                 done(key, *_timed(study, key))
         else:
             _in_processes(study, todo, jobs, deadline, done)
-    return len([key for key in study.planned if key not in record.facts])
+    return len([key for key in study.planned if key not in record.facts and (not arms or key[0] in arms)])
+
+
+def _unedited(study: Study, loaded: tuple[str, dict[str, str]]) -> None:
+    """Raise a StudyError if the code on disk is not the one that computes: its hash would be written beside the numbers
+    of the other."""
+    if study.fingerprint() != loaded:
+        raise StudyError(
+            f"the code of study {study.lesson} was edited while it was being recorded: start again; "
+            "what was recorded before the change stays"
+        )
 
 
 def _timed(study: Study, key: Key) -> tuple[Values, float]:
@@ -93,10 +116,12 @@ def _in_processes(study: Study, todo: list[Key], jobs: int, deadline: float | No
     shares = [[key for key in todo if seeds.index(key[1]) % jobs == job] for job in range(jobs)]
     left = None if deadline is None else deadline - time.monotonic()
     workers = [
-        context.Process(target=_worker, args=(study.lesson, share, left, results), daemon=True)
+        context.Process(target=_worker, args=(study.lesson, share, left, results, os.getpid()), daemon=True)
         for share in shares
         if share
     ]
+    here = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)) if here else None  # the workers end, too
     for worker in workers:
         worker.start()
     try:
@@ -108,19 +133,26 @@ def _in_processes(study: Study, todo: list[Key], jobs: int, deadline: float | No
             if isinstance(values, str):
                 raise StudyError(f"unit {key[0]}/{key[1]} failed: {values}")
             done(key, values, seconds)
+        if died := [worker.exitcode for worker in workers if worker.exitcode]:
+            raise StudyError(
+                f"{len(died)} of {len(workers)} processes died (exit code {died[0]}; -9 is often a lack of memory): "
+                "what they had finished is recorded, start again for the rest"
+            )
     finally:
         for worker in workers:
             worker.terminate()
+        if here:
+            signal.signal(signal.SIGTERM, before)
 
 
-def _worker(lesson: str, share: list[Key], left: float | None, results) -> None:
+def _worker(lesson: str, share: list[Key], left: float | None, results, parent: int) -> None:
     import torch
 
     torch.set_num_threads(1)
     study, begun = load_study(lesson), time.monotonic()
     for key in share:
-        if left is not None and time.monotonic() - begun > left:
-            return
+        if left is not None and time.monotonic() - begun > left or os.getppid() != parent:
+            return  # out of time, or nobody is left who would write it down
         try:
             results.put((key, *_timed(study, key)))
         except Exception as error:  # noqa: BLE001 - the parent reports it in one line

@@ -104,21 +104,33 @@ def read_record(lesson: str, folder: Path | None = None) -> Record:
     """
     folder = folder_of_studies() if folder is None else folder
     table_file, record_file = folder / f"l{lesson}.parquet", folder / f"l{lesson}.json"
+    if record_file.exists() != table_file.exists():
+        missing, other = sorted((record_file, table_file), key=Path.exists)
+        raise StudyError(
+            f"{missing.name} is missing beside {other.name} in {folder}: restore it, "
+            f"or move {other.name} away to record anew"
+        )
     if not record_file.exists():
         return Record(lesson)
     try:
         data = json.loads(record_file.read_text("utf-8"))
         facts = {(fact["arm"], int(fact["seed"])): fact for fact in data["units"]}
+        for fact in facts.values():
+            fact["digest"], float(fact["cpu_seconds"])
         shared = {key: data[key] for key in ("code", "weights", "sizes")}
     except (ValueError, KeyError, TypeError) as error:
         raise StudyError(
-            f"{record_file.name} cannot be read ({error}): restore it, or delete it to record anew"
+            f"{record_file.name} cannot be read ({error}): restore it, or move both files away to record anew"
         ) from None
     try:
-        values = _from_table(pq.read_table(table_file)) if table_file.exists() else {}
-    except (pa.ArrowInvalid, OSError, KeyError) as error:
+        values = _from_table(pq.read_table(table_file))
+    except PermissionError:
+        raise StudyError(f"{table_file} cannot be read: this user may not") from None
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
         line = str(error).splitlines()[0]
-        raise StudyError(f"{table_file.name} is damaged ({line}): restore it, or delete it to record anew") from None
+        raise StudyError(
+            f"{table_file.name} is damaged ({line}): restore it, or move both files away to record anew"
+        ) from None
     damaged = [key for key, fact in facts.items() if digest(values.get(key, {})) != fact["digest"]]
     whole = {key: fact for key, fact in facts.items() if key not in damaged}
     return Record(lesson, shared, whole, {key: values[key] for key in whole}, damaged, data.get("adopted", []))
@@ -267,9 +279,12 @@ def merge(study: Study, other: Path, folder: Path | None = None) -> int:
             for line in compare(study, own.values[key], theirs.values[key]):
                 raise StudyError(f"unit {key[0]}/{key[1]} differs: {line}")
         new = [key for key in theirs.facts if key not in own.facts]
+        if unplanned := sorted(set(new) - set(study.planned)):
+            arm, seed = unplanned[0]
+            raise StudyError(f"{other} has {len(unplanned)} units that this study does not plan, {arm}/{seed} for one")
         for key in new:
             own.facts[key], own.values[key] = theirs.facts[key], theirs.values[key]
-        own.conditions = own.conditions or theirs.conditions
+        own.conditions = conditions(study)
         write_record(own, folder)
     return len(new)
 

@@ -114,6 +114,10 @@ class Study:
             digest.update(meaning(importlib.import_module(name)).encode())
         return digest.hexdigest()[:16]
 
+    def fingerprint(self) -> tuple[str, dict[str, str]]:
+        """The hashes of all its code as the files are now: a recorder compares them with those that it began with."""
+        return self.code(), {arm: self.later_code(arm) for arm in self.later}
+
     def later_code(self, arm: str) -> str:
         """Hash of the module of `later` that makes an arm; "" for the arms of the first round."""
         if arm not in self.later:
@@ -130,7 +134,25 @@ def meaning(module: ModuleType) -> str:
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
             if ast.get_docstring(node, clean=False) is not None:
                 node.body = node.body[1:]
-    return ast.dump(tree)
+    return _text(tree)
+
+
+def _text(node: Any) -> str:
+    """A syntax tree as text, the same under every Python: `ast.dump` of 3.11. Later versions know type parameters,
+    which every function and class then has, leave out what is empty, and end a format specifier in an empty string."""
+    if isinstance(node, list):
+        return f"[{', '.join(map(_text, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [(name, getattr(node, name, None)) for name in node._fields]
+    if isinstance(node, ast.JoinedStr):
+        fields = [("values", [part for part in node.values if getattr(part, "value", None) != ""])]
+    shown = [
+        f"{name}={_text(value)}"
+        for name, value in fields
+        if not (value is None and getattr(type(node), name, ...) is None) and (name != "type_params" or value)
+    ]
+    return f"{type(node).__name__}({', '.join(shown)})"
 
 
 def _is_plan(node: ast.stmt) -> bool:
@@ -149,6 +171,8 @@ def load_study(lesson: str) -> Study:
         StudyError: the lesson has none.
     """
     name = f"labkit.studies.l{lesson}"
+    if not (len(lesson) == 2 and lesson.isdigit()):
+        raise StudyError(f"lesson {lesson} has no study: expected one of {', '.join(studies())}")
     try:
         return importlib.import_module(name).STUDY
     except ModuleNotFoundError as error:
