@@ -358,10 +358,10 @@ explore(
     {"setting": choice(t("l05.setting"), list(toy))},
 )
 
-# %% [markdown] lang="en" uid="runs-reading" pair="5cbe17e5"
+# %% [markdown] lang="en" uid="runs-reading" pair="f85b6b2e"
 # **What you see.** At $\kappa = 2$ the winners' error grows, with the loss near 0 and the accuracy near 1: both kinds get worse, the losers faster. The loss sees only the
 # difference. Now look for points off the ring: the optimum of section 2 never puts one there, but the network may, because pushing a loser's noise prediction
-# away pushes everything near it. At $\kappa = 10$ it happens on each of the three bases of the record, to 1 to 13 samples in a hundred. At $\kappa = 2$ the errors are ten times as large, yet only one base loses its hold, a fifth of its samples, and yours is not that one: how far the
+# away pushes everything near it. At $\kappa = 10$ it happens on each of the three bases of the record, to 1 to 13 samples in a hundred. At $\kappa = 2$ the errors are ten times as large, yet only one base loses a fifth of its samples, and yours is not that one: there they all crowd onto a thin line at the best reward, whose end hardly leaves what still counts as the ring (five standard deviations of the data). How far the
 # errors run and where the samples end are two questions. A larger $\kappa$ stops earlier, since pairs with a large $s$ weigh $\sigma(-s)$, almost nothing. SFT cannot leave the data and cannot use the losers
 # either. The anchor takes both: it pays for every rise of $d_w$.
 #
@@ -370,10 +370,10 @@ explore(
 # for which the sum is at most $-\mu\,|g_w|^2$. Derive it and write it. By hand, with $\mu = 0.5$: $g_w = (2, 0)$ and $g_l = (4, 3)$ give $\lambda = 0.25$;
 # $g_l = (-4, 3)$ gives 1. Common mistakes: no cut at 1, and a negative scale where the gradients point apart.
 
-# %% [markdown] lang="ja" uid="runs-reading" pair="32c02b9b"
+# %% [markdown] lang="ja" uid="runs-reading" pair="a2495ebf"
 # **図と表の読み方。** $\kappa = 2$ では、損失がほぼ0、正解率がほぼ1でも、勝者の誤差は増えています。両方が悪化し、敗者の悪化のほうが速いのです。損失が見ているのは差だけです。
 # 次に、円周から外れた点を探してください。第2節の最適解なら起きないことですが、ネットワークでは起こりえます。敗者のノイズ予測を押しのけると、近くにあるものまで一緒に動くためです。$\kappa = 10$ では、記録にある3つの基準モデルのすべてで、100個に1〜13個のサンプルが外れました。
-# $\kappa = 2$ の誤差はその10倍に増えますが、大きく崩れたのは1つの基準モデルだけで(サンプルの5分の1)、手元のモデルはそれではありません。誤差がどこまで増えるかと、サンプルがどこに落ち着くかは、別の問題です。
+# $\kappa = 2$ の誤差はその10倍に増えますが、サンプルの5分の1が外れたのは1つの基準モデルだけで、手元のモデルはそれではありません。手元では全部のサンプルが報酬の最も高いところの細い線に集まり、その端も、円周と見なす範囲(データの標準偏差の5倍)からほとんど出ていません。誤差がどこまで増えるかと、サンプルがどこに落ち着くかは、別の問題です。
 # $\kappa$ が大きいと早めに止まります。$s$ の大きいペアの重みは $\sigma(-s)$ で、ほとんど0になるからです。SFT はデータから外れませんが、敗者の情報を使えません。
 # 錨を加えた DPO は両方の長所を取り入れ、$d_w$ が増えるたびに損失が増えるようにします。
 #
