@@ -602,3 +602,23 @@ def test_check_judges_the_folder_that_it_is_given(tmp_path, capsys):
 
     assert main(["study", "--folder", str(tmp_path), "check", "09"]) == 1
     assert "no recorded study decides it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("writes", range(1, 8))
+def test_a_stop_between_the_two_files_loses_at_most_the_unit_at_hand(tmp_path, monkeypatch, writes):
+    from labkit.files import write_atomically
+
+    left = iter(range(writes))
+
+    def stopped(path, content):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        write_atomically(path, content)
+
+    monkeypatch.setattr(store_module, "write_atomically", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(STUDY, folder=tmp_path, **quiet)
+    monkeypatch.undo()
+    assert len(read_record("99", tmp_path).facts) == (writes - 1) // 2
+    assert run(STUDY, folder=tmp_path, **quiet) == 0
+    assert len(read_record("99", tmp_path).facts) == len(STUDY.planned)

@@ -13,7 +13,7 @@ import json
 import platform
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -104,12 +104,8 @@ def read_record(lesson: str, folder: Path | None = None) -> Record:
     """
     folder = folder_of_studies() if folder is None else folder
     table_file, record_file = folder / f"l{lesson}.parquet", folder / f"l{lesson}.json"
-    if record_file.exists() != table_file.exists():
-        missing, other = sorted((record_file, table_file), key=Path.exists)
-        raise StudyError(
-            f"{missing.name} is missing beside {other.name} in {folder}: restore it, "
-            f"or move {other.name} away to record anew"
-        )
+    if not record_file.exists() and table_file.exists():
+        raise _half(record_file, table_file)
     if not record_file.exists():
         return Record(lesson)
     try:
@@ -122,8 +118,10 @@ def read_record(lesson: str, folder: Path | None = None) -> Record:
         raise StudyError(
             f"{record_file.name} cannot be read ({error}): restore it, or move both files away to record anew"
         ) from None
+    if facts and not table_file.exists():
+        raise _half(table_file, record_file)
     try:
-        values = _from_table(pq.read_table(table_file))
+        values = _from_table(pq.read_table(table_file)) if facts else {}
     except PermissionError:
         raise StudyError(f"{table_file} cannot be read: this user may not") from None
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
@@ -136,11 +134,22 @@ def read_record(lesson: str, folder: Path | None = None) -> Record:
     return Record(lesson, shared, whole, {key: values[key] for key in whole}, damaged, data.get("adopted", []))
 
 
+def _half(missing: Path, other: Path) -> StudyError:
+    return StudyError(
+        f"{missing.name} is missing beside {other.name} in {other.parent}: restore it, "
+        f"or move {other.name} away to record anew"
+    )
+
+
 def write_record(record: Record, folder: Path | None = None) -> None:
-    """Write both files, numbers first."""
+    """Write both files, numbers first; before the very first numbers a list of no units, so that a stop between the two
+    files never leaves numbers alone."""
     folder = folder_of_studies() if folder is None else folder
+    if record.facts and not (folder / f"l{record.lesson}.json").exists():
+        write_record(replace(record, facts={}, values={}), folder)
     table = _to_table(record)
-    write_atomically(folder / f"l{record.lesson}.parquet", lambda p: pq.write_table(table, p, compression="zstd"))
+    if record.facts:
+        write_atomically(folder / f"l{record.lesson}.parquet", lambda p: pq.write_table(table, p, compression="zstd"))
     units = [record.facts[key] for key in sorted(record.facts)]
     content = {"lesson": record.lesson, **record.conditions, "adopted": record.adopted, "units": units}
     text = json.dumps(content, indent=1, ensure_ascii=False)
