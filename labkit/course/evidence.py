@@ -27,6 +27,7 @@ class Evidence:
 
     Attributes:
         seeds_needed: about how many in all; None where more prompts are needed instead, and for decided claims.
+        prompts_needed: about how many in all, where no number of seeds decides.
         hours_needed: about how many CPU hours the seeds still missing take.
         cpu_hours: what the whole study has taken.
     """
@@ -36,6 +37,7 @@ class Evidence:
     seeds_needed: int | None
     cpu_hours: float
     hours_needed: float = 0.0
+    prompts_needed: int | None = None
 
     @property
     def beyond_budget(self) -> bool:
@@ -77,7 +79,8 @@ def evidence(claim: Claim, folder: Path | None = None) -> Evidence | None:
     verdict = TOO_FAR if claim.too_far else decision.verdict
     missing = max(0, (decision.seeds_needed or 0) - found.seeds)
     hours = missing * record.seconds_per_seed(recorded.asked) / 3600
-    return Evidence(found, verdict, decision.seeds_needed, record.seconds() / 3600, hours)
+    prompts = decision.prompts_needed and int(float(f"{decision.prompts_needed:.2g}"))  # "about": two digits
+    return Evidence(found, verdict, decision.seeds_needed, record.seconds() / 3600, hours, prompts)
 
 
 def _record(lesson: str, folder: Path | None = None) -> Record:
@@ -109,7 +112,8 @@ def evidence_lines(claim: Claim, known: Evidence) -> list[str]:
     elif known.verdict == "undecided":
         needed = {"seeds": known.seeds_needed, "hours": f"{known.hours_needed:.1f}", "budget": f"{BUDGET:g}"}
         if known.seeds_needed is None:
-            lines.append(t("claim.needed_prompts"))
+            count = known.prompts_needed and f"{known.prompts_needed:,}"
+            lines.append(t("claim.needed_prompts", prompts=count) if count else t("claim.on_border"))
         else:
             lines.append(t("claim.needed_beyond" if known.beyond_budget else "claim.needed", **needed))
     if claim.explored:
@@ -148,13 +152,15 @@ def changed_verdicts(lesson: str, folder: Path | None = None) -> list[str]:
 
 def undecided(lesson: str) -> tuple[list[str], list[str]]:
     """Claims that the recorded study leaves open, with what a verdict would take: those that the rest of its budget can
-    decide, "order_matters (about 13 seeds, 1.2 CPU hours)", and those that it cannot, "tuned_shifts (more prompts)".
+    decide, "order_matters (about 13 seeds, 1.2 CPU hours)", and those that it cannot, "tuned_shifts (about 3,000
+    prompts)".
     Claims whose arms are not recorded yet are left out."""
     found = {claim.id: evidence(claim) for claim in declared(lesson).values()}
     within, beyond = [], []
     for name, known in found.items():
         if known is not None and known.verdict == "undecided":
-            hours = f"about {known.seeds_needed} seeds, {known.hours_needed:.1f} CPU hours"
-            line = f"{name.split('.', 1)[1]} ({hours if known.seeds_needed else 'more prompts'})"
-            (beyond if known.beyond_budget else within).append(line)
+            needed = f"about {known.seeds_needed} seeds, {known.hours_needed:.1f} CPU hours"
+            if known.seeds_needed is None:
+                needed = f"about {known.prompts_needed:,} prompts" if known.prompts_needed else "on the border"
+            (beyond if known.beyond_budget else within).append(f"{name.split('.', 1)[1]} ({needed})")
     return within, beyond

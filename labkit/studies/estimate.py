@@ -207,11 +207,12 @@ def recorded_levels(lesson: str, metrics: Sequence[str], arm: str) -> tuple[np.n
 
 @dataclass(frozen=True)
 class Decision:
-    """A verdict and, where it is undecided, about how many seeds it would take; None where the prompts alone leave the
-    interval too wide: then more prompts are needed."""
+    """A verdict and, where it is undecided, what it would take: about how many seeds, or, where the prompts alone leave
+    the interval too wide, about how many prompts. Both None: the estimate lies on the border itself."""
 
     verdict: str
     seeds_needed: int | None = None
+    prompts_needed: int | None = None
 
 
 def decide(found: Estimate, *, low: float, high: float, smallest: float) -> Decision:
@@ -238,18 +239,29 @@ def decide(found: Estimate, *, low: float, high: float, smallest: float) -> Deci
         ends += [ends[0] - smallest, ends[0] + smallest]
     distance = sorted(abs(found.value - end) for end in ends)
     target = distance[0] if len(distance) == 1 else max(distance[0], distance[1] / 2)
-    return Decision(UNDECIDED, _seeds_for(found, target))
+    seeds = _seeds_for(found, target)
+    return Decision(UNDECIDED, seeds, None if seeds else _prompts_for(found, target))
 
 
 def _seeds_for(found: Estimate, half: float, *, confidence: float = 0.95, most: int = 100_000) -> int | None:
     """The fewest seeds (from 32 on up to a sixteenth more) whose t interval reaches no further than `half`, the prompts
     staying as they are. Few seeds pay twice, by the root of n and by the quantile (4.3 at three, 2.0 at fifty)."""
     fixed = found.prompt_error**2
-    per_seed = (found.standard_error**2 - fixed) * found.seeds
+    return _fewest((found.standard_error**2 - fixed) * found.seeds, fixed, half, confidence=confidence, most=most)
+
+
+def _prompts_for(found: Estimate, half: float, *, confidence: float = 0.95, most: int = 100_000) -> int | None:
+    """The same for prompts, which may take half of the variance that `half` allows; the other half is for the seeds."""
+    per_prompt = found.prompt_error**2 * found.prompts
+    return _fewest(per_prompt, 0.0, half / math.sqrt(2), confidence=confidence, most=most) if per_prompt > 0 else None
+
+
+def _fewest(each: float, fixed: float, half: float, *, confidence: float, most: int) -> int | None:
+    """The smallest n with t(n - 1)^2 (fixed + each / n) <= half^2, or None."""
     n = 2
     while half > 0 and n < most:
         quantile = float(stats.t.ppf(0.5 + confidence / 2, n - 1))
-        if quantile**2 * (fixed + per_seed / n) <= half**2:
+        if quantile**2 * (fixed + each / n) <= half**2:
             return n
         n += max(1, n // 16)
     return None
