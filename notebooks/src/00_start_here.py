@@ -44,7 +44,7 @@ def paint(words, count=4, first_seed=0):
 
 paint(my_words)
 
-# %% [markdown] lang="en" uid="first-reading" pair="942ede82"
+# %% [markdown] lang="en" uid="first-reading" pair="64e3b98b"
 # **What you see.** A model has painted four portraits of your sentence, on this machine, in a few seconds. The sentence is called the **prompt**. All four have what it says; in everything that it leaves open, clothes, background, hair style, they differ. What makes them differ is the **seed**, the number that the random noise of the beginning is drawn from: same words, same
 # seed, same picture. Change `my_words` above and run the cell again. (In English: the model has never read another language.)
 #
@@ -59,8 +59,8 @@ paint(my_words)
 #
 # ## 1. この教材の問い
 #
-# この教材で扱う記事が紹介しているのは、こうしたモデルを人の望みどおりに動かす方法です。典型的な出力や珍しい出力を選ぶ(擬似密度)、「いいね」から学ぶ(FABRIC)、比較から学ぶ(DPO)、差を言葉にする(PC-CLIP)。どの記事にも共通する問題意識を最もはっきり述べているのが、対話記事『拡散モデルのアラインメント』です。そのまま使うと出力は*期待とずれる*、
-# アラインメントはそれを人の意図に合わせる、というものです。では、ずれはどう測ればよいのでしょうか。このレッスンで、その土台を作ります。「期待されたもの」に正確な答えがある世界です。終わるころには、モデルが何を知っていて、何を知りえないか、画像がどれだけ忠実かを説明できるようになります。予想、チェック、ヒント、自由課題といった、どのレッスンでも使う道具にも慣れます。
+# この教材で扱う記事が紹介しているのは、こうしたモデルを人の望みどおりに動かす方法です。典型的な出力や珍しい出力を選ぶ(擬似密度)、「いいね」から学ぶ(FABRIC)、比較から学ぶ(DPO)、差を言葉にする(PC-CLIP)。どの記事にも共通する問題意識を最もはっきり述べているのが、対話記事『拡散モデルのアラインメント』です。そのまま使うと出力が*期待とずれる*ので、
+# アラインメントによって人の意図に合わせる、というものです。では、ずれはどう測ればよいのでしょうか。このレッスンで、その土台を作ります。「期待されたもの」に正確な答えがある世界です。終わるころには、モデルが何を知っていて、何を知りえないか、画像がどれだけ忠実かを説明できるようになります。予想、チェック、ヒント、自由課題といった、どのレッスンでも使う道具にも慣れます。
 
 # %% [markdown] lang="en" uid="cannot-know" pair="e94a81d0"
 # ## 2. What it cannot know
@@ -81,14 +81,14 @@ paint("a cat")
 # %% uid="cat-reveal"
 lab.reveal("cat", "other" if tier == "gpu" else "person")
 
-# %% [markdown] lang="en" uid="cat-reading" pair="bbd84190"
+# %% [markdown] lang="en" uid="cat-reading" pair="6293e057"
 # **What you see.** Portraits of people, well drawn, and no complaint from the model. The warning does not come from it: our code compared the words with those of all captions in training. **Why.** To the network a prompt is a row of numbers, and *every* row of numbers leads to a picture. The word "cat" is spelt in letters that mean nothing in particular, so what is left is "any portrait". **What would change it.** Only training pictures with cats. (On tier gpu you have Stable Diffusion,
 # which has seen cats and a few hundred million other things. It has gaps all the same, and nobody has the list.)
 #
 # Remember this when an article says that a model "understands" a request. A generative model has no way to say *I do not know this*; somebody else has to check. Here `paint` warns you; in the field nobody does.
 
 # %% [markdown] lang="ja" uid="cat-reading" pair="00187abb"
-# **図から読み取れること。** よく描けた人物のポートレートで、モデルからの苦情はありません。警告を出したのはモデルではなく、こちらのコードです。プロンプトの単語を、学習に使った全キャプションの単語と照合しました。**理由。** ネットワークにとってプロンプトは数値の列で、*どんな*数値の列からも画像ができます。「cat」は特に意味を持たない文字の並びとして読まれるので、残るのは「何かのポートレート」という情報だけです。**何を変えればよいか。** 猫の画像で
+# **図から読み取れること。** 出てきたのは、よく描けた人物のポートレートです。モデルはエラーも警告も出しません。警告を出したのは、こちらのコードです。プロンプトの単語を、学習に使った全キャプションの単語と照合しました。**理由。** ネットワークにとってプロンプトは数値の列で、*どんな*数値の列からも画像ができます。「cat」は特に意味を持たない文字の並びとして読まれるので、残るのは「何かのポートレート」という情報だけです。**何を変えればよいか。** 猫の画像で
 # 学習するしかありません(tierがgpuなら、猫もほかの無数のものも見てきたStable Diffusionが動きます。それでも知らないものはあり、その一覧は誰も持っていません)。
 #
 # 記事に、モデルが要求を「理解する」と書かれていたら、この例を思い出してください。生成モデルは「*これは知りません*」と言えません。確かめるのは、ほかの誰かの仕事です。ここでは `paint` が警告しますが、実務では誰も警告してくれません。
@@ -230,12 +230,12 @@ spread = float(images.std(dim=0).mean())
 print(t("l00.spread", spread=spread))
 lab.reveal("vary", "open" if spread > 0.02 else "nothing")
 
-# %% [markdown] lang="en" uid="vary-reading" pair="64c467a4"
+# %% [markdown] lang="en" uid="vary-reading" pair="e8239e5d"
 # **What you see.** The named attribute has one value in nearly all pictures, the others several. The number under each picture is its faithfulness, from your function. **Why.** For the model "a happy person" stands for all portraits of happy people, and a seed picks one. **What would change it.** Words: every attribute that you name closes one freedom. That is why the course always says which attributes a prompt leaves open; a method that changes *those* may have changed
 # what nobody asked about.
 
 # %% [markdown] lang="ja" uid="vary-reading" pair="ab40b523"
-# **図から読み取れること。** 指定した属性の値は、ほぼすべての画像で1種類です。ほかの属性の値は何種類もあります。画像の下の数値は、自分の関数で求めた忠実度です。**理由。** モデルにとって「a happy person」は笑顔のポートレート全体を指し、シードがその中から1枚を選びます。**何を変えればよいか。** 言葉です。属性を1つ指定するごとに、自由度が1つ減ります。この教材で、プロンプトがどの属性を指定していないかを必ず示すのはこのためです。*未指定の*属性を変える
+# **図から読み取れること。** 指定した属性は、ほぼすべての画像で同じ値です。ほかの属性は、画像によって値が変わります。画像の下の数値は、自分の関数で求めた忠実度です。**理由。** モデルにとって「a happy person」は笑顔のポートレート全体を指し、シードがその中から1枚を選びます。**何を変えればよいか。** 言葉です。属性を1つ指定するごとに、自由度が1つ減ります。この教材で、プロンプトがどの属性を指定していないかを必ず示すのはこのためです。*未指定の*属性を変える
 # 手法は、誰も頼んでいないものを変えたのかもしれません。
 
 # %% [markdown] lang="en" uid="left" pair="c9a80d57"

@@ -458,12 +458,12 @@ at = min(32, len(made_f))
 lab.claim("null_is_level", measured=t("l02.m_alarms"), **binomial(alarm_share(other_f, at), lab.sizes.tests))
 lab.claim("null_sees_model", measured=t("l02.m_alarms"), **binomial(alarm_share(made_f, at), lab.sizes.tests))
 
-# %% [markdown] lang="en" uid="null-reading" pair="c369a67d"
-# **What you see.** The set in which a style is missing falls at the right end of its null, although most of its reading is floor: a reading that is "mostly floor" can prove a difference all the same. Renders lie inside of theirs. **The surprise** is PortraitSD, which a single test may find either way: in the recorded study it sounds the alarm in 6 % of the tests at 32 pictures, and renders do so in 5 %. Asked with complete captions, and
+# %% [markdown] lang="en" uid="null-reading" pair="97a1071b"
+# **What you see.** The set in which a style is missing falls at the right end of its null, although most of its reading is floor: a reading that is "mostly floor" can prove a difference all the same. Renders lie inside of theirs. **The surprise** is PortraitSD, which a single test may find either way: in the recorded study it sounds the alarm (a p-value of at most 0.05) in 6 % of the tests at 32 pictures, and renders do so in 5 %. Asked with complete captions, and
 # seen through the eyes of a network that reads attributes, so few of its pictures are not distinguishable from renders. **What that does not say.** That there is no difference. No alarm means "not at this $n$, not in these features"; one alarm at 5 % is what every twentieth pair of equal sets gives; and no alarm says how large a difference is. **What would change it.** More pictures; other features; captions that leave things open, where the model must choose by itself.
 
-# %% [markdown] lang="ja" uid="null-reading" pair="fe757cb5"
-# **図から読み取れること。** 画風が1つ欠けた集合は、測定値の大半がノイズフロアなのに、帰無分布の右端に来ます。ノイズフロアが大半を占めていても、差があることは示せるのです。レンダリング画像どうしの値は、帰無分布の内側にあります。**意外なのは**PortraitSDで、1回の検定ではどちらの結果にもなりえます。記録済みの実験では、32枚での検定の6%で警報が鳴りました。レンダリング画像どうしでは5%です。すべての属性を述べたキャプションで生成し、
+# %% [markdown] lang="ja" uid="null-reading" pair="ff161037"
+# **図から読み取れること。** 画風が1つ欠けた集合は、測定値の大半がノイズフロアなのに、帰無分布の右端に来ます。ノイズフロアが大半を占めていても、差があることは示せるのです。レンダリング画像どうしの値は、帰無分布の内側にあります。**意外なのは**PortraitSDで、1回の検定ではどちらの結果にもなりえます。記録済みの実験では、32枚での検定の6%で、p値が0.05以下になりました(これを「警報が鳴る」と呼びます)。レンダリング画像どうしでは5%です。すべての属性を述べたキャプションで生成し、
 # 属性を読み取るネットワークの目で見る限り、この枚数ではレンダリング画像と区別できません。**この検定で分からないこと。** 警報が出なくても、差がないとはいえません。「この枚数($n$)、この特徴量では見つからない」という意味です。5%の水準なら、等しい集合どうしでも20回に1回は警報が鳴ります。警報から差の大きさは分かりません。**何を変えればよいか。** 枚数を増やす、特徴量を変える、あるいは、属性を省いたキャプションを使ってモデル自身に選ばせます。
 
 # %% [markdown] lang="en" uid="kid" pair="ec212f7a"
@@ -519,11 +519,11 @@ for k, n in enumerate(counts):
     found = [float(kid(*both)) for both in halves]
     print(t("l02.kid_floor", n=n, kid=np.mean(found), spread=np.std(found), fd=same_law[:, k].mean()))
 
-# %% [markdown] lang="en" uid="kid-reading" pair="d4c20489"
+# %% [markdown] lang="en" uid="kid-reading" pair="3057758d"
 # **Reading.** All lines are renders against renders. FD is a floor that shrinks; KID lies about 0 from the start, and what shrinks is its spread. No floor, then, but a spread all the same, and a small set can still see nothing. The figure asks of three metrics how many standard deviations of *renders against renders* a missing style moves them.
 
 # %% [markdown] lang="ja" uid="kid-reading" pair="1ff58d17"
-# **結果の読み方。** どの行もレンダリング画像どうしの値です。FDはノイズフロアそのもので、枚数とともに小さくなります。KIDは最初から0の近くにあり、小さくなるのはばらつきです。つまり、ノイズフロアはなくてもばらつきはあり、枚数が少なければ何も検出できません。次の図は、画風が1つ欠けたとき、3つの指標がそれぞれ*レンダリング画像どうし*の標準偏差の何倍動くかを示します。
+# **結果の読み方。** どの行もレンダリング画像どうしの値です。FDはノイズフロアそのもので、枚数とともに小さくなります。KIDは最初から0の近くにあり、小さくなるのはばらつきです。つまり、ノイズフロアはなくてもばらつきはあり、枚数が少なければ何も検出できないことがあります。次の図は、画風が1つ欠けたとき、3つの指標がそれぞれ*レンダリング画像どうし*の標準偏差の何倍動くかを示します。
 
 # %% uid="few-run"
 
@@ -619,16 +619,16 @@ def two_rounds(metric, value):
 lab.claim("jpeg", measured=t("l02.m_jpeg"), **two_rounds("fd", squeezed - base))
 lab.claim("aliasing", reason=t("l02.only_recorded"))
 
-# %% [markdown] lang="en" uid="damage-reading" pair="e53ca814"
-# **What you see.** JPEG 75 moves the distance by about 60, although nobody would return such a picture. The step from renders to PortraitSD is smaller, $16$ $[-5, 36]$ at 128 pictures, and does not even show in ten seeds: who stores reals as PNG and fakes as JPEG measures the file format. Missing antialiasing adds about a quarter of that here, and cutting off instead of rounding nothing. **Why.** The network behind the features was trained on
+# %% [markdown] lang="en" uid="damage-reading" pair="296da12d"
+# **What you see.** JPEG 75 moves the distance by about 60, although nobody would return such a picture. The step from renders to PortraitSD is smaller, $16$ $[-5, 36]$ at 128 pictures, and does not even show in ten seeds: who stores reals as PNG and fakes as JPEG measures the file format. Missing antialiasing adds about a quarter of what JPEG does here, and cutting off instead of rounding nothing. **Why.** The network behind the features was trained on
 # clean pictures and reacts to blocks of 8 × 8 pixels, which JPEG makes; our eyes forgive them. The paper found a large effect of aliasing; its photographs are full of fine detail, our drawings are flat areas with few edges. **What would change it.** Damage on *both* sides: it is the difference of treatment that is measured. So reals and fakes go through one pipeline, and the pipeline is named beside the number.
 
-# %% [markdown] lang="ja" uid="damage-reading" pair="1ef54ba1"
-# **図から読み取れること。** JPEG 75で保存すると、距離がおよそ60動きます。見た目で返品する人はいないでしょう。レンダリング画像からPortraitSDへの差はそれより小さく(128枚で $16$ $[-5, 36]$)、10シードでは差があるとさえいえません。本物をPNG、生成画像をJPEGで保存していたら、測っているのはファイル形式です。アンチエイリアスなしの影響は、ここではその4分の1ほどです。切り捨ての影響はありません。**理由。** 特徴量の
-# ネットワークはきれいな画像で学習したので、JPEGが作る8×8画素のブロックに反応します。人間の目は気にしません。論文ではアンチエイリアスの影響が大きかったのですが、対象は細部の多い写真でした。この教材のイラストは、平らな面が多く輪郭が少ない画像です。**何を変えればよいか。** *両方の*画像に同じ処理を施せば、差は消えます。測られているのは処理の違いだからです。本物と生成画像は同じ前処理に通し、
-# その名前を数値に添えます。
+# %% [markdown] lang="ja" uid="damage-reading" pair="c7c32810"
+# **図から読み取れること。** JPEG 75で保存すると、距離がおよそ60動きます。見た目で返品する人はいないでしょう。レンダリング画像からPortraitSDへの差はそれより小さく(128枚で $16$ $[-5, 36]$)、10シードでは差があるとさえいえません。本物をPNG、生成画像をJPEGで保存していたら、測っているのはファイル形式です。アンチエイリアスなしの影響は、ここでは JPEG の4分の1ほどです。切り捨ての影響はありません。**理由。** 特徴量の
+# ネットワークはきれいな画像で学習したので、JPEGが作る8×8画素のブロックに反応します。人間の目は気にしません。論文ではエイリアシングの影響が大きかったのですが、対象は細部の多い写真でした。この教材のイラストは、平らな面が多く輪郭が少ない画像です。**何を変えればよいか。** *両方の*画像に同じ処理を施せば、差は消えます。測られているのは処理の違いだからです。本物と生成画像は同じ前処理に通し、
+# どんな前処理かを数値に添えます。
 
-# %% [markdown] lang="en" uid="manifold" pair="54384070"
+# %% [markdown] lang="en" uid="manifold" pair="71353c61"
 # ## 6. Fidelity and diversity apart
 #
 # One distance cannot tell *bad* pictures from *missing* ones. The next metrics can, and lesson 03 is about trading one for the other. Draw a ball around each real picture that reaches to its $k$-th nearest other real; all balls together stand for "where real pictures are".
@@ -644,7 +644,7 @@ lab.claim("aliasing", reason=t("l02.only_recorded"))
 # %% [markdown] lang="ja" uid="manifold" pair="fdca30c9"
 # ## 6. 忠実度と多様性を分ける
 #
-# 距離が1つだけでは、画像が*悪い*のか、あるはずの画像が*足りない*のかを区別できません。次の指標なら区別できます。レッスン03では、この2つの交換関係を扱います。本物の画像1枚ごとに、$k$ 番目に近い別の本物まで届く球を描きます。すべての球を合わせたものを「本物のある場所」と
+# 距離が1つだけでは、画像が*悪い*のか、あるはずの画像が*足りない*のかを区別できません。次の指標なら区別できます。レッスン03では、この2つのトレードオフを扱います。本物の画像1枚ごとに、$k$ 番目に近い別の本物まで届く球を描きます。すべての球を合わせたものを「本物のある場所」と
 # みなします。
 #
 # * **適合率**: いずれかの本物の球に入る生成画像の割合。忠実度を表します。
@@ -804,24 +804,24 @@ bar_with_interval(names, [toy.precision, toy.recall, toy.coverage], xlabel=t("l0
 lab.claim("outlier_fools_both", measured=t("l02.m_outlier"), value=min(toy.precision, toy.recall), seeds=[lab.seed])
 lab.claim("coverage_resists", measured=t("l02.m_resists"), value=toy.coverage, seeds=[lab.seed])
 
-# %% [markdown] lang="en" uid="outlier-reading" pair="a032d212"
+# %% [markdown] lang="en" uid="outlier-reading" pair="012d6d77"
 # **Reading.** Precision and recall are perfect, for sets that do not even touch. The outlier's fifth neighbour is far away, so its ball is large enough to hold the whole other set. Coverage counts balls, and one ball in a thousand is one in a thousand. That is why Naeem and others
 # ([arXiv 2002.09797](https://arxiv.org/abs/2002.09797)) proposed it.
 #
 # ## 7. CMMD is almost a difference of means
 #
 # CMMD ([arXiv 2401.09603](https://arxiv.org/abs/2401.09603)) compares CLIP embeddings with a Gaussian kernel $e^{-r^2/2\sigma^2}$ of width $\sigma = 10$ and makes no assumption about the distribution. But embeddings have length 1, so no distance $r$ exceeds 2, and on that range $e^{-r^2/200}$ is practically the
-# straight line $1 - r^2/200$. Put the line into the formula of the MMD: the squared lengths cancel and what is left is $10\,|\bar x-\bar y|^2$, a distance of means. If that is so, a change that keeps the mean must go unnoticed. Halve every embedding's distance to the mean of its set, as a model would that makes
+# straight line $1 - r^2/200$. Put the line into the formula of the MMD (KID's formula with this kernel in place of its own): the squared lengths cancel and what is left is $10\,|\bar x-\bar y|^2$, a distance of means. If that is so, a change that keeps the mean must go unnoticed. Halve every embedding's distance to the mean of its set, as a model would that makes
 # everything alike.
 
-# %% [markdown] lang="ja" uid="outlier-reading" pair="c3647704"
+# %% [markdown] lang="ja" uid="outlier-reading" pair="c8f4e956"
 # **図の読み方。** 触れ合ってさえいない集合なのに、適合率も再現率も満点です。外れ値の5番目の近傍は遠いので、その球は相手の集合全体を含むほど大きくなります。被覆率は球の数を数えるので、1000個のうちの1個は1000分の1でしかありません。Naeemらが被覆率を提案した理由は
 # ここにあります([arXiv 2002.09797](https://arxiv.org/abs/2002.09797))。
 #
 # ## 7. CMMDはほぼ平均の差
 #
 # CMMD([arXiv 2401.09603](https://arxiv.org/abs/2401.09603))は、CLIPの埋め込みを幅 $\sigma = 10$ のガウスカーネル $e^{-r^2/2\sigma^2}$ で比べます。分布には何も仮定しません。しかし、埋め込みの長さは1なので、距離 $r$ は2を超えません。この範囲で $e^{-r^2/200}$ は、ほぼ直線
-# $1 - r^2/200$ です。この直線をMMDの式に代入すると、長さの2乗が打ち消し合い、平均の差 $10\,|\bar x-\bar y|^2$ だけが残ります。もしそうなら、平均を変えない変化には反応しないはずです。似たものばかり生成するモデルのように、各埋め込みから集合の平均までの距離を半分にして
+# $1 - r^2/200$ です。この直線をMMDの式(KIDの式でカーネルだけを替えたもの)に代入すると、長さの2乗が打ち消し合い、平均の差 $10\,|\bar x-\bar y|^2$ だけが残ります。もしそうなら、平均を変えない変化には反応しないはずです。似たものばかり生成するモデルのように、各埋め込みから集合の平均までの距離を半分にして
 # 確かめましょう。
 
 # %% uid="cmmd-run"
@@ -906,7 +906,7 @@ marked = {
 figure.alt = t("l02.overview_title") + ". " + "; ".join(f"{name}: {found}" for name, found in marked.items())
 figure
 
-# %% [markdown] lang="en" uid="open" pair="83f49327"
+# %% [markdown] lang="en" uid="open" pair="4451e617"
 # **What you see.** No row is coloured throughout, and no column is. FD needs more pictures for JPEG than KID does; recall notices more than its name promises; precision misses ghosts and noise; CMMD misses variety. PortraitSD's row is empty: with complete captions, 128 of its pictures pass for renders in every column. Two things no column can notice. *Copies* of the training pictures have FD 0 and a perfect score everywhere. And a model that paints beautiful portraits for
 # *other people's prompts* is perfect too, for set metrics never see a prompt. Both need tests of their own: the distance to the nearest training picture, and a reader of attributes.
 #
@@ -917,7 +917,7 @@ figure
 # **図から読み取れること。** すべてのマスに色が付いた行も列もありません。JPEGに対して、FDはKIDより多くの枚数を必要とします。再現率は、名前から想像する以上に多くの変化に反応します。適合率は幽霊とノイズを、CMMDは多様性の低下を見逃します。PortraitSDの行には色がありません。すべての属性を述べたキャプションなら、128枚はどの列でもレンダリング画像と区別できません。どの列にも検出できないものが2つあります。学習画像の*丸写し*は、FDが0で、ほかの指標でも満点です。*別の人の
 # プロンプト*に対して美しい画像を描くモデルも満点です。集合の指標はプロンプトを見ないからです。それぞれ専用の検査が必要です。前者には最も近い学習画像までの距離、後者には属性を読み取る評価役を使います。
 #
-# **自由課題(難易度5/5)。** 工場で使いたい警報を作ってください。2つの特徴量の表から、異常があるほど大きな値を返す関数です。使えるのは片側64枚だけです。評価は*最も悪い*結果で行います。良品のレンダリング画像の5%で鳴るように警報の水準を決め、5種類の劣化での検出率のうち最小のものを得点とします。
+# **自由課題(難易度5/5)。** 工場で使いたい警報を作ってください。2つの特徴量の表から、異常があるほど大きな値を返す関数です。使えるのは片側64枚だけです。評価は*最も悪い*結果で行います。良品のレンダリング画像の集合のうち5%で鳴るように警報の水準を決め、5種類の劣化での検出率のうち最小のものを得点とします。
 # セルにはFDだけの例があります。指標を組み合わせる、良品での値で割ってそろえる、$k$ を選ぶ、特徴量を別の角度から見るなど、正解は1つではありません。0.9を超えれば優秀です。
 
 # %% uid="open-task" tags=["open"]
@@ -1145,18 +1145,18 @@ curve_with_interval(
 # - プロンプトへの忠実さと、丸写しの検査。集合の指標ではどちらも測れない。
 # - 勝率なら、プロンプト数、引き分けの数、プロンプト単位の信頼区間、実行前に決めた指標。
 
-# %% [markdown] lang="en" uid="own" pair="fcc078ca"
+# %% [markdown] lang="en" uid="own" pair="acc6ddf8"
 # ### Your own two folders
 #
-# All of this list but the last line is one call, `measure`, or one command: `labkit measure REAL FAKE --html report.html`. The cell writes two small folders of renders, the second one a little darker, and measures them. Before you run it: at 48 pictures,
+# What this list asks of two sets alone (counts and features, the reading of real against real, the p-value of the permutation test, fidelity and diversity, the test for copies) is one call, `measure`, or one command: `labkit measure REAL FAKE --html report.html`. Comparing models, measuring at several counts, faithfulness and win rates remain with you. The cell writes two small folders of renders, the second one a little darker, and measures them. Before you run it: at 48 pictures,
 # which lines of the report do you expect to see the difference, and which cannot? Then give `own_real` and `own_fake` the paths of two folders of yours. The reader of portraits is the wrong network for other pictures:
 # pass `extractor="clip"` or `"inception"` with your weights, as `docs/measure.md` tells.
 
-# %% [markdown] lang="ja" uid="own" pair="208578e0"
+# %% [markdown] lang="ja" uid="own" pair="b1a6fe2d"
 # ### 自分の2つのフォルダ
 #
-# 最後の行を除くこの一覧のすべてを、関数 `measure` が1回の呼び出しで計算します。コマンドなら `labkit measure REAL FAKE --html report.html` です。次のセルは、レンダリング画像の小さなフォルダを2つ書き出して測ります。2つ目は少し暗くしてあります。実行する前に予想してください。
-# 48枚で、レポートのどの行なら差が見え、どの行では見えないでしょうか。結果を見たら、`own_real` と `own_fake` に手元の2つのフォルダのパスを入れて、もう一度実行してください。ポートレート以外の画像に、ポートレート用の読み取りモデルは向きません。
+# この一覧のうち2つの集合だけから分かるもの(枚数と特徴量、本物どうしの値、並べ替え検定のp値、忠実度と多様性、丸写しの検査)は、関数 `measure` を1回呼べばそろいます。コマンドなら `labkit measure REAL FAKE --html report.html` です。モデルどうしの比較、枚数を変えた測定、プロンプトへの忠実さ、勝率は含みません。次のセルは、レンダリング画像の小さなフォルダを2つ書き出して測ります。2つ目は少し暗くしてあります。実行する前に予想してください。
+# 48枚で、レポートのどの行なら差が見え、どの行では見えないでしょうか。結果を見たら、`own_real` と `own_fake` に手元の2つのフォルダのパスを入れて、もう一度実行してください。ポートレート以外の画像に、AttributeReader は向きません。
 # `docs/measure.ja.md` のとおり、`extractor="clip"` か `"inception"` に手元の重みを渡してください。
 
 # %% uid="own-measure"

@@ -74,7 +74,7 @@ def ends(pictures, rho, title):
 
 ends(real.pictures, real.density.rho, t("l03.reals_title"))
 
-# %% [markdown] lang="en" uid="first-reading" pair="fd7be3a6"
+# %% [markdown] lang="en" uid="first-reading" pair="d66e62f7"
 # **What you see.** Real portraits of one population, sorted by a number $\rho$ that no one told what a portrait is. Above, the most typical: one drawing style, common
 # hair, hardly anything that stands out. Below, the rarest. This population has rarities on purpose: few cartoon drawings, few sunglasses, few pink or blue heads.
 # Look closer, though: rare *combinations* come first, and cartoons hardly appear. A kind with few members may be dense, if these few resemble one another.
@@ -83,7 +83,7 @@ ends(real.pictures, real.density.rho, t("l03.reals_title"))
 # What made the difference between the rows? Write your guess in a sentence before you read on: what would a stranger have to count to sort the pictures like this?
 
 # %% [markdown] lang="ja" uid="first-reading" pair="6199d09b"
-# **図の読み方。** 同じ母集団から取った本物のポートレートを、数値 $\rho$ の順に並べました。この数値は、ポートレートが何であるかを知らずに計算されています。上は最も典型的な画像です。
+# **図の読み方。** 同じ母集団から取った本物(以下、実データとも呼びます)のポートレートを、数値 $\rho$ の順に並べました。この数値は、ポートレートが何であるかを知らずに計算されています。上は最も典型的な画像です。
 # 画風が同じで、髪の色もありふれていて、目立つものがほとんどありません。下は最も珍しい画像です。この母集団には、わざと珍しいものを混ぜてあります。アニメ調の絵、サングラス、
 # ピンクや青の髪は少ししかありません。ただし、よく見ると、先に現れるのは珍しい*組み合わせ*で、アニメ調の絵はほとんど出てきません。数の少ない種類でも、互いに似ていれば密度は低くならないからです。後のために1つ覚えておいてください。*どちらの*行も本物の画像です。下の行に壊れた絵はなく、ただ数が少ないだけです。
 #
@@ -189,7 +189,7 @@ def ring_picture(k, exponent, point):
 controls = {"k": slider("k", 3, 50, 10), "exponent": slider("n", 0.5, 3.0, 1.0, 0.5)}
 explore(ring_picture, controls | {"point": slider(t("l03.point"), 0, len(points) - 1, 0)})
 
-# %% [markdown] lang="en" uid="ring-look" pair="6cda2352"
+# %% [markdown] lang="en" uid="ring-look" pair="29a15a62"
 # **What you see.** The colours on the right rise where the map on the left is bright: the rank correlation says how faithfully. The slope says something subtler: $\log\rho$
 # follows only about *half* of $\log p$. **Why:** in $d$ dimensions four times as many points bring neighbours nearer by $4^{1/d}$ only, so distances shrink with the $d$-th
 # root of the density, and here $d = 2$. In the 128 dimensions of a network all distances become nearly equal. The scale of $\rho$ therefore means little, its **order** means
@@ -203,7 +203,7 @@ explore(ring_picture, controls | {"point": slider(t("l03.point"), 0, len(points)
 # *約半分*しか動きません。**理由:** $d$ 次元では、点が4倍になっても近傍は $4^{1/d}$ 倍しか近づきません。距離は密度の $d$ 乗根に反比例し、ここでは $d = 2$ だからです。ネットワークの
 # 128次元の特徴空間では、どの距離もほとんど同じになります。したがって、$\rho$ の値そのものにはあまり意味がなく、意味があるのは**順序**です。しきい値には固定の数値ではなく、分位点を使います。
 #
-# **結果を変えるもの:** $n$ を動かすと色は変わりますが、単調な変換なので順序は変わりません。$k$ は、選んだ点を囲む円の大きさです。小さな球は標本のたまたまの偏りに左右され、大きな球では
+# **結果を左右するもの:** $n$ を動かすと色は変わりますが、単調な変換なので順序は変わりません。$k$ は、選んだ点を囲む円の大きさです。小さな球は標本のたまたまの偏りに左右され、大きな球では
 # 小さな山がならされて見えなくなります。
 
 # %% [markdown] lang="en" uid="accept" pair="bd163003"
@@ -292,14 +292,14 @@ for share in (0.9, 0.5, 0.1):
     print(t("l03.closed_form", pi=share, high=forecast(share, 33)[2], low=forecast(share, 0.03)[2]))
 lab.reveal("cost", min({"two": 2, "eight": 8, "all": 33}.items(), key=lambda o: abs(o[1] - forecast(0.1, 33)[2]))[0])
 
-# %% [markdown] lang="en" uid="ring-run" pair="26aa5651"
+# %% [markdown] lang="en" uid="ring-run" pair="4633eaf6"
 # Does the rule do what it promises? The ring has a generator that knows all eight modes and smears a fifth of its points over the bridges between them: artefacts. Two measures
 # from lesson 02: **precision**, the share of generated points that lie inside of the ball of some real point (fidelity), and **coverage**, the share of real balls
 # that contain a generated one (diversity). Coverage may be used *here*, because a thousand points are kept of a thousand reals. `truncation`, a habit from GANs, shrinks the noise by a factor
 # instead of selecting.
 
 # %% [markdown] lang="ja" uid="ring-run" pair="6b6729db"
-# この規則は約束どおりに働くでしょうか。リングの生成器は8つの山をすべて知っていますが、点の2割は山と山の間に落ちます。これがアーティファクトです。尺度はレッスン02の2つです。
+# この規則は約束どおりに働くでしょうか。リングの生成器は8つの山をすべて再現できますが、点の2割は山と山の間に落ちます。これがアーティファクトです。使う指標はレッスン02の2つです。
 # **適合率**は、生成点のうち、どれかの実データの球に入るものの割合(忠実度)です。**被覆率**は、実データの球のうち、生成点を含むものの割合(多様性)です。*ここで*被覆率を使えるのは、
 # 実データ1,000点に対して1,000点を残すからです。`truncation` は GAN で使われる手法で、選別はせず、ノイズに1より小さい係数を掛けます。
 
@@ -409,7 +409,7 @@ claim("extreme_ring", "ring.w33_top", "ring.w1", "distance")
 paid = [results[f"ring.{s}"]["calls"] / results[f"ring.{s}"]["forecast"] for s in l03.RING if s != "w1"]
 lab.claim("cost_forecast", measured=t("l03.cost_ratio"), value=float(np.mean(paid)), seeds=[run_seed])
 
-# %% [markdown] lang="en" uid="ring-reading" pair="28485b62"
+# %% [markdown] lang="en" uid="ring-reading" pair="7571ab0d"
 # **What you see.** Blue: the recorded study, ten runs with their intervals; stars: your run. Go from `w = 1` to `w = 33`, both with the *lowest tenth* as threshold. Precision rises from .88 to
 # .99 and coverage does not fall, because the points below that threshold are mostly the smeared ones. Selection acts as a **filter of artefacts** there. Raise the threshold to the half or to the upper fifth, and
 # the same weight throws away honest small modes: precision has nothing left to win, coverage pays (.82, .76). Shrinking the noise to 0.7 hardly touches the artefacts: they do not lie far out
@@ -430,7 +430,7 @@ lab.claim("cost_forecast", measured=t("l03.cost_ratio"), value=float(np.mean(pai
 # ここでは、論文の主張を1つ省きました。*弱い*重みがフレシェ距離を下げるというものです。リングでは `w = 2` で0.019から0.021になり、10回の実行による区間は $\pm .009$ でした。1,000点では判定できません。
 # 1回の実行で判定すれば、偶然のばらつきを結論と取り違えます。この差は実行ごとに0.013ほどばらつくからです。0.002の効果を5回中4回の実験で見つけるには、約300組の実行が要ります。
 #
-# **結果を変えるもの:** 誤りの起きる場所です。生成器が大きな山の*内側*で誤るなら、密度では見つけられません。費用の予測が実際と一致するのは、式に入るのが $\pi$ だけだからです。
+# **結果を左右するもの:** 誤りの起きる場所です。生成器が大きな山の*内側*で誤るなら、密度では見つけられません。費用の予測が実際と一致するのは、式に入るのが $\pi$ だけだからです。
 # 数百個を試しに生成すれば足ります。
 
 # %% uid="ring-slider" tags=["widget"]
@@ -471,7 +471,7 @@ explore(typical_or_rare, slider_controls)
 # **選んでみましょう。** どの truncation よりも、*両方の*軸で優れた設定を探してください。フレシェ距離(平面の上に表示)が最小になる設定も探してください。次に $w$ を1より小さくして、最初に戻って
 # くるのが珍しい山なのか、山の間の点なのかを見てください。密度が低いものは、珍しい**か**、壊れています。この規則には区別できません。これが第6節で解く謎です。
 
-# %% [markdown] lang="en" uid="measure" pair="96c12f94"
+# %% [markdown] lang="en" uid="measure" pair="b103ed97"
 # ## 4. Who measures, and how much it takes
 #
 # Before portraits are selected, the measures have to earn their place. Selection leaves a few *dozen* or hundred pictures, and small samples lie.
@@ -490,7 +490,7 @@ explore(typical_or_rare, slider_controls)
 # %% [markdown] lang="ja" uid="measure" pair="00c015b9"
 # ## 4. 何で測るか、何枚あれば足りるか
 #
-# ポートレートを選別する前に、尺度の方を確かめておきましょう。選別の後に残るのは数十枚か数百枚で、標本が小さいと尺度は当てになりません。
+# ポートレートを選別する前に、指標の方を確かめておきましょう。選別の後に残るのは数十枚か数百枚で、標本が小さいと指標は当てになりません。
 #
 # **集合そのものの多様性。** Vendi スコアは、集合に何種類の*異なる*画像があるかを数えます。特徴量の各行を長さ1のベクトルにすると、内積 $K_{ij} = x_i \cdot x_j$ は、対角成分が1の類似度に
 # なります。$K/n$ の固有値 $\lambda_i$ は0以上で、和は1です。つまり、互いに独立な画像がそれぞれどれだけの割合で含まれているかを表す、とみなせます。そのエントロピーの指数が、
@@ -521,7 +521,7 @@ def vendi(features):
 lab.check("vendi")
 vendi = lab.use("vendi")
 
-# %% [markdown] lang="en" uid="floor" pair="402fbf01"
+# %% [markdown] lang="en" uid="floor" pair="fe87c814"
 # **Diversity against the reals.** Recall is the mirror of precision: the share of *reals* that lie inside of the ball of some generated picture. It can rise with few pictures, because the balls of
 # a few pictures are large. Coverage cannot: $n$ pictures touch only so many real balls, whatever they show.
 #
@@ -530,12 +530,12 @@ vendi = lab.use("vendi")
 # fresh renders of the population that the reals come from. Call it the *ideal generator*. Whatever the table shows for it is not error but floor.
 
 # %% [markdown] lang="ja" uid="floor" pair="6068ad67"
-# **実データと比べた多様性。** 再現率は適合率の裏返しで、*実データ*のうち、どれかの生成画像の球に入るものの割合です。枚数が少なくても、生成画像の球が大きければ高くなれます。
+# **実データと比べた多様性。** 再現率は適合率の裏返しで、*実データ*のうち、どれかの生成画像の球に入るものの割合です。枚数が少ないと生成画像の球が大きくなるので、かえって高くなることがあります。
 # 被覆率はそうはいきません。$n$ 枚の画像が触れられる実データの球の数には、何が描かれていようと限りがあります。
 #
 # **すべてをまとめた1つの数値。** 記事は FID を挙げています。フレシェ距離 $\lVert\mu - \mu'\rVert^2 + \mathrm{tr}(\Sigma + \Sigma' - 2(\Sigma\Sigma')^{1/2})$ は正規分布どうしを比べる
 # もので、128個の特徴量の共分散を $n$ 枚から推定すると、$n$ に応じた誤差が入ります。こうした癖をまとめて見るために、**間違いをまったく犯さない**生成器を測ってみましょう。実データと
-# 同じ母集団から新しく描いた画像です。これを*理想の生成器*と呼びます。表に出る値は、この生成器の誤りではなく、尺度の床です。
+# 同じ母集団から新しく描いた画像です。これを*理想の生成器*と呼びます。表に出る値は、この生成器の誤りではなく、ノイズフロアです。
 
 # %% uid="floor-run"
 from labkit.course.render import show, table
@@ -549,22 +549,22 @@ for n in [n for n in (24, 50, 100, 200, 400) if n <= len(ideal.rho)]:
 columns = ["frechet", "kernel", "coverage", "recall", "vendi"]
 show(*table([t("l03.pictures"), *(measures[m] for m in columns)], rows))
 
-# %% [markdown] lang="en" uid="floor-reading" pair="c06df55d"
+# %% [markdown] lang="en" uid="floor-reading" pair="73ff4be3"
 # **What you see.** From top to bottom nothing changes but $n$, and the generator is perfect throughout. Yet the Fréchet distance falls to a tenth (from about 1,500 to 140), and the coverage grows sixfold. A table that prints "FD 1778" for
 # 24 selected pictures says mostly "24". The **kernel distance** (KID) scatters about zero at every $n$, the less the more pictures: it is unbiased, and can even turn out negative. Recall and Vendi settle from about a
 # hundred pictures on, and Vendi still grows slowly.
 #
 # **What follows:** every setting keeps the *same* number of pictures, a hundred; diversity is read from recall and Vendi; distances from the kernel; and the row of the ideal generator at $w = 1$
 # stands beside every result as its floor. All of it in the space of the **judge**, the AttributeReader, which has no say in the selection: density is measured in
-# PortraitCLIP's space (*control*), and a space that was used to choose would praise its own choice.
+# the space of PortraitCLIP, the course's CLIP for portraits (*control*: it selects and pushes), and a space that was used to choose would praise its own choice.
 
-# %% [markdown] lang="ja" uid="floor-reading" pair="012a90ce"
+# %% [markdown] lang="ja" uid="floor-reading" pair="4cf4f7eb"
 # **表の読み方。** 上から下へ変わるのは $n$ だけで、生成器は終始完璧です。それでもフレシェ距離は10分の1に(1,500ほどから140ほどに)下がり、被覆率は6倍になります。選別した24枚に「FD 1778」と書いてある表は、ほとんど
 # 「24枚」と言っているだけです。**カーネル距離**(KID)は、どの $n$ でも0のまわりにばらつき、枚数が多いほど0に近づきます。不偏なので、負になることもあります。再現率と Vendi スコアは100枚ほどで落ち着きますが、Vendi は
 # その後も少しずつ増えます。
 #
-# **ここから決まること:** どの設定でも*同じ*枚数、100枚を残します。多様性は再現率と Vendi スコアで、距離はカーネル距離で読みます。理想の生成器の $w = 1$ の値を、どの結果にも床として並べます。
-# すべて**評価役**である AttributeReader の空間で測り、評価役は選別に関わりません。密度は PortraitCLIP の空間(*制御*用)で測ります。選ぶのに使った空間で測れば、自分の選択を
+# **ここから決まること:** どの設定でも*同じ*枚数、100枚を残します。多様性は再現率と Vendi スコアで、距離はカーネル距離で読みます。理想の生成器の $w = 1$ の値を、どの結果にもノイズフロアとして並べます。
+# すべて**評価役**である AttributeReader の空間で測り、評価役は選別に関わりません。密度は、この教材のポートレート用 CLIP である PortraitCLIP の空間で測ります(選別と摂動に使うので、*制御*用と呼びます)。選ぶのに使った空間で測れば、自分の選択を
 # 自分で褒めることになるからです。
 
 # %% [markdown] lang="en" uid="tradeoff" pair="9d4e6dcd"
@@ -616,7 +616,7 @@ claim("ideal_distance_up", "ideal.w33", "ideal.w1", "kernel")
 claim("ideal_recall_up", "ideal.w003", "ideal.w1", "recall")
 claim("ideal_vendi_up", "ideal.w003", "ideal.w1", "vendi")
 
-# %% [markdown] lang="en" uid="ideal-reading" pair="1f887a10"
+# %% [markdown] lang="en" uid="ideal-reading" pair="cc59ab14"
 # **What you see.** Look at the strips first: $w = 33$ keeps one style with common hair, $w = 0.03$ brings glasses, beards, white and red heads, now and then a cartoon, and *both* rows are flawless. In the plane, selection with 33
 # moves up and to the left: on record precision rises from .94 to .97, recall falls from .93 to .82. Among a hundred pictures the effective number of different ones falls from 6.0 to 5.2; the other way round,
 # $w = 0.03$ raises it to 6.4 and lowers precision to .90. Recall rises by no more than $.006$ $[.001, .010]$ over thirty-five seeds, less than the smallest difference that we care about; it stands near its ceiling already. The kernel distance to the population grows in **both** directions,
@@ -632,13 +632,13 @@ claim("ideal_vendi_up", "ideal.w003", "ideal.w1", "vendi")
 # **図の読み方。** まず画像の列を見てください。$w = 33$ が残すのは、同じ画風でありふれた髪の画像です。$w = 0.03$ では、眼鏡、ひげ、白や赤の髪、ときにはアニメ調の絵が現れます。*どちらの*行にも欠点はありません。
 # 平面では、33の選別は左上へ動きます。記録の平均で、適合率は0.94から0.97に上がり、再現率は0.93から0.82に下がります。100枚のうちの実質的な種類の数は、6.0から5.2に減ります。逆に $w = 0.03$ では
 # 6.4に増え、適合率は0.90に下がります。再現率の上昇は、35のシードで $.006$ $[.001, .010]$ にとどまり、意味のある最小の差に届きません。もともと上限に近いからです。母集団とのカーネル距離は**どちらの**方向でも増え、0.1から3.6と5.4になります。
-# フレシェ距離は380から498になりますが、そのうち380は床です。
+# フレシェ距離は380から498になりますが、そのうち380はノイズフロアです。
 #
 # **理由:** 誤りがなければ、選別にできるのは取り除くことだけです。完璧な画像でも、600枚の実データの球から外れることがあります。外れるのは変わった画像です。それを捨てれば適合率は上がりますが、良くなった画像は
-# 1枚もありません。これが題名にあるトレードオフで、論文の FID が両端で跳ね上がる理由でもあります(2.8が、$w = 33$ では61、$w = 0.03$ では22になります)。FID は2つの母集団が*等しい*かどうかを尋ねますが、
-# ここではわざと違うものにしているからです。効果を FID で測るという記事の助言は、誰も尋ねていない問いに答えています。
+# 1枚もありません。これが題名にあるトレードオフで、論文の FID が両端で跳ね上がる理由でもあります(2.8が、$w = 33$ では61、$w = 0.03$ では22になります)。FID が測るのは2つの母集団が*等しい*かどうかですが、
+# ここではわざと違うものにしているからです。効果を FID で測るという記事の助言では、ここで知りたいことは分かりません。
 #
-# **結果を変えるもの:** しきい値を下げることです。$\tau$ を下位1割にした `w = 2` では、ほとんど何も動きません。完璧な生成器には、その端に取り除くべきものがないからです。
+# **結果を左右するもの:** しきい値を下げることです。$\tau$ を下位1割にした `w = 2` では、ほとんど何も動きません。完璧な生成器には、その端に取り除くべきものがないからです。
 
 # %% [markdown] lang="en" uid="portraits" pair="17615c54"
 # ## 6. The same rule on a model that errs
@@ -709,30 +709,30 @@ extra = gain["own_precision"] - gain["precision"]
 why = "" if np.isfinite(extra) else t("l03.too_few")
 lab.claim("own_space", t("l03.own_space"), value=None if why else extra, seeds=[run_seed], reason=why)
 
-# %% [markdown] lang="en" uid="model-reading" pair="e8391ad8"
+# %% [markdown] lang="en" uid="model-reading" pair="943c1fc1"
 # **What you see.** $w = 33$ does what the paper says to fidelity and diversity: precision from .89 to .96, recall from .92 to .85, Vendi from 6.5 to 5.5, at three generated pictures per kept one. But the distance
 # **falls**, from 7.0 to 1.8, where the ideal generator's rose from 0.1 to 3.6; the claim that an extreme weight raises it is contradicted here, and a mild one lowers it as in the paper. The other end disappoints:
 # $w = 0.03$ *lowers* recall, from .92 to .88, the Vendi score rises by less than the smallest difference that we care about, and the distance doubles.
 #
 # **Why:** this model's errors are larger than the trade-off. What $w = 33$ throws away is mostly what the reals do not have, so its share of rare things drops from 33 % to 9 %, close to the population's 11 %: the selection repairs a
-# wrong population and is paid for it. What $w = 0.03$ keeps is different from other *pictures* (Vendi) and just as different from the *reals* (recall): diverse in the sense of nobody. An average
+# wrong population and is paid for it. What $w = 0.03$ keeps is different from other *pictures* (Vendi) and just as different from the *reals* (recall): diverse, but not in the sense that anybody wants. An average
 # over both generators would have shown "no effect" and hidden two opposite ones. Guidance and noise scale are the knobs that a diffusion model has anyway. Over five seeds less noise (0.8) raises precision by $.028$ $[.001, .055]$; whether it costs recall, $-.040$ $[-.092, .013]$, they cannot say. Guidance 1 lowers recall by $.033$ $[.002, .064]$ and guidance 6 shows nothing. That any of the three brings
 # the distance down does not show either ($+1.4$ to $+2.4$, with intervals of about 5 both ways). We would not expect it: none of them knows who the reals are.
 #
 # **What would change it:** a better model. As its errors shrink, its points move towards those of the ideal generator. The last box compares the gain of precision in the space that chose with that of the judge: the
 # first is larger, by .043 $[.025, .062]$ over fourteen seeds. With five seeds that interval still touched zero. A space in which one selects flatters the selection.
 
-# %% [markdown] lang="ja" uid="model-reading" pair="9df6d2e8"
+# %% [markdown] lang="ja" uid="model-reading" pair="3f0b7fd8"
 # **図の読み方。** $w = 33$ は、忠実度と多様性については論文のとおりに働きます。適合率は0.89から0.96に上がり、再現率は0.92から0.85に、Vendi スコアは6.5から5.5に下がります。費用は採用1枚あたり3枚の生成です。ところが、
 # 距離は7.0から1.8に**下がります**。理想の生成器では0.1から3.6に増えていました。極端な重みが距離を増やすという主張は、ここでは反対の結果になりました。弱い重みは、論文と同じく距離を減らします。反対側は期待外れです。
 # $w = 0.03$ では、再現率がかえって0.92から0.88に*下がり*、Vendi スコアの上昇は意味のある最小の差に届かず、距離は2倍になります。
 #
 # **理由:** このモデルの誤りが、トレードオフより大きいからです。$w = 33$ が捨てるものの大半は、実データにないものです。珍しいものの割合は33%から9%に減り、母集団の11%に近づきます。つまり、選別が間違った
-# 母集団を直し、その分だけ得をしています。$w = 0.03$ が残すものは、ほかの*画像*とも違いますが(Vendi)、*実データ*とも違います(再現率)。多様ではあっても、実データの誰とも似ていません。2つの生成器を平均していたら
+# 母集団を直し、その分だけ得をしています。$w = 0.03$ が残すものは、ほかの*画像*とも違いますが(Vendi)、*実データ*とも違います(再現率)。数字の上では多様でも、誰も求めていない多様さです。2つの生成器を平均していたら
 # 「効果なし」に見え、正反対の2つの効果が隠れていたでしょう。誘導スケールとノイズの大きさは、拡散モデルにもともとある調整手段です。5つのシードで、ノイズを0.8倍に減らすと適合率が $.028$ $[.001, .055]$ 上がりますが、再現率が下がるかどうかは決まりません($-.040$ $[-.092, .013]$)。誘導スケール1では再現率が $.033$ $[.002, .064]$ 下がり、6では変化が見られません。距離が下がる様子は、
 # 3つのどれにもありません($+1.4$ から $+2.4$、区間はどちらの向きにも5ほど)。どの手段も実データを知らないので、下がると期待する理由もありません。
 #
-# **結果を変えるもの:** より良いモデルです。誤りが減るほど、点は理想の生成器の点に近づきます。最後の枠は、適合率の上昇を、選別に使った空間と評価役の空間とで比べたものです。14のシードでは、前者が
+# **結果を左右するもの:** モデルの良さです。誤りが減るほど、点は理想の生成器の点に近づきます。最後の枠は、適合率の上昇を、選別に使った空間と評価役の空間とで比べたものです。14のシードでは、前者が
 # 0.043 $[.025, .062]$ だけ大きくなりました。5つのシードでは、区間がまだ0にかかっていました。選別に使った空間で測ると、選別の効果は実際より大きく見えます。
 
 # %% [markdown] lang="en" uid="weights" pair="fbc4ae4e"
@@ -851,7 +851,7 @@ recorded_plane(both, yours=stars, xlabel=measures["rare"], ylabel=measures["prec
 # すぎないので、顔も見てください。線より良くならなければ、`rho_near` に `rho` とは違う情報があるかどうかを、候補での順位で比べてみましょう。結果を変えるのは、実データを増やすことです。600枚の
 # 実データのうち、アニメ調の絵は20数枚しかありません。もっと珍しいものには、$k = 2$ でも近傍がありません。
 
-# %% [markdown] lang="en" uid="push" pair="a4e06a77"
+# %% [markdown] lang="en" uid="push" pair="4517b09d"
 # ## 8. Pushing one picture
 #
 # Selection waits for good luck. The first method of the paper makes it: keep the picture's initial noise $z$ and change it a little. How little? No coordinate by more than $\epsilon$, a
@@ -868,7 +868,7 @@ recorded_plane(both, yours=stars, xlabel=measures["rare"], ylabel=measures["prec
 # ## 8. 1枚を動かす
 #
 # 選別は当たりが出るのを待つ方法です。論文の1つ目の方法は、当たりを自分で作ります。画像の初期ノイズ $z$ を少しだけ変えるのです。「少し」とは、どの成分も $\epsilon$ までという意味で、
-# 箱の形になります。その中で、生成される画像の密度を登ります。
+# 箱の形になります。その中で、生成される画像の密度が最も高くなる点を探します。
 #
 # $$\max_{\lVert\delta\rVert_\infty \le \epsilon} \; \rho\big(F(G(z + \delta))\big)$$
 #
@@ -892,7 +892,7 @@ def push_step(delta, gradient, alpha, eps):
 lab.check("push_step")
 push_step = lab.use("push_step")
 
-# %% [markdown] lang="en" uid="best" pair="24782a6c"
+# %% [markdown] lang="en" uid="best" pair="260da457"
 # A step of fixed length has a flaw: near the top it jumps across, and the last iterate is seldom the best one. The paper's code returns the last. Every iterate has been scored on the way, so keeping
 # the best one costs nothing.
 #
@@ -901,11 +901,11 @@ push_step = lab.use("push_step")
 # the first and step 0 of the second.
 
 # %% [markdown] lang="ja" uid="best" pair="9782c3d6"
-# 歩幅が一定だと、困ったことが起きます。頂上の近くでは飛び越えてしまい、最後の点が最良とは限りません。論文のコードは最後の点を返します。途中の点はすべて採点済みなので、最良の点を
+# 歩幅が一定だと、困ったことが起きます。頂上の近くでは飛び越えてしまい、最後の点が最良であることはまれです。論文のコードは最後の点を返します。途中の点はすべて採点済みなので、最良の点を
 # 取っておくのに追加の計算は要りません。
 #
 # **課題(難易度3)。** `best_iterate` を書いてください。`path` $[S, B, \dots]$ は $B$ 枚の画像の $0, 1, \dots, S - 1$ ステップ後のノイズ、`scores` $[S, B]$ はその得点です。画像ごとに最良の点
-# $[B, \dots]$ を返します。最良のステップは画像によって異なってかまいません。出発点も候補に含めます。手計算の例: 得点が $(1, 3, 2)$ の画像ではステップ1、$(5, 4, 4)$ の画像ではステップ0を
+# $[B, \dots]$ を返します。最良のステップは、画像ごとに異なることがあります。出発点も候補に含めます。手計算の例: 得点が $(1, 3, 2)$ の画像ではステップ1、$(5, 4, 4)$ の画像ではステップ0を
 # 残します。
 
 
@@ -960,14 +960,14 @@ push_controls = {
 }
 explore(push_on_ring, push_controls)
 
-# %% [markdown] lang="en" uid="push-portraits" pair="11d82a9b"
+# %% [markdown] lang="en" uid="push-portraits" pair="23a2f767"
 # **What to look for:** the coordinates run to the walls of the box and zigzag where the top is near; the ring marks the iterate that is kept. Switch the scorer to the **MLP**: the paper does not climb the exact
 # density but a small network that was trained on the reals to imitate it. Find a point where it promises more than the exact density keeps.
 #
 # Now through a whole diffusion sampler, eight pictures. The control takes the same number of steps with *random* signs, and keeps its best iterate as well: eleven lottery tickets against ten gradients.
 
 # %% [markdown] lang="ja" uid="push-portraits" pair="f26f7f98"
-# **見るところ:** 各成分は箱の壁へ向かって進み、頂上が近いとジグザグに動きます。丸で囲んだのが、残す点です。次に、スコアを **MLP** に切り替えてください。論文が登るのは厳密な密度ではなく、それを
+# **見るところ:** 各成分は箱の壁へ向かって進み、頂上が近いとジグザグに動きます。丸で囲んだのが、残す点です。次に、スコアを **MLP** に切り替えてください。論文が最大化するのは厳密な密度ではなく、それを
 # 真似るように実データで学習した小さなネットワークです。MLP の約束が、厳密な密度より大きい点を探してください。
 #
 # 次は拡散モデルのサンプラー全体を通して、8枚の画像で行います。対照は、同じ回数だけ*ランダムな*符号で動かすもので、こちらも最良の点を残します。10回の勾配と、11枚のくじの勝負です。
@@ -996,7 +996,7 @@ claim("push_up", "push.up", "push.random", "log_gain")
 claim("push_down", "push.down", "push.random", "log_gain")
 lab.claim("mlp_overrates", measured=t("l03.promise"), reason=t("l03.recorded_only"))
 
-# %% [markdown] lang="en" uid="push-reading" pair="1c6626a6"
+# %% [markdown] lang="en" uid="push-reading" pair="4b149cd0"
 # **What you see.** Over forty recorded pictures ten gradient steps multiply the density by 1.08 ($e^{.078}$) upwards and by 0.94 downwards. The last iterate would have given 1.05: two fifths of the gain had been walked past,
 # and the best one was found after seven steps on average. Eleven random tickets give 1.01. In the strip the change is hard to see: a shade, an outline, no other person. Between the two rows of section 1 lies a factor of about 1.5.
 #
@@ -1014,7 +1014,7 @@ lab.claim("mlp_overrates", measured=t("l03.promise"), reason=t("l03.recorded_onl
 # 変えることはありません。
 #
 # **予想が外れたこと:** ネットワークは自分の勾配に沿って騙されやすいので、MLP の約束は厳密な密度より大きいと予想していました。実際には、14個のシードの平均で、約束が $.050$、厳密な値が $.045$ でした。差は $.005$ $[-.006, .016]$ で、効果とみなす2%に届きません。
-# この小さな箱の中では、画像が MLP の学習した範囲にとどまるからです。**結果を変えるもの:** $\epsilon$ を大きくするか(0.3にしたリングでは、MLP が間違える点が見つかりました)、学習に使う実データを減らすことです。
+# この小さな箱の中では、画像が MLP の学習した範囲にとどまるからです。**結果を左右するもの:** $\epsilon$ を大きくするか(0.3にしたリングでは、MLP が間違える点が見つかりました)、学習に使う実データを減らすことです。
 
 # %% [markdown] lang="en" uid="tune" pair="db41ab5a"
 # ## 9. Changing the model
@@ -1085,21 +1085,21 @@ curve_with_interval(
     reference={"$w$": fixed_share(0.5, 4.0), "$w^2$": fixed_share(0.5, 4.0, 0.25)},
 )  # fmt: skip
 
-# %% [markdown] lang="en" uid="tune-portraits" pair="58c2a465"
+# %% [markdown] lang="en" uid="tune-portraits" pair="6648cc41"
 # **Reading.** Both curves end on the dashed lines that your formula drew: the number called $w$ in the paper is not the ratio that comes out. But look at *when*: nobody who trains for a few hundred steps is near
 # the end, so how long one trains is part of the method.
 #
 # Now PortraitSD. The paper compares with the *pretrained* model. Here the same steps also run **without weights**: what they do is not due to pseudo density. All runs share noise and
-# timesteps, and the pictures share their initial noise, so that each picture can be compared with itself. The prompt is open and guidance is off, so that the model decides how typical it is.
+# timesteps, and the pictures share their initial noise, so that each picture can be compared with itself. The prompt is open ("a portrait of a person") and guidance is off, so that the model decides how typical it is.
 #
 # **Decide.** Choose a weight for your own run: 33 and 0.03 are the paper's and recorded; anything else is new. Which numbers will differ from the run without weights?
 
-# %% [markdown] lang="ja" uid="tune-portraits" pair="77c1646b"
-# **図の読み方。** どちらの曲線も、自分の式が描いた破線に行き着きます。論文で $w$ と呼ばれる数は、実際に現れる比とは違うのです。ただし、*いつ*行き着くかも見てください。数百ステップの学習では誰も
-# 終点の近くにはいません。どれだけ長く学習するかも、方法の一部です。
+# %% [markdown] lang="ja" uid="tune-portraits" pair="64814eb1"
+# **図の読み方。** どちらの曲線も、自分の式が描いた破線に行き着きます。論文で $w$ と呼ばれる数は、実際に現れる比とは違うのです。ただし、*いつ*行き着くかも見てください。数百ステップ学習しただけでは、
+# 終点にはほど遠いのです。どれだけ長く学習するかも、方法の一部です。
 #
 # 次は PortraitSD です。論文の比較対象は*事前学習済み*モデルです。ここでは同じステップを**重みなし**でも実行します。それで変わるものは、擬似密度の効果ではありません。どの学習も同じノイズと
-# タイムステップを使い、画像の初期ノイズも共通なので、1枚ごとに比べられます。プロンプトは自由("a portrait of a person")で誘導も使わず、どれだけ典型的な画像にするかをモデルに任せます。
+# タイムステップを使い、画像の初期ノイズも共通なので、1枚ごとに比べられます。プロンプトは何も指定しない "a portrait of a person" とし、誘導も使いません。どれだけ典型的な画像にするかは、モデルに任せます。
 #
 # **選んでみましょう。** 自分の実行で使う重みを決めてください。33と0.03は論文の値で、記録もあります。それ以外なら新しい実験です。重みなしと違ってくるのは、どの数値でしょうか。
 
@@ -1161,7 +1161,7 @@ claim("tune_vendi", "tune.w003", "tune.w1", "vendi")
 claim("control_alone", "tune.w1", "tune.pretrained", "kernel")
 lab.reveal("tune", "share" if np.mean(results[f"tune.{own_arm}"]["above"]) > pi else "nothing")
 
-# %% [markdown] lang="en" uid="tune-reading" pair="3f50a842"
+# %% [markdown] lang="en" uid="tune-reading" pair="873b9325"
 # **What you see.** Take two comparisons apart. *No weights against pretrained*: the same pictures, drawn evenly, already teach the model whom this population consists of. On record the share above $\tau$ rises from .14 to .24 and
 # the kernel distance falls from 24 to 18. None of that is due to pseudo density, and a table that compares the weighted run with the pretrained model alone would credit it with all of this. *A weight against no weights*: same noise, same
 # timesteps, same initial noise, only the draws differ. $w = 33$ ends at .33 and $w = 0.03$ at .18, in the directions that the paper promises.
@@ -1179,11 +1179,11 @@ lab.reveal("tune", "share" if np.mean(results[f"tune.{own_arm}"]["above"]) > pi 
 # 違うのは引き方だけです。$w = 33$ は0.33、$w = 0.03$ は0.18に達し、向きは論文の約束どおりです。
 #
 # **記録から決まること。** 30のシードで重みなしと比べた $w = 33$ では、$\tau$ より上の画像が $+.091$ $[.068, .114]$ 増え、密度の対数は $+.022$ $[.017, .027]$、適合率は $+.030$ $[.015, .045]$ 上がります。3つとも**再現されました**。最初の5つのシードでは、どれも
-# 決まりませんでした。割合の差は $+.06$ $[-.02, .14]$ で、5つのうち1つが逆に動いたからです。$w = 0.03$ では、意味のあるほどの多様性は得られません。97シードで、Vendi スコアの増加は $.06$ $[.04, .09]$ で、宣言した最小の差は0.2です。上がるはずの再現率は、逆に $.013$ $[.004, .021]$ 下がり、**反対の結果になりました**。決着には97シードすべてが必要で、30シードの時点の区間はまだ $[-.026, .007]$ でした。この重みで増えるのは、モデルの画像の中で珍しいものであって、実データの中で珍しいものとは限らないからです。
+# 決まりませんでした。割合の差は $+.06$ $[-.02, .14]$ で、5つのうち1つが逆に動いたからです。$w = 0.03$ では、意味のあるほどの多様性は得られません。97シードで、Vendi スコアの増加は $.06$ $[.04, .09]$ にとどまり、宣言した最小の差0.2に届きません。上がるはずの再現率は、逆に $.013$ $[.004, .021]$ 下がり、**反対の結果になりました**。決着には97シードすべてが必要で、30シードの時点の区間はまだ $[-.026, .007]$ でした。この重みが優遇するのは、モデルの画像の中で珍しいものであって、実データの中で珍しいものではありません。
 # 両端の33と0.03の割合の差は、最初の5つのシードを見た*後で*気づいたものなので、その5つは証拠になりません。後から記録した25のシードなら証拠になり、差は0.144 $[.117, .172]$ です。
 #
-# **まだ小さい理由:** 表示された行にある、終わりなく学習した場合の値と比べてください。まだ遠く離れています。120ステップは道のりの始まりにすぎません。**結果を変えるもの:** ステップ数とシードを増やすことです。ただし、$w = 33$ へ進むほど、
-# モデルは母集団の半分を忘れていきます。第5節の代償を、今度は一度で、しかも永久に払うことになります。
+# **まだ小さい理由:** 表示された行にある、終わりなく学習した場合の値と比べてください。まだ遠く離れています。120ステップは道のりの始まりにすぎません。**結果を左右するもの:** ステップ数とシードを増やすことです。ただし、$w = 33$ へ進むほど、
+# モデルは母集団の半分を忘れていきます。第5節の代償を、今度は一度に、しかも取り返しのつかない形で払うことになります。
 
 # %% [markdown] lang="en" uid="real" pair="5ae0ff75"
 # ## 10. The same on Stable Diffusion
@@ -1259,7 +1259,7 @@ strips(
 #
 # 最初に表示した見込みは計算量から求めたもので、実測ではありません。このセルは、Stable Diffusion 1.5と SDXL の構造に乱数の重みを入れたモデルで試験しています。動くことは確かめましたが、画像の質については何も分かりません。
 
-# %% [markdown] lang="en" uid="end" pair="c9cf1276"
+# %% [markdown] lang="en" uid="end" pair="adde3d7c"
 # ## 11. What to keep
 #
 # * Density is a walk to the neighbours. Low means rare, broken **or** foreign. A perfect generator shows the trade-off; on an imperfect one selection first repairs what is wrong.
@@ -1272,7 +1272,7 @@ strips(
 # ## 11. 持ち帰ること
 #
 # * 密度は、近傍まで歩く距離から分かります。低いのは、珍しいか、壊れているか、**または**よそ者の画像です。完璧な生成器ではトレードオフが見えますが、不完全な生成器では、選別はまず誤りを取り除きます。
-# * 費用は払う前に計算します。忠実度と多様性は別々に、同じ枚数で、選別に使わなかった空間で測り、完璧な生成器の値(床)と並べます。
+# * 費用は払う前に計算します。忠実度と多様性は別々に、同じ枚数で、選別に使わなかった空間で測り、完璧な生成器の値(ノイズフロア)と並べます。
 # * 学習を伴う方法には、そのアイデアを除いた同じ学習が対照として必要です。
 #
 # 3つの方法を費用の順に並べると、選別は1枚につき最大 $1/\pi$ 枚の生成、摂動はサンプラーを約20回通して1枚、学習は一度だけ払ってすべての画像が動く、となります。

@@ -232,7 +232,7 @@ curve_with_interval(
     counts, mass, xlabel=t("l04.references"), ylabel=t("l04.mass"), ylim=(0, 1), title=t("l04.mass_title")
 )
 
-# %% [markdown] lang="en" uid="reference-pass" pair="bb8b454d"
+# %% [markdown] lang="en" uid="reference-pass" pair="ac49f848"
 # **Reading.** With a fixed weight the liked pictures take over as the rounds go on. With your weights the mass stays where it was, and each single like counts less. This is a
 # choice, not a correction: do eight likes mean "eight times as sure" or "look at all eight"? Keep it in mind for section 7.
 #
@@ -285,7 +285,7 @@ curve_with_interval(
 # ```
 #
 # * **現在のステップまでノイズを加える。** $x_{\mathrm{ref}}(t) = \sqrt{\bar\alpha_t}\,x_{\mathrm{ref}} + \sqrt{1 - \bar\alpha_t}\,\epsilon$ を毎ステップ計算します。U-Net が学んだのは、
-#   *そのノイズの強さでの*画像の見え方です。$t = 900$ の層にノイズのない画像を見せても、そのキーは、ほぼノイズの画像とはかみ合いません。
+#   *そのノイズの強さでの*画像の見え方です。$t = 900$ のステップでノイズのない画像を U-Net に通しても、得られるキーは、ほぼノイズだけの生成中の画像とはかみ合いません。
 # * **空のプロンプト。** 「好き」が意味するのは「この画像」であり、「自分のプロンプトへの答えとしてのこの画像」ではありません。論文はこのプロンプトを明記していませんが、著者の
 #   コードは空のプロンプトを使います。
 # * **窓。** 重みは、一部のステップの間だけ $w$ で、それ以外では0(または小さな $w_{\min}$)です。記事の「スケジュール」からは徐々に変わる様子を想像しますが、論文、著者のコード、
@@ -323,7 +323,7 @@ for name in ("paper", "repo", "diffusers"):
     courses[name] = [one.max_weight if i in inside else one.min_weight for i in range(20)]
 curve_with_interval(np.arange(20), courses, xlabel=t("l04.step"), ylabel=t("l04.weight"), title=t("l04.windows_title"))
 
-# %% [markdown] lang="en" uid="hook" pair="d98cb53c"
+# %% [markdown] lang="en" uid="hook" pair="4a349cca"
 # **Reading.** One method, three windows, and each is called FABRIC somewhere: the paper reads references in every step, the authors' later code in the first 80 % with a weight of
 # 0.3, the diffusers pipeline only in the middle third. A result quoted without its window is half a result. Section 5 finds out which steps matter *here*.
 #
@@ -337,14 +337,14 @@ curve_with_interval(np.arange(20), courses, xlabel=t("l04.step"), ylabel=t("l04.
 
 # %% [markdown] lang="ja" uid="hook" pair="921667c2"
 # **図の読み方。** 手法は1つですが、窓は3通りあり、どれも FABRIC と呼ばれています。論文は全ステップで参照画像を読み、著者の後のコードは最初の80%で重み0.3、diffusers のパイプラインは中央の
-# 3分の1だけです。窓の書かれていない結果は、半分しか書かれていない結果です。*この教材では*どのステップが効くのかを、第5節で調べます。
+# 3分の1だけです。窓を書かずに結果だけを示すのは、半分しか報告していないのと同じです。*この教材では*どのステップが効くのかを、第5節で調べます。
 #
 # ## 4. フックを書く
 #
 # 同じことを PyTorch で書きます。まず注意そのもの、次に U-Net の層です。クエリは生成中の画像だけから、キーと値は生成中の画像と参照画像の両方から作ります。学習が要らないのは
 # このためです。キーの行が増えても、ソフトマックスにとっては何も変わりません。
 #
-# `weighted_attention` には行(バッチ内の画像)があり、参照画像は全行に共通です。手計算の例: キーが0の自分の位置が2つ、キーが0の参照が1つで $w = 2$ なら、
+# `weighted_attention` の入力は、1行がバッチ内の画像1枚に当たり、参照画像は全行に共通です。手計算の例: キーが0の自分の位置が2つ、キーが0の参照が1つで $w = 2$ なら、
 # 注意は4分の1、4分の1、2分の1に分かれます。
 
 
@@ -524,7 +524,7 @@ lab.reveal("self_reference", "nothing" if itself < 1e-4 else "changes")
 # 引くだけです。画像を4つの位置で表す U-Net の中央では、別の画像のロジットが自分のロジットを100以上も上回ることがあります。そこでは、現実的などんな重みでも参照側が勝ちます。
 # 確実に影響がなくなるのは $w = 0$ だけで、`labkit.fabric` はそのとき参照画像を取り除きます。
 
-# %% [markdown] lang="en" uid="measure" pair="dbf4cbca"
+# %% [markdown] lang="en" uid="measure" pair="d1b76e5a"
 # ## 5. What does a like transfer?
 #
 # The article promises semantic information. This world lets us count it: a portrait has nine attributes, and the AttributeReader reads each of them from the pixels. The experiment:
@@ -541,8 +541,8 @@ lab.reveal("self_reference", "nothing" if itself < 1e-4 else "changes")
 # 人物を無作為に選んで「好き」とし、何も指定しないプロンプトで、同じノイズから「好き」のある場合とない場合の画像を作ります。そして属性ごとに、*好きな人物と同じ値*である確率が
 # どれだけ上がったかを調べます。0なら、その属性には何も起きていません。
 #
-# その場の実行では目標が少数です。記録済みの実験では、シードごとに6目標、各4枚を測りました。点がシード、横棒が95%区間、星は同じ関数による自分の結果です。星の人物は、記録に使っていない
-# 人物です。
+# その場の実行では目標が少数です。記録済みの実験では、シードごとに6目標、各4枚を測りました。点がシード、横棒が95%区間、星は同じ関数による自分の結果です。自分の実行に出てくる
+# 人物は、記録した実験では使っていません。
 
 
 # %% uid="transfer-run" tags=["slow"]
@@ -659,9 +659,9 @@ claim("palette_transfers", *difference("palette", "like", "none"))
 apart = difference("palette", "like", "none")[1] - difference("form", "like", "none")[1]
 claim("palette_beats_form", t("l04.palette_form"), apart)
 
-# %% [markdown] lang="en" uid="transfer-reading" pair="fdbec4a8"
-# **What you see.** The like moves the *palette*. Background, in the record, goes from one picture in five that has the liked colour to nearly all; clothes gain half, hair colour and skin about
-# a third. The *form* stays behind: expression and spectacles each come along in about one picture in twenty-five ($+.040$ $[.008, .072]$ and $+.039$ $[.020, .059]$ over thirty seeds), hair style in one in thirty, drawing style in one in sixty, and of the beard the record cannot say whether it moves ($+.036$ $[-.005, .077]$). Had we averaged over nine attributes, we
+# %% [markdown] lang="en" uid="transfer-reading" pair="31518e02"
+# **What you see.** The like moves the *palette*. Background, in the record, goes from one picture in five that has the liked colour to nearly all; in clothes, half of all pictures more have the liked one's colour, in hair and skin about
+# a third more of all. The *form* stays behind: expression and spectacles each come along in about one picture in twenty-five ($+.040$ $[.008, .072]$ and $+.039$ $[.020, .059]$ over thirty seeds), hair style in one in thirty, drawing style in one in sixty, and of the beard the record cannot say whether it moves ($+.036$ $[-.005, .077]$). Had we averaged over nine attributes, we
 # would have reported "+0.24, it works", and hidden that one half moves and the other stands still.
 #
 # **Why.** The pictures above hint at it: heads, mouths and collars stay where the noise had put them, and are painted over. The next figures look for the mechanism, layer by layer. **What would
@@ -671,12 +671,12 @@ claim("palette_beats_form", t("l04.palette_form"), apart)
 # Which layers carry the palette? FABRIC hooks all of them. Open the outer ones alone (three at $8 \times 8$ places), then the inner ones alone. Guess before you look: does the coarse inside
 # hold the form, as many drawings of a U-Net suggest?
 
-# %% [markdown] lang="ja" uid="transfer-reading" pair="033bdb39"
-# **図の読み方。** 「好き」が動かすのは*色*です。記録では、好きな人物と同じ背景色の画像は、5枚に1枚からほぼ全部になります。服の色は半分、髪と肌の色は3分の1ほど増えます。一方、*形*はほとんど移りません。
+# %% [markdown] lang="ja" uid="transfer-reading" pair="1c73ef49"
+# **図の読み方。** 「好き」が動かすのは*色*です。記録では、好きな人物と同じ背景色の画像は、5枚に1枚からほぼ全部になります。服の色が一致する画像は全体の半分に当たる分だけ、髪と肌の色が一致する画像は全体の3分の1に当たる分だけ増えます。一方、*形*はほとんど移りません。
 # 表情と眼鏡が移るのは25枚に1枚ほど(30シードで $+.040$ $[.008, .072]$ と $+.039$ $[.020, .059]$)、髪型は30枚に1枚、画風は60枚に1枚です。ひげが移るかどうかは、記録からは決まりません($+.036$ $[-.005, .077]$)。9属性の平均だけを見ていたら、「+0.24、効果あり」と報告して、半分が動き、半分が動いていないことを
 # 見落としていたでしょう。
 #
-# **理由。** 手がかりは上の画像にあります。頭、口、襟はノイズが決めた場所に残り、その上から色が塗り替えられています。仕組みは、次の図で層ごとに調べます。**結果を変えそうなもの。** 内側の層がもっと多くを運ぶ
+# **理由。** 手がかりは上の画像にあります。頭、口、襟はノイズが決めた場所に残り、その上から色が塗り替えられています。仕組みは、次の図で層ごとに調べます。**結果を左右しそうなもの。** 内側の層がもっと多くを運ぶ
 # モデルです。この U-Net の注意は $8 \times 8$、$4 \times 4$、$2 \times 2$ の位置で働きますが、Stable Diffusion では $64 \times 64$ から $8 \times 8$ までで、1つの位置が片目ほどの大きさになり得ます。Stable Diffusion については
 # 未解決ですが、同じ方法で調べられます。論文は調べていません。
 #
@@ -714,16 +714,16 @@ two_kinds(["like", "like_outer", "like_inner"], t("l04.levels_kinds"))
 # %% uid="levels-claim"
 claim("outer_carries_palette", *difference("palette", "like_outer", "like_inner"))
 
-# %% [markdown] lang="en" uid="levels-reading" pair="75eb5294"
+# %% [markdown] lang="en" uid="levels-reading" pair="81134876"
 # **Reading.** The outer layers alone carry most of the palette; the inner ones carry the background, which is large enough to be seen from $4 \times 4$ places, and little else. And the form? If a little of it comes along
-# anywhere, then from inside, a few hundredths. So the guess was not wrong, only useless: where form could live, there is next to nothing to read. With 16 and 4 places per
+# anywhere, then from inside, about three hundredths. So the guess was not wrong, only useless: where form could live, there is next to nothing to read. With 16 and 4 places per
 # picture an inner layer knows "dark above, light below", not "bob, parted on the left".
 #
 # Look into one layer yourself.
 
-# %% [markdown] lang="ja" uid="levels-reading" pair="c85f7583"
+# %% [markdown] lang="ja" uid="levels-reading" pair="4a9fd483"
 # **図の読み方。** 色の大部分は、外側の層だけで運べます。内側の層が運ぶのは背景くらいです。背景は広いので、$4 \times 4$ の粗い位置からでも見えます。形はどうでしょうか。わずかに移るとすれば内側の層からですが、
-# 0.01〜0.03ほどです。つまり、予想は間違いではなくても、役には立ちません。形がありそうな場所に、読み取れる情報がほとんどないのです。位置が16個や4個しかない内側の層に分かるのは「上が暗く、下が明るい」程度で、
+# 0.03ほどです。つまり、予想は間違いではなくても、役には立ちません。形がありそうな場所に、読み取れる情報がほとんどないのです。位置が16個や4個しかない内側の層に分かるのは「上が暗く、下が明るい」程度で、
 # 「左分けのボブ」ではありません。
 #
 # 1つの層の中を、自分で覗いてみましょう。
@@ -788,7 +788,7 @@ claim("first_half_helps", *difference("target", "first", "both"))
 claim("second_half_hurts", *difference("target", "second", "both"))
 claim("first_beats_second", *difference("target", "first", "second"))
 
-# %% [markdown] lang="en" uid="own" pair="55add4cd"
+# %% [markdown] lang="en" uid="own" pair="7d8be938"
 # **Reading.** Each half alone brings some three fifths of the palette, and all steps together bring the most: the paper's claim is *contradicted* here, by a wide margin. The halves hardly differ. **Why may
 # that be?** What transfers here is colour, and colour can still be changed late; in the paper's pictures the first steps fix a composition, which here does not transfer at any time. And feedback in
 # every step did no harm that an early window could spare: in the paper's photographs late feedback copies textures and burns them in, while these flat portraits have no texture to
@@ -804,7 +804,7 @@ claim("first_beats_second", *difference("target", "first", "second"))
 # the diversity; if you believe that none exists, what would you have to show?
 
 # %% [markdown] lang="ja" uid="own" pair="f35a4714"
-# **図の読み方。** 前半だけ、後半だけでは、それぞれ色の5分の3ほどしか移らず、全ステップで使う場合が最も多く移ります。論文の主張は、ここでは大差で*反証*されました。前半と後半の差は、ほとんどありません。**考えられる
+# **図の読み方。** 前半だけ、後半だけでは、それぞれ色の5分の3ほどしか移らず、全ステップで使う場合が最も多く移ります。論文の主張は、ここでは大差で*反対の結果になりました*。前半と後半の差は、ほとんどありません。**考えられる
 # 理由。** ここで移るのは色で、色は終盤でも変えられます。論文の画像では最初のステップが構図を決めますが、ここでは構図はいつ参照しても移りません。また、全ステップのフィードバックに害があるなら前半だけの窓が
 # 有利ですが、その害もありません。論文のような写真では、終盤のフィードバックが質感まで写して画像を破綻させますが、平塗りのポートレートには焼き付く質感がないからです。20ステップでなく8ステップで
 # サンプリングしていることも影響するかもしれません。これは `sizes.steps` を変えれば確かめられます。
@@ -929,11 +929,11 @@ claim("diversity_falls", *difference("diversity", "both", "none"))
 claim("empty_prompt", *difference("target", "prompt", "both"))
 claim("fixed_noise", *difference("target", "fixed", "both"))
 
-# %% [markdown] lang="en" uid="signs-reading" pair="3b1d1bad"
+# %% [markdown] lang="en" uid="signs-reading" pair="09e9bb45"
 # **Reading.** A like pulls, hard. A dislike pushes, by a seventh of that, and nothing of it helps to reach the target: with a random person disliked, like and dislike together stay a little farther away than the like alone. The paper
 # found the opposite, with a dislike that was the *worst picture of the batch*. That is a different message: "not this failure of my wish" points somewhere, "not this stranger" does not, since a stranger may
-# share half of the target's attributes. The paper leaves the prompt of the reference pass open: here it makes no difference. One noise for all steps costs a few
-# hundredths at most.
+# share half of the target's attributes. The paper leaves the prompt of the reference pass open: here it makes no difference. One noise for all steps costs about
+# a hundredth, two at most.
 #
 # ### Neighbours
 #
@@ -941,10 +941,10 @@ claim("fixed_noise", *difference("target", "fixed", "both"))
 # $w = 1$, *with the prompt of the generation* in the reference pass; with the empty prompt, as in FABRIC, it is a different thing. **StyleAligned** lets queries and keys take the mean and
 # the variance of the reference's first and uses $w = 2$. One seed, one like, one dislike:
 
-# %% [markdown] lang="ja" uid="signs-reading" pair="a549dee1"
+# %% [markdown] lang="ja" uid="signs-reading" pair="9ec0bf96"
 # **図の読み方。** 「好き」は強く引き寄せます。「嫌い」も遠ざけますが、その力は7分の1ほどで、目標に近づく助けにはなりません。無作為な人物を「嫌い」としたこの実験では、「好き」と「嫌い」を併用すると、「好き」だけの場合より
 # わずかに遠くなります。論文の結果は逆ですが、論文で「嫌い」とされるのは*そのバッチで最悪の画像*です。これは別のメッセージです。「望みから外れたこの失敗は嫌だ」は方向を示しますが、「この他人は嫌だ」は
-# 示しません。他人でも、属性の半分は目標と同じかもしれないからです。参照の順伝播のプロンプトは論文に明記されていませんが、ここでは違いがありません。ノイズを全ステップで固定すると、類似度は下がりますが、0.02ほどまでです。
+# 示しません。他人でも、属性の半分は目標と同じかもしれないからです。参照の順伝播のプロンプトは論文に明記されていませんが、ここでは違いがありません。ノイズを全ステップで固定すると、類似度は0.01ほど(多くても0.02)下がるだけです。
 #
 # ### 近い手法
 #
@@ -972,7 +972,7 @@ image_grid(
     score_label="CLIP", columns=5, title=t("l04.neighbours_title"),
 )  # fmt: skip
 
-# %% [markdown] lang="en" uid="rounds" pair="e72d4d97"
+# %% [markdown] lang="en" uid="rounds" pair="08c1c8f4"
 # **Reading.** Same formula, same pictures, eight different results: a sentence such as "FABRIC did this" needs the setting behind it. Look for the cells that hardly differ from "no feedback" (a
 # narrow window, a low weight) and for those that have become the portrait.
 #
@@ -980,21 +980,21 @@ image_grid(
 #
 # Now the article's third sentence. An oracle has a person in mind, and plays: of four pictures it likes the nearest and dislikes the farthest (by CLIP, as in the paper),
 # four new ones are drawn, and so on for four rounds. The paper's curves rise, and so would the curve of anybody who draws sixteen pictures and keeps the best: the
-# maximum of more numbers is larger. So the control is **restarts**: four rounds of four pictures from the same noise, and no feedback. Only what goes beyond
+# maximum of more numbers is larger. So the control is **restarts**: in each of four rounds, four pictures from the noise that the feedback run has there, and no feedback. Only what goes beyond
 # them is owed to FABRIC.
 #
 # Write `best_so_far`, which both will be measured with: from scores [rounds, images] the best score of all pictures up to each round. By hand:
 # rounds $(0.2, 0.5)$, $(0.4, 0.1)$, $(0.6, 0.3)$ give $(0.5, 0.5, 0.6)$.
 
-# %% [markdown] lang="ja" uid="rounds" pair="bdd8c9bb"
+# %% [markdown] lang="ja" uid="rounds" pair="906d44d9"
 # **図の読み方。** 同じ式、同じ画像でも、8通りの結果になります。「FABRIC ではこうなった」と言うには、設定も書かなければ意味がありません。「フィードバックなし」とほとんど変わらないもの(窓が狭い、
 # 重みが小さい)と、ポートレートそのものになってしまったものを探してください。
 #
 # ## 7. ラウンドか、作り直しか
 #
 # 次は記事の3つ目の主張です。自動プレイヤーが、ある人物を思い浮かべて遊びます。4枚のうち最も近い画像を「好き」、最も遠い画像を「嫌い」とし(論文と同じく CLIP で測ります)、新たに4枚を生成します。これを
-# 4ラウンド続けます。論文の曲線は上がっていきますが、16枚作って最良のものを残せば、誰の曲線でも上がります。数を増やせば、最大値は大きくなるからです。そこで**作り直し**を対照にします。同じノイズから
-# 4枚ずつ4ラウンド生成し、フィードバックは与えません。これを上回った分だけが、FABRIC のおかげです。
+# 4ラウンド続けます。論文の曲線は上がっていきますが、16枚作って最良のものを残せば、誰の曲線でも上がります。数を増やせば、最大値は大きくなるからです。そこで**作り直し**を対照にします。各ラウンドで、フィードバックありの場合と
+# 同じノイズから4枚ずつ、4ラウンド生成し、フィードバックは与えません。これを上回った分だけが、FABRIC のおかげです。
 #
 # 両方の測定に使う `best_so_far` を書いてください。得点 [ラウンド数, 枚数] から、各ラウンドまでの全画像の中の最高点を求めます。手計算の例:
 # $(0.2, 0.5)$、$(0.4, 0.1)$、$(0.6, 0.3)$ の3ラウンドなら、$(0.5, 0.5, 0.6)$ です。
@@ -1100,7 +1100,7 @@ claim("rounds_best", t("l04.last_round"), fed[f"best.{last}"] - alone_again[f"be
 claim("rounds_mean", t("l04.last_round"), fed[f"mean.{last}"] - alone_again[f"mean.{last}"])
 claim("rounds_worst", t("l04.last_round"), fed[f"worst.{last}"] - alone_again[f"worst.{last}"])
 
-# %% [markdown] lang="en" uid="rounds-reading" pair="58e30b92"
+# %% [markdown] lang="en" uid="rounds-reading" pair="a4709af4"
 # **Reading.** Hold the two charts side by side. In the second one everything that the paper says of a *round* is there: against pictures from the same noise without feedback the mean rises, the worst picture
 # rises most. In the first one, where only the best picture of all so far counts, restarts climb nearly as fast, and the gap at sixteen pictures is $.020$ $[.013, .028]$ over 154 seeds: **reproduced**, and about as large as the smallest difference that we had declared to matter. Neither curve is wrong. They answer different questions.
 #
@@ -1120,8 +1120,8 @@ claim("rounds_worst", t("l04.last_round"), fed[f"worst.{last}"] - alone_again[f"
 # 上がります。ところが1つ目の図では、それまでの最良の1枚だけを比べます。すると作り直しもほとんど同じ速さで上がり、16枚での差は154のシードで $.020$ $[.013, .028]$ です。主張は**再現されました**が、大きさは、意味のある最小の差として宣言した0.02と同じくらいです。どちらの曲線も正しく、答えている問いが違います。
 #
 # **差が小さい理由。** 多数の中の最良は、*ばらつき*のおかげで大きくなります。フィードバックは、4枚すべてをそれまでの最良の画像に引き寄せます。合っている属性も、外れている属性も一緒にです。その結果、ラウンドは平均では良くなりますが、
-# 幅は狭くなり(どれだけかは後の多様性の図に出ます)、狭いラウンドからは飛び抜けた画像が出ません。作り直しは、元のばらつきを保ちます。さらに、何を「好き」にできるかが限界を決めます。4人の他人の中の最良でも、
-# 目標と一致する属性は3分の1ほどです。第5節は、その逆の場合です。目標のポートレートそのものを「好き」にすると、*平均的な*1枚が、作り直し16枚の最良と同じくらい近づきました。**結果を変えそうなもの。** 望むものを
+# 幅は狭くなり(どれだけかは後の多様性の図に出ます)、狭いラウンドからは飛び抜けた画像がほとんど出ません。作り直しは、元のばらつきを保ちます。さらに、何を「好き」にできるかが限界を決めます。4人の他人の中の最良でも、
+# 目標と一致する属性は3分の1ほどです。第5節は、その逆の場合です。目標のポートレートそのものを「好き」にすると、*平均的な*1枚が、作り直し16枚の最良と同じくらい近づきました。**結果を左右しそうなもの。** 望むものを
 # 備えた「好き」です。第5節のようにアップロードするか、最初の「好き」を付けるまで長く探します。ほかに、1ラウンドの枚数を増やすこと、「好き」が形も運ぶモデルを使うことです。
 #
 # ### 判定するのは誰か
@@ -1205,7 +1205,7 @@ print(t("l04.game_goal", goal=goal, pictures=sizes.rounds * sizes.images))
 mine = l04.loop(0, run_seed, sizes)
 FeedbackGame(mine, near, goal=goal, rounds=sizes.rounds, target=portrait)
 
-# %% [markdown] lang="en" uid="race" pair="c1d4dbf6"
+# %% [markdown] lang="en" uid="race" pair="11c0d6c7"
 # **Reading your game.** Write down the round in which the goal fell, and what your last four pictures have in common with your likes. If you won by colours alone, the judge of section 7 would
 # not be impressed; if you lost although every colour was right, you have met the limit that the paper itself states: feedback narrows what the prompt already generates, it cannot
 # leave it.
@@ -1223,7 +1223,7 @@ FeedbackGame(mine, near, goal=goal, rounds=sizes.rounds, target=portrait)
 # Write `evaluations`, so that you can say the price before you pay it: `steps` in all, `active` of them inside the window, so many `references`, with or without guidance, with or without a cache. By hand: 8 steps, all active, 4 references and guidance give $8 \cdot 2 + 8 \cdot 4 = 48$.
 
 # %% [markdown] lang="ja" uid="race" pair="c6cb1777"
-# **ゲームの振り返り。** 到達目標に届いたラウンドと、最後の4枚が「好き」にした画像と何が共通しているかを書き留めてください。色だけで勝ったのなら、第7節の評価役は感心しないでしょう。色は全部合ったのに負けたのなら、
+# **ゲームの振り返り。** 到達目標に届いたラウンドと、最後の4枚が「好き」にした画像と何が共通しているかを書き留めてください。色だけで勝ったのなら、第7節の評価役の点は伸びないでしょう。色は全部合ったのに負けたのなら、
 # 論文自身が認める限界に突き当たったことになります。フィードバックは、プロンプトからもともと生成できる範囲を狭めるだけで、その外には出られません。
 #
 # ## 9. コストはどれくらいか
@@ -1302,7 +1302,7 @@ curve_with_interval(
     title=t("l04.cost_title"),
 )
 
-# %% [markdown] lang="en" uid="real" pair="a9b4f349"
+# %% [markdown] lang="en" uid="real" pair="a0afe92b"
 # **Reading.** The lines count: fused has the evaluations of recomputed in one call a step; cached and pooled have the calls and evaluations of a picture without feedback. Whether a saved call is
 # saved *time* depends on the machine: on a small model with one thread the work itself dominates, on a GPU a call that is too small leaves it idle. The curve is linear in $n$ (the paper calls the growth of
 # memory quadratic): the queries stay those of one picture. What would change the picture is its size; at $64 \times 64$ places the longer attention itself is the price.
@@ -1325,7 +1325,7 @@ curve_with_interval(
 # read the numbers: what do the pictures of the last row share with the like?
 
 # %% [markdown] lang="ja" uid="real" pair="27f9c3b5"
-# **図の読み方。** まず回数を見てください。融合は、毎回計算と計算量が同じで、呼び出しは1ステップに1回です。キャッシュとプーリングは、フィードバックなしの画像と同じ回数で済みます。呼び出しを減らして*時間*が減るかどうかは
+# **図の読み方。** まず回数を見てください。「融合」の計算量は「毎回計算」と同じで、呼び出しは1ステップに1回です。「キャッシュ」と「プーリング」は、フィードバックなしの画像と同じ回数で済みます。呼び出しを減らして*時間*が減るかどうかは
 # 機械によります。小さなモデルをスレッド1つで動かすと計算そのものが支配的ですが、GPU では、小さすぎる呼び出しは GPU を遊ばせてしまいます。曲線は $n$ に対して直線的です。論文は、メモリが2次で増えると
 # 述べていますが、クエリは1枚分のままなので、そうはなりません。結果を変えるのは画像の大きさです。位置が $64 \times 64$ になれば、長くなった注意そのものが費用になります。
 #
@@ -1366,7 +1366,7 @@ strips(
     title=t("l04.real_title", model=sd.name, prompt=wish[0]),
 )
 
-# %% [markdown] lang="en" uid="finish" pair="da4ae640"
+# %% [markdown] lang="en" uid="finish" pair="6937cd8a"
 # **Reading.** Compare the second row with the third: same noise, same prompt. Both judges must rise before you believe in the like, since the first of them picked it. On the portraits a like for a cool background usually
 # carries the background over, as section 5 led you to expect: a colour. On Stable Diffusion the paper reports more than that; whether you see it is for your eyes and your own judge, on your own prompts. Eight or sixteen
 # pictures of one prompt show an effect and prove none: the proof is the design of section 7, many targets and restarts of the same number.
@@ -1390,11 +1390,11 @@ strips(
 #
 # ## 11. 持ち帰ること
 #
-# * 注意によるフィードバックは、ロジットへの足し算1回です。実装の違いは、誰を、いつ、どこで、どの重みで見せるかだけです。画像を信じる前に、この4つを尋ねてください。
+# * 注意によるフィードバックは、ロジットへの足し算1回です。実装の違いは、どの画像を、いつ、どこで、どの重みで見せるかだけです。結果の画像を信じる前に、この4つを確かめてください。
 # * 効いたと言う前に、*何が*移ったのかを言ってください。属性の平均だけを見ると、半分が動いて半分が動いていないことに気づけません。
-# * ラウンドの曲線には、同じ枚数でフィードバックなしの対照が必要です。試す回数を増やすだけで、最良の画像は必ず良くなります。
+# * ラウンドの曲線には、同じ枚数でフィードバックなしの対照が必要です。試す回数を増やすだけでも、最良の画像は良くなります。
 #
-# 最後に、記事の主張を論文と自分の数値に並べ、3つの問いを考えます。次のレッスン05では、好みを重みに学習させます: [Diffusion-DPO](05_diffusion_dpo.ipynb)。
+# 最後に、記事の主張を論文と自分の数値に並べ、3つの問いを考えます。次のレッスン05では、好みをモデルの重みに学習させます: [Diffusion-DPO](05_diffusion_dpo.ipynb)。
 
 # %% uid="article-map"
 lab.article_map()

@@ -419,8 +419,8 @@ off = {name: run.off_ring for name, run in toy.items()}
 on_record("off_ring", ring_arms, off, t("l05.off"), title=t("l05.off_title"))
 on_record("d_w", ring_arms, {n: r.log[-1]["d_w"] for n, r in toy.items()}, t("l05.d_w_axis"), title=t("l05.d_w_all"))
 
-# %% [markdown] lang="en" uid="losses-reading" pair="85d45c09"
-# **What you see.** Blue with intervals: the record, three bases for each seed; the stars: your one base. Read the two charts together. KTO at this strength never stops asking: its winners' error grows by more than 4, six samples in ten
+# %% [markdown] lang="en" uid="losses-reading" pair="adb8864f"
+# **What you see.** Blue with intervals: the record, three bases for each seed; the stars: your one base. The charts add the losses of other papers: KTO learns from likes and dislikes without pairs, MaPO has no reference, IPO aims at a fixed gap, and the hinge stops learning from a pair once its gap is wide enough. Read the two charts together. KTO at this strength never stops asking: its winners' error grows by more than 4, six samples in ten
 # have left the ring, and its mean reward, about 1.2, is the highest of all. On the ring nothing lies further right than 1: **a reward above the best point of the data is the mark of over-optimisation**, and whoever looks at rewards
 # alone would ship it. In $d_w$, DPO 2 and DPO 10 follow; losses that stop asking move little (IPO wants a fixed gap, label smoothing charges for certainty). SFT, MaPO, SDPO and the anchor keep the winners' error below the reference's.
 # **What $d_w$ does not tell.** DPO 50 has hardly any $d_w$ and yet 5 % of its samples off the ring, no fewer than DPO 10; SDPO is below zero and loses 2 %. The error is measured on the training pairs; the samples go where no pair was.
@@ -430,8 +430,8 @@ on_record("d_w", ring_arms, {n: r.log[-1]["d_w"] for n, r in toy.items()}, t("l0
 #
 # *A decision:* you must ship one setting to a colleague who will not look at any curve. Which, and what does it cost you in reward?
 
-# %% [markdown] lang="ja" uid="losses-reading" pair="9101e594"
-# **図の読み方。** 区間つきの青が記録(シードごとに基準モデル3つ)、星が自分の基準モデル1つです。2つの図を合わせて見てください。この強さの KTO は際限なく差を求めます。勝者の誤差は4以上増え、サンプルの6割が円周から外れ、
+# %% [markdown] lang="ja" uid="losses-reading" pair="cb08c143"
+# **図の読み方。** 区間つきの青が記録(シードごとに基準モデル3つ)、星が自分の基準モデル1つです。図には、ほかの論文の損失も並べました。KTO はペアを使わず「好き」と「嫌い」だけで学び、MaPO は参照モデルを使いません。IPO は一定の差を目標とし、hinge は差が十分に付いたペアから学ぶのをやめます。2つの図を合わせて見てください。この強さの KTO は際限なく差を求めます。勝者の誤差は4以上増え、サンプルの6割が円周から外れ、
 # それでいて平均報酬は約1.2で最高です。円周上に1より右の点はありません。**データの最良点を超える報酬は、過剰最適化のしるしです。** 報酬しか見ない人なら、これを採用するでしょう。$d_w$ が次に大きいのは、DPO 2と DPO 10です。差が付いたらそれ以上を
 # 求めない損失(一定の差を目標にする IPO、確信に罰を与えるラベル平滑化)は、あまり動きません。SFT、MaPO、SDPO、錨を加えた DPO では、勝者の誤差が参照モデルより小さく保たれます。
 # **$d_w$ では分からないこと。** DPO 50は $d_w$ がほぼ0なのに、DPO 10に劣らず、5%のサンプルが円周から外れています。SDPO も $d_w$ は負ですが、2%が外れます。誤差は学習ペアの上で測りますが、サンプルはペアのない場所へも行くからです。
@@ -730,12 +730,12 @@ spread = [float((first - error(pairs.loser, noises[i], times[j])).std()) for i, 
 labels = [t("l05.same_both"), t("l05.same_t"), t("l05.same_none")]
 bar_with_interval(labels, spread, xlabel=t("l05.noise_axis"), title=t("l05.noise_title"), value_format="{:.3f}")
 
-# %% [markdown] lang="en" uid="pairs-reading" pair="4d34e6ea"
+# %% [markdown] lang="en" uid="pairs-reading" pair="f49d9eaa"
 # **What you see.** Under each picture stand the attributes that its prompt names. The widest gaps are no matters of taste: losers wear the wrong thing. The bars are step 5 of the derivation, measured. In our run (seed 0) the difference of two errors spreads by
 # .025 under one noise and one timestep, by .033 under two noises at the same timestep, and by .110 when the timesteps differ too. So most of the gain comes from sharing $t$. The signal is the same in all three; four times the spread takes sixteen times the pairs to see it.
 
 # %% [markdown] lang="ja" uid="pairs-reading" pair="1a867d15"
-# **図の読み方。** 画像の下には、プロンプトが指定した属性が並んでいます。評価の差が最も大きいペアで分かれたのは、好みではありません。敗者は指定と違うものを描いています。棒グラフは、導出のステップ5を測ったものです。シード0の実行では、誤差の差のばらつきは、ノイズもタイムステップも共通なら
+# **図の読み方。** 画像の下には、プロンプトが指定した属性が並んでいます。評価の差が最も大きいペアを見ると、違いは好みの問題ではありません。敗者には、指定と違うものが描かれています。棒グラフは、導出のステップ5を測ったものです。シード0の実行では、誤差の差のばらつきは、ノイズもタイムステップも共通なら
 # 0.025、タイムステップだけ共通なら0.033、どちらも別々なら0.110でした。つまり、効いているのは主に $t$ をそろえることです。信号の大きさは3つとも同じなので、ばらつきが4倍になれば、見分けるのに16倍のペアが要ります。
 
 # %% [markdown] lang="en" uid="train" pair="2bf8d0d7"
@@ -787,13 +787,13 @@ run, aligned = lab.keep("aligned", train, [dpo(kappa)])
 log[:] = run.log[:-1]
 live(run.log[-1])
 
-# %% [markdown] lang="en" uid="train-reading" pair="7bf2a49d"
+# %% [markdown] lang="en" uid="train-reading" pair="113fba6e"
 # **What you see.** Both curves rise. $d_l$ rises faster, so the loss is content, and the accuracy on the training pairs is close to 1. The record agrees: over thirteen seeds $d_w$ ends between $+0.003$ and $+0.026$, $d_l$ between $+0.017$ and $+0.044$. The winners' error *rose* here too. By section 3 that is a warning,
 # yet the next section finds the pictures better. **Why no contradiction:** an error of noise prediction on the base's own pictures measures how well the model remembers them, not how good new ones are. What would worry us is $d_w$ running away; here it stays small beside errors of about a third.
 
 # %% [markdown] lang="ja" uid="train-reading" pair="82e7b60d"
 # **図の読み方。** 2本とも上がっています。$d_l$ のほうが速く上がるので損失は下がり、学習ペアでの正解率は1に近づきます。13シードの記録でも同じで、最終の $d_w$ は $+0.003$〜$+0.026$、$d_l$ は $+0.017$〜$+0.044$ でした。ここでも勝者の誤差は*増えた*のです。第3節によれば危険な兆候ですが、次の節で見るように
-# 画像は良くなります。**矛盾しない理由:** 基準モデル自身の画像に対するノイズ予測の誤差は、モデルがその画像をどれだけ覚えているかの指標で、新しい画像の良さではありません。心配すべきなのは $d_w$ が際限なく増える場合です。ここでは、0.3ほどの誤差に比べてわずかです。
+# 画像は良くなります。**矛盾しない理由:** 基準モデル自身の画像に対するノイズ予測の誤差は、モデルがその画像をどれだけ覚えているかを表すもので、新しい画像の良さを表すものではありません。心配すべきなのは $d_w$ が際限なく増える場合です。ここでは、0.3ほどの誤差に比べてわずかです。
 
 # %% [markdown] lang="en" uid="prove" pair="a2e4d9c7"
 # ## 8. Does it win?
@@ -991,13 +991,13 @@ e = estimate(worded - plain)
 measured = t("l05.m_words", prompts=len(test))
 lab.claim("npo_needs_words", measured=measured, value=e.value, interval=(e.low, e.high), seeds=[lab.seed])
 
-# %% [markdown] lang="en" uid="negative-reading" pair="6c40e33d"
+# %% [markdown] lang="en" uid="negative-reading" pair="aafcaf2b"
 # **What you see: the opposite of the paper.** Guidance away from the bad model loses to plain guidance, a little when it is asked for nothing (a win rate of 44 %, ties counting half: 17 % of the prompts got better, 29 % worse), by far when it is asked for the prompt. Two likely reasons. First, our preference is
 # faithfulness: without the prompt nobody knows what would be wrong, so the empty branch has only drifted. The paper's preferences were people's, and an ugly picture is ugly without a prompt. Second, the control:
 # asking the bad model for the prompt removes the difference between *prompt* and *no prompt* from guidance, and that difference was doing most of the work. It shows that much and no more: two things change in it at once. **What would change it:** training the negative model with dropped captions, or mixing it with the base, for which the authors' code has a setting; neither was tried here.
 
 # %% [markdown] lang="ja" uid="negative-reading" pair="9a1e5bb2"
-# **図の読み方: 論文と反対の結果です。** 悪いモデルから遠ざける誘導は、通常の誘導に負けました。空のプロンプトなら少し(引き分けを0.5勝として勝率44%。良くなったプロンプトは17%、悪くなったものは29%)、プロンプトを与えると大きく負けます。理由として2つ考えられます。1つ目に、ここでの選好は忠実度です。プロンプトがなければ何が誤りかが分からないので、空のプロンプトの側はずれただけで終わります。
+# **図の読み方: 論文と反対の結果です。** 悪いモデルから遠ざける誘導は、通常の誘導に負けました。空のプロンプトなら少し(引き分けを0.5勝として勝率44%。良くなったプロンプトは17%、悪くなったものは29%)、プロンプトを与えると大きく負けます。理由として2つ考えられます。1つ目に、ここでの選好は忠実度です。プロンプトがなければ何が誤りかが分からないので、空のプロンプトを与えた側の予測は、意味のない方向へ動いただけです。
 # 論文の選好は人によるもので、見た目の悪い画像はプロンプトがなくても悪い画像です。2つ目は対照実験から分かります。悪いモデルにプロンプトを与えると、「プロンプトあり」と「なし」の差が誘導から消えますが、効いていたのは主にその差でした。ただし、この対照では2つのことが同時に変わるので、分かるのはここまでです。
 # **結果を左右するもの:** 避けるべきモデルの学習でキャプションを一部落とすことや、基準モデルと混ぜること(著者のコードに設定があります)です。どちらもここでは試していません。
 
@@ -1032,13 +1032,13 @@ bar_with_interval(
 # %% uid="realism"
 on_record("distance", {t("l05.base"): "base", **losses}, {}, t("l05.distance_axis"), title=t("l05.distance_title"))
 
-# %% [markdown] lang="en" uid="side-reading" pair="2484057b"
+# %% [markdown] lang="en" uid="side-reading" pair="6a186aeb"
 # **What you see.** Bars whose interval crosses zero are no news. A bar that does not is a habit the model has picked up from the winners, although no prompt asked for it; with six bars shown out of dozens, the
 # largest are the luckiest too. In the second figure look at the small dots, one a seed: DPO is nearer to real pictures than the base in one seed and farther in another, and three seeds a loss tell none from another. Three losses have thirteen, and there SDPO ends a little nearer than DPO, by $1.1$ $[0.4, 1.9]$. We saw that only after looking through all pairs of losses, so take it as something to test, not as a finding. Faithful and real are two axes, and
 # lesson 06 is about the second.
 
 # %% [markdown] lang="ja" uid="side-reading" pair="57c1e954"
-# **図の読み方。** 区間が0をまたぐ棒は、変化したとはいえません。またがない棒は、どのプロンプトも求めていないのに、モデルが勝者から身に付けた癖です。ただし、何十もの中から大きい6本を選んで見せているので、偶然大きく出たものも混じります。2つ目の図では、シードごとの小さな点を見てください。DPO は、あるシードでは
+# **図の読み方。** 区間が0をまたぐ棒は、変化したとはいえません。またがない棒は、どのプロンプトも求めていないのに、モデルが勝者から身に付けた癖を示します。ただし、何十もの中から大きい6本を選んで見せているので、偶然大きく出たものも混じります。2つ目の図では、シードごとの小さな点を見てください。DPO は、あるシードでは
 # 基準モデルより本物に近く、別のシードでは遠くなり、損失ごとに3シードでは優劣を決められません。13シードある3つの損失では、SDPO が DPO より $1.1$ $[0.4, 1.9]$ だけ本物に近くなりました。ただし、すべての組み合わせを見た後で気づいた差です。結論ではなく、次に検証すべき仮説と考えてください。忠実度と本物らしさは別の軸で、2つ目の軸はレッスン06で扱います。
 
 # %% [markdown] lang="en" uid="take-home" pair="4b363aa6"

@@ -419,13 +419,13 @@ for n in counts:
     gap.append(float(difference.mean((0, 2, 3)).norm()))
 curve_with_interval(counts, gap, xlabel=t("l06.n"), ylabel=t("l06.channel_gap"), title=t("l06.gap_by_n"))
 
-# %% [markdown] lang="en" uid="colour-record" pair="c46f837f"
+# %% [markdown] lang="en" uid="colour-record" pair="1a2824f0"
 # Before anything is trained, winners and losers already differ in their mean latent, and more so the more candidates there are. What training makes of it is
 # recorded: the study trained three models per seed on the tainted judge's pairs (four minutes of one core a seed, which is why it is not run here; section 7 lets you
 # train one of them).
 
 # %% [markdown] lang="ja" uid="colour-record" pair="36932a9f"
-# 学習の前から、勝者と敗者は平均潜在変数が異なり、候補が多いほどその差は広がります。学習するとどうなるかは、記録済みの実験で見ます。偏った評価役のペアで、シードごとに
+# 学習の前から、勝者と敗者では潜在変数の平均が異なり、候補が多いほどその差は広がります。学習するとどうなるかは、記録済みの実験で見ます。偏った評価役のペアで、シードごとに
 # 3つのモデルを学習してあります(1シードに1コアで約4分かかるので、ここでは実行しません。第7節では、そのうち1つを自分で学習できます)。
 
 # %% uid="record-figure" tags=["hide-input"]
@@ -502,14 +502,14 @@ claim("colour_grows", "warm_all", "warm_two", "warmth")
 claim("statistics_cure", "warm_all", "warm_cured", "warmth")
 claim("cure_is_free", "warm_cured", "warm_all", "judge")
 
-# %% [markdown] lang="en" uid="colour-reading" pair="83eba617"
+# %% [markdown] lang="en" uid="colour-reading" pair="6365b701"
 # **Reading.** The dots are seeds, the bar a 95 % interval over seeds and prompts; zero is the base. Compare the first two rows: the same judge, the same
 # steps, only more to choose from. Eight candidates carry more of the taste (.147) than two (.078), and the loss of the third row takes most of the difference back (.097): **reproduced**, both. It cost no faithfulness; the cured rows are, if anything, more faithful ($.031$ $[-.001, .063]$ by the training judge); likely because what a pair no longer spends on warmth it can spend on the prompt. The term can only act on a *mean* over pixels, so a taste for warm
 # backgrounds beside cool faces would pass it untouched; and a prompt that asks for a red dress pays a little, because its mean has to move. The last
 # claim says whether that price can be seen.
 
 # %% [markdown] lang="ja" uid="colour-reading" pair="8ef864f1"
-# **図の読み方。** 点はシードごとの平均、横棒はシードとプロンプトにわたる95%区間で、0が基準モデルです。まず上の2行を比べてください。評価役もステップ数も同じで、違うのは候補の数だけです。候補8枚(0.147)のほうが2枚(0.078)より好みを強く伝え、3行目の損失はその差の大半を取り戻します(0.097)。
+# **図の読み方。** 点はシードごとの平均、横棒はシードとプロンプトにわたる95%区間で、0が基準モデルです。まず上の2行を比べてください。評価役もステップ数も同じで、違うのは候補の数だけです。候補8枚(0.147)のほうが2枚(0.078)より好みを強く伝え、3行目で加えた統計量合わせの損失は、その差の大半を打ち消します(0.097)。
 # どちらも**再現できました**。忠実度は犠牲になっていません。学習用の評価役で見ると、むしろ高いほどです($.031$ $[-.001, .063]$)。暖色に使われていた分を、ペアがプロンプトの学習に回せるからでしょう。罰則が効くのは画素の*平均*だけです。背景は暖色、顔は寒色という好みなら、この損失では防げません。また「赤い服」を求めるプロンプトでは
 # 平均が動くのが正しいので、少し不利になります。その不利が目に見えるほどかどうかが、最後の主張です。
 
@@ -559,7 +559,7 @@ def told_apart(stage, ridge=10.0, folds=8):
 print(t("l06.shortcut", leap=told_apart(pairs.leap.training()), easy=told_apart(pairs.easy.training())))
 
 # %% [markdown] lang="en" uid="recon-idea" pair="efcf0a0d"
-# **Reading.** Chance is one half, and 96 pairs tell it from a share within ten points. The leap's winners are found in two cases out of three, those of the easy stage in three out of five: the shortcut is there, but in our world, where the VAE has
+# **Reading.** Chance is one half, and a share of 96 pairs is known to about ten points either way. The leap's winners are found in two cases out of three, those of the easy stage in three out of five: the shortcut is there, but in our world, where the VAE has
 # swallowed most of the grain, it is a weak one. Remember that when you see what the leap does in section 7.
 #
 # **SDRecon** makes winners in between: noise the *real* picture up to timestep $t$ and let the base denoise it from there.
@@ -569,7 +569,7 @@ print(t("l06.shortcut", leap=told_apart(pairs.leap.training()), easy=told_apart(
 #   t = 100: almost the real picture                      t = 700: pose and colours real, texture the model's
 # ```
 
-# %% [markdown] lang="ja" uid="recon-idea" pair="26a361c3"
+# %% [markdown] lang="ja" uid="recon-idea" pair="9cdc1081"
 # **結果の読み方。** 偶然なら半分で、96組での誤差は ±10ポイントほどです。飛躍の勝者は3組に2組ほど、easy 段階の勝者は5組に3組ほど当たります。近道はあるものの、VAE が粒の大半を消してしまうこの教材の世界では、弱い近道です。第7節で飛躍の結果を見るときに、
 # 思い出してください。
 #
@@ -663,7 +663,7 @@ strips(
     title=t("l06.ladder"),
 )
 
-# %% [markdown] lang="en" uid="curriculum" pair="b07ff4a5"
+# %% [markdown] lang="en" uid="curriculum" pair="127b92a5"
 # This strip *is* the curriculum, read from the bottom: in each stage a row loses against the row above it. Why are so few pairs left for the middle? The best of
 # eight candidates often has every named attribute already, and nothing can beat a perfect score.
 #
@@ -676,10 +676,10 @@ strips(
 # | hard | reconstruction, $t$ = 100 | normal winner | realism |
 #
 # Each stage starts from the model that the last one left, and that model is its reference: the first loss is $\ln 2$ again. (The paper does not say which
-# reference it used.) The steps are 60 + 20 + 20, not the paper's 15 : 1 : 1, which would leave two stages of six steps each. What will the three arms
-# gain against each other? Predict first.
+# reference it used.) The steps are 60 + 20 + 20, not the paper's 15 : 1 : 1, which would leave two stages of six steps each. What will the base, easy alone and all three stages
+# differ by? Predict first.
 
-# %% [markdown] lang="ja" uid="curriculum" pair="41e4c8f4"
+# %% [markdown] lang="ja" uid="curriculum" pair="28c92424"
 # この図がそのままカリキュラムです。下から読むと、どの段階でも、ある行がすぐ上の行に負けます。中間に残るペアが少ないのは、8枚中の最良が、指定した属性をすでにすべて満たしていることが
 # 多いからです。満点の画像に勝てるものはありません。
 #
@@ -692,7 +692,7 @@ strips(
 # | hard | 復元画像、$t$ = 100 | normal の勝者 | 本物らしさ |
 #
 # 各段階は前の段階が残したモデルから始まり、そのモデルが参照モデルになります。したがって、最初の損失は再び $\ln 2$ です(論文は、どれを参照モデルにしたかを書いていません)。ステップ数は
-# 60 + 20 + 20です。論文の15 : 1 : 1では、後の2段階が6ステップずつになってしまいます。3つの条件は、互いにどれだけ差がつくでしょうか。まず予想してください。
+# 60 + 20 + 20です。論文の15 : 1 : 1では、後の2段階が6ステップずつになってしまいます。基準モデル、easy のみ、3段階すべての3条件で、忠実度にどれだけ差がつくでしょうか。まず予想してください。
 
 # %% uid="curriculum-predict" tags=["quiz"]
 lab.predict("order")
@@ -751,24 +751,24 @@ claim("curriculum_beats_base", "hg", "base")
 claim("curriculum_is_nearer", "hg", "base", "distance")
 claim("curriculum_nearer_than_easy", "hg", "easy", "distance")
 
-# %% [markdown] lang="en" uid="curriculum-reading" pair="ed9801a9"
+# %% [markdown] lang="en" uid="curriculum-reading" pair="d2e042ae"
 # **Reading.** To the right is more faithful, *down* is nearer to real pictures. By the paper's story the easy stage goes right and not down, for its winners have no
 # grain; the later stages go down and a little to the left, for no judge reads the prompt in the hard stage. In the paper the reward does fall slightly from easy to
 # hard, while FID and image quality improve.
 #
-# Now hold your star against the record. Faithfulness is the steady axis. Before you believe any order on the other one, look at the vertical bars: over the five recorded
-# seeds the curriculum moved the distance by anything from -2 to +5, so one run, yours or a table of one seed, could tell any story. A likely reason: a hundred
+# Now hold your star against the record. Faithfulness is the steady axis. Before you believe any order on the other one, look at the vertical bars: over the five
+# seeds that have the base as well the curriculum moved the distance by anything from -2 to +5, so one run, yours or a table of one seed, could tell any story. A likely reason: a hundred
 # steps shift *all* pictures of a model together, by a cast of colour or tone, and the kernel distance counts a common shift in full. The boxes say what the
-# recorded seeds decide. Whether it comes nearer at all would take about 145 seeds, more than the study's budget. Two remedies are on record and show no change of the distance either: the loss of section 4 in the easy stage, where the paper has it, $+0.3$ $[-2.1, 2.6]$ against the base, and half strength (section 9), $+0.5$ $[-1.9, 3.0]$. What does come nearer, in section 7, is training on real pictures alone.
+# recorded seeds decide. Whether it comes nearer at all would take about 145 seeds, more than the study's budget. Two remedies are on record and show no change of the distance either: the loss of section 4 in the easy stage, where the paper has it, $+0.3$ $[-2.1, 2.6]$ against the base, and half strength (section 9), $+0.5$ $[-1.9, 3.0]$. What does come nearer, in section 7, is learning from real pictures directly: plain fine-tuning on them, and the leap.
 
-# %% [markdown] lang="ja" uid="curriculum-reading" pair="3ee0093a"
+# %% [markdown] lang="ja" uid="curriculum-reading" pair="6c3753f7"
 # **図の読み方。** 右ほど忠実で、*下*ほど本物に近いことを表します。論文の筋書きでは、easy 段階は右へ動きますが、勝者に粒状感がないので下へは動きません。後の2段階は下へ、そして少し左へ
 # 動きます。hard 段階ではどの評価役もプロンプトを読まないからです。実際に論文では、easy から hard へ進むと報酬がわずかに下がり、FID と画質は良くなります。
 #
-# 自分の星を記録と比べてください。安定しているのは忠実度の軸です。もう一方の軸で順位を信じる前に、縦の棒を見てください。カリキュラムによる距離の変化は、記録した5つのシードで、−2から+5まで分かれました。
+# 自分の星を記録と比べてください。安定しているのは忠実度の軸です。もう一方の軸で順位を信じる前に、縦の棒を見てください。カリキュラムによる距離の変化は、基準モデルも測った5つのシードで、−2から+5まで分かれました。
 # 1回の実行だけなら、自分の結果でも1シードの表でも、どんな筋書きにも見えてしまいます。考えられる理由は、100ステップの学習が*すべて*の画像を色かぶりや明るさの点で一緒にずらし、カーネル距離がその共通の
 # ずれをそのまま数えることです。記録したシードで何が決まったかは、判定の枠に出ています。本物に近づくかどうかを決めるには、およそ145のシードが必要で、実験の予算を超えます。対策を2つ試した記録もありますが、距離は変わりませんでした。論文と同じく easy 段階に第4節の損失を入れると基準モデルとの差は $+0.3$ $[-2.1, 2.6]$、
-# アダプタを半分の強さにすると(第9節) $+0.5$ $[-1.9, 3.0]$ です。本物に近づくのは、第7節で見るように、本物の画像だけで学習した場合です。
+# アダプタを半分の強さにすると(第9節) $+0.5$ $[-1.9, 3.0]$ です。本物に近づくのは、第7節で見るように、本物の画像を直接の手本にした場合です(通常のファインチューニングと飛躍)。
 
 # %% [markdown] lang="en" uid="own" pair="d2b9390e"
 # ## 7. An experiment of your own
@@ -868,7 +868,7 @@ claim("order_matters", "hg", "at_once")
 claim("sft_erases", "sft", "easy")
 claim("pairs_beat_fine_tuning", "hg", "real_sft")
 
-# %% [markdown] lang="en" uid="own-reading" pair="86de01f8"
+# %% [markdown] lang="en" uid="own-reading" pair="6290fce4"
 # **Reading.** Compare the leap with the curriculum first, by the intervals and not by the dots. Does it fall below the curriculum, or even below the base, as in
 # the paper (FID from 37 to 113)? On record it does not fall below the base: it gains $.090$ $[.045, .136]$, **contradicted**, and whether it ends below the curriculum is
 # open ($-.003$ $[-.055, .049]$). On the other axis it leads: it ends nearer to real pictures than the curriculum, by $5.1$ $[0.5, 9.6]$. What the record does decide are the stages: without easy the curriculum loses $.113$ $[.089, .137]$, without normal
@@ -884,7 +884,7 @@ claim("pairs_beat_fine_tuning", "hg", "real_sft")
 
 # %% [markdown] lang="ja" uid="own-reading" pair="ac4e201e"
 # **図の読み方。** まず、飛躍とカリキュラムを、点ではなく区間で比べてください。飛躍はカリキュラムを下回るでしょうか。論文のように、基準モデルより悪くなる
-# (FID が37から113)でしょうか。記録では、飛躍は基準モデルを下回らず、$.090$ $[.045, .136]$ 上回ります。この主張は**反対の結果になりました**。カリキュラムより低くなるかどうかは、まだ決まっていません($-.003$ $[-.055, .049]$)。もう一方の軸では飛躍が先を行き、カリキュラムより $5.1$ $[0.5, 9.6]$ だけ本物に近くなります。
+# (FID が37から113)でしょうか。記録では、飛躍は基準モデルを下回らず、$.090$ $[.045, .136]$ 上回ります。「基準モデルより忠実度が低くなる」という主張は、**反対の結果になりました**。カリキュラムより低くなるかどうかは、まだ決まっていません($-.003$ $[-.055, .049]$)。もう一方の軸では飛躍が先を行き、カリキュラムより $5.1$ $[0.5, 9.6]$ だけ本物に近くなります。
 # 記録が決めたのは段階の価値です。easy を省くとカリキュラムは $.113$ $[.089, .137]$、normal を省くと $.030$ $[.018, .042]$ を失います。一方、段階の*順序*の効果は、意味のある差とした0.02に届きません。すべてのペアを一括で学習しても、18のシードで差は $.006$ $[-.002, .013]$ です。easy の後に hard の勝者でファインチューニングしても、easy で得たものは消えず、$.015$ $[.001, .028]$ 増えました(**反対の結果**)。
 # 飛躍が持ちこたえる理由として考えられるのは、第5節で測った近道の弱さです。この教材の本物と生成画像の違いは、VAE でほとんど消えてしまう薄い粒だけですが、写真はあらゆる点で同時に異なり、論文では学習も数十万ステップ続きます。簡単に見分けられないペアは、
 # 属性を教え続けます。
@@ -893,7 +893,7 @@ claim("pairs_beat_fine_tuning", "hg", "real_sft")
 # つまり、*ここでは*ペアも評価役も要らなかったことになります。なぜでしょうか。
 # この基準モデルは、誤ったキャプションという特定の原因で歪んでいます。*正しい*キャプションの付いた本物96枚は、その直接の薬になり、粒状感も一緒に教えます。論文では、hard の勝者でファインチューニング
 # すると、どの段階の後でも同じ程度の結果に落ち着きます。基準モデルがすでに30万枚の写真でファインチューニング済みで、この薬で治すものが残っていなかったからです。自分のプロジェクトに
-# 引きつければ、問うべきは基準モデルの状態です。データのせいで間違っているのか(それならデータを直す)、平均的には正しく、その良いほうだけが欲しいのか(それなら選好で学習する)。この対照実験がない表からは、
+# 引きつければ、問うべきは基準モデルの状態です。データのせいで間違っているのか(それならデータを直す)、平均的には正しく、その出力のうち良いほうだけが欲しいのか(それなら選好で学習する)。この対照実験がない表からは、
 # どちらなのか分かりません。
 
 # %% [markdown] lang="en" uid="pareto" pair="74096645"
@@ -1010,7 +1010,7 @@ curve_with_interval(
     title=t("l06.goodhart_title"),
 )
 
-# %% [markdown] lang="en" uid="side" pair="cb7245cd"
+# %% [markdown] lang="en" uid="side" pair="af015dbd"
 # **Reading.** Beyond some strength both fall: the pictures break. What matters is the stretch before: where the training judge still holds while the gold judge
 # gives way, stopping by the training judge would have stopped too late.
 #
@@ -1022,20 +1022,20 @@ curve_with_interval(
 # 見ていると止めるのが遅れます。
 #
 # プロンプトが指定していない属性には、何が起きたでしょうか。論文は調べていませんが、結果に責任を持つ人は調べる必要があります。基準モデルからカリキュラムまでに割合がどう動いたかを、正解の評価役で
-# 読み取ります。区間と p 値はプロンプトを単位とし、p 値は属性の数で補正してあります(Holm)。
+# 読み取ります。区間と p 値はプロンプトを単位とし、p 値は属性の数で補正してあります(次に説明するホルムの方法)。
 
-# %% [markdown] lang="en" uid="holm" pair="3a138b7f"
+# %% [markdown] lang="en" uid="holm" pair="82fdb351"
 # ### Many questions at once
 #
-# Section 8 asked three measures of every arm, this section asks about nine attributes. Whoever asks twenty questions at a level of 5 % finds one answer on average, even if nothing is going on. *Bonferroni's* cure multiplies every p-value by the number $m$ of questions: that is safe and severe. *Holm's* is as safe and milder. Once the smallest p-value has passed with the factor $m$, only $m - 1$ questions are
+# This section has asked three measures of every arm and now asks about nine attributes. Whoever asks twenty questions at a level of 5 % finds one answer on average, even if nothing is going on. *Bonferroni's* cure multiplies every p-value by the number $m$ of questions: that is safe and severe. *Holm's* is as safe and milder. Once the smallest p-value has passed with the factor $m$, only $m - 1$ questions are
 # open, so the next one is multiplied by $m - 1$, the next by $m - 2$, down to 1. An adjusted p-value is never smaller than one before it, and never above 1.
 #
 # Write `holm`, in the order of the input. By hand: (.01, .04, .03) becomes (.03, .06, .06). The smallest is multiplied by 3 and the middle one by 2; the largest, multiplied by 1, would be .04 and is raised to the .06 before it.
 
-# %% [markdown] lang="ja" uid="holm" pair="f38fc408"
+# %% [markdown] lang="ja" uid="holm" pair="bad3fa18"
 # ### 一度にたくさんの問いを立てるとき
 #
-# 第8節では条件ごとに3つの尺度で調べ、ここでは9つの属性を調べます。5%の水準で20の問いを立てれば、何の違いもなくても、平均して1つは「違いがある」と出ます。*ボンフェローニ*の方法では、どの p 値にも問いの数 $m$ を掛けます。安全ですが、厳しすぎます。*ホルム*の方法は、同じくらい安全で、もう少し緩やかです。最小の p 値が $m$ 倍でも水準を
+# この節の初めには条件ごとに3つの尺度で調べ、次は9つの属性を調べます。5%の水準で20の問いを立てれば、何の違いもなくても、平均して1つは「違いがある」と出ます。*ボンフェローニ*の方法では、どの p 値にも問いの数 $m$ を掛けます。安全ですが、厳しすぎます。*ホルム*の方法は、同じくらい安全で、もう少し緩やかです。最小の p 値が $m$ 倍でも水準を
 # 満たしたなら、残る問いは $m - 1$ 個です。そこで次は $m - 1$ 倍、その次は $m - 2$ 倍とし、最後は1倍です。補正後の p 値は、前のものより小さくならず、1を超えません。
 #
 # 入力の順に返す `holm` を書いてください。手計算の例: (0.01, 0.04, 0.03) は (0.03, 0.06, 0.06) になります。最小のものを3倍、次を2倍にします。最大のものは1倍で0.04ですが、その前の0.06に引き上げます。
@@ -1249,7 +1249,7 @@ print(t("l06.cost", pool=pool_rows, train=train_rows, labels=scores.numel(), vot
 print(t("l06.break_even", pictures=(pool_rows + train_rows) / (per_picture * (world.pool.n - 1)), n=world.pool.n))
 lab.article_map()
 
-# %% [markdown] lang="en" uid="real" pair="507fbbf7"
+# %% [markdown] lang="en" uid="real" pair="989fb593"
 # ## 11. The same on Stable Diffusion
 #
 # The hard stage of the paper needs photographs of real people, and this repository holds none, so on the gpu tier the curriculum is made of what a pool alone can give: *easy* is the best candidate against the worst, *hard* is the best against the second best, where the judge hardly sees a
@@ -1270,7 +1270,7 @@ lab.article_map()
 # %% [markdown] lang="ja" uid="real" pair="e34d323e"
 # ## 11. 同じことを Stable Diffusion で
 #
-# 論文の hard の段階には本物の人物写真が必要ですが、このリポジトリにはありません。そこで tier gpu では、プールだけから作れるカリキュラムにします。*easy* は最良の候補と最悪の候補、*hard* は最良の候補と2番目の候補の組で、評価役にもほとんど差が見えません。第6節と同じく、各段階は前の段階の重みから始まります。
+# 論文の hard 段階には本物の人物写真が必要ですが、このリポジトリにはありません。そこで tier gpu では、プールだけから作れるカリキュラムにします。*easy* は最良の候補と最悪の候補、*hard* は最良の候補と2番目の候補の組で、評価役にもほとんど差が見えません。第6節と同じく、各段階は前の段階の重みから始まります。
 # モデル、評価役、規模は、tier に応じて `lab.real` が用意します。
 #
 # | tier | 画像 | 選ぶ評価役 | 見守るだけの評価役 |
@@ -1278,12 +1278,12 @@ lab.article_map()
 # | gpu | Stable Diffusion 1.5(`model="sdxl"` なら SDXL) | PickScore(`reward="imagereward"` などに変更できます) | CLIP |
 # | smoke, cpu | PortraitSD(`model="portrait-flow"` なら PortraitFlow) | PortraitCLIP: プロンプトの指定、サングラスがないこと、寒色の背景 | AttributeReader(同じ3点) |
 #
-# `lab.real(pipe, rounds=3, pools=1, runs=2, model="portrait-flow")` とすると、tier smoke と cpu では、同じセルが Stable Diffusion 3と同じ構成の Transformer で段階を登ります。誤差は、ノイズの代わりに速度 $v = \epsilon - x_0$ で測ります。
+# `lab.real(pipe, rounds=3, pools=1, runs=2, model="portrait-flow")` とすると、tier smoke と cpu では、同じセルで Stable Diffusion 3と同じ構成の Transformer を段階ごとに学習します。誤差は、ノイズの代わりに速度 $v = \epsilon - x_0$ で測ります。
 # 各段階の LoRA が入る注意の層も、自己注意ではなく、画像とテキストの両方に注意を向ける*ジョイント注意*(joint attention)です。統合の仕方、参照モデル、段階の進め方は変わりません。
 #
 # 重みを読み込む前に、tier gpu で何をどれだけ生成・学習し、メモリと時間がどれだけかかるかを表示します。GPU がなければ、T4 での見込みを示します。
 #
-# **予想してください。** 2段階目は、1段階目にできなかったことを加えるでしょうか。それとも雑音だけでしょうか。画像を見る前に、印字された2つの差を比べてください。
+# **予想してください。** 2段階目は、1段階目にできなかったことを加えるでしょうか。それとも、評価役の雑音を学ぶだけでしょうか。画像を見る前に、表示された2つの差を比べてください。
 
 # %% uid="real-run" tags=["slow"]
 from dataclasses import replace
@@ -1319,15 +1319,15 @@ strips(
     title=t("l06.real_title", model=sd.name),
 )
 
-# %% [markdown] lang="en" uid="real-reading" pair="21265848"
+# %% [markdown] lang="en" uid="real-reading" pair="68418581"
 # **Reading.** Columns share prompt and noise, rows are the stages. The margins say how much the judge had to tell in each stage: where best and second best are nearly equal, a label is close to a coin, and the stage trains on the judge's noise. That is why the paper leaves the pool for its later stages and takes its winners from real pictures; with photographs of your own,
-# `sd_recon`, `normal_pairs` and `hard_pairs` of section 6 take them in. Believe a rise only if the judge that never chose confirms it, and on more prompts than these.
+# `sd_recon` of section 5, and `normal_pairs` and `hard_pairs` of `labkit.dpo`, take them in. Believe a rise only if the judge that never chose confirms it, and on more prompts than these.
 #
 # The box counts work, it measured no time; this cell was tested on random weights in the layouts of Stable Diffusion 1.5 and SDXL, which shows that it runs there, and nothing about its pictures.
 
-# %% [markdown] lang="ja" uid="real-reading" pair="0fadcaf9"
+# %% [markdown] lang="ja" uid="real-reading" pair="7db901cf"
 # **図の読み方。** 列ごとにプロンプトとノイズが同じで、行が段階です。表示された差は、各段階で評価役に見えていた違いの大きさです。最良と2番目がほとんど等しいときは、ラベルは硬貨投げに近く、その段階は評価役の雑音で学習することになります。論文が後の段階でプールを離れ、本物の画像から勝者を取るのはこのためです。自分の写真があれば、
-# 第6節の `sd_recon`、`normal_pairs`、`hard_pairs` で取り込めます。上昇を信じるのは、選んでいない評価役も認め、プロンプトをもっと増やしても変わらないときだけにしてください。
+# 第5節の `sd_recon` と、`labkit.dpo` の `normal_pairs`、`hard_pairs` で取り込めます。上昇を信じるのは、選んでいない評価役も認め、プロンプトをもっと増やしても変わらないときだけにしてください。
 #
 # 最初に表示した見込みは計算量から求めたもので、実測ではありません。このセルは、Stable Diffusion 1.5と SDXL の構造に乱数の重みを入れたモデルで試験しています。動くことは確かめましたが、画像の質については何も分かりません。
 

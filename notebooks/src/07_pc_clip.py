@@ -74,12 +74,12 @@ bar_with_interval(
     width=8.5,
 )
 
-# %% [markdown] lang="en" uid="first-reading" pair="96230f15"
+# %% [markdown] lang="en" uid="first-reading" pair="4cbace5d"
 # **What you see.** Before training every bar lies near one half: to CLIP a sentence about two pictures says nothing. After training, five of the eleven ways of saying it are read well, one is read the *wrong way round*, and the others are close to chance. **Why?** The facts are the same in every bar, so it cannot be the words for hair, spectacles or clothes. It must be what stands around them. **What would change it?** That is the experiment of section 5,
 # where you choose the sentences yourself. First the tool.
 
 # %% [markdown] lang="ja" uid="first-reading" pair="75c3f5f6"
-# **図から読み取れること。** 学習前は、どの棒も50%付近です。2枚の画像について述べた文は、CLIP にとって何も意味しません。学習後は、11通りの言い回しのうち5つがよく読め、1つは*逆の意味に*読まれ、残りは偶然に近い値です。**理由。** 述べている内容はどの棒でも同じなので、髪や眼鏡や服を表す単語のせいではありません。違いは、その周りの言葉にあるはずです。**何を変えればよいか。** それを調べるのが第5節の実験で、文を自分で選びます。まず道具を
+# **図から読み取れること。** 学習前は、どの棒も50%付近です。2枚の画像について述べた文は、CLIP にとって何も意味しません。学習後は、11通りの言い回しのうち5つは正しく読まれ、1つは*逆の意味に*読まれ、残りの正解率は偶然に近い値です。**理由。** 述べている内容はどの棒でも同じなので、髪や眼鏡や服を表す単語のせいではありません。違いは、その周りの言葉にあるはずです。**何を変えればよいか。** それを調べるのが第5節の実験で、文を自分で選びます。まず道具を
 # 用意しましょう。
 
 # %% [markdown] lang="en" uid="arrow" pair="800dcfdf"
@@ -497,7 +497,7 @@ bar_with_interval(
 # 最初と同じ2枚のポートレート、同じ文です。右を向く棒が増え、長くなっています。まだ左を向いている棒は、このペアでは画像側に表れていない属性か、モデルがまだ読めない文です。1組だけの偶然か
 # どうかは、すべてのペアを数えた上の曲線で判断してください。
 
-# %% [markdown] lang="en" uid="hold" pair="0034c917"
+# %% [markdown] lang="en" uid="hold" pair="11289576"
 # ## 5. What was learnt: words, places, or sentences?
 #
 # Your model now answers the eleven frames of the first figure. Your numbers are drawn beside the recorded ones: 37 training runs with four frames and 37 with one, five for
@@ -506,7 +506,7 @@ bar_with_interval(
 # %% [markdown] lang="ja" uid="hold" pair="036c188d"
 # ## 5. 学んだのは単語か、位置か、文か
 #
-# 最初の図の11の文型に、自分のモデルで答えさせます。記録済みの実験(4つの文型と1つの文型は37回ずつ、ほかの学習方法は5回ずつの学習、160ペア)の隣に、自分の数値を描きます。「新しい文法」では、「first」「second」を
+# 最初の図の11の文型に、自分のモデルで答えさせます。記録済みの実験では、4つの文型と1つの文型でそれぞれ37回、ほかの方法で5回ずつ学習し、160ペアで測りました。その隣に、自分の数値を描きます。「新しい文法」では、「first」「second」を
 # 学習にない形の文で使います。「新しい目印」では、2枚の画像を left と right、one と two と呼びます。
 
 # %% uid="hold-run"
@@ -556,10 +556,10 @@ lab.claim("negation", measured="M1", **mean_and_interval(own["m1.negated"]))
 markers = np.mean([own[f"m1.{name}"] for name in NEW_MARKERS], axis=0)
 lab.claim("new_markers", measured="M1", **mean_and_interval(markers))
 
-# %% [markdown] lang="en" uid="hold-reading" pair="71d7fb44"
+# %% [markdown] lang="en" uid="hold-reading" pair="06fc43d2"
 # **What you see.** Frames that put a value behind its marker are read, trained or not ("while …"). Sentences about one picture alone ("only the first has red hair") stay near
 # one half. And "red hair in the first, black hair in the second" is read the *wrong way round*. **Why.** The tower has not learnt what "first" means. It has learnt a rule that held in
-# every training sentence: the value behind a marker belongs to that picture. In "… in the first, black hair …" the words behind "first" belong to the second. A value alone pulls the sentence towards
+# every training sentence: the next value behind a marker belongs to that picture. In "… in the first, black hair …" the words behind "first" belong to the second. A value alone pulls the sentence towards
 # that value, whoever has it. "Left" and "right" were never trained: they do not say nothing, as we expected, but are read slightly
 # the wrong way round ($41.5$ $[39.5, 43.4]$ %); why is open. "One" and "two" are at $43.5$ $[41.4, 45.6]$ %, but were below one half before training, too. "It is not the second that …" is no sentence about negation for a model that looks for values.
 #
@@ -567,9 +567,9 @@ lab.claim("new_markers", measured="M1", **mean_and_interval(markers))
 # matter. That is a mean of opposite effects: "red hair in the first, …" gains $8.5$ $[4.8, 12.2]$ points and is still read the wrong way round, "only the first …" loses $4.3$ $[2.9, 5.7]$. All four training frames obey the same rule, so more of them shift what the tower does, but do not lift it out of the shortcut. **What would change it.** Train on frames in which the value stands before its marker, and on sentences about one picture. A language model writes
 # freely and breaks such rules by itself; but a test that fills one template, as most of the paper's tests do, cannot see whether it did.
 
-# %% [markdown] lang="ja" uid="hold-reading" pair="23717d79"
+# %% [markdown] lang="ja" uid="hold-reading" pair="91a3be50"
 # **図から読み取れること。** 値が目印の後に来る文型は、学習に使っていなくても(「while …」)読めています。片方の画像だけを述べた文(「only the first has red hair」)は50%付近です。そして
-# 「red hair in the first, black hair in the second」は*逆の意味に*読まれています。**理由。** テキスト側は「first」の意味を学んだのではありません。学習用の文すべてで成り立つ「目印の後にある値は、その画像のもの」という規則を
+# 「red hair in the first, black hair in the second」は*逆の意味に*読まれています。**理由。** テキスト側は「first」の意味を学んだのではありません。学習用の文すべてで成り立つ「目印のすぐ後に来る値は、その画像のもの」という規則を
 # 学びました。「… in the first, black hair …」では、「first」の後にあるのは2枚目の値です。値が1つしかない文は、どちらの画像の話であっても、その値の方向を指します。「left」と「right」は学習していないので何も伝えない、と予想していましたが、実際には
 # わずかに逆の意味に読まれました($41.5$ $[39.5, 43.4]$%)。理由は分かっていません。「one」と「two」は $43.5$ $[41.4, 45.6]$% ですが、学習前から半分を下回っていました。
 # 値だけを探すモデルにとって、「it is not the second that …」は否定の文ではありません。
@@ -826,14 +826,14 @@ lab.claim(
 )
 lab.claim("wise_reads", measured="M1", **mean_and_interval(m1(halfway, sizes, ("plain",))["m1.plain"]))
 
-# %% [markdown] lang="en" uid="wise-reading" pair="21c18376"
-# **What you see.** Rehearsed prompts lose next to nothing. New prompts lose $2.1$ $[1.7, 2.6]$ points over 37 training runs. We had expected more than three. It is less, but by less than the two points that we had said matter, so the verdict is that it makes **no difference that matters**; eight of the 37 runs do lose more than three. **Why.** The loss of the difference sentences pulls on every text; rehearsal pulls back where it can reach,
+# %% [markdown] lang="en" uid="wise-reading" pair="023ca5bf"
+# **What you see.** Rehearsed prompts lose next to nothing. New prompts lose $2.1$ $[1.7, 2.6]$ points over 37 training runs. We had expected more than three. It is less, but by less than the two points that we had said matter, so the verdict is **no effect that matters**; eight of the 37 runs do lose more than three. **Why.** The loss of the difference sentences pulls on every text; rehearsal pulls back where it can reach,
 # and "a photo of …" is only near what it rehearses. How much is lost depends on how far the weights have moved: 200 steps are few. **What would change it.** Longer training, or no rehearsal; then the middle of the line, which here
 # keeps most of what was learnt at no loss, becomes a real compromise. The paper has no rehearsal. Its protection is a learning rate so small that the weights hardly move.
 
-# %% [markdown] lang="ja" uid="wise-reading" pair="eb4f126c"
-# **図から読み取れること。** 復習したプロンプトでは、ほとんど何も失われません。新しいプロンプトでは、37回の学習の平均で $2.1$ $[1.7, 2.6]$ ポイント失われました。予想は「3ポイントを超える」でした。結果はそれを下回りますが、その差は、意味があるとした2ポイントに届きません。そのため判定は**意味のある大きさの差はない**です(37回のうち8回は3ポイントを超えました)。**理由。** 差分の損失関数は、すべての文の埋め込みを動かします。復習はそれを引き戻しますが、
-# 力が及ぶのは復習した文とその近くだけです。「a photo of …」は少し離れています。どれだけ失われるかは重みの移動量で決まり、200ステップの移動はわずかです。**何を変えればよいか。** 学習を長くするか復習をやめると、失うものが増えます。ここでは
+# %% [markdown] lang="ja" uid="wise-reading" pair="0414cbfd"
+# **図から読み取れること。** 復習したプロンプトでは、ほとんど何も失われません。新しいプロンプトでは、37回の学習の平均で $2.1$ $[1.7, 2.6]$ ポイント失われました。予想は「3ポイントを超える」でした。結果はそれを下回りますが、その差は、意味があるとした2ポイントに届きません。そのため判定は「**意味のある大きさの効果はない**」です(37回のうち8回は3ポイントを超えました)。**理由。** 差分の損失関数は、すべての文の埋め込みを動かします。復習はそれを引き戻しますが、
+# 力が及ぶのは復習したプロンプトとその近くだけです。「a photo of …」は少し離れています。どれだけ失われるかは重みの移動量で決まり、200ステップの移動はわずかです。**何を変えればよいか。** 学習を長くするか復習をやめると、失うものが増えます。ここでは
 # 線の中央が、ほとんど何も失わずに、学んだことの大半を保っています。失うものが増えれば、中央は本当の妥協点になります。論文は復習を使いません。重みがほとんど動かないほど小さな学習率で、忘却を防いでいます。
 
 # %% [markdown] lang="en" uid="prompting" pair="9e5f33c7"
@@ -966,7 +966,7 @@ lab.claim("sentence_draws", measured=t("l07.m_glasses"), **mean_and_interval(wit
 # 同じ重みから出発したので、このベクトルはどちらでも意味を持ちます。**何を変えればよいか。** 上のセルで強さを小さくしてみてください。ある値を下回ると何も起きません。また、眼鏡は PortraitSD が得意な属性です。*どんな*文でも描けることを示した
 # わけではありません。
 
-# %% [markdown] lang="en" uid="inspection" pair="d7a1373e"
+# %% [markdown] lang="en" uid="inspection" pair="f98bcf60"
 # ## 7. An experiment at the inspection desk
 #
 # The article promises fewer false alarms for scratches and wrong shapes. The paper has no such experiment, so here is ours. Two questions come first, because no sentence can answer them.
@@ -977,7 +977,7 @@ lab.claim("sentence_draws", measured=t("l07.m_glasses"), **mean_and_interval(wit
 # ## 7. 検品台での実験
 #
 # 記事は、傷や形状の誤検出が減ると述べています。論文にそのような実験はないので、この教材で行います。その前に、文では解決できない問いが2つあります。まず、**凍結した画像側**に、そもそも違いが見えているか。服の左か右に付けた
-# 小さなピンは、どのキャプションにも書かれていませんでした。次に、**照明**の変化は、実際の変化と比べて画像をどれだけ動かすか。
+# 小さなピンは、どのキャプションにも書かれていませんでした。次に、**照明**の変化は、実際の変化と比べて画像の埋め込みをどれだけ動かすか。
 
 # %% uid="lamp-run"
 from labkit.studies.l07 import lamp, with_pins
@@ -993,16 +993,16 @@ print(t("l07.moved", lamp=moved["lamp"].mean(), change=moved["change"].mean()))
 lab.claim("lamp_exceeds", measured=t("l07.m_lamp"), **mean_and_interval(moved["lamp"] - moved["change"]))
 lab.claim("unseen_attribute", **only)
 
-# %% [markdown] lang="en" uid="alarm" pair="9557485e"
-# **Reading.** A brighter lamp moves a portrait about as far as, or farther than, a changed attribute. A bare distance is no alarm unless all photographs are taken alike.
+# %% [markdown] lang="en" uid="alarm" pair="4af58c9a"
+# **Reading.** A brighter lamp moves a portrait's embedding about as far as, or farther than, a changed attribute. A bare distance is no alarm unless all photographs are taken alike.
 #
 # Now the desk. Painted plates with screws, a hole and a label, within tolerances; five kinds of defect. Every photograph is compared with **one reference photograph** of a
 # good plate, by three scores: the raw CLIP distance, the worst patch of pixels, and the best-fitting *defect sentence* of a text tower trained on plates. An alarm needs a threshold.
 # Write `threshold`: the score that a chosen share of good photographs exceeds, so that 5 % of them would raise a false alarm. What should happen to the false
 # alarms when the photographer becomes careless? Decide before you run the next cell.
 
-# %% [markdown] lang="ja" uid="alarm" pair="930844b7"
-# **図の読み方。** 照明を明るくするだけで、ポートレートは属性を1つ変えたときと同じか、それ以上に動きます。撮り方をそろえない限り、距離だけを警報に使うことはできません。
+# %% [markdown] lang="ja" uid="alarm" pair="46301604"
+# **図の読み方。** 照明を明るくするだけで、ポートレートの埋め込みは、属性を1つ変えたときと同じか、それ以上に動きます。撮り方をそろえない限り、距離だけを警報に使うことはできません。
 #
 # 次は検品台です。題材は、ねじ、穴、ラベルの付いた塗装プレートです。良品にも公差の範囲のばらつきがあり、欠陥は5種類あります。すべての写真を、良品の**基準写真1枚**と比べます。得点は3種類です。CLIP の生の距離、画素をパッチごとに比べたときの最大の差(パッチ比較)、そして、プレートで学習した
 # テキスト側から見て最もよく当てはまる*欠陥の文*の得点です。警報にはしきい値が必要です。良品の写真のうち指定した割合だけが超える得点(5%なら、良品の5%が誤検出になる値)を返す `threshold` を書いてください。

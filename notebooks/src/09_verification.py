@@ -10,7 +10,7 @@ from labkit.course import start, t
 
 lab = start("09", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
 
-# %% [markdown] lang="en" uid="story" pair="f2aa5549"
+# %% [markdown] lang="en" uid="story" pair="d443e0d5"
 # ## 1. Who answers for the quality?
 #
 # In the article on the survey of alignment ([arXiv 2409.07253](https://arxiv.org/abs/2409.07253)) the manager Tanaka asks who checks the catalogue, since looking at every picture costs too much. The answer has
@@ -40,7 +40,7 @@ lab = start("09", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # 最初に断っておきます。**三軸(タスク適合性、安全性、選好)と3段階のゲートは、記事による整理であり、サーベイのものではありません**。サーベイの要旨と文献リストは、手法、ベンチマーク、評価という
 # 分け方をしています。記事の整理は実務に役立つので、ここで実際に試します。
 #
-# まず画像を見てください。生成には数分かかるため、画像は教材に含めてあります。各画像の下に、注文の一部(髪、服、背景の色)を書きました。いくつかは注文と取り違えられています。10秒で何枚見つけられるでしょうか。
+# まず画像を見てください。生成には数分かかるため、画像は教材に含めてあります。各画像の下に、注文の一部(髪、服、背景の色)を書きました。いくつかは、別の注文の画像と入れ替わっています。10秒で何枚見つけられるでしょうか。
 
 # %% uid="draw"
 import numpy as np
@@ -48,6 +48,7 @@ import torch
 
 from labkit.figures import image_grid
 from labkit.models import load_clip, load_reader
+from labkit.portraits import ATTRIBUTES
 from labkit.portraits.captions import value_name
 from labkit.studies import l09_catalogue
 
@@ -66,6 +67,13 @@ def short_order(spec):
     ja: 注文のうち、髪、服、背景の色を言葉で返します。
     """
     return " / ".join(value_name(name, getattr(spec, name), lang) for name in ("hair_color", "clothes", "background"))
+
+
+def whole_order(spec):
+    """en: All attributes of an order, in words.
+    ja: 注文のすべての属性を言葉で返します。
+    """
+    return " / ".join(value_name(name, getattr(spec, name), lang) for name in ATTRIBUTES)
 
 
 captions = [short_order(specs[i]) for i in some]
@@ -150,7 +158,7 @@ curve_with_interval(
     log_y=True,
 )
 
-# %% [markdown] lang="en" uid="plan-read" pair="94766bea"
+# %% [markdown] lang="en" uid="plan-read" pair="b0f5c907"
 # **Reading.** Halving the promised rate doubles the work: "at most 2 %" takes 149 good pictures, "at most 1 %" takes 299. More confidence is cheap in comparison: from 95 to 99 % costs half as much
 # again. The number of pictures in the lot hardly matters; what counts is how many were looked at. A lot of 500 needs 119 instead of 149, because nearly a quarter of it is seen, and a lot of 5,000 needs 145. And the plan is strict: one
 # defect among 149, and a lot that may well be good is refused.
@@ -158,7 +166,7 @@ curve_with_interval(
 # Many companies therefore buy "AQL 1 %" plans (acceptable quality limit) from a table. Predict first.
 
 # %% [markdown] lang="ja" uid="plan-read" pair="7e3743df"
-# **結果の読み方。** 約束する不良率を半分にすると、手間は2倍になります。「2%以下」には149枚、「1%以下」には299枚の良品が必要です。それに比べると信頼度は安く、95%から99%に上げても5割増しで済みます。
+# **結果の読み方。** 約束する不良率を半分にすると、手間は2倍になります。「2%以下」には149枚、「1%以下」には299枚の良品が必要です。それに比べると、信頼度を上げるのは安上がりです。95%から99%に上げても、枚数は5割増しで済みます。
 # ロットの大きさはほとんど影響せず、効くのは実際に見た枚数です。500枚のロットなら149枚の代わりに119枚で足りますが、これは全体の4分の1近くを見るからで、5,000枚のロットでは145枚です。また、この計画は厳格です。
 # 149枚のうち1枚でも不良があれば、良いロットかもしれないのに不合格になります。
 #
@@ -414,19 +422,19 @@ curve_with_interval(
 # 不良の一覧の1項目につき1つの質問を、決まった文面、温度0、出荷時の大きさの画像で尋ねます。VLM は「はい」と答えがちなので、逆向きの質問(「注文と*違う*点はありますか」)もします。提供元が予告なくモデルを変えることもあるので、
 # モデル名、版、文面を含む名前ですべての回答をファイルに残します(`StoredJudge` がこれを行います)。学習用のペアを作った評価役は使いません。そして、**人間の検査員と同じ方法で一致度を測ります**。状態の分かっている画像を混ぜ、区間を付け、版が変わるたびに測り直します。次の節で実際に行います。
 
-# %% [markdown] lang="en" uid="inspect" pair="7bda9b88"
+# %% [markdown] lang="en" uid="inspect" pair="130e97d9"
 # ## 5. People look, and one person signs
 #
 # The sample is drawn by the checker's seed, after the lot is closed: who knows the seed before can place the bad pictures where nobody looks. Below stands the inspection desk. Enter your name, click into the key field, and judge: one key per
-# picture, the time is kept. Under each picture is its order; the written list says what counts as a defect and how bad it is. Until you have finished, two simulated inspectors stand in for you: they notice 90 % of the defects and
+# picture, the time is kept. Under each picture is its whole order; the written list says what counts as a defect and how bad it is. Until you have finished, two simulated inspectors stand in for you: they notice 90 % of the defects and
 # complain about 3 % of the good pictures. When you have finished, run the cells below again, and your verdicts count.
 
-# %% [markdown] lang="ja" uid="inspect" pair="a577d92c"
+# %% [markdown] lang="ja" uid="inspect" pair="1bbc4f14"
 # ## 5. 人が見て、1人が署名する
 #
 # ロットを締めた後に、判定者(出荷の可否を決める人)が選んだシードで抜き取ります。シードを先に知っていれば、誰も見ない場所に不良を置けるからです。下に検査台があります。名前を入力し、キー入力欄をクリックして判定してください。
-# キー1つで1枚を判定でき、時間も記録されます。画像の下には注文が、ボタンには不良の一覧が書いてあります。あなたの検査が終わるまでは、2人の検査員をシミュレーションします。不良の90%に気付き、良品の3%に誤って不良を付ける
-# 検査員です。検査を終えたら下のセルを実行し直してください。あなたの判定が使われます。
+# キー1つで1枚を判定でき、時間も記録されます。画像の下には注文の全文が、ボタンには不良の一覧が書いてあります。あなたの検査が終わるまでは、2人の検査員をシミュレーションします。不良の90%に気付き、良品の3%を
+# 誤って不良と判定する検査員です。検査を終えたら下のセルを実行し直してください。あなたの判定が使われます。
 
 # %% uid="inspect-run" tags=["widget"]
 from labkit.figures.desk import InspectionDesk
@@ -456,7 +464,7 @@ show(*table([t("l09.stage"), t("l09.count")], [[words[f"count_{k}"], str(n)] for
 checker_seed = f"checker-{lab.seed}"
 drawn_names = gate.sample(screening, checker_seed)
 write_page(desk / "inspect.html", batch, drawn_names, gate.defects, lang=lang)
-order_words = {f"{i:03d}.png": short_order(spec) for i, spec in enumerate(specs[ship])}
+order_words = {f"{i:03d}.png": whole_order(spec) for i, spec in enumerate(specs[ship])}
 defect_list = [(defect.code, getattr(defect, lang)) for defect in gate.defects]
 looking = InspectionDesk({name: batch[name].open() for name in drawn_names}, defect_list, notes=order_words)
 looking
@@ -612,7 +620,7 @@ lab.claim("corrected_covers", **only)
 lab.claim("reported_misses", **only)
 lab.claim("clustered_misses", **only)
 
-# %% [markdown] lang="en" uid="coverage-read" pair="52b3aca0"
+# %% [markdown] lang="en" uid="coverage-read" pair="1815360b"
 # **Reading.** The textbook interval, $\hat p \pm 1.96$ standard errors, fails exactly where quality work happens: at 1 % it is right about half of the time, because a sample without
 # defects gives an interval of width zero. The exact one never promises too much, and is wider for it: averaged over the rates it is right about 97.5 % of the time, so a hope like "93 to 97 %" is *not* met from above. Wilson's is right on average, not at every rate.
 #
@@ -625,7 +633,7 @@ lab.claim("clustered_misses", **only)
 # **結果の読み方。** 教科書の区間 $\hat p \pm 1.96$ × 標準誤差は、品質管理で肝心な領域で破綻します。不良率1%では、当たるのは半分程度です。不良が1枚も出なければ、区間の幅が
 # ゼロになるからです。厳密な区間は過大な約束をしませんが、その分だけ広くなります。平均すると97.5%ほど当たるので、「93〜97%」という期待からは*上側に*外れます。ウィルソンの区間は平均すれば正しいものの、どの不良率でも正しいわけではありません。
 #
-# 残りは、記録済みのシミュレーションが調べました。片側の上限も、有限のロットに対する上限も成り立ちます。検査員の誤りを補正した区間は成り立ちますが、*報告された*割合をそのまま使った区間は成り立ちません。また、同じプロンプトの画像が良し悪しを共にすると、どの区間も崩れます。20個の
+# 残りは、記録済みのシミュレーションで調べてあります。片側の上限も、有限のロットに対する上限も成り立ちます。検査員の誤りを補正した区間は成り立ちますが、*報告された*割合をそのまま使った区間は成り立ちません。また、同じプロンプトの画像がまとめて良くなったり悪くなったりすると、どの区間も崩れます。20個の
 # プロンプトから4枚ずつ取った80枚は、80枚分の情報を持ちません(相関が0.5なら80 / 2.5 = 32枚分)。抜き取りは、プロンプトをまたいで行います。
 #
 # いよいよ判定と署名です。記録には、計画、シード、枚数、区間、ハッシュ、ソフトウェアの版が入ります。作成者と判定者は別人で、作成者は検査にも加わりません。検査の*段階*も入ります。新しい工程は何も出荷せず(試運転)、しきい値が保証されると全数検査になります。5ロット続けて合格すれば抜き取り(きつい検査)に、さらに5ロットでなみ検査に移ります。ここでは、このロットの前に5ロットが合格したとします。下のセルではその分を進めます。全数検査の段階で抜き取りをしても、署名はできません。そのうえで、少しだけ不正をしてみます。
@@ -664,20 +672,20 @@ found = record_problems(forged, seal=record["seal"], lang=lang)
 show(*table([t("l09.forgery")], [[line] for line in found]))
 lab.verdict(t("l09.tamper"), any("inspection.major" in line for line in found) and not record_problems(record))
 
-# %% [markdown] lang="en" uid="sign-read" pair="b4a3d4f0"
+# %% [markdown] lang="en" uid="sign-read" pair="49f08cf3"
 # **Reading.** The edited field is named, and because the counts follow from the verdicts, the contradiction is named as well. A hash is no signature: who knows the program could seal
 # anew. That is why the seal is kept in a second place, an e-mail to the customer for example. The page `record.html` beside the lot is your certificate of work.
 #
-# Look at the bound as well. Two defects among 60 keep to this plan, so the lot is accepted; the bound printed with it is 10 %, and the customer asked for 2 %. *Accepted* says that a plan was kept, not that a promise is shown. For a lot of 128 pictures 2 % takes 81 looks without one defect: a sample of 60 cannot show it, however good it is. So the customer is told the bound, or the sample grows.
+# Look at the bound as well. Two defects among 60 keep to this plan, so the lot is accepted; the bound printed with it is 10 %, and the customer asked for 2 %. *Accepted* says that a plan was kept, not that a promise is shown. For a lot of, say, 128 pictures 2 % takes 81 looks without one defect: a sample of 60 cannot show it, however good it is. So the customer is told the bound, or the sample grows.
 #
 # The same tool works on any folder, all in one step: `labkit inspect FOLDER --plan bad=0.02 --maker A --checker B` draws the sample, opens the inspection page, waits for the verdicts and writes the record. If it is interrupted, the same command goes on with the same sample: nobody may draw until the sample looks good. `--defects` takes your own list, `--prompts` your orders. What if two inspectors disagree? The record lists the pictures and Krippendorff's alpha; a third person looks at those alone, and
 # `--policy majority` decides. If one person looks twice, `--repeats last` counts the second look and reports how often it agreed with the first: who contradicts oneself cannot be reconciled with others.
 
-# %% [markdown] lang="ja" uid="sign-read" pair="f50baee4"
+# %% [markdown] lang="ja" uid="sign-read" pair="8318dcaa"
 # **結果の読み方。** 書き換えた項目の名前が示され、件数は判定から計算できるので、その矛盾も指摘されます。ただしハッシュは署名ではありません。プログラムを知っている人なら、封印をやり直せます。
 # だからこそ封印の値を、顧客へのメールなど別の場所にも残します。ロットの隣にある `record.html` が、あなたの作業証明書です。
 #
-# 上限にも注目してください。60枚中の不良が2枚なら計画を満たすので、ロットは合格です。しかし、一緒に表示された上限は10%で、顧客の条件は2%です。*合格*とは計画を満たしたという意味であり、顧客への約束を守れることが示されたという意味ではありません。128枚のロットで2%以下を示すには、81枚を見て不良が1枚もないことが必要です。60枚の抜き取りでは、結果がどれほど良くても示せません。顧客に上限を伝えるか、抜き取りを増やすかのどちらかです。
+# 上限にも注目してください。60枚中の不良が2枚なら計画を満たすので、ロットは合格です。しかし、一緒に表示された上限は10%で、顧客の条件は2%です。*合格*とは計画を満たしたという意味であり、顧客への約束を守れることが示されたという意味ではありません。たとえば128枚のロットで2%以下を示すには、81枚を見て不良が1枚もないことが必要です。60枚の抜き取りでは、結果がどれほど良くても示せません。顧客に上限を伝えるか、抜き取りを増やすかのどちらかです。
 #
 # 同じ道具は、どのフォルダにも一度の操作で使えます。`labkit inspect FOLDER --plan bad=0.02 --maker A --checker B` は、抜き取りをし、検査ページを開き、判定を待って、記録を書きます。中断しても、同じコマンドで同じ抜き取りの続きから再開します。都合のよい抜き取りが出るまで引き直すことはできません。`--defects` で自社の不良の一覧を、`--prompts` で注文を渡せます。2人の検査員の判定が割れたときは、その画像とクリッペンドルフのα(一致度)が記録に載ります。その画像だけを3人目が見て、
 # `--policy majority` で決めます。同じ人が2回見た場合は、`--repeats last` で2回目を採用し、1回目との一致率を報告します。自分自身と食い違う検査員は、他の人とも一致しません。
@@ -735,12 +743,12 @@ lab.claim("certificate_holds", **only)
 lab.claim("old_threshold_void", measured=t("l09.m_void"), **about)
 lab.claim("yield_collapses", measured=t("l09.m_yield"), value=through.mean() - certificate.passes, seeds=[seed])
 
-# %% [markdown] lang="en" uid="tuned" pair="47f93b64"
-# And if the model was not replaced but *tuned*, with the filter's own judge as the teacher? That is lesson 06: its first stage trained an adapter on pairs that PortraitCLIP had chosen. The study certified a threshold on portrait-sd-base, attached that adapter, and audited again. Each picture below counts $-\alpha$ if it passes and is good, $1 - \alpha$ if it passes and is defective, 0 if it is refused; the mean is
+# %% [markdown] lang="en" uid="tuned" pair="c98a3911"
+# And if the model was not replaced but *tuned*, with the filter's own judge as the teacher? That is lesson 06: its first stage trained an adapter on pairs that PortraitCLIP had chosen. The study certified a threshold on portrait-sd-base, attached that adapter, and audited again. These orders name only about half of the attributes, so fewer pictures of the same model are defective; the certificate is for 10 %. Each picture below counts $-\alpha$ if it passes and is good, $1 - \alpha$ if it passes and is defective, 0 if it is refused; the mean is
 # above zero exactly where more defects pass than was certified. The star is your run.
 
-# %% [markdown] lang="ja" uid="tuned" pair="028c08c0"
-# では、モデルの差し替えではなく、フィルタ自身の評価役を先生にして*チューニング*した場合はどうでしょうか。これがレッスン06です。第1段階のアダプタは、PortraitCLIP が選んだペアで学習しました。記録済みの実験では、portrait-sd-base でしきい値を保証し、このアダプタを付けて、もう一度監査しました。図では、通過した良品を $-\alpha$、通過した不良を $1 - \alpha$、落とした画像を0として
+# %% [markdown] lang="ja" uid="tuned" pair="4f4091a2"
+# では、モデルの差し替えではなく、フィルタ自身の評価役を先生にして*調整*した場合はどうでしょうか。これがレッスン06です。第1段階のアダプタは、PortraitCLIP が選んだペアで学習しました。記録済みの実験では、portrait-sd-base でしきい値を保証し、このアダプタを付けて、もう一度監査しました。こちらの注文は属性の半分ほどしか指定しないので、同じモデルでも不良は少なくなります。保証は10%です。図では、通過した良品を $-\alpha$、通過した不良を $1 - \alpha$、落とした画像を0として
 # 平均します。平均が0を超えるのは、保証を超える不良が通過しているときに限ります。星印はあなたの実行結果です。
 
 # %% uid="tuned-figure"
@@ -775,7 +783,7 @@ on_record(
 lab.claim("tuned_threshold_void", **only)
 lab.claim("tuned_shifts", **only)
 
-# %% [markdown] lang="en" uid="change-read" pair="f206bb5c"
+# %% [markdown] lang="en" uid="change-read" pair="185a98e2"
 # **Reading.** The gate refuses to use the threshold, by the hash of the model. Would anything have happened without it? Your run is *one* calibration, the record has 45. In 11 of the last 42 no defect slips through: nineteen of twenty pictures of the other checkpoint are defective, the judge sees it, and hardly anything passes at all. In a
 # typical one a dozen of the 128 pictures pass and five or six of them are bad, nearly half where 8 % had been certified. And in four of 42 the calibration had been a little luckier and its threshold a little lower: 56 to 125 pictures passed, nearly all of them defective. The mean excess is $.084$ $[.020, .149]$: **reproduced**, and the
 # average hides how uneven it is.
@@ -792,13 +800,13 @@ lab.claim("tuned_shifts", **only)
 # %% [markdown] lang="ja" uid="change-read" pair="bc91abc8"
 # **結果の読み方。** ゲートはモデルのハッシュを見て、しきい値の使用を拒否します。もし拒否しなかったら、何が起きたでしょうか。あなたの実行は校正*1回*の結果で、記録には45回分あります。最後の42回のうち11回では、不良は1枚も通過しませんでした。別のチェックポイントの画像は20枚中19枚が不良ですが、評価役がそれを見抜くので、
 # ほとんど何も通過しないのです。典型的な回では128枚のうち12枚ほどが通過し、その5〜6枚が不良でした。保証は8%なのに、半数近くが不良です。さらに42回のうち4回では、校正用の画像に少し恵まれてしきい値が少し低くなり、56枚から125枚が通過して、そのほとんどが不良でした。超過分の平均は $.084$ $[.020, .149]$ で、主張は**再現できました**。
-# ただし、この平均からは、結果がどれほど偏っているかは読み取れません。
+# ただし、平均だけでは、回ごとの結果がどれほどばらついているかは分かりません。
 #
 # 記録の最初の3回だけを見ると、反対の結論になります。3回とも不良は通過せず、区間は $[-.008, -.001]$ でした。10回に1回の大事故は、3回引いただけでは見えません。第2節と同じ計算です。崩れるのは不良率の保証だけではありません。歩留まりも平均で70ポイント下がり、抜き取りに必要な60枚は、めったに
-# 揃いません。モデル、アダプタ、プロンプト、ステップ数、フィルタのどれかが変われば、新しい工程です。全数検査に戻り、校正をやり直します。*試してみましょう*。校正用のラベルが少し幸運だった場合を想定して、上のセルのしきい値を0.6に下げ、何が通過するかを数えてください。
+# 揃いません。モデル、アダプタ、プロンプト、ステップ数、フィルタのどれかが変われば、新しい工程です。全数検査に戻り、校正をやり直します。*試してみましょう*。校正用のラベルにたまたま恵まれた場合を想定して、上のセルのしきい値を0.6に下げ、何が通過するかを数えてください。
 #
 # 図の下側の行は、実務で最もよくある場合です。誰かが、*番人であるはずの得点そのものを目標にして*モデルを改良しました。評価役に気に入られることを覚えただけなら(レッスン06の暖色がそうでした)、通過する画像が増え、その中の不良も増えるはずです。記録に残ったのは、害のないほうの結果でした。不良は100枚あたり70枚から63枚に減り、
-# 通過する割合はほとんど変わらず(18.4%から19.5%。注文128件では差があるとはいえません)、通過した画像(較正によって23〜27枚)に不良は1枚もありません。この主張は**反対の結果になりました**。この短いチューニングは、モデルを少し良くしただけで、評価役を欺くことまでは教えなかったのです。ただし、それは監査するまで誰にも分かりませんでした。
+# 通過する割合はほとんど変わらず(18.4%から19.5%。注文128件では差があるとはいえません)、通過した画像(校正によって23〜27枚)に不良は1枚もありません。「保証を超える不良が通過する」という主張は、ここでは**反対の結果になりました**。この短い調整は、モデルを少し良くしただけで、評価役を欺くことまでは教えなかったのです。ただし、それは監査するまで誰にも分かりませんでした。
 # しかも、26枚中0枚でも不良率は11%までありえます。保証したはずの10%を超える値です。古い証明書はやはり無効です。別の画像に対して署名されたものだからです。
 #
 # ただし、ハッシュに分かるのは渡された情報だけです。照明や注文の傾向、仕入れ先は、ハッシュを変えずに変わります。だから監視が必要です。
