@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import multiprocessing
 import time
 from types import SimpleNamespace
 
@@ -21,7 +20,6 @@ from labkit.studies import (
     level,
     load_study,
     read_record,
-    studies,
     win_share,
 )
 from labkit.studies import store as store_module
@@ -431,13 +429,17 @@ def test_a_record_is_read_once_until_its_files_change(tmp_path, monkeypatch):
 
 
 def test_the_command_records_in_several_processes_what_one_process_gives(tmp_path, monkeypatch):
-    """Needs a study that another process can import: the cheapest of the lessons, at no more than its cheap arm."""
-    from labkit.studies.recorder import _in_processes
-
-    if not studies():
-        pytest.skip("no lesson has a study yet")
-    assert multiprocessing.get_all_start_methods()
-    assert callable(_in_processes)
+    """A study that another process can import: lesson 02's toy, whose units take milliseconds."""
+    study = dataclasses.replace(load_study("02"), seeds=(0, 1, 2, 3), more={})
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder, jobs in ((one, 1), (two, 2)):
+        folder.mkdir()
+        assert run(study, folder=folder, arms=("toy",), jobs=jobs, report=lambda line: None) == 0
+    first, second = (read_record("02", folder).values for folder in (one, two))
+    assert list(first) and first.keys() == second.keys() == {("toy", seed) for seed in range(4)}
+    for key, metrics in first.items():
+        assert metrics.keys() == second[key].keys()
+        assert all(np.array_equal(metrics[name], second[key][name]) for name in metrics)
 
 
 def test_undecided_claims_of_a_lesson_name_the_seeds_that_they_need():

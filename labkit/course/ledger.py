@@ -52,6 +52,9 @@ def record_box(claim: Claim, record: Record, known: Evidence | None = None) -> t
         t("claim.source", paper=pick(claim.paper), place=pick(claim.place), statement=pick(claim.statement)),
         t("claim.expected", region=claim.region.text()),
     ]
+    if claim.setting:
+        lines.append(t("claim.setting", setting=pick(claim.setting)))
+    declared_lines = len(lines)
     if record.value is not None:
         interval = (
             ""
@@ -72,7 +75,7 @@ def record_box(claim: Claim, record: Record, known: Evidence | None = None) -> t
     if known is not None:
         if agreement := agreement_line(known, record.value, record.interval):
             lines.append(agreement)
-        lines[2:2] = evidence_lines(claim, known)
+        lines[declared_lines:declared_lines] = evidence_lines(claim, known)
     elif record.undecided:
         lines.append(t("claim.undecided_run"))
     if record.reason:

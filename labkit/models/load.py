@@ -47,7 +47,7 @@ def load_pipeline(
 
     device   default: the CPU for smoke and cpu, the GPU for gpu.
     dtype    default: float32, or float16 for the gpu tier on a GPU. float16 on a CPU is an error.
-    variant  smoke, cpu: "portrait-sd", the early checkpoint "portrait-sd-base", or "portrait-flow" (`load_flow`).
+    variant  smoke, cpu: "portrait-sd", a spoilt checkpoint "portrait-sd-base", or "portrait-flow" (`load_flow`).
              Without effect on the gpu tier.
     folder   a local folder in diffusers layout (Stable Diffusion, SDXL or Stable Diffusion 3) to load instead of the
              tier's own model. Stable Diffusion 3 keeps its scheduler of flow matching.

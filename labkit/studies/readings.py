@@ -37,6 +37,7 @@ READINGS: Mapping[str, Mapping[str, Contrast]] = {
     "06": {
         **{f"{arm}_is_nearer": gain("distance", arm, "base") for arm in ("easy_cured", "hg_half")},
         "leap_is_nearer": gain("distance", "leap", "hg"),
+        "cure_in_easy": gain("gold", "easy_cured", "easy"),
     },
     "07": {
         **{name: level(f"m1.{name}", "bank") for name in ("sides", "numbers")},

@@ -751,7 +751,7 @@ claim("curriculum_beats_base", "hg", "base")
 claim("curriculum_is_nearer", "hg", "base", "distance")
 claim("curriculum_nearer_than_easy", "hg", "easy", "distance")
 
-# %% [markdown] lang="en" uid="curriculum-reading" pair="d2e042ae"
+# %% [markdown] lang="en" uid="curriculum-reading" pair="6d27592e"
 # **Reading.** To the right is more faithful, *down* is nearer to real pictures. By the paper's story the easy stage goes right and not down, for its winners have no
 # grain; the later stages go down and a little to the left, for no judge reads the prompt in the hard stage. In the paper the reward does fall slightly from easy to
 # hard, while FID and image quality improve.
@@ -759,15 +759,15 @@ claim("curriculum_nearer_than_easy", "hg", "easy", "distance")
 # Now hold your star against the record. Faithfulness is the steady axis. Before you believe any order on the other one, look at the vertical bars: over the five
 # seeds that have the base as well the curriculum moved the distance by anything from -2 to +5, so one run, yours or a table of one seed, could tell any story. A likely reason: a hundred
 # steps shift *all* pictures of a model together, by a cast of colour or tone, and the kernel distance counts a common shift in full. The boxes say what the
-# recorded seeds decide. Whether it comes nearer at all would take about 145 seeds, more than the study's budget. Two remedies are on record and show no change of the distance either: the loss of section 4 in the easy stage, where the paper has it, $+0.3$ $[-2.1, 2.6]$ against the base, and half strength (section 9), $+0.5$ $[-1.9, 3.0]$. What does come nearer, in section 7, is learning from real pictures directly: plain fine-tuning on them, and the leap.
+# recorded seeds decide. Whether it comes nearer at all would take about 145 seeds, more than the study's budget. Two remedies are on record and show no change of the distance either: the loss of section 4 in the easy stage, where the paper has it, $+0.3$ $[-2.1, 2.6]$ against the base (it costs easy no faithfulness, $-.003$ $[-.016, .010]$), and half strength (section 9), $+0.5$ $[-1.9, 3.0]$. What does come nearer, in section 7, is learning from real pictures directly: plain fine-tuning on them, and the leap.
 
-# %% [markdown] lang="ja" uid="curriculum-reading" pair="6c3753f7"
+# %% [markdown] lang="ja" uid="curriculum-reading" pair="3695435d"
 # **図の読み方。** 右ほど忠実で、*下*ほど本物に近いことを表します。論文の筋書きでは、easy 段階は右へ動きますが、勝者に粒状感がないので下へは動きません。後の2段階は下へ、そして少し左へ
 # 動きます。hard 段階ではどの評価役もプロンプトを読まないからです。実際に論文では、easy から hard へ進むと報酬がわずかに下がり、FID と画質は良くなります。
 #
 # 自分の星を記録と比べてください。安定しているのは忠実度の軸です。もう一方の軸で順位を信じる前に、縦の棒を見てください。カリキュラムによる距離の変化は、基準モデルも測った5つのシードで、−2から+5まで分かれました。
 # 1回の実行だけなら、自分の結果でも1シードの表でも、どんな筋書きにも見えてしまいます。考えられる理由は、100ステップの学習が*すべて*の画像を色かぶりや明るさの点で一緒にずらし、カーネル距離がその共通の
-# ずれをそのまま数えることです。記録したシードで何が決まったかは、判定の枠に出ています。本物に近づくかどうかを決めるには、およそ145のシードが必要で、実験の予算を超えます。対策を2つ試した記録もありますが、距離は変わりませんでした。論文と同じく easy 段階に第4節の損失を入れると基準モデルとの差は $+0.3$ $[-2.1, 2.6]$、
+# ずれをそのまま数えることです。記録したシードで何が決まったかは、判定の枠に出ています。本物に近づくかどうかを決めるには、およそ145のシードが必要で、実験の予算を超えます。対策を2つ試した記録もありますが、距離は変わりませんでした。論文と同じく easy 段階に第4節の損失を入れると基準モデルとの差は $+0.3$ $[-2.1, 2.6]$(easy の忠実度は $-.003$ $[-.016, .010]$ で、下がったとはいえません)、
 # アダプタを半分の強さにすると(第9節) $+0.5$ $[-1.9, 3.0]$ です。本物に近づくのは、第7節で見るように、本物の画像を直接の手本にした場合です(通常のファインチューニングと飛躍)。
 
 # %% [markdown] lang="en" uid="own" pair="d2b9390e"

@@ -155,7 +155,8 @@ def _claims(lessons: Sequence[Lesson], lane: Path, tier: str, project: Project, 
 
 def _claim_cells(row: dict[str, Any]) -> tuple[str, ...]:
     claim, known, record = row["claim"], row["evidence"], row["record"]
-    statement = f"**{pick(claim.statement)}**\n{pick(claim.paper)}, {pick(claim.place)}\n`{claim.id}`"
+    setting = f"\n{pick(claim.setting)}" if claim.setting else ""
+    statement = f"**{pick(claim.statement)}**\n{pick(claim.paper)}, {pick(claim.place)}{setting}\n`{claim.id}`"
     study, run = known.text() if known else "", value_text(record) if record else ""
     return statement, claim.region.text(), study, run, verdict_text(row["verdict"])
 
