@@ -311,6 +311,20 @@ def test_lesson_records_shows_and_saves_a_claim(tmp_path, capsys):
         lab.claim("bettr", value=1.0)
 
 
+def test_a_claim_shows_how_our_setting_differs_from_the_papers(tmp_path, capsys):
+    for lang, said in (("en", "Setting: The prompt has five words"), ("ja", "条件: プロンプトは5語")):
+        lab = start("04", tier="cpu", lang=lang, home=tmp_path, results=tmp_path)
+        capsys.readouterr()
+        lab.claim("dropout_varies", value=0.0)
+        out = capsys.readouterr().out
+        assert said in out and claims_reason(lang) in out and out.index(said) < out.index(claims_reason(lang))
+        session._current = None
+
+
+def claims_reason(lang):
+    return declared("04")["l04.dropout_varies"].too_far[lang]
+
+
 def test_unwritable_results_do_not_stop_a_lesson(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     lab = start("90", tier="cpu", project=FIXTURE, home=tmp_path, results=tmp_path / "file" / "results")
