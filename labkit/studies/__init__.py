@@ -5,7 +5,7 @@
     recorder.py   running what is missing, in one process or several; computing one unit again
     estimate.py   differences of arms, intervals over seeds and prompts, the decision
     readings.py   numbers that texts state beside those of the claims
-    l02.py ...    one module per lesson; the lesson calls the same functions for its live run. Beside them:
+    l01.py ...    one module per lesson; the lesson calls the same functions for its live run. Beside them:
                   l06_world and l09_catalogue, what those lessons ship; l08_long, a second round of the race
 
 On the command line: `labkit study run|status|verify|merge|check`.

@@ -34,7 +34,7 @@ import torch
 from labkit.figures import curve_with_interval, heatmap_overlay, image_grid, strips
 from labkit.diffusion import decode_latents, encode_images, image_generators, sample, sample_latents
 from labkit.models import load_pipeline
-from labkit.portraits import caption, describe, random_caption, render_tensor, sample_specs
+from labkit.portraits import caption, describe, render_tensor, sample_specs
 
 pipe = load_pipeline(tier, lab.device)
 size = pipe.unet.config.sample_size * 8
@@ -417,79 +417,55 @@ lab.reveal("guided_line", "pushed" if gone > 0.05 else "same")
 # **What you see.** $w = 0$ gives both kinds, $w = 1$ exactly the kind that was asked for, with all its width. At $w = 3$ and 8 the side that touches the other kind is empty: the samples have been pushed away from what could be mistaken, and crowd together further out than the middle of the real data. **Why.** The classifier's power rewards being *unmistakable*, not being typical. **What follows.** Guidance
 # buys faithfulness with variety, and a little with realism. Portraits with $w = 8$ have redder red hair than any render, and all the same. **A warning about the formula.** The samples follow the density sharpened by $w$ only roughly, because noising and multiplying do not commute; the direction is right, the shape is not exact.
 #
-# Now measure the trade on portraits. Faithfulness: the AttributeReader reads every picture, and only attributes that the prompt names count. Variety: the standard deviation of a pixel among pictures of one prompt. (The reader reads portraits alone, so this section uses PortraitSD on every tier.) At which scale will faithfulness be highest?
+# Now measure the trade on portraits. Faithfulness: the AttributeReader reads every picture, and only attributes that the prompt names count. Variety: the standard deviation of a pixel among pictures of one prompt, from the variance averaged over all pixels. (The reader reads portraits alone, so this section uses PortraitSD on every tier.) At which scale will faithfulness be highest?
 
 # %% [markdown] lang="ja" uid="guided-reading" pair="f7d7be13"
 # **図から読み取れること。** $w = 0$ では両方の種類が出ます。$w = 1$ では、求めた種類がそのままの幅で出ます。$w = 3$ と8では、もう一方と接する側が空になります。取り違えられそうな場所から押し出され、実際のデータの中央よりも外側に集まっています。**理由。** 分類器の累乗が評価するのは、典型的であることではなく、*紛れがない*ことだからです。**結論。** 誘導は、多様性と、少しばかりの
 # 現実らしさを犠牲にして、忠実度を得ます。$w = 8$ のポートレートの赤毛は、どのレンダリングよりも赤く、どれも似ています。**式についての注意。** 標本が従うのは、$w$ で鋭くした密度そのものではなく、その近似です。ノイズを加える操作と掛け算は交換できないからです。方向は合っていますが、形は厳密ではありません。
 #
-# 次に、このトレードオフをポートレートで測ります。忠実度は、AttributeReaderが全画像を読み取り、プロンプトが指定した属性だけを採点した正解率です。多様性は、同じプロンプトの画像間での画素値の標準偏差です(AttributeReaderが読めるのはポートレートだけなので、どのtierでもPortraitSDを使います)。忠実度が最も高くなるのは、どのスケールでしょうか。
+# 次に、このトレードオフをポートレートで測ります。忠実度は、AttributeReaderが全画像を読み取り、プロンプトが指定した属性だけを採点した正解率です。多様性は、同じプロンプトの画像間での画素値の標準偏差で、全画素で平均した分散から求めます(AttributeReaderが読めるのはポートレートだけなので、どのtierでもPortraitSDを使います)。忠実度が最も高くなるのは、どのスケールでしょうか。
 
 # %% uid="scale-predict" tags=["quiz"]
 lab.predict("best_scale")
 
 # %% uid="guidance-run" tags=["slow"]
-from labkit.models import load_reader
+from IPython.display import display
 
-portrait_pipe, reader = load_pipeline("cpu", lab.device), load_reader(lab.device)
-rng = np.random.default_rng(lab.seed)
-described = [(spec, random_caption(spec, rng)) for spec in sample_specs(lab.sizes.prompts, seed=lab.seed + 1)]
-# en: some captions name nothing
-# ja: 何も指定しないキャプションもあります
-judged, named = zip(*[(spec, c) for spec, c in described if c.named], strict=True)
-copies = lab.sizes.copies
-texts = [c.text for c in named for _ in range(copies)]
-scales = [1.0, 2.0, 3.0, 5.0, 8.0]
+from labkit.studies import l01
+from labkit.studies.estimate import recorded_levels
 
+how = {"prompts": lab.sizes.prompts, "copies": lab.sizes.copies, "steps": lab.sizes.quick, "device": lab.device}
+scales = list(l01.SCALES)
+mine = {
+    scale: lab.keep("guidance", l01.at_scale, scale, lab.seed, **how)
+    for scale in lab.progress_bar(scales, t("l01.guidance_scale"), len(scales))
+}
+asked = {"seeds": len(lab.recorded.seeds(l01.arm_of(1))), "asked": l01.STUDY.sizes["prompts"]}
+for metric, what in (("faithful", t("l01.faithful_axis")), ("variety", t("l01.variety_axis"))):
+    levels = np.array([[end[0] for end in recorded_levels("01", [metric], l01.arm_of(scale))] for scale in scales])
+    yours = [float(mine[scale][metric].mean()) for scale in scales]
+    drawn = {t("l01.recorded"): tuple(levels.T), t("l01.yours"): yours}
+    title = t("l01.guidance_title", prompts=lab.sizes.prompts, copies=lab.sizes.copies, **asked)
+    display(
+        curve_with_interval(scales, drawn, xlabel=t("l01.guidance_scale"), ylabel=what, title=title, size=(7.0, 2.8))
+    )
 
-def faithfulness(pictures, orders, captions):
-    """en: Share of the named attributes that are read as asked, one number per picture.
-    ja: 指定した属性のうち、指定どおりに読み取れた割合です。画像1枚につき1つの値です。
-    """
-    right = reader.correct(pictures, orders)
-    return np.array([np.mean([right[a][i].item() for a in c.named]) for i, c in enumerate(captions)])
-
-
-def at_scale(scale):
-    """en: Faithfulness and variety at one guidance scale: one number per prompt each.
-    ja: ある誘導スケールでの忠実度と多様性です。どちらもプロンプト1つにつき1つの値です。
-    """
-    generators = image_generators(len(texts), lab.seed)
-    how = {"steps": lab.sizes.quick, "guidance_scale": scale, "batch_size": 32}
-    pictures = sample(portrait_pipe, texts, generators=generators, **how).cpu()
-    every = [(s, c) for s, c in zip(judged, named, strict=True) for _ in range(copies)]
-    score = faithfulness(pictures, [s for s, _ in every], [c for _, c in every])
-    spread = pictures.reshape(-1, copies, *pictures.shape[1:]).std(1).mean((1, 2, 3)).numpy()
-    return score.reshape(-1, copies).mean(1), spread
-
-
-bar = lab.progress_bar(scales, t("l01.guidance_scale"), len(scales))
-faithful, varied = zip(*[lab.keep("guidance", at_scale, scale) for scale in bar], strict=True)
-
-
-def with_interval(rows):
-    """en: Mean and 95 % interval over prompts for each scale.
-    ja: スケールごとに、プロンプト単位の平均と95%区間を返します。
-    """
-    rows = np.asarray(rows)
-    mean, half = rows.mean(1), 1.96 * rows.std(1, ddof=1) / rows.shape[1] ** 0.5
-    return mean, mean - half, mean + half
-
-
-curve_with_interval(
-    scales,
-    {t("l01.faithfulness"): with_interval(faithful), t("l01.variety"): with_interval(varied)},
-    xlabel=t("l01.guidance_scale"),
-    ylabel=t("l01.share_or_spread"),
-    title=t("l01.guidance_title", prompts=len(judged), copies=copies),
-)
 
 # %% uid="guidance-claim"
-gain = faithful[scales.index(3.0)] - faithful[scales.index(1.0)]
-margin = 1.96 * gain.std(ddof=1) / len(gain) ** 0.5
-interval = (float(gain.mean() - margin), float(gain.mean() + margin))
-lab.reveal("best_scale", "one" if np.argmax([row.mean() for row in faithful]) == 0 else "more")
-lab.claim("guidance_helps", measured=t("l01.m_gain"), value=float(gain.mean()), interval=interval, seeds=[seed])
+def change(metric, scale, against):
+    """en: Mean change over prompts with its 95 % interval.
+    ja: プロンプトについて平均した変化と、その95%区間です。
+    """
+    gained = mine[scale][metric] - mine[against][metric]
+    mean, half = float(gained.mean()), 1.96 * float(gained.std(ddof=1)) / len(gained) ** 0.5
+    return {"value": mean, "interval": (mean - half, mean + half), "seeds": [lab.seed]}
+
+
+best = max(scales, key=lambda scale: mine[scale]["faithful"].mean())
+lab.reveal("best_scale", "one" if best == 1.0 else "more")
+lab.claim("guidance_helps", measured=t("l01.m_gain"), **change("faithful", 3.0, 1.0))
+lab.claim("guidance_costs", measured=t("l01.m_cost"), **change("variety", 3.0, 1.0))
+lab.claim("three_is_enough", measured=t("l01.m_more"), **change("faithful", 8.0, 3.0))
 
 # %% uid="guidance-widget" tags=["widget"]
 from labkit.figures.widgets import explore, slider
@@ -731,9 +707,10 @@ if spent > budget:
 elif tier == "gpu":
     print(t("l01.portraits_only"))
 else:
-    wanted = encode_prompts(pipe, [c.text for c in named])
-    made = my_sampler(wanted, image_generators(len(named), lab.seed + 7), steps, scale_at)
-    scored = faithfulness(made, list(judged), list(named))
+    wanted = l01.orders(lab.sizes.prompts)
+    asked = encode_prompts(pipe, [words.text for _, words in wanted])
+    made = my_sampler(asked, image_generators(len(wanted), lab.seed + 7), steps, scale_at)
+    scored = l01.faithfulness(l01.networks(lab.device).reader, made, wanted)
     half = 1.96 * scored.std(ddof=1) / len(scored) ** 0.5
     print(t("l01.open_score", spent=spent, score=scored.mean(), half=half))
 
