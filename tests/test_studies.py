@@ -603,7 +603,7 @@ def test_numbers_that_mean_nothing_are_refused(words, capsys):
 
 @pytest.mark.parametrize("number", ["6", "99", "09_catalogue", "../x", "6.1"])
 def test_a_lesson_without_a_study_is_named(number):
-    with pytest.raises(StudyError, match="has no study: expected one of 02"):
+    with pytest.raises(StudyError, match="has no study: expected one of 01"):
         load_study(number)
 
 
@@ -612,6 +612,17 @@ def test_check_judges_the_folder_that_it_is_given(tmp_path, capsys):
 
     assert main(["study", "--folder", str(tmp_path), "check", "09"]) == 1
     assert "no recorded study decides it" in capsys.readouterr().out
+
+
+def test_check_refuses_a_claim_that_the_rest_of_the_budget_would_decide(capsys, monkeypatch):
+    from labkit.cli import main
+
+    assert main(["study", "check", "07"]) == 0
+    monkeypatch.setattr(
+        "labkit.course.evidence.undecided", lambda lesson: (["open (about 9 seeds, 0.1 CPU hours)"], [])
+    )
+    assert main(["study", "check", "07"]) == 1
+    assert "l07.open (about 9 seeds, 0.1 CPU hours): undecided within 4 CPU hours" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("writes", range(1, 8))

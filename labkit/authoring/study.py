@@ -167,7 +167,7 @@ def _merge(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     from labkit.authoring.readings import outgrown
-    from labkit.course.evidence import changed_verdicts
+    from labkit.course.evidence import BUDGET, changed_verdicts, undecided
     from labkit.studies import read_record
     from labkit.studies.store import status
 
@@ -179,6 +179,9 @@ def _check(args: argparse.Namespace) -> int:
             problems.append(f"study {study.lesson}: {found['stale'] or found['damaged']} units with {cause}")
         else:
             problems += changed_verdicts(study.lesson, args.folder) + outgrown(study.lesson, folder=args.folder)
+            if args.folder is None and not found["missing"]:  # nothing planned is left that could decide them
+                within, _ = undecided(study.lesson)
+                problems += [f"l{study.lesson}.{one}: undecided within {BUDGET:g} CPU hours: plan it" for one in within]
     print("\n".join(problems) or "recorded studies are up to date and say what the claims declare and the texts state")
     return 1 if problems else 0
 
