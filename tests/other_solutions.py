@@ -299,3 +299,16 @@ def by_numpys_product(x, p0, bet):
 @solves("l09.wealth")
 def by_torchs_product(x, p0, bet):
     return torch.cumprod(1 + bet * (torch.tensor(x, dtype=torch.float64) - p0), dim=0)
+
+
+# ---- lessons 07 and 08 ----------------------------------------------------------------------------------------------
+
+
+@solves("l07.threshold")
+def the_largest_that_does_not_alarm(good, share):
+    return good.sort(descending=True).values[round(share * len(good))].item()
+
+
+@solves("l08.group_advantage")
+def as_in_the_code_of_grpo(rewards):
+    return (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True, correction=0) + 1e-4)

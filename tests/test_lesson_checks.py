@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from other_solutions import OTHER_SOLUTIONS
+from wrong_solutions import WRONG_SOLUTIONS
 
 from labkit.course.checker import TODO
 from labkit.course.checks import load_exercises, run_check
@@ -224,3 +225,17 @@ def test_wrong_answers_that_differ_in_one_place_fail(project, number, exercise):
 def test_right_answers_that_are_written_otherwise_pass(project, number, exercise, answer):
     result = run_check(load_exercises(project.folder(number))[exercise], answer)
     assert result.ok, result_texts(result)
+
+
+@pytest.mark.parametrize(
+    ("project", "number", "exercise", "answer"),
+    [
+        pytest.param(Project(), id[1:3], id, answer, id=f"{id}-{answer.__name__}")
+        for id, answers in WRONG_SOLUTIONS.items()
+        for answer in answers
+    ],
+)
+def test_wrong_answers_that_fit_the_examples_fail(project, number, exercise, answer):
+    result = run_check(load_exercises(project.folder(number))[exercise], answer)
+    assert not result.ok and result.key != TODO
+    assert (result.key == "check.raised") == (answer.__name__ == "divides_by_the_mass")  # a division by zero

@@ -44,6 +44,9 @@ def check_pseudo_density(c, fn):
     c.hand(c.call(fn, line, 4)[:3], torch.tensor([0.66571, 0.95101, 1.10951], dtype=torch.float64), atol=1e-4)
     d_k = equations.mean_distance(x, 4)
     c.close(got, equations.pseudo_density(d_k, d_k))
+    twice = torch.cat([x[:9], x[:1]])  # a duplicate is a neighbour, at distance 0
+    d_k = _nearest(twice, 2, 1).mean(dim=1)
+    c.close(c.call(fn, twice, 2), (1 / d_k) / (1 / d_k).mean())
 
 
 @check_pseudo_density.wrong("l03.itself")
@@ -178,6 +181,8 @@ def check_push_step(c, fn):
     c.mistake("l03.no_box", got=got, looks_like=delta + 0.025 * gradient.sign())
     c.mistake("l03.downhill", got=got, looks_like=(delta - 0.025 * gradient.sign()).clamp(-0.1, 0.1))
     c.hand(got, torch.tensor([0.025, 0.1, -0.1, 0.025], dtype=torch.float64))
+    still = c.call(fn, torch.tensor([0.05, 0.02]), torch.tensor([0.0, 1.0]), 0.025, 0.1)
+    c.close(still, torch.tensor([0.05, 0.045]))  # where the gradient is 0, nothing moves
     far = c.call(fn, torch.zeros(3), torch.ones(3), 5.0, 0.5)
     c.close(far, torch.full((3,), 0.5))
     delta, gradient = 0.1 * (2 * c.rand(4, 3, dtype=torch.float64) - 1), c.randn(4, 3, dtype=torch.float64)
@@ -271,6 +276,8 @@ def check_best_iterate(c, fn):
     c.hand(got, torch.tensor([[4.0, 5.0], [2.0, 3.0]], dtype=torch.float64))
     path, scores = c.randn(6, 5, 3, 2, 2, dtype=torch.float64), c.randn(6, 5, dtype=torch.float64)
     c.close(c.call(fn, path, scores), torch.stack([path[int(scores[:, i].argmax()), i] for i in range(5)]))
+    alone, below = c.randn(4, 1, 3), -1 - c.rand(4, 1)  # one picture, all scores negative
+    c.close(c.call(fn, alone, below), alone[below.argmax(dim=0)[0]])
 
 
 @check_best_iterate.wrong("l03.best_last")

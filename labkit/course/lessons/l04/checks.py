@@ -65,6 +65,7 @@ def check_weight_for(c, fn):
     c.mistake("l04.mass_is_weight", got=got, looks_like=0.6 / 4)
     c.hand(float(c.call(fn, 0.5, 1)), 1.0)
     c.hand(float(c.call(fn, 0.75, 3)), 1.0)
+    c.close(float(c.call(fn, 0.0, 3)), 0.0)
     for mass, n in ((0.1, 1), (0.44, 8), (0.9, 3)):
         c.close(flat_mass(n * float(c.call(fn, mass, n))), mass)
 
@@ -100,7 +101,9 @@ def check_active_steps(c, fn):
     c.equal(list(got), list(range(7, 14)))
     c.hand(list(c.call(fn, 20, 0.0, 0.8)), list(range(17)))
     c.mistake("l04.no_such_step", when=20 in c.call(fn, 20, 0.0, 1.0))
-    for steps, start, end in ((20, 0.0, 1.0), (8, 0.0, 0.5), (8, 0.5, 1.0), (10, 0.8, 0.2)):
+    for steps, start, end in (
+        (20, 0.0, 1.0), (8, 0.0, 0.5), (8, 0.5, 1.0), (10, 0.8, 0.2), (20, 0.32, 0.68), (20, 0.0, 0.33)
+    ):  # fmt: skip
         c.equal(list(c.call(fn, steps, start, end)), active_steps(steps, start, end))
 
 
@@ -127,18 +130,18 @@ def _(steps, start, end):
 @exercise("l04.weighted_attention", reference=weighted_attention)
 def check_weighted_attention(c, fn):
     c.callable(fn)
-    q, k, v = (c.randn(2, 5, 4) for _ in range(3))
-    k_ref, v_ref = c.randn(1, 6, 4), c.randn(1, 6, 4)
+    q, k, v = (c.randn(2, 5, 9) for _ in range(3))  # 9: the root of the length is neither 2 nor half of it
+    k_ref, v_ref = c.randn(1, 6, 9), c.randn(1, 6, 9)
     got = c.call(fn, q, k, v, k_ref, v_ref, 0.5)
-    c.tensor(got, shape=(2, 5, 4), dtype=torch.float32)
+    c.tensor(got, shape=(2, 5, 9), dtype=torch.float32)
     rows = []
     for b in range(2):
-        own = (q[b] @ k[b].T / 2).exp()  # [5, 5]
-        ref = 0.5 * (q[b] @ k_ref[0].T / 2).exp()  # [5, 6]
+        own = (q[b] @ k[b].T / 3).exp()  # [5, 5]
+        ref = 0.5 * (q[b] @ k_ref[0].T / 3).exp()  # [5, 6]
         rows.append((own @ v[b] + ref @ v_ref[0]) / (own.sum(1) + ref.sum(1))[:, None])
     expected = torch.stack(rows)
     keys, values = (torch.cat([a, r.expand(2, -1, -1)], 1) for a, r in ((k, k_ref), (v, v_ref)))
-    table = (q @ keys.transpose(1, 2) / 2).softmax(-1)
+    table = (q @ keys.transpose(1, 2) / 3).softmax(-1)
     factor = torch.cat([torch.ones(5), torch.full((6,), 0.5)])
     c.mistake("l04.no_weight", got=got, looks_like=table @ values)
     c.mistake("l04.not_normalised", got=got, looks_like=(table * factor) @ values)
@@ -171,7 +174,7 @@ def _(q, k, v, k_ref, v_ref, w):
     return (q @ keys.transpose(1, 2) + bias).softmax(-1) @ values
 
 
-def attention_layer(c, channels=8, heads=2):
+def attention_layer(c, channels=27, heads=3):
     """A self-attention layer as the U-Net has it, with drawn weights: all that diffusers offers is there."""
     from diffusers.models.attention_processor import Attention
 
@@ -194,23 +197,23 @@ def read_references(attn, states, stored, w):
 @exercise("l04.read_references", reference=read_references, shows=(weighted_attention,))
 def check_read_references(c, fn):
     c.callable(fn)
-    attn, states, stored = attention_layer(c), c.randn(2, 5, 8), c.randn(1, 7, 8)
+    attn, states, stored = attention_layer(c), c.randn(2, 5, 27) / 3, c.randn(1, 7, 27) / 3
     got = c.call(fn, attn, states, stored, 0.5)
-    c.mistake("l04.queries_too", when=getattr(got, "shape", None) == (2, 12, 8))
-    c.tensor(got, shape=(2, 5, 8), dtype=torch.float32)
+    c.mistake("l04.queries_too", when=getattr(got, "shape", None) == (2, 12, 27))
+    c.tensor(got, shape=(2, 5, 27), dtype=torch.float32)
     joint = torch.cat([states, stored.expand(2, -1, -1)], 1)
     parts = []
-    for head in range(2):
-        cut = slice(4 * head, 4 * head + 4)
+    for head in range(3):
+        cut = slice(9 * head, 9 * head + 9)
         q, k, v = attn.to_q(states)[..., cut], attn.to_k(joint)[..., cut], attn.to_v(joint)[..., cut]
-        weights = (q @ k.transpose(1, 2) / 2).exp()
+        weights = (q @ k.transpose(1, 2) / 3).exp()
         weights[..., 5:] *= 0.5
         parts.append(weights @ v / weights.sum(-1, keepdim=True))
     merged = torch.cat(parts, -1)
     c.mistake("l04.no_output_layer", got=got, looks_like=merged)
     q, k, v = attn.to_q(states), attn.to_k(joint), attn.to_v(joint)
     bias = torch.cat([torch.zeros(5), torch.full((7,), 0.5).log()])
-    one_head = (q @ k.transpose(1, 2) / 8**0.5 + bias).softmax(-1) @ v
+    one_head = (q @ k.transpose(1, 2) / 27**0.5 + bias).softmax(-1) @ v
     c.mistake("l04.one_head", got=got, looks_like=attn.to_out[0](one_head))
     c.close(got, attn.to_out[0](merged))
 
@@ -294,6 +297,7 @@ def check_best_so_far(c, fn):
     drawn = c.randn(5, 4).double().numpy()
     kept = c.call(fn, drawn)
     c.close(kept, np.array([drawn[: r + 1].max() for r in range(5)]))
+    c.close(c.call(fn, np.array([[-0.9, -0.5], [-0.4, -0.7], [-0.8, -0.6]])), np.array([-0.5, -0.4, -0.4]))
 
 
 @check_best_so_far.wrong("l04.each_round_alone")
@@ -332,6 +336,7 @@ def check_evaluations(c, fn):
     c.close(got, 38)
     c.close(c.call(fn, 10, 6, 3, guided=False), 28)
     c.close(c.call(fn, 10, 6, 3, cached=True), 20, key="l04.kept_keys")
+    c.close(c.call(fn, 10, 6, 3, guided=False, cached=True), 10)
     c.close(c.call(fn, 10, 0, 3), 20)
 
 

@@ -66,8 +66,12 @@ def check_dpo_loss(c, fn):
     worst = fn(winner=one, loser=zero, ref_winner=zero, ref_loser=zero, kappa=200.0)  # may be infinite: the mistake
     c.mistake("l05.unstable", when=not bool(torch.isfinite(worst).all()))
     c.close(worst, torch.tensor([200.0]))
-    trained = winner.clone().requires_grad_()
+    far = torch.ones(1, requires_grad=True)
+    slope = c.gradient(fn(winner=far, loser=zero, ref_winner=zero, ref_loser=zero, kappa=200.0), far)
+    c.mistake("l05.unstable", when=slope is not None and not bool(torch.isfinite(slope).all()))
+    trained, other = winner.clone().requires_grad_(), loser.clone().requires_grad_()
     c.has_gradient(c.call(fn, winner=trained, loser=loser, **reference, kappa=3.0), trained)
+    c.has_gradient(c.call(fn, winner=winner, loser=other, **reference, kappa=3.0), other)
 
 
 @check_dpo_loss.wrong("l05.sign")
@@ -137,6 +141,7 @@ def check_choose_pairs(c, fn):
     c.hand(worst[rows], torch.tensor([0, 1]))
     c.mistake("l05.ties_kept", when=bool(keep[1]))
     c.equal(keep, torch.tensor([True, False, True]))
+    c.equal(c.call(fn, torch.tensor([[0.9, 0.9, 0.1], [0.5, 0.9, 0.5]]))[2], torch.tensor([True, True]))  # no ties
     more = c.rand(20, 5)
     best, worst, keep = c.call(fn, more)
     ordered = more.argsort(1)
@@ -179,7 +184,8 @@ def check_safe_scale(c, fn):
     c.mistake("l05.opposite", when=float(got[1]) <= 0)
     c.mistake("l05.wrong_square", got=got[:1], looks_like=torch.tensor([0.5 * 25 / 8]).clamp(max=1))
     c.hand(got, torch.tensor([0.25, 1.0, 1.0]))
-    a, b = c.randn(5, 3), c.randn(5, 3)
+    a = c.randn(5, 3) * torch.tensor([0.5, 1.0, 2.0, 3.0, 1.5])[:, None]  # rows of different length
+    b = 1.5 * a + 0.3 * c.randn(5, 3)  # along the winner's: the clip is at 1, and most rows are below
     c.close(c.call(fn, a, b, 0.2), sdpo_scale(winner_residual=a, loser_residual=b, mu=0.2))
 
 

@@ -71,6 +71,7 @@ def check_cohen_kappa(c, fn):
     c.hand(got, (observed - chance) / (1 - chance))
     c.close(c.call(fn, ["left", "right"] * 3, ["right", "left"] * 3), -1.0)
     c.close(c.call(fn, ["left", "left", "right", "right"], ["left", "right", "left", "right"]), 0.0)
+    c.close(c.call(fn, ["A"] * 8 + ["B"] * 2, ["A"] * 4 + ["B"] * 6), (0.6 - 0.44) / 0.56)  # unequal marginals
     c.close(c.call(fn, ["tie"] * 4, ["tie"] * 4), 1.0, key="l06.one_label")
 
 
@@ -158,6 +159,9 @@ def check_normal_winners(c, fn):
     c.equal(got[0], torch.tensor([1, 1, 0, 0, 0]), key="l06.last_level")
     c.tensor(got[1], shape=(5,), dtype=torch.bool)
     c.equal(got[1], torch.tensor([True, False, True, True, False]))
+    column, beats = c.call(fn, torch.tensor([[0.1, 0.3, 0.8], [0.2, 0.9, 0.4]]), torch.tensor([0.7, 0.95]))
+    c.equal(column, torch.tensor([2, 1]))
+    c.equal(beats, torch.tensor([True, False]))
 
 
 @check_normal_winners.wrong("l06.lowest_level")
@@ -243,6 +247,7 @@ def check_holm(c, fn):
     c.mistake("l06.holm_sorted", got=got, looks_like=np.array([0.04, 0.04, 0.04, 0.3]))
     c.hand(c.call(fn, np.array([0.01, 0.04, 0.03])), np.array([0.03, 0.06, 0.06]))
     c.close(got, np.array([0.04, 0.3, 0.04, 0.04]))
+    c.close(c.call(fn, np.array([0.03, 0.01, 0.02])), np.array([0.04, 0.03, 0.04]))  # an order that is not its inverse
     c.close(c.call(fn, np.array([0.6, 0.9])), np.array([1.0, 1.0]), key="l06.above_one")
 
 
