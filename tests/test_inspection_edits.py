@@ -562,9 +562,10 @@ def test_tables_of_prompts_are_read_and_their_faults_named(tmp_path):
     assert read_prompts(path) == {"a/b.png": "x", "c.png": "y"}
     for text, message in (
         ('{"file_name": "a.png"}', r"row 1: expected file_name and prompt \(or caption\)"),
-        ("3", "row 1: expected file_name"),
+        ("3", "row 1 is no JSON object"),
+        ("", "has no rows"),
         ('{"file_name": "a", "prompt": "x"}\n{"file_name": "a", "prompt": "y"}', "row 2: 'a' has a row already"),
-        ("{", "is no table of prompts"),
+        ("{", "row 1 is no JSON: mend"),
     ):
         path.write_text(text)
         with pytest.raises(InspectionError, match=message):

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +93,32 @@ def test_a_table_that_does_not_fit_is_named_with_its_row(own, tmp_path, table, m
     (tmp_path / "t.csv").write_text(table)
     with pytest.raises(PairwiseError, match=match):
         read_pictures(own, tmp_path / "t.csv")
+
+
+def test_names_of_columns_and_files_are_read_as_people_write_them(own, tmp_path):
+    (tmp_path / "T.CSV").write_text(" File_Name ,Caption\n./01.png,one\n")
+    assert read_pictures(own, tmp_path / "T.CSV").captions == [("one", None)]
+    (tmp_path / "mac").mkdir()
+    shutil.copy(own / "01.png", tmp_path / "mac" / unicodedata.normalize("NFD", "ガ.png"))
+    (tmp_path / "t.csv").write_text("file_name,caption\nガ.png,one\n", encoding="utf-8")
+    assert read_pictures(tmp_path / "mac", tmp_path / "t.csv").captions == [("one", None)]
+
+
+def test_a_run_does_not_replace_the_files_of_something_else(own, tmp_path, capsys):
+    from labkit.models.paths import data_dir
+
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}")
+    shutil.copytree(data_dir() / "portrait-clip", tmp_path / "clip")
+    before = (tmp_path / "clip" / "model.safetensors").read_bytes()
+    for words, said in (
+        (["--out", str(tmp_path / "other")], "holds a config.json of something else"),
+        (["--clip", str(tmp_path / "clip"), "--out", str(tmp_path / "clip")], "is the folder of the CLIP"),
+    ):
+        assert main(["pcclip", "train", str(own), *words]) == 2
+        assert said in capsys.readouterr().err
+    assert (tmp_path / "clip" / "model.safetensors").read_bytes() == before
+    assert (tmp_path / "other" / "config.json").read_text() == "{}"
 
 
 def test_tables_as_spreadsheets_of_other_countries_write_them(own, tmp_path):

@@ -152,7 +152,11 @@ def _rows(table: Path) -> Iterator[tuple[int, dict]]:
                 head = file.readline()
                 file.seek(0)
                 mark = "\t" if kind == ".tsv" else max(",;\t", key=head.count)  # Excel's depends on the country
-                yield from enumerate(csv.DictReader(file, delimiter=mark, strict=True), 1)
+                rows = csv.DictReader(file, delimiter=mark, strict=True)
+                names = Counter(name.strip().lower() for name in rows.fieldnames or () if name.strip())
+                if twice := [name for name, times in names.items() if times > 1]:
+                    raise PairsError(f"{table} has the column {twice[0]} twice: keep one")
+                yield from enumerate(rows, 1)
         elif kind == ".jsonl":
             with table.open(encoding="utf-8-sig") as file:
                 for number, line in enumerate(file, 1):
@@ -258,13 +262,13 @@ def _pair_of(row: object, root: Path, where: str) -> FoundPair | str:
 def _order(row: dict, where: str) -> tuple[object, object] | str:
     """(winner, loser) of a row, or why it is no pair."""
     if "jpg_0" in row and "jpg_1" in row:
-        label = _number(row.get("label_0"))
-        if row.get("has_label") in (False, "False", "false") or label is None:
+        given, label = row.get("label_0"), _number(row.get("label_0"))
+        if row.get("has_label") in (False, "False", "false") or given in (None, "") or given != given:  # NaN is empty
             return "without a label"
         if label == 0.5:
             return "ties"
         if label not in (0.0, 1.0):
-            raise PairsError(f"{where}: label_0 is {row['label_0']!r}, expected 1 (jpg_0 won), 0 or 0.5")
+            raise PairsError(f"{where}: label_0 is {given!r}, expected 1 (jpg_0 won), 0 or 0.5")
         return (row["jpg_0"], row["jpg_1"]) if label == 1.0 else (row["jpg_1"], row["jpg_0"])
     images = _first(row, LISTS)
     if isinstance(images, list):

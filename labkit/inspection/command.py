@@ -362,6 +362,8 @@ def _band_waits(args: argparse.Namespace, job: Job, lot: Lot, screening: Screeni
 
 def run_certify(args: argparse.Namespace) -> int:
     """`labkit inspect certify`."""
+    if args.out.exists():
+        raise InspectionError(f"{args.out} exists, and a certificate is not replaced: give another --out")
     lot, judge = read_lot(args.folder), StoredJudge(args.scores, name=args.judge)
     for name, why in lot.unreadable.items():
         print(f"       {name}: readable, {why}")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from labkit.errors import LabkitError
+from labkit.files import read_text
 from labkit.inspection.lot import Item
 
 
@@ -81,7 +82,9 @@ class StoredJudge:
         if not self.path.exists():
             return []
         lines = []
-        for number, text in enumerate(self.path.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, text in enumerate(read_text(self.path).split("\n"), start=1):
+            if not text.strip():
+                continue
             try:
                 line = json.loads(text)
                 if not math.isfinite(float(line["score"])):

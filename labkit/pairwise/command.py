@@ -149,6 +149,7 @@ def run_train(args: argparse.Namespace) -> int:
         raise PairwiseError(f"--pairs {args.pairs}: expected at least 1")
     if args.out.exists() and not args.out.is_dir():
         raise PairwiseError(f"--out {args.out} is a file: give the name of a folder")
+    _refuse_foreign(args.out, args.clip)
     key = None if args.key_variable is None else os.environ.get(args.key_variable)
     if args.key_variable is not None and not key:
         raise PairwiseError(f"--key-variable {args.key_variable}: that environment variable is not set")
@@ -200,6 +201,21 @@ def run_train(args: argparse.Namespace) -> int:
         print(f"right side of a sentence and its mirror: {rates[0]:.1%} -> {rates[1]:.1%} (chance 50%; own pictures)")
     print(f"wrote {args.out}")
     return 0
+
+
+def _refuse_foreign(out: Path, clip: Path | None) -> None:
+    """Raise a PairwiseError if the files of a run would replace somebody else's: the CLIP itself, another model."""
+    from labkit.pairwise.train import PairwiseError
+
+    if clip is not None and out.resolve() == Path(clip).resolve():
+        raise PairwiseError(f"--out {out} is the folder of the CLIP that is trained: give another one")
+    try:
+        ours = {"loss", "drift"} <= set(json.loads((out / "run.json").read_text("utf-8-sig")))
+    except (OSError, ValueError, TypeError):
+        ours = False
+    there = [name for name in ("run.json", "config.json", "model.safetensors") if (out / name).exists()]
+    if there and not ours:
+        raise PairwiseError(f"--out {out} holds a {there[0]} of something else: give another folder")
 
 
 def _describe(values: Any) -> str:

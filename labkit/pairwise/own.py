@@ -6,9 +6,7 @@ probe comes before training, and says for each attribute whether its values can 
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +23,7 @@ from labkit.pairwise.pairs import Pair, Values
 from labkit.pairwise.train import PairwiseError
 from labkit.pairwise.wording import Statement
 from labkit.pairwise.writers import CAPTION, caption_sentences
+from labkit.tables import read_table
 
 FILE_COLUMNS = ("file_name", "file", "image", "path", "filename")
 CAPTION_COLUMNS = ("caption", "text", "prompt")
@@ -58,9 +57,10 @@ def read_pictures(folder: str | Path, table: str | Path | None = None) -> OwnPic
     """Pictures of a folder with captions and attributes from a table.
 
     Args:
-        folder: the pictures. table: .csv or .jsonl with one row per picture: a column "file_name" (or file, image,
-            path) relative to the folder, "caption" (or text, prompt) if there are captions, and every other column an
-            attribute. None: metadata.csv or metadata.jsonl of the folder, or a .txt beside each picture, or nothing.
+        folder: the pictures. table: .csv, .tsv or .jsonl with one row per picture: a column "file_name" (or file,
+            image, path) relative to the folder, "caption" (or text, prompt) if there are captions, and every other
+            column an attribute. None: metadata.csv or metadata.jsonl of the folder, or a .txt beside each picture, or
+            nothing.
 
     Raises:
         ImageError: no folder or no pictures. PairwiseError: a table that does not fit, with its line.
@@ -71,8 +71,9 @@ def read_pictures(folder: str | Path, table: str | Path | None = None) -> OwnPic
         texts = [pictures.path(i).with_suffix(".txt") for i in range(len(pictures))]
         rows = [{CAPTION: read_text(text).strip()} if text.is_file() else {} for text in texts]
         return OwnPictures(pictures, rows, {})
-    by_name, known = _rows(table), set(pictures.names)
-    if missing := [name for name in by_name if name not in known]:
+    known = {as_listed(name): name for name in pictures.names}
+    by_name = {known.get(name, name): row for name, row in _rows(table).items()}
+    if missing := [name for name in by_name if name not in known.values()]:
         raise PairwiseError(
             f"{table.name} names {missing[0]!r}, which is no picture in {pictures.root}: check the column"
         )
@@ -86,39 +87,25 @@ def read_pictures(folder: str | Path, table: str | Path | None = None) -> OwnPic
     return OwnPictures(pictures.only(names), values, {a: w for a, w in wording.items() if len(w) > 1})
 
 
+def as_listed(name: str) -> str:
+    """A file's name as tables and folders may agree on it: "/" between folders, no "./", composed letters (a folder
+    from a Mac has "か" and its mark apart)."""
+    return unicodedata.normalize("NFC", name.strip().replace("\\", "/").removeprefix("./"))
+
+
 def _metadata(root: Path) -> Path | None:
     return next((root / n for n in ("metadata.csv", "metadata.jsonl") if (root / n).is_file()), None)
-
-
-def _record(table: Path, number: int, line: str) -> object:
-    try:
-        return json.loads(line)
-    except ValueError:
-        raise PairwiseError(f"{table.name}, row {number} is no JSON: mend or delete that line") from None
 
 
 def _rows(table: Path) -> dict[str, dict[str, str]]:
     """File name -> what the table says of it."""
     if not table.is_file():
         raise PairwiseError(f"no table {table}: check the path")
-    try:
-        text = table.read_text("utf-8-sig")  # a spreadsheet's mark at the start is no letter
-        if table.suffix == ".jsonl":
-            lines = [_record(table, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-        elif table.suffix == ".csv":
-            mark = max(",;\t", key=text.split("\n")[0].count)  # that of a spreadsheet depends on the country
-            lines = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=mark))  # cells may have lines
-        else:
-            raise PairwiseError(f"{table.name}: expected a .csv or .jsonl table")
-    except UnicodeDecodeError:
-        raise PairwiseError(f'{table.name} is not in UTF-8: save it as "CSV UTF-8" (Excel), or convert it') from None
-    except csv.Error as error:
-        raise PairwiseError(f"{table.name} is damaged ({error}): export it again") from None
+    if table.suffix.lower() not in (".csv", ".tsv", ".jsonl"):
+        raise PairwiseError(f"{table.name}: expected a .csv, .tsv or .jsonl table")
     found: dict[str, dict[str, str]] = {}
-    for number, line in enumerate(lines, 1):
-        if isinstance(line, dict) and any(cell.strip() for cell in line.pop(None, ())):
-            raise PairwiseError(f"{table.name}, row {number} has more cells than columns: put commas into quotes")
-        file = next((line[c] for c in FILE_COLUMNS if isinstance(line, dict) and line.get(c)), None)
+    for number, line in read_table(table, error=PairwiseError):
+        file = next((as_listed(str(line[c])) for c in FILE_COLUMNS if line.get(c)), None)
         if file is None:
             raise PairwiseError(
                 f"{table.name}, row {number} names no file: expected a column {' or '.join(FILE_COLUMNS)}"

@@ -47,6 +47,7 @@ READINGS: Mapping[str, Mapping[str, Contrast]] = {
         "votes": lambda recorded: (
             recorded.values("bon.gold.main", "best_of_n_long")[:, -1:]
             - recorded.values("bon.gold.few", "best_of_n_long")[:, -1:]
-        )
+        ),
+        "raft_finds_bug": gain("saturation", "raft_bias", "raft"),
     },
 }

@@ -10,7 +10,6 @@ What is there is not made again; trained contenders go on from their checkpoints
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -25,10 +24,11 @@ from torch import Tensor
 from labkit.diffusion import decode_latents, to_pil
 from labkit.dpo.scorers import Scorer
 from labkit.errors import LabkitError
-from labkit.files import write_atomically
+from labkit.files import read_text, write_atomically
 from labkit.optim import rank, world_size
 from labkit.survey.arena import CONTENDERS, METHODS, Entry, enter
 from labkit.survey.policy import ArenaSettings, precision, rewarded
+from labkit.tables import columns, read_table
 
 PHOTOGRAPHS = ArenaSettings(steps=20, guidance_scale=5.0, lr=3e-4, rank=8, prompts=4, group=8, kappa=2500.0)
 COLUMNS = ("prompt", "caption", "text")  # of a table, in any case: PartiPrompts has Prompt
@@ -44,16 +44,14 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         SweepError: no such column, or nothing in it.
     """
-    text = path.read_text("utf-8-sig")
     if path.suffix.lower() in (".tsv", ".csv"):
-        rows = csv.DictReader(text.splitlines(), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        names = {(name or "").strip().lower(): name for name in rows.fieldnames or ()}
-        column = next((names[wanted] for wanted in COLUMNS if wanted in names), None)
+        rows, names = [row for _, row in read_table(path, error=SweepError)], columns(path)
+        column = next((wanted for wanted in COLUMNS if wanted in names), None)
         if column is None:
             raise SweepError(f"{path} has columns {', '.join(names) or 'none'}: expected one of {', '.join(COLUMNS)}")
-        lines = [row[column] or "" for row in rows]
+        lines = [" ".join(row[column].split()) for row in rows]
     else:
-        lines = text.splitlines()
+        lines = read_text(path).splitlines()
     found = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not found:
         raise SweepError(f"{path} holds no prompts")
