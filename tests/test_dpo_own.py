@@ -174,6 +174,12 @@ def test_a_csv_of_another_country_and_one_with_a_comma_too_many(folder):
     (folder / "pairs.csv").write_text("winner,loser,caption\n0.png,1.png,a cat, sitting\n")
     with pytest.raises(PairsError, match="row 1 has more cells than the header"):
         find_pairs(folder)
+    (folder / "pairs.csv").write_text("winner,winner,loser,caption\n0.png,1.png,2.png,a cat\n")
+    with pytest.raises(PairsError, match="has the column winner twice"):
+        find_pairs(folder)
+    (folder / "pairs.csv").write_text("jpg_0,jpg_1,label_0,caption\n0.png,1.png,yes,a cat\n")
+    with pytest.raises(PairsError, match="row 1: label_0 is 'yes', expected 1"):
+        find_pairs(folder)
     (folder / "pairs.csv").write_bytes("winner,loser,caption\n0.png,1.png,猫\n".encode("cp932"))
     with pytest.raises(PairsError, match="is not in UTF-8: save it as"):
         find_pairs(folder)

@@ -196,6 +196,8 @@ def test_the_command_certifies_filters_asks_people_about_the_band_and_signs(insp
         *("certify", "cal", "cal.jsonl", "--scores", "s.jsonl", "--alpha", 0.05, "--model", "model.bin")
     )
     assert code == 0 and "at most 5.0% defective" in out, err
+    again = inspect("certify", "cal", "cal.jsonl", "--scores", "s.jsonl", "--alpha", 0.05, "--model", "cal.jsonl")
+    assert again[0] == 2 and "a certificate is not replaced: give another --out" in again[2]
     tau = open_certificate("certificate.json").threshold
     common = (folder, "--plan", "5/0", "--certificate", "certificate.json", "--scores", "s.jsonl", "--abstain", 9)
     (tmp_path / "tuned.bin").write_bytes(b"weightS")

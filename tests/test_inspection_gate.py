@@ -298,6 +298,8 @@ def test_a_stored_judge_asks_once_and_replays_offline(folder, tmp_path):
     first = stored(items[:3])
     assert stored(items[2:5]) == Brightness()(items[2:5]) and judge.asked[1] == ["p03.png", "p04.png"]
     replay = StoredJudge(tmp_path / "scores.jsonl")
+    (tmp_path / "windows.jsonl").write_text((tmp_path / "scores.jsonl").read_text() + "\n", encoding="utf-8-sig")
+    assert StoredJudge(tmp_path / "windows.jsonl").scores == replay.scores
     assert replay.name == "brightness v1" and replay(items[:3]) == first
     with pytest.raises(JudgeError, match="no answer of 'brightness v1' for 1 of 2 pictures, the first is p07.png"):
         replay([items[0], items[7]])
