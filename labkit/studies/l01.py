@@ -77,13 +77,20 @@ ESTIMATES = {
     "guidance_helps": gain("faithful", arm_of(3), arm_of(1)),
     "guidance_costs": gain("variety", arm_of(3), arm_of(1)),
     "three_is_enough": gain("faithful", arm_of(8), arm_of(3)),
+    "steps_help": gain("faithful", "guidance8_steps20", "guidance3_steps20"),
 }
 
 STUDY = Study(
     lesson="01",
     unit=unit,
-    arms=tuple(arm_of(scale) for scale in SCALES),
-    seeds=(0, 1, 2),
+    arms=(*(arm_of(scale) for scale in SCALES), "guidance3_steps20", "guidance8_steps20"),
+    seeds=(),
+    more={
+        **{arm_of(scale): (0, 1, 2) for scale in SCALES},
+        # second round, why 8 loses: declared after a look at seed 0 with 32 prompts
+        **{f"guidance{scale}_steps20": (3, 4, 5) for scale in (3, 8)},
+    },
+    later={f"guidance{scale}_steps20": "labkit.studies.l01_steps" for scale in (3, 8)},
     sizes={"prompts": 128, "copies": 2, "steps": 8},
     estimates=ESTIMATES,
     weights=("portrait-sd", "attribute-reader"),
