@@ -1090,10 +1090,6 @@ bar_with_interval(
     value_format="{:+.2f}",
 )
 
-# %% uid="side-claim"
-smallest = min(effect.p_value for effect in report.attributes)
-lab.claim("side_effects", measured=t("l06.measure_side"), value=smallest, seeds=[run_seed])
-
 # %% uid="diversity"
 on_record("diversity", ["base", "easy", "hg", "leap", "real_sft"], t("l06.vendi"), t("l06.vendi_title"))
 
