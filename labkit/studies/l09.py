@@ -334,7 +334,8 @@ STUDY = Study(
     unit=unit,
     arms=("intervals", "looks", "returns", "replaced", "tuned", "base", "pairs_50", "pairs_200", "pairs_100"),
     seeds=(0, 1, 2, 3, 4),
-    more={"replaced": range(5, 45)} | dict.fromkeys(("base", "pairs_50", "pairs_200"), range(5, 40)),
+    # more_pairs_help, by the spread of seven seeds; the base is decided with ten
+    more={"replaced": range(5, 45), "base": range(5, 10)} | dict.fromkeys(("pairs_50", "pairs_200"), range(5, 40)),
     sizes={
         "looked": 80, "draws": 200_000, "sensitivity": 0.9, "specificity": 0.97, "walks": 4000, "bettors": 1000,
         "pilots": 400, "calibration": 192, "mixed": 0.12, "alpha": 0.08, "tuned_alpha": 0.1, "steps": 8, "pairs": 200,

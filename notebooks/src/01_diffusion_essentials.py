@@ -413,13 +413,13 @@ curve_with_interval(
 gone = float((drawn[1.0] < 0.4).float().mean() - (drawn[8.0] < 0.4).float().mean())
 lab.reveal("guided_line", "pushed" if gone > 0.05 else "same")
 
-# %% [markdown] lang="en" uid="guided-reading" pair="863ab9ed"
+# %% [markdown] lang="en" uid="guided-reading" pair="f4b5fd12"
 # **What you see.** $w = 0$ gives both kinds, $w = 1$ exactly the kind that was asked for, with all its width. At $w = 3$ and 8 the side that touches the other kind is empty: the samples have been pushed away from what could be mistaken, and crowd together further out than the middle of the real data. **Why.** The classifier's power rewards being *unmistakable*, not being typical. **What follows.** Guidance
 # buys faithfulness with variety, and a little with realism. Portraits with $w = 8$ have redder red hair than any render, and all the same. **A warning about the formula.** The samples follow the density sharpened by $w$ only roughly, because noising and multiplying do not commute; the direction is right, the shape is not exact.
 #
 # Now measure the trade on portraits. Faithfulness: the AttributeReader reads every picture, and only attributes that the prompt names count. Variety: the standard deviation of a pixel among pictures of one prompt, from the variance averaged over all pixels. (The reader reads portraits alone, so this section uses PortraitSD on every tier.) At which scale will faithfulness be highest?
 
-# %% [markdown] lang="ja" uid="guided-reading" pair="f7d7be13"
+# %% [markdown] lang="ja" uid="guided-reading" pair="19f1c233"
 # **図から読み取れること。** $w = 0$ では両方の種類が出ます。$w = 1$ では、求めた種類がそのままの幅で出ます。$w = 3$ と8では、もう一方と接する側が空になります。取り違えられそうな場所から押し出され、実際のデータの中央よりも外側に集まっています。**理由。** 分類器の累乗が評価するのは、典型的であることではなく、*紛れがない*ことだからです。**結論。** 誘導は、多様性と、少しばかりの
 # 現実らしさを犠牲にして、忠実度を得ます。$w = 8$ のポートレートの赤毛は、どのレンダリングよりも赤く、どれも似ています。**式についての注意。** 標本が従うのは、$w$ で鋭くした密度そのものではなく、その近似です。ノイズを加える操作と掛け算は交換できないからです。方向は合っていますが、形は厳密ではありません。
 #
@@ -481,14 +481,14 @@ def guided_pictures(scale):
 
 explore(guided_pictures, {"scale": slider(t("l01.guidance_scale"), 1.0, 10.0, 3.0, 0.5)})
 
-# %% [markdown] lang="en" uid="scale-reading" pair="f60a1ca6"
+# %% [markdown] lang="en" uid="scale-reading" pair="9bd444dd"
 # **What you see.** In the record faithfulness rises from .92 at 1 to .98 at 3, a gain of $.052$ $[.040, .065]$, and variety falls by $.030$ $[.014, .045]$. Up to 5 there is nothing more to win. At 8 faithfulness *falls* again, by $.047$ $[.029, .065]$ against 3, and the pictures of a prompt differ as much as without guidance, so "3 is enough, and more does no harm" is **contradicted**. **Why.** Once all named attributes are unmistakable, more pushing has nothing left to win.
-# And eight steps are few: a large scale goes far along a direction that was right at the start of a step only. With twenty steps the loss is gone: there 8 stands $CONTROL$ against 3. **What would change it.** The captions: where a prompt names little, there is little to win. Move the slider to 10: colours saturate, and outlines become hard. That is the overshoot of the line. The scale 3 of the other lessons is
+# And eight steps are few: a large scale goes far along a direction that was right at the start of a step only. With twenty steps the loss is gone: there 8 and 3 differ by $.002$ $[-.002, .007]$. **What would change it.** The captions: where a prompt names little, there is little to win. Move the slider to 10: colours saturate, and outlines become hard. That is the overshoot of the line. The scale 3 of the other lessons is
 # the knee of this curve, not a law. And mark the unit of the bands, *prompts and seeds*: lesson 02 explains why not pictures.
 
-# %% [markdown] lang="ja" uid="scale-reading" pair="092112e5"
+# %% [markdown] lang="ja" uid="scale-reading" pair="4e6b15ba"
 # **図から読み取れること。** 記録では、忠実度は1の0.92から3の0.98へ $.052$ $[.040, .065]$ 上がり、多様性は $.030$ $[.014, .045]$ 下がります。5までは、それ以上得るものがありません。8では忠実度がかえって*下がり*、3との差は $.047$ $[.029, .065]$ です。同じプロンプトの画像どうしも、誘導なしの場合と同じくらいばらつきます。「3で十分で、上げても害はない」という予想は、**反対の結果になりました**。**理由。** 指定した属性がすべて紛れのないものになれば、それ以上押しても得るものがありません。
-# しかも、8ステップは少なすぎます。スケールが大きいと、ステップの初めにしか正しくない方向へ、大きく進みすぎるのです。20ステップにすると損失はなくなり、8と3の差は $CONTROL$ になります。**何を変えるとどうなるか。** 指定の少ないプロンプトでは、得られるものも少なくなります。スライダーを10まで動かすと、色が飽和し、輪郭が硬くなります。数直線で見た行き過ぎです。ほかのレッスンで使う
+# しかも、8ステップは少なすぎます。スケールが大きいと、ステップの初めにしか正しくない方向へ、大きく進みすぎるのです。20ステップにすると損失はなくなり、8と3の差は $.002$ $[-.002, .007]$ です。**何を変えるとどうなるか。** 指定の少ないプロンプトでは、得られるものも少なくなります。スライダーを10まで動かすと、色が飽和し、輪郭が硬くなります。数直線で見た行き過ぎです。ほかのレッスンで使う
 # スケール3は、この曲線の曲がり角であって、法則ではありません。帯の単位が*プロンプトとシード*であることにも注意してください。なぜ画像ではないのかは、レッスン02で説明します。
 
 # %% [markdown] lang="en" uid="attention" pair="09b32082"

@@ -10,7 +10,7 @@ from labkit.course import start, t
 
 lab = start("08", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
 
-# %% [markdown] lang="en" uid="article" pair="fd3c73c0"
+# %% [markdown] lang="en" uid="article" pair="13894d4f"
 # The article of this lesson, "拡散モデルのアラインメント", tells of a survey: *Alignment of Diffusion Models: Fundamentals, Challenges, and Future* ([arXiv 2409.07253](https://arxiv.org/abs/2409.07253)). Three of its sentences are put to
 # the test: that alignment is done by rules, refined instructions and learnt preferences; that looking good is not enough; and that the verification decides whether it pays.
 # A survey compares families on paper. Here they race: one base, one budget, one imperfect reward, and a judge that none of them can bribe.
@@ -25,7 +25,7 @@ lab = start("08", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # **State of the evidence.** The study of this lesson (`labkit study run 08`) is recorded at 1,600 NFE for each contender: RAFT and NFT with fifty-one seeds, DRaFT with fifteen, the base, DDPO and DPO with fourteen, best-of-N with five, GRPO, RWR, AlignProp, KTO, guidance, FK steering and FABRIC with three: the pale dots of a chart are seeds, and three dots are little more than an anecdote. A second round has three times the budget: six runs each of DRaFT (with all votes and with a tenth of them), NFT and DDPO, twelve pools of the search. Charts show the record with its 95 % intervals, a colour for every family, and your own run as a star on top of it. A claim's verdict comes from the record; your run says
 # whether it fits. The budget is small on purpose: a race that a laptop can repeat is a race of the first dozen updates. What happens after thousands is the papers' subject; where that may decide a verdict, the reading says so.
 
-# %% [markdown] lang="ja" uid="article" pair="f08b2534"
+# %% [markdown] lang="ja" uid="article" pair="98f8884c"
 # このレッスンで読む記事は「拡散モデルのアラインメント」で、サーベイ論文 *Alignment of Diffusion Models: Fundamentals, Challenges, and Future*([arXiv 2409.07253](https://arxiv.org/abs/2409.07253))を紹介しています。ここでは3つの主張を
 # 確かめます。アラインメントはルール、指示の洗練、好みの学習によって行うこと、見た目が良いだけでは足りないこと、そして割に合うかどうかは検証で決まることです。
 # サーベイは文献を読んで手法を比べますが、ここでは実際に競わせます。基準モデル、予算、不完全な報酬はどの手法にも共通で、判定するのは、どの手法も学習に使えない評価役です。
@@ -611,10 +611,10 @@ recorded_plane(
     both, yours=own, xlabel=t("l08.diversity_axis"), ylabel=t("l08.gold_axis"), title=t("l08.race_plane"), looks=looks
 )  # fmt: skip
 
-# %% [markdown] lang="en" uid="race-reading" pair="c8f5f18f"
+# %% [markdown] lang="en" uid="race-reading" pair="b6b5da16"
 # **What you see.** Dots with intervals: the recorded race, every contender with the same 1,600 NFE and the same prompts, other votes and other noise for each seed; stars: your runs. *Is the order that of the proxy?* No. DRaFT's proxy is 1.50, best-of-7's (seven candidates a picture are what this budget affords) 1.26, yet gold is .74 for DRaFT and .82 for best-of-7, which leads in each of the five seeds that both have (section 4's .80 is the mean of twelve pools). Look into the axes: DRaFT paints the liked background behind nearly everybody (preference .90) and forgets the prompt, task falls from .54 to .33. DPO does the same more gently (gold .75, task .40). Best-of-7 raises task as well, to .65. *What did it cost in diversity?* 4.7 for the base, 4.4 for best-of-7 and NFT, 4.3 for DDPO, 3.9 for RAFT, 2.9 for DPO, 2.1 for DRaFT; in its worst runs, near 1, every picture is the same one and hardly a face. All five trained methods pay. The one that pays least, NFT, pays $.32$ $[.20, .44]$: clearly something, and less than the .5 that was declared to matter, so the verdict is *no effect that matters*. *How sure is all this?* RAFT's gold lies between .46 and .84 over fifty-one seeds, and in sixteen of them below the base's mean, .57: runs that turned the backgrounds to the wrong colour did so in a handful of updates, with a learning rate that was the better of two in a trial over half the budget. A table with one seed would have praised or buried it. And a fair table says *who saw what*: DRaFT and guidance see a gradient, DPO pairs, the others a number.
 
-# %% [markdown] lang="ja" uid="race-reading" pair="c1374c9e"
+# %% [markdown] lang="ja" uid="race-reading" pair="20e585a6"
 # **図の読み方。** 区間つきの点は記録済みの競技です。どの手法も1,600 NFE、プロンプトも共通で、投票とノイズはシードごとに別です。星は自分の実行です。*順序は代理スコアと同じか。* 違います。代理スコアは DRaFT が1.50、best-of-7(この予算なら、納品1枚につき候補を7枚引けます)が1.26ですが、正解スコアは DRaFT が0.74、best-of-7 が0.82で、両方を記録した5つのシードのどれでも best-of-7 が上です(第4節の0.80は、12個のプールの平均です)。軸ごとに見ましょう。DRaFT は、ほとんどの背景を好まれる色に塗りましたが(選好0.90)、プロンプトからは外れ、タスクの軸が0.54から0.33に下がりました。DPO も、程度は軽いものの同じです(正解スコア0.75、タスク0.40)。best-of-7 ではタスクも0.65に上がります。*多様性をどれだけ失ったか。* 基準モデルの4.7に対し、best-of-7 と NFT は4.4、DDPO は4.3、RAFT は3.9、DPO は2.9、DRaFT は2.1です。DRaFT の最も悪い実行では1に近く、どの画像も同じで、顔にもほとんど見えません。学習する5つの手法は、どれも多様性を失います。失い方が最も小さい NFT は $.32$ $[.20, .44]$ で、確かに下がっていますが、意味のある差と宣言した0.5には届きません。そのため判定は「*意味のある大きさの効果はない*」です。*どこまで確かか。* RAFT の正解スコアは、51個のシードで0.46から0.84まで散らばり、16回は基準モデルの平均0.57を下回りました。背景を好まれない色にしてしまった実行では、数回の更新でそうなりました。学習率は、半分の予算で試した2つのうち良いほうです。1シードだけの表なら、褒めすぎるか、切り捨てるかのどちらかになったでしょう。公平な表には、*誰が何を見たか*も書きます。DRaFT と誘導は勾配を、DPO はペアを、ほかは数値を見ています。
 
 # %% uid="paths-cost"
@@ -645,10 +645,10 @@ for cost, axis in price_axis.items():
         recorded_paths(lines, xlabel=axis, ylabel=score["gold"], title=t("l08.paths_cost", price=axis), looks=looks)
     )
 
-# %% [markdown] lang="en" uid="paths-cost-reading" pair="686bf967"
+# %% [markdown] lang="en" uid="paths-cost-reading" pair="41fe5fe9"
 # **What you see.** The same gold against two prices. On the first chart everyone pays alike, so what counts is the slope. By its proxy DRaFT is ahead of all at half of the budget: 1.17 against .41 for RAFT, .48 for NFT, .47 for DDPO. By gold, NFT goes from .66 at half to .72 at its end, DDPO from .65 to .70: five and six updates are too few to tell the two apart, so the claim below asks a race of three times the budget. DiffusionNFT's paper compares over hundreds of updates. On the second chart the price is what the reward was asked. DRaFT asks once for each of its pictures, and a gradient carries more than a number does; DPO (not drawn: it stops asking before it starts training) asked 72 times, DDPO 96. If a question to your reward is a matrix product, read the first chart; if it is a minute of a person's time, the second, and then mind that a person has no gradient.
 
-# %% [markdown] lang="ja" uid="paths-cost-reading" pair="9ee93544"
+# %% [markdown] lang="ja" uid="paths-cost-reading" pair="ea628326"
 # **図の読み方。** 同じ正解スコアを、2種類の費用に対して描きました。1つ目のグラフでは、どの手法も同じ予算を使うので、見るべきは傾きです。予算の半分の時点の代理スコアでは、DRaFT が先頭です(1.17。RAFT は0.41、NFT は0.48、DDPO は0.47)。正解スコアでは、NFT が半分で0.66、終了時に0.72、DDPO が0.65から0.70です。5回や6回の更新では両者を区別しにくいので、下の主張は予算を3倍にした競技で判定します。DiffusionNFT の論文が比べているのは、数百回の更新です。2つ目のグラフの費用は、報酬に採点させた枚数です。DRaFT の採点も1枚につき1回ですが、勾配は1つの数値より多くの情報を伝えます。DPO は採点をすべて学習の前に済ませるので描いていませんが、採点は72枚でした(DDPO は96枚)。採点が行列の積で済むなら1つ目のグラフを、人手で1分かかるなら2つ目を見てください。ただし、人の採点からは勾配が得られません。
 
 # %% uid="paths-kl"
@@ -661,10 +661,10 @@ for metric, axis in score.items():
     shown = {"title": t("l08.paths_kl", score=axis), "looks": looks | {t("l08.search_path"): looks[named("best_of_n")]}}
     display(recorded_paths(lines, xlabel=t("l08.path_kl"), ylabel=axis, log_x=True, **shown))
 
-# %% [markdown] lang="en" uid="paths-kl-reading" pair="e0721542"
+# %% [markdown] lang="en" uid="paths-kl-reading" pair="186aa675"
 # **What you see.** Distance from the base, on a logarithmic axis, against gold and against the proxy. Best-of-N is the ruler: nothing is closer to the base for its proxy gain. NFT's paths are 149 nats away on average, DPO's 7,171, DRaFT's 47,708. Path KL is an upper bound of the picture's, so do not read it against the ruler to the digit; read the factor of 320 between NFT and DRaFT, for a gold of .72 and of .74. Compare the two charts at DRaFT with a tenth of the votes: its own proxy is as high as anything in the race. Its gold between half and end goes from .82 to .76, from .52 to .80, from .75 to .78, from .65 to .78, from .80 to .78 (seeds 0 to 4). So the turn that Gao and others draw as one smooth curve appears in one run and not in the next: twelve updates end before a turn can be told from a rise. The next charts come from a race of three times the budget.
 
-# %% [markdown] lang="ja" uid="paths-kl-reading" pair="963c4862"
+# %% [markdown] lang="ja" uid="paths-kl-reading" pair="fa65ef5f"
 # **図の読み方。** 基準モデルからの距離(対数目盛)に対する、正解スコアと代理スコアです。best-of-N が物差しになります。代理スコアを同じだけ上げながら、これより基準モデルの近くにとどまる手法はありません。軌跡の KL(ノイズ除去の全ステップを通して測る KL)は、平均で NFT が149ナット、DPO が7,171ナット、DRaFT が47,708ナットです。軌跡の KL は画像の KL の上限なので、物差しの目盛と細かく比べてはいけません。見るべきは NFT と DRaFT の比、約320倍です。これだけ離れても、正解スコアは0.72と0.74です。10分の1の投票による DRaFT を2つのグラフで比べてください。学習に使った代理によるスコアは、競技の中で最も高い部類です。予算の半分から終了時までに、正解スコアは0.82から0.76、0.52から0.80、0.75から0.78、0.65から0.78、0.80から0.78と動きました(シード0〜4)。Gao らが1本のなめらかな曲線に描いた下降は、ある実行では現れ、別の実行では現れません。12回の更新では短すぎて、下降と上昇の途中とを区別できないのです。次のグラフは、予算を3倍にした競技の記録です。
 
 # %% uid="long-race"
@@ -817,10 +817,10 @@ value = judged(hacked)["saturation"] - judged(mine["draft"])["saturation"]
 lab.claim("gradient_finds_bug", measured=t("l08.m_bug"), value=value, seeds=[lab.seed])
 lab.claim("bug_is_found", reason=t("l08.only_recorded"))
 
-# %% [markdown] lang="en" uid="bug-reading" pair="f2cfaabb"
+# %% [markdown] lang="en" uid="bug-reading" pair="0226a84b"
 # **What you see.** The same pool, the same prompts: the tainted judge picks the more saturated picture; in the record's pools the best of 21 has a saturation of .32 by the tainted and of .29 by the honest proxy, one picture .26. Training can go further, because it can *make* what selection only finds. Who does? Over fifteen seeds DRaFT ends at a saturation of .40 under the taint and .26 without it (the base has .26), and its gold is .68 against .74; on the twelve seeds that were recorded after the claim was made the difference is $.114$ $[.059, .169]$. RAFT and NFT see scores alone. After eight seeds neither seemed to move that way, and fifty-one were planned to be able to say so; they say otherwise. RAFT goes after the taste, by $.021$ $[.009, .033]$: twice the smallest effect that matters, a sixth of DRaFT's. NFT does by $.0055$ $[.0005, .0105]$: the interval just misses zero, and the effect is half of what had been declared to matter. So all three find it, and the claim is **reproduced**, by NFT only just. Scores carry little of a direction that the gradient points at from the first step, and little is not nothing: whoever had stopped at eight seeds would have praised two methods for being blind. In the table, read along the rows: a gain that only its own column confirms is a hack; a gain that a reward with other votes, and gold, confirm as well is an improvement. **What to do without gold:** a second proxy from other votes, pictures at fixed seeds, and a list of things that should *not* move (here saturation) watched from the first update on.
 
-# %% [markdown] lang="ja" uid="bug-reading" pair="3c2ac4db"
+# %% [markdown] lang="ja" uid="bug-reading" pair="55a03b0b"
 # **図の読み方。** プールもプロンプトも同じなのに、癖のある評価役は彩度の高い画像を選びます。記録したプールでは、彩度は1枚だけなら0.26、best-of-21 では癖のある代理で0.32、癖のない代理で0.29です。探索にできるのは、そういう画像を見つけることだけですが、学習なら*作り出す*ことができます。実際に作り出したのはどの手法でしょうか。15個のシードの平均で、DRaFT の彩度は癖のある代理で0.40、癖のない代理で0.26でした(基準モデルは0.26)。正解スコアは0.68と0.74です。主張を立てた後に記録した12個のシードだけでも、彩度の差は $.114$ $[.059, .169]$ です。RAFT と NFT に見えるのはスコアだけです。8シードの時点では、どちらもその方向に動いていないように見えました。そう言い切るために51シードを計画したところ、結果は逆でした。RAFT は癖を追い、彩度の差は $.021$ $[.009, .033]$ です。意味のある最小の差の2倍、DRaFT の6分の1に当たります。NFT の差は $.0055$ $[.0005, .0105]$ で、区間はかろうじて0を外れ、大きさは意味があると宣言した差の半分です。3つの手法のすべてが癖を見つけ、主張は**再現されました**が、NFT については際どい結果です。勾配なら最初のステップから指し示す方向も、スコアにはわずかしか含まれません。それでも、ゼロではないのです。8シードでやめていたら、見えていないだけの2つの手法を褒めていたでしょう。表は行に沿って読んでください。自分の列でしか確かめられない伸びは、報酬の穴を突いた結果です。別の投票による報酬や正解スコアでも確かめられる伸びは、改善です。**正解スコアがないときは:** 別の投票で作った2つ目の代理、固定シードの画像、そして*動いてはならない*もの(ここでは彩度)の一覧を用意し、最初の更新から見守ります。
 
 # %% [markdown] lang="en" uid="even" pair="2d9acc90"

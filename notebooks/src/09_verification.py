@@ -1144,16 +1144,16 @@ lab.claim("fifty_pairs_help", **only)
 lab.claim("two_hundred_pairs_help", **only)
 lab.claim("more_pairs_help", **only)
 
-# %% [markdown] lang="en" uid="small-read" pair="b8cb3e0e"
-# **Reading.** Fifty pairs are enough to begin with: over seven seeds the independent judge gives $.063$ $[.034, .092]$ more, a third of an attribute in a prompt that names five. Two hundred give $.047$ $[.037, .056]$. More pairs did not add anything that shows; what they bring is *steadiness*: from seed to seed the gain of fifty wanders
-# between $.02$ and $.11$, that of two hundred between $.035$ and $.061$. In 96 steps of ten pairs an adapter sees 960, so fifty come round nineteen times and two hundred five times: with few pairs the draw decides what is learnt. What the figure cannot
+# %% [markdown] lang="en" uid="small-read" pair="1d33f5ee"
+# **Reading.** Fifty pairs are enough to begin with: over ten seeds the independent judge gives $.056$ $[.033, .079]$ more than to the base, more than a quarter of an attribute in a prompt that names five. Two hundred give $.042$ $[.034, .050]$. That more pairs do more is **contradicted**: over forty seeds two hundred do *less* than fifty, $-.019$ $[-.029, -.008]$, at the same number of steps. After seven seeds it was open. What more pairs bring is *steadiness*: from seed to seed
+# the result of fifty wanders by $.031$ (standard deviation), that of two hundred by $.021$. A likely reason: in 96 steps of ten pairs an adapter sees 960, so fifty come round nineteen times and are learnt further, two hundred come round five times; two hundred with four times the steps were not tried. And with few pairs the draw decides what is learnt. What the figure cannot
 # say is whether your customers agree with the judge. For that, keep twenty of your own pairs aside and count (lesson 05).
 #
 # On the premises: the run above trained with every connection refused, and nobody asked for one. Weights, pairs and judge were files on this machine. The adapter's hash makes another process of the same base, so the record of section 5 does not cover its pictures: small data makes training cheap, not inspection.
 
-# %% [markdown] lang="ja" uid="small-read" pair="32c419d0"
-# **結果の読み方。** 始めるには50組で足ります。7つのシードを平均すると、独立した評価役の得点は $.063$ $[.034, .092]$ 上がりました。属性を5つ指定するプロンプトで、属性3分の1個分です。200組では $.047$ $[.037, .056]$ でした。ペアを増やしても、上積みは確認できません。増えるのは*安定性*です。シードによる上昇幅の違いは、50組では
-# $.02$ から $.11$、200組では $.035$ から $.061$ でした。10組ずつ96ステップの学習で、アダプタが見るのは延べ960組です。50組なら19回ずつ、200組なら5回ずつになります。組が少ないと、どのペアがたまたま選ばれたかで、学ぶ内容が決まってしまうのです。この図から分からないのは、
+# %% [markdown] lang="ja" uid="small-read" pair="336f8157"
+# **結果の読み方。** 始めるには50組で足ります。10個のシードを平均すると、独立した評価役の得点は基準モデルより $.056$ $[.033, .079]$ 上がりました。属性を5つ指定するプロンプトで、属性4分の1個分を超えます。200組では $.042$ $[.034, .050]$ でした。「ペアが多いほど効果も大きい」という主張は、**反対の結果になりました**。ステップ数が同じなら、40個のシードで、200組の効果は50組を*下回ります*($-.019$ $[-.029, -.008]$)。7シードの時点では、まだ決まりませんでした。ペアを増やして得られるのは*安定性*です。シードによる結果のばらつき(標準偏差)は、
+# 50組で $.031$、200組で $.021$ です。考えられる理由は、繰り返しの回数です。10組ずつ96ステップの学習で、アダプタが見るのは延べ960組です。50組なら19回ずつ繰り返し、それだけ深く学びますが、200組では5回ずつです。200組で4倍のステップを試してはいません。また、組が少ないと、どのペアがたまたま選ばれたかで、学ぶ内容が決まってしまうのです。この図から分からないのは、
 # 顧客が評価役と同じ意見かどうかです。それを知るには、自社のペアを20組ほど学習に使わずに取っておき、正解率を数えます(レッスン05)。
 #
 # 社内だけで動くことも確かめました。上の学習は、すべての接続を拒否した状態で行い、接続の要求は1回もありませんでした。重みもペアも評価役も、このマシンの中のファイルです。アダプタのハッシュによって、同じ基準モデルでも別の工程になるため、第5節の記録はこのアダプタの画像を保証しません。少ないデータで安くなるのは学習であり、検査ではないのです。
