@@ -15,7 +15,12 @@ Row = tuple[int, dict[str, Any]]  # its number in the table, from 1, and column 
 
 
 def read_table(path: Path | str, *, error: type[LabkitError] = LabkitError) -> list[Row]:
-    """The rows of a table; names of columns in small letters and without spaces around them.
+    """The rows of a table, see `read_columns`."""
+    return read_columns(path, error=error)[1]
+
+
+def read_columns(path: Path | str, *, error: type[LabkitError] = LabkitError) -> tuple[list[str], list[Row]]:
+    """Column names (of a .jsonl: none) and rows; names in small letters and without spaces around them.
 
     .csv: cells are separated by the mark that is commonest in the header, of `,` `;` and tab (a spreadsheet's depends
     on the country); cells with such a mark, a quote or a line break stand in quotes. .tsv: tabs; quotes as in .csv
@@ -32,7 +37,7 @@ def read_table(path: Path | str, *, error: type[LabkitError] = LabkitError) -> l
         raise error(f'{path.name} is not in UTF-8: save it as "CSV UTF-8" (Excel), or convert it') from None
     kind = path.suffix.lower()
     if kind not in (".csv", ".tsv"):
-        return [(n, _json(path, n, line, error)) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+        return [], [(n, _json(path, n, line, error)) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     mark = "\t" if kind == ".tsv" else max(",;\t", key=text.split("\n")[0].count)
     try:
         cells = _cells(text, mark, csv.QUOTE_MINIMAL)
@@ -41,7 +46,7 @@ def read_table(path: Path | str, *, error: type[LabkitError] = LabkitError) -> l
             raise error(f"{path.name} has a quote that is not closed or not at the end of a cell ({reason})") from None
         cells = _cells(text, mark, csv.QUOTE_NONE)
     if not cells:
-        return []
+        return [], []
     names = [name.strip().lower() for name in cells[0]]
     if twice := [name for name, times in Counter(filter(None, names)).items() if times > 1]:
         raise error(f"{path.name} has the column {twice[0]} twice: keep one")
@@ -51,14 +56,7 @@ def read_table(path: Path | str, *, error: type[LabkitError] = LabkitError) -> l
             raise error(f"{path.name}, row {number} has more cells than columns: put commas into quotes")
         if any(cell.strip() for cell in row):
             rows.append((number, dict(zip(names, row + [""] * (len(names) - len(row)), strict=False))))
-    return rows
-
-
-def columns(path: Path | str) -> list[str]:
-    """The column names of a .csv or .tsv as `read_table` reads them, [] for an empty file."""
-    head = Path(path).read_text("utf-8-sig").split("\n")[0].strip()
-    mark = "\t" if Path(path).suffix.lower() == ".tsv" else max(",;\t", key=head.count)
-    return [name.strip().strip('"').lower() for name in head.split(mark)] if head else []
+    return names, rows
 
 
 def _cells(text: str, mark: str, quoting: int) -> list[list[str]]:

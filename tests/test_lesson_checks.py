@@ -214,27 +214,23 @@ def test_wrong_answers_that_differ_in_one_place_fail(project, number, exercise):
     assert_readable(result.key, result.details)
 
 
-@pytest.mark.parametrize(
-    ("project", "number", "exercise", "answer"),
-    [
+def each_answer(solutions):
+    """A case for each answer of a table of answers."""
+    cases = [
         pytest.param(Project(), id[1:3], id, answer, id=f"{id}-{answer.__name__}")
-        for id, answers in OTHER_SOLUTIONS.items()
+        for id, answers in solutions.items()
         for answer in answers
-    ],
-)
+    ]
+    return pytest.mark.parametrize(("project", "number", "exercise", "answer"), cases)
+
+
+@each_answer(OTHER_SOLUTIONS)
 def test_right_answers_that_are_written_otherwise_pass(project, number, exercise, answer):
     result = run_check(load_exercises(project.folder(number))[exercise], answer)
     assert result.ok, result_texts(result)
 
 
-@pytest.mark.parametrize(
-    ("project", "number", "exercise", "answer"),
-    [
-        pytest.param(Project(), id[1:3], id, answer, id=f"{id}-{answer.__name__}")
-        for id, answers in WRONG_SOLUTIONS.items()
-        for answer in answers
-    ],
-)
+@each_answer(WRONG_SOLUTIONS)
 def test_wrong_answers_that_fit_the_examples_fail(project, number, exercise, answer):
     result = run_check(load_exercises(project.folder(number))[exercise], answer)
     assert not result.ok and result.key != TODO

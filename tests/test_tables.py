@@ -7,7 +7,7 @@ import pytest
 from labkit.errors import LabkitError
 from labkit.inspection.prompts import read_prompts as of_a_lot
 from labkit.survey.sweep import read_prompts as of_a_race
-from labkit.tables import columns, read_table
+from labkit.tables import read_columns, read_table
 
 
 class TableError(LabkitError):
@@ -27,7 +27,7 @@ def test_the_mark_of_the_header_separates_and_names_are_tidied(tmp_path, mark):
         (1, {"file_name": "a.png", "caption": 'red, round; "big"'}),
         (3, {"file_name": "b.png", "caption": "two\nlines"}),
     ]
-    assert columns(tmp_path / "t.CSV") == ["file_name", "caption"]
+    assert read_columns(tmp_path / "t.CSV")[0] == ["file_name", "caption"]
 
 
 def test_quotes_of_a_tsv_that_do_not_pair_are_letters(tmp_path):

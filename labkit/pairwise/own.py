@@ -72,11 +72,12 @@ def read_pictures(folder: str | Path, table: str | Path | None = None) -> OwnPic
         rows = [{CAPTION: read_text(text).strip()} if text.is_file() else {} for text in texts]
         return OwnPictures(pictures, rows, {})
     known = {as_listed(name): name for name in pictures.names}
-    by_name = {known.get(name, name): row for name, row in _rows(table).items()}
-    if missing := [name for name in by_name if name not in known.values()]:
+    rows = _rows(table)
+    if missing := [name for name in rows if name not in known]:
         raise PairwiseError(
             f"{table.name} names {missing[0]!r}, which is no picture in {pictures.root}: check the column"
         )
+    by_name = {known[name]: row for name, row in rows.items()}
     names = tuple(name for name in pictures.names if name in by_name)
     values = [by_name[name] for name in names]
     attributes = {a for row in values for a, v in row.items() if a != CAPTION and v}

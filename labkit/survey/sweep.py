@@ -28,7 +28,7 @@ from labkit.files import read_text, write_atomically
 from labkit.optim import rank, world_size
 from labkit.survey.arena import CONTENDERS, METHODS, Entry, enter
 from labkit.survey.policy import ArenaSettings, precision, rewarded
-from labkit.tables import columns, read_table
+from labkit.tables import read_columns
 
 PHOTOGRAPHS = ArenaSettings(steps=20, guidance_scale=5.0, lr=3e-4, rank=8, prompts=4, group=8, kappa=2500.0)
 COLUMNS = ("prompt", "caption", "text")  # of a table, in any case: PartiPrompts has Prompt
@@ -45,11 +45,11 @@ def read_prompts(path: Path) -> list[str]:
         SweepError: no such column, or nothing in it.
     """
     if path.suffix.lower() in (".tsv", ".csv"):
-        rows, names = [row for _, row in read_table(path, error=SweepError)], columns(path)
+        names, rows = read_columns(path, error=SweepError)
         column = next((wanted for wanted in COLUMNS if wanted in names), None)
         if column is None:
             raise SweepError(f"{path} has columns {', '.join(names) or 'none'}: expected one of {', '.join(COLUMNS)}")
-        lines = [" ".join(row[column].split()) for row in rows]
+        lines = [" ".join(row[column].split()) for _, row in rows]
     else:
         lines = read_text(path).splitlines()
     found = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
