@@ -255,14 +255,18 @@ ESTIMATES = estimate_of_seeds({
     "chosen_is_nearer": gain("chosen.4", "rounds_feedback", "rounds_restarts"),
     "dropout_varies": gain("diversity.4", "rounds_dropout", "rounds_feedback"),
     "dropout_costs": gain("mean.4", "rounds_dropout", "rounds_feedback"),
+    "worst_dislike_helps": gain("target", "both_worst", "like"),
+    "first_half_helps_in_20": gain("target", "first_steps20", "both_steps20"),
 })  # fmt: skip
+
+LATER = dict.fromkeys(("both_worst", "both_steps20", "first_steps20", "second_steps20"), "labkit.studies.l04_controls")
 
 STUDY = Study(
     lesson="04",
     unit=unit,
-    arms=(*TRANSFER, *(f"rounds_{arm}" for arm in ROUNDS if arm != "likes")),
+    arms=(*TRANSFER, *(f"rounds_{arm}" for arm in ROUNDS if arm != "likes"), *LATER),
     seeds=tuple(range(10)),
-    more=dict.fromkeys(("none", "like", "both", "fixed"), range(10, 30))
+    more=dict.fromkeys(("none", "like", "both", "fixed", "both_worst"), range(10, 30))
     | dict.fromkeys(("first", "second"), range(10, 46))
     | dict.fromkeys(("rounds_feedback", "rounds_restarts"), range(10, 164))  # two claims that 46 seeds left open
     | {"rounds_dropout": range(10, 15)},  # a verdict would take about 276 seeds, more than the budget
@@ -271,7 +275,13 @@ STUDY = Study(
     },
     estimates=ESTIMATES,
     weights=("portrait-sd", "portrait-clip", "attribute-reader"),
-    modules=("labkit.fabric.equations", "labkit.fabric.loop"),
+    modules=tuple(
+        f"labkit.fabric.{name}"
+        for name in (
+            *("equations", "loop", "attention", "processor", "reference_pass", "references", "schedule", "session"),
+        )
+    ),
     tolerance=0.03,
     cheap="none",
+    later=LATER,
 )  # fmt: skip

@@ -242,7 +242,19 @@ ESTIMATES = {
     "kto_beats_dpo": gain("gold", "kto", "dpo"),
     "npo_helps": win_share("gold", "npo", "base", margin=0.01),
     "npo_needs_words": gain("gold", "npo_words", "npo"),
+    "authors_mu_helps": gain("gold", "sdpo_authors", "sdpo"),
+    "weaker_mapo_keeps_up": gain("gold", "mapo_quarter", "dpo"),
+    "weaker_kto_beats_dpo": gain("gold", "kto_quarter", "dpo_quarter"),
+    "margin_helps": gain("gold", "margin", "dpo"),
+    "unprompted_npo_helps": win_share("gold", "npo_unprompted", "base", margin=0.01),
 }
+LATER = dict.fromkeys(
+    (
+        *("dpo_quarter", "dpo_x4", "sdpo_quarter", "sdpo_authors", "mapo_quarter", "mapo_16th"),
+        *("kto_quarter", "kto_x4", "margin", "npo_unprompted"),
+    ),
+    "labkit.studies.l05_controls",
+)
 
 STUDY = Study(
     lesson="05",
@@ -252,6 +264,7 @@ STUDY = Study(
         *("toy_base", "toy_dpo_2", "toy_dpo", "toy_dpo_50", "toy_dpo_250", "toy_two", "toy_sft", "toy_anchor"),
         *("toy_sdpo", "toy_conservative", "toy_ipo", "toy_hinge", "toy_mapo", "toy_kto"),
         *("toy_noisy_dpo", "toy_noisy_smooth"),
+        *LATER,
     ),
     seeds=(0, 1, 2),
     more=dict.fromkeys(("base", "dpo", "sdpo", "mapo"), range(3, 13)),
@@ -262,7 +275,11 @@ STUDY = Study(
     },
     estimates=ESTIMATES,
     weights=("portrait-sd-base", "portrait-clip", "attribute-reader"),
-    modules=("labkit.dpo.equations", "labkit.dpo.terms", "labkit.dpo.toy", "labkit.worlds.toy"),
+    modules=(
+        *(f"labkit.dpo.{name}" for name in ("equations", "terms", "toy", "trainer", "pool", "pairs")),
+        *("labkit.worlds.toy", "labkit.studies.l06"),
+    ),
     tolerance={"": 0.03, "distance": 0.5, "diversity": 3.0, "d_w": 0.3, "d_l": 3.0, "d_w_curve": 0.3},
     cheap="toy_base",
+    later=LATER,
 )  # fmt: skip

@@ -532,7 +532,7 @@ STUDY = Study(
     },
     estimates=ESTIMATES,
     weights=("portrait-clip", "portrait-sd", "attribute-reader"),
-    modules=("labkit.pairwise.frames", "labkit.pairwise.vocabulary"),
+    modules=tuple(f"labkit.pairwise.{name}" for name in ("frames", "vocabulary", "equations", "pairs", "train")),
     tolerance=0.1,
     cheap="base",
 )  # fmt: skip

@@ -327,15 +327,20 @@ ESTIMATES = {
     "fifty_pairs_help": gain("gold", "pairs_50", "base"),
     "two_hundred_pairs_help": gain("gold", "pairs_200", "base"),
     "more_pairs_help": gain("gold", "pairs_200", "pairs_50"),
+    "repetition_is_why": gain("gold", "pairs_200_long", "pairs_50"),
 }
 
 STUDY = Study(
     lesson="09",
     unit=unit,
-    arms=("intervals", "looks", "returns", "replaced", "tuned", "base", "pairs_50", "pairs_200", "pairs_100"),
+    arms=(
+        *("intervals", "looks", "returns", "replaced", "tuned"),
+        *("base", "pairs_50", "pairs_200", "pairs_100", "pairs_200_long"),
+    ),
     seeds=(0, 1, 2, 3, 4),
-    # more_pairs_help, by the spread of seven seeds; the base is decided with ten
-    more={"replaced": range(5, 45), "base": range(5, 10)} | dict.fromkeys(("pairs_50", "pairs_200"), range(5, 40)),
+    more={"replaced": range(5, 45)}
+    | dict.fromkeys(("base", "pairs_200_long"), range(5, 10))
+    | dict.fromkeys(("pairs_50", "pairs_200"), range(5, 40)),  # more_pairs_help, by the spread of seven seeds
     sizes={
         "looked": 80, "draws": 200_000, "sensitivity": 0.9, "specificity": 0.97, "walks": 4000, "bettors": 1000,
         "pilots": 400, "calibration": 192, "mixed": 0.12, "alpha": 0.08, "tuned_alpha": 0.1, "steps": 8, "pairs": 200,
@@ -343,11 +348,13 @@ STUDY = Study(
         "test_prompts": 128,
     },
     estimates=ESTIMATES,
-    weights=("portrait-sd", "portrait-sd-base", "portrait-clip", "attribute-reader"),
+    weights=("portrait-sd", "portrait-sd-base", "portrait-clip", "attribute-reader", "catalogue"),
     modules=(
         *(f"labkit.inspection.{name}" for name in ("equations", "economics", "threshold", "calibration")),
-        "labkit.studies.l09_catalogue",
+        *(f"labkit.dpo.{name}" for name in ("equations", "terms", "trainer", "pool", "pairs")),
+        *(f"labkit.studies.{name}" for name in ("l06", "l06_world", "l09_catalogue")),
     ),
     tolerance={"": 0.05, "ratio": 1.0, "ratio.low_stakes": 1.0, "connections": 0.0, "parameters": 0.0},
     cheap="intervals",
+    later={"pairs_200_long": "labkit.studies.l09_long"},
 )  # fmt: skip

@@ -193,14 +193,17 @@ def adopt(
         trial, and the record stays as it was.
 
     Raises:
-        StudyError: other weights or sizes (those units are another experiment), or another recorder is at work.
+        StudyError: other weights or sizes (those units are another experiment; weights that were used before and only
+            now are listed are none), or another recorder is at work.
     """
     with recording(study.lesson, folder):
         record = read_record(study.lesson, folder)
         keys, changed = stale(study, record)
         if not keys:
             return {}
-        if {"weights", "sizes"} & set(changed):
+        now = conditions(study)
+        kept = {model: now["weights"].get(model) for model in record.conditions["weights"]}
+        if kept != record.conditions["weights"] or now["sizes"] != record.conditions["sizes"]:
             same_conditions(study, record)
         drawn = []
         for arm in sorted({arm for arm, _ in keys}):

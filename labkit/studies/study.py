@@ -156,12 +156,13 @@ def _text(node: Any) -> str:
 
 
 def _is_plan(node: ast.stmt) -> bool:
-    """Assignments of a `Study` and of the table of its estimates, and functions marked as estimates by their name."""
+    """Assignments of a `Study`, of the tables of its estimates and later arms, and functions marked as estimates by
+    their name."""
     if isinstance(node, ast.FunctionDef):
         return node.name.startswith("estimate_")
     if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
         return False
-    return node.targets[0].id in ("STUDY", "ESTIMATES")
+    return node.targets[0].id in ("STUDY", "ESTIMATES", "LATER")
 
 
 def load_study(lesson: str) -> Study:
