@@ -28,6 +28,7 @@ from labkit.authoring.run.plan import Options, Row, RunError, check_parameters, 
 from labkit.authoring.run.report import junit, thumbnail, write_reports
 from labkit.course.i18n import get_language, set_language
 from labkit.course.manifest import ROOT, ManifestError, Project
+from labkit.course.progressbar import progress_bar
 
 PARAMETERS = 'tier = "cpu"\nlang = "en"\nseed = 0\nstrict = False\ninteractive = True\n'
 PICTURE = "from PIL import Image\nimage = Image.new('RGB', (900, 300), '#0072B2')\nimage"
@@ -239,6 +240,31 @@ class TestExecution:
         outcome = Outcome("passed")
         inspect(Job("", str(tmp_path / "n.ipynb"), ""), outcome)
         assert (outcome.status, outcome.error, outcome.where) == ("failed", "E: v", "bad")
+
+    def test_a_minute_without_a_bar_is_noted_a_minute_with_one_is_not(self, tmp_path, capsys):
+        def cell(name, seconds, text):
+            outputs = [new_output("stream", name="stdout", text=text)]
+            return new_code_cell("1", id=name, execution_count=1, outputs=outputs, metadata={"papermill": seconds})
+
+        printed = {}
+        for lang in ("en", "ja"):
+            set_language(lang)
+            ticks = iter(range(0, 1000, 10))
+            list(progress_bar(range(4), "training", interactive=False, clock=lambda ticks=ticks: next(ticks)))
+            printed[lang] = capsys.readouterr().out
+        set_language("en")
+        long, short = {"duration": 60.5}, {"duration": 59.5}
+        cells = [cell("silent", long, "4 of 4 done"), cell("quick", short, "")]
+        cells += [cell(lang, long, text) for lang, text in printed.items()]
+        nbformat.write(new_notebook(cells=cells), tmp_path / "n.ipynb")
+        outcome = Outcome("passed")
+        inspect(Job("", str(tmp_path / "n.ipynb"), ""), outcome)
+        assert [one["id"] for one in outcome.silent] == ["silent"] and outcome.status == "passed"
+
+        row = Row("01", "01_x", {"en": "X"}, "en", "solution", "cpu", "", outcome=outcome)
+        text = write_reports([row], tmp_path, {"seconds": 1.0})
+        assert "cell silent took 60 s and showed no bar" in text
+        assert "cell silent took 60 s" in (tmp_path / "report.html").read_text("utf-8")
 
 
 def _ours(process):

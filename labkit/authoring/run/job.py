@@ -34,6 +34,7 @@ from labkit.files import write_atomically
 
 PASSED, FAILED, TIMEOUT, KERNEL_DIED, NO_KERNEL = "passed", "failed", "timeout", "kernel-died", "no-kernel"
 SLOWEST = 3  # cells named in the summary
+PATIENCE = 60.0  # seconds for which a learner waits without a bar
 STATE = "state.json"  # in the job's folder: {"cell": position from 1, "id": ...} of the cell that was started last
 START_RETRIES = 1  # only for a kernel that does not come up; a failed cell is never tried again
 _WARNING = re.compile(r"\b(?!Py)\w*Warning: ")
@@ -57,13 +58,15 @@ class Job:
 
 @dataclass
 class Outcome:
-    """How it went. `cells` are the slowest ones: {"id", "seconds", "line"}; memory in bytes, 0 where unknown."""
+    """How it went. `cells` are the slowest ones: {"id", "seconds", "line"}; `silent` those among all that took longer
+    than PATIENCE and showed no bar with a forecast; memory in bytes, 0 where unknown."""
 
     status: str
     seconds: float = 0.0
     peak_rss: int = 0
     peak_gpu: int = 0
     cells: list[dict[str, Any]] = field(default_factory=list)
+    silent: list[dict[str, Any]] = field(default_factory=list)
     warnings: int = 0
     kernel_starts: int = 0
     error: str = ""
@@ -118,7 +121,8 @@ def execute(job: Job) -> Outcome:
 
 
 def inspect(job: Job, outcome: Outcome) -> None:
-    """Complete `outcome` from the executed notebook: cells that never ran, error outputs, warnings, slowest cells."""
+    """Complete `outcome` from the executed notebook: cells that never ran, error outputs, warnings, slowest cells,
+    those without a bar."""
     import nbformat
 
     try:
@@ -127,14 +131,16 @@ def inspect(job: Job, outcome: Outcome) -> None:
         if outcome.status == PASSED:
             outcome.status, outcome.error = FAILED, "no executed notebook was written"
         return
-    timed, silent = [], []
+    timed, never = [], []
     for cell in notebook.cells:
         if cell.cell_type != "code" or not cell.source.strip() or "skip-execution" in cell.metadata.get("tags", []):
             continue
         if cell.execution_count is None:
-            silent.append(cell)
+            never.append(cell)
         seconds = cell.metadata.get("papermill", {}).get("duration") or 0
         timed.append({"id": cell.get("id", ""), "seconds": round(seconds, 2), "line": _first_line(cell.source)})
+        if seconds > PATIENCE and not _shows_bar(cell.outputs):
+            outcome.silent.append(timed[-1])
         for output in cell.outputs:
             if output.output_type == "stream" and output.name == "stderr":
                 outcome.warnings += len(_WARNING.findall(output.text))
@@ -143,10 +149,10 @@ def inspect(job: Job, outcome: Outcome) -> None:
                 if outcome.status == PASSED:
                     outcome.status, outcome.error = FAILED, f"{output.ename}: {output.evalue}"
                     outcome.traceback = _plain("\n".join(output.traceback))
-    if silent:
-        outcome.where = outcome.where or silent[0].get("id", "")
+    if never:
+        outcome.where = outcome.where or never[0].get("id", "")
         if outcome.status == PASSED:
-            outcome.status, outcome.error = FAILED, f"{len(silent)} code cells were never executed"
+            outcome.status, outcome.error = FAILED, f"{len(never)} code cells were never executed"
     outcome.cells = sorted(timed, key=lambda cell: -cell["seconds"])[:SLOWEST]
 
 
@@ -231,6 +237,16 @@ def last_cell(folder: Path) -> str:
 def _first_line(source: str) -> str:
     lines = [line.strip() for line in source.splitlines()]
     return next((line for line in lines if line and not line.startswith("#")), lines[0] if lines else "")[:80]
+
+
+def _shows_bar(outputs: list[Any]) -> bool:
+    """Whether `progress_bar` wrote a forecast into these outputs, in any language."""
+    from labkit.course.i18n import LANGUAGES, t
+
+    printed = "".join(output.text for output in outputs if output.output_type == "stream")
+    blank = dict.fromkeys(("desc", "done", "total", "percent", "elapsed", "left"), "\0")
+    lines = [re.escape(t("bar.line", lang=lang, **blank)).replace("\0", ".*") for lang in LANGUAGES]
+    return any(re.search(line, printed) for line in lines)
 
 
 def _plain(text: str) -> str:

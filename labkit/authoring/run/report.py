@@ -60,7 +60,7 @@ def write_reports(rows: Sequence[Row], output: Path, about: Mapping[str, Any], p
     write_atomically(output / "junit.xml", junit(rows, about))
     write_atomically(output / "report.html", report_page(rows, output, about, project))
     _, text = table(_headers(), [_cells(row) for row in rows])
-    lines = [text, "", _verdict(rows, about), t("run.report_at", path=output / "report.html")]
+    lines = [text, "", _verdict(rows, about), *_silences(rows), t("run.report_at", path=output / "report.html")]
     return "\n".join(lines)
 
 
@@ -104,6 +104,7 @@ def report_page(rows: Sequence[Row], output: Path, about: Mapping[str, Any], pro
         f'<div class="cards">{"".join(_card(row, output) for row in rows)}</div>',
         f"<h2>{html.escape(t('run.summary'))}</h2>",
         _table(rows),
+        *(f"<p>{html.escape(line)}</p>" for line in _silences(rows)),
     ]
     failed = [row for row in rows if not row.passed and row.outcome.status != INTERRUPTED]
     if failed:
@@ -231,6 +232,15 @@ def _verdict(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
     passed, cached = sum(row.passed for row in rows), sum(row.cached for row in rows)
     key = "run.interrupted" if about.get("interrupted") else "run.verdict"
     return t(key, passed=passed, total=len(rows), cached=cached, seconds=about.get("seconds", 0.0))
+
+
+def _silences(rows: Sequence[Row]) -> list[str]:
+    """A line for every cell during which a learner waits for more than a minute and is not told how long."""
+    return [
+        t("run.silent", name=row.name, cell=cell["id"], seconds=cell["seconds"])
+        for row in rows
+        for cell in row.outcome.silent
+    ]
 
 
 def _status(row: Row) -> str:
