@@ -8,7 +8,7 @@ disjoint sets with an outlier each) and `wins` (guidance 3 against 2, prompt by 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import SimpleNamespace
@@ -288,40 +288,62 @@ def at_infinity(real: Tensor, fake: Tensor) -> float:
     return extrapolate(ns, [averaged(real, fake, n) for n in ns]).value
 
 
-def ranking_unit(seed: int, sizes: SimpleNamespace) -> dict[str, float]:
-    """How often the better of two models reads lower.
+@dataclass(frozen=True)
+class Rivals:
+    """Two models that are worse than a perfect one, as changes of features [n, d], and what is true of them.
 
-    The better one is perfect: fresh samples of the law. "shift": a model whose mean is off by an eighth of the noise
-    floor at n = 64, its true distance. "alike": a model with less variety (`SHRUNK`). Each with samples of its own, and
-    "paired": the same samples, as two models share prompts and seeds.
+    floor: FD of two sets of the law at n pictures a side. shift: the mean off by an eighth of it, its true distance.
+    alike: less variety (`SHRUNK`).
     """
+
+    floor: float
+    trace: float
+    shift: Callable[[Tensor], Tensor]
+    alike: Callable[[Tensor], Tensor]
+
+
+def rivals(pool: Tensor, n: int, generator: torch.Generator) -> Rivals:
+    """The two worse models for a law of which `pool` [N, d] are samples; the direction of the shift is random."""
+    law, centre = torch.cov(pool.T), pool.mean(0)
+    floor = noise_floor(law, n_real=n, n_fake=n)
+    direction = torch.randn(pool.shape[1], generator=generator).double()
+    shift = (floor / 8) ** 0.5 * direction / direction.norm()
+    return Rivals(floor, float(law.trace()), lambda x: x + shift, lambda x: centre + SHRUNK * (x - centre))
+
+
+def reads_lower(
+    pool: Tensor, n: int, worse: Mapping[str, Callable[[Tensor], Tensor]], generator: torch.Generator
+) -> tuple[dict[str, float], tuple[Tensor, Tensor, Tensor]]:
+    """One round at n pictures a side: name -> 1 where the perfect model (fresh samples of the pool) reads lower than a
+    worse one with samples of its own; ".paired" with the same samples, as two models share prompts and seeds.
+
+    Returns also the reals, the perfect model's samples and the other ones, [n, d] each.
+    """
+    real, own, others = (pool[rows] for rows in chunks(pool, n, 3, generator))
+    perfect = fd(real, own)
+    read = {name: fd(real, change(others)) for name, change in worse.items()}
+    read |= {f"{name}.paired": fd(real, change(own)) for name, change in worse.items()}
+    return {name: float(perfect < value) for name, value in read.items()}, (real, own, others)
+
+
+def ranking_unit(seed: int, sizes: SimpleNamespace) -> dict[str, float]:
+    """How often the better of two models reads lower, by the number of pictures, and extrapolated from the most."""
     world, g = renders(seed, sizes.renders, sizes.others), torch.Generator().manual_seed(seed + 4)
     pool = torch.cat([world.real, world.other]).double()
-    law, centre = torch.cov(pool.T), pool.mean(0)
-    floor = noise_floor(law, n_real=64, n_fake=64)
-    direction = torch.randn(pool.shape[1], generator=g).double()
-    shift = (floor / 8) ** 0.5 * direction / direction.norm()
-
-    def alike(x: Tensor) -> Tensor:
-        return centre + SHRUNK * (x - centre)
-
+    rival = rivals(pool, 64, g)
     right: dict[str, list[float]] = {}
     for _ in range(sizes.rank_rounds):
         for n in sizes.rank_ns:
-            rows = chunks(pool, n, 3, g)
-            real, own, others = pool[rows[0]], pool[rows[1]], pool[rows[2]]
-            perfect = fd(real, own)
-            read = {"alike": alike(others), "alike.paired": alike(own)}
-            if n == 64:
-                read |= {"shift": others + shift, "shift.paired": own + shift}
-            for name, fake in read.items():
-                right.setdefault(f"{name}@{n}", []).append(float(perfect < fd(real, fake)))
-        ends = at_infinity(real, own), at_infinity(real, alike(others))  # of the largest n
+            worse = {"alike": rival.alike} | ({"shift": rival.shift} if n == 64 else {})
+            lower, (real, own, others) = reads_lower(pool, n, worse, g)
+            for name, value in lower.items():
+                right.setdefault(f"{name}@{n}", []).append(value)
+        ends = at_infinity(real, own), at_infinity(real, rival.alike(others))  # of the largest n
         right.setdefault("alike.infinity", []).append(float(ends[0] < ends[1]))
         right.setdefault("infinity.perfect", []).append(ends[0])
         right.setdefault("infinity.alike", []).append(ends[1])
     numbers = {name: float(np.mean(values)) for name, values in right.items()}
-    return numbers | {"floor": floor, "truth.alike": (1 - SHRUNK) ** 2 * float(law.trace())}
+    return numbers | {"floor": rival.floor, "truth.alike": (1 - SHRUNK) ** 2 * rival.trace}
 
 
 # ---- outliers, win rates -------------------------------------------------------------------------------------------

@@ -242,45 +242,27 @@ lab.predict("below_floor")
 lab.predict("equal_numbers")
 
 # %% uid="ranking-run"
-centre, data = pool.double().mean(0), pool.double()
-arrow = torch.randn(data.shape[1], generator=lab.generator(7)).double()
-# en: the mean is off by so much that the true distance is an eighth of the floor at n pictures
-# ja: 真の距離がn枚でのノイズフロアの8分の1になるように、平均をずらします
-n = min(64, size // 2)
-shift = (noise_floor(law, n_real=n, n_fake=n) / 8) ** 0.5 * arrow / arrow.norm()
+from labkit.studies.l02 import reads_lower, rivals
 
-
-def right_share(worse, same_seeds):
-    """en: How often the perfect model reads lower than `worse`, a function of features [n, d].
-    ja: 完璧なモデルの値が、worse(特徴量 [n, d] の関数)のモデルより小さくなる割合です。
-    """
-    right = 0
-    for r in range(lab.sizes.rankings):
-        real, own, fresh = draw(data, 3 * n, 1000 + r).chunk(3)
-        right += fd(real, own) < fd(real, worse(own if same_seeds else fresh))
-    return right / lab.sizes.rankings
-
-
-def less_varied(x):
-    """en: Every row a fifth nearer to the mean of all.
-    ja: すべての行を、全体の平均に2割だけ近づけます。
-    """
-    return centre + SHRUNK * (x - centre)
-
-
-shares = {
-    t("l02.rank_shift"): ("shift@64", right_share(lambda x: x + shift, False)),
-    t("l02.rank_shift_paired"): ("shift.paired@64", right_share(lambda x: x + shift, True)),
-    t("l02.rank_alike"): ("alike@64", right_share(less_varied, False)),
-    t("l02.rank_alike_paired"): ("alike.paired@64", right_share(less_varied, True)),
-}
-found = {label: means(lab.recorded, metric, {label: "ranking"})[label] for label, (metric, _) in shares.items()}
+data, n = pool.double(), min(64, size // 2)
+# en: "shift": the mean is off by so much that the true distance is an eighth of the floor; "alike": less variety
+# ja: "shift": 真の距離がノイズフロアの8分の1になるように平均をずらす、"alike": 多様性を下げる
+rival = rivals(data, n, lab.generator(7))
+worse = {"shift": rival.shift, "alike": rival.alike}
+turns = [reads_lower(data, n, worse, lab.generator(1000 + r))[0] for r in range(lab.sizes.rankings)]
+shares = {name: float(np.mean([turn[name] for turn in turns])) for name in turns[0]}
+arms = {"rank_shift": "shift", "rank_shift_paired": "shift.paired"}
+arms |= {"rank_alike": "alike", "rank_alike_paired": "alike.paired"}
+found = {}
+for name, arm in arms.items():
+    label = t(f"l02.{name}")
+    found |= means(lab.recorded, f"{arm}@64", {label: "ranking"})
 for many in (128, 256):
     label = t("l02.rank_alike_at", n=many)
     found |= means(lab.recorded, f"alike@{many}", {label: "ranking"})
 recorded_means(
     found,
-    yours={label: share for label, (_, share) in shares.items()},
+    yours={t(f"l02.{name}"): shares[arm] for name, arm in arms.items()},
     xlabel=t("l02.right_share"),
     title=t("l02.ranking_title"),
     reference={t("l02.coin"): 0.5},
@@ -288,7 +270,7 @@ recorded_means(
 )
 
 # %% uid="ranking-claims"
-by_shift, by_variety = shares[t("l02.rank_shift")][1], shares[t("l02.rank_alike")][1]
+by_shift, by_variety = shares["shift"], shares["alike"]
 lab.reveal("below_floor", "ranked" if by_shift > 0.7 else "hidden")
 lab.reveal("equal_numbers", "fair" if by_variety > 0.5 else "unfair")
 
