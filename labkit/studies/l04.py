@@ -281,7 +281,14 @@ STUDY = Study(
             *("equations", "loop", "attention", "processor", "reference_pass", "references", "schedule", "session"),
         )
     ),
-    tolerance=0.03,
+    # From round 2 on two machines may like different pictures of a target, where two are almost equally near: of the
+    # recorded units computed again on an Intel machine one differs by .04, the same under the code of then and of now.
+    tolerance={"": 0.03}
+    | {
+        f"{name}.{r}": 0.1
+        for name in ("best", "mean", "worst", "so_far", "judge", "chosen", "diversity")
+        for r in (2, 3, 4)
+    },
     cheap="none",
     later=LATER,
 )  # fmt: skip

@@ -279,7 +279,10 @@ STUDY = Study(
         *(f"labkit.dpo.{name}" for name in ("equations", "terms", "toy", "trainer", "pool", "pairs")),
         *("labkit.worlds.toy", "labkit.studies.l06"),
     ),
-    tolerance={"": 0.03, "distance": 0.5, "diversity": 3.0, "d_w": 0.3, "d_l": 3.0, "d_w_curve": 0.3, "accuracy": 0.2},  # of ten pairs
+    tolerance={
+        "": 0.03, "distance": 0.5, "diversity": 3.0, "d_w": 0.3, "d_l": 3.0, "d_w_curve": 0.3,
+        "accuracy": 0.2,  # of ten pairs
+    },
     cheap="toy_base",
     later=LATER,
 )  # fmt: skip
