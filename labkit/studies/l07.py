@@ -533,6 +533,8 @@ STUDY = Study(
     estimates=ESTIMATES,
     weights=("portrait-clip", "portrait-sd", "attribute-reader"),
     modules=tuple(f"labkit.pairwise.{name}" for name in ("frames", "vocabulary", "equations", "pairs", "train")),
-    tolerance=0.1,
+    # misses at a threshold that sixty photographs set: on an Intel machine one unit, recorded on an AMD one, differs by
+    # .23, the same under the code of then and of now
+    tolerance={"": 0.1, "missed.sentence.standard": 0.35},
     cheap="base",
 )  # fmt: skip
