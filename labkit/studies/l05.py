@@ -249,10 +249,7 @@ ESTIMATES = {
     "unprompted_npo_helps": win_share("gold", "npo_unprompted", "base", margin=0.01),
 }
 LATER = dict.fromkeys(
-    (
-        *("dpo_quarter", "dpo_x4", "sdpo_quarter", "sdpo_authors", "mapo_quarter", "mapo_16th"),
-        *("kto_quarter", "kto_x4", "margin", "npo_unprompted"),
-    ),
+    ("dpo_quarter", "mapo_quarter", "kto_quarter", "sdpo_authors", "margin", "npo_unprompted"),
     "labkit.studies.l05_controls",
 )
 

@@ -1,6 +1,6 @@
 """Lesson 05, second round: why SDPO, MaPO and KTO end behind DPO, and NPO behind plain guidance.
 
-Other strengths of the losses that lost, with DPO at the same ones beside them; the authors' own mu for SDPO; DPO that
+A quarter of the strength for MaPO and KTO, with DPO at the same one beside them; the authors' own mu for SDPO; DPO that
 asks for more where the scores differ more; and a model to avoid that has learnt its empty prompt from the pairs.
 """
 
@@ -17,14 +17,8 @@ from labkit.studies import l05
 
 CONTROLS: dict[str, Callable[[float, PreferencePairs], list[Term]]] = {
     **{
-        f"{loss}_{name}": lambda kappa, pairs, loss=loss, times=times: l05.LOSSES[loss](times * kappa)
-        for loss, strengths in {
-            "dpo": {"quarter": 1 / 4, "x4": 4},
-            "sdpo": {"quarter": 1 / 4},
-            "mapo": {"quarter": 1 / 4, "16th": 1 / 16},
-            "kto": {"quarter": 1 / 4, "x4": 4},
-        }.items()
-        for name, times in strengths.items()
+        f"{loss}_quarter": lambda kappa, pairs, loss=loss: l05.LOSSES[loss](kappa / 4)
+        for loss in ("dpo", "mapo", "kto")
     },
     "sdpo_authors": lambda kappa, pairs: [sdpo(kappa, mu=0.9)],
     # on average s > 1 is asked for
