@@ -108,6 +108,29 @@ def test_make_test_runs_the_lints_all_lanes_and_last_of_all_pytest(fake_checkout
 
 
 @needs_make
+def test_make_studies_makes_only_what_is_missing(fake_checkout):
+    root, run = fake_checkout
+    made = {
+        "labkit.studies.l06_world": "data/studies/l06-world.safetensors",
+        "labkit.studies.l09_catalogue": "data/catalogue/tuned.safetensors",
+        "labkit.studies.l08": "data/studies/l08-tuning.json",
+    }
+    for file in made.values():
+        assert (ROOT / file).exists()  # the name that the recipe looks for is the one that is shipped
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).touch()
+    log = root / "pip.log"
+    run("studies")
+    assert "labkit.studies" not in log.read_text("utf-8")
+    for module, file in made.items():
+        (root / file).unlink()
+        run("studies")
+        assert [line for line in log.read_text("utf-8").splitlines() if "labkit.studies" in line] == [f"-m {module}"]
+        (root / file).touch()
+        log.unlink()
+
+
+@needs_make
 def test_make_lab_opens_the_learners_copies_with_the_given_arguments(fake_checkout):
     _, run = fake_checkout
     commands = run("--dry-run", "lab", LAB_ARGS="--lang ja --port=8890").stdout.splitlines()
