@@ -1,6 +1,9 @@
 """Recorded studies: what is written, what counts, what is refused, and how numbers become a verdict."""
 
+import ast
 import dataclasses
+import importlib
+import inspect
 import json
 import math
 import time
@@ -20,6 +23,7 @@ from labkit.studies import (
     level,
     load_study,
     read_record,
+    studies,
     win_share,
 )
 from labkit.studies import store as store_module
@@ -183,7 +187,7 @@ def test_the_hash_of_the_code_ignores_comments_docstrings_and_the_plan():
     made = {}
     for name, source in {
         "first": 'def f(x):\n    """One."""\n    return x + 1  # a\nSTUDY = 1\ndef estimate_a(r):\n    return 1\n',
-        "second": 'def f(x):\n    """Two."""\n\n    return x + 1\nSTUDY = 2\ndef estimate_a(r):\n    return 2\n',
+        "second": 'def f(x):\n    """Two."""\n\n    return x + 1\nLATER = {}\ndef estimate_a(r):\n    return 2\n',
         "third": "def f(x):\n    return x + 2\n",
     }.items():
         loaded = SimpleNamespace()
@@ -483,6 +487,35 @@ def test_a_claim_changed_after_a_look_at_the_record_says_so():
     marked = {name for name, claim in claims.items() if t("claim.explored") in evidence_lines(claim, evidence(claim))}
     assert marked == {name for name, claim in claims.items() if claim.explored} and "l08.bon_law" in marked
     assert "l08.draft_first" not in marked
+
+
+@pytest.mark.parametrize("lesson", studies())
+def test_a_study_that_measures_with_another_ones_functions_hashes_them(lesson):
+    """Else the other one is edited, this one's numbers change, and its record still counts."""
+    study = load_study(lesson)
+    hashed = {study.unit.__module__, *study.modules, *study.later.values()}
+    plumbing = {f"labkit.studies.{name}" for name in ("study", "store", "estimate")}
+    for name in hashed:
+        tree = ast.parse(inspect.getsource(importlib.import_module(name)))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("labkit.studies"):
+                inside = node.module == "labkit.studies"
+                used = {f"labkit.studies.{one.name}" for one in node.names} if inside else {node.module}
+                assert used <= hashed | plumbing, f"{name} measures with {sorted(used - hashed - plumbing)}"
+
+
+def test_weights_that_are_newly_listed_are_adopted_changed_ones_are_not(tmp_path, monkeypatch):
+    table = {"m/a.safetensors": "1", "n/b.safetensors": "2"}
+    monkeypatch.setattr(store_module, "read_checksums", lambda: table)
+    once = dataclasses.replace(STUDY, weights=("m",))
+    now = dataclasses.replace(STUDY, weights=("m", "n"))
+    run(once, folder=tmp_path, **quiet)
+    assert status(now, read_record("99", tmp_path))["stale"]
+    assert adopt(now, folder=tmp_path, rng=np.random.default_rng(0), **quiet) == {}
+    assert not status(now, read_record("99", tmp_path))["stale"]
+    table["n/b.safetensors"] = "3"
+    with pytest.raises(StudyError, match="other weights"):
+        adopt(now, folder=tmp_path, rng=np.random.default_rng(0), **quiet)
 
 
 def test_code_has_the_same_hash_under_every_python():
