@@ -277,8 +277,8 @@ STUDY = Study(
         *("labkit.worlds.toy", "labkit.studies.l06"),
     ),
     tolerance={
-        "": 0.03, "distance": 0.5, "diversity": 3.0, "d_w": 0.3, "d_l": 3.0, "d_w_curve": 0.3,
-        "accuracy": 0.2,  # of ten pairs
+        # a training in bfloat16 and one in float32 end 1.1 apart in the distance; the accuracy is one of ten pairs
+        "": 0.03, "distance": 2.0, "diversity": 3.0, "d_w": 0.3, "d_l": 3.0, "d_w_curve": 0.3, "accuracy": 0.2,
     },
     cheap="toy_base",
     later=LATER,
