@@ -489,6 +489,22 @@ def test_a_claim_changed_after_a_look_at_the_record_says_so():
     assert "l08.draft_first" not in marked
 
 
+def test_a_smallest_effect_that_was_chosen_after_a_look_is_not_called_declared_before():
+    from labkit.course.claim_file import declared
+    from labkit.course.evidence import evidence, evidence_lines
+
+    shown = {
+        name: [line for line in evidence_lines(claim, evidence(claim)) if line.startswith("Smallest effect")]
+        for lesson in ("05", "06")
+        for name, claim in declared(lesson).items()
+        if claim.smallest and evidence(claim)
+    }
+    assert shown["l05.dpo_beats_sft"] == ["Smallest effect that matters, declared before the run: 0.02"]
+    assert shown["l06.leap_collapses"] == [
+        "Smallest effect that matters, chosen when 1 of the seeds had been seen: 0.02"
+    ]
+
+
 @pytest.mark.parametrize("lesson", studies())
 def test_a_study_that_measures_with_another_ones_functions_hashes_them(lesson):
     """Else the other one is edited, this one's numbers change, and its record still counts."""

@@ -74,6 +74,7 @@ class Claim(Strict):
     statement: Bilingual
     region: Annotated[Region, BeforeValidator(_region)] = Field(alias="expected")
     smallest: Annotated[Number, must(lambda x: x >= 0, "a number >= 0")] = 0.0
+    seen: Annotated[int, must(lambda x: x >= 0, "a number of seeds")] = 0
     setting: Bilingual | None = None
     too_far: Bilingual | None = None
     explored: bool = False

@@ -8,6 +8,7 @@ A lesson's claims.yaml is a list of declarations:
       statement: {en: "...", ja: "..."}      # in own words
       expected: {direction: increase}        # the measured value lies above 0, or above `threshold: 0.5`
       smallest: 0.02                         # optional: the smallest effect that matters, in the unit of the value
+      seen: 1                                # optional: seeds of the record that were known when that was chosen
       setting: {en: "...", ja: "..."}        # optional: the paper's setting, where ours differs in what may matter
       too_far: {en: "...", ja: "..."}        # optional: why our setting is too far from the paper's to decide
       explored: true                         # optional: declared or changed after a part of the record was seen

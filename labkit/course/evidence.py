@@ -106,7 +106,8 @@ def evidence_lines(claim: Claim, known: Evidence) -> list[str]:
     numbers = {"value": known.text(), "seeds": found.seeds, "prompts": found.prompts, "hours": f"{known.cpu_hours:.1f}"}
     lines = [t("claim.recorded" if found.prompts > 1 else "claim.recorded_seeds", **numbers)]
     if claim.smallest:
-        lines.append(t("claim.smallest", smallest=f"{claim.smallest:g}"))
+        key = "claim.smallest_seen" if claim.seen else "claim.smallest"
+        lines.append(t(key, smallest=f"{claim.smallest:g}", seen=claim.seen))
     if claim.too_far:
         lines.append(t("claim.reason", reason=pick(claim.too_far)))
     elif known.verdict == "undecided":

@@ -572,6 +572,9 @@ names = {
     "second": t("l04.arm.second"),
     "prompt": t("l04.arm.prompt"),
     "fixed": t("l04.arm.fixed"),
+    "both_worst": t("l04.arm.both_worst"),
+    "both_steps20": t("l04.arm.both_steps20"),
+    "first_steps20": t("l04.arm.first_steps20"),
 }
 
 # %% uid="transfer-pictures"
@@ -785,6 +788,7 @@ two_kinds(["like", "like_first", "like_second"], t("l04.windows_kinds"))
 
 # %% uid="windows-claims"
 claim("first_half_helps", *difference("target", "first", "both"))
+claim("first_half_helps_in_20", *difference("target", "first_steps20", "both_steps20"))
 claim("second_half_hurts", *difference("target", "second", "both"))
 claim("first_beats_second", *difference("target", "first", "second"))
 
@@ -925,6 +929,7 @@ recorded_means(
 # %% uid="signs-claims"
 claim("dislikes_lower", *difference("unwanted", "dislike", "none"))
 claim("both_beat_likes", *difference("target", "both", "like"))
+claim("worst_dislike_helps", *difference("target", "both_worst", "like"))
 claim("diversity_falls", *difference("diversity", "both", "none"))
 claim("empty_prompt", *difference("target", "prompt", "both"))
 claim("fixed_noise", *difference("target", "fixed", "both"))

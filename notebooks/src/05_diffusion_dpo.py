@@ -935,8 +935,12 @@ print(t("l05.paired", gain=gain, paired=narrow, apart=wide))
 # %% uid="loss-claims"
 lab.claim("dpo_beats_sft", reason=t("l05.only_recorded"))
 lab.claim("sdpo_beats_dpo", reason=t("l05.only_recorded"))
+lab.claim("authors_mu_helps", reason=t("l05.only_recorded"))
 lab.claim("mapo_keeps_up", reason=t("l05.only_recorded"))
+lab.claim("weaker_mapo_keeps_up", reason=t("l05.only_recorded"))
 lab.claim("kto_beats_dpo", reason=t("l05.only_recorded"))
+lab.claim("weaker_kto_beats_dpo", reason=t("l05.only_recorded"))
+lab.claim("margin_helps", reason=t("l05.only_recorded"))
 
 # %% [markdown] lang="en" uid="own-reading" pair="bd00df1c"
 # **Reading.** The same prompts make the difference of two losses far more exact than either of them: all contrasts of the record are taken prompt by prompt. **What the record decides.** DPO, KTO, the hinge, SDPO and the anchored
@@ -990,6 +994,7 @@ lab.claim("npo_helps", measured=measured, value=e.value, interval=(e.low, e.high
 e = estimate(worded - plain)
 measured = t("l05.m_words", prompts=len(test))
 lab.claim("npo_needs_words", measured=measured, value=e.value, interval=(e.low, e.high), seeds=[lab.seed])
+lab.claim("unprompted_npo_helps", reason=t("l05.only_recorded"))
 
 # %% [markdown] lang="en" uid="negative-reading" pair="aafcaf2b"
 # **What you see: the opposite of the paper.** Guidance away from the bad model loses to plain guidance, a little when it is asked for nothing (a win rate of 44 %, ties counting half: 17 % of the prompts got better, 29 % worse), by far when it is asked for the prompt. Two likely reasons. First, our preference is

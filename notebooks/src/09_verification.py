@@ -1110,7 +1110,7 @@ curve_with_interval(
 lab.predict("fifty")
 
 # %% uid="small-figure"
-arms = {t("l09.pairs", n=n): f"pairs_{n}" for n in (50, 100, 200)}
+arms = {t("l09.pairs", n=n): f"pairs_{n}" for n in (50, 100, 200)} | {t("l09.pairs_long"): "pairs_200_long"}
 learned = means(lab.recorded, "gold", arms, against="base")
 on_record(learned, xlabel=t("l09.gold_gain"), reference={t("l09.untrained"): 0.0}, title=t("l09.small_title"))
 
@@ -1143,6 +1143,7 @@ if fifty is not None:
 lab.claim("fifty_pairs_help", **only)
 lab.claim("two_hundred_pairs_help", **only)
 lab.claim("more_pairs_help", **only)
+lab.claim("repetition_is_why", **only)
 
 # %% [markdown] lang="en" uid="small-read" pair="1d33f5ee"
 # **Reading.** Fifty pairs are enough to begin with: over ten seeds the independent judge gives $.056$ $[.033, .079]$ more than to the base, more than a quarter of an attribute in a prompt that names five. Two hundred give $.042$ $[.034, .050]$. That more pairs do more is **contradicted**: over forty seeds two hundred do *less* than fifty, $-.019$ $[-.029, -.008]$, at the same number of steps. After seven seeds it was open. What more pairs bring is *steadiness*: from seed to seed
