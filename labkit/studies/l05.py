@@ -273,7 +273,7 @@ STUDY = Study(
     estimates=ESTIMATES,
     weights=("portrait-sd-base", "portrait-clip", "attribute-reader"),
     modules=(
-        *(f"labkit.dpo.{name}" for name in ("equations", "terms", "toy", "trainer", "pool", "pairs")),
+        *(f"labkit.dpo.{name}" for name in ("equations", "terms", "toy", "pairs")),
         *("labkit.worlds.toy", "labkit.studies.l06"),
     ),
     tolerance={
