@@ -141,6 +141,11 @@ def test_bad_measurements_are_refused(measurement, message):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
+        ("expected: {direction: increase}", "expected: increase", r"a direction, one of increase, .*and its numbers"),
+        ("expected: {direction: increase}", "expected: {direction: [increase]}", r"a direction, one of increase, "),
+        ("threshold: 0.5}", "threshold: .nan}", r"finite numbers beside decrease"),
+        ("tolerance: 0.1}", "tolerance: .inf}", r"finite numbers beside equal"),
+        ("tolerance: 0.1}", "tolerance: 0.1}\n  smallest: 0.1", r"no smallest beside equal or band"),
         (
             "expected: {direction: increase}",
             "expected: {direction: up}",

@@ -2,10 +2,13 @@
 
 import ast
 import dataclasses
+import errno
 import importlib
 import inspect
 import json
 import math
+import os
+import queue
 import time
 from types import SimpleNamespace
 
@@ -28,8 +31,8 @@ from labkit.studies import (
 )
 from labkit.studies import store as store_module
 from labkit.studies.estimate import Estimate, on_new_seeds
-from labkit.studies.recorder import adopt, run, verify
-from labkit.studies.store import compare, merge, recording, status, write_record
+from labkit.studies.recorder import _worker, adopt, run, verify
+from labkit.studies.store import compare, merge, read_planned, recording, status, write_record
 
 
 def unit(arm, seed, sizes):
@@ -137,7 +140,7 @@ def test_rewritten_code_that_computes_the_same_is_adopted_with_a_trace(tmp_path,
     assert read_record("99", tmp_path).adopted == []  # nothing had changed
     old = STUDY.code()
     monkeypatch.setattr(Study, "code", lambda self: "0" * 16)
-    with pytest.raises(StudyError, match="study adopt 99"):
+    with pytest.raises(StudyError, match="adopt 99` keeps them.*--anew"):
         run(STUDY, folder=tmp_path, **quiet)
     asked = []
     counting = dataclasses.replace(STUDY, unit=lambda *unit_of: (asked.append(unit_of[:2]), unit(*unit_of))[1])
@@ -534,6 +537,135 @@ def test_weights_that_are_newly_listed_are_adopted_changed_ones_are_not(tmp_path
         adopt(now, folder=tmp_path, rng=np.random.default_rng(0), **quiet)
 
 
+def test_what_is_edited_while_units_are_adopted_is_not_certified(tmp_path, monkeypatch):
+    run(STUDY, folder=tmp_path, **quiet)
+    before = (tmp_path / "l99.json").read_bytes()
+    codes = iter(["1" * 16] * 3 + ["2" * 16] * 99)
+    monkeypatch.setattr(Study, "code", lambda self: next(codes))
+    with pytest.raises(StudyError, match="was edited while"):
+        adopt(STUDY, folder=tmp_path, rng=np.random.default_rng(0), **quiet)
+    assert (tmp_path / "l99.json").read_bytes() == before
+
+
+def test_weights_that_are_changed_meanwhile_are_noticed(tmp_path, monkeypatch):
+    table = {"m/a.safetensors": "1"}
+    monkeypatch.setattr(store_module, "read_checksums", lambda: table)
+
+    def swapping(arm, seed, sizes):
+        if (arm, seed) == ("better", 0):
+            table["m/a.safetensors"] = "2"
+        return unit(arm, seed, sizes)
+
+    study = dataclasses.replace(STUDY, weights=("m",), unit=swapping)
+    with pytest.raises(StudyError, match="the weights of study 99 were changed while"):
+        run(study, folder=tmp_path, **quiet)
+    assert list(read_record("99", tmp_path).facts) == [("base", 0)]
+
+
+def test_a_process_that_has_imported_other_sizes_computes_nothing():
+    results = queue.SimpleQueue()
+    loaded = load_study("09").fingerprint()
+    _worker("09", [("looks", 0)], None, results, os.getppid(), (*loaded[:2], '{"walks": 4}'))
+    key, message, _ = results.get()
+    assert key == ("looks", 0) and "was edited while" in message and results.empty()
+
+
+def test_units_that_are_not_planned_are_no_evidence(tmp_path):
+    run(STUDY, folder=tmp_path, **quiet)
+    fewer = dataclasses.replace(STUDY, seeds=(0, 1))
+    found = status(fewer, read_record("99", tmp_path))
+    assert (found["unplanned"], found["recorded"]) == (3, 6)
+    assert {seed for _, seed in read_planned(fewer, tmp_path).facts} == {0, 1}
+    assert {seed for _, seed in read_record("99", tmp_path).facts} == {0, 1, 2}  # nothing is lost unasked
+    said = []
+    run(fewer, folder=tmp_path, anew=True, report=said.append)
+    assert "study 99: 3 units dropped (base, better, same)" in said
+    assert status(fewer, read_record("99", tmp_path))["unplanned"] == 0
+
+
+def test_units_of_an_arm_that_is_planned_no_more_do_not_stand_in_the_way_of_the_others(tmp_path, monkeypatch):
+    run(STUDY, folder=tmp_path, **quiet)
+    monkeypatch.setattr(Study, "code", lambda self: "0" * 16)
+    fewer = dataclasses.replace(STUDY, arms=("base", "better"))
+    assert adopt(fewer, folder=tmp_path, rng=np.random.default_rng(0), **quiet) == {}
+    assert status(fewer, read_record("99", tmp_path))["stale"] == 0
+    assert verify(fewer, folder=tmp_path, rng=np.random.default_rng(0))[1] == []
+
+
+def test_an_arm_of_a_later_round_that_becomes_one_of_the_first_can_be_adopted(tmp_path):
+    run(STUDY, folder=tmp_path, **quiet)
+    record = read_record("99", tmp_path)
+    record.facts["same", 0]["code"] = "abc"
+    write_record(record, tmp_path)
+    assert status(STUDY, read_record("99", tmp_path))["stale"] == 1
+    assert adopt(STUDY, folder=tmp_path, rng=np.random.default_rng(0), **quiet) == {}
+    assert status(STUDY, read_record("99", tmp_path))["stale"] == 0
+
+
+def test_a_newly_listed_model_is_no_reason_to_drop_the_record(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "read_checksums", lambda: {"m/a.safetensors": "1"})
+    run(STUDY, folder=tmp_path, **quiet)
+    with pytest.raises(StudyError, match=f"--folder {tmp_path} adopt 99` keeps them"):
+        run(dataclasses.replace(STUDY, weights=("m",)), folder=tmp_path, **quiet)
+
+
+def test_other_draws_around_the_same_mean_do_not_agree():
+    first, second = (np.random.default_rng(seed).normal(size=4000).astype(np.float32) for seed in (0, 1))
+    second += first.mean() - second.mean()
+    assert compare(STUDY, {"score": first}, {"score": first + np.float32(0.05)}) == []
+    assert "numbers differ by 1.1" in compare(STUDY, {"score": first}, {"score": second})[0]
+
+
+def test_a_unit_that_fails_and_a_full_disk_are_one_line(tmp_path, monkeypatch):
+    failing = dataclasses.replace(STUDY, unit=lambda arm, seed, sizes: {"score": 1 / seed})
+    with pytest.raises(StudyError, match="unit base/0 failed: ZeroDivisionError: division by zero"):
+        run(failing, folder=tmp_path, **quiet)
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store_module, "write_atomically", full)
+    with pytest.raises(StudyError, match="cannot be written .No space left on device.: make room"):
+        run(STUDY, folder=tmp_path, **quiet)
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"lesson": "05"}, "another lesson"),
+        ({"weights": None}, "weights or adopted"),
+        ({"adopted": None}, "weights or adopted"),
+        ({"cpu_seconds": "1.5"}, "<="),
+        ({"cpu_seconds": float("nan")}, "facts of unit base/0"),
+        ({"seed": 0.5}, "facts of unit base/0"),
+    ],
+)
+def test_a_record_edited_by_hand_is_named(tmp_path, change, names):
+    run(STUDY, folder=tmp_path, **quiet)
+    file = tmp_path / "l99.json"
+    data = json.loads(file.read_text("utf-8"))
+    target = data["units"][0] if set(change) & {"cpu_seconds", "seed"} else data
+    file.write_text(
+        json.dumps(data | change if target is data else {**data, "units": [target | change, *data["units"][1:]]})
+    )
+    with pytest.raises(StudyError, match=rf"l99.json cannot be read .*{names}.*restore it"):
+        read_record("99", tmp_path)
+
+
+def test_evidence_that_no_claim_declares_is_a_difference(monkeypatch):
+    from labkit.course import evidence as module
+
+    claims = dict(module.declared("05"))
+    assert module.changed_verdicts("05") == []
+    claims["l05.judge_is_pleased"] = claims["l05.judge_is_pleased"].model_copy(update={"verdict": None})
+    del claims["l05.dpo_beats_base"]
+    monkeypatch.setattr(module, "declared", lambda lesson: claims)
+    assert module.changed_verdicts("05") == [
+        "l05.dpo_beats_base: the study estimates it, and claims.yaml declares no such claim",
+        "l05.judge_is_pleased: declares no verdict, the recorded study says reproduced: declare it",
+    ]
+
+
 def test_code_has_the_same_hash_under_every_python():
     """Later versions give functions `type_params`, and format specifiers an empty string at their end."""
     import ast
@@ -557,13 +689,14 @@ def test_code_has_the_same_hash_under_every_python():
 def test_code_that_is_edited_meanwhile_is_not_certified(tmp_path, monkeypatch):
     """The module in memory computes, the file on disk would be hashed: the recorder stops and keeps what it had."""
     codes = iter(["before"] * 3)  # when it begins, then before each unit is written
+    loaded = ("before", {}, STUDY.fingerprint()[2])
     monkeypatch.setattr(Study, "code", lambda self: next(codes, "after"))
     with pytest.raises(StudyError, match="edited while it was being recorded"):
-        run(STUDY, folder=tmp_path, loaded=("before", {}), **quiet)
+        run(STUDY, folder=tmp_path, loaded=loaded, **quiet)
     data = json.loads((tmp_path / "l99.json").read_text("utf-8"))
     assert data["code"] == "before" and 0 < len(data["units"]) < len(STUDY.planned)
     with pytest.raises(StudyError, match="edited while"):  # before anything is written
-        run(STUDY, folder=tmp_path / "other", loaded=("before", {}), **quiet)
+        run(STUDY, folder=tmp_path / "other", loaded=loaded, **quiet)
     assert not list((tmp_path / "other").glob("*.json"))
 
 

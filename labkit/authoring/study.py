@@ -22,7 +22,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     run.add_argument("--jobs", type=_at_least_one, default=1, help="processes of one thread each (default: 1)")
     run.add_argument("--hours", type=_hours, help="begin no unit after this time, over all lessons asked for")
     run.add_argument("--arms", nargs="+", default=(), help="only these arms")
-    run.add_argument("--anew", action="store_true", help="drop units recorded with other code, weights or sizes")
+    run.add_argument(
+        "--anew", action="store_true", help="drop units recorded with other code, weights or sizes, or not planned"
+    )
 
     status = actions.add_parser("status", help="what is recorded, stale, missing")
     status.add_argument("numbers", nargs="*", metavar="NN")
@@ -30,13 +32,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     verify = actions.add_parser("verify", help="compute one recorded unit again and compare")
     verify.add_argument("numbers", nargs="*", metavar="NN")
     verify.add_argument("--cheap", action="store_true", help="a unit of the study's cheap arm")
-    verify.add_argument("--draw", type=int, default=None, help="seed of the draw (default: another one every time)")
+    verify.add_argument("--draw", type=_seed, default=None, help="seed of the draw (default: another one every time)")
 
     adopt = actions.add_parser(
         "adopt", help="keep the units under rewritten code, if one of every arm comes out the same"
     )
     adopt.add_argument("numbers", nargs="+", metavar="NN")
-    adopt.add_argument("--draw", type=int, default=None, help="seed of the draw (default: another one every time)")
+    adopt.add_argument("--draw", type=_seed, default=None, help="seed of the draw (default: another one every time)")
 
     merge = actions.add_parser("merge", help="add the units that another machine recorded")
     merge.add_argument("number", metavar="NN")
@@ -53,6 +55,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def _at_least_one(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number from 1 on, got {text}")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a seed from 0 on, got {text}")
     return int(text)
 
 
@@ -117,7 +125,7 @@ def _status(args: argparse.Namespace) -> int:
         line = f"{study.lesson}  recorded {found['recorded']}  stale {found['stale']}  missing {found['missing']}"
         line += f"  of {found['planned']} units, {found['cpu_hours']:.2f} CPU hours"
         notes = [f"changed: {', '.join(found['changed'])}"] * bool(found["changed"])
-        notes += [f"damaged: {found['damaged']}"] * bool(found["damaged"])
+        notes += [f"{name}: {found[name]}" for name in ("damaged", "unplanned") if found[name]]
         print(line + (f"  ({'; '.join(notes)})" if notes else ""))
         if args.folder is None:
             within, beyond = undecided(study.lesson)
@@ -149,8 +157,10 @@ def _adopt(args: argparse.Namespace) -> int:
 
     torch.set_num_threads(1)
     wrong = 0
+    loaded = {study.lesson: study.fingerprint() for study in _studies(args)}
     for study in _studies(args):
-        differ = adopt(study, folder=args.folder, rng=np.random.default_rng(args.draw))
+        rng = np.random.default_rng(args.draw)
+        differ = adopt(study, folder=args.folder, rng=rng, loaded=loaded[study.lesson])
         for (arm, seed), lines in differ.items():
             print(f"{study.lesson}  {arm}/{seed}: {'; '.join(lines)}: not adopted, record anew")
         wrong += bool(differ)
@@ -177,6 +187,11 @@ def _check(args: argparse.Namespace) -> int:
         if found["stale"] or found["damaged"]:
             cause = f"other {' and '.join(found['changed'])}" if found["stale"] else "damaged numbers"
             problems.append(f"study {study.lesson}: {found['stale'] or found['damaged']} units with {cause}")
+        elif found["unplanned"]:
+            problems.append(
+                f"study {study.lesson}: {found['unplanned']} units that it does not plan: plan them, or drop them with "
+                f"`labkit study run {study.lesson} --anew`"
+            )
         else:
             problems += changed_verdicts(study.lesson, args.folder) + outgrown(study.lesson, folder=args.folder)
             if args.folder is None and not found["missing"]:  # nothing planned is left that could decide them

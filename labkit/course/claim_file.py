@@ -47,7 +47,9 @@ REGIONS: dict[str, Callable[..., Region]] = {  # direction -> region of the numb
 }
 
 
-def _region(given: dict[str, Any]) -> Region:
+def _region(given: Any) -> Region:
+    if not isinstance(given, dict) or not isinstance(given.get("direction"), str):
+        raise ValueError(f"a direction, one of {', '.join(REGIONS)}, and its numbers: {{direction: increase}}")
     numbers = {name: value for name, value in given.items() if name != "direction"}
     make = REGIONS.get(given.get("direction", ""))
     if make is None:
@@ -56,6 +58,8 @@ def _region(given: dict[str, Any]) -> Region:
         region = make(**{name: float(value) for name, value in numbers.items()})
     except (TypeError, ValueError):
         raise ValueError(f"beside {given['direction']} the numbers {signature(make)}") from None
+    if not all(math.isfinite(float(value)) for value in numbers.values()):
+        raise ValueError(f"finite numbers beside {given['direction']}: no value could contradict the claim")
     if region.lo > region.hi:
         raise ValueError(f"a lower end below the upper end, found {region.lo} and {region.hi}; swap them")
     return region
@@ -89,6 +93,12 @@ class Claim(Strict):
     def _gates_what_is_testable(self) -> Claim:
         if not set(self.band) <= set(self.gated) <= set(self.testable):
             raise ValueError("testable tiers only under gated, and gated tiers only under band")
+        return self
+
+    @model_validator(mode="after")
+    def _smallest_beside_one_border(self) -> Claim:
+        if self.smallest and math.isfinite(self.region.lo) and math.isfinite(self.region.hi):
+            raise ValueError("no smallest beside equal or band: the region itself says what does not matter")
         return self
 
 

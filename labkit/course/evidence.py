@@ -95,9 +95,10 @@ def _record(lesson: str, folder: Path | None = None) -> Record:
 
 @lru_cache(maxsize=16)
 def _read(lesson: str, folder: Path, written: tuple[tuple[int, int], ...]) -> Record:
-    from labkit.studies import read_record
+    from labkit.studies import load_study
+    from labkit.studies.store import read_planned
 
-    return read_record(lesson, folder)
+    return read_planned(load_study(lesson), folder)
 
 
 def evidence_lines(claim: Claim, known: Evidence) -> list[str]:
@@ -135,14 +136,22 @@ def agreement_line(known: Evidence, value: float | None, interval: Sequence[floa
 def changed_verdicts(lesson: str, folder: Path | None = None) -> list[str]:
     """Claims whose recorded verdict is not the one they declare (`verdict:` in claims.yaml), one line each.
 
-    Claims that declare none are not gated; a declared verdict without evidence is a difference too.
+    A declared verdict without evidence is a difference too, and so is evidence that no claim declares: a verdict left
+    out, or an estimate of the study without a claim.
     """
-    lines = []
-    for claim in declared(lesson).values():
-        if claim.verdict is None:
-            continue
+    from labkit.studies import load_study
+
+    claims = declared(lesson)
+    lines = [
+        f"l{lesson}.{name}: the study estimates it, and claims.yaml declares no such claim"
+        for name in sorted(set(load_study(lesson).estimates) - {id.split(".", 1)[1] for id in claims})
+    ]
+    for claim in claims.values():
         known = evidence(claim, folder)
-        if known is None:
+        if claim.verdict is None:
+            if known is not None:
+                lines.append(f"{claim.id}: declares no verdict, the recorded study says {known.verdict}: declare it")
+        elif known is None:
             lines.append(f"{claim.id}: declares {claim.verdict}, but no recorded study decides it")
         elif known.verdict != claim.verdict:
             lines.append(

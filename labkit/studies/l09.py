@@ -339,7 +339,7 @@ STUDY = Study(
     ),
     seeds=(0, 1, 2, 3, 4),
     more={"replaced": range(5, 45)}
-    | dict.fromkeys(("base", "pairs_200_long"), range(5, 10))
+    | {"base": range(5, 10), "pairs_200_long": range(5, 8)}
     | dict.fromkeys(("pairs_50", "pairs_200"), range(5, 40)),  # more_pairs_help, by the spread of seven seeds
     sizes={
         "looked": 80, "draws": 200_000, "sensitivity": 0.9, "specificity": 0.97, "walks": 4000, "bettors": 1000,
@@ -354,7 +354,15 @@ STUDY = Study(
         *(f"labkit.dpo.{name}" for name in ("equations", "terms", "trainer", "pool", "pairs")),
         *(f"labkit.studies.{name}" for name in ("l06", "l06_world", "l09_catalogue")),
     ),
-    tolerance={"": 0.05, "ratio": 1.0, "ratio.low_stakes": 1.0, "connections": 0.0, "parameters": 0.0},
+    tolerance={"": 0.05, "connections": 0.0, "parameters": 0.0}
+    | dict.fromkeys(  # simulated: the same numbers on every machine, but for rounding
+        (
+            *("exact", "wilson", "textbook", "bound", "lot", "corrected", "reported", "clustered", "aql"),
+            *("looks", "accepted", "calm.bet", "calm.test"),
+            *("dominates", "ratio", "dominates.low_stakes", "ratio.low_stakes"),
+        ),
+        1e-3,
+    ),
     cheap="intervals",
     later={"pairs_200_long": "labkit.studies.l09_long"},
 )  # fmt: skip

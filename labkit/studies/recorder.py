@@ -9,15 +9,18 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
+from labkit.errors import LabkitError
 from labkit.studies.store import (
     Key,
+    Record,
     Values,
+    adoptable,
     compare,
     conditions,
     facts,
@@ -26,9 +29,11 @@ from labkit.studies.store import (
     recording,
     same_conditions,
     stale,
+    unplanned,
+    weights_of,
     write_record,
 )
-from labkit.studies.study import Study, StudyError, load_study
+from labkit.studies.study import Fingerprint, Study, StudyError, load_study
 
 Report = Callable[[str], None]
 
@@ -41,7 +46,7 @@ def run(
     hours: float | None = None,
     arms: tuple[str, ...] = (),
     anew: bool = False,
-    loaded: tuple[str, dict[str, str]] | None = None,
+    loaded: Fingerprint | None = None,
     report: Report = print,
 ) -> int:
     """Record the units that are missing; returns how many of those asked for are missing still.
@@ -50,7 +55,7 @@ def run(
         jobs: processes, each with one thread; all arms of a seed are made by the same one.
         hours: no unit is begun after this time.
         arms: only these (default: all).
-        anew: drop what was recorded under other conditions.
+        anew: drop what was recorded under other conditions, and what is not planned.
         loaded: the study's fingerprint when it was imported (default: now). Units are computed by that code.
 
     Raises:
@@ -65,19 +70,19 @@ def run(
         _unedited(study, loaded)
         if record.damaged:
             names = ", ".join(f"{arm}/{seed}" for arm, seed in record.damaged)
-            report(f"study {study.lesson}: {len(record.damaged)} units are damaged and recorded again: {names}")
-        old = stale(study, record)[0] if anew else []
-        for key in old:
-            del record.facts[key], record.values[key]
+            report(f"study {study.lesson}: {len(record.damaged)} units are damaged and dropped: {names}")
+        dropped = _drop(study, record, arms, report) if anew else 0
         record.adopted = [] if not record.facts else record.adopted
-        same_conditions(study, record)
+        same_conditions(study, record, folder)
         record.conditions = conditions(study)
+        if dropped or record.damaged:
+            write_record(record, folder)
         todo = [key for key in study.planned if key not in record.facts and (not arms or key[0] in arms)]
         report(f"study {study.lesson}: {len(record.facts)} units recorded, {len(todo)} to do")
         deadline = None if hours is None else time.monotonic() + 3600 * hours
 
         def done(key: Key, values: Values, seconds: float) -> None:
-            _unedited(study, loaded)
+            _unedited(study, loaded, record.conditions["weights"])
             code = {"code": loaded[1][key[0]]} if key[0] in study.later else {}
             record.facts[key], record.values[key] = facts(*key, values, seconds) | code, values
             write_record(record, folder)
@@ -89,34 +94,59 @@ def run(
                     break
                 done(key, *_timed(study, key))
         else:
-            _in_processes(study, todo, jobs, deadline, done)
+            _in_processes(study, todo, jobs, deadline, done, loaded)
     return len([key for key in study.planned if key not in record.facts and (not arms or key[0] in arms)])
 
 
-def _unedited(study: Study, loaded: tuple[str, dict[str, str]]) -> None:
-    """Raise a StudyError if the code on disk is not the one that computes: its hash would be written beside the numbers
-    of the other."""
+def _drop(study: Study, record: Record, arms: tuple[str, ...], report: Report) -> int:
+    """Take out of the record what does not count: all units if what they share has changed, else those of `arms` whose
+    own code has, and those that the study does not plan; returns how many."""
+    old, changed = stale(study, record)
+    shared = {"code", "weights", "sizes"} & set(changed)
+    gone = {key for key in old if shared or not arms or key[0] in arms} | set(unplanned(study, record))
+    for key in gone:
+        del record.facts[key], record.values[key]
+    if gone:
+        report(f"study {study.lesson}: {len(gone)} units dropped ({', '.join(sorted({arm for arm, _ in gone}))})")
+    return len(gone)
+
+
+def _unedited(study: Study, loaded: Fingerprint, weights: Mapping[str, str] | None = None) -> None:
+    """Raise a StudyError if code, sizes or weights on disk are not those that compute: their hashes would be written
+    beside the numbers of the others."""
     if study.fingerprint() != loaded:
         raise StudyError(
             f"the code of study {study.lesson} was edited while it was being recorded: start again; "
             "what was recorded before the change stays"
         )
+    if weights is not None and weights_of(study) != weights:
+        raise StudyError(
+            f"the weights of study {study.lesson} were changed while it was being recorded: restore the data folder "
+            "and start again; what was recorded before the change stays"
+        )
 
 
 def _timed(study: Study, key: Key) -> tuple[Values, float]:
     begun = time.process_time()
-    values = study.run(*key)
+    try:
+        values = study.run(*key)
+    except LabkitError:
+        raise
+    except Exception as error:
+        raise StudyError(f"unit {key[0]}/{key[1]} failed: {type(error).__name__}: {error}") from error
     return values, time.process_time() - begun
 
 
-def _in_processes(study: Study, todo: list[Key], jobs: int, deadline: float | None, done: Callable) -> None:
+def _in_processes(
+    study: Study, todo: list[Key], jobs: int, deadline: float | None, done: Callable, loaded: Fingerprint
+) -> None:
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     seeds = sorted({seed for _, seed in todo})
     shares = [[key for key in todo if seeds.index(key[1]) % jobs == job] for job in range(jobs)]
     left = None if deadline is None else deadline - time.monotonic()
     workers = [
-        context.Process(target=_worker, args=(study.lesson, share, left, results, os.getpid()), daemon=True)
+        context.Process(target=_worker, args=(study.lesson, share, left, results, os.getpid(), loaded), daemon=True)
         for share in shares
         if share
     ]
@@ -131,7 +161,7 @@ def _in_processes(study: Study, todo: list[Key], jobs: int, deadline: float | No
             except queue.Empty:
                 continue
             if isinstance(values, str):
-                raise StudyError(f"unit {key[0]}/{key[1]} failed: {values}")
+                raise StudyError(values)
             done(key, values, seconds)
         if died := [worker.exitcode for worker in workers if worker.exitcode]:
             raise StudyError(
@@ -145,18 +175,22 @@ def _in_processes(study: Study, todo: list[Key], jobs: int, deadline: float | No
             signal.signal(signal.SIGTERM, before)
 
 
-def _worker(lesson: str, share: list[Key], left: float | None, results, parent: int) -> None:
+def _worker(lesson: str, share: list[Key], left: float | None, results, parent: int, loaded: Fingerprint) -> None:
     import torch
 
     torch.set_num_threads(1)
     study, begun = load_study(lesson), time.monotonic()
+    try:
+        _unedited(study, loaded)  # this process has imported the files as they are now
+    except StudyError as error:
+        return results.put((share[0], str(error), 0.0))
     for key in share:
         if left is not None and time.monotonic() - begun > left or os.getppid() != parent:
             return  # out of time, or nobody is left who would write it down
         try:
             results.put((key, *_timed(study, key)))
-        except Exception as error:  # noqa: BLE001 - the parent reports it in one line
-            results.put((key, f"{type(error).__name__}: {error}", 0.0))
+        except LabkitError as error:
+            results.put((key, str(error), 0.0))
             return
 
 
@@ -169,18 +203,23 @@ def verify(
         StudyError: nothing recorded, or recorded under other conditions.
     """
     record = read_record(study.lesson, folder)
-    keys = sorted(key for key in record.facts if not arm or key[0] == arm)
+    keys = sorted(key for key in set(record.facts) & set(study.planned) if not arm or key[0] == arm)
     if not keys:
         raise StudyError(
             f"study {study.lesson} has no recorded unit{f' of arm {arm}' if arm else ''}: record some first"
         )
-    same_conditions(study, record)
+    same_conditions(study, record, folder)
     key = keys[int(rng.integers(len(keys)))]
     return key, compare(study, record.values[key], study.run(*key))
 
 
 def adopt(
-    study: Study, *, folder: Path | None = None, rng: np.random.Generator, report: Report = print
+    study: Study,
+    *,
+    folder: Path | None = None,
+    rng: np.random.Generator,
+    loaded: Fingerprint | None = None,
+    report: Report = print,
 ) -> dict[Key, list[str]]:
     """Keep the recorded units under code that was rewritten without changing what it computes.
 
@@ -188,37 +227,44 @@ def adopt(
     record takes the new code's hash and lists the change with what was computed again. One seed an arm cannot show that
     no other seed differs: a change that is meant to alter numbers is recorded anew.
 
+    Args:
+        loaded: the study's fingerprint when it was imported (default: now). Units are computed by that code.
+
     Returns:
         Unit -> why it does not agree. Empty: adopted, or nothing had changed. The first unit that differs ends the
         trial, and the record stays as it was.
 
     Raises:
         StudyError: other weights or sizes (those units are another experiment; weights that were used before and only
-            now are listed are none), or another recorder is at work.
+            now are listed are none), another recorder is at work, or code or weights are edited meanwhile.
     """
+    loaded = loaded or study.fingerprint()
     with recording(study.lesson, folder):
         record = read_record(study.lesson, folder)
-        keys, changed = stale(study, record)
+        keys, _ = stale(study, record)
         if not keys:
+            report(f"study {study.lesson}: nothing to adopt")
             return {}
         now = conditions(study)
-        kept = {model: now["weights"].get(model) for model in record.conditions["weights"]}
-        if kept != record.conditions["weights"] or now["sizes"] != record.conditions["sizes"]:
-            same_conditions(study, record)
+        _unedited(study, loaded)
+        if not adoptable(study, record):
+            same_conditions(study, record, folder)
         drawn = []
-        for arm in sorted({arm for arm, _ in keys}):
+        for arm in sorted({arm for arm, _ in keys} & set(study.arms)):
             seeds = sorted(seed for name, seed in keys if name == arm)
             key = (arm, seeds[int(rng.integers(len(seeds)))])
             again = study.run(*key)
+            _unedited(study, loaded, now["weights"])
             if lines := compare(study, record.values[key], again):
                 return {key: lines}
             drawn.append(key)
             report(f"{key[0]}/{key[1]} agrees")
         fact = {"from": record.conditions["code"], "at": datetime.now(UTC).isoformat(timespec="seconds")}
         record.adopted.append(fact | {"machine": machine(), "computed again": [list(key) for key in drawn]})
-        record.conditions = conditions(study)
+        record.conditions = now
         for arm, seed in keys:
+            record.facts[arm, seed].pop("code", None)
             if arm in study.later:
-                record.facts[arm, seed]["code"] = study.later_code(arm)
+                record.facts[arm, seed]["code"] = loaded[1][arm]
         write_record(record, folder)
     return {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -51,15 +52,22 @@ def folder_of_studies() -> Path:
 
 def conditions(study: Study) -> dict[str, Any]:
     """What all units of a record share: hash of the code, of the weights, and the sizes."""
+    return {"code": study.code(), "weights": weights_of(study), "sizes": json.loads(json.dumps(study.sizes))}
+
+
+def weights_of(study: Study) -> dict[str, str]:
+    """Model -> hash of its files, as checksums.json lists them."""
     table = read_checksums()
     weights = {}
     for model in study.weights:
         files = {name: digest for name, digest in table.items() if name.startswith(f"{model}/")}
         files = {name: digest for name, digest in files.items() if not name.endswith((".md", ".png"))}
         if not files:
-            raise StudyError(f"study {study.lesson} uses {model}, which checksums.json does not list")
+            raise StudyError(
+                f"study {study.lesson} uses {model}, which checksums.json does not list: restore the data folder"
+            )
         weights[model] = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
-    return {"code": study.code(), "weights": weights, "sizes": json.loads(json.dumps(study.sizes))}
+    return weights
 
 
 def digest(values: Values) -> str:
@@ -111,10 +119,16 @@ def read_record(lesson: str, folder: Path | None = None) -> Record:
     try:
         data = json.loads(record_file.read_text("utf-8"))
         facts = {(fact["arm"], int(fact["seed"])): fact for fact in data["units"]}
-        for fact in facts.values():
-            fact["digest"], float(fact["cpu_seconds"])
+        if data["lesson"] != lesson or len(facts) != len(data["units"]):
+            raise ValueError("another lesson's, or a unit twice")
+        for (arm, seed), fact in facts.items():
+            if fact["seed"] != seed or not isinstance(fact["digest"], str) or not 0 <= fact["cpu_seconds"] < math.inf:
+                raise ValueError(f"the facts of unit {arm}/{seed}")
         shared = {key: data[key] for key in ("code", "weights", "sizes")}
-    except (ValueError, KeyError, TypeError) as error:
+        adopted = data.get("adopted", [])
+        if not (isinstance(shared["weights"], dict) and isinstance(adopted, list)):
+            raise ValueError("weights or adopted")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StudyError(
             f"{record_file.name} cannot be read ({error}): restore it, or move both files away to record anew"
         ) from None
@@ -131,7 +145,7 @@ def read_record(lesson: str, folder: Path | None = None) -> Record:
         ) from None
     damaged = [key for key, fact in facts.items() if digest(values.get(key, {})) != fact["digest"]]
     whole = {key: fact for key, fact in facts.items() if key not in damaged}
-    return Record(lesson, shared, whole, {key: values[key] for key in whole}, damaged, data.get("adopted", []))
+    return Record(lesson, shared, whole, {key: values[key] for key in whole}, damaged, adopted)
 
 
 def _half(missing: Path, other: Path) -> StudyError:
@@ -147,13 +161,19 @@ def write_record(record: Record, folder: Path | None = None) -> None:
     folder = folder_of_studies() if folder is None else folder
     if record.facts and not (folder / f"l{record.lesson}.json").exists():
         write_record(replace(record, facts={}, values={}), folder)
-    table = _to_table(record)
-    if record.facts:
-        write_atomically(folder / f"l{record.lesson}.parquet", lambda p: pq.write_table(table, p, compression="zstd"))
+    table, path = _to_table(record), folder / f"l{record.lesson}.parquet"
     units = [record.facts[key] for key in sorted(record.facts)]
     content = {"lesson": record.lesson, **record.conditions, "adopted": record.adopted, "units": units}
     text = json.dumps(content, indent=1, ensure_ascii=False)
-    write_atomically(folder / f"l{record.lesson}.json", text + "\n")
+    try:
+        if record.facts:
+            write_atomically(path, lambda p: pq.write_table(table, p, compression="zstd"))
+        write_atomically(path.with_suffix(".json"), text + "\n")
+    except OSError as error:
+        raise StudyError(
+            f"{path} cannot be written ({error.strerror or error}): make room, or name another --folder; what was "
+            "recorded before stays"
+        ) from None
 
 
 def _to_table(record: Record) -> pa.Table:
@@ -225,19 +245,40 @@ def recording(lesson: str, folder: Path | None = None) -> Iterator[None]:
         lock.release()
 
 
-def same_conditions(study: Study, record: Record) -> None:
-    """Raise a StudyError if units of the record were made under other conditions than this study's now."""
+def same_conditions(study: Study, record: Record, folder: Path | None = None) -> None:
+    """Raise a StudyError if units of the record (in `folder`) were made under other conditions than the study's now."""
     keys, changed = stale(study, record)
-    if keys:
-        raise StudyError(
-            f"study {study.lesson} was recorded with other {' and '.join(changed)}: "
-            f"`labkit study run {study.lesson} --anew` drops its {len(keys)} units and starts again"
-            + (
-                f"; if the numbers stayed, `labkit study adopt {study.lesson}`"
-                if not {"weights", "sizes"} & set(changed)
-                else ""
-            )
-        )
+    if not keys:
+        return
+    command = "labkit study" if folder is None else f"labkit study --folder {folder}"
+    cures = [f"`{command} run {study.lesson} --anew` drops its {len(keys)} units and starts again"]
+    if adoptable(study, record):
+        cures.insert(0, f"if the numbers stayed, `{command} adopt {study.lesson}` keeps them")
+    raise StudyError(f"study {study.lesson} was recorded with other {' and '.join(changed)}: {'; '.join(cures)}")
+
+
+def adoptable(study: Study, record: Record) -> bool:
+    """Whether the sizes and all weights that the record names are still the same: only code, and what is listed as
+    weights now for the first time, may have changed."""
+    now, then = conditions(study), record.conditions
+    return now["sizes"] == then["sizes"] and now["weights"].items() >= then["weights"].items()
+
+
+def unplanned(study: Study, record: Record) -> list[Key]:
+    """Recorded units that this study does not plan (an arm was taken out, a seed is not its own): no evidence."""
+    return sorted(set(record.facts) - set(study.planned))
+
+
+def read_planned(study: Study, folder: Path | None = None) -> Record:
+    """What is recorded of what the study plans: the units that count as evidence.
+
+    Raises:
+        StudyError: a file that cannot be read.
+    """
+    record = read_record(study.lesson, folder)
+    for key in unplanned(study, record):
+        del record.facts[key], record.values[key]
+    return record
 
 
 def stale(study: Study, record: Record) -> tuple[list[Key], list[str]]:
@@ -267,6 +308,7 @@ def status(study: Study, record: Record) -> dict[str, Any]:
         "stale": len(there & set(old)),
         "missing": len(planned - set(record.facts)),
         "damaged": len(record.damaged),
+        "unplanned": len(unplanned(study, record)),
         "changed": changed,
         "cpu_hours": record.seconds() / 3600,
     }
@@ -282,8 +324,11 @@ def merge(study: Study, other: Path, folder: Path | None = None) -> int:
         own, theirs = read_record(study.lesson, folder), read_record(study.lesson, other)
         if not theirs.facts:
             raise StudyError(f"{other} holds no units of study {study.lesson}")
-        same_conditions(study, own)
-        same_conditions(study, theirs)
+        same_conditions(study, own, folder)
+        same_conditions(study, theirs, other)
+        if theirs.damaged:
+            names = ", ".join(f"{arm}/{seed}" for arm, seed in theirs.damaged)
+            raise StudyError(f"{other} holds damaged units, {names}: restore its files, or record them again there")
         for key in set(own.facts) & set(theirs.facts):
             for line in compare(study, own.values[key], theirs.values[key]):
                 raise StudyError(f"unit {key[0]}/{key[1]} differs: {line}")
@@ -298,8 +343,12 @@ def merge(study: Study, other: Path, folder: Path | None = None) -> int:
     return len(new)
 
 
+SCATTER = 4.0  # numbers may differ by so many tolerances of their mean, one by one and on average
+
+
 def compare(study: Study, recorded: Values, computed: Values) -> list[str]:
-    """Why two computations of one unit do not agree within the study's tolerance, one line per metric."""
+    """Why two computations of one unit do not agree within the study's tolerance, one line per metric: its mean, and
+    the single numbers, which other draws would scatter around the same mean."""
     lines = []
     for metric in sorted(set(recorded) | set(computed)):
         first, second = recorded.get(metric), computed.get(metric)
@@ -308,7 +357,10 @@ def compare(study: Study, recorded: Values, computed: Values) -> list[str]:
                 f"{metric}: {0 if first is None else len(first)} numbers against {0 if second is None else len(second)}"
             )
         elif not np.array_equal(first, second, equal_nan=True):
-            gap = abs(float(first.mean()) - float(second.mean()))
-            if not gap <= study.allowed(metric):
-                lines.append(f"{metric}: means differ by {gap:.4g}, allowed {study.allowed(metric):g}")
+            gap, allowed = abs(float(first.mean()) - float(second.mean())), study.allowed(metric)
+            apart = float(np.abs(first - second).mean())
+            if not gap <= allowed:
+                lines.append(f"{metric}: means differ by {gap:.4g}, allowed {allowed:g}")
+            elif not apart <= SCATTER * allowed:
+                lines.append(f"{metric}: numbers differ by {apart:.4g} on average, allowed {SCATTER * allowed:g}")
     return lines

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import importlib
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
@@ -16,6 +17,7 @@ import numpy as np
 from labkit.errors import LabkitError
 
 Numbers = Mapping[str, "float | Sequence[float] | np.ndarray"]
+Fingerprint = tuple[str, dict[str, str], str]  # code, arm of a later round -> its code, sizes
 
 
 class StudyError(LabkitError, ValueError):
@@ -114,9 +116,21 @@ class Study:
             digest.update(meaning(importlib.import_module(name)).encode())
         return digest.hexdigest()[:16]
 
-    def fingerprint(self) -> tuple[str, dict[str, str]]:
-        """The hashes of all its code as the files are now: a recorder compares them with those that it began with."""
-        return self.code(), {arm: self.later_code(arm) for arm in self.later}
+    def fingerprint(self) -> Fingerprint:
+        """The hashes of all its code as the files are now, and the sizes: a recorder compares them with those that it
+        began with.
+
+        Raises:
+            StudyError: a file of the code cannot be read.
+        """
+        try:
+            later = {arm: self.later_code(arm) for arm in self.later}
+            return self.code(), later, json.dumps(self.sizes, sort_keys=True)
+        except (SyntaxError, OSError) as error:
+            raise StudyError(
+                f"the code of study {self.lesson} cannot be read ({type(error).__name__}: {error}): was it edited or "
+                "moved? Mend it and start again; what was recorded stays"
+            ) from None
 
     def later_code(self, arm: str) -> str:
         """Hash of the module of `later` that makes an arm; "" for the arms of the first round."""
