@@ -339,7 +339,7 @@ STUDY = Study(
     ),
     seeds=(0, 1, 2, 3, 4),
     more={"replaced": range(5, 45)}
-    | {"base": range(5, 10), "pairs_200_long": range(5, 8)}
+    | {"base": range(5, 10)}
     | dict.fromkeys(("pairs_50", "pairs_200"), range(5, 40)),  # more_pairs_help, by the spread of seven seeds
     sizes={
         "looked": 80, "draws": 200_000, "sensitivity": 0.9, "specificity": 0.97, "walks": 4000, "bettors": 1000,
