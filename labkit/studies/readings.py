@@ -26,6 +26,8 @@ READINGS: Mapping[str, Mapping[str, Contrast]] = {
     },
     "04": {
         **{name: by_seed(gain(f"has.{name}", "like", "none")) for name in ("mood", "glasses", "beard")},
+        "halves_of_20": by_seed(gain("target", "first_steps20", "second_steps20")),
+        "worst_or_anybody": by_seed(gain("target", "both_worst", "both")),
         "normalized_diversity": by_seed(gain("diversity.4", "rounds_normalized", "rounds_feedback")),
         "normalized_mean": by_seed(gain("mean.4", "rounds_normalized", "rounds_feedback")),
     },

@@ -895,7 +895,7 @@ print(t("l05.own_rank", gain=own.value, prompts=len(test), d_w=own_run.log[-1]["
 dpo_gain = estimate(gold["dpo"] - gold["base"])
 losses = {
     "DPO": "dpo", "SDPO": "sdpo", "DPO + SFT": "anchor", "DPO, q = 0.1": "conservative", "IPO": "ipo",
-    "hinge": "hinge", "MaPO": "mapo", "KTO": "kto", "SFT": "sft",
+    "hinge": "hinge", "MaPO": "mapo", "KTO": "kto", "SFT": "sft", t("l05.with_margin"): "margin",
 }  # fmt: skip
 options = {"against": "base", "reference": {t("l05.no_change"): 0.0}, "title": t("l05.gain_title")}
 on_record("gold", losses, {"DPO": dpo_gain.value, "SDPO": own.value}, t("l05.gain_axis"), **options)
