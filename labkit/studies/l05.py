@@ -265,7 +265,8 @@ STUDY = Study(
     ),
     seeds=(0, 1, 2),
     more=dict.fromkeys(("base", "dpo", "sdpo", "mapo"), range(3, 13))
-    | dict.fromkeys(("dpo_quarter", "mapo_quarter", "kto_quarter", "npo_unprompted"), range(3, 7)),  # open after three
+    | dict.fromkeys(("dpo_quarter", "kto_quarter", "npo_unprompted"), range(3, 7))  # open after three
+    | {"mapo_quarter": range(3, 13)},  # open after five, by their spread
     sizes={
         "toy_bases": 3, "toy_pretrain": 2000, "toy_pairs": 2000, "toy_steps": 300, "toy_lr": 2e-4,
         "prompts": 64, "candidates": 6, "test_prompts": 128, "references": 256, "steps": 8,
