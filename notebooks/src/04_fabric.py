@@ -792,7 +792,7 @@ claim("first_half_helps_in_20", *difference("target", "first_steps20", "both_ste
 claim("second_half_hurts", *difference("target", "second", "both"))
 claim("first_beats_second", *difference("target", "first", "second"))
 
-# %% [markdown] lang="en" uid="own" pair="7d8be938"
+# %% [markdown] lang="en" uid="own" pair="9e026882"
 # **Reading.** Each half alone brings some three fifths of the palette, and all steps together bring the most: the paper's claim is *contradicted* here, by a wide margin. The halves hardly differ. It is
 # not the number of steps: with twenty, as in the authors' code, the first half stays behind all of them by $.120$ $[.101, .138]$, with eight by $.110$ $[.101, .119]$, and behind the second half, too, by $.034$ $[.010, .059]$. **Why may
 # that be?** What transfers here is colour, and colour can still be changed late; in the paper's pictures the first steps fix a composition, which here does not transfer at any time. And feedback in
@@ -808,7 +808,7 @@ claim("first_beats_second", *difference("target", "first", "second"))
 # axes. There is no single answer, and the chart judges. Harder (5 of 5): find one that carries hair style, spectacles or beard, say by 0.05, and still keeps four fifths of
 # the diversity; if you believe that none exists, what would you have to show?
 
-# %% [markdown] lang="ja" uid="own" pair="f35a4714"
+# %% [markdown] lang="ja" uid="own" pair="9af44681"
 # **図の読み方。** 前半だけ、後半だけでは、それぞれ色の5分の3ほどしか移らず、全ステップで使う場合が最も多く移ります。論文の主張は、ここでは大差で*反対の結果になりました*。前半と後半の差は、ほとんどありません。ステップ数のせいではありません。著者のコードと同じ
 # 20ステップでも、前半だけでは全ステップの場合に $.120$ $[.101, .138]$ 及ばず(8ステップでは $.110$ $[.101, .119]$)、後半だけの場合にも $.034$ $[.010, .059]$ 及びません。**考えられる
 # 理由。** ここで移るのは色で、色は終盤でも変えられます。論文の画像では最初のステップが構図を決めますが、ここでは構図はいつ参照しても移りません。また、全ステップのフィードバックに害があるなら前半だけの窓が
@@ -935,7 +935,7 @@ claim("diversity_falls", *difference("diversity", "both", "none"))
 claim("empty_prompt", *difference("target", "prompt", "both"))
 claim("fixed_noise", *difference("target", "fixed", "both"))
 
-# %% [markdown] lang="en" uid="signs-reading" pair="09e9bb45"
+# %% [markdown] lang="en" uid="signs-reading" pair="341a0ca4"
 # **Reading.** A like pulls, hard. A dislike pushes, by a seventh of that, and nothing of it helps to reach the target: with a random person disliked, like and dislike together stay a little farther away than the like alone. The paper
 # found the opposite, with a dislike that was the *worst picture of the batch*. We took that for the reason: "not this failure of my wish" points somewhere, "not this stranger" does not, since a stranger may
 # share half of the target's attributes. So we asked: the farthest of four pictures drawn without feedback as the dislike is a little better than a stranger, by $.009$ $[.001, .018]$, but still worse than no dislike at all, by $.021$ $[.012, .030]$ over thirty seeds. The message is not it, or a small part. A dislike pushes away from *everything* that its picture shows, also from what the target shares with it, and in this model the push goes mostly into colours, where the like was already right. Whether it helps where failures are of another kind, broken hands in a photograph, this world cannot say. The paper leaves the prompt of the reference pass open: here it makes no difference. One noise for all steps costs about
@@ -947,7 +947,7 @@ claim("fixed_noise", *difference("target", "fixed", "both"))
 # $w = 1$, *with the prompt of the generation* in the reference pass; with the empty prompt, as in FABRIC, it is a different thing. **StyleAligned** lets queries and keys take the mean and
 # the variance of the reference's first and uses $w = 2$. One seed, one like, one dislike:
 
-# %% [markdown] lang="ja" uid="signs-reading" pair="9ec0bf96"
+# %% [markdown] lang="ja" uid="signs-reading" pair="90e17a69"
 # **図の読み方。** 「好き」は強く引き寄せます。「嫌い」も遠ざけますが、その力は7分の1ほどで、目標に近づく助けにはなりません。無作為な人物を「嫌い」としたこの実験では、「好き」と「嫌い」を併用すると、「好き」だけの場合より
 # わずかに遠くなります。論文の結果は逆ですが、論文で「嫌い」とされるのは*そのバッチで最悪の画像*です。理由はここにあると考えました。「望みから外れたこの失敗は嫌だ」は方向を示しますが、「この他人は嫌だ」は
 # 示しません。他人でも、属性の半分は目標と同じかもしれないからです。そこで、フィードバックなしで生成した4枚のうち最も遠い画像を「嫌い」として試しました。結果は、他人を使うよりわずかに良い($.009$ $[.001, .018]$)ものの、「嫌い」を使わない場合には及びません(30シードで $.021$ $[.012, .030]$)。メッセージの違いは理由ではないか、

@@ -1090,7 +1090,7 @@ curve_with_interval(
 # 学習と探索はどちらが得でしょうか。学習の代わりに、1枚につき $N$ 枚の候補を描いて最良のものを選ぶこともできます。学習が得になるのは
 # $M^* = \mathrm{NFE}_{\mathrm{train}} / ((N-1)\,T)$ 枚からです。数百枚の実証なら、探索の方が安いことも少なくありません。「小さく始める」を式にすると、こうなります。
 
-# %% [markdown] lang="en" uid="small" pair="acffbb57"
+# %% [markdown] lang="en" uid="small" pair="c78dd069"
 # ## 9. Small data, on your own premises
 #
 # "We have only a hundred examples, and they must not leave the house." The articles answer that small data works with transfer learning and a well-designed evaluation, and that the data can stay. Both are numbers.
@@ -1098,7 +1098,7 @@ curve_with_interval(
 # What is trained is not the model but an *adapter*: low-rank matrices beside every linear layer and convolution (LoRA, lesson 05), at rank 16 about a seventh of the model's weights. What is shown to it are *pairs*: of two pictures of one order a judge says which is better, for a person a matter of seconds. The study trained the same 96 steps on 50, 100 and 200 pairs, as a control four times as many on 200, and asked a judge that had not
 # chosen them, on 128 orders that no pair contains. What do fifty pairs bring?
 
-# %% [markdown] lang="ja" uid="small" pair="60e2652d"
+# %% [markdown] lang="ja" uid="small" pair="4bf6c29f"
 # ## 9. 少ないデータで、社内だけで
 #
 # 「手元には100件しかなく、社外に出すこともできません。」記事の答えは、転移学習と丁寧な評価設計があれば少ないデータでも機能し、データは社内に置いたままにできる、というものです。どちらも数値で確かめられます。
@@ -1145,14 +1145,14 @@ lab.claim("two_hundred_pairs_help", **only)
 lab.claim("more_pairs_help", **only)
 lab.claim("repetition_is_why", **only)
 
-# %% [markdown] lang="en" uid="small-read" pair="1d33f5ee"
+# %% [markdown] lang="en" uid="small-read" pair="8d71d8f3"
 # **Reading.** Fifty pairs are enough to begin with: over ten seeds the independent judge gives $.056$ $[.033, .079]$ more than to the base, more than a quarter of an attribute in a prompt that names five. Two hundred give $.042$ $[.034, .050]$. That more pairs do more is **contradicted**: over forty seeds two hundred do *less* than fifty, $-.019$ $[-.029, -.008]$, at the same number of steps. After seven seeds it was open. What more pairs bring is *steadiness*: from seed to seed
 # the result of fifty wanders by $.031$ (standard deviation), that of two hundred by $.021$. **Why:** in 96 steps of ten pairs an adapter sees 960, so fifty come round nineteen times and two hundred only five. The control gives two hundred four times the steps, so that each comes round as often: now they do more than fifty in each of five seeds, by $.075$ $[.046, .103]$. So it was the training that was too short, not the data that were of no use: whoever collects more pairs must train longer. (Fifty pairs with 384 steps were not tried; part of the gain may be owed to the steps alone.) What the figure cannot
 # say is whether your customers agree with the judge. For that, keep twenty of your own pairs aside and count (lesson 05).
 #
 # On the premises: the run above trained with every connection refused, and nobody asked for one. Weights, pairs and judge were files on this machine. The adapter's hash makes another process of the same base, so the record of section 5 does not cover its pictures: small data makes training cheap, not inspection.
 
-# %% [markdown] lang="ja" uid="small-read" pair="336f8157"
+# %% [markdown] lang="ja" uid="small-read" pair="0563342b"
 # **結果の読み方。** 始めるには50組で足ります。10個のシードを平均すると、独立した評価役の得点は基準モデルより $.056$ $[.033, .079]$ 上がりました。属性を5つ指定するプロンプトで、属性4分の1個分を超えます。200組では $.042$ $[.034, .050]$ でした。「ペアが多いほど効果も大きい」という主張は、**反対の結果になりました**。ステップ数が同じなら、40個のシードで、200組の効果は50組を*下回ります*($-.019$ $[-.029, -.008]$)。7シードの時点では、まだ決まりませんでした。ペアを増やして得られるのは*安定性*です。シードによる結果のばらつき(標準偏差)は、
 # 50組で $.031$、200組で $.021$ です。**理由は、繰り返しの回数です。** 10組ずつ96ステップの学習で、アダプタが見るのは延べ960組です。50組なら19回ずつ繰り返しますが、200組では5回ずつです。そこで対照実験では、200組のステップを4倍にして、繰り返しの回数をそろえました。すると5個のシードすべてで、200組の効果が50組を上回りました($.075$ $[.046, .103]$)。データが役に立たなかったのではなく、学習が短すぎたのです。ペアを増やすなら、学習も長くする必要があります(50組で384ステップは試していないので、伸びの一部はステップ数そのものの効果かもしれません)。この図から分からないのは、
 # 顧客が評価役と同じ意見かどうかです。それを知るには、自社のペアを20組ほど学習に使わずに取っておき、正解率を数えます(レッスン05)。
