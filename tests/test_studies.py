@@ -421,7 +421,8 @@ def test_a_record_is_read_once_until_its_files_change(tmp_path, monkeypatch):
     reads, read = [], evidence._read
     monkeypatch.setattr(store_module, "folder_of_studies", lambda: tmp_path)
     monkeypatch.setattr("labkit.studies.folder_of_studies", lambda: tmp_path)
-    monkeypatch.setattr("labkit.studies.read_record", lambda *where: reads.append(where) or read_record(*where))
+    monkeypatch.setattr(store_module, "read_record", lambda *where: reads.append(where) or read_record(*where))
+    monkeypatch.setattr("labkit.studies.load_study", lambda lesson: STUDY)
     read.cache_clear()
     assert not evidence._record("99").facts
     run(dataclasses.replace(STUDY, seeds=(0,)), folder=tmp_path, **quiet)
@@ -720,7 +721,8 @@ def test_damaged_units_are_named_before_they_are_recorded_again(tmp_path):
     file.write_text(json.dumps(data), "utf-8")
     said = []
     assert run(STUDY, folder=tmp_path, report=said.append) == 0
-    assert said[0] == "study 99: 1 units are damaged and recorded again: base/0"
+    assert said[0] == "study 99: 1 units are damaged and dropped: base/0"
+    assert read_record("99", tmp_path).damaged == []
 
 
 def test_units_that_nobody_planned_are_not_merged(tmp_path):
@@ -758,7 +760,7 @@ def test_the_cost_is_averaged_over_the_seeds_that_all_settings_have():
     assert got.ravel() == pytest.approx([1.5])
 
 
-def dying_worker(lesson, share, left, results, parent):
+def dying_worker(lesson, share, left, results, parent, loaded):
     import os
 
     results.put((share[0], {"score": np.float32([1.0])}, 0.1))
