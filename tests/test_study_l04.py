@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from labkit.diffusion import image_generators, sample
 from labkit.portraits import render_tensor, sample_specs
-from labkit.studies import l04
+from labkit.studies import l04, l04_controls
 
 SIZES = SimpleNamespace(targets=2, copies=2, steps=2, guidance=3.0, weight=0.8, rounds=2, images=3)
 
@@ -71,3 +72,28 @@ def test_restarts_say_nothing_and_feedback_begins_where_restarts_begin():
     assert feedback.rounds[0].liked == (int(np.argmax(near)),)
     assert feedback.rounds[0].disliked == (int(np.argmin(near)),)
     assert (restarts.rounds[1].images - feedback.rounds[1].images).abs().max() > 0.01
+
+
+def test_the_worst_of_a_batch_is_the_farthest_from_the_target_and_of_noise_of_its_own():
+    found = l04_controls.worst(1, 7, SIZES)
+    generators = image_generators(3, 50_007, first=3)
+    batch = sample(l04.models().pipe, l04.PROMPT, generators=generators, steps=2, guidance_scale=3.0).cpu().clamp(-1, 1)
+    near = l04.nearness(1, 7, SIZES)(batch)
+    assert torch.equal(found[0], batch[int(np.argmin(near))])
+    assert len(set(near.tolist())) == 3
+
+
+def test_the_control_of_the_dislike_differs_from_the_like_alone_by_the_dislike_only():
+    plain = l04.draw(1, 7, SIZES, disliked=False)
+    with_worst = l04_controls.against_worst(1, 7, SIZES, with_like=True)
+    assert 0.01 < (with_worst - plain).abs().max()
+    silent = SimpleNamespace(**{**vars(SIZES), "weight": 0.0})
+    nothing = l04_controls.against_worst(1, 7, silent, with_like=True)
+    assert torch.equal(nothing, l04.draw(1, 7, SIZES, liked=False, disliked=False))
+
+
+def test_the_windows_of_the_second_round_have_twenty_steps(monkeypatch):
+    asked = []
+    monkeypatch.setattr(l04, "unit", lambda arm, seed, sizes: asked.append((arm, seed, sizes.steps, sizes.targets)))
+    l04_controls.unit("first_steps20", 3, SIZES)
+    assert asked == [("first", 3, 20, 2)]

@@ -1,5 +1,6 @@
 """The study of lesson 05: what its arms share and where they differ, at tiny sizes; its record; drawing on it."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from labkit.dpo import PairStep
-from labkit.studies import Recorded, l05, means, read_record
+from labkit.studies import Recorded, l05, l05_controls, means, read_record
 from labkit.studies.store import Record, status
 
 TINY = {
@@ -88,6 +89,39 @@ class TestPortraits:
         prompts = l05.held_out(2)
         away = l05.away_from(nothing.state, prompts, 0, SIZES)
         assert torch.allclose(away, l05.pictures(prompts, 0, SIZES), atol=1e-4)
+
+
+class TestControls:
+    def test_a_quarter_is_the_first_rounds_loss_at_a_quarter_of_its_strength(self):
+        step = a_step(0.1, -0.2)
+
+        def values(terms):
+            return [float(term(step).detach()) for term in terms]
+
+        for loss in ("dpo", "mapo", "kto"):
+            control = l05_controls.CONTROLS[f"{loss}_quarter"](8.0, None)
+            assert values(control) == values(l05.LOSSES[loss](2.0))
+            assert values(control) != values(l05.LOSSES[loss](8.0))
+
+    def test_the_margin_asks_for_one_on_average_and_for_more_where_scores_differ_more(self):
+        pairs = SimpleNamespace(margin=torch.tensor([0.1, 0.3]))
+        (term,) = l05_controls.CONTROLS["margin"](8.0, pairs)
+        step = replace(a_step(0.0, 0.0), margin=torch.tensor([0.1]))  # half of the mean: s = 0 is asked for 0.5
+        assert float(term(step)) == pytest.approx(np.log1p(np.exp(0.5)), abs=1e-6)
+        assert float(term(replace(step, margin=torch.tensor([0.3])))) == pytest.approx(np.log1p(np.exp(1.5)), abs=1e-6)
+
+    def test_sdpo_has_the_authors_mu(self):
+        (term,) = l05_controls.CONTROLS["sdpo_authors"](8.0, None)
+        assert term.settings == {"kappa": 8.0, "mu": 0.9}
+
+    def test_the_unprompted_negative_model_sees_empty_prompts_and_is_asked_for_them(self, monkeypatch):
+        seen = []
+        align, away = l05.align, l05.away_from
+        monkeypatch.setattr(l05, "align", lambda pairs, *rest: seen.append(set(pairs.prompts)) or align(pairs, *rest))
+        monkeypatch.setattr(l05, "away_from", lambda *given, **words: seen.append(words) or away(*given, **words))
+        found = l05.STUDY.run("npo_unprompted", 0, **TINY)
+        assert seen == [{""}, {}] and len(found["gold"]) == TINY["test_prompts"]
+        assert "" not in l05.portrait_pairs(0, 4, 2, 2).prompts
 
 
 class TestRecord:

@@ -1,6 +1,7 @@
 """Study of lesson 09: coverage, walks, void certificates, small arms, the shipped catalogue, the record."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from scipy.stats import binom
 
 from labkit.dpo import PreferencePairs
 from labkit.inspection import clopper_pearson, sprt, two_point_plan
-from labkit.studies import Recorded, l06, l09, l09_catalogue, load_study, read_record
+from labkit.studies import Recorded, l06, l09, l09_catalogue, l09_long, load_study, read_record
 from labkit.studies.store import Record, status
 from labkit.studies.study import StudyError
 
@@ -96,6 +97,14 @@ def test_the_first_pairs_keep_their_margins():
     assert l09.first_pairs(replace(pairs, margin=None), 1).margin is None
 
 
+def test_the_long_arm_has_four_times_the_steps_and_nothing_else(monkeypatch):
+    asked = []
+    monkeypatch.setattr(l09, "unit", lambda arm, seed, sizes: asked.append((arm, seed, vars(sizes))))
+    sizes = SimpleNamespace(**STUDY.sizes)
+    l09_long.unit("pairs_200_long", 2, sizes)
+    assert asked == [("pairs_200", 2, {**STUDY.sizes, "train_steps": 4 * STUDY.sizes["train_steps"]})]
+
+
 def test_neighbours_are_exchanged_in_pairs():
     source = l09_catalogue.mixed_up(101, 0.5, np.random.default_rng(1))
     assert sorted(source) == list(range(101)) and source[100] == 100
@@ -140,7 +149,7 @@ def test_every_claim_is_computed_from_arms_and_metrics_that_the_study_has():
         "looks": ("looks", "calm.bet", "calm.test"),
         "returns": ("dominates", "dominates.low_stakes"),
         **dict.fromkeys(("replaced", "tuned"), ("over.old", "over.new", "pass.old", "pass.new")),
-        **dict.fromkeys(("base", "pairs_50", "pairs_100", "pairs_200"), ("gold",)),
+        **dict.fromkeys(("base", "pairs_50", "pairs_100", "pairs_200", "pairs_200_long"), ("gold",)),
     }
     assert set(metrics) == set(STUDY.arms)
     record = Record(
