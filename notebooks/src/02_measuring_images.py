@@ -251,18 +251,17 @@ rival = rivals(data, n, lab.generator(7))
 worse = {"shift": rival.shift, "alike": rival.alike}
 turns = [reads_lower(data, n, worse, lab.generator(1000 + r))[0] for r in range(lab.sizes.rankings)]
 shares = {name: float(np.mean([turn[name] for turn in turns])) for name in turns[0]}
-arms = {"rank_shift": "shift", "rank_shift_paired": "shift.paired"}
-arms |= {"rank_alike": "alike", "rank_alike_paired": "alike.paired"}
+arms = {t("l02.rank_shift"): "shift", t("l02.rank_shift_paired"): "shift.paired"}
+arms |= {t("l02.rank_alike"): "alike", t("l02.rank_alike_paired"): "alike.paired"}
 found = {}
-for name, arm in arms.items():
-    label = t(f"l02.{name}")
+for label, arm in arms.items():
     found |= means(lab.recorded, f"{arm}@64", {label: "ranking"})
 for many in (128, 256):
     label = t("l02.rank_alike_at", n=many)
     found |= means(lab.recorded, f"alike@{many}", {label: "ranking"})
 recorded_means(
     found,
-    yours={t(f"l02.{name}"): shares[arm] for name, arm in arms.items()},
+    yours={label: shares[arm] for label, arm in arms.items()},
     xlabel=t("l02.right_share"),
     title=t("l02.ranking_title"),
     reference={t("l02.coin"): 0.5},
