@@ -365,7 +365,13 @@ ESTIMATES = {
     "finish_keeps": gain("gold", "hg_finish", "hg"),
     "identity_stays": gain("same_person", "personal_hg", "personal"),
     "transfer_helps": gain("gold", "personal_hg", "personal"),
+    "right_captions_help": gain("gold", "real_sft", "real_sft_careless"),
+    "pairs_beat_careless": gain("gold", "hg", "real_sft_careless"),
+    "careless_sft_erases": gain("gold", "sft_careless", "easy"),
+    "careless_leap_below_base": gain("gold", "leap_careless", "base"),
 }
+
+LATER = dict.fromkeys(("real_sft_careless", "sft_careless", "leap_careless"), "labkit.studies.l06_controls")
 
 STUDY = Study(
     lesson="06",
@@ -374,6 +380,7 @@ STUDY = Study(
         *("base", "easy", "hg", "leap", "real_sft", "no_easy", "no_normal", "at_once", "sft"),
         *("warm_two", "warm_all", "warm_cured", "easy_cured", "hg_half", "hg_finish", "hg_words"),
         *("personal", "personal_hg"),
+        *LATER,
     ),
     seeds=(0, 1, 2, 3, 4),
     more=dict.fromkeys(("hg", "at_once", "real_sft", "hg_finish"), range(5, 18))  # what is left of the budget
@@ -388,4 +395,5 @@ STUDY = Study(
     modules=("labkit.dpo.equations",),
     tolerance={"": 0.03, "distance": 0.5, "diversity": 3.0},
     cheap="base",
+    later=LATER,
 )  # fmt: skip

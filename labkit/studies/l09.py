@@ -303,6 +303,13 @@ def estimate_confirmed(contrast: Callable[[Recorded], np.ndarray]) -> Callable[[
     return on_new_seeds(contrast, 3)
 
 
+def estimate_fresh(contrast: Callable[[Recorded], np.ndarray]) -> Callable[[Recorded], np.ndarray]:
+    """Where every seed has orders of its own."""
+    from labkit.studies.estimate import by_seed
+
+    return by_seed(contrast)
+
+
 ESTIMATES = {
     "aql_accepts_bad": level("aql", "intervals"),
     "bounds_hold": estimate_extreme("exact", "intervals", np.min),
@@ -321,7 +328,7 @@ ESTIMATES = {
     "old_threshold_void": estimate_confirmed(level("over.new", "replaced")),
     "yield_collapses": estimate_confirmed(estimate_shift("pass", "replaced")),
     "tuned_threshold_void": level("over.new", "tuned"),
-    "tuned_shifts": estimate_shift("pass", "tuned"),
+    "tuned_shifts": estimate_fresh(estimate_shift("pass", "tuned_fresh")),
     "verification_dominates": level("dominates", "returns"),
     "low_stakes": level("dominates.low_stakes", "returns"),
     "fifty_pairs_help": gain("gold", "pairs_50", "base"),
@@ -336,10 +343,11 @@ STUDY = Study(
     arms=(
         *("intervals", "looks", "returns", "replaced", "tuned"),
         *("base", "pairs_50", "pairs_200", "pairs_100", "pairs_200_long"),
+        "tuned_fresh",
     ),
     seeds=(0, 1, 2, 3, 4),
     more={"replaced": range(5, 45)}
-    | {"base": range(5, 10)}
+    | {"base": range(5, 10), "tuned_fresh": range(5, 16)}  # tuned_shifts, by the spread over the catalogue's orders
     | dict.fromkeys(("pairs_50", "pairs_200"), range(5, 40)),  # more_pairs_help, by the spread of seven seeds
     sizes={
         "looked": 80, "draws": 200_000, "sensitivity": 0.9, "specificity": 0.97, "walks": 4000, "bettors": 1000,
@@ -364,5 +372,5 @@ STUDY = Study(
         1e-3,
     ),
     cheap="intervals",
-    later={"pairs_200_long": "labkit.studies.l09_long"},
+    later={"pairs_200_long": "labkit.studies.l09_long", "tuned_fresh": "labkit.studies.l09_fresh"},
 )  # fmt: skip
