@@ -2,6 +2,7 @@
 
 import copy
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -30,6 +31,7 @@ from labkit.dpo import (
     attach,
     best_vs_worst,
     dpo,
+    each_step,
     hard_pairs,
     leap_pairs,
     normal_pairs,
@@ -235,6 +237,30 @@ def test_with_the_base_as_reference_later_stages_do_not_start_at_ln_2(pipe, real
     logs = run_stages(pipe, stages(pipe, real, steps=10), reference="base")
     assert logs["easy"][0]["dpo"] == pytest.approx(math.log(2), abs=1e-6)
     assert abs(logs["hard"][0]["dpo"] - math.log(2)) > 1e-4
+
+
+@pytest.mark.parametrize("stop_at", [0, 3])
+def test_a_look_after_every_step_changes_no_bit(stop_at):
+    """each_step: the same logs and adapters, one call a step, also where a callback ends the stage early."""
+
+    def run(watched):
+        pipe, real = tiny_pipeline(), torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(9))
+        plan = [replace(s, config=replace(s.config, log_every=3, steps=7)) for s in stages(pipe, real)]
+        seen = []
+        with each_step(lambda: seen.append(1)) if watched else nullcontext():
+            logs = run_stages(pipe, plan, callback=lambda name, record: record["step"] == stop_at)
+        return logs, {n: adapter_state(pipe.unet, n) for n in ("easy", "hard")}, len(seen)
+
+    (logs, states, _), (watched_logs, watched_states, steps) = run(False), run(True)
+    assert steps == 2 * (stop_at or 7)
+    for name in ("easy", "hard"):
+        assert [r["loss"] for r in logs[name]] == [r["loss"] for r in watched_logs[name]]
+        assert (
+            [r["step"] for r in logs[name]]
+            == [r["step"] for r in watched_logs[name]]
+            == ([3] if stop_at else [3, 6, 7])
+        )
+        assert all(torch.equal(states[name][k], watched_states[name][k]) for k in states[name])
 
 
 def test_a_failing_stage_leaves_the_base_weights_and_no_adapter(pipe, real):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -130,6 +131,34 @@ class Stage:
     config: DPOConfig
 
 
+_EACH_STEP: ContextVar[Callable[[], object] | None] = ContextVar("each_step", default=None)
+
+
+@contextmanager
+def each_step(call: Callable[[], object]) -> Iterator[None]:
+    """Inside, `run_stages` calls `call()` after every step, also where other functions call it: for progress bars."""
+    token = _EACH_STEP.set(call)
+    try:
+        yield
+    finally:
+        _EACH_STEP.reset(token)
+
+
+def _train(trainer: DPOTrainer, callback: Callable[[dict], bool | None] | None) -> list[dict]:
+    """`trainer.run`, step by step where `each_step` asks for it: the same numbers."""
+    tick, ended = _EACH_STEP.get(), False
+
+    def noted(record: dict) -> bool:
+        nonlocal ended
+        ended = callback is not None and callback(record) is True
+        return ended
+
+    while tick is not None and not ended and not trainer.stopped and trainer.done < trainer.config.steps:
+        trainer.run(noted, steps=1)
+        tick()
+    return trainer.log if ended else trainer.run(callback)
+
+
 def run_stages(
     pipe,
     stages: Sequence[Stage],
@@ -165,7 +194,7 @@ def run_stages(
             with DPOTrainer(
                 pipe, stage.pairs, config, stage.terms, folder=kept, reference=base if logs else None
             ) as trainer:
-                logs[stage.name] = trainer.run(callback=stop)
+                logs[stage.name] = _train(trainer, stop)
                 states[stage.name] = adapter_state(model, stage.name)
                 merge_lora(model, stage.name)
     for stage in stages:

@@ -20,6 +20,7 @@ READINGS: Mapping[str, Mapping[str, Contrast]] = {
     "03": {
         "tune_share_first_five": on_first_seeds(by_seed(gain("above", "tune.w33", "tune.w1")), 5),
         "tune_share_between": on_new_seeds(by_seed(gain("above", "tune.w33", "tune.w003")), 5),
+        "tune_rare_kernel": gain("kernel", "tune.w003", "tune.w1"),
         "less_noise_precision": gain("precision", "model.noise08", "model.w1"),
         "less_noise_recall": gain("recall", "model.noise08", "model.w1"),
         "guidance_1_recall": gain("recall", "model.guidance1", "model.w1"),

@@ -10,7 +10,7 @@ from labkit.course import start, t
 
 lab = start("05", tier=tier, lang=lang, seed=seed, strict=strict, interactive=interactive)
 
-# %% [markdown] lang="en" uid="article" pair="f97d2c9d"
+# %% [markdown] lang="en" uid="article" pair="1de848ce"
 # The article of this lesson and the next is the AIBR dialogue "人の画像生成を高める直接選好最適化とAIフィードバック" on HG-DPO. Three of its statements
 # are put to the test here: that DPO moves a model directly towards what is preferred, that an AI may say what is preferable in place of people, and that the
 # pictures get better. The first rests on another paper, Diffusion-DPO ([Wallace et al.](https://arxiv.org/abs/2311.12908)), and on a formula that the
@@ -23,10 +23,10 @@ lab = start("05", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # | pair of a better and a worse picture | preference pair: winner and loser | `winner`, `loser` |
 # | the model before DPO | base; frozen, it is the reference | `ref_winner`, `ref_loser` |
 #
-# **State of the evidence.** The study of this lesson (`labkit study run 05`) is recorded: 28 arms, every loss of labkit on the same pairs with the same budget, three seeds (thirteen of the base, DPO, SDPO and MaPO, whose differences three left open). Charts show the
+# **State of the evidence.** The study of this lesson (`labkit study run 05`) is recorded: 34 arms, every loss of labkit on the same pairs with the same budget, three seeds or, where three left a difference open, up to thirteen. Charts show the
 # record in blue with its 95 % intervals, and your own run as a star on top of it. A claim's verdict comes from the record; your run says whether it fits.
 
-# %% [markdown] lang="ja" uid="article" pair="72f21966"
+# %% [markdown] lang="ja" uid="article" pair="dbdf2f91"
 # このレッスンと次のレッスンで読む記事は、HG-DPO を解説した AIBR の対話「人の画像生成を高める直接選好最適化とAIフィードバック」です。ここでは、記事の3つの主張を
 # 確かめます。DPO がモデルを好まれる方向へ直接動かすこと、何が好ましいかを人の代わりに AI が判定できること、そして画像が良くなることです。1つ目の根拠は別の論文
 # Diffusion-DPO([Wallace et al.](https://arxiv.org/abs/2311.12908))の式で、記事には出てきません。その式を導き、書き、わざと壊したうえで、
@@ -39,7 +39,7 @@ lab = start("05", tier=tier, lang=lang, seed=seed, strict=strict, interactive=in
 # | 良い写真と悪い写真の対 | 選好ペア: 勝者と敗者 | `winner`, `loser` |
 # | DPO 前のモデル | 基準モデル(凍結したものが参照モデル) | `ref_winner`, `ref_loser` |
 #
-# **裏付けの状況。** このレッスンの実験(`labkit study run 05`)は記録済みです。28の条件、つまり labkit のすべての損失を、同じペアと同じステップ数で、3つのシードで比べました(3つでは差を判断できなかった基準モデル、DPO、SDPO、MaPO は13個)。グラフでは、記録を95%区間つきの青で、
+# **裏付けの状況。** このレッスンの実験(`labkit study run 05`)は記録済みです。34の条件で、labkit のすべての損失を、同じペアと同じステップ数で比べました。シードは3つで、差を判断できなかったものは最大13まで増やしています。グラフでは、記録を95%区間つきの青で、
 # 自分の実行結果を星で示します。主張の判定は記録に基づきます。自分の実行結果については、記録と矛盾しないかどうかが表示されます。
 
 # %% [markdown] lang="en" uid="toy" pair="36aa7896"
@@ -105,12 +105,14 @@ from dataclasses import replace
 from labkit.studies import Recorded, estimate, l05, means, read_record
 from labkit.worlds.toy import off_ring, reward, sample_points
 
+run_seed = 100 + lab.seed
+
 
 def toy_run(arm, terms=None):
     """en: Train the ring as an arm of the recorded study does, or with your own loss on its pairs; without the model.
     ja: 記録済みの実験の条件 arm で、または同じペアと自分の損失で、円周のモデルを学習します(モデルは返しません)。
     """
-    return replace(l05.ring_run(arm, 0, lab.seed, lab.sizes, terms), model=None)
+    return replace(l05.ring_run(arm, 0, run_seed, lab.sizes, terms), model=None)
 
 
 record = Recorded(read_record("05"))
@@ -127,8 +129,8 @@ def on_record(metric, arms, yours, xlabel, *, against=None, **options):
 
 
 base = l05.ring_base(0, lab.sizes.toy_pretrain)
-base_points = sample_points(base, 2000, torch.Generator().manual_seed(lab.seed + 1))
-winners, losers = l05.ring_pairs(0, lab.seed, lab.sizes.toy_pairs, 8, lab.sizes.toy_pretrain)
+base_points = sample_points(base, 2000, torch.Generator().manual_seed(run_seed + 1))
+winners, losers = l05.ring_pairs(0, run_seed, lab.sizes.toy_pairs, 8, lab.sizes.toy_pretrain)
 after = lab.keep("first", toy_run, "dpo_50").points
 panels = {t("l05.base"): base_points, t("l05.winners"): winners, t("l05.losers"): losers, t("l05.after"): after}
 scatter(panels, t("l05.toy_title"))
@@ -444,18 +446,18 @@ on_record("d_w", ring_arms, {n: r.log[-1]["d_w"] for n, r in toy.items()}, t("l0
 # %% uid="toy-claims"
 final = {name: run.log[-1]["d_w"] for name, run in toy.items()}
 two, ten, large = (rf"DPO $\kappa$ = {k}" for k in (2, 10, 250))
-lab.claim("winner_error_grows", measured=t("l05.m_d_w", setting="kappa 2"), value=final[two], seeds=[lab.seed])
+lab.claim("winner_error_grows", measured=t("l05.m_d_w", setting="kappa 2"), value=final[two], seeds=[run_seed])
 measured = t("l05.m_d_w", setting="kappa 10 + SFT")
-lab.claim("anchor_holds_winner", measured=measured, value=final["DPO 10 + SFT"], seeds=[lab.seed])
+lab.claim("anchor_holds_winner", measured=measured, value=final["DPO 10 + SFT"], seeds=[run_seed])
 measured = t("l05.m_difference", a="SDPO", b="DPO")
-lab.claim("sdpo_holds_winner", measured=measured, value=final["SDPO 10"] - final[ten], seeds=[lab.seed])
+lab.claim("sdpo_holds_winner", measured=measured, value=final["SDPO 10"] - final[ten], seeds=[run_seed])
 measured = t("l05.m_off", a="kappa 10", b="kappa 250")
 value = toy[ten].off_ring - toy[large].off_ring
-lab.claim("small_kappa_leaves_data", measured=measured, value=value, seeds=[lab.seed])
+lab.claim("small_kappa_leaves_data", measured=measured, value=value, seeds=[run_seed])
 noisy = {arm: lab.keep("toy", toy_run, arm).off_ring for arm in ("noisy_dpo", "noisy_smooth")}
 measured = t("l05.m_off", a="q = 0.25", b="q = 0")
 value = noisy["noisy_smooth"] - noisy["noisy_dpo"]
-lab.claim("smoothing_guards", measured=measured, value=value, seeds=[lab.seed])
+lab.claim("smoothing_guards", measured=measured, value=value, seeds=[run_seed])
 lab.reveal("winner_error", "up" if final[two] > 0 else "down")
 
 
@@ -590,7 +592,7 @@ exhibits = {
 }
 museum = {}
 for name in lab.progress_bar(exhibits, t("l05.museum_runs"), len(exhibits)):
-    museum[name] = train_toy(base, *exhibits[name], seed=lab.seed, steps=lab.sizes.toy_steps, lr=lab.sizes.toy_lr)
+    museum[name] = train_toy(base, *exhibits[name], seed=run_seed, steps=lab.sizes.toy_steps, lr=lab.sizes.toy_lr)
 columns = ("loss", "accuracy", "d_w", "d_l")
 heads = [t("l05.loss"), t("l05.accuracy"), "$d_w$", "$d_l$"]
 rows = [[name, *(f"{run.log[-1][c]:z.3f}" for c in columns)] for name, run in museum.items()]
@@ -654,11 +656,11 @@ from labkit.portraits.parse import parse_caption
 
 models = l05.models()
 pipe, judge, reader = models.pipe, models.judge, models.reader
-_, prompts = l05.half_named(lab.sizes.prompts, 10_000 + lab.seed)
+_, prompts = l05.half_named(lab.sizes.prompts, 10_000 + run_seed)
 parts = []
 for k in lab.progress_bar(range(0, len(prompts), 8), t("l05.pool"), -(-len(prompts) // 8)):
     some = prompts[k : k + 8]
-    options = {"scorers": [judge], "seed": 1000 * lab.seed + k, "steps": lab.sizes.steps}
+    options = {"scorers": [judge], "seed": 1000 * run_seed + k, "steps": lab.sizes.steps}
     parts.append(build_pool(pipe, some, lab.sizes.candidates, **options))
 latents = torch.cat([part.latents for part in parts])  # [prompts, candidates, C, h, w]
 scores = torch.cat([part.scores[judge.name] for part in parts])  # [prompts, candidates]
@@ -773,16 +775,34 @@ def live(record):
     handle.update(picture(figure))
 
 
+def with_bar(terms, watch=lambda record: None):
+    """en: Train on your pairs; ten times on the way the bar moves and `watch` sees the log's new record.
+    ja: 自分のペアで学習します。途中で10回、進み具合の表示を更新し、ログの新しい記録を `watch` に渡します。
+    """
+    steps = lab.sizes.train_steps
+    ticks = iter(lab.progress_bar(range(len(range(0, steps, max(1, steps // 10)))), t("l05.training")))
+    next(ticks)
+
+    def noted(record):
+        """en: Called after every tenth of the steps.
+        ja: ステップの10分の1ごとに呼ばれます。
+        """
+        watch(record)
+        next(ticks, None)
+
+    return l05.align(pairs, terms, run_seed, lab.sizes, noted)
+
+
 def train(terms):
     """en: The log of one run on your pairs, and pictures of the held-out prompts after it; always the same noise.
     ja: 自分のペアによる学習のログと、未使用のプロンプトの学習後の画像です。初期ノイズは常に同じです。
     """
     log.clear()
-    run = l05.align(pairs, terms, lab.seed, lab.sizes, live if lab.interactive else None)
-    return run, l05.pictures(test, lab.seed, lab.sizes, {"dpo": run.state})
+    run = with_bar(terms, live) if lab.interactive else with_bar(terms)
+    return run, l05.pictures(test, run_seed, lab.sizes, {"dpo": run.state})
 
 
-base_images = lab.keep("base", l05.pictures, test, lab.seed, lab.sizes)
+base_images = lab.keep("base", l05.pictures, test, run_seed, lab.sizes)
 run, aligned = lab.keep("aligned", train, [dpo(kappa)])
 log[:] = run.log[:-1]
 live(run.log[-1])
@@ -856,10 +876,10 @@ for found, title in zip((better, worse), titles, strict=True):
 # %% uid="portrait-claims"
 e = rates[t("l05.training_judge")]
 measured = t("l05.m_win", judge=t("l05.training_judge"), prompts=len(test), kappa=kappa)
-lab.claim("judge_is_pleased", measured=measured, value=e.value, interval=(e.low, e.high), seeds=[lab.seed])
+lab.claim("judge_is_pleased", measured=measured, value=e.value, interval=(e.low, e.high), seeds=[run_seed])
 e = rates[t("l05.gold_judge")]
 measured = t("l05.m_win", judge=t("l05.gold_judge"), prompts=len(test), kappa=kappa)
-lab.claim("dpo_beats_base", measured=measured, value=e.value, interval=(e.low, e.high), seeds=[lab.seed])
+lab.claim("dpo_beats_base", measured=measured, value=e.value, interval=(e.low, e.high), seeds=[run_seed])
 
 # %% [markdown] lang="en" uid="prove-reading" pair="2ff1c652"
 # **What you see.** In the record (128 prompts) four prompts in ten got better, one in twenty worse and the rest stayed as they were, by either judge; the gold judge's mean rose by $.091$ $[.078, .103]$, from .72 to .81. The judge that never trained agrees with the one that did, so DPO has
@@ -942,15 +962,15 @@ lab.claim("kto_beats_dpo", reason=t("l05.only_recorded"))
 lab.claim("weaker_kto_beats_dpo", reason=t("l05.only_recorded"))
 lab.claim("margin_helps", reason=t("l05.only_recorded"))
 
-# %% [markdown] lang="en" uid="own-reading" pair="c2ab642e"
+# %% [markdown] lang="en" uid="own-reading" pair="6474ecf1"
 # **Reading.** The same prompts make the difference of two losses far more exact than either of them: all contrasts of the record are taken prompt by prompt. **What the record decides.** DPO, KTO, the hinge, SDPO and the anchored
-# loss all gain between .08 and .09; KTO is not better than DPO, as its paper finds on another task, but a trifle worse (by .013). So is SDPO, over thirteen seeds (by .012 $[.004, .020]$): its guard takes away a part of the losers' gradient, and sixty steps of DPO break nothing here that needed it. With $\mu = 0.9$, the authors' value for SD 1.5, it holds back less and reads $.009$ $[.000, .017]$ better, most of that gap; neither difference is one that matters by our measure of .02. MaPO gains half as much as DPO ($.045$ $[.036, .055]$). One strength serves all losses and none was tuned for it, so that says what happens when you swap the loss and nothing else. **What a quarter of the strength does.** Without a reference nothing cancels what makes one picture of a pair harder than the other for *any* model, and a strong MaPO saturates on it: at a quarter it comes nearer to DPO, but stays behind by $.031$ $[.021, .041]$ (thirteen seeds): that is a third of the gap, not all of it. KTO stays a trifle behind DPO, both at a quarter, as before: by $.011$ $[.002, .020]$. A margin, more asked for where the judge's scores differ more, changes nothing: $.000$ $[-.010, .011]$. IPO at the same number barely moves: its $\tau$ fixes the gap to reach, which is a tiny one at 400. **The surprise is the baseline:** fine-tuning on the winners
+# loss all gain between .08 and .09; KTO is not better than DPO, as its paper finds on another task, but a trifle worse (by .013). So is SDPO, over thirteen seeds (by .012 $[.004, .020]$): its guard takes away a part of the losers' gradient, and sixty steps of DPO break nothing here that needed it. That the losers are held back is not shown to be the reason, though: $\mu = 0.9$, the authors' value for SD 1.5, holds them back *more* and reads $.009$ $[.000, .017]$ better than 0.5 (three seeds); neither difference is one that matters by our measure of .02. MaPO gains half as much as DPO ($.045$ $[.036, .055]$). One strength serves all losses and none was tuned for it, so that says what happens when you swap the loss and nothing else. **What a quarter of the strength does.** Without a reference nothing cancels what makes one picture of a pair harder than the other for *any* model, and a strong MaPO is likely to saturate on it: at a quarter it comes nearer to DPO at full strength, but stays behind by $.031$ $[.021, .041]$ (thirteen seeds): that is a third of the gap, not all of it. KTO stays a trifle behind DPO, both at a quarter, as before: by $.011$ $[.002, .020]$. A margin, a larger logit $s$ asked for where the judge's scores differ more, changes nothing: $.000$ $[-.010, .011]$. IPO at the same number barely moves: its $\tau$ fixes the gap to reach, which is a tiny one at 400. **The surprise is the baseline:** fine-tuning on the winners
 # alone gains as much as DPO, the difference is smaller than .02 either way. **Why:** the winners here are right where the base is often wrong, so copying them already teaches the prompts. The paper saw the same on its weaker model (SD 1.5: SFT wins 55.5 %) and the opposite on its stronger one (SDXL),
 # whose own pictures are better than the winners. What does tell them apart is $d_w$: below zero for SFT and the anchor, above for DPO.
 
-# %% [markdown] lang="ja" uid="own-reading" pair="5f3f8d09"
+# %% [markdown] lang="ja" uid="own-reading" pair="d09e15e9"
 # **結果の読み方。** 同じプロンプトで比べると、2つの損失の差は、それぞれの値よりずっと正確に測れます。記録済みの比較も、すべてプロンプトごとの差です。**記録から決まること。** DPO、KTO、hinge、SDPO、錨を加えた DPO の伸びは、どれも0.08から0.09です。KTO は、別の課題で測った論文とは
-# 違って DPO より良くはなく、ごくわずかに(0.013)劣りました。SDPO も、13個のシードで比べるとわずかに劣ります(差は0.012 $[.004, .020]$)。SDPO は歯止めとして敗者の勾配を弱めますが、60ステップの DPO では、歯止めが要るほどの破綻が起きません。実際、弱め方を抑えた $\mu = 0.9$(著者の SD 1.5用の値)では $.009$ $[.000, .017]$ 高く、差の大半が埋まりました(どちらの差も、意味があるとした0.02には届きません)。MaPO の伸びは DPO の半分です($.045$ $[.036, .055]$)。強さはすべての損失で共通にし、損失ごとの調整はしていません。つまりこれは、損失だけを取り替えたときに何が起こるかの比較です。**強さを4分の1にすると。** 2枚の画像には、*どの*モデルにとっても難しいほうがあります。参照モデルがなければその差は打ち消されず、強い MaPO の損失はそこで飽和します。4分の1の強さなら DPO に近づきますが、まだ $.031$ $[.021, .041]$ 劣ります(13シード)。埋まったのは差の3分の1で、全部ではありません。KTO は、どちらも4分の1の強さにしても、やはり DPO に $.011$ $[.002, .020]$ 及びません。評価役の得点差が大きいペアほど大きな差を求めるマージンは、何も変えませんでした($.000$ $[-.010, .011]$)。同じ値を入れた IPO はほとんど動きません。IPO の $\tau$ は目標とする差を決める数で、400では目標がごく小さいからです。**意外なのは比較対象の SFT です。** 勝者だけのファインチューニングの伸びは DPO と変わらず、差はどちらの向きにも0.02未満です。**理由:** 基準モデルがよく
+# 違って DPO より良くはなく、ごくわずかに(0.013)劣りました。SDPO も、13個のシードで比べるとわずかに劣ります(差は0.012 $[.004, .020]$)。SDPO は歯止めとして敗者の勾配を弱めますが、60ステップの DPO では、歯止めが要るほどの破綻が起きません。ただし、弱めたことが劣った原因だとはいえません。さらに強く弱める $\mu = 0.9$(著者の SD 1.5用の値)では、0.5のときより $.009$ $[.000, .017]$ 高かったからです(3シード。どちらの差も、意味があるとした0.02には届きません)。MaPO の伸びは DPO の半分です($.045$ $[.036, .055]$)。強さはすべての損失で共通にし、損失ごとの調整はしていません。つまりこれは、損失だけを取り替えたときに何が起こるかの比較です。**強さを4分の1にすると。** ペアの2枚のノイズ予測の誤差には、*どの*モデルでも一方が大きくなる差があります。参照モデルがなければその差は打ち消されず、強さの大きい MaPO では、損失がそこで飽和するのでしょう。4分の1の強さなら、元の強さの DPO に近づきますが、まだ $.031$ $[.021, .041]$ 劣ります(13シード)。埋まったのは、差の3分の1にとどまります。KTO と DPO の強さをどちらも4分の1にしても、KTO はやはり $.011$ $[.002, .020]$ 劣ります。評価役の得点差が大きいペアほど、大きなロジット $s$ を要求する「マージン付き」も、結果を変えませんでした($.000$ $[-.010, .011]$)。同じ値を入れた IPO はほとんど動きません。IPO の $\tau$ は目標とする差を決める数で、400では目標がごく小さいからです。**意外なのは比較対象の SFT です。** 勝者だけのファインチューニングの伸びは DPO と変わらず、差はどちらの向きにも0.02未満です。**理由:** 基準モデルがよく
 # 間違えるところで勝者は正しいので、まねるだけでもプロンプトに従うことを学べます。論文でも、弱いモデル(SD 1.5)では SFT の勝率が55.5%でした。自分の画像が勝者より良い、強いモデル(SDXL)では逆の結果です。違いが表れるのは $d_w$ で、SFT と錨を加えた DPO では負、DPO では正です。
 
 # %% [markdown] lang="en" uid="negative" pair="2734a0c4"
@@ -977,8 +997,8 @@ def guided():
     """en: Pictures guided away from a model that was trained to prefer the losers, without and with the prompt.
     ja: 敗者を好むように学習したモデルから遠ざけた画像です(プロンプトなしと、あり)。
     """
-    worse = l05.align(pairs, [npo(kappa)], lab.seed, lab.sizes)
-    return [l05.away_from(worse.state, test, lab.seed, lab.sizes, with_words=words) for words in (False, True)]
+    worse = with_bar([npo(kappa)])
+    return [l05.away_from(worse.state, test, run_seed, lab.sizes, with_words=words) for words in (False, True)]
 
 
 plain, worded = (l05.gold(images, test) for images in lab.keep("negative", guided))
@@ -990,10 +1010,10 @@ on_record("gold", names, yours, t("l05.gain_axis"), **options)
 # %% uid="negative-claim"
 e = estimate(wins(plain, gold["base"], 0.01))
 measured = t("l05.m_npo", judge=t("l05.gold_judge"), prompts=len(test))
-lab.claim("npo_helps", measured=measured, value=e.value, interval=(e.low, e.high), seeds=[lab.seed])
+lab.claim("npo_helps", measured=measured, value=e.value, interval=(e.low, e.high), seeds=[run_seed])
 e = estimate(worded - plain)
 measured = t("l05.m_words", prompts=len(test))
-lab.claim("npo_needs_words", measured=measured, value=e.value, interval=(e.low, e.high), seeds=[lab.seed])
+lab.claim("npo_needs_words", measured=measured, value=e.value, interval=(e.low, e.high), seeds=[run_seed])
 lab.claim("unprompted_npo_helps", reason=t("l05.only_recorded"))
 
 # %% [markdown] lang="en" uid="negative-reading" pair="5e4c851a"

@@ -439,6 +439,9 @@ names |= {
     "leap": t("l06.leap"),
     "sft": t("l06.sft"),
     "real_sft": t("l06.real_sft"),
+    "real_sft_careless": t("l06.real_sft_careless"),
+    "sft_careless": t("l06.sft_careless"),
+    "leap_careless": t("l06.leap_careless"),
     "hg_words": t("l06.with_words"),
     "hg_half": t("l06.hg_half"),
     "hg_finish": t("l06.hg_finish"),
@@ -502,14 +505,14 @@ claim("colour_grows", "warm_all", "warm_two", "warmth")
 claim("statistics_cure", "warm_all", "warm_cured", "warmth")
 claim("cure_is_free", "warm_cured", "warm_all", "judge")
 
-# %% [markdown] lang="en" uid="colour-reading" pair="6365b701"
+# %% [markdown] lang="en" uid="colour-reading" pair="7f12214f"
 # **Reading.** The dots are seeds, the bar a 95 % interval over seeds and prompts; zero is the base. Compare the first two rows: the same judge, the same
-# steps, only more to choose from. Eight candidates carry more of the taste (.147) than two (.078), and the loss of the third row takes most of the difference back (.097): **reproduced**, both. It cost no faithfulness; the cured rows are, if anything, more faithful ($.031$ $[-.001, .063]$ by the training judge); likely because what a pair no longer spends on warmth it can spend on the prompt. The term can only act on a *mean* over pixels, so a taste for warm
+# steps, only more to choose from. Eight candidates carry more of the taste (.147) than two (.078), and the loss of the third row takes most of the difference back (.096): **reproduced**, both. It cost no faithfulness; the cured rows are, if anything, more faithful ($.031$ $[-.001, .063]$ by the training judge); likely because what a pair no longer spends on warmth it can spend on the prompt. The term can only act on a *mean* over pixels, so a taste for warm
 # backgrounds beside cool faces would pass it untouched; and a prompt that asks for a red dress pays a little, because its mean has to move. The last
 # claim says whether that price can be seen.
 
-# %% [markdown] lang="ja" uid="colour-reading" pair="8ef864f1"
-# **図の読み方。** 点はシードごとの平均、横棒はシードとプロンプトにわたる95%区間で、0が基準モデルです。まず上の2行を比べてください。評価役もステップ数も同じで、違うのは候補の数だけです。候補8枚(0.147)のほうが2枚(0.078)より好みを強く伝え、3行目で加えた統計量合わせの損失は、その差の大半を打ち消します(0.097)。
+# %% [markdown] lang="ja" uid="colour-reading" pair="b28c2e78"
+# **図の読み方。** 点はシードごとの平均、横棒はシードとプロンプトにわたる95%区間で、0が基準モデルです。まず上の2行を比べてください。評価役もステップ数も同じで、違うのは候補の数だけです。候補8枚(0.147)のほうが2枚(0.078)より好みを強く伝え、3行目で加えた統計量合わせの損失は、その差の大半を打ち消します(0.096)。
 # どちらも**再現できました**。忠実度は犠牲になっていません。学習用の評価役で見ると、むしろ高いほどです($.031$ $[-.001, .063]$)。暖色に使われていた分を、ペアがプロンプトの学習に回せるからでしょう。罰則が効くのは画素の*平均*だけです。背景は暖色、顔は寒色という好みなら、この損失では防げません。また「赤い服」を求めるプロンプトでは
 # 平均が動くのが正しいので、少し不利になります。その不利が目に見えるほどかどうかが、最後の主張です。
 
@@ -699,11 +702,17 @@ lab.predict("order")
 
 
 # %% uid="easy-run" tags=["slow"]
+from labkit.dpo import each_step
+
+
 def train(plan, start=None):
     """en: Train stages (name, pairs, terms, steps) after the adapters of `start`; the states of all adapters.
     ja: `start` のアダプタに続けて、各段階(名前、ペア、損失項、ステップ数)を学習し、全アダプタの重みを返します。
     """
-    return l06.align(plan, run_seed, sizes, start)
+    ticks = iter(lab.progress_bar(range(sum(steps for *_, steps in plan)), t("l06.training")))
+    next(ticks)
+    with each_step(lambda: next(ticks, None)):
+        return l06.align(plan, run_seed, sizes, start)
 
 
 def draw(states):
@@ -868,33 +877,61 @@ claim("order_matters", "hg", "at_once")
 claim("sft_erases", "sft", "easy")
 claim("pairs_beat_fine_tuning", "hg", "real_sft")
 
-# %% [markdown] lang="en" uid="own-reading" pair="6290fce4"
+# %% [markdown] lang="en" uid="own-reading" pair="171b2fb9"
 # **Reading.** Compare the leap with the curriculum first, by the intervals and not by the dots. Does it fall below the curriculum, or even below the base, as in
 # the paper (FID from 37 to 113)? On record it does not fall below the base: it gains $.090$ $[.045, .136]$, **contradicted**, and whether it ends below the curriculum is
 # open ($-.003$ $[-.055, .049]$). On the other axis it leads: it ends nearer to real pictures than the curriculum, by $5.1$ $[0.5, 9.6]$. What the record does decide are the stages: without easy the curriculum loses $.113$ $[.089, .137]$, without normal
-# $.030$ $[.018, .042]$; the *order* of the stages is worth less than the two points that would matter: all pairs at once do as well, to within $.006$ $[-.002, .013]$ over eighteen seeds. Fine-tuning on the hard winners after easy does not undo what easy gained: it adds $.015$ $[.001, .028]$ (**contradicted**). Why does the leap hold its ground? The likely reason is the weak shortcut of section 5:
+# $.030$ $[.018, .042]$; the *order* of the stages is worth less than the two points that would matter: all pairs at once do as well, to within $.006$ $[-.002, .013]$ over eighteen seeds. Fine-tuning on the hard winners after easy does not undo what easy gained: it adds $.015$ $[.001, .028]$ (**contradicted**). Why does the leap hold its ground? One reason is the weak shortcut of section 5:
 # our real pictures differ from generated ones by a film of noise that the VAE all but swallows, photographs in everything at once, and the paper trained for hundreds of thousands of steps.
-# A pair that cannot be told apart so easily goes on teaching attributes.
+# A pair that cannot be told apart so easily goes on teaching attributes. The other may be *what* it teaches: the winner of a leap is a picture whose caption is right.
 #
 # Now the uncomfortable dot: **plain fine-tuning on the real pictures**. It lies to the right of the curriculum (.85 against .81) *and* below it (a distance of 6 against 12). Both
-# differences go the same way in each of eighteen seeds. That the curriculum is the more faithful one is **contradicted**: it falls short by $.042$ $[.030, .054]$. *Here*, no pairs and no judge would have been needed. Why? This base was spoilt in one particular way, by wrong captions, and 96 real pictures with *right* captions are the direct antidote; they carry
-# the grain as well. In the paper fine-tuning on the hard winners, after any stage, ends at the same modest place: its base had already been fine-tuned on 300,000
-# photographs, so there was nothing left for that antidote to cure. The lesson for your own project is a question about your base: is it wrong because of its data
-# (then mend the data), or is it right on average and you want its better half (then preferences)? A table without this control cannot tell.
+# differences go the same way in each of eighteen seeds. That the curriculum is the more faithful one is **contradicted**: it falls short by $.042$ $[.030, .054]$. *Here*, no pairs and no judge would have been needed. Why? This base was spoilt in one particular way, by wrong captions. Are 96 real pictures with *right* captions the direct antidote? They carry the grain as well.
 
-# %% [markdown] lang="ja" uid="own-reading" pair="ac4e201e"
+# %% [markdown] lang="ja" uid="own-reading" pair="4acf7fe4"
 # **図の読み方。** まず、飛躍とカリキュラムを、点ではなく区間で比べてください。飛躍はカリキュラムを下回るでしょうか。論文のように、基準モデルより悪くなる
 # (FID が37から113)でしょうか。記録では、飛躍は基準モデルを下回らず、$.090$ $[.045, .136]$ 上回ります。「基準モデルより忠実度が低くなる」という主張は、**反対の結果になりました**。カリキュラムより低くなるかどうかは、まだ決まっていません($-.003$ $[-.055, .049]$)。もう一方の軸では飛躍が先を行き、カリキュラムより $5.1$ $[0.5, 9.6]$ だけ本物に近くなります。
 # 記録が決めたのは段階の価値です。easy を省くとカリキュラムは $.113$ $[.089, .137]$、normal を省くと $.030$ $[.018, .042]$ を失います。一方、段階の*順序*の効果は、意味のある差とした0.02に届きません。すべてのペアを一括で学習しても、18のシードで差は $.006$ $[-.002, .013]$ です。easy の後に hard の勝者でファインチューニングしても、easy で得たものは消えず、$.015$ $[.001, .028]$ 増えました(**反対の結果**)。
-# 飛躍が持ちこたえる理由として考えられるのは、第5節で測った近道の弱さです。この教材の本物と生成画像の違いは、VAE でほとんど消えてしまう薄い粒だけですが、写真はあらゆる点で同時に異なり、論文では学習も数十万ステップ続きます。簡単に見分けられないペアは、
-# 属性を教え続けます。
+# 飛躍が持ちこたえるのはなぜでしょうか。理由の1つは、第5節で測った近道の弱さです。この教材の本物と生成画像の違いは、VAE でほとんど消えてしまう薄い粒だけですが、写真はあらゆる点で同時に異なり、論文では学習も数十万ステップ続きます。簡単に見分けられないペアは、
+# 属性を教え続けます。もう1つは、教える*内容*かもしれません。飛躍の勝者は、キャプションの正しい画像です。
 #
 # 次は、都合の悪い点、**本物の画像による通常のファインチューニング**です。カリキュラムより右(0.85対0.81)で、*しかも*下(距離が6対12)にあります。どちらの差も、18のシードすべてで同じ向きです。カリキュラムのほうが忠実だという主張は**反対の結果になりました**。差は $.042$ $[.030, .054]$ です。
 # つまり、*ここでは*ペアも評価役も要らなかったことになります。なぜでしょうか。
-# この基準モデルは、誤ったキャプションという特定の原因で歪んでいます。*正しい*キャプションの付いた本物96枚は、その直接の薬になり、粒状感も一緒に教えます。論文では、hard の勝者でファインチューニング
-# すると、どの段階の後でも同じ程度の結果に落ち着きます。基準モデルがすでに30万枚の写真でファインチューニング済みで、この薬で治すものが残っていなかったからです。自分のプロジェクトに
-# 引きつければ、問うべきは基準モデルの状態です。データのせいで間違っているのか(それならデータを直す)、平均的には正しく、その出力のうち良いほうだけが欲しいのか(それなら選好で学習する)。この対照実験がない表からは、
-# どちらなのか分かりません。
+# この基準モデルは、誤ったキャプションという特定の原因で歪んでいます。*正しい*キャプションの付いた本物96枚が、その直接の薬になったのでしょうか。本物の画像は、粒状感も一緒に教えます。
+
+# %% [markdown] lang="en" uid="careless" pair="19bff1a7"
+# ### Is it the captions?
+#
+# Both suspicions name the captions, so change them and nothing else: the same real pictures, the same steps, but captions as careless as those that made this base, in which each named attribute but the style is wrong with probability 0.4.
+# These three runs were declared after the others had been seen and before they were recorded.
+
+# %% [markdown] lang="ja" uid="careless" pair="ead3ffb0"
+# ### 原因はキャプションか
+#
+# どちらの推測もキャプションに行き着きます。そこで、キャプションだけを変えます。本物の画像もステップ数も同じで、キャプションは、この基準モデルの学習に使ったものと同じくらい不正確にします。スタイル以外の指定は、0.4の確率で誤りです。
+# この3つの条件は、ほかの条件の結果を見た後、記録を始める前に宣言しました。
+
+# %% uid="careless-record"
+careless = ["base", "easy", "hg", "leap", "leap_careless", "sft", "sft_careless", "real_sft", "real_sft_careless"]
+on_record("gold", careless, t("l06.gold_score"), t("l06.careless_title"))
+claim("right_captions_help", "real_sft", "real_sft_careless")
+claim("pairs_beat_careless", "hg", "real_sft_careless")
+claim("careless_sft_erases", "sft_careless", "easy")
+claim("careless_leap_below_base", "leap_careless", "base")
+
+# %% [markdown] lang="en" uid="careless-reading" pair="2e51af8d"
+# **Reading.** With careless captions plain fine-tuning is $.112$ $[.097, .127]$ less faithful and ends near the base (.74 against .72): the right captions were most of the antidote. The curriculum, whose judge looks at the pictures, is now ahead of it by $.079$ $[.041, .117]$. After the easy stage such captions do erase something, $.025$ $[.002, .048]$.
+# The leap ends at .75 with them instead of .81, so much of what it had gained came with its winners' captions as well. Whether it then ends above or below the base is open, $.022$ $[-.020, .064]$ over five seeds. That it falls far below, as in the paper, is not what we see; for that the texture would have to do harm, and ours is weak (section 5).
+#
+# In the paper fine-tuning on the hard winners, after any stage, ends at the same modest place. Its base had been fine-tuned on 300,000 photographs before, so an antidote of this kind may have had nothing left to cure; that is an inference, our runs cannot test it. The lesson for your own project is a question about your base: is it wrong because of its data
+# (then mend the data), or is it right on average and you want its better half (then preferences)? A table without these controls cannot tell.
+
+# %% [markdown] lang="ja" uid="careless-reading" pair="57f0afea"
+# **図の読み方。** 誤りを含むキャプションでは、通常のファインチューニングの忠実度は $.112$ $[.097, .127]$ 低く、基準モデルに近い値で終わります(0.74と0.72)。効いていたのは、主に正しいキャプションでした。評価役が画像そのものを見て選ぶカリキュラムは、今度は $.079$ $[.041, .117]$ 上回ります。easy 段階の後にこのキャプションで学習すると、実際に一部が失われます($.025$ $[.002, .048]$)。
+# 飛躍の値も、0.81から0.75に下がります。飛躍で伸びた分も、多くは勝者に付いた正しいキャプションから来ていたことになります。基準モデルより上か下かは、5つのシードでは決まりません(差は $.022$ $[-.020, .064]$)。論文のように大きく下回る様子はありません。そうなるには質感が害を及ぼす必要がありますが、ここではその手がかりが弱いのです(第5節)。
+#
+# 論文では、hard の勝者でファインチューニングすると、どの段階の後でも同じ程度の結果に落ち着きます。基準モデルがすでに30万枚の写真でファインチューニング済みで、この種の薬で治すものが残っていなかったのかもしれません。これは推測で、ここでの実験では確かめられません。
+# 自分のプロジェクトに引きつければ、問うべきは基準モデルの状態です。データのせいで間違っているのか(それならデータを直す)、平均的には正しく、その出力のうち良いほうだけが欲しいのか(それなら選好で学習する)。こうした対照実験がない表からは、どちらなのか分かりません。
 
 # %% [markdown] lang="en" uid="pareto" pair="74096645"
 # With two axes "best" is no longer a number. An arm is **dominated** if another one is at least as good on both axes and better on one; what no one dominates
@@ -1297,9 +1334,12 @@ close = replace(whole, latents=whole.latents[row, two], scores={by: whole.scores
 sd_stages = {"easy": best_vs_worst(whole, by), "hard": best_vs_worst(close, by, stage="hard")}
 for name, one in sd_stages.items():
     print(t("l06.real_margin", stage=name, margin=np.mean(one.column("margin"))))
-run_stages(
-    sd.pipe, [Stage(name, one.training(), [dpo(sd.kappa)], sd.config) for name, one in sd_stages.items()]
-)  # fmt: skip
+ticks = iter(lab.progress_bar(range(len(sd_stages) * sd.config.steps), t("l06.training")))
+next(ticks)
+with each_step(lambda: next(ticks, None)):
+    run_stages(
+        sd.pipe, [Stage(name, one.training(), [dpo(sd.kappa)], sd.config) for name, one in sd_stages.items()]
+    )  # fmt: skip
 drawn = {}
 for label, worn in {t("l06.base"): (), "easy": ("easy",), "easy → hard": ("easy", "hard")}.items():
     with use_adapters(sd.denoiser, dict.fromkeys(worn, 1.0)):

@@ -944,7 +944,7 @@ tries = {
     t("l07.edit", strength=1.0): (direction, 1.0),
     t("l07.random", strength=1.0): (random_direction(direction, lab.seed), 1.0),
 }
-made = {name: drawn(vector, strength, lab.seed, sizes) for name, (vector, strength) in tries.items()}
+made = {name: drawn(vector, strength, 100 + lab.seed, sizes) for name, (vector, strength) in tries.items()}
 strips(
     {t("l07.edit_row", name=name, glasses=g.mean(), mood=m.mean()): list(x[:6]) for name, (x, g, m) in made.items()},
     title=t("l07.edit_title", n=sizes.edits),

@@ -783,7 +783,7 @@ on_record(
 lab.claim("tuned_threshold_void", **only)
 lab.claim("tuned_shifts", **only)
 
-# %% [markdown] lang="en" uid="change-read" pair="185a98e2"
+# %% [markdown] lang="en" uid="change-read" pair="a39fb900"
 # **Reading.** The gate refuses to use the threshold, by the hash of the model. Would anything have happened without it? Your run is *one* calibration, the record has 45. In 11 of the last 42 no defect slips through: nineteen of twenty pictures of the other checkpoint are defective, the judge sees it, and hardly anything passes at all. In a
 # typical one a dozen of the 128 pictures pass and five or six of them are bad, nearly half where 8 % had been certified. And in four of 42 the calibration had been a little luckier and its threshold a little lower: 56 to 125 pictures passed, nearly all of them defective. The mean excess is $.084$ $[.020, .149]$: **reproduced**, and the
 # average hides how uneven it is.
@@ -791,13 +791,13 @@ lab.claim("tuned_shifts", **only)
 # The first three calibrations on record, taken alone, say the opposite: nothing bad passed in any of them, with an interval of $[-.008, -.001]$. Three draws cannot show a disaster that comes once in ten: the same arithmetic as in section 2. The other half of the plan breaks as well: the yield falls by 70 points
 # in the mean, so that a sample of 60 is rarely full. Any change of model, adapter, prompts, steps or filter is a new process: back to 100 % inspection, and a new calibration. *Try it*: lower the threshold in the cell above to 0.6, as a calibration set with a few lucky labels would have done, and count what passes then.
 #
-# The lower rows are the case that practice knows best: somebody improves the model *against the very score that guards it*. If it had learnt to please the judge (lesson 06's warm colours), more would pass and more of that would be bad. On record it is the harmless outcome: of 100 pictures 63 are defective instead of 70, about as
-# many pass as before (19.5 % after 18.4 %; 128 orders cannot tell that from nothing), and none of the 23 to 27 that pass, depending on the calibration, is defective. **Contradicted** here: so short a tuning made the model a little better and did not teach it to deceive. Nobody knew that before the audit, though, and 0 of 26 still allows 11 %, more than the 10 % that had
+# The lower rows are the case that practice knows best: somebody improves the model *against the very score that guards it*. If it had learnt to please the judge (lesson 06's warm colours), more would pass and more of that would be bad. On record it is the harmless outcome: of 100 pictures 63 are defective instead of 70, and none of the 23 to 27
+# that pass, depending on the calibration, is defective. Whether more pass these 128 orders could not tell (19.5 % after 18.4 %); sixteen times 256 new orders can: 27 % after 22 %, a gain of $.049$ $[.039, .060]$, **reproduced**, and 14 of the 1,109 that passed there are defective, still far below what was certified. **Contradicted** here: so short a tuning made the model a little better and did not teach it to deceive. Nobody knew that before the audit, though, and 0 of 26 alone would still allow 11 %, more than the 10 % that had
 # been certified. So the old certificate is void all the same: it was signed for other pictures.
 #
 # A hash only knows what one tells it. Light, orders and suppliers change without one. So a monitor has to watch.
 
-# %% [markdown] lang="ja" uid="change-read" pair="bc91abc8"
+# %% [markdown] lang="ja" uid="change-read" pair="7b61419a"
 # **結果の読み方。** ゲートはモデルのハッシュを見て、しきい値の使用を拒否します。もし拒否しなかったら、何が起きたでしょうか。あなたの実行は校正*1回*の結果で、記録には45回分あります。最後の42回のうち11回では、不良は1枚も通過しませんでした。別のチェックポイントの画像は20枚中19枚が不良ですが、評価役がそれを見抜くので、
 # ほとんど何も通過しないのです。典型的な回では128枚のうち12枚ほどが通過し、その5〜6枚が不良でした。保証は8%なのに、半数近くが不良です。さらに42回のうち4回では、校正用の画像に少し恵まれてしきい値が少し低くなり、56枚から125枚が通過して、そのほとんどが不良でした。超過分の平均は $.084$ $[.020, .149]$ で、主張は**再現できました**。
 # ただし、平均だけでは、回ごとの結果がどれほどばらついているかは分かりません。
@@ -806,8 +806,8 @@ lab.claim("tuned_shifts", **only)
 # 揃いません。モデル、アダプタ、プロンプト、ステップ数、フィルタのどれかが変われば、新しい工程です。全数検査に戻り、校正をやり直します。*試してみましょう*。校正用のラベルにたまたま恵まれた場合を想定して、上のセルのしきい値を0.6に下げ、何が通過するかを数えてください。
 #
 # 図の下側の行は、実務で最もよくある場合です。誰かが、*番人であるはずの得点そのものを目標にして*モデルを改良しました。評価役に気に入られることを覚えただけなら(レッスン06の暖色がそうでした)、通過する画像が増え、その中の不良も増えるはずです。記録に残ったのは、害のないほうの結果でした。不良は100枚あたり70枚から63枚に減り、
-# 通過する割合はほとんど変わらず(18.4%から19.5%。注文128件では差があるとはいえません)、通過した画像(校正によって23〜27枚)に不良は1枚もありません。「保証を超える不良が通過する」という主張は、ここでは**反対の結果になりました**。この短い調整は、モデルを少し良くしただけで、評価役を欺くことまでは教えなかったのです。ただし、それは監査するまで誰にも分かりませんでした。
-# しかも、26枚中0枚でも不良率は11%までありえます。保証したはずの10%を超える値です。古い証明書はやはり無効です。別の画像に対して署名されたものだからです。
+# 通過した画像(校正によって23〜27枚)に不良は1枚もありません。通過する割合が増えたかどうかは、この128件の注文では決まりませんでした(18.4%から19.5%)。新しい注文256件を16回測ると決まります。22%から27%へ $.049$ $[.039, .060]$ 増え、主張は**再現できました**。このとき通過した1,109枚のうち不良は14枚で、やはり保証した割合を大きく下回ります。「保証を超える不良が通過する」という主張は、ここでは**反対の結果になりました**。この短い調整は、モデルを少し良くしただけで、評価役を欺くことまでは教えなかったのです。ただし、それは監査するまで誰にも分かりませんでした。
+# しかも、26枚中0枚という結果だけなら、不良率は11%までありえます。保証したはずの10%を超える値です。古い証明書はやはり無効です。別の画像に対して署名されたものだからです。
 #
 # ただし、ハッシュに分かるのは渡された情報だけです。照明や注文の傾向、仕入れ先は、ハッシュを変えずに変わります。だから監視が必要です。
 
@@ -1145,7 +1145,7 @@ lab.claim("two_hundred_pairs_help", **only)
 lab.claim("more_pairs_help", **only)
 lab.claim("repetition_is_why", **only)
 
-# %% [markdown] lang="en" uid="small-read" pair="8d71d8f3"
+# %% [markdown] lang="en" uid="small-read" pair="4236885a"
 # **Reading.** Fifty pairs are enough to begin with: over ten seeds the independent judge gives $.056$ $[.033, .079]$ more than to the base, more than a quarter of an attribute in a prompt that names five. Two hundred give $.042$ $[.034, .050]$. That more pairs do more is **contradicted**: over forty seeds two hundred do *less* than fifty, $-.019$ $[-.029, -.008]$, at the same number of steps. After seven seeds it was open. What more pairs bring is *steadiness*: from seed to seed
 # the result of fifty wanders by $.031$ (standard deviation), that of two hundred by $.021$. **Why:** in 96 steps of ten pairs an adapter sees 960, so fifty come round nineteen times and two hundred only five. The control gives two hundred four times the steps, so that each comes round as often: now they do more than fifty in each of five seeds, by $.075$ $[.046, .103]$. So it was the training that was too short, not the data that were of no use: whoever collects more pairs must train longer. (Fifty pairs with 384 steps were not tried; part of the gain may be owed to the steps alone.) What the figure cannot
 # say is whether your customers agree with the judge. For that, keep twenty of your own pairs aside and count (lesson 05).
@@ -1153,7 +1153,7 @@ lab.claim("repetition_is_why", **only)
 # On the premises: the run above trained with every connection refused, and nobody asked for one. Weights, pairs and judge were files on this machine. The adapter's hash makes another process of the same base, so the record of section 5 does not cover its pictures: small data makes training cheap, not inspection.
 
 # %% [markdown] lang="ja" uid="small-read" pair="0563342b"
-# **結果の読み方。** 始めるには50組で足ります。10個のシードを平均すると、独立した評価役の得点は基準モデルより $.056$ $[.033, .079]$ 上がりました。属性を5つ指定するプロンプトで、属性4分の1個分を超えます。200組では $.042$ $[.034, .050]$ でした。「ペアが多いほど効果も大きい」という主張は、**反対の結果になりました**。ステップ数が同じなら、40個のシードで、200組の効果は50組を*下回ります*($-.019$ $[-.029, -.008]$)。7シードの時点では、まだ決まりませんでした。ペアを増やして得られるのは*安定性*です。シードによる結果のばらつき(標準偏差)は、
+# **結果の読み方。** 始めるには50組で足ります。10個のシードを平均すると、独立した評価役の得点は基準モデルより $.056$ $[.033, .079]$ 上がりました。属性を5つ指定するプロンプトで、属性4分の1個分を超えます。200組では $.042$ $[.034, .050]$ でした。「ペアが多いほど効果も大きい」という主張は、**反対の結果になりました**。ステップ数が同じなら、40個のシードで、200組の効果は50組を*下回ります*($-.019$ $[-.029, -.008]$)。7シードの時点では、まだ決まっていませんでした。ペアを増やして得られるのは*安定性*です。シードによる結果のばらつき(標準偏差)は、
 # 50組で $.031$、200組で $.021$ です。**理由は、繰り返しの回数です。** 10組ずつ96ステップの学習で、アダプタが見るのは延べ960組です。50組なら19回ずつ繰り返しますが、200組では5回ずつです。そこで対照実験では、200組のステップを4倍にして、繰り返しの回数をそろえました。すると5個のシードすべてで、200組の効果が50組を上回りました($.075$ $[.046, .103]$)。データが役に立たなかったのではなく、学習が短すぎたのです。ペアを増やすなら、学習も長くする必要があります(50組で384ステップは試していないので、伸びの一部はステップ数そのものの効果かもしれません)。この図から分からないのは、
 # 顧客が評価役と同じ意見かどうかです。それを知るには、自社のペアを20組ほど学習に使わずに取っておき、正解率を数えます(レッスン05)。
 #
