@@ -251,10 +251,11 @@ def same_conditions(study: Study, record: Record, folder: Path | None = None) ->
     if not keys:
         return
     command = "labkit study" if folder is None else f"labkit study --folder {folder}"
-    cures = [f"`{command} run {study.lesson} --anew` drops its {len(keys)} units and starts again"]
+    adopt, anew, count = f"{command} adopt {study.lesson}", f"{command} run {study.lesson} --anew", len(keys)
+    cures = f"`{anew}` drops its {count} units and starts again"
     if adoptable(study, record):
-        cures.insert(0, f"if the numbers stayed, `{command} adopt {study.lesson}` keeps them")
-    raise StudyError(f"study {study.lesson} was recorded with other {' and '.join(changed)}: {'; '.join(cures)}")
+        cures = f"if the numbers stayed, `{adopt}` keeps them; `{anew}` drops its {count} units and starts again"
+    raise StudyError(f"study {study.lesson} was recorded with other {' and '.join(changed)}: {cures}")
 
 
 def adoptable(study: Study, record: Record) -> bool:
