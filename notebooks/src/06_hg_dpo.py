@@ -914,6 +914,8 @@ claim("pairs_beat_fine_tuning", "hg", "real_sft")
 # %% uid="careless-record"
 careless = ["base", "easy", "hg", "leap", "leap_careless", "sft", "sft_careless", "real_sft", "real_sft_careless"]
 on_record("gold", careless, t("l06.gold_score"), t("l06.careless_title"))
+
+# %% uid="careless-claims"
 claim("right_captions_help", "real_sft", "real_sft_careless")
 claim("pairs_beat_careless", "hg", "real_sft_careless")
 claim("careless_sft_erases", "sft_careless", "easy")
