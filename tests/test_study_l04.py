@@ -8,7 +8,8 @@ import torch
 
 from labkit.diffusion import image_generators, sample
 from labkit.portraits import render_tensor, sample_specs
-from labkit.studies import l04, l04_controls
+from labkit.portraits.parse import parse_caption
+from labkit.studies import l04, l04_controls, l04_words
 
 SIZES = SimpleNamespace(targets=2, copies=2, steps=2, guidance=3.0, weight=0.8, rounds=2, images=3)
 
@@ -97,3 +98,35 @@ def test_the_windows_of_the_second_round_have_twenty_steps(monkeypatch):
     monkeypatch.setattr(l04, "unit", lambda arm, seed, sizes: asked.append((arm, seed, sizes.steps, sizes.targets)))
     l04_controls.unit("first_steps20", 3, SIZES)
     assert asked == [("first", 3, 20, 2)]
+
+
+def test_a_prompt_that_contradicts_its_target_names_two_values_of_it_and_two_of_the_other_person():
+    right = wrong = 0
+    for seed in range(4):
+        for target in range(2):
+            crowd = l04.people(2, seed)
+            named = parse_caption(l04_words.prompt(target, seed, SIZES))
+            of_target = {name for name, value in named.items() if getattr(crowd.liked[target], name) == value}
+            assert len(named) == 4
+            assert len(of_target) == 2
+            rest = {name: value for name, value in named.items() if name not in of_target}
+            assert all(getattr(crowd.disliked[target], name) == value for name, value in rest.items())
+            right, wrong = right + len(of_target), wrong + len(rest)
+    assert (right, wrong) == (16, 16)
+    assert l04_words.prompt(0, 0, SIZES) != l04_words.prompt(0, 1, SIZES)
+
+
+def test_dropout_is_the_only_difference_of_the_arms_of_the_third_round(monkeypatch):
+    full, less = (l04_words.play(1, 7, SIZES, dropout=share) for share in (0.0, 0.3))
+    text = l04_words.prompt(1, 7, SIZES)
+    assert set(full.rounds[0].prompts) == {text}
+    assert all(set(words.split()) <= set(text.split()) for r in less.rounds for words in r.prompts)
+    assert any(words != text for r in less.rounds for words in r.prompts)
+    settings = [{k: v for k, v in game._configuration().items() if k != "dropout"} for game in (full, less)]
+    assert settings[0] == settings[1]
+    shares = []
+    monkeypatch.setattr(l04_words, "play", lambda *_, dropout: shares.append(dropout))
+    monkeypatch.setattr(l04, "scores_of_rounds", lambda games, *_: {"n": np.array([len(games)])})
+    for arm in ("rounds_named", "rounds_named_dropout"):
+        assert l04_words.unit(arm, 7, SIZES)["n"] == 2
+    assert shares == [0.0, 0.0, 0.3, 0.3]

@@ -257,9 +257,13 @@ ESTIMATES = estimate_of_seeds({
     "dropout_costs": gain("mean.4", "rounds_dropout", "rounds_feedback"),
     "worst_dislike_helps": gain("target", "both_worst", "like"),
     "first_half_helps_in_20": gain("target", "first_steps20", "both_steps20"),
+    "named_dropout_varies": gain("diversity.4", "rounds_named_dropout", "rounds_named"),
+    "named_dropout_costs": gain("mean.4", "rounds_named_dropout", "rounds_named"),
 })  # fmt: skip
 
-LATER = dict.fromkeys(("both_worst", "both_steps20", "first_steps20", "second_steps20"), "labkit.studies.l04_controls")
+LATER = dict.fromkeys(
+    ("both_worst", "both_steps20", "first_steps20", "second_steps20"), "labkit.studies.l04_controls"
+) | dict.fromkeys(("rounds_named", "rounds_named_dropout"), "labkit.studies.l04_words")
 
 STUDY = Study(
     lesson="04",
@@ -269,6 +273,7 @@ STUDY = Study(
     more=dict.fromkeys(("none", "like", "both", "fixed", "both_worst"), range(10, 30))
     | dict.fromkeys(("first", "second"), range(10, 46))
     | dict.fromkeys(("rounds_feedback", "rounds_restarts"), range(10, 164))  # two claims that 46 seeds left open
+    | dict.fromkeys(("rounds_named", "rounds_named_dropout"), range(10, 60))
     | {"rounds_dropout": range(10, 15)},  # a verdict would take about 276 seeds, more than the budget
     sizes={
         "targets": 6, "copies": 4, "steps": 8, "guidance": 3.0, "weight": 0.8, "rounds": 4, "images": 4,

@@ -56,7 +56,7 @@ import torch
 
 from labkit.figures import curve_with_interval, density_map, kept_points, path_in_box
 from labkit.figures import recorded_means, recorded_plane, strips
-from labkit.studies import estimate, l03, means
+from labkit.studies import estimate, l03, l03_pools, means
 
 sizes, run_seed = lab.sizes, 100 + lab.seed
 real = l03.reals(run_seed, sizes.reals)
@@ -644,13 +644,13 @@ claim("ideal_vendi_up", "ideal.w003", "ideal.w1", "vendi")
 # ## 6. The same rule on a model that errs
 #
 # Now PortraitSD, with captions of the same population: four hundred candidates, drawn once; every setting selects from the same pool. The pictures are scored exactly, against the reals.
-# This takes the better part of a minute. Meanwhile: which row of section 1 will the rarest *generated* pictures resemble?
+# For the default seed they come with the course, as latents (`python -m labkit.studies.l03_pools` drew them); with another seed the cell draws them itself, in a minute or two. Which row of section 1 will the rarest *generated* pictures resemble?
 
 # %% [markdown] lang="ja" uid="portraits" pair="bbfe5f05"
 # ## 6. 間違いを犯すモデルに同じ規則を使う
 #
 # 次は PortraitSD です。同じ母集団のキャプションを与え、候補400枚を一度だけ生成して、どの設定もそこから選びます。生成画像は、実データに対して厳密に採点します。
-# 1分近くかかるので、待つ間に考えてください。*生成した*画像のうち最も珍しいものは、第1節のどちらの行に似るでしょうか。
+# 既定のシードの候補は、潜在変数として教材に付属しています(`python -m labkit.studies.l03_pools` で生成したものです)。別のシードでは、セルがその場で生成し、1〜2分かかります。*生成した*画像のうち最も珍しいものは、第1節のどちらの行に似るでしょうか。
 
 
 # %% uid="pool-run" tags=["slow"]
@@ -658,7 +658,7 @@ def bar(numbers):
     return lab.progress_bar(numbers, t("l03.pool"), len(numbers))
 
 
-pool = lab.keep("pool", l03.pool, "model", run_seed, sizes, bar)
+pool = lab.keep("pool", l03_pools.model_pool, run_seed, sizes, bar)
 ends(pool.pictures, pool.rho, t("l03.pool_title"))
 
 # %% uid="model-run"
@@ -1111,20 +1111,18 @@ own_w = 33.0
 
 own_arm = {33.0: "w33", 0.03: "w003"}.get(own_w, "own")
 names |= {"own": t("l03.own_w", w=own_w), "w1": t("l03.no_weights")}
-total = 2 * sizes.tune_steps
-ticks = iter(lab.progress_bar(range(total), t("l03.tuning"), total))
 
 
-def tune(w):
-    """en: Pictures of the model after fine-tuning with weight w; None: as it is.
-    ja: 重み w でファインチューニングした後のモデルの画像です。None なら元のままです。
-    """
-    run = l03.tuned(w, run_seed, sizes, progress=lambda *_: next(ticks, None))
-    return l03.tuned_pool(run, run_seed, sizes)
+def steps_bar():
+    return iter(lab.progress_bar(range(sizes.tune_steps), t("l03.tuning")))
 
 
-tuned = {arm: lab.keep("tuned", tune, w) for arm, w in {"pretrained": None, "w1": 1.0, own_arm: own_w}.items()}
-_ = list(ticks)
+# en: shipped for the default seed: the first two. Your own run trains here
+# ja: 既定のシードでは、最初の2つは教材に付属しています。自分の重みの学習は、ここで行います
+weights_of_runs = {"pretrained": None, "w1": 1.0, own_arm: own_w}
+tuned = {
+    arm: lab.keep("tuned", l03_pools.tuned_pool, w, run_seed, sizes, steps_bar) for arm, w in weights_of_runs.items()
+}
 
 # %% uid="tune-look"
 results |= {f"tune.{arm}": l03.tune_measures(made, run_seed, sizes) for arm, made in tuned.items()}
@@ -1179,7 +1177,7 @@ lab.reveal("tune", "share" if np.mean(results[f"tune.{own_arm}"]["above"]) > pi 
 # 違うのは引き方だけです。$w = 33$ は0.33、$w = 0.03$ は0.18に達し、向きは論文の約束どおりです。
 #
 # **記録から決まること。** 30のシードで重みなしと比べた $w = 33$ では、$\tau$ より上の画像が $+.091$ $[.068, .114]$ 増え、密度の対数は $+.022$ $[.017, .027]$、適合率は $+.030$ $[.015, .045]$ 上がります。3つとも**再現されました**。最初の5つのシードでは、どれも
-# 決まりませんでした。割合の差は $+.06$ $[-.02, .14]$ で、5つのうち1つが逆に動いたからです。$w = 0.03$ では、意味のあるほどの多様性は得られません。97シードで、Vendi スコアの増加は $.06$ $[.04, .09]$ にとどまり、宣言した最小の差0.2に届きません。上がるはずの再現率は、逆に $.013$ $[.004, .021]$ 下がり、**反対の結果になりました**。決着には97シードすべてが必要で、30シードの時点の区間はまだ $[-.026, .007]$ でした。なぜでしょうか。この重みで多く引かれるのは、互いに最も似ていない実データです。そのため、同じステップ数でも学習の進みが遅くなるようです。均等に引いて学習すると、再現率は0.81から0.83に上がりますが、この重みでは0.81のままです。カーネル距離も、重みなしの18に対して21で、$3.0$ $[2.5, 3.6]$ 遠くに残ります。珍しい画像の割合は、学習前の54%から、重みなしでは38%、この重みでは43%になります。これは後から気づいたことで、ステップ数を増やした実験では確かめていません。
+# 決まりませんでした。割合の差は $+.06$ $[-.02, .14]$ で、5つのうち1つが逆に動いたからです。$w = 0.03$ では、意味のあるほどの多様性は得られません。97シードで、Vendi スコアの増加は $.06$ $[.04, .09]$ にとどまり、宣言した最小の差0.2に届きません。上がるはずの再現率は、逆に $.013$ $[.004, .021]$ 下がり、**反対の結果になりました**。決着には97シードすべてが必要で、30シードの時点の区間はまだ $[-.026, .007]$ でした。なぜでしょうか。この重みで多く引かれるのは、ほかの実データに最も似ていないものです。そのため、同じステップ数でも学習の進みが遅くなるようです。均等に引いて学習すると、再現率は0.81から0.83に上がりますが、この重みでは0.81のままです。カーネル距離も、重みなしの18に対して21で、$3.0$ $[2.5, 3.6]$ 遠くに残ります。珍しい画像の割合は、学習前の54%から、重みなしでは38%、この重みでは43%になります。これは後から気づいたことで、ステップ数を増やした実験では確かめていません。
 # 両端の33と0.03の割合の差は、最初の5つのシードを見た*後で*気づいたものなので、その5つは証拠になりません。後から記録した25のシードなら証拠になり、差は0.144 $[.117, .172]$ です。
 #
 # **まだ小さい理由:** 表示された行にある、終わりなく学習した場合の値と比べてください。まだ遠く離れています。120ステップは道のりの始まりにすぎません。**結果を左右するもの:** ステップ数とシードを増やすことです。ただし、$w = 33$ へ進むほど、

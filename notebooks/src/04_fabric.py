@@ -793,8 +793,8 @@ claim("second_half_hurts", *difference("target", "second", "both"))
 claim("first_beats_second", *difference("target", "first", "second"))
 
 # %% [markdown] lang="en" uid="own" pair="9d933af8"
-# **Reading.** Each half alone brings some three fifths of the palette, and all steps together bring the most: the paper's claim is *contradicted* here, by a wide margin. The halves hardly differ. It is
-# not the number of steps: with twenty, as in the authors' code, the first half stays behind all of them by $.120$ $[.101, .138]$, with eight by $.110$ $[.101, .119]$, and behind the second half, too, by $.034$ $[.010, .059]$. **Why may
+# **Reading.** Each half alone brings some three fifths of the palette, and all steps together bring the most: the paper's claim is *contradicted* here, by a wide margin. With eight steps the halves hardly differ. The contradiction
+# is not owed to the number of steps: with twenty, as in the authors' code, the first half stays behind all of them by $.120$ $[.101, .138]$, with eight by $.110$ $[.101, .119]$, and behind the second half, too, by $.034$ $[.010, .059]$. **Why may
 # that be?** What transfers here is colour, and colour can still be changed late; in the paper's pictures the first steps fix a composition, which here does not transfer at any time. And feedback in
 # every step did no harm that an early window could spare: in the paper's photographs late feedback copies textures and burns them in, while these flat portraits have no texture to
 # burn.
@@ -949,9 +949,9 @@ claim("fixed_noise", *difference("target", "fixed", "both"))
 
 # %% [markdown] lang="ja" uid="signs-reading" pair="90e17a69"
 # **図の読み方。** 「好き」は強く引き寄せます。「嫌い」も遠ざけますが、その力は7分の1ほどで、目標に近づく助けにはなりません。無作為な人物を「嫌い」としたこの実験では、「好き」と「嫌い」を併用すると、「好き」だけの場合より
-# わずかに遠くなります。論文の結果は逆ですが、論文で「嫌い」とされるのは*そのバッチで最悪の画像*です。理由はここにあると考えました。「望みから外れたこの失敗は嫌だ」は方向を示しますが、「この他人は嫌だ」は
-# 示しません。他人でも、属性の半分は目標と同じかもしれないからです。そこで、フィードバックなしで生成した4枚のうち最も遠い画像を「嫌い」として試しました。結果は、他人を使うよりわずかに良い($.009$ $[.001, .018]$)ものの、「嫌い」を使わない場合には及びません(30シードで $.021$ $[.012, .030]$)。メッセージの違いは理由ではないか、
-# 理由のごく一部です。「嫌い」は、その画像に写る*すべて*から遠ざけます。目標と共通する部分も例外ではなく、このモデルで押されるのは主に色、つまり「好き」ですでに合っていた部分です。写真の崩れた手のような、別の種類の失敗に効くかどうかは、この世界では分かりません。参照の順伝播のプロンプトは論文に明記されていませんが、ここでは違いがありません。ノイズを全ステップで固定すると、類似度は0.01ほど(多くても0.02)下がるだけです。
+# わずかに遠くなります。論文の結果は逆ですが、論文で「嫌い」とされるのは*そのバッチで最悪の画像*です。当初は、理由はここにあると考えていました。「望みから外れたこの失敗は嫌だ」は方向を示しますが、「この他人は嫌だ」は
+# 示しません。他人でも、属性の半分は目標と同じかもしれないからです。そこで、フィードバックなしで生成した4枚のうち、目標から最も遠い画像を「嫌い」として試しました。結果は、他人を使うよりわずかに良い($.009$ $[.001, .018]$)ものの、「嫌い」を使わない場合には及びません(30シードで $.021$ $[.012, .030]$)。メッセージの違いは、理由だとしてもごく一部です。
+# 「嫌い」は、その画像に写る*すべて*から遠ざけます。目標と共通する部分も例外ではなく、このモデルで押されるのは主に色、つまり「好き」ですでに合っていた部分です。写真の崩れた手のような、別の種類の失敗に効くかどうかは、この世界では分かりません。参照の順伝播のプロンプトは論文に明記されていませんが、ここでは違いがありません。ノイズを全ステップで固定すると、類似度は0.01ほど(多くても0.02)下がるだけです。
 #
 # ### 近い手法
 #
