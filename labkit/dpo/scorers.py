@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from labkit.metrics.images import sharpness_of
 from labkit.models.clip import captionable_values, embed_images, value_embeddings
 from labkit.portraits.attributes import ATTRIBUTES
 from labkit.portraits.parse import parse_caption
@@ -94,16 +95,6 @@ def clip_text_features(clip, inputs, prompts: Sequence[str]) -> Tensor:
     batch = inputs(unique, truncate=True, device=clip.text_projection.weight.device)
     embedded = F.normalize(clip.text_projection(clip.text_model(**batch).pooler_output).float(), dim=-1)
     return embedded[[unique.index(p) for p in prompts]]  # [B, d]
-
-
-def sharpness_of(images: Tensor) -> Tensor:
-    """Standard deviation of the Laplacian of the luminance (in [0, 1]), per image [B]; the ATHEC measure of HG-DPO.
-
-    Rewards noise and broken edges as much as detail: "sharper" is not "better".
-    """
-    luminance = (images.float() / 2 + 0.5).mean(1, keepdim=True)  # [B, 1, H, W]
-    kernel = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]], device=images.device)
-    return F.conv2d(luminance, kernel.view(1, 1, 3, 3)).flatten(1).std(1)
 
 
 def sharpness() -> Scorer:

@@ -5,9 +5,11 @@
     recorder.py   running what is missing, in one process or several; computing one unit again
     estimate.py   differences of arms, intervals over seeds and prompts, the decision
     readings.py   numbers that texts state beside those of the claims
+    shipped.py    what a lesson would spend minutes on, made once and shipped
     l01.py ...    one module per lesson; the lesson calls the same functions for its live run. Beside them:
-                  l03_pools, l06_world and l09_catalogue, what those lessons ship; l01_steps, l04_controls, l04_words,
-                  l05_controls, l06_controls, l08_long, l09_long and l09_fresh, later rounds
+                  l03_shipped, l05_shipped, l06_shipped, l06_world and l09_catalogue, what those lessons ship;
+                  l01_steps, l04_controls, l04_words, l05_controls, l06_controls, l08_long, l09_long and l09_fresh,
+                  later rounds
 
 On the command line: `labkit study run|status|verify|adopt|merge|check`.
 """

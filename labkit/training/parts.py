@@ -439,6 +439,8 @@ def evaluate(folders: Folders) -> None:
         if not (folders.out / variant).is_dir():
             continue
         results[variant] = E.evaluate_pipeline(variant, n)
+    if "portrait-sd-base" in results:
+        results["portrait-sd-base"]["flaws"] = E.evaluate_flaws()
     record = json.loads((folders.out / "training.json").read_text("utf-8"))
     E.write_cards(results, folders.out, folders.work, record)
     write_checksums(folders.out)

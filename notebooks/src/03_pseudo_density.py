@@ -56,7 +56,7 @@ import torch
 
 from labkit.figures import curve_with_interval, density_map, kept_points, path_in_box
 from labkit.figures import recorded_means, recorded_plane, strips
-from labkit.studies import estimate, l03, l03_pools, means
+from labkit.studies import estimate, l03, l03_shipped, means
 
 sizes, run_seed = lab.sizes, 100 + lab.seed
 real = l03.reals(run_seed, sizes.reals)
@@ -644,13 +644,13 @@ claim("ideal_vendi_up", "ideal.w003", "ideal.w1", "vendi")
 # ## 6. The same rule on a model that errs
 #
 # Now PortraitSD, with captions of the same population: four hundred candidates, drawn once; every setting selects from the same pool. The pictures are scored exactly, against the reals.
-# For the default seed they come with the course, as latents (`python -m labkit.studies.l03_pools` drew them); with another seed the cell draws them itself, in a minute or two. Which row of section 1 will the rarest *generated* pictures resemble?
+# For the default seed they come with the course, as latents (`python -m labkit.studies.l03_shipped` drew them); with another seed the cell draws them itself, in a minute or two. Which row of section 1 will the rarest *generated* pictures resemble?
 
 # %% [markdown] lang="ja" uid="portraits" pair="bbfe5f05"
 # ## 6. 間違いを犯すモデルに同じ規則を使う
 #
 # 次は PortraitSD です。同じ母集団のキャプションを与え、候補400枚を一度だけ生成して、どの設定もそこから選びます。生成画像は、実データに対して厳密に採点します。
-# 既定のシードの候補は、潜在変数として教材に付属しています(`python -m labkit.studies.l03_pools` で生成したものです)。別のシードでは、セルがその場で生成し、1〜2分かかります。*生成した*画像のうち最も珍しいものは、第1節のどちらの行に似るでしょうか。
+# 既定のシードの候補は、潜在変数として教材に付属しています(`python -m labkit.studies.l03_shipped` で生成したものです)。別のシードでは、セルがその場で生成し、1〜2分かかります。*生成した*画像のうち最も珍しいものは、第1節のどちらの行に似るでしょうか。
 
 
 # %% uid="pool-run" tags=["slow"]
@@ -658,7 +658,7 @@ def bar(numbers):
     return lab.progress_bar(numbers, t("l03.pool"), len(numbers))
 
 
-pool = lab.keep("pool", l03_pools.model_pool, run_seed, sizes, bar)
+pool = lab.keep("pool", l03_shipped.model_pool, run_seed, sizes, bar)
 ends(pool.pictures, pool.rho, t("l03.pool_title"))
 
 # %% uid="model-run"
@@ -1121,7 +1121,7 @@ def steps_bar():
 # ja: 既定のシードでは、最初の2つは教材に付属しています。自分の重みの学習は、ここで行います
 weights_of_runs = {"pretrained": None, "w1": 1.0, own_arm: own_w}
 tuned = {
-    arm: lab.keep("tuned", l03_pools.tuned_pool, w, run_seed, sizes, steps_bar) for arm, w in weights_of_runs.items()
+    arm: lab.keep("tuned", l03_shipped.tuned_pool, w, run_seed, sizes, steps_bar) for arm, w in weights_of_runs.items()
 }
 
 # %% uid="tune-look"

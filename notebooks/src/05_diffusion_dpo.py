@@ -102,7 +102,7 @@ def table(heads, rows, title):
 # %% uid="toy-base"
 from dataclasses import replace
 
-from labkit.studies import Recorded, estimate, l05, means, read_record
+from labkit.studies import Recorded, estimate, l05, l05_shipped, means, read_record
 from labkit.worlds.toy import off_ring, reward, sample_points
 
 run_seed = 100 + lab.seed
@@ -649,21 +649,24 @@ choose_pairs = lab.use("choose_pairs")
 
 # %% uid="pool" tags=["slow"]
 from labkit.diffusion import decode_latents
-from labkit.dpo import PreferencePairs, build_pool, fingerprints
+from labkit.dpo import PreferencePairs, fingerprints
 from labkit.figures.widgets import picture
 from labkit.portraits import ATTRIBUTES
 from labkit.portraits.parse import parse_caption
 
 models = l05.models()
 pipe, judge, reader = models.pipe, models.judge, models.reader
-_, prompts = l05.half_named(lab.sizes.prompts, 10_000 + run_seed)
-parts = []
-for k in lab.progress_bar(range(0, len(prompts), 8), t("l05.pool"), -(-len(prompts) // 8)):
-    some = prompts[k : k + 8]
-    options = {"scorers": [judge], "seed": 1000 * run_seed + k, "steps": lab.sizes.steps}
-    parts.append(build_pool(pipe, some, lab.sizes.candidates, **options))
-latents = torch.cat([part.latents for part in parts])  # [prompts, candidates, C, h, w]
-scores = torch.cat([part.scores[judge.name] for part in parts])  # [prompts, candidates]
+
+
+def pool_bar():
+    return lab.progress_bar(range(-(-lab.sizes.prompts // l05_shipped.SHARD)), t("l05.pool"))
+
+
+# en: shipped for the default seed, drawn here for any other
+# ja: 既定のシードの候補は教材に付属しています。ほかのシードではここで生成します
+candidates = lab.keep("pool", l05_shipped.pool, run_seed, lab.sizes, pool_bar)
+prompts, latents = candidates.prompts, candidates.latents  # latents [prompts, candidates, C, h, w]
+scores = candidates.scores[judge.name]  # [prompts, candidates]
 best, worst, keep = choose_pairs(scores)
 index = torch.arange(len(prompts))
 pairs = PreferencePairs(
@@ -993,15 +996,17 @@ lab.claim("margin_helps", reason=t("l05.only_recorded"))
 from labkit.dpo import npo
 
 
-def guided():
-    """en: Pictures guided away from a model that was trained to prefer the losers, without and with the prompt.
-    ja: 敗者を好むように学習したモデルから遠ざけた画像です(プロンプトなしと、あり)。
+def worse():
+    """en: The model that was trained to prefer the losers.
+    ja: 敗者を好むように学習したモデルです。
     """
-    worse = with_bar([npo(kappa)])
-    return [l05.away_from(worse.state, test, run_seed, lab.sizes, with_words=words) for words in (False, True)]
+    return with_bar([npo(kappa)])
 
 
-plain, worded = (l05.gold(images, test) for images in lab.keep("negative", guided))
+# en: for the default seed the pictures come with the course; with another one the worse model is trained here
+# ja: 既定のシードの画像は教材に付属しています。ほかのシードでは、悪いモデルをここで学習します
+away = lab.keep("negative", l05_shipped.guided_away, run_seed, lab.sizes, worse)
+plain, worded = (l05.gold(away[arm], test) for arm in l05_shipped.AWAY)
 names = {t("l05.empty_prompt"): "npo", t("l05.full_prompt"): "npo_words"}
 yours = {name: float((score - gold["base"]).mean()) for name, score in zip(names, (plain, worded), strict=True)}
 options = {"against": "base", "reference": {t("l05.no_change"): 0.0}, "title": t("l05.npo_title")}
@@ -1141,7 +1146,7 @@ print(t("l05.same_pixels", largest=float((drawn(plain) - mine).abs().max())))
 # **先に決めてください。** 片方の評価役はペアを作り、もう片方は何もしていません。どちらの勝率なら納得できますか。この枚数のプロンプトでは、2分の1からどれだけ離れている必要があるでしょうか。
 
 # %% uid="real-run" tags=["slow"]
-from labkit.dpo import DPOTrainer
+from labkit.dpo import DPOTrainer, build_pool
 from labkit.metrics import win_rate
 
 sd = lab.real(pipe, rounds=2, pools=1, runs=1)

@@ -64,7 +64,7 @@ from labkit.diffusion import decode_latents, image_generators, sample
 from labkit.dpo import Term, best_and_worst, build_pool, dpo, sft, step_coefficient
 from labkit.figures import bar_with_interval, curve_with_interval, image_grid, recorded_means, recorded_plane, strips
 from labkit.figures.widgets import choice, explore, slider, text
-from labkit.studies import l06, l06_world, means
+from labkit.studies import l06, l06_shipped, l06_world, means
 
 sizes = lab.sizes
 pipe, reader, judge = l06.models().pipe, l06.models().reader, l06.models().judge
@@ -679,7 +679,7 @@ strips(
 # | hard | reconstruction, $t$ = 100 | normal winner | realism |
 #
 # Each stage starts from the model that the last one left, and that model is its reference: the first loss is $\ln 2$ again. (The paper does not say which
-# reference it used.) The steps are 60 + 20 + 20, not the paper's 15 : 1 : 1, which would leave two stages of six steps each. What will the base, easy alone and all three stages
+# reference it used.) The steps are 60 + 20 + 20, not the paper's 15 : 1 : 1, which would leave two stages of six steps each. The easy stage is the training of lesson 05 once more, so its adapter comes with the course for the default seed; you train the other two. What will the base, easy alone and all three stages
 # differ by? Predict first.
 
 # %% [markdown] lang="ja" uid="curriculum" pair="28c92424"
@@ -695,7 +695,7 @@ strips(
 # | hard | 復元画像、$t$ = 100 | normal の勝者 | 本物らしさ |
 #
 # 各段階は前の段階が残したモデルから始まり、そのモデルが参照モデルになります。したがって、最初の損失は再び $\ln 2$ です(論文は、どれを参照モデルにしたかを書いていません)。ステップ数は
-# 60 + 20 + 20です。論文の15 : 1 : 1では、後の2段階が6ステップずつになってしまいます。基準モデル、easy のみ、3段階すべての3条件で、忠実度にどれだけ差がつくでしょうか。まず予想してください。
+# 60 + 20 + 20です。論文の15 : 1 : 1では、後の2段階が6ステップずつになってしまいます。easy 段階はレッスン05の学習と同じなので、既定のシードのアダプタは教材に付属しています。ここでは残りの2段階を学習します。基準モデル、easy のみ、3段階すべての3条件で、忠実度にどれだけ差がつくでしょうか。まず予想してください。
 
 # %% uid="curriculum-predict" tags=["quiz"]
 lab.predict("order")
@@ -723,9 +723,18 @@ def draw(states):
 
 
 term = [dpo(sizes.kappa)]
-first, rest = round(0.6 * sizes.train_steps), round(0.2 * sizes.train_steps)
+first, rest = l06_shipped.easy_steps(sizes), round(0.2 * sizes.train_steps)
 images = {"base": lab.keep("base pictures", draw, {})}
-easy = lab.keep("easy", train, [("easy", pairs.easy.training(), term, first)])
+
+# en: shipped for the default seed, trained here for any other: lesson 05's training once more
+# ja: 既定のシードでは、教材に付属するアダプタを使います。ほかのシードではここで学習します(レッスン05と同じ学習です)
+
+
+def train_easy():
+    return train([("easy", pairs.easy.training(), term, first)])
+
+
+easy = lab.keep("easy", l06_shipped.easy_stage, run_seed, sizes, train_easy)
 
 # %% uid="hg-run" tags=["slow"]
 later = [("normal", pairs.normal.training(), term, rest), ("hard", pairs.hard.training(), term, rest)]
