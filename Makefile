@@ -93,9 +93,9 @@ bench: $(VENV)/.installed-bench ## measure speed and memory against peers / 速�
 
 studies: $(VENV)/.installed-course ## record the studies behind the claims (hours; resumes) / 主張を裏付ける実験を記録(数時間・再開可)
 	@test -f data/studies/l06-world.safetensors || $(OFFLINE) $(VENV_PYTHON) -m labkit.studies.l06_world
-	@test -f data/catalogue/pools-03.safetensors || $(OFFLINE) $(VENV_PYTHON) -m labkit.studies.l03_shipped
-	@test -f data/catalogue/pools-05.safetensors || $(OFFLINE) $(VENV_PYTHON) -m labkit.studies.l05_shipped
-	@test -f data/catalogue/easy-06.safetensors || $(OFFLINE) $(VENV_PYTHON) -m labkit.studies.l06_shipped
+	@test -f data/shipped/pools-03.safetensors || $(OFFLINE) $(VENV_PYTHON) -m labkit.studies.l03_shipped
+	@test -f data/shipped/pools-05.safetensors || $(OFFLINE) $(VENV_PYTHON) -m labkit.studies.l05_shipped
+	@test -f data/shipped/easy-06.safetensors || $(OFFLINE) $(VENV_PYTHON) -m labkit.studies.l06_shipped
 	@test -f data/catalogue/tuned.safetensors || $(OFFLINE) $(VENV_PYTHON) -m labkit.studies.l09_catalogue
 	@test -f data/studies/l08-tuning.json || $(OFFLINE) $(VENV_PYTHON) -m labkit.studies.l08
 	$(OFFLINE) $(LABKIT) study run --jobs $(or $(JOBS),2)

@@ -111,9 +111,9 @@ def test_make_test_runs_the_lints_all_lanes_and_last_of_all_pytest(fake_checkout
 def test_make_studies_makes_only_what_is_missing(fake_checkout):
     root, run = fake_checkout
     made = {
-        "labkit.studies.l03_shipped": "data/catalogue/pools-03.safetensors",
-        "labkit.studies.l05_shipped": "data/catalogue/pools-05.safetensors",
-        "labkit.studies.l06_shipped": "data/catalogue/easy-06.safetensors",
+        "labkit.studies.l03_shipped": "data/shipped/pools-03.safetensors",
+        "labkit.studies.l05_shipped": "data/shipped/pools-05.safetensors",
+        "labkit.studies.l06_shipped": "data/shipped/easy-06.safetensors",
         "labkit.studies.l06_world": "data/studies/l06-world.safetensors",
         "labkit.studies.l09_catalogue": "data/catalogue/tuned.safetensors",
         "labkit.studies.l08": "data/studies/l08-tuning.json",

@@ -359,6 +359,8 @@ ESTIMATES = {
     "order_matters": gain("gold", "hg", "at_once"),
     "sft_erases": gain("gold", "sft", "easy"),
     "pairs_beat_fine_tuning": gain("gold", "hg", "real_sft"),
+    "leap_is_nearer": gain("distance", "leap", "hg"),
+    "real_is_nearer": gain("distance", "real_sft", "hg"),
     "wins_by_gold": win_share("gold", "hg", "base", margin=0.01),
     "sharper_is_not_better": gain("sharpness", "leap", "base"),
     "words_help": gain("gold", "hg_words", "hg"),

@@ -39,7 +39,7 @@ READINGS: Mapping[str, Mapping[str, Contrast]] = {
     },
     "06": {
         **{f"{arm}_is_nearer": gain("distance", arm, "base") for arm in ("easy_cured", "hg_half")},
-        "leap_is_nearer": gain("distance", "leap", "hg"),
+        "curriculum_over_easy": gain("gold", "hg", "easy"),
         "cure_in_easy": gain("gold", "easy_cured", "easy"),
     },
     "07": {

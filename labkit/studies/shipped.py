@@ -21,7 +21,7 @@ from labkit.models.paths import data_dir
 from labkit.studies.store import weights_of
 from labkit.studies.study import Study, StudyError
 
-FOLDER = "catalogue"
+FOLDER = "shipped"
 SEED = 100  # of the live runs: 100 + the lesson's seed, which is 0 by default; studies record seeds below 100 alone
 
 

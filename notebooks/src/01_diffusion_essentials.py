@@ -413,13 +413,13 @@ curve_with_interval(
 gone = float((drawn[1.0] < 0.4).float().mean() - (drawn[8.0] < 0.4).float().mean())
 lab.reveal("guided_line", "pushed" if gone > 0.05 else "same")
 
-# %% [markdown] lang="en" uid="guided-reading" pair="f4b5fd12"
+# %% [markdown] lang="en" uid="guided-reading" pair="194c6535"
 # **What you see.** $w = 0$ gives both kinds, $w = 1$ exactly the kind that was asked for, with all its width. At $w = 3$ and 8 the side that touches the other kind is empty: the samples have been pushed away from what could be mistaken, and crowd together further out than the middle of the real data. **Why.** The classifier's power rewards being *unmistakable*, not being typical. **What follows.** Guidance
 # buys faithfulness with variety, and a little with realism. Portraits with $w = 8$ have redder red hair than any render, and all the same. **A warning about the formula.** The samples follow the density sharpened by $w$ only roughly, because noising and multiplying do not commute; the direction is right, the shape is not exact.
 #
 # Now measure the trade on portraits. Faithfulness: the AttributeReader says how probable each value that the prompt names is, and their mean counts. Variety: the standard deviation of a pixel among pictures of one prompt, from the variance averaged over all pixels. (The reader reads portraits alone, so this section uses PortraitSD on every tier.) At which scale will faithfulness be highest?
 
-# %% [markdown] lang="ja" uid="guided-reading" pair="19f1c233"
+# %% [markdown] lang="ja" uid="guided-reading" pair="d271800b"
 # **図から読み取れること。** $w = 0$ では両方の種類が出ます。$w = 1$ では、求めた種類がそのままの幅で出ます。$w = 3$ と8では、もう一方と接する側が空になります。取り違えられそうな場所から押し出され、実際のデータの中央よりも外側に集まっています。**理由。** 分類器の累乗が評価するのは、典型的であることではなく、*紛れがない*ことだからです。**結論。** 誘導は、多様性と、少しばかりの
 # 現実らしさを犠牲にして、忠実度を得ます。$w = 8$ のポートレートの赤毛は、どのレンダリングよりも赤く、どれも似ています。**式についての注意。** 標本が従うのは、$w$ で鋭くした密度そのものではなく、その近似です。ノイズを加える操作と掛け算は交換できないからです。方向は合っていますが、形は厳密ではありません。
 #

@@ -640,13 +640,13 @@ claim("ideal_vendi_up", "ideal.w003", "ideal.w1", "vendi")
 #
 # **結果を左右するもの:** しきい値を下げることです。$\tau$ を下位1割にした `w = 2` では、ほとんど何も動きません。完璧な生成器には、その端に取り除くべきものがないからです。
 
-# %% [markdown] lang="en" uid="portraits" pair="17615c54"
+# %% [markdown] lang="en" uid="portraits" pair="152b8980"
 # ## 6. The same rule on a model that errs
 #
 # Now PortraitSD, with captions of the same population: four hundred candidates, drawn once; every setting selects from the same pool. The pictures are scored exactly, against the reals.
 # For the default seed they come with the course, as latents (`python -m labkit.studies.l03_shipped` drew them); with another seed the cell draws them itself, in a minute or two. Which row of section 1 will the rarest *generated* pictures resemble?
 
-# %% [markdown] lang="ja" uid="portraits" pair="bbfe5f05"
+# %% [markdown] lang="ja" uid="portraits" pair="296f453d"
 # ## 6. 間違いを犯すモデルに同じ規則を使う
 #
 # 次は PortraitSD です。同じ母集団のキャプションを与え、候補400枚を一度だけ生成して、どの設定もそこから選びます。生成画像は、実データに対して厳密に採点します。
@@ -1159,7 +1159,7 @@ claim("tune_vendi", "tune.w003", "tune.w1", "vendi")
 claim("control_alone", "tune.w1", "tune.pretrained", "kernel")
 lab.reveal("tune", "share" if np.mean(results[f"tune.{own_arm}"]["above"]) > pi else "nothing")
 
-# %% [markdown] lang="en" uid="tune-reading" pair="2075de88"
+# %% [markdown] lang="en" uid="tune-reading" pair="14068b0b"
 # **What you see.** Take two comparisons apart. *No weights against pretrained*: the same pictures, drawn evenly, already teach the model whom this population consists of. On record the share above $\tau$ rises from .14 to .24 and
 # the kernel distance falls from 24 to 18. None of that is due to pseudo density, and a table that compares the weighted run with the pretrained model alone would credit it with all of this. *A weight against no weights*: same noise, same
 # timesteps, same initial noise, only the draws differ. $w = 33$ ends at .33 and $w = 0.03$ at .18, in the directions that the paper promises.

@@ -808,7 +808,7 @@ claim("first_beats_second", *difference("target", "first", "second"))
 # axes. There is no single answer, and the chart judges. Harder (5 of 5): find one that carries hair style, spectacles or beard, say by 0.05, and still keeps four fifths of
 # the diversity; if you believe that none exists, what would you have to show?
 
-# %% [markdown] lang="ja" uid="own" pair="9af44681"
+# %% [markdown] lang="ja" uid="own" pair="111549e8"
 # **図の読み方。** 前半だけ、後半だけでは、それぞれ色の5分の3ほどしか移らず、全ステップで使う場合が最も多く移ります。論文の主張は、ここでは大差で*反対の結果になりました*。8ステップでは、前半と後半の差はほとんどありません。論文と反対になったのは、ステップ数のせいではありません。著者のコードと同じ
 # 20ステップでも、前半だけでは全ステップの場合に $.120$ $[.101, .138]$ 及ばず(8ステップでは $.110$ $[.101, .119]$)、後半だけの場合にも $.034$ $[.010, .059]$ 及びません。**考えられる
 # 理由。** ここで移るのは色で、色は終盤でも変えられます。論文の画像では最初のステップが構図を決めますが、ここでは構図はいつ参照しても移りません。また、全ステップのフィードバックに害があるなら前半だけの窓が
@@ -935,7 +935,7 @@ claim("diversity_falls", *difference("diversity", "both", "none"))
 claim("empty_prompt", *difference("target", "prompt", "both"))
 claim("fixed_noise", *difference("target", "fixed", "both"))
 
-# %% [markdown] lang="en" uid="signs-reading" pair="341a0ca4"
+# %% [markdown] lang="en" uid="signs-reading" pair="ce10706a"
 # **Reading.** A like pulls, hard. A dislike pushes, by a seventh of that, and nothing of it helps to reach the target: with a random person disliked, like and dislike together stay a little farther away than the like alone. The paper
 # found the opposite, with a dislike that was the *worst picture of the batch*. We took that for the reason: "not this failure of my wish" points somewhere, "not this stranger" does not, since a stranger may
 # share half of the target's attributes. So we asked: the farthest of four pictures drawn without feedback as the dislike is a little better than a stranger, by $.009$ $[.001, .018]$, but still worse than no dislike at all, by $.021$ $[.012, .030]$ over thirty seeds. The message is not it, or a small part. A dislike pushes away from *everything* that its picture shows, also from what the target shares with it, and in this model the push goes mostly into colours, where the like was already right. Whether it helps where failures are of another kind, broken hands in a photograph, this world cannot say. The paper leaves the prompt of the reference pass open: here it makes no difference. One noise for all steps costs about

@@ -894,14 +894,14 @@ lab.claim("dpo_beats_base", measured=measured, value=e.value, interval=(e.low, e
 # プロンプトに従うことを学んだといえます。2つ目の図も見てください。*悪くなった*プロンプトもあり、どの属性が失われたかを印が示しています。引き分けは0.5勝と数えるので、勝率3分の2は、この4割の勝ちに引き分けの半分を足した値です。3件に2件が良くなったという意味ではありません。記事の「品質が高まる」は、平均についての主張です。
 # **結果を左右するもの:** ステップ数やペアの数、そして、キャプション以外の理由で間違える基準モデルです。
 
-# %% [markdown] lang="en" uid="own" pair="f471a210"
+# %% [markdown] lang="en" uid="own" pair="b9a3b514"
 # ## 9. Your own loss
 #
 # The study of this lesson puts every loss that labkit has on the same pairs with the same budget. Below is your place among those that are recorded. Change `my_terms`: any
 # sum of `dpo`, `sft`, `sdpo`, `ipo`, `hinge`, `mapo`, `kto` with any numbers. **Predict** the gain before each run, then run. There is no single right answer. Good
 # questions: does half the $\kappa$ give more? Does an anchor cost faithfulness here, where the ring needed it? Which loss keeps $d_w$ below zero and still gains? ("DPO, margin" in the figure asks for a larger logit $s$ where the judge's scores differ more.)
 
-# %% [markdown] lang="ja" uid="own" pair="ff364cab"
+# %% [markdown] lang="ja" uid="own" pair="1f2dc97e"
 # ## 9. 自分の損失を試す
 #
 # このレッスンの実験では、labkit にあるすべての損失を、同じペアと同じステップ数で比べます。記録済みのものの中で、自分の損失はどこに位置するでしょうか。`my_terms` を書き換えてください。
@@ -1021,12 +1021,12 @@ measured = t("l05.m_words", prompts=len(test))
 lab.claim("npo_needs_words", measured=measured, value=e.value, interval=(e.low, e.high), seeds=[run_seed])
 lab.claim("unprompted_npo_helps", reason=t("l05.only_recorded"))
 
-# %% [markdown] lang="en" uid="negative-reading" pair="5e4c851a"
+# %% [markdown] lang="en" uid="negative-reading" pair="19cdfa9d"
 # **What you see: the opposite of the paper.** Guidance away from the bad model loses to plain guidance, a little when it is asked for nothing (a win rate of .44, ties counting half: 17 % of the prompts got better, 29 % worse), by far when it is asked for the prompt. Two reasons. First, our preference is
 # faithfulness: without the prompt nobody knows what would be wrong, so the empty branch has only drifted. A first control trains the model to avoid *with* empty prompts, as it is asked for them: it is no better signpost, the win rate is $.458$ $[.418, .497]$. The pairs hold nothing that an empty prompt could learn. The paper's preferences were people's, and an ugly picture is ugly without a prompt. Second, the other control, the one in the chart:
 # asking the bad model for the prompt removes the difference between *prompt* and *no prompt* from guidance, and that difference was doing most of the work. It shows that much and no more: two things change in it at once. **What would change it:** a preference that shows without a prompt; or mixing the negative model with the base, for which the authors' code has a setting (not tried here).
 
-# %% [markdown] lang="ja" uid="negative-reading" pair="3add46cb"
+# %% [markdown] lang="ja" uid="negative-reading" pair="d95d57e9"
 # **図の読み方: 論文と反対の結果です。** 悪いモデルから遠ざける誘導は、通常の誘導に負けました。空のプロンプトなら少し(引き分けを0.5勝として勝率0.44。良くなったプロンプトは17%、悪くなったものは29%)、プロンプトを与えると大きく負けます。理由は2つあります。1つ目に、ここでの選好は忠実度です。プロンプトがなければ何が誤りかが分からないので、空のプロンプトを与えた側の予測は、意味のない方向へ動いただけです。そこで1つ目の対照実験では、避けるべきモデルを、使うときと同じ*空の*プロンプトで学習しました。それでも道しるべとしては良くならず、勝率は $.458$ $[.418, .497]$ です。空のプロンプトから学べるものが、ペアの中にないのです。
 # 論文の選好は人によるもので、見た目の悪い画像はプロンプトがなくても悪い画像です。2つ目は、図にあるもう1つの対照実験から分かります。悪いモデルにプロンプトを与えると、「プロンプトあり」と「なし」の差が誘導から消えますが、効いていたのは主にその差でした。ただし、この対照では2つのことが同時に変わるので、分かるのはここまでです。
 # **結果を左右するもの:** プロンプトがなくても表れる選好かどうかです。避けるべきモデルを基準モデルと混ぜる方法(著者のコードに設定があります)は、ここでは試していません。
