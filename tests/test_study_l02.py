@@ -1,11 +1,16 @@
-"""Study 02: what counting pictures of one prompt as independent hides."""
+"""Study 02: what counting pictures of one prompt as independent hides; its second round."""
 
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-from labkit.studies.l02 import estimate_inflation, inflation
+from labkit.metrics import cmmd
+from labkit.studies import l02, l02_controls
+from labkit.studies.l02 import estimate_inflation, estimate_rise_in_variety_test, inflation
+
+SMALL = SimpleNamespace(renders=9, others=8, rounds=5, null_rounds=19, steps=1, guidance=1.0)
 
 
 def test_copies_that_agree_inflate_the_error_by_the_root_of_their_number_and_opposite_ones_leave_none():
@@ -21,3 +26,33 @@ def test_a_seed_in_which_every_picture_tied_has_no_ratio_and_is_left_out():
     assert np.isnan(tied)
     recorded = SimpleNamespace(values=lambda metric, arm: np.array([[1.2], [tied], [0.9]]))
     assert estimate_inflation(recorded).tolist() == [[1.2], [0.9]]
+
+
+def test_the_narrow_kernel_is_asked_on_the_rounds_of_the_first_study_and_sees_the_lost_variety(monkeypatch):
+    monkeypatch.setattr(l02_controls, "N", 4)
+    found = l02_controls.median_kernel(3, SMALL)
+    assert {name: len(values) for name, values in found.items()} == {"same": 2, "alike": 2}
+    world, g = l02.renders(3, 9, 8), torch.Generator().manual_seed(4)
+    rows, columns = l02.chunks(world.real, 4, 2, g), l02.chunks(world.other, 4, 2, g)
+    both = [world.real_clip[rows[1]], world.other_clip[columns[1]]]
+    expected = float(cmmd(real=both[0], fake=both[1], sigma="median", normalise=False))
+    assert found["same"][1] == pytest.approx(expected)
+    wide = float(cmmd(real=both[0], fake=both[1], normalise=False))
+    assert abs(wide - expected) > 0.1 * expected
+
+
+def test_the_rise_is_a_share_of_the_mean_between_renders():
+    values = {"same": np.array([[1.0, 3.0], [2.0, 2.0]]), "alike": np.array([[3.0, 3.0], [1.0, 1.0]])}
+    recorded = SimpleNamespace(values=lambda metric, arm: values[metric])
+    assert estimate_rise_in_variety_test(recorded).tolist() == [[0.5], [-0.5]]
+
+
+def test_the_test_with_more_pictures_sounds_for_noise_and_seldom_for_renders(monkeypatch):
+    monkeypatch.setattr(l02_controls, "N", 8)
+    monkeypatch.setattr(l02_controls, "PAINTED", 8)
+    monkeypatch.setattr(l02_controls, "TESTS", 3)
+    noise = l02.noise_pictures(8, torch.Generator().manual_seed(0))
+    monkeypatch.setattr(l02, "painted", lambda *_: noise)
+    found = l02_controls.many_pictures(3, SMALL)
+    assert found["model"] == 1
+    assert found["same"] < 1

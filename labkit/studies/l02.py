@@ -403,6 +403,13 @@ def estimate_inflation(recorded: Recorded) -> np.ndarray:
     return ratios[np.isfinite(ratios).all(1)]
 
 
+def estimate_rise_in_variety_test(recorded: Recorded) -> np.ndarray:
+    """By how much CMMD with the narrower kernel rises when the variety is halved, as a share of its mean between
+    renders; [seeds, 1]."""
+    same, alike = (recorded.values(metric, "median_kernel").mean(1, keepdims=True) for metric in ("same", "alike"))
+    return alike / same - 1
+
+
 def estimate_coverage_falls_more(recorded: Recorded) -> np.ndarray:
     """Change of recall minus change of coverage when the mode is missing: above 0 if coverage falls more."""
     return gain("recall5@128", "no_mode", "same")(recorded) - gain("coverage5@128", "no_mode", "same")(recorded)
@@ -426,7 +433,11 @@ ESTIMATES = {
     "noise_needs_reals": estimate_fall_between("precision3", "noise", 256, 1600),
     "cmmd_sees_variety": gain("cmmd@128", "alike", "same"),
     "clusters_matter": estimate_inflation,
+    "median_kernel_sees": estimate_rise_in_variety_test,
+    "null_sees_model_at_128": level("model", "many_pictures"),
 }
+
+LATER = dict.fromkeys(("median_kernel", "many_pictures"), "labkit.studies.l02_controls")
 
 _NS = (32, 64, 128, 256, 600, 1600)
 TOLERANCE = {
@@ -438,7 +449,7 @@ TOLERANCE = {
 STUDY = Study(
     lesson="02",
     unit=unit,
-    arms=(*KINDS, "ranking", "toy", "wins"),
+    arms=(*KINDS, "ranking", "toy", "wins", *LATER),
     seeds=tuple(range(10)),
     more={"wins": range(10, 150)},
     sizes={
@@ -451,4 +462,5 @@ STUDY = Study(
     modules=("labkit.metrics.frechet", "labkit.metrics.noise_floor", "labkit.metrics.manifold"),
     tolerance=TOLERANCE,
     cheap="toy",
+    later=LATER,
 )  # fmt: skip
