@@ -11,6 +11,10 @@ from collections.abc import Mapping
 from labkit.studies.estimate import Contrast, by_seed, gain, level, on_first_seeds, on_new_seeds
 
 READINGS: Mapping[str, Mapping[str, Contrast]] = {
+    "01": {
+        "variety_at_8": gain("variety", "guidance8", "guidance1"),
+        "variety_at_8_in_20": gain("variety", "guidance8_steps20", "guidance3_steps20"),
+    },
     "02": {
         "won": level("won", "wins"),
         "noise@256": level("precision3@256", "noise"),
