@@ -413,13 +413,13 @@ curve_with_interval(
 gone = float((drawn[1.0] < 0.4).float().mean() - (drawn[8.0] < 0.4).float().mean())
 lab.reveal("guided_line", "pushed" if gone > 0.05 else "same")
 
-# %% [markdown] lang="en" uid="guided-reading" pair="194c6535"
+# %% [markdown] lang="en" uid="guided-reading" pair="11f9db69"
 # **What you see.** $w = 0$ gives both kinds, $w = 1$ exactly the kind that was asked for, with all its width. At $w = 3$ and 8 the side that touches the other kind is empty: the samples have been pushed away from what could be mistaken, and crowd together further out than the middle of the real data. **Why.** The classifier's power rewards being *unmistakable*, not being typical. **What follows.** Guidance
 # buys faithfulness with variety, and a little with realism. **A warning about the formula.** The samples follow the density sharpened by $w$ only roughly, because noising and multiplying do not commute; the direction is right, the shape is not exact.
 #
 # Now measure the trade on portraits. Faithfulness: the AttributeReader says how probable each value that the prompt names is, and their mean counts. Variety: the standard deviation of a pixel among pictures of one prompt, from the variance averaged over all pixels. (The reader reads portraits alone, so this section uses PortraitSD on every tier.) At which scale will faithfulness be highest?
 
-# %% [markdown] lang="ja" uid="guided-reading" pair="d271800b"
+# %% [markdown] lang="ja" uid="guided-reading" pair="38d2439c"
 # **図から読み取れること。** $w = 0$ では両方の種類が出ます。$w = 1$ では、求めた種類がそのままの幅で出ます。$w = 3$ と8では、もう一方と接する側が空になります。取り違えられそうな場所から押し出され、実際のデータの中央よりも外側に集まっています。**理由。** 分類器の累乗が評価するのは、典型的であることではなく、*紛れがない*ことだからです。**結論。** 誘導は、多様性と、少しばかりの
 # 現実らしさを犠牲にして、忠実度を得ます。**式についての注意。** 標本が従うのは、$w$ で鋭くした密度そのものではなく、その近似です。ノイズを加える操作と掛け算は交換できないからです。方向は合っていますが、形は厳密ではありません。
 #
@@ -481,12 +481,12 @@ def guided_pictures(scale):
 
 explore(guided_pictures, {"scale": slider(t("l01.guidance_scale"), 1.0, 10.0, 3.0, 0.5)})
 
-# %% [markdown] lang="en" uid="scale-reading" pair="010161e2"
+# %% [markdown] lang="en" uid="scale-reading" pair="42c6ee3c"
 # **What you see.** In the record faithfulness rises from .92 at 1 to .98 at 3, a gain of $.052$ $[.041, .064]$, and variety falls by $.030$ $[.014, .045]$. Up to 5 there is nothing more to win. At 8 faithfulness *falls* again, by $.047$ $[.029, .065]$ against 3, and the pictures of a prompt differ as much as without guidance ($-.004$ $[-.029, .020]$), so "3 is enough, and more does no harm" is **contradicted**. **Why.** Once all named attributes are unmistakable, more pushing has nothing left to win.
 # And eight steps are few: a large scale goes far along a direction that was right at the start of a step only. With twenty steps the loss is gone: there 8 and 3 differ by $.002$ $[-.002, .006]$, and variety falls on from 3 to 8, by $.015$ $[.006, .024]$, as on the line. So the variety at 8 in eight steps was most likely damage. **What would change it.** The captions: where a prompt names little, there is little to win. Move the slider to 10: colours saturate, and outlines become hard. That is the overshoot of the line. The scale 3 of the other lessons is
 # the knee of this curve, not a law. And mark the unit of the bands, *prompts and seeds*: lesson 02 explains why not pictures.
 
-# %% [markdown] lang="ja" uid="scale-reading" pair="4e6b15ba"
+# %% [markdown] lang="ja" uid="scale-reading" pair="0d69bb47"
 # **図から読み取れること。** 記録では、スケール1の忠実度0.92が、スケール3では0.98へ $.052$ $[.041, .064]$ 上がり、多様性は $.030$ $[.014, .045]$ 下がります。スケール5まで上げても、それ以上得るものはありません。スケール8では忠実度がかえって*下がり*、スケール3との差は $.047$ $[.029, .065]$ です。同じプロンプトの画像どうしのばらつきは、誘導なしと同じくらいに戻ります(差は $-.004$ $[-.029, .020]$)。「3で十分で、上げても害はない」という予想は、**反対の結果になりました**。**理由。** 指定した属性がすべて紛れのないものになれば、それ以上押しても得るものがありません。
 # しかも、8ステップは少なすぎます。スケールが大きいと、ステップの初めにしか正しくない方向へ、大きく進みすぎるのです。20ステップにすると忠実度の低下はなくなり、スケール8とスケール3の差は $.002$ $[-.002, .006]$ です。多様性も、数直線のときと同じく、スケール3から8へさらに $.015$ $[.006, .024]$ 下がります。つまり、8ステップのスケール8で多様性が高く見えたのは、画像が壊れていたためでしょう。**何を変えるとどうなるか。** 指定の少ないプロンプトでは、得られるものも少なくなります。スライダーを10まで動かすと、色が飽和し、輪郭が硬くなります。数直線で見た行き過ぎです。ほかのレッスンで使う
 # スケール3は、この曲線の曲がり角であって、法則ではありません。帯の単位が*プロンプトとシード*であることにも注意してください。なぜ画像ではないのかは、レッスン02で説明します。

@@ -769,7 +769,7 @@ claim("curriculum_beats_base", "hg", "base")
 claim("curriculum_is_nearer", "hg", "base", "distance")
 claim("curriculum_nearer_than_easy", "hg", "easy", "distance")
 
-# %% [markdown] lang="en" uid="curriculum-reading" pair="6d27592e"
+# %% [markdown] lang="en" uid="curriculum-reading" pair="9458ffd7"
 # **Reading.** To the right is more faithful, *down* is nearer to real pictures. By the paper's story the easy stage goes right and not down, for its winners have no
 # grain; the later stages go down and a little to the left, for no judge reads the prompt in the hard stage. In the paper the reward does fall slightly from easy to
 # hard, while FID and image quality improve.
@@ -779,7 +779,7 @@ claim("curriculum_nearer_than_easy", "hg", "easy", "distance")
 # steps shift *all* pictures of a model together, by a cast of colour or tone, and the kernel distance counts a common shift in full. The boxes say what the
 # recorded seeds decide. Whether it comes nearer at all would take about 145 seeds, more than the study's budget. Two remedies are on record and show no change of the distance either: the loss of section 4 in the easy stage, where the paper has it, $+0.3$ $[-2.1, 2.6]$ against the base (it costs easy no faithfulness, $-.003$ $[-.016, .010]$), and half strength (section 9), $+0.5$ $[-1.9, 3.0]$. What does come nearer, in section 7, is learning from real pictures directly: plain fine-tuning on them, and the leap.
 
-# %% [markdown] lang="ja" uid="curriculum-reading" pair="3695435d"
+# %% [markdown] lang="ja" uid="curriculum-reading" pair="d3339f23"
 # **図の読み方。** 右ほど忠実で、*下*ほど本物に近いことを表します。論文の筋書きでは、easy 段階は右へ動きますが、勝者に粒状感がないので下へは動きません。後の2段階は下へ、そして少し左へ
 # 動きます。hard 段階ではどの評価役もプロンプトを読まないからです。実際に論文では、easy から hard へ進むと報酬がわずかに下がり、FID と画質は良くなります。
 #
@@ -888,7 +888,7 @@ claim("pairs_beat_fine_tuning", "hg", "real_sft")
 claim("leap_is_nearer", "leap", "hg", "distance")
 claim("real_is_nearer", "real_sft", "hg", "distance")
 
-# %% [markdown] lang="en" uid="own-reading" pair="171b2fb9"
+# %% [markdown] lang="en" uid="own-reading" pair="fbe69671"
 # **Reading.** Compare the leap with the curriculum first, by the intervals and not by the dots. Does it fall below the curriculum, or even below the base, as in
 # the paper (FID from 37 to 113)? On record it does not fall below the base: it gains $.090$ $[.045, .136]$, **contradicted**, and whether it ends below the curriculum is
 # open ($-.003$ $[-.055, .049]$). On the other axis it leads: it ends nearer to real pictures than the curriculum, by $5.1$ $[0.5, 9.6]$. What the record does decide are the stages: without easy the curriculum loses $.113$ $[.089, .137]$, without normal
@@ -899,7 +899,7 @@ claim("real_is_nearer", "real_sft", "hg", "distance")
 # Now the uncomfortable dot: **plain fine-tuning on the real pictures**. It lies to the right of the curriculum (.85 against .81) *and* below it (a distance of 6 against 12, nearer by $5.9$ $[4.3, 7.6]$). Both
 # differences go the same way in each of eighteen seeds. (That leap and fine-tuning come nearer we saw first and declared afterwards, and the boxes say so.) That the curriculum is the more faithful one is **contradicted**: it falls short by $.042$ $[.030, .054]$. *Here*, no pairs and no judge would have been needed. Why? This base was spoilt in one particular way, by wrong captions. Are 96 real pictures with *right* captions the direct antidote? They carry the grain as well.
 
-# %% [markdown] lang="ja" uid="own-reading" pair="4acf7fe4"
+# %% [markdown] lang="ja" uid="own-reading" pair="91021cbb"
 # **図の読み方。** まず、飛躍とカリキュラムを、点ではなく区間で比べてください。飛躍はカリキュラムを下回るでしょうか。論文のように、基準モデルより悪くなる
 # (FID が37から113)でしょうか。記録では、飛躍は基準モデルを下回らず、$.090$ $[.045, .136]$ 上回ります。「基準モデルより忠実度が低くなる」という主張は、**反対の結果になりました**。カリキュラムより低くなるかどうかは、まだ決まっていません($-.003$ $[-.055, .049]$)。もう一方の軸では飛躍が先を行き、カリキュラムより $5.1$ $[0.5, 9.6]$ だけ本物に近くなります。
 # 記録が決めたのは段階の価値です。easy を省くとカリキュラムは $.113$ $[.089, .137]$、normal を省くと $.030$ $[.018, .042]$ を失います。一方、段階の*順序*の効果は、意味のある差とした0.02に届きません。すべてのペアを一括で学習しても、18のシードで差は $.006$ $[-.002, .013]$ です。easy の後に hard の勝者でファインチューニングしても、easy で得たものは消えず、$.015$ $[.001, .028]$ 増えました(**反対の結果**)。
