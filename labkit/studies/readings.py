@@ -17,6 +17,7 @@ READINGS: Mapping[str, Mapping[str, Contrast]] = {
     },
     "02": {
         "won": level("won", "wins"),
+        "null_is_level_at_128": level("same", "many_pictures"),
         "noise@256": level("precision3@256", "noise"),
         "noise@1600": level("precision3@1600", "noise"),
         "step_to_model": gain("fd@128", "model", "same"),
