@@ -17,21 +17,19 @@ N, TESTS, PAINTED = 128, 20, 256
 
 
 def median_kernel(seed: int, sizes: SimpleNamespace) -> dict[str, np.ndarray]:
-    """CMMD between renders at N pictures a side, one number for each of the disjoint rounds of the first study, with a
-    kernel as wide as the median distance: as they are ("same") and with half of the variety ("alike")."""
+    """CMMD between renders at N pictures a side, one number for each of several disjoint rounds: as they are ("same")
+    and with half of the variety ("alike"), both with the kernel as wide as the median distance of "same"."""
     world, generator = l02.renders(seed, sizes.renders, sizes.others), torch.Generator().manual_seed(seed + 1)
     count = min(sizes.rounds, len(world.real) // N, len(world.other) // N)
     rows, columns = (l02.chunks(x, N, count, generator) for x in (world.real, world.other))
-    fakes = {"same": world.other_clip, "alike": l02.more_alike(world.other_clip)}
-    return {
-        name: np.array(
-            [
-                float(cmmd(real=world.real_clip[i], fake=fake[j], sigma="median", normalise=False))
-                for i, j in zip(rows, columns, strict=True)
-            ]
-        )
-        for name, fake in fakes.items()
-    }
+    spoilt = l02.more_alike(world.other_clip)
+    found: dict[str, list[float]] = {"same": [], "alike": []}
+    for i, j in zip(rows, columns, strict=True):
+        same = cmmd(real=world.real_clip[i], fake=world.other_clip[j], sigma="median", normalise=False)
+        alike = cmmd(real=world.real_clip[i], fake=spoilt[j], sigma=same.sigma, normalise=False)
+        found["same"].append(float(same))
+        found["alike"].append(float(alike))
+    return {name: np.array(values) for name, values in found.items()}
 
 
 def many_pictures(seed: int, sizes: SimpleNamespace) -> dict[str, float]:
