@@ -116,7 +116,7 @@ def test_a_prompt_that_contradicts_its_target_names_two_values_of_it_and_two_of_
     assert l04_words.prompt(0, 0, SIZES) != l04_words.prompt(0, 1, SIZES)
 
 
-def test_dropout_is_the_only_difference_of_the_arms_of_the_third_round(monkeypatch):
+def test_dropout_is_the_only_setting_in_which_the_arms_of_the_third_round_differ(monkeypatch):
     full, less = (l04_words.play(1, 7, SIZES, dropout=share) for share in (0.0, 0.3))
     text = l04_words.prompt(1, 7, SIZES)
     assert set(full.rounds[0].prompts) == {text}

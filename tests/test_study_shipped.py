@@ -24,6 +24,7 @@ SMALL_SIX = SimpleNamespace(**vars(SIX) | {"prompts": 6, "train_steps": 2, "batc
 def another_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(shipped, "data_dir", lambda: tmp_path)
     monkeypatch.setattr(shipped, "write_checksums", lambda folders: folders)
+    monkeypatch.setattr(shipped, "read_checksums", dict)
 
 
 @pytest.mark.parametrize(("shelf", "sizes"), [(l03_shipped, THREE), (l05_shipped, FIVE), (l06_shipped, SIX)])
@@ -140,3 +141,27 @@ def test_a_damaged_file_is_named_and_a_missing_one_is_nothing(another_folder, tm
     path.write_bytes(b"nothing")
     with pytest.raises(StudyError, match="pools-03.*restore the data folder"):
         l03_shipped.pictures("model", shipped.SEED, THREE)
+
+
+def test_a_file_that_is_not_the_listed_one_is_refused_whatever_it_holds(another_folder, tmp_path, monkeypatch):
+    l06_shipped.SHELF.write({"a": torch.ones(3)}, shipped.SEED, SIX)
+    path = tmp_path / shipped.FOLDER / l06_shipped.SHELF.file
+    listed = {f"{shipped.FOLDER}/{path.name}": shipped.sha256(path)}
+    monkeypatch.setattr(shipped, "read_checksums", lambda: listed)
+    assert l06_shipped.SHELF.read(shipped.SEED, SIX)["a"].tolist() == [1, 1, 1]
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # a bit of a number: the file can be read
+    with pytest.raises(StudyError, match="easy-06.*checksums.json"):
+        l06_shipped.SHELF.read(shipped.SEED, SIX)
+
+
+def test_another_world_or_other_prompts_are_other_conditions(tmp_path, monkeypatch):
+    for module, sizes, name in ((l03_shipped.l03, THREE, "captions"), (l05_shipped, FIVE, "prompts_of")):
+        shelf = l03_shipped.SHELF if sizes is THREE else l05_shipped.SHELF
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, lambda *_: ["a portrait of somebody else"])
+            assert shelf.read(shipped.SEED, sizes) is None
+        assert shelf.read(shipped.SEED, sizes) is not None
+    (tmp_path / l06_shipped.WORLD).write_bytes(b"another world")
+    monkeypatch.setattr(l06_shipped, "folder_of_studies", lambda: tmp_path)
+    assert l06_shipped.SHELF.read(shipped.SEED, SIX) is None

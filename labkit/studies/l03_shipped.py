@@ -23,6 +23,7 @@ SHELF = Shelf(
     "pools-03.safetensors",
     l03.STUDY,
     ("pool", "steps", "reals", "tune_steps", "tune_batch", "tune_lr", "tune_images"),
+    lambda seed, sizes: "\n".join([*l03.captions(sizes.pool, seed), l03.OPEN_PROMPT]),
 )
 TUNED: Mapping[str, float | None] = {"pretrained": None, "w1": 1.0}  # the models whose pictures are shipped: their w
 

@@ -1,8 +1,9 @@
 """Lesson 04, third round: prompt dropout where the prompt names things and the target contradicts some of them.
 
 The prompt of the first rounds names nothing, so leaving out words frees nothing. Here it names four attributes: two as
-the target has them, two as the disliked person of that target has them. Noise, oracle and weight are those of
-`labkit.studies.l04`.
+the target has them, two as the disliked person of that target has them (one, in the rare case that both differ in one
+attribute only). Targets, oracle and weight are those of `labkit.studies.l04`. The arms do not share their noise:
+dropout draws from an image's generator before the initial noise is drawn.
 """
 
 from __future__ import annotations

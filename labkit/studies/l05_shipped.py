@@ -23,7 +23,7 @@ LIVE = {
     "prompts": 40, "candidates": 6, "test_prompts": 48, "steps": 8, "train_steps": 60, "batch": 10, "draws": 4,
     "kappa": 400.0, "lr": 4e-4, "rank": 16,
 }  # fmt: skip  # sizes of the live run on tier cpu
-SHELF = Shelf("pools-05.safetensors", l05.STUDY, tuple(LIVE))
+SHELF = Shelf("pools-05.safetensors", l05.STUDY, tuple(LIVE), lambda seed, sizes: "\n".join(asked(seed, sizes)))
 SHARD = 8  # prompts between two ticks of the bar
 AWAY = {"npo": False, "npo_words": True}  # arm -> whether the model to avoid is asked for the prompt
 
@@ -31,6 +31,11 @@ AWAY = {"npo": False, "npo_words": True}  # arm -> whether the model to avoid is
 def prompts_of(seed: int, sizes: SimpleNamespace) -> list[str]:
     """The prompts of the pairs, as in `l05.portrait_pairs`."""
     return l05.half_named(sizes.prompts, 10_000 + seed)[1]
+
+
+def asked(seed: int, sizes: SimpleNamespace) -> list[str]:
+    """All prompts: those of the pairs, those held out."""
+    return [*prompts_of(seed, sizes), *l05.held_out(sizes.test_prompts)]
 
 
 def pool(seed: int, sizes: SimpleNamespace, bar: Bar) -> Pool:

@@ -9,13 +9,16 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 from labkit.dpo import dpo
+from labkit.models.checksums import sha256
 from labkit.studies import l06, l06_world
 from labkit.studies.shipped import SEED, Shelf
+from labkit.studies.store import folder_of_studies
 
 LIVE = {
     "prompts": 96, "train_steps": 100, "batch": 10, "draws": 4, "kappa": 400.0, "lr": 4e-4, "rank": 16,
 }  # fmt: skip  # sizes of the live run on tier cpu
-SHELF = Shelf("easy-06.safetensors", l06.STUDY, tuple(LIVE))
+WORLD = "l06-world.safetensors"  # whose easy pairs it is trained on
+SHELF = Shelf("easy-06.safetensors", l06.STUDY, tuple(LIVE), lambda seed, sizes: sha256(folder_of_studies() / WORLD))
 
 
 def easy_steps(sizes: SimpleNamespace) -> int:

@@ -35,6 +35,7 @@ READINGS: Mapping[str, Mapping[str, Contrast]] = {
         "halves_of_20": by_seed(gain("target", "first_steps20", "second_steps20")),
         "worst_or_anybody": by_seed(gain("target", "both_worst", "both")),
         "normalized_diversity": by_seed(gain("diversity.4", "rounds_normalized", "rounds_feedback")),
+        "named_dropout_at_first": by_seed(gain("diversity.1", "rounds_named_dropout", "rounds_named")),
         "named_dropout_best": by_seed(gain("so_far.4", "rounds_named_dropout", "rounds_named")),
         "normalized_mean": by_seed(gain("mean.4", "rounds_normalized", "rounds_feedback")),
     },

@@ -1,11 +1,12 @@
 """Results that a lesson would spend minutes on, made once for the seed of its live run and shipped in half precision.
 
-A shelf is one file with what decided it in its header: seed, sizes, weights. Asked under other conditions it has
-nothing, and the lesson computes as ever. What a learner designs or decides is never shipped.
+A shelf is one file with what decided it in its header: seed, sizes, weights, what was asked for. Asked under other
+conditions it has nothing, and the lesson computes as ever. What a learner designs or decides is never shipped.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from labkit.files import write_tensors
-from labkit.models.checksums import write_checksums
+from labkit.models.checksums import read_checksums, sha256, write_checksums
 from labkit.models.paths import data_dir
 from labkit.studies.store import weights_of
 from labkit.studies.study import Study, StudyError
@@ -30,31 +31,37 @@ class Shelf:
     """One file of the data folder.
 
     Attributes:
-        study: whose weights decide the tensors. decide: the sizes that do.
+        study: whose weights decide the tensors. decide: the sizes that do. inputs: seed and sizes -> what else does, as
+            text: prompts, or the digest of a file.
     """
 
     file: str
     study: Study
     decide: tuple[str, ...]
+    inputs: Callable[[int, SimpleNamespace], str]
 
     def conditions(self, seed: int, sizes: SimpleNamespace) -> dict[str, str]:
         """What decides the tensors, as the file's header says it."""
         decided = {name: getattr(sizes, name) for name in self.decide}
-        about = {"seed": seed, "sizes": decided, "weights": weights_of(self.study)}
+        inputs = hashlib.sha256(self.inputs(seed, sizes).encode()).hexdigest()[:16]
+        about = {"seed": seed, "sizes": decided, "weights": weights_of(self.study), "inputs": inputs}
         return {name: json.dumps(value, sort_keys=True) for name, value in about.items()}
 
     def read(self, seed: int, sizes: SimpleNamespace, names: Iterable[str] | None = None) -> dict[str, Tensor] | None:
         """Float32 tensors by name (all, or some); None where the file is missing or was made under other conditions.
 
         Raises:
-            StudyError: the file is damaged.
+            StudyError: the file is damaged: it cannot be read, or is not the one of the data folder's checksums.
         """
         path = data_dir() / FOLDER / self.file
         if not path.is_file():
             return None
+        wanted, listed = self.conditions(seed, sizes), read_checksums().get(f"{FOLDER}/{self.file}")
+        if listed is not None and sha256(path) != listed:
+            raise StudyError(f"{path} differs from checksums.json: restore the data folder")
         try:
             with safe_open(str(path), "pt") as file:
-                if file.metadata() != self.conditions(seed, sizes):
+                if file.metadata() != wanted:
                     return None
                 return {name: file.get_tensor(name).float() for name in (file.keys() if names is None else names)}
         except Exception as error:

@@ -413,7 +413,7 @@ curve_with_interval(
 gone = float((drawn[1.0] < 0.4).float().mean() - (drawn[8.0] < 0.4).float().mean())
 lab.reveal("guided_line", "pushed" if gone > 0.05 else "same")
 
-# %% [markdown] lang="en" uid="guided-reading" pair="11f9db69"
+# %% [markdown] lang="en" uid="guided-reading" pair="bbd257fd"
 # **What you see.** $w = 0$ gives both kinds, $w = 1$ exactly the kind that was asked for, with all its width. At $w = 3$ and 8 the side that touches the other kind is empty: the samples have been pushed away from what could be mistaken, and crowd together further out than the middle of the real data. **Why.** The classifier's power rewards being *unmistakable*, not being typical. **What follows.** Guidance
 # buys faithfulness with variety, and a little with realism. **A warning about the formula.** The samples follow the density sharpened by $w$ only roughly, because noising and multiplying do not commute; the direction is right, the shape is not exact.
 #
@@ -481,7 +481,7 @@ def guided_pictures(scale):
 
 explore(guided_pictures, {"scale": slider(t("l01.guidance_scale"), 1.0, 10.0, 3.0, 0.5)})
 
-# %% [markdown] lang="en" uid="scale-reading" pair="42c6ee3c"
+# %% [markdown] lang="en" uid="scale-reading" pair="8788ecf4"
 # **What you see.** In the record faithfulness rises from .92 at 1 to .98 at 3, a gain of $.052$ $[.041, .064]$, and variety falls by $.030$ $[.014, .045]$. Up to 5 there is nothing more to win. At 8 faithfulness *falls* again, by $.047$ $[.029, .065]$ against 3, and the pictures of a prompt differ as much as without guidance ($-.004$ $[-.029, .020]$), so "3 is enough, and more does no harm" is **contradicted**. **Why.** Once all named attributes are unmistakable, more pushing has nothing left to win.
 # And eight steps are few: a large scale goes far along a direction that was right at the start of a step only. With twenty steps the loss is gone: there 8 and 3 differ by $.002$ $[-.002, .006]$, and variety falls on from 3 to 8, by $.015$ $[.006, .024]$, as on the line. So the variety at 8 in eight steps was most likely damage. **What would change it.** The captions: where a prompt names little, there is little to win. Move the slider to 10: colours saturate, and outlines become hard. That is the overshoot of the line. The scale 3 of the other lessons is
 # the knee of this curve, not a law. And mark the unit of the bands, *prompts and seeds*: lesson 02 explains why not pictures.

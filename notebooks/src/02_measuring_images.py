@@ -440,11 +440,11 @@ lab.claim("null_is_level", measured=t("l02.m_alarms"), **binomial(alarm_share(ot
 lab.claim("null_sees_model", measured=t("l02.m_alarms"), **binomial(alarm_share(made_f, at), lab.sizes.tests))
 lab.claim("null_sees_model_at_128", reason=t("l02.only_recorded"))
 
-# %% [markdown] lang="en" uid="null-reading" pair="97a1071b"
+# %% [markdown] lang="en" uid="null-reading" pair="6dbe9a9c"
 # **What you see.** The set in which a style is missing falls at the right end of its null, although most of its reading is floor: a reading that is "mostly floor" can prove a difference all the same. Renders lie inside of theirs. **The surprise** is PortraitSD, which a single test may find either way: in the recorded study it sounds the alarm (a p-value of at most 0.05) in 6 % of the tests at 32 pictures, and renders do so in 5 %. Asked with complete captions, and
 # seen through the eyes of a network that reads attributes, so few of its pictures are not distinguishable from renders. **What that does not say.** That there is no difference. No alarm means "not at this $n$, not in these features"; one alarm at 5 % is what every twentieth pair of equal sets gives; and no alarm says how large a difference is. **What would change it.** Not four times as many pictures: with 128 it sounds in $.085$ $[.032, .138]$ of the tests (for renders in $.090$ $[.030, .150]$), and "more than half" is **contradicted** again, so the number was not what hid the model. Perhaps other features, or captions that leave things open, where the model must choose by itself.
 
-# %% [markdown] lang="ja" uid="null-reading" pair="ff161037"
+# %% [markdown] lang="ja" uid="null-reading" pair="2b8af641"
 # **図から読み取れること。** 画風が1つ欠けた集合は、測定値の大半がノイズフロアなのに、帰無分布の右端に来ます。ノイズフロアが大半を占めていても、差があることは示せるのです。レンダリング画像どうしの値は、帰無分布の内側にあります。**意外なのは**PortraitSDで、1回の検定ではどちらの結果にもなりえます。記録済みの実験では、32枚での検定の6%で、p値が0.05以下になりました(これを「警報が鳴る」と呼びます)。レンダリング画像どうしでは5%です。すべての属性を述べたキャプションで生成し、
 # 属性を読み取るネットワークの目で見る限り、この枚数ではレンダリング画像と区別できません。**この検定で分からないこと。** 警報が出なくても、差がないとはいえません。「この枚数($n$)、この特徴量では見つからない」という意味です。5%の水準なら、等しい集合どうしでも20回に1回は警報が鳴ります。警報から差の大きさは分かりません。**何を変えればよいか。** 枚数を4倍にしても見つかりません。128枚でも警報が鳴る割合は $.085$ $[.032, .138]$(レンダリング画像どうしでは $.090$ $[.030, .150]$)で、「半数を超える」という主張は、ここでも**反対の結果になりました**。見つからない原因は枚数ではなかったのです。特徴量を変えるか、属性を省いたキャプションを使ってモデル自身に選ばせれば、違いが見えるかもしれません。
 
@@ -837,11 +837,11 @@ change = by_halves(wide, real_e, more_alike(other_e)) - by_halves(wide, real_e, 
 lab.claim("cmmd_sees_variety", measured=t("l02.m_variety"), **two_rounds("cmmd", change))
 lab.claim("median_kernel_sees", reason=t("l02.only_recorded"))
 
-# %% [markdown] lang="en" uid="cmmd-reading" pair="25453078"
+# %% [markdown] lang="en" uid="cmmd-reading" pair="626fbaff"
 # **What you see.** The printed CMMD and its mean part agree in the first digits. Half of the variety is gone, and the reading does not rise; it even *falls*, for the reason of section 2: less variety, less bias. A kernel as wide as the typical distance sees the loss (on record it rises by $9.3$ $[8.6, 9.9]$ times what renders read against renders), and so does the Fréchet distance on the same embeddings.
 # **What follows.** The claim "no assumption about the distribution" is right about the formula and wrong about the published setting. A metric is its formula *and* its constants.
 
-# %% [markdown] lang="ja" uid="cmmd-reading" pair="cda30288"
+# %% [markdown] lang="ja" uid="cmmd-reading" pair="c6ca45a7"
 # **図から読み取れること。** 表示されたCMMDとその平均の差の部分は、最初の数桁まで一致します。多様性が半分になったのに、値は上がりません。むしろ*下がります*。第2節と同じ理由で、多様性が小さいほどバイアスも小さいからです。距離の中央値と同じ幅のカーネルなら変化を検出でき(記録では、レンダリングどうしの値の $9.3$ $[8.6, 9.9]$ 倍だけ上がります)、同じ埋め込みのフレシェ距離でも検出できます。
 # **結論。** 「分布に何も仮定しない」という主張は、式については正しいのですが、公開されている設定については当てはまりません。指標とは、式*と*定数の組です。
 
@@ -1039,7 +1039,7 @@ if table.std() > 0:
 else:
     lab.claim("clusters_matter", reason=t("l02.no_variation"), seeds=[lab.seed])
 
-# %% [markdown] lang="en" uid="enough" pair="99334487"
+# %% [markdown] lang="en" uid="enough" pair="ebc2c1f0"
 # **Reading.** Guidance 3 wins hardly more often than guidance 2, on record in .517 $[.508, .525]$ of the cases: with complete captions both paint nearly everything that was asked for. And the two intervals are nearly equally wide. Over 143 recorded seeds the standard error by prompt is 1.05 times the one by picture, $[1.02, 1.07]$: counting pictures does make it too small, the claim is **reproduced**, but by a twentieth. In
 # seven more seeds every picture tied, and neither error exists. Ten seeds could not tell the factor from 1. **Why.** Where both models are nearly always right, the rare failure is decided more by the seed than by the prompt, so copies of one prompt are nearly independent. **What would change it.** Prompts of different difficulty, for instance some with combinations that the model never saw. Then the ratio grows up to the root of the number of copies. Count prompts all the same: it costs nothing where copies are independent, and saves you where they are not, which you cannot know beforehand.
 #

@@ -640,7 +640,7 @@ claim("ideal_vendi_up", "ideal.w003", "ideal.w1", "vendi")
 #
 # **結果を左右するもの:** しきい値を下げることです。$\tau$ を下位1割にした `w = 2` では、ほとんど何も動きません。完璧な生成器には、その端に取り除くべきものがないからです。
 
-# %% [markdown] lang="en" uid="portraits" pair="152b8980"
+# %% [markdown] lang="en" uid="portraits" pair="7bb7be8c"
 # ## 6. The same rule on a model that errs
 #
 # Now PortraitSD, with captions of the same population: four hundred candidates, drawn once; every setting selects from the same pool. The pictures are scored exactly, against the reals.
@@ -1117,8 +1117,8 @@ def steps_bar():
     return iter(lab.progress_bar(range(sizes.tune_steps), t("l03.tuning")))
 
 
-# en: shipped for the default seed: the first two. Your own run trains here
-# ja: 既定のシードでは、最初の2つは教材に付属しています。自分の重みの学習は、ここで行います
+# en: the first two are shipped for the default seed (not on tier smoke). Your own run trains here
+# ja: 既定のシードでは、最初の2つは教材に付属しています(tier smoke を除く)。自分の重みの学習は、ここで行います
 weights_of_runs = {"pretrained": None, "w1": 1.0, own_arm: own_w}
 tuned = {
     arm: lab.keep("tuned", l03_shipped.tuned_pool, w, run_seed, sizes, steps_bar) for arm, w in weights_of_runs.items()
@@ -1159,7 +1159,7 @@ claim("tune_vendi", "tune.w003", "tune.w1", "vendi")
 claim("control_alone", "tune.w1", "tune.pretrained", "kernel")
 lab.reveal("tune", "share" if np.mean(results[f"tune.{own_arm}"]["above"]) > pi else "nothing")
 
-# %% [markdown] lang="en" uid="tune-reading" pair="14068b0b"
+# %% [markdown] lang="en" uid="tune-reading" pair="93c2cc35"
 # **What you see.** Take two comparisons apart. *No weights against pretrained*: the same pictures, drawn evenly, already teach the model whom this population consists of. On record the share above $\tau$ rises from .14 to .24 and
 # the kernel distance falls from 24 to 18. None of that is due to pseudo density, and a table that compares the weighted run with the pretrained model alone would credit it with all of this. *A weight against no weights*: same noise, same
 # timesteps, same initial noise, only the draws differ. $w = 33$ ends at .33 and $w = 0.03$ at .18, in the directions that the paper promises.

@@ -1107,7 +1107,7 @@ claim("rounds_best", t("l04.last_round"), fed[f"best.{last}"] - alone_again[f"be
 claim("rounds_mean", t("l04.last_round"), fed[f"mean.{last}"] - alone_again[f"mean.{last}"])
 claim("rounds_worst", t("l04.last_round"), fed[f"worst.{last}"] - alone_again[f"worst.{last}"])
 
-# %% [markdown] lang="en" uid="rounds-reading" pair="a4709af4"
+# %% [markdown] lang="en" uid="rounds-reading" pair="ac71b7f3"
 # **Reading.** Hold the two charts side by side. In the second one everything that the paper says of a *round* is there: against pictures from the same noise without feedback the mean rises, the worst picture
 # rises most. In the first one, where only the best picture of all so far counts, restarts climb nearly as fast, and the gap at sixteen pictures is $.020$ $[.013, .028]$ over 154 seeds: **reproduced**, and about as large as the smallest difference that we had declared to matter. Neither curve is wrong. They answer different questions.
 #
@@ -1190,13 +1190,13 @@ claim("dropout_costs", t("l04.dropout_difference"))
 claim("named_dropout_varies", t("l04.dropout_difference"))
 claim("named_dropout_costs", t("l04.dropout_difference"))
 
-# %% [markdown] lang="en" uid="game" pair="8b8940f1"
+# %% [markdown] lang="en" uid="game" pair="ec75c9ba"
 # **Reading.** The judge confirms the rise of the *round*: its mean is better than without feedback, so CLIP did not only flatter itself. It confirms a better *final picture*, too, by less: what CLIP picks from sixteen is more like the person by $.018$ $[.010, .027]$ over 164 seeds, a sixth of an attribute. (After 92 seeds it had looked like no difference at all; the round was planned to 164 and had no verdict before.) And the price is in the other chart: a last round with feedback has about six tenths of the diversity of a restart. Dividing the weight by the number of likes gives some of
 # it back, $+.114$ $[.092, .136]$ over ten seeds, and costs the mean of a round $.028$ $[.006, .050]$, a quarter of what feedback had brought. For the best of all sixteen pictures no difference shows. Where likes pile up and variety counts, it is the better default.
 #
 # **Prompt dropout: our first setting is too far from the paper's.** There it buys diversity with similarity. Over fifteen seeds the diversity here changes by $-.015$ $[-.051, .020]$ and the mean by $+.019$ $[-.024, .061]$; neither effect shows. More seeds would not help the claim, for our prompt has five words
-# that name nothing. There is no content to drop, and what is left is closer to the empty prompt that the references were read with. So we asked again, with prompts that name four attributes, two of which the target contradicts. Over sixty seeds dropout now keeps the last round more diverse, by $.150$ $[.135, .165]$, and costs its mean $.026$ $[.012, .040]$: both **reproduced**. Whether that trade pays depends on what you want
-# of the rounds: the best of all sixteen pictures comes out *nearer*, by $.023$ $[.010, .036]$ (seen afterwards, not declared), for what is left out is sometimes the word that was wrong.
+# that name nothing. There is no content to drop, and what is left is closer to the empty prompt that the references were read with. So we asked again, with prompts that name four attributes, two of which the target contradicts. Over sixty seeds dropout now keeps the last round more diverse, by $.150$ $[.135, .165]$, and costs its mean $.026$ $[.012, .040]$: both **reproduced**. The diversity comes in before any feedback, for four pictures answer four different prompts: the first round is more diverse by $.222$ $[.208, .236]$, and feedback takes
+# some of that away again. Whether the trade pays depends on what you want of the rounds: the best of all sixteen pictures comes out *nearer*, by $.023$ $[.010, .036]$ (seen afterwards, not declared). Perhaps because what is left out is sometimes the word that was wrong, or because a wider round has better best ones; no arm takes the two apart.
 #
 # ## 8. Your turn
 #
@@ -1207,14 +1207,14 @@ claim("named_dropout_costs", t("l04.dropout_difference"))
 # **Decide before you play:** which of the target's attributes can likes bring you, by what section 5 measured, and which must come by luck? Vote for what luck has to bring first,
 # colours follow later; or the other way round? Say which and why, then test your plan.
 
-# %% [markdown] lang="ja" uid="game" pair="47c887b0"
+# %% [markdown] lang="ja" uid="game" pair="dc0a8650"
 # **図の読み方。** *ラウンド*の改善は、評価役も認めます。平均はフィードバックなしより良く、CLIP が自分を甘く採点しただけではありません。*最後の1枚*の改善も認めますが、差は小さめです。CLIP が16枚から選ぶ1枚は、フィードバックがあると、164のシードで $.018$ $[.010, .027]$、つまり属性6分の1個分だけ
 # 本人に近くなります(92シードの時点では差がないように見えましたが、最初から164までの計画だったので、そこでは判定していません)。代償は、もう一方の図に出ています。フィードバックありの最終ラウンドの多様性は、作り直しの6割ほどです。重みを「好き」の枚数で割ると、多様性がいくらか戻ります(10シードで $+.114$ $[.092, .136]$)。
 # 代わりに、ラウンドの平均は $.028$ $[.006, .050]$、つまりフィードバックで得た分の4分の1ほど下がります。16枚の中の最良には差が見られません。「好き」が積み重なり、多様性も欲しいなら、こちらを既定にすべきでしょう。
 #
 # **プロンプトドロップアウトを確かめるには、最初の実験の条件は論文から離れすぎています。** 論文では、類似度と引き換えに多様性が得られます。ここでは15シードで、多様性の変化が $-.015$ $[-.051, .020]$、平均の変化が $+.019$ $[-.024, .061]$ で、どちらの効果も見えません。シードを増やしても、論文の主張は確かめられません。プロンプトは
-# 5語しかなく、何も指定していないので、省いても失われる内容がないからです。残りの語は、参照画像を読むときの空のプロンプトに近づくだけです。そこで、属性を4つ指定し、そのうち2つが目標と食い違うプロンプトで、もう一度試しました。60シードで、最終ラウンドの多様性は $.150$ $[.135, .165]$ 高く保たれ、平均は $.026$ $[.012, .040]$ 下がります。どちらの主張も**再現できました**。割に合うかどうかは、
-# ラウンドに何を求めるかによります。16枚の中の最良の画像は、かえって $.023$ $[.010, .036]$ だけ目標に*近く*なりました(結果を見て気づいたことで、事前の宣言はありません)。省かれる語が、目標と食い違う語であることもあるからです。
+# 5語しかなく、何も指定していないので、省いても失われる内容がないからです。残りの語は、参照画像を読むときの空のプロンプトに近づくだけです。そこで、属性を4つ指定し、そのうち2つが目標と食い違うプロンプトで、もう一度試しました。60シードで、最終ラウンドの多様性は $.150$ $[.135, .165]$ 高く保たれ、平均は $.026$ $[.012, .040]$ 下がります。どちらの主張も**再現できました**。多様性が増えるのは、フィードバックより前です。4枚がそれぞれ別のプロンプトから作られるので、最初のラウンドですでに $.222$ $[.208, .236]$ 高く、フィードバックがその一部を
+# 打ち消します。割に合うかどうかは、ラウンドに何を求めるかによります。16枚の中の最良の画像は、かえって $.023$ $[.010, .036]$ だけ目標に*近く*なりました(結果を見て気づいたことで、事前の宣言はありません)。省かれる語が目標と食い違う語であることもあるからか、多様なラウンドほど最良の1枚が良くなるからかは、この記録では区別できません。
 #
 # ## 8. 今度はあなたの番です
 #

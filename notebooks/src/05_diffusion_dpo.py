@@ -662,8 +662,8 @@ def pool_bar():
     return lab.progress_bar(range(-(-lab.sizes.prompts // l05_shipped.SHARD)), t("l05.pool"))
 
 
-# en: shipped for the default seed, drawn here for any other
-# ja: 既定のシードの候補は教材に付属しています。ほかのシードではここで生成します
+# en: tier cpu ships them for the default seed; they are drawn here for any other seed or tier
+# ja: tier cpu では、既定のシードの候補が教材に付属しています。ほかのシードやtierではここで生成します
 candidates = lab.keep("pool", l05_shipped.pool, run_seed, lab.sizes, pool_bar)
 prompts, latents = candidates.prompts, candidates.latents  # latents [prompts, candidates, C, h, w]
 scores = candidates.scores[judge.name]  # [prompts, candidates]
@@ -714,10 +714,6 @@ portraits(
 # %% uid="same-noise"
 from labkit.diffusion import add_noise, encode_prompts, unet_output
 
-generator, n = lab.generator(5), len(pairs)
-noises = [torch.randn(pairs.winner.shape, generator=generator) for _ in range(2)]
-times = [torch.randint(1000, (n,), generator=generator) for _ in range(2)]
-
 
 def error(latents, noise, when):
     """en: Errors [n] of the base on the pairs' prompts.
@@ -729,19 +725,27 @@ def error(latents, noise, when):
     return epsilon_error(prediction, noise)
 
 
-first = error(pairs.winner, noises[0], times[0])
-shared = {"same_both": (0, 0), "same_t": (1, 0), "same_none": (1, 1)}
-spread = [float((first - error(pairs.loser, noises[i], times[j])).std()) for i, j in shared.values()]
-labels = [t("l05.same_both"), t("l05.same_t"), t("l05.same_none")]
-bar_with_interval(labels, spread, xlabel=t("l05.noise_axis"), title=t("l05.noise_title"), value_format="{:.3f}")
+generator, spreads = lab.generator(5), []
+# en: which noise and which timesteps the loser takes
+# ja: 敗者に使うノイズとタイムステップの番号です
+shared = {t("l05.same_both"): (0, 0), t("l05.same_t"): (1, 0), t("l05.same_none"): (1, 1)}
+for _ in range(8):
+    noises = [torch.randn(pairs.winner.shape, generator=generator) for _ in range(2)]
+    times = [torch.randint(1000, (len(pairs),), generator=generator) for _ in range(2)]
+    of_winner = error(pairs.winner, noises[0], times[0])
+    gaps = [of_winner - error(pairs.loser, noises[i], times[j]) for i, j in shared.values()]
+    spreads.append([float(gap.std()) for gap in gaps])
+bar_with_interval(
+    list(shared), np.array(spreads), xlabel=t("l05.noise_axis"), title=t("l05.noise_title"), value_format="{:.3f}"
+)
 
-# %% [markdown] lang="en" uid="pairs-reading" pair="f49d9eaa"
-# **What you see.** Under each picture stand the attributes that its prompt names. The widest gaps are no matters of taste: losers wear the wrong thing. The bars are step 5 of the derivation, measured. In our run (seed 0) the difference of two errors spreads by
-# .025 under one noise and one timestep, by .033 under two noises at the same timestep, and by .110 when the timesteps differ too. So most of the gain comes from sharing $t$. The signal is the same in all three; four times the spread takes sixteen times the pairs to see it.
+# %% [markdown] lang="en" uid="pairs-reading" pair="76ffc674"
+# **What you see.** Under each picture stand the attributes that its prompt names. The widest gaps are no matters of taste: losers wear the wrong thing. The bars are step 5 of the derivation, measured. In our run (seed 0, eight draws) the difference of two errors spreads by
+# .024 under one noise and one timestep, by .025 under two noises at the same timestep, and by .074 when the timesteps differ too. So the gain comes from sharing $t$; what sharing the noise adds does not show on forty pairs. The signal is the same in all three; three times the spread takes nine times the pairs to see it.
 
-# %% [markdown] lang="ja" uid="pairs-reading" pair="1a867d15"
-# **図の読み方。** 画像の下には、プロンプトが指定した属性が並んでいます。評価の差が最も大きいペアを見ると、違いは好みの問題ではありません。敗者には、指定と違うものが描かれています。棒グラフは、導出のステップ5を測ったものです。シード0の実行では、誤差の差のばらつきは、ノイズもタイムステップも共通なら
-# 0.025、タイムステップだけ共通なら0.033、どちらも別々なら0.110でした。つまり、効いているのは主に $t$ をそろえることです。信号の大きさは3つとも同じなので、ばらつきが4倍になれば、見分けるのに16倍のペアが要ります。
+# %% [markdown] lang="ja" uid="pairs-reading" pair="d4511578"
+# **図の読み方。** 画像の下には、プロンプトが指定した属性が並んでいます。評価の差が最も大きいペアを見ると、違いは好みの問題ではありません。敗者には、指定と違うものが描かれています。棒グラフは、導出のステップ5を測ったものです。シード0の実行(ノイズとタイムステップを8回引いた平均)では、誤差の差のばらつきは、ノイズもタイムステップも共通なら
+# 0.024、タイムステップだけ共通なら0.025、どちらも別々なら0.074でした。つまり、効いているのは $t$ をそろえることで、ノイズをそろえる効果は、40組では見えません。信号の大きさは3つとも同じなので、ばらつきが3倍になれば、見分けるのに9倍のペアが要ります。
 
 # %% [markdown] lang="en" uid="train" pair="2bf8d0d7"
 # ## 7. Training, watched live
@@ -965,13 +969,13 @@ lab.claim("kto_beats_dpo", reason=t("l05.only_recorded"))
 lab.claim("weaker_kto_beats_dpo", reason=t("l05.only_recorded"))
 lab.claim("margin_helps", reason=t("l05.only_recorded"))
 
-# %% [markdown] lang="en" uid="own-reading" pair="6474ecf1"
+# %% [markdown] lang="en" uid="own-reading" pair="91344093"
 # **Reading.** The same prompts make the difference of two losses far more exact than either of them: all contrasts of the record are taken prompt by prompt. **What the record decides.** DPO, KTO, the hinge, SDPO and the anchored
-# loss all gain between .08 and .09; KTO is not better than DPO, as its paper finds on another task, but a trifle worse (by .013). So is SDPO, over thirteen seeds (by .012 $[.004, .020]$): its guard takes away a part of the losers' gradient, and sixty steps of DPO break nothing here that needed it. That the losers are held back is not shown to be the reason, though: $\mu = 0.9$, the authors' value for SD 1.5, holds them back *more* and reads $.009$ $[.000, .017]$ better than 0.5 (three seeds); neither difference is one that matters by our measure of .02. MaPO gains half as much as DPO ($.045$ $[.036, .055]$). One strength serves all losses and none was tuned for it, so that says what happens when you swap the loss and nothing else. **What a quarter of the strength does.** Without a reference nothing cancels what makes one picture of a pair harder than the other for *any* model, and a strong MaPO is likely to saturate on it: at a quarter it comes nearer to DPO at full strength, but stays behind by $.031$ $[.021, .041]$ (thirteen seeds): that is a third of the gap, not all of it. KTO stays a trifle behind DPO, both at a quarter, as before: by $.011$ $[.002, .020]$. A margin, a larger logit $s$ asked for where the judge's scores differ more, changes nothing: $.000$ $[-.010, .011]$. IPO at the same number barely moves: its $\tau$ fixes the gap to reach, which is a tiny one at 400. **The surprise is the baseline:** fine-tuning on the winners
+# loss all gain between .08 and .09; KTO is not better than DPO, as its paper finds on another task, but a trifle worse (by .013). So is SDPO, over thirteen seeds (by .012 $[.004, .020]$): its guard takes away a part of the losers' gradient, and sixty steps of DPO break nothing here that needed it. That the losers are held back is not shown to be the reason, though: $\mu = 0.9$, the authors' value for SD 1.5, holds them back *more* and reads $.009$ $[.000, .017]$ better than 0.5 (three seeds); neither difference is one that matters by our measure of .02. MaPO gains half as much as DPO ($.045$ $[.036, .055]$). One strength serves all losses and none was tuned for it, so that says what happens when you swap the loss and nothing else. **What a quarter of the strength does.** Without a reference nothing cancels what makes one picture of a pair harder than the other for *any* model, and a strong MaPO is likely to saturate on it: at a quarter it comes nearer to DPO at full strength, but stays behind by $.031$ $[.021, .041]$ (thirteen seeds): that is a third of the gap, not all of it. KTO stays a trifle behind DPO, both at a quarter, as before: by $.011$ $[.002, .020]$. A margin, a larger logit $s$ asked for where the judge's scores differ more, changes nothing: $.000$ $[-.010, .011]$. IPO at the 400 that is $\kappa$ for the others barely moves: its $\tau$ fixes the gap to reach, which is a tiny one at 400. **The surprise is the baseline:** fine-tuning on the winners
 # alone gains as much as DPO, the difference is smaller than .02 either way. **Why:** the winners here are right where the base is often wrong, so copying them already teaches the prompts. The paper saw the same on its weaker model (SD 1.5: SFT wins 55.5 %) and the opposite on its stronger one (SDXL),
 # whose own pictures are better than the winners. What does tell them apart is $d_w$: below zero for SFT and the anchor, above for DPO.
 
-# %% [markdown] lang="ja" uid="own-reading" pair="d09e15e9"
+# %% [markdown] lang="ja" uid="own-reading" pair="b798c592"
 # **結果の読み方。** 同じプロンプトで比べると、2つの損失の差は、それぞれの値よりずっと正確に測れます。記録済みの比較も、すべてプロンプトごとの差です。**記録から決まること。** DPO、KTO、hinge、SDPO、錨を加えた DPO の伸びは、どれも0.08から0.09です。KTO は、別の課題で測った論文とは
 # 違って DPO より良くはなく、ごくわずかに(0.013)劣りました。SDPO も、13個のシードで比べるとわずかに劣ります(差は0.012 $[.004, .020]$)。SDPO は歯止めとして敗者の勾配を弱めますが、60ステップの DPO では、歯止めが要るほどの破綻が起きません。ただし、弱めたことが劣った原因だとはいえません。勾配をいっそう弱める $\mu = 0.9$(著者の SD 1.5用の値)のほうが、0.5のときより忠実度が $.009$ $[.000, .017]$ 高かったからです(3シード。どちらの差も、意味があるとした0.02には届きません)。MaPO の伸びは DPO の半分です($.045$ $[.036, .055]$)。強さはすべての損失で共通にし、損失ごとの調整はしていません。つまりこれは、損失だけを取り替えたときに何が起こるかの比較です。**強さを4分の1にすると。** ペアの2枚には、*どの*モデルにとっても、一方のほうがノイズを予測しにくいという差があります。参照モデルがなければこの差は打ち消されません。そのため、強さの大きい MaPO では、この差だけで損失が飽和してしまうのでしょう。4分の1の強さなら、元の強さの DPO に近づきますが、まだ $.031$ $[.021, .041]$ 劣ります(13シード)。埋まったのは、差の3分の1にとどまります。KTO と DPO の強さをどちらも4分の1にしても、KTO はやはり $.011$ $[.002, .020]$ 劣ります。評価役の得点差が大きいペアほど、大きなロジット $s$ を要求する「マージン付き」も、結果を変えませんでした($.000$ $[-.010, .011]$)。ほかの損失の $\kappa$ と同じ400を入れた IPO は、ほとんど動きません。IPO の $\tau$ は目標とする差を決める数で、400では目標がごく小さくなるからです。**意外なのは比較対象の SFT です。** 勝者だけのファインチューニングの伸びは DPO と変わらず、差はどちらの向きにも0.02未満です。**理由:** 基準モデルがよく
 # 間違えるところで勝者は正しいので、まねるだけでもプロンプトに従うことを学べます。論文でも、弱いモデル(SD 1.5)では SFT の勝率が55.5%でした。自分の画像が勝者より良い、強いモデル(SDXL)では逆の結果です。違いが表れるのは $d_w$ で、SFT と錨を加えた DPO では負、DPO では正です。
@@ -1003,8 +1007,10 @@ def worse():
     return with_bar([npo(kappa)])
 
 
-# en: for the default seed the pictures come with the course; with another one the worse model is trained here
-# ja: 既定のシードの画像は教材に付属しています。ほかのシードでは、悪いモデルをここで学習します
+# en: tier cpu ships the pictures for the default seed, made with the reference's pairs and the kappa of lab.sizes: your
+# en: own changes of these do not reach them. For any other seed or tier the worse model is trained here, on your pairs
+# ja: tier cpu では、既定のシードの画像が教材に付属しています。模範解答のペアと lab.sizes の kappa で作ったものなので、
+# ja: それらを書き換えても変わりません。ほかのシードやtierでは、手元のペアで悪いモデルをここで学習します
 away = lab.keep("negative", l05_shipped.guided_away, run_seed, lab.sizes, worse)
 plain, worded = (l05.gold(away[arm], test) for arm in l05_shipped.AWAY)
 names = {t("l05.empty_prompt"): "npo", t("l05.full_prompt"): "npo_words"}
@@ -1105,9 +1111,9 @@ with TemporaryDirectory() as folder, quiet():
     file = save_lora(folder, pipe, "dpo")
     mine = drawn(pipe)
     remove_lora(pipe.unet, "dpo")
-    plain = load_pipeline("cpu", variant="portrait-sd-base")
-    plain.load_lora_weights(folder, weight_name=file.name)
-print(t("l05.same_pixels", largest=float((drawn(plain) - mine).abs().max())))
+    without = load_pipeline("cpu", variant="portrait-sd-base")
+    without.load_lora_weights(folder, weight_name=file.name)
+print(t("l05.same_pixels", largest=float((drawn(without) - mine).abs().max())))
 
 # %% [markdown] lang="en" uid="real" pair="b4a1a46e"
 # ## 13. The same on Stable Diffusion

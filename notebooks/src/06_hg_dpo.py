@@ -653,16 +653,16 @@ level, kept = normal_winners(recon_scores, easy_scores)
 better = recon_scores.gather(1, level[:, None])[:, 0] > easy_scores
 lab.verdict(t("l06.kept", kept=int(kept.sum()), total=len(kept)), torch.equal(kept, better))
 print(t("l06.levels", levels=", ".join(f"t = {m}: {int(((level == k) & kept).sum())}" for k, m in enumerate(middle))))
-first = [int(i) for i in kept.nonzero().flatten()[:5]] or [0]
+few_kept = [int(i) for i in kept.nonzero().flatten()[:5]] or [0]
 strips(
     {
-        t("l06.real"): as_pictures(world.real[first]),
-        t("l06.hard_winner"): as_pictures(world.recons[100][first]),
-        t("l06.normal_winner"): as_pictures(torch.stack([world.recons[middle[int(level[i])]][i] for i in first])),
-        t("l06.easy_winner"): as_pictures(torch.stack([world.pool.latents[i, scores[i].argmax()] for i in first])),
-        t("l06.easy_loser"): as_pictures(torch.stack([world.pool.latents[i, scores[i].argmin()] for i in first])),
+        t("l06.real"): as_pictures(world.real[few_kept]),
+        t("l06.hard_winner"): as_pictures(world.recons[100][few_kept]),
+        t("l06.normal_winner"): as_pictures(torch.stack([world.recons[middle[int(level[i])]][i] for i in few_kept])),
+        t("l06.easy_winner"): as_pictures(torch.stack([world.pool.latents[i, scores[i].argmax()] for i in few_kept])),
+        t("l06.easy_loser"): as_pictures(torch.stack([world.pool.latents[i, scores[i].argmin()] for i in few_kept])),
     },
-    captions={t("l06.easy_loser"): [prompts[i] for i in first]},
+    captions={t("l06.easy_loser"): [prompts[i] for i in few_kept]},
     title=t("l06.ladder"),
 )
 
@@ -726,8 +726,10 @@ term = [dpo(sizes.kappa)]
 first, rest = l06_shipped.easy_steps(sizes), round(0.2 * sizes.train_steps)
 images = {"base": lab.keep("base pictures", draw, {})}
 
-# en: shipped for the default seed, trained here for any other: lesson 05's training once more
-# ja: 既定のシードでは、教材に付属するアダプタを使います。ほかのシードではここで学習します(レッスン05と同じ学習です)
+# en: lesson 05's training once more: shipped for the default seed, with the settings of lab.sizes; for any other seed, and
+# en: on tier smoke, it is trained here
+# ja: レッスン05と同じ学習です。既定のシードでは、lab.sizes の設定で学習したアダプタが教材に付属しています。ほかのシードと
+# ja: tier smoke では、ここで学習します
 
 
 def train_easy():
@@ -769,7 +771,7 @@ claim("curriculum_beats_base", "hg", "base")
 claim("curriculum_is_nearer", "hg", "base", "distance")
 claim("curriculum_nearer_than_easy", "hg", "easy", "distance")
 
-# %% [markdown] lang="en" uid="curriculum-reading" pair="9458ffd7"
+# %% [markdown] lang="en" uid="curriculum-reading" pair="a72a0990"
 # **Reading.** To the right is more faithful, *down* is nearer to real pictures. By the paper's story the easy stage goes right and not down, for its winners have no
 # grain; the later stages go down and a little to the left, for no judge reads the prompt in the hard stage. In the paper the reward does fall slightly from easy to
 # hard, while FID and image quality improve.
@@ -888,7 +890,7 @@ claim("pairs_beat_fine_tuning", "hg", "real_sft")
 claim("leap_is_nearer", "leap", "hg", "distance")
 claim("real_is_nearer", "real_sft", "hg", "distance")
 
-# %% [markdown] lang="en" uid="own-reading" pair="fbe69671"
+# %% [markdown] lang="en" uid="own-reading" pair="8b370381"
 # **Reading.** Compare the leap with the curriculum first, by the intervals and not by the dots. Does it fall below the curriculum, or even below the base, as in
 # the paper (FID from 37 to 113)? On record it does not fall below the base: it gains $.090$ $[.045, .136]$, **contradicted**, and whether it ends below the curriculum is
 # open ($-.003$ $[-.055, .049]$). On the other axis it leads: it ends nearer to real pictures than the curriculum, by $5.1$ $[0.5, 9.6]$. What the record does decide are the stages: without easy the curriculum loses $.113$ $[.089, .137]$, without normal
@@ -910,13 +912,13 @@ claim("real_is_nearer", "real_sft", "hg", "distance")
 # つまり、*ここでは*ペアも評価役も要らなかったことになります。なぜでしょうか。
 # この基準モデルは、誤ったキャプションという特定の原因で歪んでいます。*正しい*キャプションの付いた本物96枚が、その直接の薬になったのでしょうか。本物の画像は、粒状感も一緒に教えます。
 
-# %% [markdown] lang="en" uid="careless" pair="19bff1a7"
+# %% [markdown] lang="en" uid="careless" pair="d1e6d6bb"
 # ### Is it the captions?
 #
 # Both suspicions name the captions, so change them and nothing else: the same winners (real pictures, or the hard stage's reconstructions of them), the same steps, but captions as careless as those that made this base, in which each named attribute but the style is wrong with probability 0.4.
 # These three runs were declared after the others had been seen and before they were recorded.
 
-# %% [markdown] lang="ja" uid="careless" pair="ead3ffb0"
+# %% [markdown] lang="ja" uid="careless" pair="efb77226"
 # ### 原因はキャプションか
 #
 # どちらの推測もキャプションに行き着きます。そこで、キャプションだけを変えます。勝者(本物の画像、または hard 段階の復元画像)もステップ数も同じで、キャプションは、この基準モデルの学習に使ったものと同じくらい不正確にします。画風以外の属性は、それぞれ0.4の確率で誤っています。
@@ -932,7 +934,7 @@ claim("pairs_beat_careless", "hg", "real_sft_careless")
 claim("careless_sft_erases", "sft_careless", "easy")
 claim("careless_leap_below_base", "leap_careless", "base")
 
-# %% [markdown] lang="en" uid="careless-reading" pair="2e51af8d"
+# %% [markdown] lang="en" uid="careless-reading" pair="76ec6e16"
 # **Reading.** With careless captions plain fine-tuning is $.112$ $[.097, .127]$ less faithful and ends near the base (.74 against .72): the right captions were most of the antidote. The curriculum, whose judge looks at the pictures, is now ahead of it by $.079$ $[.041, .117]$. After the easy stage such captions do erase something, $.025$ $[.002, .048]$.
 # The leap ends at .75 with them instead of .81, so much of what it had gained came with its winners' captions as well. Whether it then ends above or below the base is open, $.022$ $[-.020, .064]$ over five seeds. That it falls far below, as in the paper, is not what we see; for that the texture would have to do harm, and ours is weak (section 5).
 #

@@ -783,7 +783,7 @@ on_record(
 lab.claim("tuned_threshold_void", **only)
 lab.claim("tuned_shifts", **only)
 
-# %% [markdown] lang="en" uid="change-read" pair="a39fb900"
+# %% [markdown] lang="en" uid="change-read" pair="6bbfb655"
 # **Reading.** The gate refuses to use the threshold, by the hash of the model. Would anything have happened without it? Your run is *one* calibration, the record has 45. In 11 of the last 42 no defect slips through: nineteen of twenty pictures of the other checkpoint are defective, the judge sees it, and hardly anything passes at all. In a
 # typical one a dozen of the 128 pictures pass and five or six of them are bad, nearly half where 8 % had been certified. And in four of 42 the calibration had been a little luckier and its threshold a little lower: 56 to 125 pictures passed, nearly all of them defective. The mean excess is $.084$ $[.020, .149]$: **reproduced**, and the
 # average hides how uneven it is.
@@ -1145,7 +1145,7 @@ lab.claim("two_hundred_pairs_help", **only)
 lab.claim("more_pairs_help", **only)
 lab.claim("repetition_is_why", **only)
 
-# %% [markdown] lang="en" uid="small-read" pair="4236885a"
+# %% [markdown] lang="en" uid="small-read" pair="4928baa5"
 # **Reading.** Fifty pairs are enough to begin with: over ten seeds the independent judge gives $.056$ $[.033, .079]$ more than to the base, more than a quarter of an attribute in a prompt that names five. Two hundred give $.042$ $[.034, .050]$. That more pairs do more is **contradicted**: over forty seeds two hundred do *less* than fifty, $-.019$ $[-.029, -.008]$, at the same number of steps. After seven seeds it was open. What more pairs bring is *steadiness*: from seed to seed
 # the result of fifty wanders by $.031$ (standard deviation), that of two hundred by $.021$. **Why:** in 96 steps of ten pairs an adapter sees 960, so fifty come round nineteen times and two hundred only five. The control gives two hundred four times the steps, so that each comes round as often: now they do more than fifty in each of five seeds, by $.075$ $[.046, .103]$. So it was the training that was too short, not the data that were of no use: whoever collects more pairs must train longer. (Fifty pairs with 384 steps were not tried; part of the gain may be owed to the steps alone.) What the figure cannot
 # say is whether your customers agree with the judge. For that, keep twenty of your own pairs aside and count (lesson 05).
