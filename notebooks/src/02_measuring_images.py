@@ -837,12 +837,12 @@ change = by_halves(wide, real_e, more_alike(other_e)) - by_halves(wide, real_e, 
 lab.claim("cmmd_sees_variety", measured=t("l02.m_variety"), **two_rounds("cmmd", change))
 lab.claim("median_kernel_sees", reason=t("l02.only_recorded"))
 
-# %% [markdown] lang="en" uid="cmmd-reading" pair="626fbaff"
-# **What you see.** The printed CMMD and its mean part agree in the first digits. Half of the variety is gone, and the reading does not rise; it even *falls*, for the reason of section 2: less variety, less bias. A kernel as wide as the typical distance sees the loss (on record it rises by $9.3$ $[8.6, 9.9]$ times what renders read against renders), and so does the Fréchet distance on the same embeddings.
+# %% [markdown] lang="en" uid="cmmd-reading" pair="5522dc06"
+# **What you see.** The printed CMMD and its mean part agree in the first digits. Half of the variety is gone, and the reading does not rise; it even *falls*, for the reason of section 2: less variety, less bias. A kernel as wide as the typical distance sees the loss (on record it rises by $4.0$ $[3.8, 4.3]$ times what renders read against renders), and so does the Fréchet distance on the same embeddings.
 # **What follows.** The claim "no assumption about the distribution" is right about the formula and wrong about the published setting. A metric is its formula *and* its constants.
 
-# %% [markdown] lang="ja" uid="cmmd-reading" pair="c6ca45a7"
-# **図から読み取れること。** 表示されたCMMDとその平均の差の部分は、最初の数桁まで一致します。多様性が半分になったのに、値は上がりません。むしろ*下がります*。第2節と同じ理由で、多様性が小さいほどバイアスも小さいからです。距離の中央値と同じ幅のカーネルなら変化を検出でき(記録では、レンダリングどうしの値の $9.3$ $[8.6, 9.9]$ 倍だけ上がります)、同じ埋め込みのフレシェ距離でも検出できます。
+# %% [markdown] lang="ja" uid="cmmd-reading" pair="6ae5e354"
+# **図から読み取れること。** 表示されたCMMDとその平均の差の部分は、最初の数桁まで一致します。多様性が半分になったのに、値は上がりません。むしろ*下がります*。第2節と同じ理由で、多様性が小さいほどバイアスも小さいからです。距離の中央値と同じ幅のカーネルなら変化を検出でき(記録では、レンダリングどうしの値の $4.0$ $[3.8, 4.3]$ 倍だけ上がります)、同じ埋め込みのフレシェ距離でも検出できます。
 # **結論。** 「分布に何も仮定しない」という主張は、式については正しいのですが、公開されている設定については当てはまりません。指標とは、式*と*定数の組です。
 
 # %% [markdown] lang="en" uid="overview" pair="004958ee"
