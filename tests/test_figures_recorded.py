@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
-from labkit.figures import family_looks, recorded_means, recorded_paths, recorded_plane
+from labkit.figures import bar_with_interval, family_looks, recorded_means, recorded_paths, recorded_plane
 from labkit.figures.style import MARKERS, MUTED, PALETTE
 from labkit.studies import estimate
 
@@ -73,3 +74,23 @@ def test_charts_draw_the_looks_that_were_given_and_gray_for_labels_without():
     axes = recorded_plane(rows, xlabel="x", ylabel="y", yours={"draft": (0.1, 0.2)}, looks=looks).axes[0]
     marks = {line.get_marker(): line.get_color() for line in axes.lines if line.get_markersize() > 10}
     assert marks == {"s": PALETTE[0], "o": PALETTE[2], "*": PALETTE[2]}
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        "Guidance away from the worse model: gain over plain guidance",
+        "悪いモデルから遠ざかる誘導について、通常の誘導と比べた伸び",
+    ],
+)
+def test_a_title_ends_inside_of_the_figure_however_wide_the_labels_at_its_left(title):
+    rows = {"asked for nothing (the paper's own way)": ROWS["leap"], "asked for the prompt": ROWS["leap"]}
+    for figure in (
+        recorded_means(rows, xlabel="gain", reference={"no change": 0.0}, title=title),
+        bar_with_interval(list(rows), [0.1, 0.2], xlabel="gain", title=title),
+    ):
+        figure.draw_without_rendering()
+        joined = {shown.get_text().replace("\n", "").replace(" ", ""): shown for shown in figure.findobj(Text)}
+        written = joined[title.replace(" ", "")].get_window_extent()
+        assert written.x1 <= figure.bbox.x1
+        assert written.y1 <= figure.bbox.y1

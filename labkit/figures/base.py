@@ -97,6 +97,17 @@ def wrap_text(text: str, width: float, size: float, *, max_lines: int = 3) -> li
     return lines
 
 
+def title_above(axes: Any, title: str, *, pad: float | None = None, max_lines: int = 2) -> None:
+    """Set the title of axes, broken so that it ends inside of the figure: it begins where the axes do, after whatever
+    room the labels at their left have taken. The figure grows with a second line."""
+    figure = axes.figure
+    figure.draw_without_rendering()
+    room = figure.get_figwidth() * (1 - axes.get_position().x0) - 0.1
+    lines = wrap_text(title, room, 12, max_lines=max_lines)
+    figure.set_figheight(figure.get_figheight() + 0.2 * (len(lines) - 1))
+    axes.set_title("\n".join(lines), pad=pad)
+
+
 def _wrap_paragraph(text: str, width: float, size: float) -> list[str]:
     lines, line = [], ""
     for piece in _breakable(text):

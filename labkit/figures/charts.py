@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from labkit.course.i18n import t
-from labkit.figures.base import CourseFigure, figure_style, new_figure, wrap_text
+from labkit.figures.base import CourseFigure, figure_style, new_figure, title_above, wrap_text
 from labkit.figures.style import INK, MARKERS, MUTED, PALETTE, PAPER, ROLES
 
 
@@ -80,7 +80,7 @@ def curve_with_interval(
         if ylim:
             axes.set_ylim(*ylim)
         if title:
-            axes.set_title("\n".join(wrap_text(title, size[0] - 0.4, 12, max_lines=2)))
+            title_above(axes, title)
         ends = [(label, one.y[-1], _color(label, i, colors)) for i, (label, one) in enumerate(named.items()) if label]
         ends += [(label, value, MUTED) for label, value in (reference or {}).items()]
         _label_ends(axes, ends, size[1] * 72 * 0.72)
@@ -170,7 +170,7 @@ def bar_with_interval(
             negative = any((one.y < 0).any() for one in named.values())
             axes.margins(x=0.17 if negative else 0.1)  # room for a number left of a bar
         if title:
-            axes.set_title("\n".join(wrap_text(title, width - 0.4, 12, max_lines=2)), pad=22 if reference else 10)
+            title_above(axes, title, pad=22 if reference else 10)
         if len(named) > 1:
             figure.legend(loc="outside lower right", ncols=len(named), handlelength=1.2, columnspacing=1.4)
     figure.alt = alt or _describe_bars(labels, named, reference, xlabel, title, value_format, lang)

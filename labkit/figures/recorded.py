@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from labkit.course.i18n import t
-from labkit.figures.base import CourseFigure, figure_style, new_figure, wrap_text
+from labkit.figures.base import CourseFigure, figure_style, new_figure, title_above, wrap_text
 from labkit.figures.style import INK, LINES, MARKERS, MUTED, PALETTE, ROLES
 
 
@@ -123,7 +123,7 @@ def recorded_means(
         axes.grid(axis="x", visible=True)
         axes.margins(x=0.08)
         if title:
-            axes.set_title("\n".join(wrap_text(title, width - 0.4, 12, max_lines=2)), pad=22 if reference else 10)
+            title_above(axes, title, pad=22 if reference else 10)
         figure.legend(loc="outside lower right", ncols=2, handlelength=1.2, columnspacing=1.4)
     figure.alt = alt or _describe(recorded, yours, xlabel, title, value_format, lang)
     return figure
@@ -181,7 +181,7 @@ def recorded_plane(
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.margins(0.08)
         if title:
-            axes.set_title("\n".join(wrap_text(title, size[0] - 0.4, 12, max_lines=2)), pad=10)
+            title_above(axes, title, pad=10)
         figure.legend(handles=rows, loc="outside right center", fontsize=8.5, markerscale=0.6, handletextpad=0.3)
         means = {label: (x.value, y.value) for label, (x, y) in recorded.items()}
     points = [f"{label} ({x:.3g}, {y:.3g})" for label, (x, y) in means.items()]
@@ -235,7 +235,7 @@ def recorded_paths(
             axes.set_xscale("log")
         axes.margins(0.08)
         if title:
-            axes.set_title("\n".join(wrap_text(title, size[0] - 0.4, 12, max_lines=2)), pad=10)
+            title_above(axes, title, pad=10)
         figure.legend(handles=rows, loc="outside right center", fontsize=8.5, markerscale=0.6, handlelength=2.8)
     ends = "; ".join(f"{label} ({x[-1]:.3g}, {y[-1]:.3g})" for label, (x, y) in drawn.items())
     heading = f"{title}: " if title else ""

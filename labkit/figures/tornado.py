@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from labkit.course.i18n import t
-from labkit.figures.base import CourseFigure, figure_style, new_figure, wrap_text
+from labkit.figures.base import CourseFigure, figure_style, new_figure, title_above, wrap_text
 from labkit.figures.style import INK, PALETTE, PAPER, ROLES
 
 
@@ -60,7 +60,7 @@ def tornado_chart(
         axes.grid(axis="x", visible=True)
         axes.margins(x=0.14)
         if title:
-            axes.set_title("\n".join(wrap_text(title, width - 0.4, 12, max_lines=2)))
+            title_above(axes, title)
         figure.legend(loc="outside lower right", ncols=2, handlelength=1.2, columnspacing=1.4)
     rows = [
         f"{label} {value_format.format(a)} / {value_format.format(b)}"
