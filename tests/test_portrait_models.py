@@ -37,11 +37,14 @@ def test_every_shipped_file_has_its_checksum():
     assert {f.relative_to(data_dir()).as_posix(): sha256(f) for f in files} == table
 
 
-def test_all_weights_together_stay_below_70_mb():
-    """60 MB for the models of the lessons and what they keep, 10 MB for portrait-flow, the second kind of model."""
+def test_all_weights_together_stay_below_70_mb_and_shipped_latents_below_4():
+    """60 MB for the weights of the lessons (models, and the adapter that is shipped), 10 MB for portrait-flow, the
+    second kind of model; 4 MB for latents, features and scores that lessons need not compute."""
     sizes = {f.relative_to(data_dir()): f.stat().st_size for f in data_dir().rglob("*.safetensors")}
-    flow = sum(size for path, size in sizes.items() if path.parts[0] == "portrait-flow")
-    assert flow <= 10e6 and sum(sizes.values()) - flow <= 60e6
+    latents = {p for p in sizes if p.parts[0] in ("catalogue", "studies") or p.name.startswith("pools-")}
+    flow = {p for p in sizes if p.parts[0] == "portrait-flow"}
+    weigh = [sum(sizes[p] for p in some) for some in (latents, flow, sizes.keys() - latents - flow)]
+    assert weigh[0] <= 4e6 and weigh[1] <= 10e6 and weigh[2] <= 60e6, weigh
 
 
 @pytest.mark.parametrize("variant", ["portrait-sd", "portrait-sd-base"])
