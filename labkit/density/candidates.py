@@ -56,14 +56,20 @@ class CandidateStream:
         images = self._images(z, first, grad_steps=self.steps, checkpoint=checkpoint)
         return images + (images.detach().clamp(-1, 1) - images.detach())
 
-    def _images(self, z: Tensor, first: int, **options) -> Tensor:
+    def latents(self, z: Tensor, first: int, **options) -> Tensor:
+        """Final latents [B, C, h, w] of candidates first .. first + B - 1 made from noise z [B, C, h, w].
+
+        options: of `sample_latents`, for instance grad_steps.
+        """
         rows = [(first + i) % len(self.conditions) for i in range(len(z))]
-        result = sample_latents(
+        return sample_latents(
             self.pipe, None, generators=image_generators(len(z), self.seed, first=first), steps=self.steps,
             guidance_scale=self.guidance_scale, latents=z, conditions=self.conditions.select(rows),
             batch_size=self.batch_size, **options,
-        )  # fmt: skip
-        return decode_latents(self.pipe, result.latents, batch_size=self.batch_size)
+        ).latents  # fmt: skip
+
+    def _images(self, z: Tensor, first: int, **options) -> Tensor:
+        return decode_latents(self.pipe, self.latents(z, first, **options), batch_size=self.batch_size)
 
     def scorer(
         self, network: Callable[[Tensor], Tensor], score: Callable[[Tensor], Tensor], first: int

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from labkit.density import CandidateStream
-from labkit.diffusion import decode_latents, image_generators, sample_latents
+from labkit.diffusion import decode_latents
 from labkit.studies import l03
 from labkit.studies.shipped import SEED, Bar, Shelf, ticking
 
@@ -57,20 +57,11 @@ def tuned_pool(w: float | None, seed: int, sizes: SimpleNamespace, bar: Bar) -> 
     return l03.tuned_pool(run, seed, sizes)
 
 
+@torch.no_grad()
 def latents_of(stream: CandidateStream, n: int, batch: int = 32) -> Tensor:
     """Latents [n, C, h, w] of the first n candidates; their pictures are what the stream gives."""
-    made = []
-    for first in range(0, n, batch):
-        count = min(batch, n - first)
-        rows = [(first + i) % len(stream.conditions) for i in range(count)]
-        with torch.no_grad():
-            drawn = sample_latents(
-                stream.pipe, None, generators=image_generators(count, stream.seed, first=first), steps=stream.steps,
-                guidance_scale=stream.guidance_scale, latents=stream.noise(first, count),
-                conditions=stream.conditions.select(rows), batch_size=stream.batch_size,
-            )  # fmt: skip
-        made.append(drawn.latents.cpu())
-    return torch.cat(made)
+    counts = [(first, min(batch, n - first)) for first in range(0, n, batch)]
+    return torch.cat([stream.latents(stream.noise(first, count), first).cpu() for first, count in counts])
 
 
 def open_stream(seed: int, sizes: SimpleNamespace) -> CandidateStream:
