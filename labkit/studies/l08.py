@@ -406,7 +406,9 @@ STUDY = Study(
         **{arm: tuple(range(15)) for arm in ("draft", "draft_bias")},
         **{arm: tuple(range(51)) for arm in ("raft", "raft_bias", "nft", "nft_bias")},
         **{arm: (0, 1, 2) for arm in (*RELATIVES, "guidance", "fk", "fabric")},
-        **{f"{arm}_long": (0, 1, 2, 3, 4, 5) for arm in ("draft_few", "draft", "nft", "ddpo")},
+        **{f"{arm}_long": (0, 1, 2, 3, 4, 5) for arm in ("nft", "ddpo")},
+        # turn_moves would take about 370 seeds, by the spread of six: what is left of the four hours goes to it
+        **{f"{arm}_long": tuple(range(38)) for arm in ("draft_few", "draft")},
         "best_of_n_long": tuple(range(12)),  # bon_law, by the spread of six
     },
     later={f"{arm}_long": "labkit.studies.l08_long" for arm in ("best_of_n", "draft_few", "draft", "nft", "ddpo")},
