@@ -440,13 +440,13 @@ lab.claim("null_is_level", measured=t("l02.m_alarms"), **binomial(alarm_share(ot
 lab.claim("null_sees_model", measured=t("l02.m_alarms"), **binomial(alarm_share(made_f, at), lab.sizes.tests))
 lab.claim("null_sees_model_at_128", reason=t("l02.only_recorded"))
 
-# %% [markdown] lang="en" uid="null-reading" pair="6dbe9a9c"
+# %% [markdown] lang="en" uid="null-reading" pair="c33b0981"
 # **What you see.** The set in which a style is missing falls at the right end of its null, although most of its reading is floor: a reading that is "mostly floor" can prove a difference all the same. Renders lie inside of theirs. **The surprise** is PortraitSD, which a single test may find either way: in the recorded study it sounds the alarm (a p-value of at most 0.05) in 6 % of the tests at 32 pictures, and renders do so in 5 %. Asked with complete captions, and
-# seen through the eyes of a network that reads attributes, so few of its pictures are not distinguishable from renders. **What that does not say.** That there is no difference. No alarm means "not at this $n$, not in these features"; one alarm at 5 % is what every twentieth pair of equal sets gives; and no alarm says how large a difference is. **What would change it.** Not four times as many pictures: with 128 it sounds in $.085$ $[.032, .138]$ of the tests (for renders in $.090$ $[.030, .150]$), and "more than half" is **contradicted** again, so the number was not what hid the model. Perhaps other features, or captions that leave things open, where the model must choose by itself.
+# seen through the eyes of a network that reads attributes, so few of its pictures are not distinguishable from renders. **What that does not say.** That there is no difference. No alarm means "not at this $n$, not in these features"; one alarm at 5 % is what every twentieth pair of equal sets gives; and no alarm says how large a difference is. **What would change it.** Four times as many pictures are not enough: with 128 it sounds in $.085$ $[.032, .138]$ of the tests, as for renders ($.090$ $[.030, .150]$, an interval that holds the 5 % of the level). "The test finds PortraitSD different in more than half of the cases" is **contradicted** with 32 pictures and with 128: in this range the number is not what hides the model. Perhaps other features, or captions that leave things open, where the model must choose by itself.
 
-# %% [markdown] lang="ja" uid="null-reading" pair="2b8af641"
+# %% [markdown] lang="ja" uid="null-reading" pair="f05a9ec2"
 # **図から読み取れること。** 画風が1つ欠けた集合は、測定値の大半がノイズフロアなのに、帰無分布の右端に来ます。ノイズフロアが大半を占めていても、差があることは示せるのです。レンダリング画像どうしの値は、帰無分布の内側にあります。**意外なのは**PortraitSDで、1回の検定ではどちらの結果にもなりえます。記録済みの実験では、32枚での検定の6%で、p値が0.05以下になりました(これを「警報が鳴る」と呼びます)。レンダリング画像どうしでは5%です。すべての属性を述べたキャプションで生成し、
-# 属性を読み取るネットワークの目で見る限り、この枚数ではレンダリング画像と区別できません。**この検定で分からないこと。** 警報が出なくても、差がないとはいえません。「この枚数($n$)、この特徴量では見つからない」という意味です。5%の水準なら、等しい集合どうしでも20回に1回は警報が鳴ります。警報から差の大きさは分かりません。**何を変えればよいか。** 枚数を4倍にしても見つかりません。128枚でも警報が鳴る割合は $.085$ $[.032, .138]$(レンダリング画像どうしでは $.090$ $[.030, .150]$)で、「半数を超える」という主張は、ここでも**反対の結果になりました**。見つからない原因は枚数ではなかったのです。特徴量を変えるか、属性を省いたキャプションを使ってモデル自身に選ばせれば、違いが見えるかもしれません。
+# 属性を読み取るネットワークの目で見る限り、この枚数ではレンダリング画像と区別できません。**この検定で分からないこと。** 警報が出なくても、差がないとはいえません。「この枚数($n$)、この特徴量では見つからない」という意味です。5%の水準なら、等しい集合どうしでも20回に1回は警報が鳴ります。警報から差の大きさは分かりません。**何を変えればよいか。** 枚数を4倍の128枚に増やすだけでは足りません。128枚で警報が鳴る割合は $.085$ $[.032, .138]$ で、レンダリング画像どうしの $.090$ $[.030, .150]$(水準の5%もこの区間に入ります)と変わりません。「半数を超える検定でPortraitSDとの違いを検出する」という主張は、32枚でも128枚でも**反対の結果になりました**。少なくともこの範囲では、見つからない原因は枚数ではありません。特徴量を変えるか、属性を省いたキャプションを使ってモデル自身に選ばせれば、違いが見えるかもしれません。
 
 # %% [markdown] lang="en" uid="kid" pair="ec212f7a"
 # ### A metric without bias
@@ -837,12 +837,12 @@ change = by_halves(wide, real_e, more_alike(other_e)) - by_halves(wide, real_e, 
 lab.claim("cmmd_sees_variety", measured=t("l02.m_variety"), **two_rounds("cmmd", change))
 lab.claim("median_kernel_sees", reason=t("l02.only_recorded"))
 
-# %% [markdown] lang="en" uid="cmmd-reading" pair="5522dc06"
+# %% [markdown] lang="en" uid="cmmd-reading" pair="0f09ae4c"
 # **What you see.** The printed CMMD and its mean part agree in the first digits. Half of the variety is gone, and the reading does not rise; it even *falls*, for the reason of section 2: less variety, less bias. A kernel as wide as the typical distance sees the loss (on record it rises by $4.0$ $[3.8, 4.3]$ times what renders read against renders), and so does the Fréchet distance on the same embeddings.
 # **What follows.** The claim "no assumption about the distribution" is right about the formula and wrong about the published setting. A metric is its formula *and* its constants.
 
 # %% [markdown] lang="ja" uid="cmmd-reading" pair="6ae5e354"
-# **図から読み取れること。** 表示されたCMMDとその平均の差の部分は、最初の数桁まで一致します。多様性が半分になったのに、値は上がりません。むしろ*下がります*。第2節と同じ理由で、多様性が小さいほどバイアスも小さいからです。距離の中央値と同じ幅のカーネルなら変化を検出でき(記録では、レンダリングどうしの値の $4.0$ $[3.8, 4.3]$ 倍だけ上がります)、同じ埋め込みのフレシェ距離でも検出できます。
+# **図から読み取れること。** 表示されたCMMDとその平均の差の部分は、最初の数桁まで一致します。多様性が半分になったのに、値は上がりません。むしろ*下がります*。第2節と同じ理由で、多様性が小さいほどバイアスも小さいからです。埋め込みどうしの距離の中央値を幅とするカーネルなら、この変化を検出できます。記録では、レンダリング画像どうしの値の $4.0$ $[3.8, 4.3]$ 倍に当たる分が上乗せされ、およそ5倍になります。同じ埋め込みのフレシェ距離でも検出できます。
 # **結論。** 「分布に何も仮定しない」という主張は、式については正しいのですが、公開されている設定については当てはまりません。指標とは、式*と*定数の組です。
 
 # %% [markdown] lang="en" uid="overview" pair="004958ee"
@@ -1039,14 +1039,14 @@ if table.std() > 0:
 else:
     lab.claim("clusters_matter", reason=t("l02.no_variation"), seeds=[lab.seed])
 
-# %% [markdown] lang="en" uid="enough" pair="ebc2c1f0"
+# %% [markdown] lang="en" uid="enough" pair="46eb444e"
 # **Reading.** Guidance 3 wins hardly more often than guidance 2, on record in .517 $[.508, .525]$ of the cases: with complete captions both paint nearly everything that was asked for. And the two intervals are nearly equally wide. Over 143 recorded seeds the standard error by prompt is 1.05 times the one by picture, $[1.02, 1.07]$: counting pictures does make it too small, the claim is **reproduced**, but by a twentieth. In
 # seven more seeds every picture tied, and neither error exists. Ten seeds could not tell the factor from 1. **Why.** Where both models are nearly always right, the rare failure is decided more by the seed than by the prompt, so copies of one prompt are nearly independent. **What would change it.** Prompts of different difficulty, for instance some with combinations that the model never saw. Then the ratio grows up to the root of the number of copies. Count prompts all the same: it costs nothing where copies are independent, and saves you where they are not, which you cannot know beforehand.
 #
 # How many prompts does a claim need? First judge an example: a colleague reports 60 wins in 100 prompts.
 
 # %% [markdown] lang="ja" uid="enough" pair="f985f4f1"
-# **図の読み方。** 誘導スケール3の勝率は2をほとんど上回りません(記録では0.517 $[.508, .525]$)。すべての属性を述べたキャプションなら、どちらも指定をほぼ満たすからです。2つの区間の幅もほぼ同じです。記録した143のシードでは、プロンプト単位の標準誤差は画像単位の1.05倍 $[1.02, 1.07]$ でした。画像を数えると標準誤差が小さくなりすぎるという主張は**再現できました**が、差は20分の1です。
+# **図の読み方。** 誘導スケール3がスケール2に勝つ割合は、0.5をほとんど上回りません(記録では0.517 $[.508, .525]$)。すべての属性を述べたキャプションなら、どちらも指定をほぼ満たすからです。2つの区間の幅もほぼ同じです。記録した143のシードでは、プロンプト単位の標準誤差は画像単位の1.05倍 $[1.02, 1.07]$ でした。画像を数えると標準誤差が小さくなりすぎるという主張は**再現できました**が、その差は5%ほどです。
 # このほかに7つのシードでは全画像が引き分けとなり、どちらの標準誤差も定まりません。10のシードでは、比が1かどうかを決められませんでした。**理由。** どちらのモデルもほとんど間違えないとき、まれな失敗を決めるのは、プロンプトよりもシードです。だから、同じプロンプトの画像もほぼ独立です。**何を変えるとどうなるか。** 見たことのない組み合わせを含めるなど、難しさの異なるプロンプトを混ぜると、比は大きくなり、最大で枚数の平方根に達します。それでも単位はプロンプトとしましょう。独立なら何も失わず、独立でなければ誤りを防げます。どちらなのかは、前もっては分かりません。
 #
 # では、主張にはプロンプトがいくつ必要でしょうか。まず例を判断してください。同僚が「100プロンプトのうち60勝」と報告してきました。

@@ -1117,8 +1117,10 @@ def steps_bar():
     return iter(lab.progress_bar(range(sizes.tune_steps), t("l03.tuning")))
 
 
-# en: the first two are shipped for the default seed (not on tier smoke). Your own run trains here
-# ja: 既定のシードでは、最初の2つは教材に付属しています(tier smoke を除く)。自分の重みの学習は、ここで行います
+# en: None: not tuned at all; 1.0: tuned without weights. For the default seed the pictures of these two are shipped
+# en: (not on tier smoke); your own weight trains here
+# ja: None は学習前のモデル、1.0は重みなしの学習です。既定のシードでは、この2つのモデルの画像が教材に付属しています
+# ja: (tier smoke を除く)。自分の重みの学習は、ここで行います
 weights_of_runs = {"pretrained": None, "w1": 1.0, own_arm: own_w}
 tuned = {
     arm: lab.keep("tuned", l03_shipped.tuned_pool, w, run_seed, sizes, steps_bar) for arm, w in weights_of_runs.items()
@@ -1159,7 +1161,7 @@ claim("tune_vendi", "tune.w003", "tune.w1", "vendi")
 claim("control_alone", "tune.w1", "tune.pretrained", "kernel")
 lab.reveal("tune", "share" if np.mean(results[f"tune.{own_arm}"]["above"]) > pi else "nothing")
 
-# %% [markdown] lang="en" uid="tune-reading" pair="93c2cc35"
+# %% [markdown] lang="en" uid="tune-reading" pair="f54c0850"
 # **What you see.** Take two comparisons apart. *No weights against pretrained*: the same pictures, drawn evenly, already teach the model whom this population consists of. On record the share above $\tau$ rises from .14 to .24 and
 # the kernel distance falls from 24 to 18. None of that is due to pseudo density, and a table that compares the weighted run with the pretrained model alone would credit it with all of this. *A weight against no weights*: same noise, same
 # timesteps, same initial noise, only the draws differ. $w = 33$ ends at .33 and $w = 0.03$ at .18, in the directions that the paper promises.
@@ -1176,8 +1178,8 @@ lab.reveal("tune", "share" if np.mean(results[f"tune.{own_arm}"]["above"]) > pi 
 # カーネル距離は24から18に下がります。これは擬似密度の効果ではありません。重み付きの結果を事前学習済みモデルとだけ比べた表では、すべて重みの手柄になってしまいます。*重みありと重みなし*: 学習のノイズもタイムステップも、画像の初期ノイズも同じで、
 # 違うのは引き方だけです。$w = 33$ は0.33、$w = 0.03$ は0.18に達し、向きは論文の約束どおりです。
 #
-# **記録から決まること。** 30のシードで重みなしと比べた $w = 33$ では、$\tau$ より上の画像が $+.091$ $[.068, .114]$ 増え、密度の対数は $+.022$ $[.017, .027]$、適合率は $+.030$ $[.015, .045]$ 上がります。3つとも**再現できました**。最初の5つのシードでは、どれも
-# 決まりませんでした。割合の差は $+.06$ $[-.02, .14]$ で、5つのうち1つが逆に動いたからです。$w = 0.03$ では、意味のあるほどの多様性は得られません。97シードで、Vendi スコアの増加は $.06$ $[.04, .09]$ にとどまり、宣言した最小の差0.2に届きません。上がるはずの再現率は、逆に $.013$ $[.004, .021]$ 下がり、**反対の結果になりました**。決着には97シードすべてが必要で、30シードの時点の区間はまだ $[-.026, .007]$ でした。なぜでしょうか。この重みで多く引かれるのは、ほかの実データに最も似ていないものです。そのため、同じステップ数でも学習の進みが遅くなるようです。均等に引いて学習すると、再現率は0.81から0.83に上がりますが、この重みでは0.81のままです。カーネル距離も、重みなしの18に対して21で、$3.0$ $[2.5, 3.6]$ 遠くに残ります。珍しい画像の割合は、学習前の54%から、重みなしでは38%、この重みでは43%になります。これは後から気づいたことで、ステップ数を増やした実験では確かめていません。
+# **記録から決まること。** 30のシードで重みなしと比べると、$w = 33$ では、$\tau$ より上の画像の割合が $+.091$ $[.068, .114]$、密度の対数が $+.022$ $[.017, .027]$、適合率が $+.030$ $[.015, .045]$ だけ上がります。3つとも**再現できました**。最初の5つのシードでは、どれも
+# 決まりませんでした。割合の差は $+.06$ $[-.02, .14]$ で、5つのうち1つが逆に動いたからです。$w = 0.03$ では、意味のあるほどの多様性は得られません。97シードで、Vendi スコアの増加は $.06$ $[.04, .09]$ にとどまり、宣言した最小の差0.2に届きません。上がるはずの再現率は、逆に $.013$ $[.004, .021]$ 下がり、**反対の結果になりました**。決着には97シードすべてが必要で、30シードの時点の区間はまだ $[-.026, .007]$ でした。なぜでしょうか。この重みで多く引かれるのは、ほかの実データに最も似ていないものです。そのため、同じステップ数でも学習の進みが遅くなるようです。均等に引いて学習すると、再現率は0.81から0.83に上がりますが、この重みでは0.81のままです。カーネル距離は21で、重みなしの18より $3.0$ $[2.5, 3.6]$ 大きいままです。珍しい画像の割合は、学習前の54%から、重みなしでは38%、この重みでは43%になります。これは後から気づいたことで、ステップ数を増やした実験では確かめていません。
 # 重み33と重み0.03を比べたときの、$\tau$ より上の割合の差は、最初の5つのシードを見た*後で*気づいたものなので、その5つは証拠になりません。後から記録した25のシードなら証拠になり、差は0.144 $[.117, .172]$ です。
 #
 # **まだ小さい理由:** 表示された行にある、終わりなく学習した場合の値と比べてください。まだ遠く離れています。120ステップは道のりの始まりにすぎません。**結果を左右するもの:** ステップ数とシードを増やすことです。ただし、$w = 33$ へ進むほど、

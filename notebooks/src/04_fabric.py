@@ -935,10 +935,10 @@ claim("diversity_falls", *difference("diversity", "both", "none"))
 claim("empty_prompt", *difference("target", "prompt", "both"))
 claim("fixed_noise", *difference("target", "fixed", "both"))
 
-# %% [markdown] lang="en" uid="signs-reading" pair="ce10706a"
+# %% [markdown] lang="en" uid="signs-reading" pair="63146b70"
 # **Reading.** A like pulls, hard. A dislike pushes, by a seventh of that, and nothing of it helps to reach the target: with a random person disliked, like and dislike together stay a little farther away than the like alone. The paper
 # found the opposite, with a dislike that was the *worst picture of the batch*. We took that for the reason: "not this failure of my wish" points somewhere, "not this stranger" does not, since a stranger may
-# share half of the target's attributes. So we asked: the farthest of four pictures drawn without feedback as the dislike is a little better than a stranger, by $.009$ $[.001, .018]$, but still worse than no dislike at all, by $.021$ $[.012, .030]$ over thirty seeds. The message is not it, or a small part. A dislike pushes away from *everything* that its picture shows, also from what the target shares with it, and in this model the push goes mostly into colours, where the like was already right. Whether it helps where failures are of another kind, broken hands in a photograph, this world cannot say. The paper leaves the prompt of the reference pass open: here it makes no difference. One noise for all steps costs about
+# share half of the target's attributes. So we asked: the farthest of four pictures drawn without feedback as the dislike is a little better than a stranger, by $.009$ $[.001, .018]$, but still worse than no dislike at all, by $.021$ $[.012, .030]$ over thirty seeds. So which picture is disliked is not the reason, or a small part of it. A dislike pushes away from *everything* that its picture shows, also from what the target shares with it, and in this model the push goes mostly into colours, where the like was already right. Whether it helps where failures are of another kind, broken hands in a photograph, this world cannot say. The paper leaves the prompt of the reference pass open: here it makes no difference. One noise for all steps costs about
 # a hundredth, two at most.
 #
 # ### Neighbours
@@ -947,11 +947,11 @@ claim("fixed_noise", *difference("target", "fixed", "both"))
 # $w = 1$, *with the prompt of the generation* in the reference pass; with the empty prompt, as in FABRIC, it is a different thing. **StyleAligned** lets queries and keys take the mean and
 # the variance of the reference's first and uses $w = 2$. One seed, one like, one dislike:
 
-# %% [markdown] lang="ja" uid="signs-reading" pair="90e17a69"
+# %% [markdown] lang="ja" uid="signs-reading" pair="70043b5d"
 # **図の読み方。** 「好き」は強く引き寄せます。「嫌い」も遠ざけますが、その力は7分の1ほどで、目標に近づく助けにはなりません。無作為な人物を「嫌い」としたこの実験では、「好き」と「嫌い」を併用すると、「好き」だけの場合より
 # わずかに遠くなります。論文の結果は逆ですが、論文で「嫌い」とされるのは*そのバッチで最悪の画像*です。当初は、理由はここにあると考えていました。「望みから外れたこの失敗は嫌だ」は方向を示しますが、「この他人は嫌だ」は
-# 示しません。他人でも、属性の半分は目標と同じかもしれないからです。そこで、フィードバックなしで生成した4枚のうち、目標から最も遠い画像を「嫌い」として試しました。結果は、他人を使うよりわずかに良い($.009$ $[.001, .018]$)ものの、「嫌い」を使わない場合には及びません(30シードで $.021$ $[.012, .030]$)。メッセージの違いは、理由だとしてもごく一部です。
-# 「嫌い」は、その画像に写る*すべて*から遠ざけます。目標と共通する部分も例外ではなく、このモデルで押されるのは主に色、つまり「好き」ですでに合っていた部分です。写真の崩れた手のような、別の種類の失敗に効くかどうかは、この世界では分かりません。参照の順伝播のプロンプトは論文に明記されていませんが、ここでは違いがありません。ノイズを全ステップで固定すると、類似度は0.01ほど(多くても0.02)下がるだけです。
+# 示しません。他人でも、属性の半分は目標と同じかもしれないからです。そこで、フィードバックなしで生成した4枚のうち、目標から最も遠い画像を「嫌い」として試しました。結果は、他人を使うよりわずかに良い($.009$ $[.001, .018]$)ものの、「嫌い」を使わない場合には及びません(30シードで $.021$ $[.012, .030]$)。つまり、「嫌い」にどんな画像を選ぶかは、論文と結果が違う理由ではないか、理由だとしてもごく一部です。
+# 「嫌い」は、その画像に写る*すべて*から遠ざけます。目標と共通する部分も例外ではなく、このモデルで押されるのは主に色、つまり「好き」ですでに合っていた部分です。写真の崩れた手のような、別の種類の失敗に効くかどうかは、この世界では分かりません。参照の順伝播に与えるプロンプトは論文に明記されていませんが、ここでは、空のプロンプトでも生成と同じプロンプトでも結果は変わりません。参照画像に加えるノイズを全ステップで固定しても、類似度が0.01ほど(多くても0.02)下がるだけです。
 #
 # ### 近い手法
 #
@@ -1107,7 +1107,7 @@ claim("rounds_best", t("l04.last_round"), fed[f"best.{last}"] - alone_again[f"be
 claim("rounds_mean", t("l04.last_round"), fed[f"mean.{last}"] - alone_again[f"mean.{last}"])
 claim("rounds_worst", t("l04.last_round"), fed[f"worst.{last}"] - alone_again[f"worst.{last}"])
 
-# %% [markdown] lang="en" uid="rounds-reading" pair="ac71b7f3"
+# %% [markdown] lang="en" uid="rounds-reading" pair="0e0b7fba"
 # **Reading.** Hold the two charts side by side. In the second one everything that the paper says of a *round* is there: against pictures from the same noise without feedback the mean rises, the worst picture
 # rises most. In the first one, where only the best picture of all so far counts, restarts climb nearly as fast, and the gap at sixteen pictures is $.020$ $[.013, .028]$ over 154 seeds: **reproduced**, and about as large as the smallest difference that we had declared to matter. Neither curve is wrong. They answer different questions.
 #
@@ -1120,9 +1120,9 @@ claim("rounds_worst", t("l04.last_round"), fed[f"worst.{last}"] - alone_again[f"
 #
 # CLIP chose the likes, so CLIP is flattered: a picture can please the selector without being the person. The AttributeReader never chose anything. Two questions for it. Does
 # the mean of a round rise in *its* eyes? And is the picture that CLIP would finally pick, best of sixteen, more like the person than the one that restarts offer? The same figure
-# shows **prompt dropout**, the paper's remedy for uniform batches: each word of the prompt is left out with probability 0.3.
+# shows **prompt dropout**, the paper's remedy for uniform batches: each word of the prompt is left out with probability 0.3. The third figure compares its effect on a prompt that names nothing with that on a prompt that names four attributes, two of them unlike the target's.
 
-# %% [markdown] lang="ja" uid="rounds-reading" pair="29cfc056"
+# %% [markdown] lang="ja" uid="rounds-reading" pair="b7a83293"
 # **図の読み方。** 2つの図を並べて見てください。2つ目の図では、*ラウンド*についての論文の主張がすべて確かめられます。同じノイズからフィードバックなしで作った画像に比べて、平均が上がり、最悪の画像が最も大きく
 # 上がります。ところが1つ目の図では、それまでの最良の1枚だけを比べます。すると作り直しもほとんど同じ速さで上がり、16枚での差は154のシードで $.020$ $[.013, .028]$ です。主張は**再現できました**が、大きさは、意味のある最小の差として宣言した0.02と同じくらいです。どちらの曲線も正しく、答えている問いが違います。
 #
@@ -1135,7 +1135,7 @@ claim("rounds_worst", t("l04.last_round"), fed[f"worst.{last}"] - alone_again[f"
 #
 # 「好き」を選んだのは CLIP なので、CLIP の評価は甘くなりがちです。本人に似ていなくても、選択に使った評価役の得点だけが上がることがあります。AttributeReader は、何も選んでいません。これに2つのことを尋ねます。
 # ラウンドの平均は、*こちらの目で見ても*上がるでしょうか。CLIP が16枚から最後に選ぶ1枚は、作り直しの場合の1枚よりも本人に似ているでしょうか。同じ図に、画像が一様になることへの論文の
-# 対策である**プロンプトドロップアウト**も示します。プロンプトの各単語を、確率0.3で省く方法です。
+# 対策である**プロンプトドロップアウト**も示します。プロンプトの各単語を、確率0.3で省く方法です。3つ目の図では、その効果を、何も指定しないプロンプトと、属性を4つ指定したプロンプト(そのうち2つは目標と食い違います)とで比べます。
 
 # %% uid="judge-rounds"
 rows = {
@@ -1190,8 +1190,8 @@ claim("dropout_costs", t("l04.dropout_difference"))
 claim("named_dropout_varies", t("l04.dropout_difference"))
 claim("named_dropout_costs", t("l04.dropout_difference"))
 
-# %% [markdown] lang="en" uid="game" pair="ec75c9ba"
-# **Reading.** The judge confirms the rise of the *round*: its mean is better than without feedback, so CLIP did not only flatter itself. It confirms a better *final picture*, too, by less: what CLIP picks from sixteen is more like the person by $.018$ $[.010, .027]$ over 164 seeds, a sixth of an attribute. (After 92 seeds it had looked like no difference at all; the round was planned to 164 and had no verdict before.) And the price is in the other chart: a last round with feedback has about six tenths of the diversity of a restart. Dividing the weight by the number of likes gives some of
+# %% [markdown] lang="en" uid="game" pair="579a66d7"
+# **Reading.** The judge confirms the rise of the *round*: its mean is better than without feedback, so CLIP did not only flatter itself. It confirms a better *final picture*, too, by less: what CLIP picks from sixteen is more like the person by $.018$ $[.010, .027]$ over 164 seeds, a sixth of an attribute. (After 92 seeds it had looked like no difference at all; the round was planned to 164 and had no verdict before.) And the price is in the second chart, of diversity: a last round with feedback has about six tenths of the diversity of a restart. Dividing the weight by the number of likes gives some of
 # it back, $+.114$ $[.092, .136]$ over ten seeds, and costs the mean of a round $.028$ $[.006, .050]$, a quarter of what feedback had brought. For the best of all sixteen pictures no difference shows. Where likes pile up and variety counts, it is the better default.
 #
 # **Prompt dropout: our first setting is too far from the paper's.** There it buys diversity with similarity. Over fifteen seeds the diversity here changes by $-.015$ $[-.051, .020]$ and the mean by $+.019$ $[-.024, .061]$; neither effect shows. More seeds would not help the claim, for our prompt has five words
@@ -1207,14 +1207,14 @@ claim("named_dropout_costs", t("l04.dropout_difference"))
 # **Decide before you play:** which of the target's attributes can likes bring you, by what section 5 measured, and which must come by luck? Vote for what luck has to bring first,
 # colours follow later; or the other way round? Say which and why, then test your plan.
 
-# %% [markdown] lang="ja" uid="game" pair="dc0a8650"
+# %% [markdown] lang="ja" uid="game" pair="1485ac71"
 # **図の読み方。** *ラウンド*の改善は、評価役も認めます。平均はフィードバックなしより良く、CLIP が自分を甘く採点しただけではありません。*最後の1枚*の改善も認めますが、差は小さめです。CLIP が16枚から選ぶ1枚は、フィードバックがあると、164のシードで $.018$ $[.010, .027]$、つまり属性6分の1個分だけ
-# 本人に近くなります(92シードの時点では差がないように見えましたが、最初から164までの計画だったので、そこでは判定していません)。代償は、もう一方の図に出ています。フィードバックありの最終ラウンドの多様性は、作り直しの6割ほどです。重みを「好き」の枚数で割ると、多様性がいくらか戻ります(10シードで $+.114$ $[.092, .136]$)。
+# 本人に近くなります(92シードの時点では差がないように見えましたが、最初から164までの計画だったので、そこでは判定していません)。代償は、2つ目の多様性の図に出ています。フィードバックありの最終ラウンドの多様性は、作り直しの6割ほどです。重みを「好き」の枚数で割ると、多様性がいくらか戻ります(10シードで $+.114$ $[.092, .136]$)。
 # 代わりに、ラウンドの平均は $.028$ $[.006, .050]$、つまりフィードバックで得た分の4分の1ほど下がります。16枚の中の最良には差が見られません。「好き」が積み重なり、多様性も欲しいなら、こちらを既定にすべきでしょう。
 #
 # **プロンプトドロップアウトを確かめるには、最初の実験の条件は論文から離れすぎています。** 論文では、類似度と引き換えに多様性が得られます。ここでは15シードで、多様性の変化が $-.015$ $[-.051, .020]$、平均の変化が $+.019$ $[-.024, .061]$ で、どちらの効果も見えません。シードを増やしても、論文の主張は確かめられません。プロンプトは
-# 5語しかなく、何も指定していないので、省いても失われる内容がないからです。残りの語は、参照画像を読むときの空のプロンプトに近づくだけです。そこで、属性を4つ指定し、そのうち2つが目標と食い違うプロンプトで、もう一度試しました。60シードで、最終ラウンドの多様性は $.150$ $[.135, .165]$ 高く保たれ、平均は $.026$ $[.012, .040]$ 下がります。どちらの主張も**再現できました**。多様性が増えるのは、フィードバックより前です。4枚がそれぞれ別のプロンプトから作られるので、最初のラウンドですでに $.222$ $[.208, .236]$ 高く、フィードバックがその一部を
-# 打ち消します。割に合うかどうかは、ラウンドに何を求めるかによります。16枚の中の最良の画像は、かえって $.023$ $[.010, .036]$ だけ目標に*近く*なりました(結果を見て気づいたことで、事前の宣言はありません)。省かれる語が目標と食い違う語であることもあるからか、多様なラウンドほど最良の1枚が良くなるからかは、この記録では区別できません。
+# 5語しかなく、何も指定していないので、省いても失われる内容がないからです。語を省いたプロンプトは、参照画像を読むときに使う空のプロンプトに近づくだけです。そこで、属性を4つ指定し、そのうち2つが目標と食い違うプロンプトで、もう一度試しました。60シードの記録では、ドロップアウトを使うと、使わない場合に比べて、最終ラウンドの多様性は $.150$ $[.135, .165]$ 高く、目標との類似度の平均は $.026$ $[.012, .040]$ 低くなりました。どちらの主張も**再現できました**。多様性が増えるのは、フィードバックを与える前です。省かれる語は画像ごとに異なるので、4枚はそれぞれ別のプロンプトから作られます。そのため、多様性は最初のラウンドですでに $.222$ $[.208, .236]$ 高く、その後のフィードバックがその一部を
+# 打ち消します。この交換が得かどうかは、何を重視するかで変わります。16枚の中の最良の画像は、かえって $.023$ $[.010, .036]$ だけ目標に*近く*なりました(結果を見て気づいたことで、事前の宣言はありません)。理由は2つ考えられます。目標と食い違う語がたまたま省かれることと、多様なラウンドほど飛び抜けた1枚が出やすいことです。どちらなのかは、この記録では区別できません。
 #
 # ## 8. 今度はあなたの番です
 #

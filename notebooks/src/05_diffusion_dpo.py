@@ -663,7 +663,7 @@ def pool_bar():
 
 
 # en: tier cpu ships them for the default seed; they are drawn here for any other seed or tier
-# ja: tier cpu では、既定のシードの候補が教材に付属しています。ほかのシードやtierではここで生成します
+# ja: tier cpu では、既定のシードの候補が教材に付属しています。ほかのシードや tier ではここで生成します
 candidates = lab.keep("pool", l05_shipped.pool, run_seed, lab.sizes, pool_bar)
 prompts, latents = candidates.prompts, candidates.latents  # latents [prompts, candidates, C, h, w]
 scores = candidates.scores[judge.name]  # [prompts, candidates]
@@ -898,7 +898,7 @@ lab.claim("dpo_beats_base", measured=measured, value=e.value, interval=(e.low, e
 # プロンプトに従うことを学んだといえます。2つ目の図も見てください。*悪くなった*プロンプトもあり、どの属性が失われたかを印が示しています。引き分けは0.5勝と数えるので、勝率3分の2は、この4割の勝ちに引き分けの半分を足した値です。3件に2件が良くなったという意味ではありません。記事の「品質が高まる」は、平均についての主張です。
 # **結果を左右するもの:** ステップ数やペアの数、そして、キャプション以外の理由で間違える基準モデルです。
 
-# %% [markdown] lang="en" uid="own" pair="b9a3b514"
+# %% [markdown] lang="en" uid="own" pair="71b4e229"
 # ## 9. Your own loss
 #
 # The study of this lesson puts every loss that labkit has on the same pairs with the same budget. Below is your place among those that are recorded. Change `my_terms`: any
@@ -910,7 +910,7 @@ lab.claim("dpo_beats_base", measured=measured, value=e.value, interval=(e.low, e
 #
 # このレッスンの実験では、labkit にあるすべての損失を、同じペアと同じステップ数で比べます。記録済みのものの中で、自分の損失はどこに位置するでしょうか。`my_terms` を書き換えてください。
 # `dpo`、`sft`、`sdpo`、`ipo`、`hinge`、`mapo`、`kto` を、好きな数値で自由に足し合わせられます。実行する前に、伸びを**予想**してください。正解は1つではありません。
-# 考えるとよい問い: $\kappa$ を半分にすると伸びは増えるでしょうか。円周では必要だった錨は、ここでは忠実度を下げるでしょうか。$d_w$ を0未満に保ったまま伸びる損失はどれでしょうか(図の「DPO、マージン付き」は、評価役の得点差が大きいペアほど大きなロジット $s$ を要求する DPO です)。
+# 考えるとよい問い: $\kappa$ を半分にすると伸びは増えるでしょうか。円周では必要だった錨は、ここでは忠実度を下げるでしょうか。$d_w$ を0未満に保ったまま伸びる損失はどれでしょうか。なお、図の「DPO、マージン付き」は、評価役の得点差が大きいペアほど大きなロジット $s$ を要求する DPO です。
 
 # %% uid="own-run" tags=["open", "slow"]
 from labkit.dpo import hinge, ipo, kto, mapo, sdpo
@@ -969,7 +969,7 @@ lab.claim("kto_beats_dpo", reason=t("l05.only_recorded"))
 lab.claim("weaker_kto_beats_dpo", reason=t("l05.only_recorded"))
 lab.claim("margin_helps", reason=t("l05.only_recorded"))
 
-# %% [markdown] lang="en" uid="own-reading" pair="91344093"
+# %% [markdown] lang="en" uid="own-reading" pair="ae538dfa"
 # **Reading.** The same prompts make the difference of two losses far more exact than either of them: all contrasts of the record are taken prompt by prompt. **What the record decides.** DPO, KTO, the hinge, SDPO and the anchored
 # loss all gain between .08 and .09; KTO is not better than DPO, as its paper finds on another task, but a trifle worse (by .013). So is SDPO, over thirteen seeds (by .012 $[.004, .020]$): its guard takes away a part of the losers' gradient, and sixty steps of DPO break nothing here that needed it. That the losers are held back is not shown to be the reason, though: $\mu = 0.9$, the authors' value for SD 1.5, holds them back *more* and reads $.009$ $[.000, .017]$ better than 0.5 (three seeds); neither difference is one that matters by our measure of .02. MaPO gains half as much as DPO ($.045$ $[.036, .055]$). One strength serves all losses and none was tuned for it, so that says what happens when you swap the loss and nothing else. **What a quarter of the strength does.** Without a reference nothing cancels what makes one picture of a pair harder than the other for *any* model, and a strong MaPO is likely to saturate on it: at a quarter it comes nearer to DPO at full strength, but stays behind by $.031$ $[.021, .041]$ (thirteen seeds): that is a third of the gap, not all of it. KTO stays a trifle behind DPO, both at a quarter, as before: by $.011$ $[.002, .020]$. A margin, a larger logit $s$ asked for where the judge's scores differ more, changes nothing: $.000$ $[-.010, .011]$. IPO at the 400 that is $\kappa$ for the others barely moves: its $\tau$ fixes the gap to reach, which is a tiny one at 400. **The surprise is the baseline:** fine-tuning on the winners
 # alone gains as much as DPO, the difference is smaller than .02 either way. **Why:** the winners here are right where the base is often wrong, so copying them already teaches the prompts. The paper saw the same on its weaker model (SD 1.5: SFT wins 55.5 %) and the opposite on its stronger one (SDXL),
@@ -977,7 +977,7 @@ lab.claim("margin_helps", reason=t("l05.only_recorded"))
 
 # %% [markdown] lang="ja" uid="own-reading" pair="b798c592"
 # **結果の読み方。** 同じプロンプトで比べると、2つの損失の差は、それぞれの値よりずっと正確に測れます。記録済みの比較も、すべてプロンプトごとの差です。**記録から決まること。** DPO、KTO、hinge、SDPO、錨を加えた DPO の伸びは、どれも0.08から0.09です。KTO は、別の課題で測った論文とは
-# 違って DPO より良くはなく、ごくわずかに(0.013)劣りました。SDPO も、13個のシードで比べるとわずかに劣ります(差は0.012 $[.004, .020]$)。SDPO は歯止めとして敗者の勾配を弱めますが、60ステップの DPO では、歯止めが要るほどの破綻が起きません。ただし、弱めたことが劣った原因だとはいえません。勾配をいっそう弱める $\mu = 0.9$(著者の SD 1.5用の値)のほうが、0.5のときより忠実度が $.009$ $[.000, .017]$ 高かったからです(3シード。どちらの差も、意味があるとした0.02には届きません)。MaPO の伸びは DPO の半分です($.045$ $[.036, .055]$)。強さはすべての損失で共通にし、損失ごとの調整はしていません。つまりこれは、損失だけを取り替えたときに何が起こるかの比較です。**強さを4分の1にすると。** ペアの2枚には、*どの*モデルにとっても、一方のほうがノイズを予測しにくいという差があります。参照モデルがなければこの差は打ち消されません。そのため、強さの大きい MaPO では、この差だけで損失が飽和してしまうのでしょう。4分の1の強さなら、元の強さの DPO に近づきますが、まだ $.031$ $[.021, .041]$ 劣ります(13シード)。埋まったのは、差の3分の1にとどまります。KTO と DPO の強さをどちらも4分の1にしても、KTO はやはり $.011$ $[.002, .020]$ 劣ります。評価役の得点差が大きいペアほど、大きなロジット $s$ を要求する「マージン付き」も、結果を変えませんでした($.000$ $[-.010, .011]$)。ほかの損失の $\kappa$ と同じ400を入れた IPO は、ほとんど動きません。IPO の $\tau$ は目標とする差を決める数で、400では目標がごく小さくなるからです。**意外なのは比較対象の SFT です。** 勝者だけのファインチューニングの伸びは DPO と変わらず、差はどちらの向きにも0.02未満です。**理由:** 基準モデルがよく
+# 違って DPO より良くはなく、ごくわずかに(0.013)劣りました。SDPO も、13個のシードで比べるとわずかに劣ります(差は0.012 $[.004, .020]$)。SDPO は歯止めとして敗者の勾配を弱めますが、60ステップの DPO では、歯止めが要るほどの破綻が起きません。ただし、弱めたことが劣った原因だとはいえません。敗者の勾配をいっそう弱める $\mu = 0.9$(著者の SD 1.5用の値)のほうが、0.5のときより忠実度が $.009$ $[.000, .017]$ 高かったからです(3シード。どちらの差も、意味があるとした0.02には届きません)。MaPO の伸びは DPO の半分です($.045$ $[.036, .055]$)。強さはすべての損失で共通にし、損失ごとの調整はしていません。つまりこれは、損失だけを取り替えたときに何が起こるかの比較です。**強さを4分の1にすると。** ペアの2枚には、*どの*モデルにとっても、一方のほうがノイズを予測しにくいという差があります。参照モデルがなければこの差は打ち消されません。そのため、強さの大きい MaPO では、この差だけで損失が飽和してしまうのでしょう。4分の1の強さなら、元の強さの DPO に近づきますが、まだ $.031$ $[.021, .041]$ 劣ります(13シード)。埋まったのは、差の3分の1にとどまります。KTO と DPO の強さをどちらも4分の1にしても、KTO はやはりわずかに($.011$ $[.002, .020]$)劣ります。評価役の得点差が大きいペアほど、大きなロジット $s$ を要求する「マージン付き」も、結果を変えませんでした($.000$ $[-.010, .011]$)。ほかの損失の $\kappa$ と同じ400を $\tau$ に入れた IPO は、ほとんど動きません。この $\tau$ は目標とする差を決める数で、400では目標がごく小さくなるからです。**意外なのは比較対象の SFT です。** 勝者だけのファインチューニングの伸びは DPO と変わらず、差はどちらの向きにも0.02未満です。**理由:** 基準モデルがよく
 # 間違えるところで勝者は正しいので、まねるだけでもプロンプトに従うことを学べます。論文でも、弱いモデル(SD 1.5)では SFT の勝率が55.5%でした。自分の画像が勝者より良い、強いモデル(SDXL)では逆の結果です。違いが表れるのは $d_w$ で、SFT と錨を加えた DPO では負、DPO では正です。
 
 # %% [markdown] lang="en" uid="negative" pair="2734a0c4"
@@ -1009,8 +1009,8 @@ def worse():
 
 # en: tier cpu ships the pictures for the default seed, made with the reference's pairs and the kappa of lab.sizes: your
 # en: own changes of these do not reach them. For any other seed or tier the worse model is trained here, on your pairs
-# ja: tier cpu では、既定のシードの画像が教材に付属しています。模範解答のペアと lab.sizes の kappa で作ったものなので、
-# ja: それらを書き換えても変わりません。ほかのシードやtierでは、手元のペアで悪いモデルをここで学習します
+# ja: tier cpu では、既定のシードの画像が教材に付属しています。模範解答のペアと lab.sizes の kappa で作ってあるので、
+# ja: ペアや kappa を変えても、この画像には反映されません。ほかのシードや tier では、悪いモデルを手元のペアで学習します
 away = lab.keep("negative", l05_shipped.guided_away, run_seed, lab.sizes, worse)
 plain, worded = (l05.gold(away[arm], test) for arm in l05_shipped.AWAY)
 names = {t("l05.empty_prompt"): "npo", t("l05.full_prompt"): "npo_words"}
@@ -1027,14 +1027,14 @@ measured = t("l05.m_words", prompts=len(test))
 lab.claim("npo_needs_words", measured=measured, value=e.value, interval=(e.low, e.high), seeds=[run_seed])
 lab.claim("unprompted_npo_helps", reason=t("l05.only_recorded"))
 
-# %% [markdown] lang="en" uid="negative-reading" pair="19cdfa9d"
+# %% [markdown] lang="en" uid="negative-reading" pair="640f090f"
 # **What you see: the opposite of the paper.** Guidance away from the bad model loses to plain guidance, a little when it is asked for nothing (a win rate of .44, ties counting half: 17 % of the prompts got better, 29 % worse), by far when it is asked for the prompt. Two reasons. First, our preference is
 # faithfulness: without the prompt nobody knows what would be wrong, so the empty branch has only drifted. A first control trains the model to avoid *with* empty prompts, as it is asked for them: it is no better signpost, the win rate is $.458$ $[.418, .497]$. The pairs hold nothing that an empty prompt could learn. The paper's preferences were people's, and an ugly picture is ugly without a prompt. Second, the other control, the one in the chart:
-# asking the bad model for the prompt removes the difference between *prompt* and *no prompt* from guidance, and that difference was doing most of the work. It shows that much and no more: two things change in it at once. **What would change it:** a preference that shows without a prompt; or mixing the negative model with the base, for which the authors' code has a setting (not tried here).
+# asking the bad model for the prompt removes the difference between *prompt* and *no prompt* from guidance, and that difference was doing most of the work. It shows that much and no more: against plain guidance two things change in it at once, for what is subtracted is another model *and* has the prompt. **What would change it:** a preference that shows without a prompt; or mixing the negative model with the base, for which the authors' code has a setting (not tried here).
 
-# %% [markdown] lang="ja" uid="negative-reading" pair="d95d57e9"
-# **図の読み方: 論文と反対の結果です。** 悪いモデルから遠ざける誘導は、通常の誘導に負けました。空のプロンプトなら少し(引き分けを0.5勝として勝率0.44。良くなったプロンプトは17%、悪くなったものは29%)、プロンプトを与えると大きく負けます。理由は2つあります。1つ目に、ここでの選好は忠実度です。プロンプトがなければ何が誤りかが分からないので、空のプロンプトを与えた側の予測は、意味のない方向へ動いただけです。そこで1つ目の対照実験では、避けるべきモデルを、使うときと同じ*空の*プロンプトで学習しました。それでも道しるべとしては良くならず、勝率は $.458$ $[.418, .497]$ です。空のプロンプトから学べるものが、ペアの中にないのです。
-# 論文の選好は人によるもので、見た目の悪い画像はプロンプトがなくても悪い画像です。2つ目は、図にあるもう1つの対照実験から分かります。悪いモデルにプロンプトを与えると、「プロンプトあり」と「なし」の差が誘導から消えますが、効いていたのは主にその差でした。ただし、この対照では2つのことが同時に変わるので、分かるのはここまでです。
+# %% [markdown] lang="ja" uid="negative-reading" pair="6009d5c2"
+# **図の読み方: 論文と反対の結果です。** 悪いモデルから遠ざかる誘導は、通常の誘導に負けました。悪いモデルに空のプロンプトを与えた場合は小差(引き分けを0.5勝として勝率0.44。良くなったプロンプトは17%、悪くなったものは29%)、プロンプトそのものを与えた場合は大差です。理由は2つあります。1つ目に、ここでの選好は忠実度です。プロンプトがなければ何が誤りかが分からないので、空のプロンプトを与えた側の予測は、意味のない方向へ動いただけです。そこで1つ目の対照実験では、避けるべきモデルを、使うときと同じ*空の*プロンプトで学習しました。それでも道しるべとしては良くならず、勝率は $.458$ $[.418, .497]$ です。空のプロンプトから学べるものが、ペアの中にないのです。
+# 論文の選好は人によるもので、見た目の悪い画像はプロンプトがなくても悪い画像です。2つ目は、図にあるもう1つの対照実験から分かります。悪いモデルにプロンプトを与えると、「プロンプトあり」と「なし」の差が誘導から消えますが、効いていたのは主にその差でした。ただし、この対照では、予測から差し引かれるものが、悪いモデルになることと、プロンプトを持つことの2点で同時に変わるので、分かるのはここまでです。
 # **結果を左右するもの:** プロンプトがなくても表れる選好かどうかです。避けるべきモデルを基準モデルと混ぜる方法(著者のコードに設定があります)は、ここでは試していません。
 
 # %% [markdown] lang="en" uid="side" pair="15ace629"

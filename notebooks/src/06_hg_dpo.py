@@ -666,7 +666,7 @@ strips(
     title=t("l06.ladder"),
 )
 
-# %% [markdown] lang="en" uid="curriculum" pair="a4938e11"
+# %% [markdown] lang="en" uid="curriculum" pair="61061fef"
 # This strip *is* the curriculum, read from the bottom: in each stage a row loses against the row above it. Why are so few pairs left for the middle? The best of
 # eight candidates often has every named attribute already, and nothing can beat a perfect score.
 #
@@ -679,10 +679,10 @@ strips(
 # | hard | reconstruction, $t$ = 100 | normal winner | realism |
 #
 # Each stage starts from the model that the last one left, and that model is its reference: the first loss is $\ln 2$ again. (The paper does not say which
-# reference it used.) The steps are 60 + 20 + 20, not the paper's 15 : 1 : 1, which would leave two stages of six steps each. The easy stage is the training of lesson 05 once more, so its adapter comes with the course for the default seed; you train the other two. What will the base, easy alone and all three stages
+# reference it used.) The steps are 60 + 20 + 20, not the paper's 15 : 1 : 1, which would leave two stages of six steps each. You know the training of the easy stage from lesson 05, so for the default seed its adapter comes with the course; you train the other two. What will the base, easy alone and all three stages
 # differ by? Predict first.
 
-# %% [markdown] lang="ja" uid="curriculum" pair="d9486cd7"
+# %% [markdown] lang="ja" uid="curriculum" pair="6fd74038"
 # この図がそのままカリキュラムです。下から読むと、どの段階でも、ある行がすぐ上の行に負けます。中間に残るペアが少ないのは、8枚中の最良が、指定した属性をすでにすべて満たしていることが
 # 多いからです。満点の画像に勝てるものはありません。
 #
@@ -695,7 +695,7 @@ strips(
 # | hard | 復元画像、$t$ = 100 | normal の勝者 | 本物らしさ |
 #
 # 各段階は前の段階が残したモデルから始まり、そのモデルが参照モデルになります。したがって、最初の損失は再び $\ln 2$ です(論文は、どれを参照モデルにしたかを書いていません)。ステップ数は
-# 60 + 20 + 20です。論文の15 : 1 : 1では、後の2段階が6ステップずつになってしまいます。easy 段階はレッスン05の学習と同じなので、既定のシードのアダプタは教材に付属しています。ここでは残りの2段階を学習します。基準モデル、easy のみ、3段階すべての3条件で、忠実度にどれだけ差がつくでしょうか。まず予想してください。
+# 60 + 20 + 20です。論文の15 : 1 : 1では、後の2段階が6ステップずつになってしまいます。easy 段階の学習の手順はレッスン05ですでに試したので、既定のシードでは、学習済みのアダプタを教材に付けてあります。ここで学習するのは、残りの2段階です。基準モデル、easy のみ、3段階すべての3条件で、忠実度にどれだけ差がつくでしょうか。まず予想してください。
 
 # %% uid="curriculum-predict" tags=["quiz"]
 lab.predict("order")
@@ -771,7 +771,7 @@ claim("curriculum_beats_base", "hg", "base")
 claim("curriculum_is_nearer", "hg", "base", "distance")
 claim("curriculum_nearer_than_easy", "hg", "easy", "distance")
 
-# %% [markdown] lang="en" uid="curriculum-reading" pair="a72a0990"
+# %% [markdown] lang="en" uid="curriculum-reading" pair="d4d036ba"
 # **Reading.** To the right is more faithful, *down* is nearer to real pictures. By the paper's story the easy stage goes right and not down, for its winners have no
 # grain; the later stages go down and a little to the left, for no judge reads the prompt in the hard stage. In the paper the reward does fall slightly from easy to
 # hard, while FID and image quality improve.
@@ -786,8 +786,8 @@ claim("curriculum_nearer_than_easy", "hg", "easy", "distance")
 # 動きます。hard 段階ではどの評価役もプロンプトを読まないからです。実際に論文では、easy から hard へ進むと報酬がわずかに下がり、FID と画質は良くなります。
 #
 # 自分の星を記録と比べてください。安定しているのは忠実度の軸で、後の2段階による変化は見られません(3段階と easy のみの差は $.002$ $[-.019, .023]$)。もう一方の軸で順位を信じる前に、縦の棒を見てください。カリキュラムによる距離の変化は、基準モデルも測った5つのシードで、−2から+5まで分かれました。
-# 1回の実行だけなら、自分の結果でも1シードの表でも、どんな筋書きにも見えてしまいます。考えられる理由は、100ステップの学習が*すべて*の画像を色かぶりや明るさの点で一緒にずらし、カーネル距離がその共通の
-# ずれをそのまま数えることです。記録したシードで何が決まったかは、判定の枠に出ています。本物に近づくかどうかを決めるには、およそ145のシードが必要で、実験の予算を超えます。対策を2つ試した記録もありますが、距離は変わりませんでした。論文と同じく easy 段階に第4節の損失を入れると基準モデルとの差は $+0.3$ $[-2.1, 2.6]$(easy の忠実度の変化は $-.003$ $[-.016, .010]$ で、犠牲になってはいません)、
+# 1回の実行だけなら、自分の結果でも1シードの表でも、どんな筋書きにも見えてしまいます。考えられる理由は、100ステップの学習が*すべて*の画像の色合いや明るさを同じ向きにずらし、その共通の
+# ずれがカーネル距離にそのまま表れることです。記録したシードで何が決まったかは、判定の枠に出ています。本物に近づくかどうかを決めるには、およそ145のシードが必要で、実験の予算を超えます。対策も2つ試して記録しましたが、距離の変化は見られませんでした。論文と同じく easy 段階に第4節の損失を入れると基準モデルとの差は $+0.3$ $[-2.1, 2.6]$(easy の忠実度の変化は $-.003$ $[-.016, .010]$ で、犠牲になってはいません)、
 # アダプタを半分の強さにすると(第9節) $+0.5$ $[-1.9, 3.0]$ です。本物に近づくのは、第7節で見るように、本物の画像を直接の手本にした場合です(通常のファインチューニングと飛躍)。
 
 # %% [markdown] lang="en" uid="own" pair="d2b9390e"
@@ -890,7 +890,7 @@ claim("pairs_beat_fine_tuning", "hg", "real_sft")
 claim("leap_is_nearer", "leap", "hg", "distance")
 claim("real_is_nearer", "real_sft", "hg", "distance")
 
-# %% [markdown] lang="en" uid="own-reading" pair="8b370381"
+# %% [markdown] lang="en" uid="own-reading" pair="98de46a0"
 # **Reading.** Compare the leap with the curriculum first, by the intervals and not by the dots. Does it fall below the curriculum, or even below the base, as in
 # the paper (FID from 37 to 113)? On record it does not fall below the base: it gains $.090$ $[.045, .136]$, **contradicted**, and whether it ends below the curriculum is
 # open ($-.003$ $[-.055, .049]$). On the other axis it leads: it ends nearer to real pictures than the curriculum, by $5.1$ $[0.5, 9.6]$. What the record does decide are the stages: without easy the curriculum loses $.113$ $[.089, .137]$, without normal
@@ -899,30 +899,30 @@ claim("real_is_nearer", "real_sft", "hg", "distance")
 # A pair that cannot be told apart so easily goes on teaching attributes. The other may be *what* it teaches: the winner of a leap is a picture whose caption is right.
 #
 # Now the uncomfortable dot: **plain fine-tuning on the real pictures**. It lies to the right of the curriculum (.85 against .81) *and* below it (a distance of 6 against 12, nearer by $5.9$ $[4.3, 7.6]$). Both
-# differences go the same way in each of eighteen seeds. (That leap and fine-tuning come nearer we saw first and declared afterwards, and the boxes say so.) That the curriculum is the more faithful one is **contradicted**: it falls short by $.042$ $[.030, .054]$. *Here*, no pairs and no judge would have been needed. Why? This base was spoilt in one particular way, by wrong captions. Are 96 real pictures with *right* captions the direct antidote? They carry the grain as well.
+# differences go the same way in each of eighteen seeds. (That leap and fine-tuning end nearer than the curriculum we saw first and declared afterwards, and the boxes say so.) That the curriculum is the more faithful one is **contradicted**: it falls short by $.042$ $[.030, .054]$. *Here*, no pairs and no judge would have been needed. Why? This base was spoilt in one particular way, by wrong captions. Are 96 real pictures with *right* captions the direct antidote? They carry the grain as well.
 
-# %% [markdown] lang="ja" uid="own-reading" pair="91021cbb"
+# %% [markdown] lang="ja" uid="own-reading" pair="dcc472f5"
 # **図の読み方。** まず、飛躍とカリキュラムを、点ではなく区間で比べてください。飛躍はカリキュラムを下回るでしょうか。あるいは論文のように(FID が37から113)、
-# 基準モデルよりも悪くなるでしょうか。記録では、飛躍は基準モデルを下回らず、$.090$ $[.045, .136]$ 上回ります。「基準モデルより忠実度が低くなる」という主張は、**反対の結果になりました**。カリキュラムより低くなるかどうかは、まだ決まっていません($-.003$ $[-.055, .049]$)。もう一方の軸では飛躍が先を行き、カリキュラムより $5.1$ $[0.5, 9.6]$ だけ本物に近くなります。
+# 基準モデルよりも悪くなるでしょうか。記録では、飛躍は基準モデルを下回らず、$.090$ $[.045, .136]$ 上回ります。「基準モデルより忠実度が低くなる」という主張は、**反対の結果になりました**。カリキュラムより低くなるかどうかは、まだ決まっていません($-.003$ $[-.055, .049]$)。もう一方の軸では飛躍のほうが優れ、カリキュラムより $5.1$ $[0.5, 9.6]$ だけ本物に近くなります。
 # 記録からはっきりしたのは、各段階の効果です。カリキュラムの忠実度は、easy を省くと $.113$ $[.089, .137]$、normal を省くと $.030$ $[.018, .042]$ 下がります。一方、段階の*順序*の効果は、意味のある差とした0.02に届きません。すべてのペアを一括で学習しても、18のシードで差は $.006$ $[-.002, .013]$ です。easy の後に hard の勝者でファインチューニングしても、easy で得たものは消えず、$.015$ $[.001, .028]$ 増えました(**反対の結果**)。
 # 飛躍が持ちこたえるのはなぜでしょうか。理由の1つは、第5節で測った近道の弱さです。この教材の本物と生成画像の違いは、VAE でほとんど消えてしまう薄い粒だけですが、写真はあらゆる点で同時に異なり、論文では学習も数十万ステップ続きます。簡単に見分けられないペアは、
 # 属性を教え続けます。もう1つは、教える*内容*かもしれません。飛躍の勝者は、キャプションの正しい画像です。
 #
-# 次に、図の中の不都合な1点を見てください。**本物の画像による通常のファインチューニング**の点です。カリキュラムより右(0.85対0.81)で、*しかも*下(距離が6対12、差は $5.9$ $[4.3, 7.6]$)にあります。どちらの差も、18のシードすべてで同じ向きです(飛躍とファインチューニングが本物に近づくことは、結果を見てから宣言した主張です。判定の枠にもそう記してあります)。カリキュラムのほうが忠実だという主張は**反対の結果になりました**。カリキュラムのほうが $.042$ $[.030, .054]$ 低いのです。
+# 次に、図の中の不都合な1点を見てください。**本物の画像による通常のファインチューニング**の点です。カリキュラムより右(0.85対0.81)で、*しかも*下(距離が6対12、差は $5.9$ $[4.3, 7.6]$)にあります。どちらの差も、18のシードすべてで同じ向きです(飛躍とファインチューニングがカリキュラムより本物に近いという2つの主張は、結果を見てから宣言したもので、判定の枠にもそう記してあります)。カリキュラムのほうが忠実だという主張は**反対の結果になりました**。カリキュラムのほうが $.042$ $[.030, .054]$ 低いのです。
 # つまり、*ここでは*ペアも評価役も要らなかったことになります。なぜでしょうか。
 # この基準モデルは、誤ったキャプションという特定の原因で歪んでいます。*正しい*キャプションの付いた本物96枚が、その直接の薬になったのでしょうか。本物の画像は、粒状感も一緒に教えます。
 
-# %% [markdown] lang="en" uid="careless" pair="d1e6d6bb"
+# %% [markdown] lang="en" uid="careless" pair="487e3657"
 # ### Is it the captions?
 #
 # Both suspicions name the captions, so change them and nothing else: the same winners (real pictures, or the hard stage's reconstructions of them), the same steps, but captions as careless as those that made this base, in which each named attribute but the style is wrong with probability 0.4.
-# These three runs were declared after the others had been seen and before they were recorded.
+# Three runs get such captions: plain fine-tuning, fine-tuning after the easy stage, and the leap. They were declared after the others had been seen and before they were recorded.
 
-# %% [markdown] lang="ja" uid="careless" pair="efb77226"
+# %% [markdown] lang="ja" uid="careless" pair="a50d6acf"
 # ### 原因はキャプションか
 #
 # どちらの推測もキャプションに行き着きます。そこで、キャプションだけを変えます。勝者(本物の画像、または hard 段階の復元画像)もステップ数も同じで、キャプションは、この基準モデルの学習に使ったものと同じくらい不正確にします。画風以外の属性は、それぞれ0.4の確率で誤っています。
-# この3つの条件は、ほかの条件の結果を見た後、記録を始める前に宣言しました。
+# このキャプションで新たに試すのは、通常のファインチューニング、easy 段階の後のファインチューニング、飛躍の3つです。ほかの条件の結果を見た後、記録を始める前に宣言しました。
 
 # %% uid="careless-record"
 careless = ["base", "easy", "hg", "leap", "leap_careless", "sft", "sft_careless", "real_sft", "real_sft_careless"]
@@ -934,7 +934,7 @@ claim("pairs_beat_careless", "hg", "real_sft_careless")
 claim("careless_sft_erases", "sft_careless", "easy")
 claim("careless_leap_below_base", "leap_careless", "base")
 
-# %% [markdown] lang="en" uid="careless-reading" pair="76ec6e16"
+# %% [markdown] lang="en" uid="careless-reading" pair="0699dab1"
 # **Reading.** With careless captions plain fine-tuning is $.112$ $[.097, .127]$ less faithful and ends near the base (.74 against .72): the right captions were most of the antidote. The curriculum, whose judge looks at the pictures, is now ahead of it by $.079$ $[.041, .117]$. After the easy stage such captions do erase something, $.025$ $[.002, .048]$.
 # The leap ends at .75 with them instead of .81, so much of what it had gained came with its winners' captions as well. Whether it then ends above or below the base is open, $.022$ $[-.020, .064]$ over five seeds. That it falls far below, as in the paper, is not what we see; for that the texture would have to do harm, and ours is weak (section 5).
 #
@@ -943,9 +943,9 @@ claim("careless_leap_below_base", "leap_careless", "base")
 
 # %% [markdown] lang="ja" uid="careless-reading" pair="57f0afea"
 # **図の読み方。** 誤りを含むキャプションでは、通常のファインチューニングの忠実度は $.112$ $[.097, .127]$ 低く、基準モデルに近い値で終わります(0.74と0.72)。効いていたのは、主に正しいキャプションでした。評価役が画像そのものを見て選ぶカリキュラムは、今度は、この通常のファインチューニングを $.079$ $[.041, .117]$ 上回ります。easy 段階の後に、このキャプションでファインチューニングすると、easy で得た忠実度の一部が、今度は実際に失われます($.025$ $[.002, .048]$)。
-# 飛躍の忠実度も、0.81から0.75に下がります。飛躍で伸びた分も、多くは勝者に付いた正しいキャプションから来ていたことになります。基準モデルより上か下かは、5つのシードでは決まりません(差は $.022$ $[-.020, .064]$)。論文のように大きく下回る様子はありません。そうなるには質感が害を及ぼす必要がありますが、ここではその手がかりが弱いのです(第5節)。
+# 飛躍の忠実度も、0.81から0.75に下がります。飛躍による伸びも、多くは、勝者に正しいキャプションが付いていたおかげだったことになります。そのときの飛躍が基準モデルより上か下かは、5つのシードでは決まりません(差は $.022$ $[-.020, .064]$)。論文のように大きく下回る様子はありません。そうなるには質感が害を及ぼす必要がありますが、ここではその手がかりが弱いのです(第5節)。
 #
-# 論文では、hard の勝者でファインチューニングすると、どの段階の後でも同じ程度の結果に落ち着きます。論文の基準モデルはすでに30万枚の写真でファインチューニング済みなので、この種の薬で治すところが残っていなかったのかもしれません。これは推測で、ここでの実験では確かめられません。
+# 論文では、hard の勝者でファインチューニングすると、どの段階の後でも、同じようにぱっとしない結果に落ち着きます。論文の基準モデルはすでに30万枚の写真でファインチューニング済みなので、この種の薬で治すところが残っていなかったのかもしれません。これは推測で、ここでの実験では確かめられません。
 # 自分のプロジェクトに引きつければ、問うべきは基準モデルの状態です。データのせいで間違っているのか(それならデータを直す)、平均的には正しく、その出力のうち良いほうだけが欲しいのか(それなら選好で学習する)。こうした対照実験がない表からは、どちらなのか分かりません。
 
 # %% [markdown] lang="en" uid="pareto" pair="74096645"
@@ -1382,7 +1382,7 @@ strips(
 #
 # 最初に表示した見込みは計算量から求めたもので、実測ではありません。このセルは、Stable Diffusion 1.5と SDXL の構造に乱数の重みを入れたモデルで試験しています。動くことは確かめましたが、画像の質については何も分かりません。
 
-# %% [markdown] lang="en" uid="where-next" pair="2cc31189"
+# %% [markdown] lang="en" uid="where-next" pair="54f90c6f"
 # ## 12. What to keep
 #
 # * Pairs from the model's own pool teach what the model can already do sometimes. What it can never do has to come from outside. The paper takes it there in steps; here the direct way, plain fine-tuning on real pictures, went further on both axes.
@@ -1394,7 +1394,7 @@ strips(
 # %% [markdown] lang="ja" uid="where-next" pair="3e5599a1"
 # ## 12. 持ち帰ること
 #
-# * モデル自身のプールから作ったペアが教えるのは、モデルがすでに時々できることです。一度もできないことは、外から持ち込む必要があります。論文はそれを段階的に教えます。ここでは、本物の画像による通常のファインチューニングという近道のほうが、両方の軸で先へ進みました。
+# * モデル自身のプールから作ったペアが教えるのは、モデルがすでに時々できることです。一度もできないことは、外から持ち込む必要があります。論文はそれを段階的に教えます。ここでは、本物の画像による通常のファインチューニングという直接の方法のほうが、両方の軸で先へ進みました。
 # * 勝者と敗者を分けるものは、評価役の好みでも、粒状感でも、色でも、何でも学習されます。損失を見る前に、ペアを見てください。
 # * 目標が2つなら、尺度も2つ必要です。そして表には、地味な対照実験も必要です。
 #

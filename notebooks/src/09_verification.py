@@ -1145,7 +1145,7 @@ lab.claim("two_hundred_pairs_help", **only)
 lab.claim("more_pairs_help", **only)
 lab.claim("repetition_is_why", **only)
 
-# %% [markdown] lang="en" uid="small-read" pair="4928baa5"
+# %% [markdown] lang="en" uid="small-read" pair="3264d4b9"
 # **Reading.** Fifty pairs are enough to begin with: over ten seeds the independent judge gives $.056$ $[.033, .079]$ more than to the base, more than a quarter of an attribute in a prompt that names five. Two hundred give $.042$ $[.034, .050]$. That more pairs do more is **contradicted**: over forty seeds two hundred do *less* than fifty, $-.019$ $[-.029, -.008]$, at the same number of steps. After seven seeds it was open. What more pairs bring is *steadiness*: from seed to seed
 # the result of fifty wanders by $.031$ (standard deviation), that of two hundred by $.021$. **Why:** in 96 steps of ten pairs an adapter sees 960, so fifty come round nineteen times and two hundred only five. The control gives two hundred four times the steps, so that each comes round as often: now they do more than fifty in each of five seeds, by $.075$ $[.046, .103]$. So it was the training that was too short, not the data that were of no use: whoever collects more pairs must train longer. (Fifty pairs with 384 steps were not tried; part of the gain may be owed to the steps alone.) What the figure cannot
 # say is whether your customers agree with the judge. For that, keep twenty of your own pairs aside and count (lesson 05).
@@ -1157,7 +1157,7 @@ lab.claim("repetition_is_why", **only)
 # 50組で $.031$、200組で $.021$ です。**理由は、繰り返しの回数です。** 10組ずつ96ステップの学習で、アダプタが見るのは延べ960組です。50組なら19回ずつ繰り返しますが、200組では5回ずつです。そこで対照実験では、200組のステップを4倍にして、繰り返しの回数をそろえました。すると5個のシードすべてで、200組の効果が50組を上回りました($.075$ $[.046, .103]$)。データが役に立たなかったのではなく、学習が短すぎたのです。ペアを増やすなら、学習も長くする必要があります(50組で384ステップは試していないので、伸びの一部はステップ数そのものの効果かもしれません)。この図から分からないのは、
 # 顧客が評価役と同じ意見かどうかです。それを知るには、自社のペアを20組ほど学習に使わずに取っておき、正解率を数えます(レッスン05)。
 #
-# 社内だけで動くことも確かめました。上の学習は、すべての接続を拒否した状態で行い、接続の要求は1回もありませんでした。重みもペアも評価役も、このマシンの中のファイルです。アダプタのハッシュによって、同じ基準モデルでも別の工程になるため、第5節で署名した検査記録は、このアダプタの画像には通用しません。少ないデータで安くなるのは学習であり、検査ではないのです。
+# 社内だけで動くことも確かめました。上の学習は、すべての接続を拒否した状態で行い、接続の要求は1回もありませんでした。重みもペアも評価役も、このマシンの中のファイルです。アダプタを加えるとハッシュが変わり、基準モデルが同じでも別の工程とみなされます。そのため、第5節で署名した検査記録は、このアダプタの画像には通用しません。少ないデータで安くなるのは学習であり、検査ではないのです。
 
 # %% [markdown] lang="en" uid="open" pair="ce0f0901"
 # ## 10. Your plan (open task)
