@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from labkit.authoring import readings as module
-from labkit.authoring.readings import outgrown, readings
+from labkit.authoring.readings import outgrown, readings, unstated
 from labkit.course.manifest import Project
 from labkit.studies import NotRecorded, Recorded, Study, estimate, load_study, read_record, studies
 from labkit.studies.estimate import gain, on_first_seeds
-from labkit.studies.readings import READINGS
+from labkit.studies.readings import MEANS, READINGS
 from labkit.studies.store import Record
 
 # three seeds of one number, a - b = .1, .2, .6: mean .3, standard error .1528, t(2) = 4.303
@@ -98,3 +98,50 @@ def test_a_reading_is_stated_somewhere(number):
         found = estimate(contrast(recorded))
         assert any(module._says(numbers, decimals, found) for numbers, decimals in written), name
     assert not set(READINGS[number]) & set(load_study(number).estimates)
+
+
+@pytest.fixture
+def cell(tmp_path, monkeypatch):
+    """A lesson 06 with one text in two languages that states the mean of arm a, .300, and its gain over b."""
+    project = Project(tmp_path)
+    project.sources.mkdir(parents=True)
+    monkeypatch.setattr("labkit.studies.read_record", lambda lesson, folder: RECORD)
+
+    def write(en: str, ja: str, numbers: dict, uid: str = "x") -> list[str]:
+        monkeypatch.setattr("labkit.studies.readings.MEANS", {"06": {uid: numbers}})
+        cells = "\n\n".join(
+            f'# %% [markdown] lang="{lang}" uid="x" pair="00000000"\n# {text}'
+            for lang, text in {"en": en, "ja": ja}.items()
+        )
+        (project.sources / "06_x.py").write_text(cells + "\n", "utf-8")
+        return unstated("06", project)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("text", "decimals"),
+    [("gains .30 here", 2), ("0.3です", 1), ("30% of them", "%"), ("a−0.300", 3), (".31, then .30.", 2)],
+)
+def test_a_mean_that_both_texts_state_is_left_alone(cell, text, decimals):
+    sign = -1 if "−" in text else 1
+    assert cell(text, text, {("x", decimals): "a" if sign > 0 else "b-a"}) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["gains .31 here", "gains .3 here", "$.30$ $[.20, .40]$", "no number", "gains 30 of them", "version 1.30.2"]
+)
+def test_a_mean_that_one_text_does_not_state_is_found_with_its_language(cell, text):
+    (line,) = cell("gains .30", text, {("x", 2): "a"})
+    assert line == "06_x.py:4: x (ja) does not state x of a, 0.3"
+
+
+def test_means_of_a_text_that_is_gone_and_of_arms_not_recorded(cell):
+    (line,) = cell(".30", ".30", {("x", 2): "a"}, uid="y")
+    assert "no text y" in line
+    assert cell("", "", {("x", 2): "c"}) == []
+
+
+@pytest.mark.parametrize("number", sorted(MEANS))
+def test_the_texts_state_the_recorded_means(number):
+    assert unstated(number) == []

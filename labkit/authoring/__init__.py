@@ -10,6 +10,6 @@
 | lint             | `labkit lint`: code, text, files and lessons                                            |
 | run              | `labkit run`: lessons executed in processes of their own, judged and reported           |
 | study            | `labkit study`: the recorded experiments behind the claims                              |
-| readings         | intervals in the texts that a record has outgrown, for `labkit study check`             |
+| readings         | intervals and means in the texts that a record has outgrown, for `labkit study check`   |
 | site             | `labkit site`: the course as web pages, from executed lessons                           |
 """

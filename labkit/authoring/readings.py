@@ -1,4 +1,4 @@
-"""Numbers in the texts of a lesson that its record has outgrown."""
+"""Numbers in the texts of a lesson that its record has outgrown: intervals, and means without one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from labkit.authoring.source import read_source
 from labkit.course.manifest import Project
 
 if TYPE_CHECKING:
@@ -52,6 +53,46 @@ def outgrown(lesson: str, project: Project | None = None, folder: Path | None = 
                     f"{file.name}:{number}: no estimate of study {lesson} is {written}{_nearest(numbers, known)}"
                 )
     return lines
+
+
+def unstated(lesson: str, project: Project | None = None, folder: Path | None = None) -> list[str]:
+    """Means of `labkit.studies.readings.MEANS` that their text lacks in one of the languages, one line each."""
+    from labkit.studies import NotRecorded, Recorded, read_record
+    from labkit.studies.estimate import gain, level
+    from labkit.studies.readings import MEANS
+
+    wanted = MEANS.get(lesson, {})
+    recorded = Recorded(read_record(lesson, folder)) if wanted else None
+    lines = []
+    for file in sorted((project or Project()).sources.glob(f"{lesson}_*.py")) if wanted else ():
+        pairs = read_source(file).pairs
+        for uid, numbers in wanted.items():
+            if uid not in pairs:
+                lines.append(f"{file.name}: no text {uid}, of which {lesson}'s MEANS speak")
+            for (metric, decimals), arms in numbers.items():
+                for arm in arms.split():
+                    one, _, other = arm.partition("-")
+                    try:
+                        contrast = gain(metric, one, other) if other else level(metric, one)
+                        mean = float(contrast(recorded).mean())
+                    except NotRecorded:
+                        continue
+                    for lang, cell in pairs.get(uid, {}).items():
+                        if not _stated(mean, decimals, cell.source):
+                            lines.append(
+                                f"{file.name}:{cell.line}: {uid} ({lang}) does not state {metric} of {arm}, {mean:.4g}"
+                            )
+    return lines
+
+
+def _stated(mean: float, decimals: int | str, text: str) -> bool:
+    """Whether a number of the text outside of intervals, with just so many decimals, is this one to rounding."""
+    value, places = (100 * mean, 0) if decimals == "%" else (mean, int(decimals))
+    for match in re.finditer(_NUMBER, _READING.sub(" ", text)):
+        written = match[0].replace("−", "-")
+        if len(written.partition(".")[2]) == places and abs(float(written) - value) <= 0.5001 * 10.0**-places:
+            return True
+    return False
 
 
 def _says(numbers: tuple[float, float, float], decimals: int, found: Estimate) -> bool:

@@ -176,7 +176,7 @@ def _merge(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from labkit.authoring.readings import outgrown
+    from labkit.authoring.readings import outgrown, unstated
     from labkit.course.evidence import BUDGET, changed_verdicts, undecided
     from labkit.studies import read_record
     from labkit.studies.store import status
@@ -193,7 +193,8 @@ def _check(args: argparse.Namespace) -> int:
                 f"`labkit study run {study.lesson} --anew`"
             )
         else:
-            problems += changed_verdicts(study.lesson, args.folder) + outgrown(study.lesson, folder=args.folder)
+            problems += changed_verdicts(study.lesson, args.folder)
+            problems += outgrown(study.lesson, folder=args.folder) + unstated(study.lesson, folder=args.folder)
             if args.folder is None and not found["missing"]:  # nothing planned is left that could decide them
                 within, _ = undecided(study.lesson)
                 problems += [f"l{study.lesson}.{one}: undecided within {BUDGET:g} CPU hours: plan it" for one in within]

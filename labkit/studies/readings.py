@@ -1,7 +1,7 @@
-"""Numbers that the texts of a lesson state with their interval and on which no claim rests.
+"""Numbers that the texts of a lesson state and on which no claim rests: READINGS with their interval, MEANS without.
 
-The estimates of claims stand in the studies. `labkit study check` compares both with what is written, so that a record
-that grows cannot leave an old number in a text.
+The estimates of claims stand in the studies. `labkit study check` compares all of them with what is written, so that a
+record that grows cannot leave an old number in a text.
 """
 
 from __future__ import annotations
@@ -59,5 +59,62 @@ READINGS: Mapping[str, Mapping[str, Contrast]] = {
             - recorded.values("bon.gold.few", "best_of_n_long")[:, -1:]
         ),
         "raft_finds_bug": gain("saturation", "raft_bias", "raft"),
+    },
+}
+
+# lesson -> uid of a text -> (metric, decimals, or "%" for whole per cent) -> arms, or "arm-other" for a gain: both
+# languages of the text state the mean over seeds and prompts
+MEANS: Mapping[str, Mapping[str, Mapping[tuple[str, int | str], str]]] = {
+    "01": {"scale-reading": {("faithful", 2): "guidance1 guidance3"}},
+    "03": {
+        "ring-reading": {
+            ("precision", 2): "ring.w1 ring.w33",
+            ("coverage", 2): "ring.w33_half ring.w33_top",
+            ("distance", 3): "ring.w1 ring.w2",
+        },
+        "push-reading": {("log_gain", 3): "push.up push.mlp", ("promised", 3): "push.mlp"},
+        "ideal-reading": {
+            ("precision", 2): "ideal.w1 ideal.w33 ideal.w003",
+            ("recall", 2): "ideal.w1 ideal.w33",
+            ("vendi", 1): "ideal.w1 ideal.w33 ideal.w003",
+            ("kernel", 1): "ideal.w1 ideal.w33 ideal.w003",
+        },
+        "model-reading": {
+            ("precision", 2): "model.w1 model.w33",
+            ("recall", 2): "model.w1 model.w33 model.w003",
+            ("vendi", 1): "model.w1 model.w33",
+            ("kernel", 1): "model.w1 model.w33",
+        },
+        "tune-reading": {
+            ("above", 2): "tune.pretrained tune.w1 tune.w33 tune.w003",
+            ("kernel", 0): "tune.pretrained tune.w1 tune.w003",
+            ("recall", 2): "tune.pretrained tune.w1 tune.w003",
+            ("rare", "%"): "tune.pretrained tune.w1 tune.w003",
+        },
+    },
+    "05": {"prove-reading": {("gold", 3): "base dpo"}},
+    "06": {
+        "colour-reading": {("warmth", 3): "warm_all-base warm_two-base warm_cured-base"},
+        "own-reading": {("gold", 2): "real_sft hg", ("distance", 0): "real_sft hg"},
+        "careless-reading": {("gold", 2): "real_sft_careless base leap_careless leap"},
+    },
+    "08": {
+        "first-reading": {
+            **{(metric, 2): "base draft_bias" for metric in ("proxy.bias", "gold", "saturation")},
+            ("diversity", 1): "base draft_bias",
+        },
+        "race-reading": {
+            ("proxy", 2): "draft best_of_n",
+            ("gold", 2): "base draft best_of_n dpo",
+            ("task", 2): "base draft best_of_n dpo",
+            ("preference", 2): "draft",
+            ("diversity", 1): "base best_of_n nft ddpo raft dpo draft",
+        },
+        "long-race-reading": {
+            **{(f"gold.s{stage}", 2): "nft_long ddpo_long" for stage in (1, 2, 3, 4)},
+            ("diversity", 1): "nft_long",
+        },
+        "paths-kl-reading": {("gold", 2): "nft draft"},
+        "bug-reading": {("saturation", 2): "base draft draft_bias", ("gold", 2): "draft draft_bias"},
     },
 }
