@@ -242,16 +242,16 @@ ESTIMATES = {
     "kto_beats_dpo": gain("gold", "kto", "dpo"),
     "npo_helps": win_share("gold", "npo", "base", margin=0.01),
     "npo_needs_words": gain("gold", "npo_words", "npo"),
-    "authors_mu_helps": gain("gold", "sdpo_authors", "sdpo"),
-    "weaker_mapo_keeps_up": gain("gold", "mapo_quarter", "dpo"),
+    "authors_mu_helps": gain("gold", "sdpo_authors", "sdpo_float32"),
+    "weaker_mapo_keeps_up": gain("gold", "mapo_quarter", "dpo_float32"),
     "weaker_kto_beats_dpo": gain("gold", "kto_quarter", "dpo_quarter"),
-    "margin_helps": gain("gold", "margin", "dpo"),
+    "margin_helps": gain("gold", "margin", "dpo_float32"),
     "unprompted_npo_helps": win_share("gold", "npo_unprompted", "base", margin=0.01),
 }
 LATER = dict.fromkeys(
     ("dpo_quarter", "mapo_quarter", "kto_quarter", "sdpo_authors", "margin", "npo_unprompted"),
     "labkit.studies.l05_controls",
-)
+) | dict.fromkeys(("dpo_float32", "sdpo_float32"), "labkit.studies.l05_float32")
 
 STUDY = Study(
     lesson="05",
@@ -266,7 +266,8 @@ STUDY = Study(
     seeds=(0, 1, 2),
     more=dict.fromkeys(("base", "dpo", "sdpo", "mapo"), range(3, 13))
     | dict.fromkeys(("dpo_quarter", "kto_quarter", "npo_unprompted"), range(3, 7))  # open after three
-    | {"mapo_quarter": range(3, 13)},  # open after five, by their spread
+    # open after five, by their spread
+    | dict.fromkeys(("mapo_quarter", "dpo_float32"), range(3, 13)),
     sizes={
         "toy_bases": 3, "toy_pretrain": 2000, "toy_pairs": 2000, "toy_steps": 300, "toy_lr": 2e-4,
         "prompts": 64, "candidates": 6, "test_prompts": 128, "references": 256, "steps": 8,

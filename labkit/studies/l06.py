@@ -367,13 +367,15 @@ ESTIMATES = {
     "finish_keeps": gain("gold", "hg_finish", "hg"),
     "identity_stays": gain("same_person", "personal_hg", "personal"),
     "transfer_helps": gain("gold", "personal_hg", "personal"),
-    "right_captions_help": gain("gold", "real_sft", "real_sft_careless"),
-    "pairs_beat_careless": gain("gold", "hg", "real_sft_careless"),
-    "careless_sft_erases": gain("gold", "sft_careless", "easy"),
+    "right_captions_help": gain("gold", "real_sft_float32", "real_sft_careless"),
+    "pairs_beat_careless": gain("gold", "hg_float32", "real_sft_careless"),
+    "careless_sft_erases": gain("gold", "sft_careless", "easy_float32"),
     "careless_leap_below_base": gain("gold", "leap_careless", "base"),
 }
 
-LATER = dict.fromkeys(("real_sft_careless", "sft_careless", "leap_careless"), "labkit.studies.l06_controls")
+LATER = dict.fromkeys(("real_sft_careless", "sft_careless", "leap_careless"), "labkit.studies.l06_controls") | (
+    dict.fromkeys(("easy_float32", "hg_float32", "real_sft_float32"), "labkit.studies.l06_float32")
+)
 
 STUDY = Study(
     lesson="06",

@@ -334,7 +334,7 @@ ESTIMATES = {
     "fifty_pairs_help": gain("gold", "pairs_50", "base"),
     "two_hundred_pairs_help": gain("gold", "pairs_200", "base"),
     "more_pairs_help": gain("gold", "pairs_200", "pairs_50"),
-    "repetition_is_why": gain("gold", "pairs_200_long", "pairs_50"),
+    "repetition_is_why": gain("gold", "pairs_200_long", "pairs_50_float32"),
 }
 
 STUDY = Study(
@@ -343,7 +343,7 @@ STUDY = Study(
     arms=(
         *("intervals", "looks", "returns", "replaced", "tuned"),
         *("base", "pairs_50", "pairs_200", "pairs_100", "pairs_200_long"),
-        "tuned_fresh",
+        *("tuned_fresh", "pairs_50_float32"),
     ),
     seeds=(0, 1, 2, 3, 4),
     more={"replaced": range(5, 45)}
@@ -372,5 +372,8 @@ STUDY = Study(
         1e-3,
     ),
     cheap="intervals",
-    later={"pairs_200_long": "labkit.studies.l09_long", "tuned_fresh": "labkit.studies.l09_fresh"},
+    later={
+        "pairs_200_long": "labkit.studies.l09_long", "tuned_fresh": "labkit.studies.l09_fresh",
+        "pairs_50_float32": "labkit.studies.l09_float32",
+    },
 )  # fmt: skip
