@@ -92,7 +92,7 @@ bench: $(VENV)/.installed-bench ## measure speed and memory against peers / 速�
 	$(VENV_PYTHON) -m pytest tests/benchmarks -s $(PYTEST_ARGS)
 
 studies: $(VENV)/.installed-course ## record the studies behind the claims (hours; resumes) / 主張を裏付ける実験を記録(数時間・再開可)
-	@test -f data/studies/l06-world.safetensors || $(OFFLINE) $(VENV_PYTHON) -m labkit.studies.l06_world
+	$(OFFLINE) $(VENV_PYTHON) -m labkit.studies.l06_shipped world
 	@test -f data/shipped/pools-03.safetensors || $(OFFLINE) $(VENV_PYTHON) -m labkit.studies.l03_shipped
 	@test -f data/shipped/pools-05.safetensors || $(OFFLINE) $(VENV_PYTHON) -m labkit.studies.l05_shipped
 	@test -f data/shipped/easy-06.safetensors || $(OFFLINE) $(VENV_PYTHON) -m labkit.studies.l06_shipped

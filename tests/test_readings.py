@@ -136,6 +136,18 @@ def test_a_mean_that_one_text_does_not_state_is_found_with_its_language(cell, te
     assert line == "06_x.py:4: x (ja) does not state x of a, 0.3"
 
 
+def test_means_are_stated_in_the_order_of_their_arms_where_they_are_one_group(cell):
+    text = "from .00 to .30"
+    assert cell(text, text, {("x", 2): "b a"}) == cell(text, text, {("x", 2): "a; b"}) == []
+    lines = cell(text, text, {("x", 2): "a b"})
+    assert len(lines) == 2 and all(line.endswith("does not state x of b, 0 (after those before it)") for line in lines)
+
+
+def test_a_mean_on_the_seeds_of_another_arm(cell, monkeypatch):
+    monkeypatch.setitem(RECORD.values, ("short", 0), {"x": np.float32([9.0])})
+    assert cell(".10", ".10", {("x", 2): "a/short"}) == []
+
+
 def test_means_of_a_text_that_is_gone_and_of_arms_not_recorded(cell):
     (line,) = cell(".30", ".30", {("x", 2): "a"}, uid="y")
     assert "no text y" in line

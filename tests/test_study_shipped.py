@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from labkit.course.manifest import load_lesson
+from labkit.models import ModelLoadError, checksums
+from labkit.models.checksums import read_checksums
 from labkit.studies import StudyError, l03, l03_shipped, l05, l05_shipped, l06_shipped, shipped
 
 THREE = SimpleNamespace(**l03.STUDY.sizes)
@@ -165,3 +167,27 @@ def test_another_world_or_other_prompts_are_other_conditions(tmp_path, monkeypat
     (tmp_path / l06_shipped.WORLD).write_bytes(b"another world")
     monkeypatch.setattr(l06_shipped, "folder_of_studies", lambda: tmp_path)
     assert l06_shipped.SHELF.read(shipped.SEED, SIX) is None
+
+
+def test_the_world_of_lesson_06_is_the_one_of_this_base_and_of_the_list(monkeypatch):
+    assert len(l06_shipped.world().prompts) == 96
+    with monkeypatch.context() as patch:
+        patch.setattr(l06_shipped, "fingerprints", lambda pipe: {"base": "another", "vae": "another"})
+        with pytest.raises(StudyError, match=r"made by another portrait-sd-base \(base, vae\): .*make studies"):
+            l06_shipped.world()
+    table = read_checksums() | {"studies/l06-world.safetensors": "0" * 64}
+    monkeypatch.setattr(checksums, "read_checksums", lambda data: table)
+    with pytest.raises(ModelLoadError, match="l06-world.safetensors is damaged"):
+        l06_shipped.world()
+
+
+def test_the_world_is_made_only_where_it_is_missing_or_of_another_base(monkeypatch, tmp_path):
+    made = []
+    monkeypatch.setattr(l06_shipped.l06_world, "main", lambda: made.append("world"))
+    monkeypatch.setattr(l06_shipped, "write_checksums", lambda folders: made.append(folders))
+    assert not l06_shipped.make_world() and made == []
+    with monkeypatch.context() as patch:
+        patch.setattr(l06_shipped, "fingerprints", lambda pipe: {"base": "another"})
+        assert l06_shipped.make_world() and made == ["world", ["studies"]]
+    monkeypatch.setattr(l06_shipped, "folder_of_studies", lambda: tmp_path)
+    assert l06_shipped.make_world() and len(made) == 4

@@ -11,7 +11,7 @@ from labkit.authoring.source import read_source
 from labkit.course.manifest import Project
 
 if TYPE_CHECKING:
-    from labkit.studies import Estimate
+    from labkit.studies import Estimate, Recorded
 
 _NUMBER = r"[-−+]?(?:\d+\.?\d*|\.\d+)"
 _READING = re.compile(rf"(?P<value>{_NUMBER})\$?\s*\$?\[(?P<low>{_NUMBER}),\s*(?P<high>{_NUMBER})\]")
@@ -56,9 +56,9 @@ def outgrown(lesson: str, project: Project | None = None, folder: Path | None = 
 
 
 def unstated(lesson: str, project: Project | None = None, folder: Path | None = None) -> list[str]:
-    """Means of `labkit.studies.readings.MEANS` that their text lacks in one of the languages, one line each."""
+    """Means of `labkit.studies.readings.MEANS` that their text lacks in one of the languages, or has in another order,
+    one line each."""
     from labkit.studies import NotRecorded, Recorded, read_record
-    from labkit.studies.estimate import gain, level
     from labkit.studies.readings import MEANS
 
     wanted = MEANS.get(lesson, {})
@@ -69,30 +69,42 @@ def unstated(lesson: str, project: Project | None = None, folder: Path | None = 
         for uid, numbers in wanted.items():
             if uid not in pairs:
                 lines.append(f"{file.name}: no text {uid}, of which {lesson}'s MEANS speak")
-            for (metric, decimals), arms in numbers.items():
-                for arm in arms.split():
-                    one, _, other = arm.partition("-")
-                    try:
-                        contrast = gain(metric, one, other) if other else level(metric, one)
-                        mean = float(contrast(recorded).mean())
-                    except NotRecorded:
-                        continue
-                    for lang, cell in pairs.get(uid, {}).items():
-                        if not _stated(mean, decimals, cell.source):
-                            lines.append(
-                                f"{file.name}:{cell.line}: {uid} ({lang}) does not state {metric} of {arm}, {mean:.4g}"
-                            )
+            for metric, decimals, arms in ((*key, row) for key, rows in numbers.items() for row in rows.split(";")):
+                try:
+                    means = {arm: _mean(recorded, metric, arm) for arm in arms.split()}
+                except NotRecorded:
+                    continue
+                for lang, cell in pairs.get(uid, {}).items():
+                    if arm := _not_stated(means, decimals, cell.source):
+                        after = " (after those before it)" * (arm != next(iter(means)))
+                        said = f"{uid} ({lang}) does not state {metric} of {arm}, {means[arm]:.4g}{after}"
+                        lines.append(f"{file.name}:{cell.line}: {said}")
     return lines
 
 
-def _stated(mean: float, decimals: int | str, text: str) -> bool:
-    """Whether a number of the text outside of intervals, with just so many decimals, is this one to rounding."""
-    value, places = (100 * mean, 0) if decimals == "%" else (mean, int(decimals))
-    for match in re.finditer(_NUMBER, _READING.sub(" ", text)):
-        written = match[0].replace("−", "-")
-        if len(written.partition(".")[2]) == places and abs(float(written) - value) <= 0.5001 * 10.0**-places:
-            return True
-    return False
+def _mean(recorded: Recorded, metric: str, arm: str) -> float:
+    """The mean that an entry of MEANS names."""
+    from labkit.studies.estimate import gain
+
+    if "-" in arm:
+        return float(gain(metric, *arm.split("-"))(recorded).mean())
+    one, _, other = arm.partition("/")
+    seeds = recorded.seeds(one, other) if other else None
+    return float(recorded.values(metric, one, seeds=seeds).mean())
+
+
+def _not_stated(means: Mapping[str, float], decimals: int | str, text: str) -> str:
+    """The first of these means that no number of the text, outside of intervals and after those of the means before it,
+    gives to rounding with just so many decimals; "" if all are there."""
+    unit, places = (100, 0) if decimals == "%" else (1, int(decimals))
+    written = iter(match[0].replace("−", "-") for match in re.finditer(_NUMBER, _READING.sub(" ", text)))
+    for arm, mean in means.items():
+        for number in written:
+            if len(number.partition(".")[2]) == places and abs(float(number) - unit * mean) <= 0.5001 * 10.0**-places:
+                break
+        else:
+            return arm
+    return ""
 
 
 def _says(numbers: tuple[float, float, float], decimals: int, found: Estimate) -> bool:

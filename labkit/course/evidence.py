@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from labkit.studies.store import Record
 
 TOO_FAR = "too_far"
-BUDGET = 4.0  # CPU hours of one study; only where a verdict would take more may a claim stay undecided
+BUDGET = 4.0  # CPU hours of one study; only where they are spent may a claim stay undecided
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,9 @@ class Evidence:
 
     @property
     def beyond_budget(self) -> bool:
-        """Whether a verdict takes more than is left of the study's budget (or more prompts: another study)."""
-        return self.seeds_needed is None or self.cpu_hours + self.hours_needed > BUDGET
+        """Whether the study's budget is spent, so that the claim may stay undecided. That a verdict would take more
+        than is left does not count: what is left narrows the interval."""
+        return self.cpu_hours >= BUDGET
 
     def text(self) -> str:
         """'0.114 [0.081, 0.147]'."""

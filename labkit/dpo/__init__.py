@@ -10,6 +10,7 @@ Read `equations` first: one function per equation, the one that the notebooks, t
     config        what a run is                                 side_effects  what nobody asked for
     trainer       the loop; record: its log                     toy           the same terms in two dimensions
     guard         what warns and stops                          preference    a judge learnt from votes
+    shortcut      winners found by texture alone
     flow          the loss of models that predict a velocity
     train         a run from a YAML file                        gpu_scorers   published judges of photographs
     folders       pairs that somebody collected                 own           from such pairs to a LoRA
@@ -39,6 +40,7 @@ from labkit.dpo.pairs import PairSet, best_vs_worst, channel_gap
 from labkit.dpo.pool import Pool, best_and_worst, build_pool, expected_range
 from labkit.dpo.recon import recon_levels, sd_recon
 from labkit.dpo.scorers import Scorer, blend, faithfulness, sharpness, warmth, warmth_of
+from labkit.dpo.shortcut import told_apart
 from labkit.dpo.side_effects import side_effects
 from labkit.dpo.terms import PairStep, Term, dpo, hinge, ipo, kto, mapo, npo, sdpo, sft, statistics
 from labkit.dpo.trainer import DPOTrainer
@@ -77,6 +79,7 @@ __all__ = [
     "PairSet",
     "best_vs_worst",
     "channel_gap",
+    "told_apart",
     "PreferencePairs",
     "fingerprints",
     # training

@@ -48,8 +48,8 @@ def read_checksums(data: Path | None = None) -> dict[str, str]:
 def write_checksums(data: Path | None = None, folders: Iterable[str] | None = None) -> dict[str, str]:
     """Hash all files of the data folder, or of some of its folders (other entries stay), and write the table.
 
-    Hidden files, the table itself and recorded studies (whose records hold digests of their own) are left out. Returns
-    the table.
+    Hidden files, the table itself and the records of studies (which hold digests of their own) are left out; tensors
+    that lie beside the records are listed. Returns the table.
     """
     data = data or data_dir()
     roots = [data] if folders is None else [data / name for name in folders]
@@ -59,7 +59,8 @@ def write_checksums(data: Path | None = None, folders: Iterable[str] | None = No
         table = {name: digest for name, digest in table.items() if not (prefix and name.startswith(prefix))}
         for path in sorted(root.rglob("*")):
             name = path.relative_to(data)
-            left_out = name.as_posix() == CHECKSUMS or name.parts[0] == STUDIES or any(p[0] == "." for p in name.parts)
+            record = name.parts[0] == STUDIES and name.suffix != ".safetensors"
+            left_out = name.as_posix() == CHECKSUMS or record or any(p[0] == "." for p in name.parts)
             if path.is_file() and not left_out:
                 table[name.as_posix()] = sha256(path)
     write_atomically(data / CHECKSUMS, json.dumps(dict(sorted(table.items())), indent=1) + "\n")

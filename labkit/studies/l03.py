@@ -431,7 +431,7 @@ ESTIMATES = {
     "extreme_portraits": gain("kernel", "model.w33", "model.w1"),
     "own_space": estimate_own_space,
     "push_up": estimate_of_seeds("log_gain", "push.up", "push.random"),
-    "push_down": estimate_of_seeds("log_gain", "push.down", "push.random"),
+    "push_down": estimate_of_seeds("last", "push.down", "push.random"),
     "mlp_overrates": estimate_promise,
     "tune_density": estimate_of_seeds("log_rho", "tune.w33", "tune.w1"),
     "tune_share": estimate_of_seeds("above", "tune.w33", "tune.w1"),

@@ -240,10 +240,10 @@ HEADS = ("base", "best_of_n", "draft", "draft_few", "draft_bias", "nft", "ddpo",
 BIASED = ("raft", "draft", "nft")
 
 
-def estimate_bon_law(recorded: Recorded) -> np.ndarray:
-    """Gold of the best of all N of the long race minus what d (alpha - beta d), fitted on n up to N / 2, foretells:
-    [seeds, 1]. The unbiased curve of one pool gives every n; d is the closed form's."""
-    table = recorded.values("bon.gold.main", "best_of_n_long")  # [seeds, N]
+def estimate_bon_law(recorded: Recorded, kind: str = "main") -> np.ndarray:
+    """Gold of the best of all N of the long race, chosen by a kind of proxy, minus what d (alpha - beta d), fitted on n
+    up to N / 2, foretells: [seeds, 1]. The unbiased curve of one pool gives every n; d is the closed form's."""
+    table = recorded.values(f"bon.gold.{kind}", "best_of_n_long")  # [seeds, N]
     n = np.arange(1, table.shape[1] + 1)
     kl = np.log(n) - (n - 1) / n
     d = np.sqrt(kl)

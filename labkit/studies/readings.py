@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from labkit.studies.estimate import Contrast, by_seed, gain, level, on_first_seeds, on_new_seeds
+import numpy as np
+
+from labkit.studies.estimate import Contrast, Recorded, by_seed, gain, level, on_first_seeds, on_new_seeds
+
+
+def _bon_law_few(recorded: Recorded) -> np.ndarray:
+    """`estimate_bon_law` for the proxy of a tenth of the votes."""
+    from labkit.studies.l08 import estimate_bon_law
+
+    return estimate_bon_law(recorded, "few")
+
 
 READINGS: Mapping[str, Mapping[str, Contrast]] = {
     "01": {
@@ -54,6 +64,7 @@ READINGS: Mapping[str, Mapping[str, Contrast]] = {
         **{f"more_frames_{name}": gain(f"m1.{name}", "bank", "frame") for name in ("after", "only")},
     },
     "08": {
+        "bon_law_few": _bon_law_few,
         "votes": lambda recorded: (
             recorded.values("bon.gold.main", "best_of_n_long")[:, -1:]
             - recorded.values("bon.gold.few", "best_of_n_long")[:, -1:]
@@ -62,8 +73,9 @@ READINGS: Mapping[str, Mapping[str, Contrast]] = {
     },
 }
 
-# lesson -> uid of a text -> (metric, decimals, or "%" for whole per cent) -> arms, or "arm-other" for a gain: both
-# languages of the text state the mean over seeds and prompts
+# lesson -> uid of a text -> (metric, decimals, or "%" for whole per cent) -> arms in the text's order ("; " where the
+# order may be another): both languages of the text state the means over seeds and prompts. "arm-other": the gain.
+# "arm/other": on the seeds that both have
 MEANS: Mapping[str, Mapping[str, Mapping[tuple[str, int | str], str]]] = {
     "01": {"scale-reading": {("faithful", 2): "guidance1 guidance3"}},
     "03": {
@@ -86,17 +98,17 @@ MEANS: Mapping[str, Mapping[str, Mapping[tuple[str, int | str], str]]] = {
             ("kernel", 1): "model.w1 model.w33",
         },
         "tune-reading": {
-            ("above", 2): "tune.pretrained tune.w1 tune.w33 tune.w003",
-            ("kernel", 0): "tune.pretrained tune.w1 tune.w003",
+            ("above", 2): "tune.pretrained tune.w1/tune.pretrained tune.w33 tune.w003",
+            ("kernel", 0): "tune.pretrained tune.w1/tune.pretrained; tune.w1; tune.w003",
             ("recall", 2): "tune.pretrained tune.w1 tune.w003",
-            ("rare", "%"): "tune.pretrained tune.w1 tune.w003",
+            ("rare", "%"): "tune.pretrained; tune.w1; tune.w003",
         },
     },
     "05": {"prove-reading": {("gold", 3): "base dpo"}},
     "06": {
         "colour-reading": {("warmth", 3): "warm_all-base warm_two-base warm_cured-base"},
         "own-reading": {("gold", 2): "real_sft hg", ("distance", 0): "real_sft hg"},
-        "careless-reading": {("gold", 2): "real_sft_careless base leap_careless leap"},
+        "careless-reading": {("gold", 2): "real_sft_careless base; leap_careless; leap"},
     },
     "08": {
         "first-reading": {
@@ -105,16 +117,16 @@ MEANS: Mapping[str, Mapping[str, Mapping[tuple[str, int | str], str]]] = {
         },
         "race-reading": {
             ("proxy", 2): "draft best_of_n",
-            ("gold", 2): "base draft best_of_n dpo",
-            ("task", 2): "base draft best_of_n dpo",
+            ("gold", 2): "base; draft best_of_n dpo",
+            ("task", 2): "base draft dpo; best_of_n",
             ("preference", 2): "draft",
-            ("diversity", 1): "base best_of_n nft ddpo raft dpo draft",
+            ("diversity", 1): "base best_of_n; nft; ddpo raft dpo draft",
         },
         "long-race-reading": {
-            **{(f"gold.s{stage}", 2): "nft_long ddpo_long" for stage in (1, 2, 3, 4)},
+            **{(f"gold.s{stage}", 2): "nft_long; ddpo_long" for stage in (1, 2, 3, 4)},
             ("diversity", 1): "nft_long",
         },
         "paths-kl-reading": {("gold", 2): "nft draft"},
-        "bug-reading": {("saturation", 2): "base draft draft_bias", ("gold", 2): "draft draft_bias"},
+        "bug-reading": {("saturation", 2): "draft_bias draft; base", ("gold", 2): "draft_bias draft"},
     },
 }

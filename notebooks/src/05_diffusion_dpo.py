@@ -888,13 +888,13 @@ e = rates[t("l05.gold_judge")]
 measured = t("l05.m_win", judge=t("l05.gold_judge"), prompts=len(test), kappa=kappa)
 lab.claim("dpo_beats_base", measured=measured, value=e.value, interval=(e.low, e.high), seeds=[run_seed])
 
-# %% [markdown] lang="en" uid="prove-reading" pair="498ed539"
-# **What you see.** In the record (128 prompts) four prompts in ten got better, one in twenty worse and the rest stayed as they were, by either judge; the gold judge's mean rose by $.091$ $[.078, .103]$, from .715 to .806. The judge that never trained agrees with the one that did, so DPO has
+# %% [markdown] lang="en" uid="prove-reading" pair="e4d2d0d2"
+# **What you see.** In the record (128 prompts) four prompts in ten got better, six or seven in a hundred worse and the rest stayed as they were, by either judge; the gold judge's mean rose by $.091$ $[.078, .103]$, from .715 to .806. The judge that never trained agrees with the one that did, so DPO has
 # learnt the prompts and not just a taste. Look at the second strip as well: some prompts got *worse*, and the marks show which attribute was lost. Ties count half, so a win rate of two in three is made of these four in ten and of half the ties. It does not say that two in three improved, and the article's "quality improves" is a statement
 # about the mean. **What would change it:** more steps, more pairs, and a base that is wrong for another reason than its captions.
 
-# %% [markdown] lang="ja" uid="prove-reading" pair="a37b2ade"
-# **図の読み方。** 記録(128プロンプト)では、どちらの評価役から見ても、10件に4件のプロンプトが良くなり、悪くなったのは20件に1件ほどで、残りは変わりませんでした。正解の評価役による平均は0.715から0.806へ、$.091$ $[.078, .103]$ 上がっています。学習に使わなかった評価役が、使った評価役と同じ結論を出したので、DPO は評価役の癖だけでなく、
+# %% [markdown] lang="ja" uid="prove-reading" pair="7d46da0d"
+# **図の読み方。** 記録(128プロンプト)では、どちらの評価役から見ても、10件に4件のプロンプトが良くなり、悪くなったのは100件に6〜7件で、残りは変わりませんでした。正解の評価役による平均は0.715から0.806へ、$.091$ $[.078, .103]$ 上がっています。学習に使わなかった評価役が、使った評価役と同じ結論を出したので、DPO は評価役の癖だけでなく、
 # プロンプトに従うことを学んだといえます。2つ目の図も見てください。*悪くなった*プロンプトもあり、どの属性が失われたかを印が示しています。引き分けは0.5勝と数えるので、勝率3分の2は、この4割の勝ちに引き分けの半分を足した値です。3件に2件が良くなったという意味ではありません。記事の「品質が高まる」は、平均についての主張です。
 # **結果を左右するもの:** ステップ数やペアの数、そして、キャプション以外の理由で間違える基準モデルです。
 

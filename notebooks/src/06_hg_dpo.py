@@ -68,7 +68,7 @@ from labkit.studies import l06, l06_shipped, l06_world, means
 
 sizes = lab.sizes
 pipe, reader, judge = l06.models().pipe, l06.models().reader, l06.models().judge
-world = l06_world.load().first(sizes.prompts)
+world = l06_shipped.world().first(sizes.prompts)
 run_seed = l06_world.SEED + lab.seed
 held_out = l06.half_named(128, 20_000)[1][: sizes.test_prompts]
 
@@ -533,37 +533,19 @@ claim("cure_is_free", "warm_cured", "warm_all", "judge")
 # 近づきます(レッスン05)。忠実度を学ぶ番が来る前に、そのペアから学べることはなくなってしまいます。写真と生成画像なら、手がかりはおそらく強いでしょう。ここではどうでしょうか。
 # 次のセルは、潜在変数のチャネルごとの平均、ばらつき、隣どうしの差だけを見て、規則を求めるのに使っていないペアの勝者を当てます。
 
-# %% uid="shortcut" tags=["hide-input"]
+# %% uid="shortcut"
+from labkit.dpo import told_apart
+
 pairs = world.pairs()
+for name in ("leap", "easy", "normal", "hard"):
+    stage = getattr(pairs, name).training()
+    share, margin = told_apart(stage)
+    print(t("l06.shortcut", stage=name, share=share, margin=margin, n=len(stage.prompts)))
 
-
-def texture(x):
-    """en: What no prompt names: means, deviations and steps between neighbours per channel of latents [n, C, h, w].
-    ja: どのプロンプトも指定しないもの。潜在変数 [n, C, h, w] のチャネルごとの平均、標準偏差、隣どうしの差です。
-    """
-    edges = [(x[..., 1:] - x[..., :-1]).abs().mean((2, 3)), (x[..., 1:, :] - x[..., :-1, :]).abs().mean((2, 3))]
-    return torch.cat([x.mean((2, 3)), x.std((2, 3)), *edges], 1).double()
-
-
-def told_apart(stage, ridge=10.0, folds=8):
-    """en: Share of pairs whose winner a linear rule finds by texture alone, each pair judged by a rule fitted to others.
-    ja: 質感だけを見る線形の規則が勝者を当てたペアの割合です。どのペアも、ほかのペアで求めた規則で判定します。
-    """
-    gap = texture(stage.winner) - texture(stage.loser)
-    gap, right = gap / gap.std(0), 0
-    for k in range(folds):
-        held = torch.arange(len(gap)) % folds == k
-        known = gap[~held]
-        rule = torch.linalg.solve(known.T @ known + ridge * torch.eye(gap.shape[1]).double(), known.sum(0))
-        right += int((gap[held] @ rule > 0).sum())
-    return right / len(gap)
-
-
-print(t("l06.shortcut", leap=told_apart(pairs.leap.training()), easy=told_apart(pairs.easy.training())))
-
-# %% [markdown] lang="en" uid="recon-idea" pair="efcf0a0d"
-# **Reading.** Chance is one half, and a share of 96 pairs is known to about ten points either way. The leap's winners are found in two cases out of three, those of the easy stage in three out of five: the shortcut is there, but in our world, where the VAE has
-# swallowed most of the grain, it is a weak one. Remember that when you see what the leap does in section 7.
+# %% [markdown] lang="en" uid="recon-idea" pair="b37078d8"
+# **Reading.** Chance is one half. The leap's winners are found by texture in about seven cases out of ten, so the cue exists. But hold it against the paper's own stages (*normal* and *hard*, the next cells make them): there it is as strong or stronger, for texture is what these stages are meant to teach. With 50 to 96 pairs
+# the margins are wide; only the easy stage's cue is not clear of chance. So our leap is not the special case that the argument fears: the VAE has swallowed most of the grain, and photographs may be another matter.
+# Remember that when you see what the leap does in section 7.
 #
 # **SDRecon** makes winners in between: noise the *real* picture up to timestep $t$ and let the base denoise it from there.
 #
@@ -572,9 +554,10 @@ print(t("l06.shortcut", leap=told_apart(pairs.leap.training()), easy=told_apart(
 #   t = 100: almost the real picture                      t = 700: pose and colours real, texture the model's
 # ```
 
-# %% [markdown] lang="ja" uid="recon-idea" pair="9cdc1081"
-# **結果の読み方。** 偶然なら半分で、96組での誤差は ±10ポイントほどです。飛躍の勝者は3組に2組ほど、easy 段階の勝者は5組に3組ほど当たります。近道はあるものの、VAE が粒の大半を消してしまうこの教材の世界では、弱い近道です。第7節で飛躍の結果を見るときに、
-# 思い出してください。
+# %% [markdown] lang="ja" uid="recon-idea" pair="b6cd983a"
+# **結果の読み方。** 偶然なら半分です。飛躍の勝者は10組に7組ほど質感だけで当たるので、手がかりは確かにあります。ただし、論文の各段階(*normal* と *hard*。次のセルで作ります)と比べてください。質感はこれらの段階が教えるはずのものなので、手がかりは飛躍と同じか、さらに強くなっています。
+# ペアは50〜96組なので誤差は大きく、偶然と区別できないのは easy だけです。つまり、ここでの飛躍は、先ほどの理屈が心配するような特別な場合ではありません。粒の大半を VAE が消してしまうからで、写真なら違うかもしれません。
+# 第7節で飛躍の結果を見るときに、思い出してください。
 #
 # **SDRecon** は、その間に位置する勝者を作ります。*本物*の画像にタイムステップ $t$ までノイズを加え、そこから基準モデルでノイズ除去します。
 #
@@ -890,38 +873,38 @@ claim("pairs_beat_fine_tuning", "hg", "real_sft")
 claim("leap_is_nearer", "leap", "hg", "distance")
 claim("real_is_nearer", "real_sft", "hg", "distance")
 
-# %% [markdown] lang="en" uid="own-reading" pair="98de46a0"
+# %% [markdown] lang="en" uid="own-reading" pair="61363ce2"
 # **Reading.** Compare the leap with the curriculum first, by the intervals and not by the dots. Does it fall below the curriculum, or even below the base, as in
 # the paper (FID from 37 to 113)? On record it does not fall below the base: it gains $.090$ $[.045, .136]$, **contradicted**, and whether it ends below the curriculum is
 # open ($-.003$ $[-.055, .049]$). On the other axis it leads: it ends nearer to real pictures than the curriculum, by $5.1$ $[0.5, 9.6]$. What the record does decide are the stages: without easy the curriculum loses $.113$ $[.089, .137]$, without normal
-# $.030$ $[.018, .042]$; the *order* of the stages is worth less than the two points that would matter: all pairs at once do as well, to within $.006$ $[-.002, .013]$ over eighteen seeds. Fine-tuning on the hard winners after easy does not undo what easy gained: it adds $.015$ $[.001, .028]$ (**contradicted**). Why does the leap hold its ground? One reason is the weak shortcut of section 5:
-# our real pictures differ from generated ones by a film of noise that the VAE all but swallows, photographs in everything at once, and the paper trained for hundreds of thousands of steps.
-# A pair that cannot be told apart so easily goes on teaching attributes. The other may be *what* it teaches: the winner of a leap is a picture whose caption is right.
+# $.030$ $[.018, .042]$; the *order* of the stages is worth less than the two points that would matter: all pairs at once do as well, to within $.006$ $[-.002, .013]$ over eighteen seeds. Fine-tuning on the hard winners after easy does not undo what easy gained: it adds $.015$ $[.001, .028]$ (**contradicted**). Why does the leap hold its ground? Two guesses. Texture: section 5 found it no louder in the leap than in the curriculum's own stages, so there was little to drown in;
+# photographs differ from generated pictures in everything at once, and the paper trained for hundreds of thousands of steps. (No run of ours has stronger grain, so this stays a guess.)
+# And *what* it teaches: the winner of a leap is a picture whose caption is right. That one the next section tests.
 #
 # Now the uncomfortable dot: **plain fine-tuning on the real pictures**. It lies to the right of the curriculum (.85 against .81) *and* below it (a distance of 6 against 12, nearer by $5.9$ $[4.3, 7.6]$). Both
 # differences go the same way in each of eighteen seeds. (That leap and fine-tuning end nearer than the curriculum we saw first and declared afterwards, and the boxes say so.) That the curriculum is the more faithful one is **contradicted**: it falls short by $.042$ $[.030, .054]$. *Here*, no pairs and no judge would have been needed. Why? This base was spoilt in one particular way, by wrong captions. Are 96 real pictures with *right* captions the direct antidote? They carry the grain as well.
 
-# %% [markdown] lang="ja" uid="own-reading" pair="dcc472f5"
+# %% [markdown] lang="ja" uid="own-reading" pair="e5ea15f8"
 # **図の読み方。** まず、飛躍とカリキュラムを、点ではなく区間で比べてください。飛躍はカリキュラムを下回るでしょうか。あるいは論文のように(FID が37から113)、
 # 基準モデルよりも悪くなるでしょうか。記録では、飛躍は基準モデルを下回らず、$.090$ $[.045, .136]$ 上回ります。「基準モデルより忠実度が低くなる」という主張は、**反対の結果になりました**。カリキュラムより低くなるかどうかは、まだ決まっていません($-.003$ $[-.055, .049]$)。もう一方の軸では飛躍のほうが優れ、カリキュラムより $5.1$ $[0.5, 9.6]$ だけ本物に近くなります。
 # 記録からはっきりしたのは、各段階の効果です。カリキュラムの忠実度は、easy を省くと $.113$ $[.089, .137]$、normal を省くと $.030$ $[.018, .042]$ 下がります。一方、段階の*順序*の効果は、意味のある差とした0.02に届きません。すべてのペアを一括で学習しても、18のシードで差は $.006$ $[-.002, .013]$ です。easy の後に hard の勝者でファインチューニングしても、easy で得たものは消えず、$.015$ $[.001, .028]$ 増えました(**反対の結果**)。
-# 飛躍が持ちこたえるのはなぜでしょうか。理由の1つは、第5節で測った近道の弱さです。この教材の本物と生成画像の違いは、VAE でほとんど消えてしまう薄い粒だけですが、写真はあらゆる点で同時に異なり、論文では学習も数十万ステップ続きます。簡単に見分けられないペアは、
-# 属性を教え続けます。もう1つは、教える*内容*かもしれません。飛躍の勝者は、キャプションの正しい画像です。
+# 飛躍が持ちこたえるのはなぜでしょうか。推測は2つあります。1つは質感です。第5節で測ったとおり、質感の手がかりは、飛躍でもカリキュラムの各段階より強くはないので、忠実度の学習を妨げるほどではなかったのでしょう。写真と生成画像ならあらゆる点で同時に異なり、論文では学習も数十万ステップ続きます(粒を強くした実験はしていないので、推測にとどまります)。
+# もう1つは、教える*内容*です。飛躍の勝者は、キャプションの正しい画像です。こちらは次の節で確かめます。
 #
 # 次に、図の中の不都合な1点を見てください。**本物の画像による通常のファインチューニング**の点です。カリキュラムより右(0.85対0.81)で、*しかも*下(距離が6対12、差は $5.9$ $[4.3, 7.6]$)にあります。どちらの差も、18のシードすべてで同じ向きです(飛躍とファインチューニングがカリキュラムより本物に近いという2つの主張は、結果を見てから宣言したもので、判定の枠にもそう記してあります)。カリキュラムのほうが忠実だという主張は**反対の結果になりました**。カリキュラムのほうが $.042$ $[.030, .054]$ 低いのです。
 # つまり、*ここでは*ペアも評価役も要らなかったことになります。なぜでしょうか。
 # この基準モデルは、誤ったキャプションという特定の原因で歪んでいます。*正しい*キャプションの付いた本物96枚が、その直接の薬になったのでしょうか。本物の画像は、粒状感も一緒に教えます。
 
-# %% [markdown] lang="en" uid="careless" pair="487e3657"
+# %% [markdown] lang="en" uid="careless" pair="056cb785"
 # ### Is it the captions?
 #
-# Both suspicions name the captions, so change them and nothing else: the same winners (real pictures, or the hard stage's reconstructions of them), the same steps, but captions as careless as those that made this base, in which each named attribute but the style is wrong with probability 0.4.
+# The second guess about the leap and the question about plain fine-tuning both name the captions, so change them and nothing else: the same winners (real pictures, or the hard stage's reconstructions of them), the same steps, but captions as careless as those that made this base, in which each named attribute but the style is wrong with probability 0.4.
 # Three runs get such captions: plain fine-tuning, fine-tuning after the easy stage, and the leap. They were declared after the others had been seen and before they were recorded.
 
-# %% [markdown] lang="ja" uid="careless" pair="a50d6acf"
+# %% [markdown] lang="ja" uid="careless" pair="0714005c"
 # ### 原因はキャプションか
 #
-# どちらの推測もキャプションに行き着きます。そこで、キャプションだけを変えます。勝者(本物の画像、または hard 段階の復元画像)もステップ数も同じで、キャプションは、この基準モデルの学習に使ったものと同じくらい不正確にします。画風以外の属性は、それぞれ0.4の確率で誤っています。
+# 飛躍についての2つ目の推測も、通常のファインチューニングについての疑問も、キャプションに行き着きます。そこで、キャプションだけを変えます。勝者(本物の画像、または hard 段階の復元画像)もステップ数も同じで、キャプションは、この基準モデルの学習に使ったものと同じくらい不正確にします。画風以外の属性は、それぞれ0.4の確率で誤っています。
 # このキャプションで新たに試すのは、通常のファインチューニング、easy 段階の後のファインチューニング、飛躍の3つです。ほかの条件の結果を見た後、記録を始める前に宣言しました。
 
 # %% uid="careless-record"
@@ -934,16 +917,16 @@ claim("pairs_beat_careless", "hg", "real_sft_careless")
 claim("careless_sft_erases", "sft_careless", "easy")
 claim("careless_leap_below_base", "leap_careless", "base")
 
-# %% [markdown] lang="en" uid="careless-reading" pair="0699dab1"
+# %% [markdown] lang="en" uid="careless-reading" pair="f487f221"
 # **Reading.** With careless captions plain fine-tuning is $.112$ $[.097, .127]$ less faithful and ends near the base (.74 against .72): the right captions were most of the antidote. The curriculum, whose judge looks at the pictures, is now ahead of it by $.079$ $[.041, .117]$. After the easy stage such captions do erase something, $.025$ $[.002, .048]$.
-# The leap ends at .75 with them instead of .81, so much of what it had gained came with its winners' captions as well. Whether it then ends above or below the base is open, $.022$ $[-.020, .064]$ over five seeds. That it falls far below, as in the paper, is not what we see; for that the texture would have to do harm, and ours is weak (section 5).
+# The leap ends at .75 with them instead of .81, so much of what it had gained came with its winners' captions as well. Whether it then ends above or below the base is open, $.022$ $[-.020, .064]$ over five seeds. That it falls far below, as in the paper, is not what we see; for that the texture would have to do harm, and we have not tried a stronger one.
 #
 # In the paper fine-tuning on the hard winners, after any stage, ends at the same modest place. Its base had been fine-tuned on 300,000 photographs before, so an antidote of this kind may have had nothing left to cure; that is an inference, our runs cannot test it. The lesson for your own project is a question about your base: is it wrong because of its data
 # (then mend the data), or is it right on average and you want its better half (then preferences)? A table without these controls cannot tell.
 
-# %% [markdown] lang="ja" uid="careless-reading" pair="57f0afea"
+# %% [markdown] lang="ja" uid="careless-reading" pair="a5636279"
 # **図の読み方。** 誤りを含むキャプションでは、通常のファインチューニングの忠実度は $.112$ $[.097, .127]$ 低く、基準モデルに近い値で終わります(0.74と0.72)。効いていたのは、主に正しいキャプションでした。評価役が画像そのものを見て選ぶカリキュラムは、今度は、この通常のファインチューニングを $.079$ $[.041, .117]$ 上回ります。easy 段階の後に、このキャプションでファインチューニングすると、easy で得た忠実度の一部が、今度は実際に失われます($.025$ $[.002, .048]$)。
-# 飛躍の忠実度も、0.81から0.75に下がります。飛躍による伸びも、多くは、勝者に正しいキャプションが付いていたおかげだったことになります。そのときの飛躍が基準モデルより上か下かは、5つのシードでは決まりません(差は $.022$ $[-.020, .064]$)。論文のように大きく下回る様子はありません。そうなるには質感が害を及ぼす必要がありますが、ここではその手がかりが弱いのです(第5節)。
+# 飛躍の忠実度も、0.81から0.75に下がります。飛躍による伸びも、多くは、勝者に正しいキャプションが付いていたおかげだったことになります。そのときの飛躍が基準モデルより上か下かは、5つのシードでは決まりません(差は $.022$ $[-.020, .064]$)。論文のように大きく下回る様子はありません。そうなるには質感が害を及ぼす必要がありますが、質感の違いをもっと強くした実験はしていません。
 #
 # 論文では、hard の勝者でファインチューニングすると、どの段階の後でも、同じようにぱっとしない結果に落ち着きます。論文の基準モデルはすでに30万枚の写真でファインチューニング済みなので、この種の薬で治すところが残っていなかったのかもしれません。これは推測で、ここでの実験では確かめられません。
 # 自分のプロジェクトに引きつければ、問うべきは基準モデルの状態です。データのせいで間違っているのか(それならデータを直す)、平均的には正しく、その出力のうち良いほうだけが欲しいのか(それなら選好で学習する)。こうした対照実験がない表からは、どちらなのか分かりません。

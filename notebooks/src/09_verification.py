@@ -1121,13 +1121,13 @@ from safetensors.torch import save_file
 
 from labkit.dpo import dpo
 from labkit.offline import network_blocked
-from labkit.studies import l06, l06_world, l09
+from labkit.studies import l06, l06_shipped, l06_world, l09
 
 recipe = SimpleNamespace(**l06.STUDY.sizes)
 # en: whatever asks for another machine inside raises an error, and is counted
 # ja: この中で他のマシンに接続しようとするとエラーになり、回数も数えます
 with network_blocked() as asked:
-    own_pairs = l09.first_pairs(l06_world.load().pairs().easy.training(), 50)
+    own_pairs = l09.first_pairs(l06_shipped.world().pairs().easy.training(), 50)
     state = l06.align([("own", own_pairs, [dpo(recipe.kappa)], sizes.train_steps)], lab.seed, recipe)["own"]
 save_file({name: x.contiguous() for name, x in state.items()}, desk / "adapter.safetensors")
 tuned_process = digest_process(model=data_dir() / "portrait-sd-base", adapter=desk / "adapter.safetensors", **settings)
