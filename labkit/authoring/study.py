@@ -32,6 +32,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     verify = actions.add_parser("verify", help="compute one recorded unit again and compare")
     verify.add_argument("numbers", nargs="*", metavar="NN")
     verify.add_argument("--cheap", action="store_true", help="a unit of the study's cheap arm")
+    verify.add_argument(
+        "--reach",
+        action="store_true",
+        help="one unit of each arm that the study covers, if code further away has changed since",
+    )
     verify.add_argument("--draw", type=_seed, default=None, help="seed of the draw (default: another one every time)")
 
     adopt = actions.add_parser(
@@ -138,11 +143,18 @@ def _status(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     import torch
 
+    from labkit.studies.reach import unverified, verify_reach
     from labkit.studies.recorder import verify
 
     torch.set_num_threads(1)
     wrong = 0
     for study in _studies(args):
+        if args.reach:
+            if unverified(study, args.folder):
+                wrong += bool(verify_reach(study, np.random.default_rng(args.draw), folder=args.folder))
+            else:
+                print(f"{study.lesson}  verified")
+            continue
         arm = study.cheap if args.cheap else ""
         (arm, seed), lines = verify(study, folder=args.folder, arm=arm, rng=np.random.default_rng(args.draw))
         print(f"{study.lesson}  {arm}/{seed}: {'agrees' if not lines else '; '.join(lines)}")
@@ -180,6 +192,7 @@ def _check(args: argparse.Namespace) -> int:
     from labkit.course.evidence import BUDGET, changed_verdicts, undecided
     from labkit.models.checksums import STUDIES, verify
     from labkit.studies import read_record
+    from labkit.studies.reach import unverified
     from labkit.studies.store import status
 
     problems = []
@@ -200,6 +213,7 @@ def _check(args: argparse.Namespace) -> int:
             )
         else:
             problems += changed_verdicts(study.lesson, args.folder)
+            problems += [line] if (line := unverified(study, args.folder)) else []
             problems += outgrown(study.lesson, folder=args.folder) + unstated(study.lesson, folder=args.folder)
             if args.folder is None and not found["missing"]:  # nothing planned is left that could decide them
                 within, _ = undecided(study.lesson)

@@ -3,6 +3,7 @@
     study.py      what a study is: a pure function (arm, seed, sizes) -> numbers, and the estimates of its claims
     store.py      recorded units on disk, their conditions (code, weights, sizes), status, merging
     recorder.py   running what is missing, in one process or several; computing one unit again
+    reach.py      all the code that a study runs, and whether it was shown to give the recorded numbers
     estimate.py   differences of arms, intervals over seeds and prompts, the decision
     readings.py   numbers that texts state beside those of the claims
     shipped.py    what a lesson would spend minutes on, made once and shipped

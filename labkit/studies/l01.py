@@ -102,4 +102,5 @@ STUDY = Study(
     weights=("portrait-sd", "attribute-reader"),
     tolerance=0.02,
     cheap="guidance1",
+    covers=("guidance3",),
 )

@@ -462,5 +462,6 @@ STUDY = Study(
     modules=("labkit.metrics.frechet", "labkit.metrics.noise_floor", "labkit.metrics.manifold"),
     tolerance=TOLERANCE,
     cheap="toy",
+    covers=("wins", "noise", "jpeg75", "antialiased", "ranking", "median_kernel"),
     later=LATER,
 )  # fmt: skip

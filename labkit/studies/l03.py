@@ -466,4 +466,5 @@ STUDY = Study(
     modules=("labkit.density.equations", "labkit.density.perturbation"),
     tolerance={"": 0.05, "kernel": 0.5, "frechet": 60.0, "vendi": 0.3, "kept": 2.0, "calls": 0.2},
     cheap="ring.w2",
+    covers=("ring.w33", "model.w33", "push.mlp", "tune.w33"),
 )  # fmt: skip

@@ -295,5 +295,6 @@ STUDY = Study(
         for r in (2, 3, 4)
     },
     cheap="none",
+    covers=("like", "both", "rounds_feedback", "rounds_dropout"),
     later=LATER,
 )  # fmt: skip

@@ -284,5 +284,6 @@ STUDY = Study(
         "": 0.03, "distance": 2.0, "diversity": 3.0, "d_w": 0.3, "d_l": 3.0, "d_w_curve": 0.3, "accuracy": 0.2,
     },
     cheap="toy_base",
+    covers=("toy_dpo", "toy_sdpo", "dpo_float32", "sdpo_float32"),
     later=LATER,
 )  # fmt: skip

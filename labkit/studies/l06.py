@@ -399,5 +399,6 @@ STUDY = Study(
     modules=("labkit.dpo.equations",),
     tolerance={"": 0.03, "distance": 0.5, "diversity": 3.0},
     cheap="base",
+    covers=("hg_float32",),
     later=LATER,
 )  # fmt: skip

@@ -421,6 +421,7 @@ STUDY = Study(
     ),
     tolerance={"": 0.1, "diversity": 2.0, "kl": 50.0, "nfe": 200.0, "queries": 50.0, "per_image": 0.01},
     cheap="base",
+    covers=("best_of_n", "draft", "raft", "ddpo", "nft", "dpo", "guidance", "fk", "fabric"),
 )  # fmt: skip
 
 

@@ -372,6 +372,7 @@ STUDY = Study(
         1e-3,
     ),
     cheap="intervals",
+    covers=("intervals", "looks", "returns", "replaced", "pairs_50_float32"),
     later={
         "pairs_200_long": "labkit.studies.l09_long", "tuned_fresh": "labkit.studies.l09_fresh",
         "pairs_50_float32": "labkit.studies.l09_float32",

@@ -210,7 +210,7 @@ def verify(
         )
     same_conditions(study, record, folder)
     key = keys[int(rng.integers(len(keys)))]
-    return key, compare(study, record.values[key], study.run(*key))
+    return key, compare(study, record.values[key], study.run(*key), key[0])
 
 
 def adopt(
@@ -255,7 +255,7 @@ def adopt(
             key = (arm, seeds[int(rng.integers(len(seeds)))])
             again = study.run(*key)
             _unedited(study, loaded, now["weights"])
-            if lines := compare(study, record.values[key], again):
+            if lines := compare(study, record.values[key], again, key[0]):
                 return {key: lines}
             drawn.append(key)
             report(f"{key[0]}/{key[1]} agrees")

@@ -331,7 +331,7 @@ def merge(study: Study, other: Path, folder: Path | None = None) -> int:
             names = ", ".join(f"{arm}/{seed}" for arm, seed in theirs.damaged)
             raise StudyError(f"{other} holds damaged units, {names}: restore its files, or record them again there")
         for key in set(own.facts) & set(theirs.facts):
-            for line in compare(study, own.values[key], theirs.values[key]):
+            for line in compare(study, own.values[key], theirs.values[key], key[0]):
                 raise StudyError(f"unit {key[0]}/{key[1]} differs: {line}")
         new = [key for key in theirs.facts if key not in own.facts]
         if unplanned := sorted(set(new) - set(study.planned)):
@@ -347,9 +347,9 @@ def merge(study: Study, other: Path, folder: Path | None = None) -> int:
 SCATTER = 4.0  # numbers may differ by so many tolerances of their mean, one by one and on average
 
 
-def compare(study: Study, recorded: Values, computed: Values) -> list[str]:
-    """Why two computations of one unit do not agree within the study's tolerance, one line per metric: its mean, and
-    the single numbers, which other draws would scatter around the same mean."""
+def compare(study: Study, recorded: Values, computed: Values, arm: str = "") -> list[str]:
+    """Why two computations of one unit of an arm do not agree within the study's tolerance, one line per metric: its
+    mean, and the single numbers, which other draws would scatter around the same mean."""
     lines = []
     for metric in sorted(set(recorded) | set(computed)):
         first, second = recorded.get(metric), computed.get(metric)
@@ -358,7 +358,7 @@ def compare(study: Study, recorded: Values, computed: Values) -> list[str]:
                 f"{metric}: {0 if first is None else len(first)} numbers against {0 if second is None else len(second)}"
             )
         elif not np.array_equal(first, second, equal_nan=True):
-            gap, allowed = abs(float(first.mean()) - float(second.mean())), study.allowed(metric)
+            gap, allowed = abs(float(first.mean()) - float(second.mean())), study.allowed(metric, arm)
             apart = float(np.abs(first - second).mean())
             if not gap <= allowed:
                 lines.append(f"{metric}: means differ by {gap:.4g}, allowed {allowed:g}")

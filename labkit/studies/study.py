@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import copy
 import hashlib
 import importlib
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -44,8 +46,10 @@ class Study:
         weights: shipped model folders that it uses, for instance ("portrait-sd-base", "attribute-reader").
         modules: modules whose code decides the numbers, beside the study's own; a record is stale when they change.
         tolerance: by how much the mean of a metric may differ when a unit is computed again on another machine;
-            one number for every metric, or metric -> number (with "" for all others).
+            one number for every metric, or metric -> number ("" for all others, "toy_*/d_w" for a metric of some arms).
         cheap: the arm that a quick verification recomputes.
+        covers: arms that together run the lesson's methods; `labkit.studies.reach` computes a unit of each again when
+            code further away has changed (default: the cheap arm).
         later: arm -> module whose `unit` makes it, for arms that were added after others had been recorded. Their code
             is held unit by unit, so a later round makes no earlier unit stale; what both share stays in `modules`.
     """
@@ -60,6 +64,7 @@ class Study:
     modules: tuple[str, ...] = ()
     tolerance: float | Mapping[str, float] = 0.0
     cheap: str = ""
+    covers: tuple[str, ...] = ()
     more: Mapping[str, Sequence[int]] = field(default_factory=dict)
     later: Mapping[str, str] = field(default_factory=dict)
 
@@ -68,6 +73,8 @@ class Study:
             raise StudyError(f"study {self.lesson}: arms and seeds must be distinct, got {self.arms} and {self.seeds}")
         if self.cheap and self.cheap not in self.arms:
             raise StudyError(f"study {self.lesson}: cheap is {self.cheap!r}, expected one of {', '.join(self.arms)}")
+        if unknown := sorted(set(self.covers) - set(self.arms)):
+            raise StudyError(f"study {self.lesson} covers {unknown[0]!r}, expected some of {', '.join(self.arms)}")
         if unknown := sorted(set(self.more) - set(self.arms)):
             raise StudyError(f"study {self.lesson}: more seeds of an arm {unknown[0]!r} that it does not have")
         if unknown := sorted(set(self.later) - set(self.arms)):
@@ -102,15 +109,16 @@ class Study:
             raise StudyError(f"study {self.lesson}, unit {arm}/{seed}: expected numbers or lists of numbers by metric")
         return made
 
-    def allowed(self, metric: str) -> float:
-        """The tolerance of a metric's mean."""
-        if isinstance(self.tolerance, Mapping):
-            return self.tolerance.get(metric, self.tolerance.get("", 0.0))
-        return self.tolerance
+    def allowed(self, metric: str, arm: str = "") -> float:
+        """The tolerance of a metric's mean in an arm."""
+        if not isinstance(self.tolerance, Mapping):
+            return self.tolerance
+        ours = (value for key, value in self.tolerance.items() if "/" in key and fnmatchcase(f"{arm}/{metric}", key))
+        return next(ours, self.tolerance.get(metric, self.tolerance.get("", 0.0)))
 
     def code(self) -> str:
         """Hash of the code that decides the numbers: the module of `unit` and `modules`, without comments, docstrings
-        and layout. What they import from further away is held by `verify`, which computes a unit again."""
+        and layout. What they import from further away is held by `labkit.studies.reach`."""
         digest = hashlib.sha256()
         for name in (self.unit.__module__, *self.modules):
             digest.update(meaning(importlib.import_module(name)).encode())
@@ -142,7 +150,12 @@ class Study:
 def meaning(module: ModuleType) -> str:
     """The module's syntax tree as text, without docstrings; comments and layout are not in it. The plan of a study
     (the call of `Study`: seeds, estimates, tolerances) is left out, so more seeds make no recorded unit stale."""
-    tree = ast.parse(inspect.getsource(module))
+    return code_text(ast.parse(inspect.getsource(module)))
+
+
+def code_text(tree: ast.Module) -> str:
+    """A module's syntax tree as text, see `meaning`; the tree stays as it is."""
+    tree = copy.deepcopy(tree)
     tree.body = [node for node in tree.body if not _is_plan(node)]
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
