@@ -123,8 +123,10 @@ MEANS: Mapping[str, Mapping[str, Mapping[tuple[str, int | str], str]]] = {
             ("diversity", 1): "base best_of_n; nft; ddpo raft dpo draft",
         },
         "long-race-reading": {
-            **{(f"gold.s{stage}", 2): "nft_long; ddpo_long" for stage in (1, 2, 3, 4)},
-            ("diversity", 1): "nft_long",
+            **{(f"proxy.s{stage}", 2): "draft_few_long" for stage in (1, 2, 3, 4)},
+            **{(f"gold.s{stage}", 2): "nft_long; ddpo_long; draft_long; draft_few_long" for stage in (1, 2, 3, 4)},
+            ("diversity.s1", 1): "draft_few_long",
+            ("diversity", 1): "draft_few_long; nft_long",
         },
         "paths-kl-reading": {("gold", 2): "nft draft"},
         "bug-reading": {("saturation", 2): "draft_bias draft; base", ("gold", 2): "draft_bias draft"},
