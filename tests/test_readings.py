@@ -60,6 +60,11 @@ def test_a_number_that_the_record_does_not_give_is_found_with_its_place_and_the_
     assert line.startswith("06_x.py:2: no estimate of study 06 is ") and "nearest: gain 0.3 [" in line
 
 
+def test_an_interval_without_its_value_is_found(lesson):
+    (line,) = lesson("$.300$ $[-.357, .957]$ and $[-.1, .2]$ and a list [0.1, 0.2], x$[1, 2]$")
+    assert line == "06_x.py:1: [-.1, .2] without its value: write the value before it"
+
+
 def test_catalogues_are_read_too(lesson):
     (line,) = lesson("", "a: 1\nexplain: 0.5 [0.4, 0.6]\n")
     assert line.startswith("quiz.yaml:2:")

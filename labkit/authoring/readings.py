@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _NUMBER = r"[-−+]?(?:\d+\.?\d*|\.\d+)"
 _READING = re.compile(rf"(?P<value>{_NUMBER})\$?\s*\$?\[(?P<low>{_NUMBER}),\s*(?P<high>{_NUMBER})\]")
+_BARE = re.compile(r"\$\[[-−+]?\d*\.\d+,\s*[-−+]?\d*\.\d+\]\$")  # an interval that nothing can be held against
 
 
 def readings(text: str) -> Iterator[tuple[int, str, tuple[float, float, float], int]]:
@@ -51,6 +52,11 @@ def outgrown(lesson: str, project: Project | None = None, folder: Path | None = 
             if not any(_says(numbers, decimals, one) for one in known.values()):
                 lines.append(
                     f"{file.name}:{number}: no estimate of study {lesson} is {written}{_nearest(numbers, known)}"
+                )
+        for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
+            for match in _BARE.finditer(_READING.sub(" ", line)):
+                lines.append(
+                    f"{file.name}:{number}: {match[0].strip('$')} without its value: write the value before it"
                 )
     return lines
 

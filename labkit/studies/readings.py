@@ -35,6 +35,7 @@ READINGS: Mapping[str, Mapping[str, Contrast]] = {
     "03": {
         "tune_share_first_five": on_first_seeds(by_seed(gain("above", "tune.w33", "tune.w1")), 5),
         "tune_share_between": on_new_seeds(by_seed(gain("above", "tune.w33", "tune.w003")), 5),
+        "tune_recall_first_thirty": on_first_seeds(gain("recall", "tune.w003", "tune.w1"), 30),
         "tune_rare_kernel": gain("kernel", "tune.w003", "tune.w1"),
         "less_noise_precision": gain("precision", "model.noise08", "model.w1"),
         "less_noise_recall": gain("recall", "model.noise08", "model.w1"),
@@ -71,6 +72,7 @@ READINGS: Mapping[str, Mapping[str, Contrast]] = {
         ),
         "raft_finds_bug": gain("saturation", "raft_bias", "raft"),
     },
+    "09": {"void_first_three": on_first_seeds(level("over.new", "replaced"), 3)},
 }
 
 # lesson -> uid of a text -> (metric, decimals, or "%" for whole per cent) -> arms in the text's order ("; " where the

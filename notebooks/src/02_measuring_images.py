@@ -1039,14 +1039,14 @@ if table.std() > 0:
 else:
     lab.claim("clusters_matter", reason=t("l02.no_variation"), seeds=[lab.seed])
 
-# %% [markdown] lang="en" uid="enough" pair="46eb444e"
-# **Reading.** Guidance 3 wins hardly more often than guidance 2, on record in .517 $[.508, .525]$ of the cases: with complete captions both paint nearly everything that was asked for. And the two intervals are nearly equally wide. Over 143 recorded seeds the standard error by prompt is 1.05 times the one by picture, $[1.02, 1.07]$: counting pictures does make it too small, the claim is **reproduced**, but by a twentieth. In
+# %% [markdown] lang="en" uid="enough" pair="587e0907"
+# **Reading.** Guidance 3 wins hardly more often than guidance 2, on record in .517 $[.508, .525]$ of the cases: with complete captions both paint nearly everything that was asked for. And the two intervals are nearly equally wide. Over 143 recorded seeds the standard error by prompt is $1.05$ $[1.02, 1.07]$ times the one by picture: counting pictures does make it too small, the claim is **reproduced**, but by a twentieth. In
 # seven more seeds every picture tied, and neither error exists. Ten seeds could not tell the factor from 1. **Why.** Where both models are nearly always right, the rare failure is decided more by the seed than by the prompt, so copies of one prompt are nearly independent. **What would change it.** Prompts of different difficulty, for instance some with combinations that the model never saw. Then the ratio grows up to the root of the number of copies. Count prompts all the same: it costs nothing where copies are independent, and saves you where they are not, which you cannot know beforehand.
 #
 # How many prompts does a claim need? First judge an example: a colleague reports 60 wins in 100 prompts.
 
-# %% [markdown] lang="ja" uid="enough" pair="f985f4f1"
-# **図の読み方。** 誘導スケール3がスケール2に勝つ割合は、0.5をほとんど上回りません(記録では0.517 $[.508, .525]$)。すべての属性を述べたキャプションなら、どちらも指定をほぼ満たすからです。2つの区間の幅もほぼ同じです。記録した143のシードでは、プロンプト単位の標準誤差は画像単位の1.05倍 $[1.02, 1.07]$ でした。画像を数えると標準誤差が小さくなりすぎるという主張は**再現できました**が、その差は5%ほどです。
+# %% [markdown] lang="ja" uid="enough" pair="10087b49"
+# **図の読み方。** 誘導スケール3がスケール2に勝つ割合は、0.5をほとんど上回りません(記録では0.517 $[.508, .525]$)。すべての属性を述べたキャプションなら、どちらも指定をほぼ満たすからです。2つの区間の幅もほぼ同じです。記録した143のシードでは、プロンプト単位の標準誤差は画像単位の $1.05$ $[1.02, 1.07]$ 倍でした。画像を数えると標準誤差が小さくなりすぎるという主張は**再現できました**が、その差は5%ほどです。
 # このほかに7つのシードでは全画像が引き分けとなり、どちらの標準誤差も定まりません。10のシードでは、比が1かどうかを決められませんでした。**理由。** どちらのモデルもほとんど間違えないとき、まれな失敗を決めるのは、プロンプトよりもシードです。だから、同じプロンプトの画像もほぼ独立です。**何を変えるとどうなるか。** 見たことのない組み合わせを含めるなど、難しさの異なるプロンプトを混ぜると、比は大きくなり、最大で枚数の平方根に達します。それでも単位はプロンプトとしましょう。独立なら何も失わず、独立でなければ誤りを防げます。どちらなのかは、前もっては分かりません。
 #
 # では、主張にはプロンプトがいくつ必要でしょうか。まず例を判断してください。同僚が「100プロンプトのうち60勝」と報告してきました。

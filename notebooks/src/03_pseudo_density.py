@@ -1163,25 +1163,25 @@ claim("tune_vendi", "tune.w003", "tune.w1", "vendi")
 claim("control_alone", "tune.w1", "tune.pretrained", "kernel")
 lab.reveal("tune", "share" if np.mean(results[f"tune.{own_arm}"]["above"]) > pi else "nothing")
 
-# %% [markdown] lang="en" uid="tune-reading" pair="9e52c9a4"
+# %% [markdown] lang="en" uid="tune-reading" pair="3f342588"
 # **What you see.** Take two comparisons apart. *No weights against pretrained*: the same pictures, drawn evenly, already teach the model whom this population consists of. On record the share above $\tau$ rises from .14 to .24 and
 # the kernel distance falls from 24 to 17, over the thirty seeds that both have. None of that is due to pseudo density, and a table that compares the weighted run with the pretrained model alone would credit it with all of this. *A weight against no weights*: same noise, same
 # timesteps, same initial noise, only the draws differ. $w = 33$ ends at .33 and $w = 0.03$ at .18, in the directions that the paper promises.
 #
 # **What the record decides.** $w = 33$ against no weights, over thirty seeds: more pictures above $\tau$, $+.091$ $[.068, .114]$; higher log density, $+.022$ $[.017, .027]$; higher precision, $+.030$ $[.015, .045]$. All three are **reproduced**. With the first five seeds none of them
-# was: the share stood at $+.06$ $[-.02, .14]$, and one seed of five went the other way. $w = 0.03$ buys no diversity that matters: over 97 seeds Vendi gains $.06$ $[.04, .09]$, and we had asked for .2. Recall, which should rise, even falls, by $.013$ $[.004, .021]$: **contradicted**. It took all of the 97: after thirty the interval was still $[-.026, .007]$. Why? The weight seems to slow down what the same steps teach without it, for its draws come from the reals that are least like the others. Training evenly raises recall, from .81 to .83; this weight leaves it at .81. The kernel distance ends at 21 instead of 18 (the mean of all 97), farther by $3.0$ $[2.5, 3.6]$, and of the base's 54 % of rare pictures 43 % are left instead of 38 %. We noticed that afterwards, and no run with more steps has tested it.
+# was: the share stood at $+.06$ $[-.02, .14]$, and one seed of five went the other way. $w = 0.03$ buys no diversity that matters: over 97 seeds Vendi gains $.06$ $[.04, .09]$, and we had asked for .2. Recall, which should rise, even falls, by $.013$ $[.004, .021]$: **contradicted**. It took all of the 97: after thirty it still stood at $-.009$ $[-.026, .007]$. Why? The weight seems to slow down what the same steps teach without it, for its draws come from the reals that are least like the others. Training evenly raises recall, from .81 to .83; this weight leaves it at .81. The kernel distance ends at 21 instead of 18 (the mean of all 97), farther by $3.0$ $[2.5, 3.6]$, and of the base's 54 % of rare pictures 43 % are left instead of 38 %. We noticed that afterwards, and no run with more steps has tested it.
 # The share at 33 less that at 0.03 we noticed *after* the first five seeds, so those cannot prove it. The twenty-five seeds that came later can: .144 $[.117, .172]$.
 #
 # **Why it is small so far:** compare with the fixed point in the printed line, which is far away. A hundred and twenty steps are the beginning of the way. **What would change it:** more steps, more seeds. But on the way to $w = 33$ the model
 # unlearns half of its population, which is the price of section 5 again, paid once and for good.
 
-# %% [markdown] lang="ja" uid="tune-reading" pair="aa661c04"
+# %% [markdown] lang="ja" uid="tune-reading" pair="1e62e7cb"
 # **図の読み方。** 2つの比較を分けて読んでください。*重みなしと事前学習済み*: 同じ画像を均等に引いて学習するだけでも、モデルはこの母集団にどんな人がいるかを学びます。両方を記録した30のシードの平均で、$\tau$ より上の割合は0.14から0.24に上がり、
 # カーネル距離は24から17に下がります。これは擬似密度の効果ではありません。重み付きの結果を事前学習済みモデルとだけ比べた表では、すべて重みの手柄になってしまいます。*重みありと重みなし*: 学習のノイズもタイムステップも、画像の初期ノイズも同じで、
 # 違うのは引き方だけです。$w = 33$ は0.33、$w = 0.03$ は0.18に達し、向きは論文の約束どおりです。
 #
 # **記録から決まること。** 30のシードで重みなしと比べると、$w = 33$ では、$\tau$ より上の画像の割合が $+.091$ $[.068, .114]$、密度の対数が $+.022$ $[.017, .027]$、適合率が $+.030$ $[.015, .045]$ だけ上がります。3つとも**再現できました**。最初の5つのシードでは、どれも
-# 決まりませんでした。割合の差は $+.06$ $[-.02, .14]$ で、5つのうち1つが逆に動いたからです。$w = 0.03$ では、意味のあるほどの多様性は得られません。97シードで、Vendi スコアの増加は $.06$ $[.04, .09]$ にとどまり、宣言した最小の差0.2に届きません。上がるはずの再現率は、逆に $.013$ $[.004, .021]$ 下がり、**反対の結果になりました**。決着には97シードすべてが必要で、30シードの時点の区間はまだ $[-.026, .007]$ でした。なぜでしょうか。この重みで多く引かれるのは、ほかの実データに最も似ていないものです。そのため、同じステップ数でも学習の進みが遅くなるようです。均等に引いて学習すると、再現率は0.81から0.83に上がりますが、この重みでは0.81のままです。カーネル距離は21で、重みなしの18(97シードの平均)より $3.0$ $[2.5, 3.6]$ 大きいままです。珍しい画像の割合は、学習前の54%から、重みなしでは38%、この重みでは43%になります。これは後から気づいたことで、ステップ数を増やした実験では確かめていません。
+# 決まりませんでした。割合の差は $+.06$ $[-.02, .14]$ で、5つのうち1つが逆に動いたからです。$w = 0.03$ では、意味のあるほどの多様性は得られません。97シードで、Vendi スコアの増加は $.06$ $[.04, .09]$ にとどまり、宣言した最小の差0.2に届きません。上がるはずの再現率は、逆に $.013$ $[.004, .021]$ 下がり、**反対の結果になりました**。決着には97シードすべてが必要で、30シードの時点では、まだ $-.009$ $[-.026, .007]$ でした。なぜでしょうか。この重みで多く引かれるのは、ほかの実データに最も似ていないものです。そのため、同じステップ数でも学習の進みが遅くなるようです。均等に引いて学習すると、再現率は0.81から0.83に上がりますが、この重みでは0.81のままです。カーネル距離は21で、重みなしの18(97シードの平均)より $3.0$ $[2.5, 3.6]$ 大きいままです。珍しい画像の割合は、学習前の54%から、重みなしでは38%、この重みでは43%になります。これは後から気づいたことで、ステップ数を増やした実験では確かめていません。
 # 重み33と重み0.03を比べたときの、$\tau$ より上の割合の差は、最初の5つのシードを見た*後で*気づいたものなので、その5つは証拠になりません。後から記録した25のシードなら証拠になり、差は0.144 $[.117, .172]$ です。
 #
 # **まだ小さい理由:** 表示された行にある、終わりなく学習した場合の値と比べてください。まだ遠く離れています。120ステップは道のりの始まりにすぎません。**結果を左右するもの:** ステップ数とシードを増やすことです。ただし、$w = 33$ へ進むほど、

@@ -783,12 +783,12 @@ on_record(
 lab.claim("tuned_threshold_void", **only)
 lab.claim("tuned_shifts", **only)
 
-# %% [markdown] lang="en" uid="change-read" pair="6bbfb655"
+# %% [markdown] lang="en" uid="change-read" pair="2c686c4f"
 # **Reading.** The gate refuses to use the threshold, by the hash of the model. Would anything have happened without it? Your run is *one* calibration, the record has 45. In 11 of the last 42 no defect slips through: nineteen of twenty pictures of the other checkpoint are defective, the judge sees it, and hardly anything passes at all. In a
 # typical one a dozen of the 128 pictures pass and five or six of them are bad, nearly half where 8 % had been certified. And in four of 42 the calibration had been a little luckier and its threshold a little lower: 56 to 125 pictures passed, nearly all of them defective. The mean excess is $.084$ $[.020, .149]$: **reproduced**, and the
 # average hides how uneven it is.
 #
-# The first three calibrations on record, taken alone, say the opposite: nothing bad passed in any of them, with an interval of $[-.008, -.001]$. Three draws cannot show a disaster that comes once in ten: the same arithmetic as in section 2. The other half of the plan breaks as well: the yield falls by 70 points
+# The first three calibrations on record, taken alone, say the opposite: nothing bad passed in any of them, and the excess stood at $-.004$ $[-.008, -.001]$. Three draws cannot show a disaster that comes once in ten: the same arithmetic as in section 2. The other half of the plan breaks as well: the yield falls by 70 points
 # in the mean, so that a sample of 60 is rarely full. Any change of model, adapter, prompts, steps or filter is a new process: back to 100 % inspection, and a new calibration. *Try it*: lower the threshold in the cell above to 0.6, as a calibration set with a few lucky labels would have done, and count what passes then.
 #
 # The lower rows are the case that practice knows best: somebody improves the model *against the very score that guards it*. If it had learnt to please the judge (lesson 06's warm colours), more would pass and more of that would be bad. On record it is the harmless outcome: of 100 pictures 63 are defective instead of 70, and none of the 23 to 27
@@ -797,12 +797,12 @@ lab.claim("tuned_shifts", **only)
 #
 # A hash only knows what one tells it. Light, orders and suppliers change without one. So a monitor has to watch.
 
-# %% [markdown] lang="ja" uid="change-read" pair="7b61419a"
+# %% [markdown] lang="ja" uid="change-read" pair="a50d5ed1"
 # **結果の読み方。** ゲートはモデルのハッシュを見て、しきい値の使用を拒否します。もし拒否しなかったら、何が起きたでしょうか。あなたの実行は校正*1回*の結果で、記録には45回分あります。最初の3回は後で取り上げるとして、残る42回のうち11回では、不良は1枚も通過しませんでした。別のチェックポイントの画像は20枚中19枚が不良ですが、評価役がそれを見抜くので、
 # ほとんど何も通過しないのです。典型的な回では128枚のうち12枚ほどが通過し、その5〜6枚が不良でした。保証は8%なのに、半数近くが不良です。さらに42回のうち4回では、校正用の画像にやや恵まれたためにしきい値が少し低くなり、56枚から125枚が通過して、そのほとんどが不良でした。超過分の平均は $.084$ $[.020, .149]$ で、主張は**再現できました**。
 # ただし、平均だけでは、回ごとの結果がどれほどばらついているかは分かりません。
 #
-# 記録の最初の3回だけを見ると、反対の結論になります。3回とも不良は通過せず、区間は $[-.008, -.001]$ でした。10回に1回の大事故は、3回引いただけでは見えません。第2節と同じ計算です。崩れるのは不良率の保証だけではありません。歩留まりも平均で70ポイント下がり、抜き取りに必要な60枚は、めったに
+# 記録の最初の3回だけを見ると、反対の結論になります。3回とも不良は通過せず、超過分は $-.004$ $[-.008, -.001]$ でした。10回に1回の大事故は、3回引いただけでは見えません。第2節と同じ計算です。崩れるのは不良率の保証だけではありません。歩留まりも平均で70ポイント下がり、抜き取りに必要な60枚は、めったに
 # 揃いません。モデル、アダプタ、プロンプト、ステップ数、フィルタのどれかが変われば、新しい工程です。全数検査に戻り、校正をやり直します。*試してみましょう*。校正用のラベルにたまたま恵まれた場合を想定して、上のセルのしきい値を0.6に下げ、何が通過するかを数えてください。
 #
 # 図の下側の行は、実務で最もよくある場合です。誰かが、*番人であるはずの得点そのものを目標にして*モデルを改良しました。評価役に気に入られることを覚えただけなら(レッスン06の暖色がそうでした)、通過する画像が増え、その中の不良も増えるはずです。記録に残ったのは、害のないほうの結果でした。不良は100枚あたり70枚から63枚に減り、
