@@ -371,10 +371,13 @@ ESTIMATES = {
     "pairs_beat_careless": gain("gold", "hg_float32", "real_sft_careless"),
     "careless_sft_erases": gain("gold", "sft_careless", "easy_float32"),
     "careless_leap_below_base": gain("gold", "leap_careless", "base"),
+    "grainy_leap_below_base": gain("gold", "leap_grainy", "base"),
 }
 
-LATER = dict.fromkeys(("real_sft_careless", "sft_careless", "leap_careless"), "labkit.studies.l06_controls") | (
-    dict.fromkeys(("easy_float32", "hg_float32", "real_sft_float32"), "labkit.studies.l06_float32")
+LATER = (
+    dict.fromkeys(("real_sft_careless", "sft_careless", "leap_careless"), "labkit.studies.l06_controls")
+    | dict.fromkeys(("easy_float32", "hg_float32", "real_sft_float32"), "labkit.studies.l06_float32")
+    | {"leap_grainy": "labkit.studies.l06_grain"}
 )
 
 STUDY = Study(
