@@ -1,8 +1,8 @@
 """Lesson 06: the leap where the texture is loud.
 
-In the first round real pictures have grain of .25, of which the VAE leaves so little that texture alone finds the winner
-of a leap in two cases out of three. Does the leap hold its ground because of that? Here the grain is three times as
-strong: texture alone finds 97 of 100 winners in the pairs of the shipped world (`labkit.dpo.told_apart`; chosen by
+In the first round real pictures have grain of .25, of which the VAE leaves so little that texture alone finds the
+winner of a leap in two cases out of three. Does the leap hold its ground because of that? Here the grain is three times
+as strong: texture alone finds 97 of 100 winners in the pairs of the shipped world (`labkit.dpo.told_apart`; chosen by
 that number, before anything was trained on it). Trained in float32.
 """
 
