@@ -10,7 +10,7 @@
     l01.py ...    one module per lesson; the lesson calls the same functions for its live run. Beside them:
                   l03_shipped, l05_shipped, l06_shipped, l06_world and l09_catalogue, what those lessons ship;
                   l01_steps, l02_controls, l04_controls, l04_words, l05_controls, l05_float32, l06_controls,
-                  l06_float32, l06_grain, l08_long, l09_long, l09_fresh and l09_float32, later rounds
+                  l06_float32, l06_grain, l08_long, l09_long and l09_fresh, later rounds
 
 All studies of the course record on the CPU, so that `verify` can compute a unit again anywhere; every unit names its
 device and machine.

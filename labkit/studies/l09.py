@@ -334,7 +334,7 @@ ESTIMATES = {
     "fifty_pairs_help": gain("gold", "pairs_50", "base"),
     "two_hundred_pairs_help": gain("gold", "pairs_200", "base"),
     "more_pairs_help": gain("gold", "pairs_200", "pairs_50"),
-    "repetition_is_why": gain("gold", "pairs_200_long", "pairs_50_float32"),
+    "repetition_is_why": gain("gold", "pairs_200_long", "pairs_50"),
 }
 
 STUDY = Study(
@@ -343,7 +343,7 @@ STUDY = Study(
     arms=(
         *("intervals", "looks", "returns", "replaced", "tuned"),
         *("base", "pairs_50", "pairs_200", "pairs_100", "pairs_200_long"),
-        *("tuned_fresh", "pairs_50_float32"),
+        "tuned_fresh",
     ),
     seeds=(0, 1, 2, 3, 4),
     more={"replaced": range(5, 45)}
@@ -372,9 +372,6 @@ STUDY = Study(
         1e-3,
     ),
     cheap="intervals",
-    covers=("intervals", "looks", "returns", "replaced", "pairs_50_float32"),
-    later={
-        "pairs_200_long": "labkit.studies.l09_long", "tuned_fresh": "labkit.studies.l09_fresh",
-        "pairs_50_float32": "labkit.studies.l09_float32",
-    },
+    covers=("intervals", "looks", "returns", "replaced", "pairs_50"),
+    later={"pairs_200_long": "labkit.studies.l09_long", "tuned_fresh": "labkit.studies.l09_fresh"},
 )  # fmt: skip
