@@ -160,3 +160,25 @@ def test_covers_names_arms():
 
 def test_the_file_is_json_by_lesson():
     assert json.loads((module.folder_of_studies() / "reach.json").read_text("utf-8")).keys() == set(studies())
+
+
+def test_a_unit_is_computed_again_in_the_precision_that_it_was_recorded_in(small, tmp_path, monkeypatch):
+    from labkit.diffusion import native_bfloat16
+
+    facts = {key: {"bfloat16": key[0] == "toy_dpo"} for key in read_record("05").facts}
+    record = dataclasses.replace(read_record("05"), facts=facts)
+    record = dataclasses.replace(record, values={key: {"x": np.float32([key[0] == "toy_dpo"])} for key in facts})
+    monkeypatch.setattr("labkit.studies.recorder.read_record", lambda *_: record)
+    monkeypatch.setattr(type(small), "run", lambda self, arm, seed: {"x": np.float32([native_bfloat16()])})
+    assert verify_reach(small, np.random.default_rng(0), folder=tmp_path, report=lambda _: None) == []
+
+
+def test_units_of_a_processor_like_this_one_are_taken_first(small, tmp_path, monkeypatch):
+    facts = {key: {"machine": "here" if key[1] == 2 else "there"} for key in read_record("05").facts}
+    values = {key: {"x": np.float32([key[1]])} for key in facts}
+    record = dataclasses.replace(read_record("05"), facts=facts, values=values)
+    monkeypatch.setattr("labkit.studies.recorder.read_record", lambda *_: record)
+    monkeypatch.setattr("labkit.studies.recorder.machine", lambda: "here")
+    lines = []
+    verify_reach(small, np.random.default_rng(0), folder=tmp_path, report=lines.append)
+    assert lines == ["05  toy_dpo/2: agrees", "05  toy_sft/2: agrees"]

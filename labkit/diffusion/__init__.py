@@ -63,7 +63,7 @@ from labkit.diffusion.lora_adapters import (
 )
 from labkit.diffusion.lora_files import load_lora, save_lora, save_pipeline
 from labkit.diffusion.noise import draw_noise, image_generators
-from labkit.diffusion.precision import float32_only, native_bfloat16
+from labkit.diffusion.precision import float32_only, in_bfloat16, native_bfloat16
 from labkit.diffusion.sample import SampledLatents, SamplerStep, initial_latents, sample, sample_latents
 from labkit.diffusion.schedule import (
     add_noise,
@@ -152,4 +152,5 @@ __all__ = [
     "execution_device",
     "native_bfloat16",
     "float32_only",
+    "in_bfloat16",
 ]

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 
 import torch
 
-_FLOAT32 = ContextVar("_FLOAT32", default=False)
+_DECIDED: ContextVar[bool | None] = ContextVar("_DECIDED", default=None)
 
 
 @contextmanager
-def float32_only() -> Iterator[None]:
-    """Inside, whatever leaves its precision to the machine ("auto") computes in float32: for numbers that must not
-    depend on where they were made."""
-    token = _FLOAT32.set(True)
+def in_bfloat16(decided: bool) -> Iterator[None]:
+    """Inside, whatever leaves its precision to the machine ("auto") computes in bfloat16, or never does: for numbers
+    that another machine made."""
+    token = _DECIDED.set(decided)
     try:
         yield
     finally:
-        _FLOAT32.reset(token)
+        _DECIDED.reset(token)
+
+
+def float32_only() -> AbstractContextManager[None]:
+    """Inside, whatever leaves its precision to the machine computes in float32: for numbers that must not depend on
+    where they were made."""
+    return in_bfloat16(False)
 
 
 def native_bfloat16(device: torch.device | str = "cpu") -> bool:
@@ -28,11 +34,11 @@ def native_bfloat16(device: torch.device | str = "cpu") -> bool:
 
     A CPU that emulates it takes seven times as long as in float32, or more (the course's U-Net on an AVX2 machine). One
     that has tiles (AMX) gains nothing on networks as small as the course's, and loses in the backward pass: 60 steps
-    of ten pairs take 45 s in bfloat16 and 34 s in float32 (Xeon, two cores; a step alone 1.5 times as long). Never
-    inside of `float32_only`.
+    of ten pairs take 45 s in bfloat16 and 34 s in float32 (Xeon, two cores; a step alone 1.5 times as long). Inside of
+    `in_bfloat16` the answer is the one given there.
     """
-    if _FLOAT32.get():
-        return False
+    if (decided := _DECIDED.get()) is not None:
+        return decided
     kind = torch.device(device).type
     if kind == "cpu":
         can = torch.cpu.get_capabilities()

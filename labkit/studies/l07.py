@@ -533,9 +533,9 @@ STUDY = Study(
     estimates=ESTIMATES,
     weights=("portrait-clip", "portrait-sd", "attribute-reader"),
     modules=("labkit.pairwise.frames", "labkit.pairwise.vocabulary"),
-    # misses at a threshold that sixty photographs set: on an Intel machine one unit, recorded on an AMD one, differs by
-    # .23, the same under the code of then and of now
-    tolerance={"": 0.1, "missed.sentence.standard": 0.35},
+    # misses at a threshold that sixty photographs set: on an Intel machine two units, recorded on an AMD one, differ by
+    # .23 and .13, the first of them the same under the code of then and of now
+    tolerance={"": 0.1, "*/missed.*": 0.35},
     cheap="base",
     covers=("bank", "desk", "edits"),
 )  # fmt: skip

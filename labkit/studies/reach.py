@@ -126,7 +126,7 @@ def verify_reach(
     """
     code, units = reach(study), []
     for arm in study.covers or (study.cheap,):
-        (_, seed), lines = verify(study, folder=folder, arm=arm, rng=rng)
+        (_, seed), lines = verify(study, folder=folder, arm=arm, rng=rng, near=True)
         report(f"{study.lesson}  {arm}/{seed}: {'agrees' if not lines else '; '.join(lines)}")
         if lines:
             return [f"{arm}/{seed}: {line}" for line in lines]

@@ -195,9 +195,12 @@ def _worker(lesson: str, share: list[Key], left: float | None, results, parent: 
 
 
 def verify(
-    study: Study, *, folder: Path | None = None, arm: str = "", rng: np.random.Generator
+    study: Study, *, folder: Path | None = None, arm: str = "", rng: np.random.Generator, near: bool = False
 ) -> tuple[Key, list[str]]:
     """Compute one recorded unit again (of `arm`, or of any): which one, and why it does not agree ([]: it does).
+
+    Args:
+        near: prefer units that a processor like this one recorded, which agree to the bit.
 
     Raises:
         StudyError: nothing recorded, or recorded under other conditions.
@@ -209,8 +212,18 @@ def verify(
             f"study {study.lesson} has no recorded unit{f' of arm {arm}' if arm else ''}: record some first"
         )
     same_conditions(study, record, folder)
+    if near:
+        keys = [key for key in keys if record.facts[key].get("machine") == machine()] or keys
     key = keys[int(rng.integers(len(keys)))]
-    return key, compare(study, record.values[key], study.run(*key), key[0])
+    return key, compare(study, record.values[key], _again(study, record, key), key[0])
+
+
+def _again(study: Study, record: Record, key: Key) -> Values:
+    """A unit's numbers, computed in the precision that it was recorded in."""
+    from labkit.diffusion import in_bfloat16, native_bfloat16
+
+    with in_bfloat16(record.facts[key].get("bfloat16", native_bfloat16())):
+        return study.run(*key)
 
 
 def adopt(
@@ -253,7 +266,7 @@ def adopt(
         for arm in sorted({arm for arm, _ in keys} & set(study.arms)):
             seeds = sorted(seed for name, seed in keys if name == arm)
             key = (arm, seeds[int(rng.integers(len(seeds)))])
-            again = study.run(*key)
+            again = _again(study, record, key)
             _unedited(study, loaded, now["weights"])
             if lines := compare(study, record.values[key], again, key[0]):
                 return {key: lines}

@@ -199,8 +199,10 @@ def _from_table(table: pa.Table) -> dict[Key, Values]:
 
 
 def facts(arm: str, seed: int, values: Values, seconds: float) -> dict[str, Any]:
-    """What is written about one unit."""
+    """What is written about one unit; "bfloat16": whether trainings that leave their precision open had it."""
     import torch
+
+    from labkit.diffusion import native_bfloat16
 
     return {
         "arm": arm,
@@ -210,6 +212,7 @@ def facts(arm: str, seed: int, values: Values, seconds: float) -> dict[str, Any]
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "device": "cpu",
+        "bfloat16": native_bfloat16(),
         "versions": {"labkit": __version__, "python": platform.python_version(), "torch": str(torch.__version__)},
     }
 
