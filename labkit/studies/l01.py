@@ -100,7 +100,7 @@ STUDY = Study(
     sizes={"prompts": 128, "copies": 2, "steps": 8},
     estimates=ESTIMATES,
     weights=("portrait-sd", "attribute-reader"),
-    tolerance=0.02,
+    tolerance=0.005,
     cheap="guidance1",
     covers=("guidance3",),
 )

@@ -400,7 +400,8 @@ STUDY = Study(
     estimates=ESTIMATES,
     weights=("portrait-sd-base", "portrait-clip", "attribute-reader"),
     modules=("labkit.dpo.equations",),
-    tolerance={"": 0.03, "distance": 0.5, "diversity": 3.0},
+    # a training in bfloat16 and one in float32 end at most .007 apart, .33 in the distance, .04 in the diversity
+    tolerance={"": 0.01, "distance": 0.5, "diversity": 0.1},
     cheap="base",
     covers=("hg_float32",),
     later=LATER,
