@@ -279,9 +279,9 @@ STUDY = Study(
         *(f"labkit.dpo.{name}" for name in ("equations", "terms", "toy", "pairs")),
         *("labkit.worlds.toy", "labkit.studies.l06"),
     ),
-    tolerance={
-        # a training in bfloat16 and one in float32 end 1.1 apart in the distance; the accuracy is one of ten pairs
-        "": 0.03, "distance": 2.0, "diversity": 3.0, "d_w": 0.3, "d_l": 3.0, "d_w_curve": 0.3, "accuracy": 0.2,
+    tolerance={  # a training in bfloat16 and one in float32 end at most .006 apart, .8 in the distance
+        "": 0.01, "distance": 1.0, "diversity": 0.1, "d_w": 0.002, "d_l": 0.003, "accuracy": 0.1,
+        "toy_*/d_w*": 0.3, "toy_*/d_l": 3.0, "toy_*/accuracy": 0.2, "toy_*/*": 0.03,
     },
     cheap="toy_base",
     covers=("toy_dpo", "toy_sdpo", "dpo_float32", "sdpo_float32"),
