@@ -110,7 +110,10 @@ MEANS: Mapping[str, Mapping[str, Mapping[tuple[str, int | str], str]]] = {
     "06": {
         "colour-reading": {("warmth", 3): "warm_all-base warm_two-base warm_cured-base"},
         "own-reading": {("gold", 2): "real_sft hg", ("distance", 0): "real_sft hg"},
-        "careless-reading": {("gold", 2): "real_sft_careless base; leap_careless; leap"},
+        "careless-reading": {
+            ("gold", 2): "real_sft_careless base; leap_careless; leap",
+            ("told_apart", "%"): "leap_grainy",
+        },
     },
     "08": {
         "first-reading": {
