@@ -165,7 +165,7 @@ def test_the_file_is_json_by_lesson():
 def test_a_unit_is_computed_again_in_the_precision_that_it_was_recorded_in(small, tmp_path, monkeypatch):
     from labkit.diffusion import native_bfloat16
 
-    facts = {key: {"bfloat16": key[0] == "toy_dpo"} for key in read_record("05").facts}
+    facts = {key: {**fact, "bfloat16": key[0] == "toy_dpo"} for key, fact in read_record("05").facts.items()}
     record = dataclasses.replace(read_record("05"), facts=facts)
     record = dataclasses.replace(record, values={key: {"x": np.float32([key[0] == "toy_dpo"])} for key in facts})
     monkeypatch.setattr("labkit.studies.recorder.read_record", lambda *_: record)
@@ -174,7 +174,8 @@ def test_a_unit_is_computed_again_in_the_precision_that_it_was_recorded_in(small
 
 
 def test_units_of_a_processor_like_this_one_are_taken_first(small, tmp_path, monkeypatch):
-    facts = {key: {"machine": "here" if key[1] == 2 else "there"} for key in read_record("05").facts}
+    known = read_record("05").facts.items()
+    facts = {key: {**fact, "machine": "here" if key[1] == 2 else "there"} for key, fact in known}
     values = {key: {"x": np.float32([key[1]])} for key in facts}
     record = dataclasses.replace(read_record("05"), facts=facts, values=values)
     monkeypatch.setattr("labkit.studies.recorder.read_record", lambda *_: record)

@@ -190,15 +190,15 @@ def _merge(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     from labkit.authoring.readings import outgrown, unstated
     from labkit.course.evidence import BUDGET, changed_verdicts, undecided
-    from labkit.models.checksums import STUDIES, verify
     from labkit.studies import read_record
     from labkit.studies.reach import unverified
+    from labkit.studies.shipped import check_tensors
     from labkit.studies.store import status
 
     problems = []
     if args.folder is None:
         try:
-            verify(STUDIES)
+            check_tensors()
         except LabkitError as error:
             problems.append(str(error))
     for study in _studies(args):

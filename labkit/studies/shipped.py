@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from labkit.files import write_tensors
-from labkit.models.checksums import read_checksums, sha256, write_checksums
+from labkit.models.checksums import STUDIES, read_checksums, sha256, verify, write_checksums
 from labkit.models.paths import data_dir
 from labkit.studies.store import weights_of
 from labkit.studies.study import Study, StudyError
@@ -73,6 +73,11 @@ class Shelf:
         path = write_tensors(data_dir() / FOLDER / self.file, half, self.conditions(seed, sizes))
         write_checksums(folders=[FOLDER])
         return path
+
+
+def check_tensors() -> None:
+    """Raise a ModelLoadError if tensors beside the records of studies are not those that the data folder lists."""
+    verify(STUDIES)
 
 
 Bar = Callable[[], Iterable[object]]  # makes a progress bar over as many items as there will be ticks
